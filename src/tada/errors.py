@@ -1,0 +1,103 @@
+"""Errors a user can cause and mend: each says what was wrong, the rule it breaks and the way out.
+
+The command line prints such an error as it stands, without a traceback, and exits with code 2. Everything
+else that is raised is a fault of ours. An error may cross from a worker process, so each can be rebuilt from
+its message alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Something only the user can mend: a file, a row, an option."""
+
+
+class UnknownNameError(UserError):
+    """A name that is not in a closed list: of models, recipes, options."""
+
+    @classmethod
+    def of(cls, kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+        """Name the nearest known one, and all of them."""
+        choices = sorted(known)
+        near = get_close_matches(name, choices, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see the list."
+        return cls(f"no {kind} is called {name!r}; {hint} Known: {', '.join(choices)}")
+
+
+class OptionError(UserError):
+    """An argument or a recipe field outside of what it may be."""
+
+
+class DataError(UserError):
+    """A data set that cannot be used as it is: a missing column, an empty class, a label without clips."""
+
+
+class CheckpointError(UserError):
+    """Weights or a run directory that are damaged, incomplete or meant for something else."""
+
+
+class VideoError(UserError):
+    """A video file that cannot be read. ``path`` names it, ``reason`` is the same word for every such fault."""
+
+    reason = "unreadable"
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class VideoNotFoundError(VideoError):
+    """Nothing lies at the path, or it cannot be opened with the rights at hand."""
+
+    reason = "not_found"
+
+
+class NotARegularFileError(VideoError):
+    """A folder, pipe, socket or device: only regular files are opened (a pipe would hang for ever)."""
+
+    reason = "not_a_regular_file"
+
+
+class EmptyFileError(VideoError):
+    """The file has no bytes."""
+
+    reason = "empty_file"
+
+
+class NotAVideoError(VideoError):
+    """The content is of no container format that is opened: text, a playlist, an image list, noise."""
+
+    reason = "not_a_video"
+
+
+class NoVideoStreamError(VideoError):
+    """The container holds sound or a cover picture only."""
+
+    reason = "no_video_stream"
+
+
+class UnsupportedCodecError(VideoError):
+    """The stream's codec is not among those FFmpeg was built with."""
+
+    reason = "unsupported_codec"
+
+
+class TooLargeError(VideoError):
+    """A frame has more pixels than the limit, or the video more frames."""
+
+    reason = "too_large"
+
+
+class TruncatedVideoError(VideoError):
+    """The file ends, or turns to noise, before the frames that were asked for."""
+
+    reason = "truncated"
+
+
+class DecodeTimeoutError(VideoError):
+    """Opening or reading took longer than allowed."""
+
+    reason = "timeout"

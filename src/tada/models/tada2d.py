@@ -1,0 +1,253 @@
+"""TAda2D: a ResNet whose every 3x3 convolution is temporally adaptive; and TSN, the same network without that.
+
+Frames are mixed only by the calibration and the aggregation of the 3x3 convolutions; everything else works on single
+frames. TSN averages frames and is the baseline of every comparison.
+
+Shapes: N clips, T frames, C channels, H x W pixels, D features, K classes. Inside, a clip is T images of a batch
+[N*T, C, H, W], channels last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tada.errors import OptionError
+from tada.tadaconv import Calibrate, Routing, TAdaConv2d, TemporalAggregation, TemporalPool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TAda2DConfig:
+    """The shape of a network, and which of the paper's parts it has."""
+
+    block: Literal["basic", "bottleneck"]
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the width at the ends."""
+    depths: tuple[int, ...]
+    """Blocks of each stage."""
+    widths: tuple[int, ...]
+    """Channels of the 3x3 convolutions of each stage."""
+    stem_width: int = 64
+    """Channels of the first convolution."""
+    stem_kernel: int = 7
+    """Side of the first convolution's kernel, in pixels."""
+    num_classes: int = 400
+    """K, the logits."""
+    dropout: float = 0.5
+    """Part of the features dropped before the classifier, in training."""
+    calibrate: Calibrate | None = "in"
+    """The side of the 3x3 kernels that is calibrated; None leaves them as they are (TSN)."""
+    routing_ratio: int = 4
+    """r of the routing functions."""
+    routing_kernel_sizes: tuple[int, int] | tuple[int] = (3, 3)
+    """Frames that the routing functions' convolutions see."""
+    routing_global_context: bool = True
+    """Whether the routing functions see the whole clip."""
+    aggregation: TemporalPool | None = "avg"
+    """How a frame is pooled with its neighbours after a 3x3; None leaves it alone (TSN)."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError where fields contradict each other."""
+        if len(self.depths) != len(self.widths):
+            raise OptionError(f"{self.depths = } and {self.widths = } should have one entry for each stage")
+        if self.num_classes < 1:
+            raise OptionError(f"{self.num_classes = } should be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise OptionError(f"{self.dropout = } should lie in [0, 1)")
+
+
+class TAda2D(nn.Module):
+    """The network: stem, stages of blocks, mean over the clip, classifier.
+
+    Differs from torchvision's ResNet: no max-pool after the stem; the first stage strides instead.
+    """
+
+    def __init__(self, config: TAda2DConfig) -> None:
+        super().__init__()
+        self.config = config
+        k = config.stem_kernel
+        self.stem_conv = nn.Conv2d(3, config.stem_width, k, stride=2, padding=k // 2, bias=False)
+        self.stem_norm = nn.BatchNorm2d(config.stem_width)
+        block = BasicBlock if config.block == "basic" else Bottleneck
+        channels, stages = config.stem_width, []
+        for depth, width in zip(config.depths, config.widths, strict=True):
+            blocks = []
+            for i in range(depth):
+                blocks.append(block(channels, width, stride=2 if i == 0 else 1, config=config))
+                channels = width * block.expansion
+            stages.append(nn.ModuleList(blocks))
+        self.stages = nn.ModuleList(stages)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(channels, config.num_classes)
+        self._initialise()
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips [N, 3, T, H, W], normalised -> logits [N, K]."""
+        logits: Tensor = self.head(self.dropout(self.features(clips)))
+        return logits
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Clips [N, 3, T, H, W], normalised -> features [N, D], the mean over frames and pixels."""
+        n, _, t = clips.shape[:3]
+        frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        frames = F.relu(self.stem_norm(self.stem_conv(frames)))
+        for stage in self.stages:
+            assert isinstance(stage, nn.ModuleList)
+            for block in stage:
+                frames = block(frames, t)
+        return frames.mean((2, 3)).view(n, t, -1).mean(1)
+
+    def _initialise(self) -> None:
+        """Draw the weights for training from scratch.
+
+        3x3 and 1x1 kernels: normal, variance 2 / (D * k * k). Norms: 1 and 0; pooled norms: 0 and 0. Routing
+        functions: as PyTorch draws them, their last layer 0. Classifier: N(0, 0.01), bias 0.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | TAdaConv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+
+class BasicBlock(nn.Module):
+    """Two temporal 3x3 convolutions and a shortcut (ResNet-18)."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, *, stride: int, config: TAda2DConfig) -> None:
+        super().__init__()
+        self.conv1 = TemporalConv3x3(channels, width, stride=stride, config=config)
+        self.conv2 = TemporalConv3x3(width, width, stride=1, config=config)
+        self.shortcut = _shortcut(channels, width, stride)
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        y = F.relu(self.conv1(frames, num_frames))
+        y = self.conv2(y, num_frames)
+        return F.relu(y + self.shortcut(frames))
+
+
+class Bottleneck(nn.Module):
+    """1x1, temporal 3x3, 1x1 and a shortcut; the stride is the 3x3's (ResNet v1.5)."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, *, stride: int, config: TAda2DConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = TemporalConv3x3(width, width, stride=stride, config=config)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(width * self.expansion)
+        self.shortcut = _shortcut(channels, width * self.expansion, stride)
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(frames)))
+        y = F.relu(self.conv2(y, num_frames))
+        y = self.norm3(self.conv3(y))
+        return F.relu(y + self.shortcut(frames))
+
+
+class TemporalConv3x3(nn.Module):
+    """A 3x3 convolution with its norm: calibrated and aggregated over time, or plain, as the config says."""
+
+    def __init__(self, channels: int, out_channels: int, *, stride: int, config: TAda2DConfig) -> None:
+        super().__init__()
+        self.conv: TAdaConv2d | nn.Conv2d
+        if config.calibrate is None:
+            self.conv = nn.Conv2d(channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        else:
+            routing = Routing(
+                channels,
+                out_channels=channels if config.calibrate == "in" else out_channels,
+                ratio=config.routing_ratio,
+                kernel_sizes=config.routing_kernel_sizes,
+                global_context=config.routing_global_context,
+            )
+            self.conv = TAdaConv2d(
+                channels,
+                out_channels,
+                3,
+                stride=stride,
+                padding=1,
+                bias=False,
+                calibrate=config.calibrate,
+                routing=routing,
+            )
+        self.norm: TemporalAggregation | nn.BatchNorm2d
+        if config.aggregation is None:
+            self.norm = nn.BatchNorm2d(out_channels)
+        else:
+            self.norm = TemporalAggregation(out_channels, pool=config.aggregation)
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        if isinstance(self.conv, TAdaConv2d):
+            frames = self.conv(frames, num_frames=num_frames)
+        else:
+            frames = self.conv(frames)
+        if isinstance(self.norm, TemporalAggregation):
+            frames = self.norm(frames, num_frames)
+        else:
+            frames = self.norm(frames)
+        return frames
+
+
+def _shortcut(channels: int, out_channels: int, stride: int) -> nn.Module:
+    if channels == out_channels and stride == 1:
+        return nn.Identity()
+    conv = nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+_TSN: dict[str, Any] = {"calibrate": None, "aggregation": None}
+_R18: dict[str, Any] = {"block": "basic", "depths": (2, 2, 2, 2), "widths": (64, 128, 256, 512)}
+_R50: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 6, 3), "widths": (64, 128, 256, 512)}
+_R101: dict[str, Any] = _R50 | {"depths": (3, 4, 23, 3)}
+# Small enough to train on a laptop's CPU in a minute or two: see docs/benchmarks.md.
+_TINY: dict[str, Any] = {
+    "block": "basic",
+    "depths": (1, 1, 1),
+    "widths": (32, 64, 128),
+    "stem_width": 24,
+    "stem_kernel": 5,
+    "dropout": 0.2,
+}
+
+
+def tada2d_tiny(**options: Any) -> TAda2D:
+    """TAda2D for the CPU and for small clips (64 x 64 pixels)."""
+    return TAda2D(TAda2DConfig(**_TINY | options))
+
+
+def tsn_tiny(**options: Any) -> TAda2D:
+    """``tada2d_tiny`` without calibration and aggregation: frames are averaged."""
+    return TAda2D(TAda2DConfig(**_TINY | _TSN | options))
+
+
+def tada2d_r18(**options: Any) -> TAda2D:
+    """TAda2D on ResNet-18: both 3x3 convolutions of a block are calibrated."""
+    return TAda2D(TAda2DConfig(**_R18 | options))
+
+
+def tsn_r18(**options: Any) -> TAda2D:
+    """ResNet-18 on frames, averaged."""
+    return TAda2D(TAda2DConfig(**_R18 | _TSN | options))
+
+
+def tada2d_r50(**options: Any) -> TAda2D:
+    """TAda2D-R50, the paper's network: 27.5 M parameters with 400 classes."""
+    return TAda2D(TAda2DConfig(**_R50 | options))
+
+
+def tsn_r50(**options: Any) -> TAda2D:
+    """ResNet-50 on frames, averaged."""
+    return TAda2D(TAda2DConfig(**_R50 | _TSN | options))
+
+
+def tada2d_r101(**options: Any) -> TAda2D:
+    """TAda2D on ResNet-101."""
+    return TAda2D(TAda2DConfig(**_R101 | options))

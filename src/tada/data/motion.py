@@ -1,0 +1,264 @@
+"""Generated videos in which only the order of the frames tells what happens.
+
+A textured patch, or a pointing arm, moves over a textured background. Colours, textures, size, place, speed, pauses,
+camera shake and noise are drawn anew for every video. Each class has a twin that is the same thing backwards: the twin
+is drawn by drawing the one and reversing its frames, so both have exactly the same distribution of single frames and of
+sets of frames. A model that averages frames cannot beat 1/2; a model of motion can reach 1.
+
+Shapes: T frames, H x W pixels. Lengths are in short sides of the frame, angles in radians, x points right and y down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tada.errors import OptionError, UnknownNameError
+
+Floats = NDArray[np.float32]
+
+MOTIONS = ("left", "right", "up", "down", "towards", "away", "clockwise", "counterclockwise")
+"""What the patch does: moves along an axis, grows or shrinks, or turns about itself (as the viewer sees it)."""
+
+_CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
+    "right": ((-1, 0), (1, 0)),
+    "down": ((0, -1), (0, 1)),
+    "caret": ((-1, 1), (0, -1), (1, 1)),
+    "tick": ((-1, 0), (-0.4, 1), (1, -1)),
+    "square": ((-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)),
+    "cross": ((-1, -1), (1, 1), (-1, 1), (1, -1)),
+    "star": ((-0.7, 1), (0, -1), (0.7, 1), (-1, -0.3), (1, -0.3), (-0.7, 1)),
+    "circle": tuple((float(np.sin(a)), float(-np.cos(a))) for a in np.linspace(0, 2 * np.pi, 33)),
+}
+"""The way along which something moves, corner by corner."""
+
+STROKES = tuple(f"{stroke}{way}" for stroke in list(_CORNERS)[2:] for way in ("", "_backwards"))
+"""What the patch draws in the air: more classes for training weights that are to know real videos. A circle goes
+clockwise from its top."""
+
+_TWINS = {"left": "right", "up": "down", "away": "towards", "counterclockwise": "clockwise"} | {
+    stroke: stroke.removesuffix("_backwards") for stroke in STROKES if stroke.endswith("_backwards")
+}
+"""Classes that are drawn as another one and then reversed."""
+
+
+def twin(motion: str) -> str:
+    """The class that ``motion`` becomes when time runs backwards."""
+    _check(motion)
+    return (_TWINS | {value: key for key, value in _TWINS.items()})[motion]
+
+
+def write_motion_videos(
+    out: Path,
+    *,
+    videos_per_class: int,
+    seed: int,
+    num_frames: int = 16,
+    width: int = 80,
+    height: int = 64,
+    fps: float = 8.0,
+    motions: Sequence[str] = MOTIONS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Write a folder of class folders: ``out/<class>/<class>_<number>.mp4``.
+
+    Each video is a function of (seed, class, number), whatever else is written.
+
+    Args:
+        num_frames: frames in a video.
+        width: of a video, in pixels, even.
+        height: of a video, in pixels, even.
+        fps: frames per second.
+        motions: of MOTIONS and STROKES.
+        progress: called after each video with how many are written, and how many there will be.
+    """
+    from tada.video.writer import write_video
+
+    if videos_per_class < 1:
+        raise OptionError(f"{videos_per_class = } should be at least 1")
+    known = MOTIONS + STROKES
+    for motion in motions:
+        _check(motion)
+    for i, motion in enumerate(motions):
+        folder = out / motion
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(videos_per_class):
+            rng = np.random.default_rng([seed, known.index(motion), number])
+            frames = draw_motion(motion, rng, num_frames=num_frames, width=width, height=height)
+            write_video(folder / f"{motion}_{number:03d}.mp4", frames, fps=fps)
+            progress(i * videos_per_class + number + 1, len(motions) * videos_per_class)
+
+
+def draw_motion(
+    motion: str, rng: np.random.Generator, *, num_frames: int, width: int, height: int
+) -> NDArray[np.uint8]:
+    """Draw one clip, RGB [T, H, W, 3].
+
+    ``draw_motion(m, rng)`` is ``draw_motion(twin(m), rng)`` backwards, bit for bit, for generators of equal state.
+    """
+    _check(motion)
+    if num_frames < 2 or min(width, height) < 16:
+        raise OptionError(f"{num_frames = } should be at least 2, {width = } and {height = } at least 16")
+    path = _draw_path(
+        _TWINS.get(motion, motion), rng, num_frames, width / min(width, height), height / min(width, height)
+    )
+    background = _draw_background(rng, num_frames, width, height)
+    clip = _paint(background, path, rng)
+    noise = rng.uniform(0, 0.04) * rng.standard_normal(clip.shape, dtype=np.float32)
+    frames: NDArray[np.uint8] = (np.clip(clip + noise, 0, 1) * 255).astype(np.uint8)
+    return np.ascontiguousarray(frames[::-1]) if motion in _TWINS else frames
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Path:
+    """Where the patch is in every frame, [T] each."""
+
+    x: Floats
+    """From the frame's middle, in short sides."""
+    y: Floats
+    size: Floats
+    """Half of the patch's length, in short sides."""
+    angle: Floats
+    """Of the patch's long axis, in radians; grows clockwise."""
+    shape: str
+
+
+def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: float, high: float) -> _Path:
+    progress = _draw_progress(rng, num_frames)
+    shape = str(rng.choice(["arm", "bar", "ellipse", "wedge"], p=[0.4, 0.2, 0.2, 0.2]))
+    size = rng.uniform(0.12, 0.26)
+    angle = rng.uniform(0, 2 * np.pi)
+    # What does not make the class changes a little too.
+    growth, turn = rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.3)
+    drift = rng.uniform(-0.12, 0.12, 2)
+    if motion in _CORNERS:
+        if shape == "arm":  # reaches in from below, or from one side
+            angle = np.pi / 2 + rng.uniform(-1.2, 1.2)
+            turn *= 0.5
+        reach = rng.uniform(0.18, 0.4, 2) * (wide, high)
+        tilt = rng.uniform(-0.2, 0.2)
+        x, y = _along(np.array(_CORNERS[motion]) * reach, progress).T
+        x, y = x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)
+        if len(_CORNERS[motion]) == 2:  # the straight ones: anywhere across their way
+            drift *= 1.5
+            reach = np.maximum(reach, np.abs(drift))
+    else:
+        x, y = progress[:, None].T * drift[:, None]
+        reach = np.zeros(2)
+        if motion == "towards":
+            growth = rng.uniform(0.6, 1.3)
+            size *= 1.2
+        else:
+            turn = rng.uniform(0.5, 1.4) * np.pi
+            size *= 1.5
+            shape = "bar" if shape == "arm" else shape
+    room = np.maximum((0.5 * wide, 0.5 * high) - reach - 0.05, 0)
+    middle = rng.uniform(-room, room) if motion in _CORNERS else rng.uniform(-0.5, 0.5, 2) * room
+    return _Path(
+        x=(x + middle[0]).astype(np.float32),
+        y=(y + middle[1]).astype(np.float32),
+        size=(size * np.exp(growth * (progress - 0.5))).astype(np.float32),
+        angle=(angle + turn * progress).astype(np.float32),
+        shape=shape,
+    )
+
+
+def _draw_progress(rng: np.random.Generator, num_frames: int) -> NDArray[np.float64]:
+    """How far the motion has come, from 0 to 1: it rests, goes faster and slower, rests."""
+    start, end = rng.uniform(0, 0.15), rng.uniform(0.85, 1)
+    time = np.clip((np.linspace(0, 1, num_frames) - start) / (end - start), 0, 1)
+    bend = rng.uniform(-0.12, 0.12)  # below 1 / (2 pi), so that it never turns back
+    progress: NDArray[np.float64] = time + bend * np.sin(2 * np.pi * time)
+    return progress
+
+
+def _along(corners: NDArray[np.float64], progress: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The points of a way at parts of its length: [K, 2], [T] -> [T, 2]."""
+    length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=1))])
+    return np.stack([np.interp(progress * length[-1], length, corners[:, i]) for i in (0, 1)], axis=1)
+
+
+def _draw_background(rng: np.random.Generator, num_frames: int, width: int, height: int) -> Floats:
+    """A still scene, seen through a camera that may shake: [T, H, W, 3]."""
+    margin = max(min(width, height) // 16, 1)
+    scene = _draw_texture(rng, height + 2 * margin, width + 2 * margin, rng.uniform(0, 1, 3), rng.uniform(0.05, 0.5))
+    shake = rng.uniform(0, 1) * (rng.random() < 0.5)
+    steps = np.cumsum(rng.normal(0, shake, (num_frames, 2)), axis=0)
+    corner = np.clip(np.rint(steps - steps.mean(0)).astype(int) + margin, 0, 2 * margin)
+    return np.stack([scene[y : y + height, x : x + width] for y, x in corner])
+
+
+def _draw_texture(
+    rng: np.random.Generator, height: int, width: int, colour: NDArray[np.float64], contrast: float
+) -> Floats:
+    """Coloured blotches of several sizes, sometimes with hard edges or stripes: [H, W, 3]."""
+    texture = np.zeros((height, width, 3), np.float32)
+    for cells in rng.choice([2, 3, 5, 8, 13, 21], 3, replace=False):
+        grid = rng.uniform(-1, 1, (int(cells), int(cells), 3)).astype(np.float32)
+        if rng.random() < 0.5:  # grey blotches
+            grid[:] = grid[..., :1]
+        texture += _enlarged(grid, height, width, smooth=rng.random() < 0.6)
+    if rng.random() < 0.3:
+        y, x = np.arange(height)[:, None], np.arange(width)[None, :]
+        angle, period = rng.uniform(0, np.pi), rng.uniform(4, 16)
+        wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / period))
+        texture += (rng.uniform(-1, 1, 3) * wave[..., None]).astype(np.float32)
+    return (colour + contrast * texture / 2).astype(np.float32)
+
+
+def _enlarged(grid: Floats, height: int, width: int, *, smooth: bool) -> Floats:
+    """Resize [h, w, 3] to [H, W, 3], by linear interpolation or by repeating."""
+    for axis, length in ((0, height), (1, width)):
+        at = np.linspace(0, grid.shape[axis] - 1, length, dtype=np.float32)
+        low = np.minimum(at.astype(int), grid.shape[axis] - 2)
+        part = (at - low if smooth else np.rint(at - low)).astype(np.float32)
+        part = part.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        grid = grid.take(low, axis) * (1 - part) + grid.take(low + 1, axis) * part
+    return grid
+
+
+def _paint(background: Floats, path: _Path, rng: np.random.Generator) -> Floats:
+    """Lay the patch over every frame of the background."""
+    height, width = background.shape[1:3]
+    short = min(height, width)
+    colour = rng.uniform(0, 1, 3)
+    while np.abs(colour - background[0].mean((0, 1))).max() < 0.25:  # to be seen at all
+        colour = rng.uniform(0, 1, 3)
+    texture = _draw_texture(rng, 64, 64, colour, rng.uniform(0.05, 0.4))
+    thick = rng.uniform(0.35, 0.6)
+    # Each pixel in the patch's own lengths: a along its axis, b across.
+    x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / short - path.x[:, None]  # [T, W]
+    y = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / short - path.y[:, None]  # [T, H]
+    cos, sin = np.cos(path.angle) / path.size, np.sin(path.angle) / path.size
+    a = (cos[:, None] * x)[:, None, :] + (sin[:, None] * y)[:, :, None]  # [T, H, W]
+    b = (-sin[:, None] * x)[:, None, :] + (cos[:, None] * y)[:, :, None]
+    outside = _distance(path.shape, a, b, thick) * (path.size * short)[:, None, None]  # in pixels
+    cover = np.clip(0.5 - outside, 0, 1)[..., None]
+    colours = texture[(a * 24).astype(np.int32) & 63, (b * 24).astype(np.int32) & 63]
+    painted: Floats = background + cover * (colours - background)
+    return painted
+
+
+def _distance(shape: str, a: Floats, b: Floats, thick: float) -> Floats:
+    """About how far points lie outside of a shape, negative inside. Its half length is 1, its half width ``thick``."""
+    b = np.abs(b)
+    if shape == "ellipse":
+        return (np.hypot(a, b / thick) - 1) * thick
+    if shape == "bar":
+        return np.maximum(np.abs(a) - 1, b - thick)
+    if shape == "wedge":  # points along its axis
+        return np.maximum(-1 - a, b - thick * (1 - a))
+    assert shape == "arm"  # a finger's tip at the origin, a fist, and the forearm out of sight
+    finger = np.maximum(b - 0.3 * thick, np.abs(a - 0.6) - 0.6)
+    fist = np.hypot(a - 1.5, b) - 0.9 * thick - 0.2
+    forearm = np.maximum(b - 0.7 * thick, 1.5 - a)
+    return np.minimum(np.minimum(finger, fist), forearm)
+
+
+def _check(motion: str) -> None:
+    if motion not in MOTIONS + STROKES:
+        raise UnknownNameError.of("motion", motion, MOTIONS + STROKES)

@@ -97,6 +97,12 @@ class TruncatedVideoError(VideoError):
     reason = "truncated"
 
 
+class CorruptVideoError(VideoError):
+    """A frame that was asked for decodes with errors, or not at all, though the file goes on."""
+
+    reason = "corrupt"
+
+
 class DecodeTimeoutError(VideoError):
     """Opening or reading took longer than allowed."""
 

@@ -1,1 +1,1 @@
-"""x."""
+"""Videos: reading and writing files, choosing frames, preparing clips."""

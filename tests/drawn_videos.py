@@ -1,0 +1,193 @@
+"""Videos drawn for the tests: every frame carries its own number, large enough to survive compression.
+
+No test needs a video from elsewhere, nor a system ffmpeg: PyAV draws them all, small and fast.
+"""
+
+from __future__ import annotations
+
+import struct
+import wave
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+Frames = npt.NDArray[np.uint8]  # [T, H, W, 3] RGB
+
+STAMP_ROWS, STAMP_COLUMNS = 3, 4  # 12 bits: frames 0 to 4095
+
+
+def stamped_frame(number: int, *, width: int = 64, height: int = 48) -> Frames:
+    """A frame [H, W, 3] whose 3 x 4 blocks, row by row, are the bits of ``number``: bright is 1."""
+    rows = np.arange(height) * STAMP_ROWS // height
+    columns = np.arange(width) * STAMP_COLUMNS // width
+    bits = number >> (rows[:, None] * STAMP_COLUMNS + columns[None, :]) & 1
+    slope = (np.arange(width) + 3 * number) % width * 24 // width  # moves, so that no two frames are alike
+    level = 50 + 140 * bits + slope[None, :]
+    return np.stack([level + 16, level, level - 16], axis=-1).astype(np.uint8)
+
+
+def stamped_frames(num_frames: int, *, width: int = 64, height: int = 48, first: int = 0) -> Frames:
+    """Frames [T, H, W, 3] numbered from ``first``."""
+    return np.stack([stamped_frame(first + i, width=width, height=height) for i in range(num_frames)])
+
+
+def read_stamps(frames: Iterable[npt.NDArray[np.uint8]]) -> list[int]:
+    """The number that each frame carries, read from the middle of its blocks."""
+    return [_read_stamp(frame) for frame in frames]
+
+
+def _read_stamp(frame: npt.NDArray[np.uint8]) -> int:
+    height, width = frame.shape[:2]
+    number = 0
+    for row in range(STAMP_ROWS):
+        for column in range(STAMP_COLUMNS):
+            y, x = int((row + 0.5) * height / STAMP_ROWS), int((column + 0.5) * width / STAMP_COLUMNS)
+            block = frame[max(y - 2, 0) : y + 2, max(x - 2, 0) : x + 2]
+            number |= int(block.mean() > 130) << (row * STAMP_COLUMNS + column)
+    return number
+
+
+def draw(
+    path: Path,
+    frames: Iterable[npt.NDArray[Any]],
+    *,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    source_format: str = "rgb24",
+    fps: Fraction | int = 30,
+    times_seconds: Sequence[float] | None = None,
+    time_base: Fraction | None = None,
+    gop: int = 12,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+    format: str | None = None,
+    with_sound_seconds: float = 0.0,
+) -> Path:
+    """Encode ``frames`` to ``path`` in the container its suffix names; ``times_seconds`` makes the rate vary."""
+    stack = list(frames)
+    times = [i / Fraction(fps) for i in range(len(stack))] if times_seconds is None else times_seconds
+    time_base = time_base or (1 / Fraction(fps) if times_seconds is None else Fraction(1, 90_000))
+    with av.open(str(path), "w", format=format, options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=Fraction(fps), options=options or {})
+        stream.height, stream.width = stack[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        stream.codec_context.gop_size = gop
+        stream.codec_context.time_base = time_base
+        stream.codec_context.thread_count = 1
+        sound = container.add_stream("aac", rate=8000) if with_sound_seconds else None
+        for time, array in zip(times, stack, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=source_format)
+            frame.pts, frame.time_base = round(time / time_base), time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound is not None:
+            for start in range(0, int(with_sound_seconds * 8000), 1024):
+                silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+                silence.sample_rate, silence.pts, silence.time_base = 8000, start, Fraction(1, 8000)
+                container.mux(sound.encode(silence))
+            container.mux(sound.encode(None))
+    return path
+
+
+def draw_plain(path: Path, num_frames: int = 40, *, width: int = 64, height: int = 48, **options: Any) -> Path:
+    """H.264 (by default) with B-frames and a key frame every 12; numbered frames at 30 a second."""
+    return draw(path, stamped_frames(num_frames, width=width, height=height), **options)
+
+
+def draw_variable_rate(path: Path, times_seconds: Sequence[float], **options: Any) -> Path:
+    """Frame i, numbered i, is shown from ``times_seconds[i]``."""
+    return draw(path, stamped_frames(len(times_seconds)), times_seconds=times_seconds, **options)
+
+
+def draw_open_gop(path: Path, num_frames: int = 40, **options: Any) -> Path:
+    """Key frames have B-frames before them that need the group before: a naive seek decodes those wrongly."""
+    x264 = {"x264-params": "open-gop=1:bframes=3:b-adapt=0:keyint=10:min-keyint=10:scenecut=0"}
+    return draw(path, stamped_frames(num_frames), options=x264, gop=10, **options)
+
+
+def draw_transport_stream(path: Path, num_frames: int = 40, **options: Any) -> Path:
+    """MPEG-TS, whose seeks land near the target rather than on it."""
+    return draw(path, stamped_frames(num_frames), format="mpegts", **options)
+
+
+def draw_webm(path: Path, num_frames: int = 40, *, codec: str = "libvpx-vp9", **options: Any) -> Path:
+    """WebM with VP9, or ``codec="libvpx"``: VP8, whose hidden reference frames are packets of their own."""
+    chosen = {"deadline": "good", "cpu-used": "5", "lag-in-frames": "16", "auto-alt-ref": "1", "b": "300k"}
+    return draw(path, stamped_frames(num_frames), codec=codec, options=chosen, format="webm", **options)
+
+
+def draw_rotated(path: Path, quarter_turns_clockwise: int, num_frames: int = 5, **options: Any) -> Path:
+    """An MP4 that asks players to turn it clockwise, as telephones write it (ISO 14496-12, 8.3.2)."""
+    draw_plain(path, num_frames, **options)
+    a, b, c, d = [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)][quarter_turns_clockwise % 4]
+    content = bytearray(path.read_bytes())
+    matrix_at = content.index(b"tkhd") + 4 + 40
+    one = 1 << 16
+    struct.pack_into(">9i", content, matrix_at, a * one, b * one, 0, c * one, d * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path
+
+
+def draw_trimmed(path: Path, *, first: int, num_frames: int = 40) -> Path:
+    """An MP4 whose edit list starts the film at frame ``first``: the frames before are there but not shown."""
+    whole = draw_plain(path.with_suffix(".whole.mp4"), num_frames, options={"bf": "0"})
+    with av.open(str(whole)) as source, av.open(str(path), "w", format="mp4") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        for packet in source.demux(stream):
+            if packet.dts is not None:
+                shift = int(first / (30 * stream.time_base))
+                packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+                packet.stream = copy
+                target.mux(packet)
+    whole.unlink()
+    return path
+
+
+def draw_sound(path: Path, *, cover: bool = False) -> Path:
+    """Sound without a film: a WAV, or an MP3, with a picture of its sleeve if ``cover``."""
+    if path.suffix == ".wav":
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(8000)
+            file.writeframes(bytes(16_000))
+        return path
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mp3" if path.suffix == ".mp3" else "aac", rate=44_100)
+        picture = None
+        if cover:
+            picture = container.add_stream("mjpeg", rate=1)
+            picture.width, picture.height, picture.pix_fmt = 64, 48, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+        for start in range(0, 44_100, 1152):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), "fltp", "mono")
+            silence.sample_rate, silence.pts, silence.time_base = 44_100, start, Fraction(1, 44_100)
+            container.mux(stream.encode(silence))
+        container.mux(stream.encode(None))
+        if picture is not None:
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(stamped_frame(1), format="rgb24")))
+            container.mux(picture.encode(None))
+    return path
+
+
+def truncate(path: Path, fraction: float) -> Path:
+    """Keep the first ``fraction`` of the file's bytes."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
+    return path
+
+
+def flip_bits(path: Path, *, num_flips: int, seed: int = 0, start_fraction: float = 0.3) -> Path:
+    """Flip ``num_flips`` bits at places drawn from ``seed``, all after ``start_fraction`` of the file."""
+    content = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    rng = np.random.default_rng(seed)
+    places = rng.integers(int(len(content) * start_fraction), len(content), num_flips)
+    content[places] ^= (1 << rng.integers(0, 8, num_flips)).astype(np.uint8)
+    path.write_bytes(content.tobytes())
+    return path

@@ -1,0 +1,133 @@
+"""Writing a video: H.264 in MP4, the same bytes each time, whole or not at all."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from tada.errors import OptionError
+
+_TICKS = 90_000  # a second in ticks where frames come at times of their own
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[npt.NDArray[np.uint8]],
+    *,
+    fps: float | None = None,
+    times_seconds: Sequence[float] | None = None,
+    crf: float = 18.0,
+    keyframe_interval_frames: int = 16,
+) -> None:
+    """Encode ``frames`` as H.264 (yuv420p) in an MP4 that can be played before it is downloaded whole.
+
+    The file appears at ``path`` only when it is complete; one that was there is replaced then. The same frames
+    and options give the same bytes under the same release of PyAV.
+
+    Args:
+        path: where to write. The folder must exist.
+        frames: RGB, each [H, W, 3], all of one size; or all in one array [T, H, W, 3]. H and W must be even,
+            since a colour sample covers 2x2 pixels: nothing is cut or padded here.
+        fps: frames per second, for evenly spaced frames. Rates such as 29.97 are taken as 30000/1001.
+        times_seconds: when each frame appears, instead of ``fps``; strictly increasing, and written to within
+            1/90000 s. The last frame is shown for as long as the one before it.
+        crf: quality from 0, without loss of what yuv420p holds, to 51; 18 looks like the original.
+        keyframe_interval_frames: frames from one key frame to the next. Small ones make random access fast.
+
+    Raises:
+        OptionError: an option out of range, no frames, or a frame of the wrong shape or type.
+    """
+    if (fps is None) == (times_seconds is None):
+        raise OptionError("give either fps or times_seconds, and not both")
+    if fps is not None and not 0 < fps < math.inf:
+        raise OptionError(f"fps={fps} must be a positive number of frames per second")
+    if not 0 <= crf <= 51:
+        raise OptionError(f"crf={crf} must be from 0 to 51")
+    if keyframe_interval_frames < 1:
+        raise OptionError(f"keyframe_interval_frames={keyframe_interval_frames} must be at least 1")
+    rate = Fraction(30) if fps is None else _exact_rate(fps)
+    ticks = None if times_seconds is None else _ticks(times_seconds)
+
+    checked = _checked(frames)
+    first = next(checked, None)
+    if first is None:
+        raise OptionError(f"no frames to write to {os.fspath(path)!r}")
+    target = Path(path)
+    # Not with_suffix: a name may have no suffix, or be as long as names may be.
+    part = target.with_name(f".{secrets.token_hex(8)}.part")
+    options = {
+        "crf": f"{crf:g}",
+        "preset": "medium",
+        "x264-params": f"keyint={keyframe_interval_frames}:min-keyint={keyframe_interval_frames}:scenecut=0:open-gop=0",
+    }
+    try:
+        with av.open(
+            "file:" + os.path.abspath(part), "w", format="mp4", container_options={"movflags": "+faststart"}
+        ) as container:
+            stream = container.add_stream("libx264", rate=rate, options=options)
+            stream.height, stream.width = first.shape[:2]
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.thread_count = 1
+            time_base = 1 / rate if ticks is None else Fraction(1, _TICKS)
+            stream.codec_context.time_base = time_base
+            num_frames = 0
+            for num_frames, array in enumerate(chain([first], checked), start=1):
+                frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+                if ticks is None:
+                    frame.pts = num_frames - 1
+                elif num_frames > len(ticks):
+                    raise OptionError(f"more frames than the {len(ticks)} of times_seconds")
+                else:
+                    frame.pts = ticks[num_frames - 1]
+                    frame.duration = ticks[num_frames] - frame.pts if num_frames < len(ticks) else 0
+                frame.time_base = time_base
+                container.mux(stream.encode(frame))
+            if ticks is not None and num_frames < len(ticks):
+                raise OptionError(f"{num_frames} frames, but {len(ticks)} times in times_seconds")
+            container.mux(stream.encode(None))
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            part.unlink()
+        raise
+
+
+def _exact_rate(fps: float) -> Fraction:
+    """29.97 is 30000/1001, 12.5 is 25/2."""
+    ntsc = Fraction(round(fps * 1.001) * 1000, 1001)
+    return ntsc if ntsc and abs(fps - ntsc) < 0.005 < abs(fps - round(fps)) else Fraction(fps).limit_denominator(1000)
+
+
+def _ticks(times_seconds: Sequence[float]) -> list[int]:
+    ticks = [round(time * _TICKS) for time in times_seconds]
+    for i in range(1, len(ticks)):
+        if ticks[i] <= ticks[i - 1]:
+            raise OptionError(f"times_seconds[{i}]={times_seconds[i]} must be after {times_seconds[i - 1]}, before it")
+    return ticks
+
+
+def _checked(frames: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:
+    shape: tuple[int, ...] | None = None
+    for index, frame in enumerate(frames):
+        frame = np.ascontiguousarray(frame)
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise OptionError(f"frame {index} is {frame.dtype} {list(frame.shape)}; frames are uint8 [H, W, 3], RGB")
+        if shape is None and (frame.shape[0] % 2 or frame.shape[1] % 2 or 0 in frame.shape):
+            height, width = frame.shape[:2]
+            raise OptionError(f"frames are {width}x{height}; width and height must be even: cut or pad them first")
+        if shape is not None and frame.shape != shape:
+            raise OptionError(f"frame {index} is {list(frame.shape)}, those before it are {list(shape)}")
+        shape = frame.shape
+        yield frame

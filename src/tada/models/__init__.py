@@ -1,1 +1,61 @@
-"""x."""
+"""All networks by their names, for recipes, checkpoints and the command line. In code, call the function itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from tada.errors import OptionError, UnknownNameError
+from tada.models.tada2d import (
+    TAda2D,
+    TAda2DConfig,
+    tada2d_r18,
+    tada2d_r50,
+    tada2d_r101,
+    tada2d_tiny,
+    tsn_r18,
+    tsn_r50,
+    tsn_r101,
+    tsn_tiny,
+)
+
+MODELS: dict[str, Callable[..., TAda2D]] = {
+    build.__name__: build
+    for build in (tsn_tiny, tsn_r18, tsn_r50, tsn_r101, tada2d_tiny, tada2d_r18, tada2d_r50, tada2d_r101)
+}
+
+
+def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = None, **options: Any) -> TAda2D:
+    """Build the network called ``name``, its weights drawn for training from scratch.
+
+    Args:
+        num_classes: K, the logits.
+        num_frames: T of the clips to come. TSN and TAda2D take clips of any length, each time another if need be, so
+            it changes nothing about them; a network whose weights depend on T will need it.
+        options: fields of the network's config (for TSN and TAda2D, ``TAda2DConfig``), as in a recipe or a
+            checkpoint: a list stands for a tuple.
+
+    Raises:
+        UnknownNameError: no such network.
+        OptionError: no such option, or a value outside of what it may be.
+    """
+    if name not in MODELS:
+        raise UnknownNameError.of("model", name, MODELS)
+    if num_frames is not None and num_frames < 1:
+        raise OptionError(f"{num_frames = } should be at least 1")
+    known = sorted({field.name for field in fields(TAda2DConfig)} - {"num_classes"})
+    for option in options:
+        if option not in known:
+            raise OptionError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+    values = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
+    try:
+        return MODELS[name](num_classes=num_classes, **values)
+    except TypeError as error:  # a recipe's options are as the user wrote them: a word for a number, say
+        raise OptionError(f"{name} cannot be built with {options}: {error}") from error
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the networks that match a pattern like ``"tada2d_*"``."""
+    return [name for name in MODELS if fnmatchcase(name, pattern)]

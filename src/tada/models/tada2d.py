@@ -50,9 +50,15 @@ class TAda2DConfig:
     """How a frame is pooled with its neighbours after a 3x3; None leaves it alone (TSN)."""
 
     def __post_init__(self) -> None:
-        """Raise OptionError where fields contradict each other."""
+        """Raise OptionError where a field is out of reach, or fields contradict each other."""
+        if self.block not in ("basic", "bottleneck"):
+            raise OptionError(f"{self.block = } should be 'basic' or 'bottleneck'")
         if len(self.depths) != len(self.widths):
             raise OptionError(f"{self.depths = } and {self.widths = } should have one entry for each stage")
+        if min(self.stem_width, self.stem_kernel, *self.depths, *self.widths) < 1:
+            raise OptionError(
+                f"{self.stem_width, self.stem_kernel, self.depths, self.widths = } should all be positive"
+            )
         if self.num_classes < 1:
             raise OptionError(f"{self.num_classes = } should be at least 1")
         if not 0 <= self.dropout < 1:
@@ -251,3 +257,8 @@ def tsn_r50(**options: Any) -> TAda2D:
 def tada2d_r101(**options: Any) -> TAda2D:
     """TAda2D on ResNet-101."""
     return TAda2D(TAda2DConfig(**_R101 | options))
+
+
+def tsn_r101(**options: Any) -> TAda2D:
+    """ResNet-101 on frames, averaged."""
+    return TAda2D(TAda2DConfig(**_R101 | _TSN | options))

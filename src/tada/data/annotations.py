@@ -109,31 +109,20 @@ class VideoTable:
         count = Counter(video.label for video in self.videos)
         return {name: count[i] for i, name in enumerate(self.labels)}
 
-    def relabelled(self, labels: Sequence[str]) -> VideoTable:
-        """The same videos under another list of classes: a checkpoint's, which may know more than occur here.
-
-        Raises:
-            DataError: a class that occurs here is not on the list.
-        """
-        unknown = sorted(set(self.labels) - set(labels))
-        if unknown:
-            raise DataError(
-                f"{_listed(unknown)} of the data {_is(unknown)} not among the {len(labels)} expected classes "
-                f"({_listed(labels)}); rename them or leave their videos out"
-            )
-        index = {name: i for i, name in enumerate(labels)}
-        videos = tuple(replace(video, label=index[self.labels[video.label]]) for video in self.videos)
-        return replace(self, labels=tuple(labels), videos=videos)
-
     def relative(self, video: LabelledVideo) -> str:
         """A video's path below ``root``, with forward slashes: what names it on every machine."""
         return os.path.relpath(video.path, self.root).replace(os.sep, "/")
 
     def fingerprint(self) -> str:
-        """SHA-256 over (relative path, label, split) of all videos: equal only for the same data set."""
+        """SHA-256 over (path, label, split) of all videos: equal only for the same data set.
+
+        Paths count from the folder that all videos share, so a data set may be moved, or listed from another root.
+        """
+        shared = os.path.commonpath([os.path.dirname(video.path) for video in self.videos])
         digest = hashlib.sha256()
         for video in self.videos:
-            for text in (self.relative(video), self.labels[video.label], video.split or ""):
+            path = os.path.relpath(video.path, shared).replace(os.sep, "/")
+            for text in (path, self.labels[video.label], video.split or ""):
                 # A name may hold bytes that are no text, but never a zero byte.
                 digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()

@@ -1,0 +1,422 @@
+"""Weights: saving and loading a trained model, reading other people's weight files, their names made ours.
+
+A trained model is a folder with two files:
+
+    model.safetensors   the weights: numbers only, no code
+    model.json          what they are the weights of (``ModelCard``), and the SHA-256 of model.safetensors
+
+Each is written whole or not at all, model.json last, so a folder with a model.json that fits is complete. Weights
+are loaded name for name: what may differ is named by the caller, everything else is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from tada.errors import CheckpointError, OptionError, UnknownNameError
+from tada.models import create_model
+from tada.video.sampling import ClipSpec
+
+WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "model.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What weights are the weights of."""
+
+    model: str
+    """The network, by the name ``create_model`` knows."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of ``create_model`` besides the number of classes: plain values, as JSON has them."""
+    labels: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
+    clip: ClipSpec
+    """Which frames of a video the network expects, and how large."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was measured, by name: accuracies in [0, 1]."""
+    trained_from: str
+    """What the weights were before training, in words."""
+    made_by: str | None = None
+    """The command that makes these weights again."""
+    licence: str | None = None
+    """Under which terms they may be used, as an SPDX identifier or in words."""
+
+
+# -- a trained model --------------------------------------------------------------------------------------------------
+
+
+def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
+    """Write a model to a folder, so that ``load_model`` gives it back.
+
+    Raises:
+        CheckpointError: the model is not the one that the card describes, or has weights that are not numbers.
+    """
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    differences = _differences(_skeleton(card), weights)
+    if differences:
+        raise CheckpointError(f"the model is no {card.model} with {card.options}: {differences}")
+    _check_finite(weights, "the model")
+    data = safetensors.torch.save(weights)
+    about = {
+        "format": _FORMAT,
+        "tada": metadata.version("tada-video"),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        **asdict(card),
+    }
+    text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS_FILE, data)
+    _write(folder / CARD_FILE, text.encode("utf-8", "surrogateescape"))
+
+
+def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
+    """Build the model that ``save_model`` wrote, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another version, or does not fit the other; the message names
+            it and the way out.
+    """
+    card, sha256 = _read_card(folder / CARD_FILE)
+    file = folder / WEIGHTS_FILE
+    data = _read(file)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(
+            f"{str(file)!r} is damaged, or its {CARD_FILE} belongs to other weights: its SHA-256 is not the one that "
+            f"{CARD_FILE} states; {_RENEW}"
+        )
+    weights = _parse_safetensors(file, data)
+    _check_finite(weights, repr(str(file)))
+    try:
+        # First without memory, so that a card that asks for a vast network cannot have it.
+        differences = _differences(_skeleton(card), weights)
+        if differences:
+            raise CheckpointError(
+                f"{str(file)!r} does not fit {CARD_FILE}, which says {card.model}: {differences}; {_RENEW}"
+            )
+        model = create_model(card.model, num_classes=len(card.labels), num_frames=card.clip.num_frames, **card.options)
+    except (UnknownNameError, OptionError) as error:
+        raise CheckpointError(f"{str(folder / CARD_FILE)!r}: {error}; update tada, or {_RENEW}") from error
+    model.load_state_dict(weights)
+    return model.eval(), card
+
+
+_RENEW = "copy or download the folder again, or train anew"
+
+
+def packaged(name: str) -> Path:
+    """The folder of weights that ship with tada, for ``load_model``.
+
+    Raises:
+        UnknownNameError: none of that name ship.
+    """
+    if name not in packaged_names():
+        raise UnknownNameError.of("set of weights that ships with tada", name, packaged_names())
+    return _packaged_folder() / name
+
+
+def packaged_names() -> list[str]:
+    """Names of the weights that ship with tada."""
+    folder = _packaged_folder()
+    return sorted(file.parent.name for file in folder.glob(f"*/{CARD_FILE}"))
+
+
+def _packaged_folder() -> Path:
+    return Path(str(resources.files("tada"))) / "weights_data"
+
+
+def _skeleton(card: ModelCard) -> nn.Module:
+    """The card's network with names and shapes, but without memory for its weights."""
+    with torch.device("meta"):
+        return create_model(card.model, num_classes=len(card.labels), num_frames=card.clip.num_frames, **card.options)
+
+
+def _read_card(file: Path) -> tuple[ModelCard, str]:
+    if not file.parent.is_dir():
+        raise CheckpointError(
+            f"{str(file.parent)!r} is no folder; give the folder of a trained model, with {CARD_FILE} in it"
+        )
+    if not file.exists():
+        raise CheckpointError(
+            f"{str(file)!r} is not there: it is written last, when training ends; give the folder of a finished "
+            "run, or continue this one"
+        )
+    try:
+        about = json.loads(_read(file))
+        written = about["format"]
+    except (ValueError, TypeError, KeyError) as error:  # JSON's and UTF-8's errors are ValueErrors
+        raise CheckpointError(f"{str(file)!r} is damaged, or was not written by tada ({error}); {_RENEW}") from error
+    if written != _FORMAT:
+        raise CheckpointError(
+            f"{str(file)!r} has format {written}, from tada {about.get('tada')}; this tada reads format {_FORMAT}: "
+            "update it"
+        )
+    try:
+        about["labels"] = tuple(about["labels"])
+        about["clip"] = ClipSpec(**{name: _plain(value) for name, value in about["clip"].items()})
+        card = ModelCard(**{entry.name: about[entry.name] for entry in fields(ModelCard)})
+        sha256 = about["sha256"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{str(file)!r}, entry {error}: missing or not as tada writes it; {_RENEW}") from error
+    if not (isinstance(card.options, dict) and card.labels and all(isinstance(label, str) for label in card.labels)):
+        raise CheckpointError(f"{str(file)!r}: labels should be a list of names, and options a mapping; {_RENEW}")
+    return card, sha256
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Write ``file`` whole or not at all: a reader meets the old file or the new one."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(file: Path) -> bytes:
+    _check_regular(file)
+    return file.read_bytes()
+
+
+def _check_regular(file: Path) -> None:
+    """Reading a pipe would wait for ever."""
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise CheckpointError(f"{str(file)!r} cannot be read: {error.strerror}; check the path") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{str(file)!r} is not a regular file; give a file of weights")
+    if status.st_size == 0:
+        raise CheckpointError(f"{str(file)!r} is empty; copy or download it again")
+
+
+# -- other weight files -----------------------------------------------------------------------------------------------
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a weight file, by name: .safetensors, or a state dict in .pth, .pyth or .pt.
+
+    A training checkpoint that holds its model's state dict as "model_state" or "state_dict" is unwrapped, and the
+    "module." that data-parallel training puts before every name is taken away. Nothing in a file is executed: a
+    pickle that needs more than tensors and plain values is refused.
+
+    Raises:
+        CheckpointError: a file that is none of these, is damaged or unsafe, or has weights that are not numbers.
+    """
+    if path.suffix.lower() == ".safetensors":
+        content: Any = _parse_safetensors(path, _read(path))
+    elif path.suffix.lower() in (".pth", ".pyth", ".pt"):
+        content = _unpickle(path)
+    else:
+        raise CheckpointError(
+            f"{str(path)!r}: weights are read from .safetensors, .pth, .pyth or .pt; archives are not opened: "
+            "unpack it and give the file in it"
+        )
+    weights = _state_dict(path, content)
+    # A tensor of a few bytes can claim any shape (with stride 0), and fills the memory as soon as it is copied.
+    claimed, size = sum(value.numel() * value.element_size() for value in weights.values()), path.stat().st_size
+    if claimed > size:
+        raise CheckpointError(f"{str(path)!r} has {size} bytes but claims tensors of {claimed}; {_UNSAFE}")
+    _check_finite(weights, repr(str(path)))
+    return weights
+
+
+_UNSAFE = "it is damaged or unsafe: download it again from a source you trust"
+
+
+def _parse_safetensors(file: Path, data: bytes) -> dict[str, Tensor]:
+    try:
+        weights: dict[str, Tensor] = safetensors.torch.load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{str(file)!r} is no safetensors file ({error}); {_UNSAFE}") from error
+    return weights
+
+
+def _unpickle(file: Path) -> Any:
+    _check_regular(file)
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:  # PyTorch never compresses: this would be a bomb
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > file.stat().st_size:
+                raise CheckpointError(f"{str(file)!r} is packed: it unpacks to {unpacked} bytes; {_UNSAFE}")
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # what the bytes of a damaged or hostile file lead to has no end of names
+        raise CheckpointError(
+            f"{str(file)!r} holds more than tensors and plain values, which could run code, or it is damaged "
+            f"({type(error).__name__}); download it again, or, where you trust it, save its state dict alone"
+        ) from error
+
+
+def _state_dict(file: Path, content: Any) -> dict[str, Tensor]:
+    for wrapper in ("model_state", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{str(file)!r} holds no state dict (a mapping from names to tensors); save one alone")
+    others = [str(name) for name, value in content.items() if not (isinstance(name, str) and _is_plain_tensor(value))]
+    if others:
+        raise CheckpointError(
+            f"{str(file)!r} holds, beside weights, {_listed(others)}; a state dict may stand alone, or as "
+            "'model_state' or 'state_dict': save it so"
+        )
+    if all(name.startswith("module.") for name in content):
+        return {name.removeprefix("module."): value for name, value in content.items()}
+    return dict(content)
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+
+
+def restore(model: nn.Module, weights: Mapping[str, Tensor], *, fresh: tuple[str, ...] = ()) -> None:
+    """Copy ``weights`` into ``model``, name for name.
+
+    Args:
+        fresh: beginnings of names that keep the model's own values, whether ``weights`` has them or not.
+
+    Raises:
+        CheckpointError: other names or shapes; nothing has been copied then.
+    """
+    differences = _differences(model, weights, fresh)
+    if differences:
+        raise CheckpointError(f"{differences}; give weights of this network, or name what should stay as it is")
+    model.load_state_dict({name: v for name, v in weights.items() if not name.startswith(fresh)}, strict=not fresh)
+
+
+def _differences(model: nn.Module, weights: Mapping[str, Tensor], fresh: tuple[str, ...] = ()) -> str:
+    """In words, and in one line; empty if there are none."""
+    want = {name: tuple(v.shape) for name, v in model.state_dict().items() if not name.startswith(fresh)}
+    have = {name: tuple(v.shape) for name, v in weights.items() if not name.startswith(fresh)}
+    wrong = sorted(name for name in want | have if want.get(name) != have.get(name))
+    if not wrong:
+        return ""
+    if wrong == ["head.bias", "head.weight"] and set(wrong) <= want.keys() & have.keys():
+        classes = want["head.bias"][0], have["head.bias"][0]
+        return f"the model has {classes[0]} classes, the weights have {classes[1]} (head.bias, head.weight)"
+    lines = (
+        f"{name} is {_shape(want, name)} in the model and {_shape(have, name)} in the weights" for name in wrong[:8]
+    )
+    more = f", and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+    return f"{len(wrong)} of {len(want)} weights do not match: {', '.join(lines)}{more}"
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return f"{list(shapes[name])}" if name in shapes else "missing"
+
+
+def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
+    broken = [name for name, v in weights.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    if broken:
+        raise CheckpointError(
+            f"{where} has weights that are not finite numbers: {_listed(broken)}; training went astray: go back to an "
+            "earlier state, and lower the learning rate"
+        )
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+# -- published weights ------------------------------------------------------------------------------------------------
+
+_PUBLISHED_MODELS = {(3, 4, 6, 3): "tada2d_r50", (3, 4, 23, 3): "tada2d_r101"}
+_PUBLISHED_NAMES = {
+    "backbone.conv1.a.": "stem_conv.",
+    "backbone.conv1.a_bn.": "stem_norm.",
+    "head.out.": "head.",
+}
+_PUBLISHED_BLOCK = re.compile(r"backbone\.conv([2-5])\.res_(\d+)\.(.*)")
+_PUBLISHED_NAMES_IN_BLOCK = {
+    "short_cut.": "shortcut.0.",
+    "short_cut_bn.": "shortcut.1.",
+    "conv_branch.a.": "conv1.",
+    "conv_branch.a_bn.": "norm1.",
+    "conv_branch.b.": "conv2.conv.",
+    "conv_branch.b_rf.g.": "conv2.conv.routing.context.",
+    "conv_branch.b_rf.a.": "conv2.conv.routing.reduce.",
+    "conv_branch.b_rf.bn.": "conv2.conv.routing.norm.",
+    "conv_branch.b_rf.b.": "conv2.conv.routing.alpha.",
+    "conv_branch.b_bn.": "conv2.norm.norm.",
+    "conv_branch.b_avgpool_bn.": "conv2.norm.pooled_norm.",
+    "conv_branch.c.": "conv3.",
+    "conv_branch.c_bn.": "norm3.",
+}
+
+
+def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Turn the names and shapes of the authors' released TAda2D weights into ours.
+
+    There, every kernel is that of a convolution over frames, rows and columns ([D, C, 1, k, k], a TAdaConv's
+    [1, 1, D, C, k, k]); here the sides of length one are gone.
+
+    Returns:
+        The model's name, to be built with as many classes as ``head.weight`` has rows, and its weights.
+
+    Raises:
+        CheckpointError: names that a released TAda2D does not have, or has and are missing here.
+    """
+    blocks = [match for name in state_dict if (match := _PUBLISHED_BLOCK.match(name))]
+    depths = tuple(len({match[2] for match in blocks if match[1] == stage}) for stage in "2345")
+    if depths not in _PUBLISHED_MODELS:
+        known = " or ".join(str(list(depths)) for depths in _PUBLISHED_MODELS)
+        raise CheckpointError(
+            f"these are no weights of a released TAda2D: stages of {list(depths)} blocks instead of {known} "
+            f"('backbone.conv2.res_1...' and on); the first names are {_listed(state_dict) or 'nothing'}"
+        )
+    weights = {_our_name(name): value for name, value in state_dict.items()}
+    name = _PUBLISHED_MODELS[depths]
+    num_classes = weights["head.weight"].shape[0] if "head.weight" in weights else 400
+    with torch.device("meta"):
+        model = create_model(name, num_classes=num_classes)
+    for key, ours in model.state_dict().items():
+        if key in weights and _without_ones(weights[key]) == _without_ones(ours):
+            weights[key] = weights[key].reshape(ours.shape)
+    differences = _differences(model, weights)
+    if differences:
+        raise CheckpointError(f"these are not the weights of a released {name}: {differences}")
+    return name, weights
+
+
+def _our_name(name: str) -> str:
+    """Our name for a released one; a name we do not know is told as one too many."""
+    beginning, names = "", _PUBLISHED_NAMES
+    match = _PUBLISHED_BLOCK.match(name)
+    rest = name
+    if match:
+        beginning, names, rest = f"stages.{int(match[1]) - 2}.{int(match[2]) - 1}.", _PUBLISHED_NAMES_IN_BLOCK, match[3]
+    for theirs, ours in names.items():
+        if rest.startswith(theirs):
+            return beginning + ours + rest.removeprefix(theirs)
+    return f"{name} (unknown)"
+
+
+def _without_ones(tensor: Tensor) -> list[int]:
+    return [side for side in tensor.shape if side != 1]

@@ -1,0 +1,262 @@
+"""Which frames make a clip: pure functions from the times of a video's frames to the numbers of those chosen.
+
+Two rules. The *interval* rule takes frames at a fixed distance, as on Kinetics; a clip is a window on the video.
+The *segment* rule cuts the video into as many parts as a clip has frames and takes one from each, as on
+Something-Something; a clip is the whole video.
+
+Two modes. ``official`` follows the released code (alibaba-mmai-research/TAdaConv, datasets/base/base_dataset.py)
+to the bit, quirks included, since published numbers depend on it. ``exact`` does what the rules promise, by the
+frames' own times, and so is right at a varying frame rate too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from tada.errors import OptionError
+
+Array = npt.NDArray[np.float64]
+Times = Sequence[float] | Array
+
+_GRACE_SECONDS = 0.001
+"""In testing a frame is taken to appear this much early: WebM and MKV round times to milliseconds, and the frame
+that appears at 8/30 s should be the one chosen for 8/30 s. In training it would favour some frames, and chance
+decides between neighbours anyway."""
+
+
+# No slots: jsonargparse 4.53, which reads recipes, cannot take a slotted dataclass as a default value.
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """Which frames make a clip, and how large they are. Saved in every checkpoint, hence plain values."""
+
+    num_frames: int
+    """Frames in a clip, T."""
+    sampling: Literal["interval", "segment"] = "interval"
+    """At a fixed distance, or one from each of T equal parts of the video."""
+    interval: float = 8
+    """Frames from one sample to the next, counted at ``fps``. The segment rule has no use for it."""
+    fps: float | None = 30.0
+    """The rate ``interval`` is counted at, in frames per second. None: the video's own average."""
+    mode: Literal["official", "exact"] = "exact"
+    """As the released code does it, or as the rule says."""
+    short_side: int = 256
+    """Length of a frame's short side after resizing, in pixels."""
+    crop: int = 224
+    """Side of the square cut from the resized frame, in pixels."""
+    antialias: bool = False
+    """Smooth frames before they are made smaller. The published models were trained without."""
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise OptionError(f"num_frames={self.num_frames} must be at least 1")
+        if self.sampling not in ("interval", "segment"):
+            raise OptionError(f"sampling={self.sampling!r} must be 'interval' or 'segment'")
+        if not 0 < self.interval < math.inf:
+            raise OptionError(f"interval={self.interval} must be a positive number of frames")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise OptionError(f"fps={self.fps} must be a positive rate, or None for the video's own")
+        if self.mode not in ("official", "exact"):
+            raise OptionError(f"mode={self.mode!r} must be 'official' or 'exact'")
+        if self.crop < 1:
+            raise OptionError(f"crop={self.crop} must be at least 1 pixel")
+        if self.crop > self.short_side:
+            raise OptionError(f"crop={self.crop} does not fit in short_side={self.short_side}; make it smaller")
+
+
+def train_indices(spec: ClipSpec, times_seconds: Times, rng: np.random.Generator) -> list[int]:
+    """Choose the frames of a clip at random: a random window, or a random frame of each segment.
+
+    Args:
+        times_seconds: when each frame of the video appears, [L], increasing.
+        rng: all randomness comes from it.
+
+    Returns:
+        ``spec.num_frames`` indices in [0, L), never decreasing. Where the video is shorter than the clip, the
+        interval rule repeats the last frame.
+
+    Raises:
+        OptionError: the video has no frames.
+    """
+    times = _checked_times(times_seconds)
+    if spec.sampling == "segment":
+        places = rng.random(spec.num_frames)
+        if spec.mode == "official":
+            return official_segments(len(times), spec.num_frames, where=places)
+        return exact_segments(times, spec.num_frames, where=places)
+    where = rng.random()
+    if spec.mode == "official":
+        if spec.num_frames == 1:
+            return [int(where * len(times))]
+        length = _official_clip_length(spec, times)
+        return official_interval(len(times), spec.num_frames, length, start=where * max(len(times) - length, 0))
+    # Up to the end of the last frame, so that each whole number of frames before the clip is as likely.
+    step = _step_seconds(spec, times)
+    slack = max(_duration_seconds(times) - (spec.num_frames - 1) * step, 0.0)
+    return exact_interval(times, spec.num_frames, step, start_seconds=where * slack)
+
+
+def view_indices(spec: ClipSpec, times_seconds: Times, view: int, num_views: int) -> list[int]:
+    """Choose the frames of one of the ``num_views`` clips that a video is tested with; nothing is random.
+
+    One view lies in the middle. ``exact`` spreads several evenly, by interval from the video's start to its end,
+    by segment over each segment. ``official`` starts view i at i/num_views of the possible range, so that by
+    interval none reaches the end, and the last view by segment sees the last frame of each.
+
+    Args:
+        times_seconds: when each frame of the video appears, [L], increasing.
+        view: from 0.
+
+    Returns:
+        As ``train_indices``.
+
+    Raises:
+        OptionError: the video has no frames, or there is no such view.
+
+    Differs from: the released code with one frame in a clip, which is a random one there even in testing.
+    """
+    if not 0 <= view < num_views:
+        raise OptionError(f"view={view} must be from 0 to num_views - 1 = {num_views - 1}")
+    times = _checked_times(times_seconds)
+    if spec.mode == "official" and spec.sampling == "interval":
+        length = _official_clip_length(spec, times)
+        slack = max(len(times) - length, 0)
+        start = slack / 2 if num_views == 1 else slack * view / num_views
+        return official_interval(len(times), spec.num_frames, length, start=start)
+    if spec.mode == "official":
+        return official_segments(len(times), spec.num_frames, view=view, num_views=num_views)
+    if spec.sampling == "interval":
+        step = _step_seconds(spec, times)
+        slack = max(float(times[-1]) - (spec.num_frames - 1) * step, 0.0)
+        where = 0.5 if num_views == 1 else view / (num_views - 1)
+        start = where * slack
+        return exact_interval(times, spec.num_frames, step, start_seconds=start, grace_seconds=_GRACE_SECONDS)
+    places = np.full(spec.num_frames, (view + 0.5) / num_views)
+    return exact_segments(times, spec.num_frames, where=places, grace_seconds=_GRACE_SECONDS)
+
+
+# --- the exact rules ----------------------------------------------------------------------------------------------
+
+
+def exact_interval(
+    times: Array, num_frames: int, step_seconds: float, *, start_seconds: float, grace_seconds: float = 0.0
+) -> list[int]:
+    """The frames shown at ``start_seconds`` and every ``step_seconds`` after; then the last one.
+
+    At 30 frames a second, 8 frames at a step of 8/30 s from 0 are 0, 8, 16, .. 56.
+    """
+    return _shown_at(times, start_seconds + grace_seconds + step_seconds * np.arange(num_frames))
+
+
+def exact_segments(times: Array, num_frames: int, *, where: Array, grace_seconds: float = 0.0) -> list[int]:
+    """Cut the video into ``num_frames`` parts of equal duration; take the frame shown at ``where`` of each.
+
+    ``where`` is [T] in [0, 1): 0 is a part's beginning. 48 frames in 8 parts give 3, 9, .. 45 at 0.5.
+    """
+    part_seconds = _duration_seconds(times) / num_frames
+    return _shown_at(times, (np.arange(num_frames) + where) * part_seconds + grace_seconds)
+
+
+def _shown_at(times: Array, seconds: npt.NDArray[np.floating[Any]]) -> list[int]:
+    index = np.searchsorted(times, seconds, side="right") - 1
+    chosen: list[int] = np.clip(index, 0, len(times) - 1).tolist()
+    return chosen
+
+
+def _step_seconds(spec: ClipSpec, times: Array) -> float:
+    return spec.interval / (spec.fps or average_fps(times))
+
+
+def _duration_seconds(times: Array) -> float:
+    """To the end of the last frame, which is taken to last as long as the average one."""
+    return float(times[-1]) + 1 / average_fps(times)
+
+
+# --- the released code's rules ------------------------------------------------------------------------------------
+
+
+def official_interval(num_video_frames: int, num_frames: int, clip_length: float, *, start: float) -> list[int]:
+    """``base_dataset.py:_interval_based_sampling``: a clip of ``clip_length`` frames from ``start``.
+
+    The last sample lies at the window's last frame, not one step before its end: 8 frames in a window of 64
+    are 0, 9, 18, .. 63. Single precision, as there.
+    """
+    positions = _linspace(start, start + clip_length - 1, num_frames)
+    chosen: list[int] = np.clip(positions, 0, num_video_frames - 1).astype(np.int64).tolist()
+    return chosen
+
+
+def official_segments(
+    num_video_frames: int,
+    num_frames: int,
+    *,
+    where: Array | None = None,
+    view: int = 0,
+    num_views: int = 1,
+) -> list[int]:
+    """``base_dataset.py:_segment_based_sampling``: one frame of each of ``num_frames`` parts.
+
+    At ``where`` ([T], in [0, 1)) of each part if that is given; else one view is the middles, and view i of k is
+    (i + 1)/k: of two views the second lies at the right edges. Rounds half to even, in single precision, as there.
+    """
+    edges = _linspace(0, num_video_frames, num_frames + 1)
+    left, width = edges[:-1], edges[1:] - edges[:-1]
+    if where is not None:
+        positions = left + width * where.astype(np.float32)
+    elif num_views == 1:
+        positions = (left + edges[1:]) / np.float32(2)
+    else:
+        positions = left + width * np.float32(view + 1) / np.float32(num_views)
+    chosen: list[int] = np.round(np.clip(positions, 0, num_video_frames - 1)).astype(np.int64).tolist()
+    return chosen
+
+
+def _official_clip_length(spec: ClipSpec, times: Array) -> float:
+    """In frames of the video."""
+    if spec.fps is None:
+        return spec.num_frames * spec.interval
+    return spec.num_frames * spec.interval * average_fps(times) / spec.fps
+
+
+def _linspace(start: float, end: float, num: int) -> npt.NDArray[np.float32]:
+    """``torch.linspace`` in float32: from both ends to the middle, with a fused multiply-add."""
+    first, last = np.float32(start), np.float32(end)
+    if num == 1:
+        return np.array([first])
+    step = np.float64((last - first) / np.float32(num - 1))
+    i = np.arange(num)
+    up, down = np.float64(first) + step * i, np.float64(last) - step * (num - 1 - i)
+    return np.where(i < num // 2, up, down).astype(np.float32)
+
+
+# --- times ---------------------------------------------------------------------------------------------------------
+
+
+def average_fps(times: Array) -> float:
+    """The rate of frames that appear at ``times``; 30 where there is but one.
+
+    Times in whole milliseconds, as WebM and MKV round them, leave the rate uncertain: then the nearest whole rate
+    or its NTSC form (29.97 for 30) is meant, if it is within that uncertainty.
+    """
+    if len(times) == 1:
+        return 30.0
+    span = float(times[-1] - times[0])
+    rate = (len(times) - 1) / span
+    if np.abs(times * 1000 - np.round(times * 1000)).max() < 1e-6:
+        nominal = min((round(rate), round(rate * 1.001) / 1.001), key=lambda other: abs(other - rate))
+        if nominal and abs((len(times) - 1) / nominal - span) <= _GRACE_SECONDS:
+            return float(nominal)
+    return rate
+
+
+def _checked_times(times_seconds: Times) -> Array:
+    times: Array = np.asarray(times_seconds, np.float64)
+    if times.ndim != 1 or len(times) == 0:
+        raise OptionError(f"times_seconds of shape {list(times.shape)}: a video has at least one frame")
+    times = times - times[0]
+    return times

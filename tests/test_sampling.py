@@ -1,0 +1,269 @@
+"""Which frames make a clip: literal lists, and the released code's rules written out with torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tada.errors import OptionError
+from tada.video import sampling
+from tada.video.sampling import ClipSpec, train_indices, view_indices
+
+
+def evenly(num_frames: int, fps: float = 30.0) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.arange(num_frames) / fps
+
+
+def in_milliseconds(num_frames: int, fps: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.round(np.arange(num_frames) / fps, 3)
+
+
+def interval(num_frames: int = 8, step: float = 8, mode: str = "exact", fps: float | None = 30.0) -> ClipSpec:
+    return ClipSpec(num_frames=num_frames, interval=step, mode=mode, fps=fps)  # type: ignore[arg-type]
+
+
+def segment(num_frames: int = 8, mode: str = "exact") -> ClipSpec:
+    return ClipSpec(num_frames=num_frames, sampling="segment", mode=mode)  # type: ignore[arg-type]
+
+
+# --- the released code, with torch as there (base_dataset.py, commit 75b7839), as the oracle -------------------------
+
+
+def released_interval(length: int, fps: float, view: int, num_views: int, n: int, step: float) -> list[int]:
+    clip_length = n * step * fps / 30
+    max_idx = max(length - clip_length, 0)
+    start = max_idx / 2 if num_views == 1 else max_idx * view / num_views
+    index = torch.linspace(start, start + clip_length - 1, n)
+    return torch.clamp(index, 0, length - 1).long().tolist()
+
+
+def released_segment(length: int, view: int, num_views: int, n: int) -> list[int]:
+    edges = torch.linspace(0, length, n + 1)
+    if num_views == 1:
+        index = (edges[:-1] + edges[1:]) / 2
+    else:
+        index = edges[:-1] + (edges[1:] - edges[:-1]) * (view + 1) / num_views
+    return torch.round(torch.clamp(index, 0, length - 1)).long().tolist()
+
+
+def test_official_interval_is_the_released_rule_to_the_bit() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        length, num_views = int(rng.integers(2, 2000)), int(rng.integers(1, 12))
+        n, step = int(rng.integers(2, 65)), float(rng.choice([1, 2, 2.5, 4, 5, 8, 16]))
+        fps, view = float(rng.choice([10, 12.5, 15, 24, 25, 30, 50, 60])), int(rng.integers(num_views))
+        ours = view_indices(interval(n, step, "official"), evenly(length, fps), view, num_views)
+        assert ours == released_interval(length, fps, view, num_views, n, step), (length, fps, n, step, view)
+
+
+def test_official_segment_is_the_released_rule_to_the_bit() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(2000):
+        length, num_views, n = int(rng.integers(1, 1500)), int(rng.integers(1, 6)), int(rng.integers(1, 65))
+        view = int(rng.integers(num_views))
+        ours = view_indices(segment(n, "official"), evenly(length), view, num_views)
+        assert ours == released_segment(length, view, num_views, n), (length, n, view, num_views)
+
+
+def test_official_training_uses_the_released_arithmetic() -> None:
+    rng = np.random.default_rng(2)
+    for seed in range(1000):
+        length, n = int(rng.integers(2, 600)), int(rng.integers(2, 33))
+        where = np.random.default_rng(seed).random()
+        clip_length = n * 8 * 30.0 / 30
+        start = where * max(length - clip_length, 0)
+        expected = torch.linspace(start, start + clip_length - 1, n).clamp(0, length - 1).long().tolist()
+        fps = sampling.average_fps(evenly(length))
+        assert fps == pytest.approx(30, rel=1e-12)
+        assert train_indices(interval(n, 8, "official"), evenly(length), np.random.default_rng(seed)) == expected
+
+        places = np.random.default_rng(seed).random(n)
+        edges = torch.linspace(0, length, n + 1)
+        drawn = [edges[i] + (edges[i + 1] - edges[i]) * float(places[i]) for i in range(n)]
+        expected = torch.stack(drawn).clamp(0, length - 1).round().long().tolist()
+        assert train_indices(segment(n, "official"), evenly(length), np.random.default_rng(seed)) == expected
+
+
+# --- literal lists ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "times", "view", "num_views", "expected"),
+    [
+        # official: a window of 64 frames is walked in steps of 9, so that the last sample is its last frame
+        (interval(mode="official"), evenly(64), 0, 1, [0, 9, 18, 27, 36, 45, 54, 63]),
+        (interval(mode="official"), evenly(300), 0, 1, [118, 127, 136, 145, 154, 163, 172, 181]),
+        (interval(mode="official"), evenly(300), 9, 10, [212, 221, 230, 239, 248, 257, 266, 275]),
+        (interval(16, 5, "official"), evenly(80), 0, 1, [0, 5, 10, 15, 21, 26, 31, 36, 42, 47, 52, 57, 63, 68, 73, 79]),
+        (interval(mode="official"), evenly(128, 60), 0, 1, [0, 18, 36, 54, 72, 90, 108, 127]),
+        (interval(mode="official"), evenly(20), 3, 10, [0, 9, 18, 19, 19, 19, 19, 19]),
+        (interval(mode="official", fps=None), evenly(64, 60), 0, 1, [0, 9, 18, 27, 36, 45, 54, 63]),
+        (interval(1, 8, "official"), evenly(50), 0, 1, [21]),
+        # exact: steps of 8; the middle, the first frame, the last
+        (interval(), evenly(64), 0, 1, [3, 11, 19, 27, 35, 43, 51, 59]),
+        (interval(), evenly(64), 0, 3, [0, 8, 16, 24, 32, 40, 48, 56]),
+        (interval(), evenly(64), 1, 3, [3, 11, 19, 27, 35, 43, 51, 59]),
+        (interval(), evenly(64), 2, 3, [7, 15, 23, 31, 39, 47, 55, 63]),
+        (interval(), evenly(300, 60), 0, 2, [0, 16, 32, 48, 64, 80, 96, 112]),
+        (interval(), evenly(300, 60), 1, 2, [187, 203, 219, 235, 251, 267, 283, 299]),
+        (interval(fps=None), evenly(64, 60), 0, 2, [0, 8, 16, 24, 32, 40, 48, 56]),
+        (interval(4, 10), evenly(100, 15), 0, 2, [0, 5, 10, 15]),
+        (interval(), evenly(20), 0, 1, [0, 8, 16, 19, 19, 19, 19, 19]),
+        (interval(), evenly(20), 1, 2, [0, 8, 16, 19, 19, 19, 19, 19]),
+        (interval(1), evenly(51), 0, 1, [25]),
+        (interval(4, 2.5), evenly(100), 0, 2, [0, 2, 5, 7]),
+        # segments
+        (segment(mode="official"), evenly(48), 0, 1, [3, 9, 15, 21, 27, 33, 39, 45]),
+        (segment(mode="official"), evenly(48), 0, 2, [3, 9, 15, 21, 27, 33, 39, 45]),
+        (segment(mode="official"), evenly(48), 1, 2, [6, 12, 18, 24, 30, 36, 42, 47]),
+        (segment(mode="official"), evenly(40), 0, 1, [2, 8, 12, 18, 22, 28, 32, 38]),  # halves to even
+        (segment(mode="official"), evenly(3), 0, 1, [0, 1, 1, 1, 2, 2, 2, 2]),
+        (segment(), evenly(48), 0, 1, [3, 9, 15, 21, 27, 33, 39, 45]),
+        (segment(), evenly(48), 0, 2, [1, 7, 13, 19, 25, 31, 37, 43]),
+        (segment(), evenly(48), 1, 2, [4, 10, 16, 22, 28, 34, 40, 46]),
+        (segment(), evenly(8), 0, 1, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (segment(), evenly(4), 0, 1, [0, 0, 1, 1, 2, 2, 3, 3]),
+        (segment(1), evenly(9), 0, 1, [4]),
+    ],
+)
+def test_literal_lists(spec: ClipSpec, times: Any, view: int, num_views: int, expected: list[int]) -> None:
+    assert view_indices(spec, times, view, num_views) == expected
+
+
+@pytest.mark.parametrize("spec", [interval(), interval(mode="official"), segment(), segment(mode="official")])
+def test_a_video_of_one_frame_is_repeated(spec: ClipSpec) -> None:
+    assert view_indices(spec, [0.0], 0, 1) == [0] * 8
+    assert train_indices(spec, [0.0], np.random.default_rng(0)) == [0] * 8
+
+
+def test_exact_follows_the_clock_where_the_rate_varies() -> None:
+    # 30 frames in the first second, then one a second: steps of one second find each of the slow frames
+    times = np.concatenate([np.arange(30) / 30, np.arange(1, 8)])
+    assert view_indices(interval(8, 30), times, 0, 1) == [0, 30, 31, 32, 33, 34, 35, 36]
+    # segments last one second each of the nearly 7.2: not four frames and a half each
+    assert view_indices(segment(7), times, 0, 1) == [15, 30, 31, 32, 33, 34, 35]
+
+
+@pytest.mark.parametrize("fps", [10.0, 24.0, 25.0, 30.0, 60.0, 30000 / 1001, 24000 / 1001])
+@pytest.mark.parametrize("spec", [interval(), interval(mode="official"), segment(), interval(fps=None)])
+def test_times_rounded_to_milliseconds_change_nothing(spec: ClipSpec, fps: float) -> None:
+    for length in (150, 299, 300, 1000):
+        for num_views in (1, 2, 10):
+            exact, rounded = evenly(length, fps), in_milliseconds(length, fps)
+            for view in range(num_views):
+                pairs = zip(
+                    view_indices(spec, exact, view, num_views),
+                    view_indices(spec, rounded, view, num_views),
+                    strict=True,
+                )
+                # Where a sample point falls between two frames, a millisecond may decide; never by more than one.
+                assert all(abs(a - b) <= (spec.mode == "exact") for a, b in pairs)
+    if spec.sampling == "interval" and spec.mode == "exact" and fps == 30.0:
+        assert view_indices(spec, in_milliseconds(300, fps), 0, 2) == list(range(0, 57, 8))
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["official", "exact"])
+@pytest.mark.parametrize("kind", ["interval", "segment"])
+def test_indices_are_in_the_video_and_never_decrease(kind: str, mode: str) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(500):
+        times = np.cumsum(rng.exponential(0.04, int(rng.integers(1, 200)))) + 1e-4
+        spec = ClipSpec(num_frames=int(rng.integers(1, 40)), sampling=kind, mode=mode)  # type: ignore[arg-type]
+        num_views = int(rng.integers(1, 5))
+        clips = [train_indices(spec, times, rng)]
+        clips += [view_indices(spec, times, view, num_views) for view in range(num_views)]
+        for clip in clips:
+            assert len(clip) == spec.num_frames
+            assert all(type(index) is int for index in clip)
+            assert clip == sorted(clip)
+            assert 0 <= clip[0] <= clip[-1] < len(times)
+
+
+def test_exact_views_reach_from_the_first_frame_to_the_last() -> None:
+    for length in (57, 100, 1234):
+        assert view_indices(interval(), evenly(length), 0, 10)[0] == 0
+        assert view_indices(interval(), evenly(length), 9, 10)[-1] == length - 1
+
+
+def test_exact_segment_views_are_all_different() -> None:
+    views = [view_indices(segment(), evenly(96), view, 4) for view in range(4)]
+    for part in range(8):
+        chosen = [view[part] for view in views]
+        assert len(set(chosen)) == 4
+        assert all(12 * part <= index < 12 * (part + 1) for index in chosen)
+
+
+def test_exact_training_starts_are_all_as_likely() -> None:
+    rng = np.random.default_rng(0)
+    starts = [train_indices(interval(), evenly(64), rng)[0] for _ in range(8000)]
+    counts = np.bincount(starts, minlength=8)
+    assert len(counts) == 8  # the clip spans 57 frames of 64
+    assert counts.min() > 850  # 1000 expected, standard deviation 30
+
+
+def test_training_takes_every_frame_of_every_segment() -> None:
+    rng = np.random.default_rng(0)
+    clips = np.array([train_indices(segment(4), evenly(16), rng) for _ in range(400)])
+    for part in range(4):
+        assert sorted(set(clips[:, part])) == [4 * part, 4 * part + 1, 4 * part + 2, 4 * part + 3]
+
+
+def test_training_is_the_generators_doing() -> None:
+    for spec in (interval(), interval(mode="official"), segment(), segment(mode="official")):
+        a = train_indices(spec, evenly(500), np.random.default_rng(7))
+        assert a == train_indices(spec, evenly(500), np.random.default_rng(7))
+        assert a != train_indices(spec, evenly(500), np.random.default_rng(8))
+
+
+def test_times_may_begin_anywhere() -> None:
+    assert view_indices(interval(), evenly(64) + 5, 0, 1) == view_indices(interval(), evenly(64), 0, 1)
+
+
+# --- the specification ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"num_frames": 0}, "num_frames=0 must be at least 1"),
+        ({"sampling": "dense"}, "sampling='dense' must be"),
+        ({"interval": 0}, "interval=0 must be a positive"),
+        ({"interval": float("nan")}, "interval=nan must be a positive"),
+        ({"fps": -1.0}, r"fps=-1.0 must be a positive rate, or None"),
+        ({"mode": "offical"}, "mode='offical' must be 'official' or 'exact'"),
+        ({"crop": 0}, "crop=0 must be at least 1 pixel"),
+        ({"crop": 300}, "crop=300 does not fit in short_side=256"),
+    ],
+)
+def test_a_field_out_of_range_is_named(fault: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        ClipSpec(**{"num_frames": 8, **fault})
+
+
+def test_a_specification_survives_json() -> None:
+    spec = ClipSpec(num_frames=16, interval=2.5, fps=None, mode="official")
+    assert ClipSpec(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
+def test_every_field_has_a_line_of_documentation() -> None:
+    from pathlib import Path
+
+    source = Path(sampling.__file__).read_text(encoding="utf-8")
+    for field in dataclasses.fields(ClipSpec):
+        line = source.index(f"\n    {field.name}: ")
+        assert source[line + 1 :].split("\n")[1].startswith('    """'), field.name
+
+
+def test_what_cannot_be_sampled_is_refused() -> None:
+    with pytest.raises(OptionError, match="at least one frame"):
+        view_indices(interval(), [], 0, 1)
+    with pytest.raises(OptionError, match="view=2 must be from 0 to num_views - 1 = 1"):
+        view_indices(interval(), evenly(10), 2, 2)

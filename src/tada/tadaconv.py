@@ -117,17 +117,19 @@ class TAdaConv2d(nn.Module):
         if num_frames is None:
             raise ValueError(f"x of shape {tuple(x.shape)} needs num_frames; or give clips [N, C, T, H, W]")
         alpha, beta = self._calibration(x, alpha, num_frames)
-        scale = frame_scale(alpha, x)  # [N*T, C or D, 1, 1]
         if self.calibrate == "in":
-            y = F.conv2d(x * scale, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
-        else:
-            y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups) * scale
+            x = x * frame_scale(alpha, x)
+        y = F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+        if self.calibrate == "out":
+            y = y * frame_scale(alpha, y)
         if self.bias is None:
             return y
-        bias = self.bias[:, None, None]
-        return y + (bias if beta is None else bias * frame_scale(beta, x))
+        bias = self.bias[:, None, None].to(y.dtype)
+        return y + (bias if beta is None else bias * frame_scale(beta, y))
 
     def _calibration(self, frames: Tensor, given: Tensor | Calibration | None, num_frames: int) -> Calibration:
+        if frames.shape[0] % num_frames:
+            raise ValueError(f"{num_frames = } should divide the {frames.shape[0]} frames of x")
         if given is None:
             if self.routing is None:
                 raise ValueError("give alpha [N, channels, T] with each call, or a Routing at construction")
@@ -140,6 +142,12 @@ class TAdaConv2d(nn.Module):
                 f"alpha of shape {tuple(calibration.alpha.shape)} should be {wanted}: [N, channels, T] of "
                 f"frames {tuple(frames.shape)}"
             )
+        if calibration.beta is not None:
+            wanted = (wanted[0], self.out_channels, num_frames)
+            if self.bias is None:
+                raise ValueError("beta scales a bias, and this convolution has none")
+            if calibration.beta.shape != wanted:
+                raise ValueError(f"beta of shape {tuple(calibration.beta.shape)} should be {wanted}: [N, D, T]")
         return calibration
 
     def _check_routing(self, routing: Routing, bias: bool) -> None:

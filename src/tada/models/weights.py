@@ -111,7 +111,7 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
                 f"{str(file)!r} does not fit {CARD_FILE}, which says {card.model}: {differences}; {_RENEW}"
             )
         model = create_model(card.model, num_classes=len(card.labels), num_frames=card.clip.num_frames, **card.options)
-    except (UnknownNameError, OptionError) as error:
+    except (UnknownNameError, OptionError, RuntimeError) as error:  # the last, where sizes pass all bounds
         raise CheckpointError(f"{str(folder / CARD_FILE)!r}: {error}; update tada, or {_RENEW}") from error
     model.load_state_dict(weights)
     return model.eval(), card

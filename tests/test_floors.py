@@ -1,0 +1,94 @@
+"""The architecture as a test: a module stands on a floor and imports only from the floors below it.
+
+A new module takes its place in ``FLOORS``. If an import breaks the rule, it is the module that has to move.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "tada"
+
+FLOORS = [
+    {"tada.errors", "tada.data", "tada.video"},
+    {"tada.tadaconv", "tada.video.sampling"},
+    {
+        "tada.data.annotations",
+        "tada.models.tada2d",
+        "tada.plots",
+        "tada.video.reader",
+        "tada.video.transforms",
+        "tada.video.writer",
+    },
+    {"tada.data.clips", "tada.data.motion", "tada.models", "tada.recipe"},
+    {"tada.models.weights"},
+    {"tada.predict", "tada.recognition"},
+    {"tada.evaluation", "tada.doctor"},
+    {"tada.quickstart"},
+    {"tada.cli"},
+    {"tada"},
+]
+FLOOR = {module: i for i, modules in enumerate(FLOORS) for module in modules}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+FILES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+def imported(path: Path) -> list[tuple[str, int]]:
+    """What a file imports from the package, at its top or inside functions, with the line."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(name.name, node.lineno) for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: write the whole name instead of the dots"
+            for name in node.names:
+                # ``from tada.models import weights`` means the module, ``create_model`` the package.
+                inner = f"{node.module}.{name.name}"
+                is_module = inner in FILES and node.module != "tada"
+                found.append((inner if is_module else str(node.module), node.lineno))
+    return [(name, line) for name, line in found if name.split(".")[0] == "tada"]
+
+
+def test_every_module_is_on_a_floor() -> None:
+    assert FILES.keys() - FLOOR.keys() == set(), "put each new module on a floor"
+    assert sum(len(modules) for modules in FLOORS) == len(FLOOR), "a module stands on one floor only"
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_imports_only_go_down(module: str) -> None:
+    for below, line in imported(FILES[module]):
+        where = f"{FILES[module].name}:{line}"
+        assert below != "tada", f"{where}: import from the module that defines it, not from tada"
+        assert below in FLOOR, f"{where}: {below} is no module of tada"
+        assert FLOOR[below] < FLOOR[module], f"{where}: {module} must not import {below}, which is on no lower floor"
+
+
+def test_an_import_upwards_is_seen(tmp_path: Path) -> None:
+    """The test of the test: imports in functions, of modules and of names in them."""
+    (tmp_path / "x.py").write_text(
+        "import os\nfrom tada import errors\n"
+        "def f():\n    import tada.cli\n    from tada.models import weights, create_model\n"
+    )
+    assert sorted(imported(tmp_path / "x.py")) == [
+        ("tada", 2),
+        ("tada.cli", 4),
+        ("tada.models", 5),
+        ("tada.models.weights", 5),
+    ]
+
+
+def test_what_the_command_line_reads_first_comes_without_torch() -> None:
+    code = "import sys, tada, tada.errors, tada.recipe, tada.data.annotations, tada.video.sampling; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"torch", "lightning", "matplotlib"} & set(loaded)

@@ -1,1 +1,70 @@
-"""x."""
+"""TAda: video understanding with temporally-adaptive convolutions.
+
+The names below are what a program needs; each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tada.errors import UserError
+    from tada.evaluation import Evaluation, evaluate
+    from tada.models import create_model, list_models
+    from tada.predict import Prediction, Recognizer, load
+    from tada.recipe import Recipe, load_recipe
+    from tada.recognition import train
+    from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
+    from tada.video.sampling import ClipSpec
+
+__version__ = version("tada-video")
+
+__all__ = [
+    "ClipSpec",
+    "Evaluation",
+    "Prediction",
+    "Recipe",
+    "Recognizer",
+    "Routing",
+    "TAdaConv2d",
+    "TemporalAggregation",
+    "UserError",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load",
+    "load_recipe",
+    "train",
+]
+
+_HOME = {
+    "ClipSpec": "tada.video.sampling",
+    "Evaluation": "tada.evaluation",
+    "Prediction": "tada.predict",
+    "Recipe": "tada.recipe",
+    "Recognizer": "tada.predict",
+    "Routing": "tada.tadaconv",
+    "TAdaConv2d": "tada.tadaconv",
+    "TemporalAggregation": "tada.tadaconv",
+    "UserError": "tada.errors",
+    "create_model": "tada.models",
+    "evaluate": "tada.evaluation",
+    "list_models": "tada.models",
+    "load": "tada.predict",
+    "load_recipe": "tada.recipe",
+    "train": "tada.recognition",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tada' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

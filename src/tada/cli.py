@@ -1,0 +1,336 @@
+"""The command line: reads arguments, calls the library, prints what came of it.
+
+Exit codes: 0 done; 1 done in part (some videos could not be read, something is missing); 2 a mistake in what was
+asked, said in one line; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from rich.markup import escape
+
+from tada.errors import UserError, VideoError
+from tada.recipe import Recipe, find_recipe, load_recipe, named_recipes
+
+if TYPE_CHECKING:
+    from tada.predict import Prediction
+
+Command = tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code says how it went."""
+    parser, commands = _parser()
+    try:
+        parsed = parser.parse_args(_normalised(sys.argv[1:] if arguments is None else arguments))
+        name = parsed.command
+        run = commands[name][1]
+        return run(parsed[name])
+    except ArgumentError as error:
+        message = " ".join(str(error.message).split())
+    except UserError as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        print("tada: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        sys.stdout = None  # nothing is left to flush
+        return 0
+    print(f"tada: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser() -> tuple[ArgumentParser, dict[str, Command]]:
+    commands: dict[str, Command] = {
+        "quickstart": (_quickstart_arguments, _quickstart),
+        "train": (_train_arguments, _train),
+        "evaluate": (_evaluate_arguments, _evaluate),
+        "predict": (_predict_arguments, _predict),
+        "models": (_models_arguments, _models),
+        "recipes": (_recipes_arguments, _recipes),
+        "doctor": (_doctor_arguments, _doctor),
+    }
+    parser = ArgumentParser(
+        prog="tada",
+        description="Understand video with temporally-adaptive convolutions (TAdaConv).",
+        exit_on_error=False,
+        allow_abbrev=False,
+        version=_version(),
+    )
+    subcommands = parser.add_subcommands(dest="command", required=True, metavar="COMMAND")
+    for name, (add_arguments, run) in commands.items():
+        assert run.__doc__ is not None
+        own = ArgumentParser(description=run.__doc__, exit_on_error=False, allow_abbrev=False)
+        add_arguments(own)
+        subcommands.add_subcommand(name, own, help=run.__doc__.splitlines()[0])
+    return parser, commands
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("tada-video")
+
+
+def _normalised(arguments: Sequence[str]) -> list[str]:
+    """Let recipe fields be written with dashes, and read the recipe before the options that change it.
+
+    A run that is resumed brings its own recipe.
+    """
+    names = {field.name for field in fields(Recipe)}
+    recipe: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option, equals, value = argument.partition("=")
+        field = option.removeprefix("--").replace("-", "_")
+        if option == "--recipe":
+            recipe = [argument] if equals else [argument, *islice(rest, 1)]
+        elif option == "--resume":
+            run = value if equals else next(rest, "")
+            others += ["--resume", run]
+            recipe = recipe or ["--recipe", str(Path(run) / "recipe.yaml")]
+        elif option.startswith("--") and field.split(".")[0] in names:
+            others.append(f"--{field}{equals}{value}")
+        else:
+            others.append(argument)
+    return others[:1] + recipe + others[1:]
+
+
+# --- train ---
+
+
+class _RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is not typed
+    """``--recipe NAME``: the fields of a recipe that comes with tada, or of a YAML file."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            path = find_recipe(str(values))
+        except UserError as error:
+            raise ArgumentError(self, str(error)) from error
+        super().__call__(parser, cfg, str(path), option_string)
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("data", type=Path, help="a folder of class folders, or a CSV: path,label[,split][,group]")
+    parser.add_argument("--out", type=Path, default=Path("runs/train"), help="the folder of the new run")
+    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="continue this run, which was interrupted")
+    parser.add_argument("--recipe", action=_RecipeFile, metavar="NAME", help="one of `tada recipes`, or a YAML file")
+    parser.add_argument("--root", type=Path | None, default=None, help="the folder that paths in a CSV start from")
+    parser.add_argument("--val-fraction", type=float, default=0.2, help="part of each class held out for validation")
+    parser.add_argument("--val-groups", type=str, default="", help="or: hold out these groups of the CSV, as A,B")
+    parser.add_argument("--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may turn out unreadable")
+    parser.add_argument("--num-workers", type=NonNegativeInt | None, default=None, help="processes that decode videos")
+    parser.add_argument("--save-every-steps", type=PositiveInt | None, help="steps between states to resume from")
+    parser.add_class_arguments(Recipe)
+
+
+def _train(options: Namespace) -> int:
+    """Train a model on your videos."""
+    from tada.recognition import train
+
+    result = train(
+        Recipe(**{field.name: options[field.name] for field in fields(Recipe)}),
+        options.data,
+        options.resume or options.out,
+        root=options.root,
+        val_fraction=options.val_fraction,
+        val_groups=[group for group in options.val_groups.split(",") if group],
+        resume=options.resume is not None,
+        skip_unreadable=options.skip_unreadable,
+        num_workers=options.num_workers,
+        save_every_steps=options.save_every_steps,
+        show_progress=sys.stderr.isatty(),
+    )
+    print(f"trained in {result.seconds:.0f} s; next:")
+    print(f"  tada evaluate {result.run} {options.data}")
+    print(f"  tada predict {result.run} VIDEO")
+    return 0
+
+
+# --- evaluate ---
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("data", type=Path, help="a folder of class folders, or a CSV: path,label[,split]")
+    parser.add_argument("--views", type=str, default="1x1", help="clips x crops of each video, such as 10x3")
+    parser.add_argument("--split", type=str | None, default=None, help="the part of DATA to test on")
+    parser.add_argument("--root", type=Path | None, default=None, help="the folder that paths in a CSV start from")
+    parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
+    parser.add_argument("--num-workers", type=NonNegativeInt | None, default=None, help="processes that decode videos")
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU by default, if any")
+
+
+def _evaluate(options: Namespace) -> int:
+    """Test a trained model on videos it has not seen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tada.data.clips import Views
+    from tada.evaluation import evaluate
+
+    result = evaluate(
+        options.run,
+        options.data,
+        root=options.root,
+        split=options.split,
+        views=Views.parse(options.views),
+        num_workers=options.num_workers,
+        device=options.device,
+        show_progress=sys.stderr.isatty(),
+    )
+    out = options.out or options.run / "evaluation"
+    result.save(out)
+    table = Table("class", "top-1", "videos")
+    for label, (top1, count) in result.per_class().items():
+        table.add_row(label, f"{top1:.3f}", str(count))
+    Console().print(table)
+    read, meant = len(result.paths), len(result.paths) + len(result.unreadable)
+    print(f"top-1 {result.accuracy(1):.4f}   top-5 {result.accuracy(5):.4f}   {read} of {meant} videos")
+    print(f"the report is in {out}: evaluation.json, scores.csv, confusion.png")
+    for failure in result.unreadable:
+        print(f"tada: not tested: {failure.message}", file=sys.stderr)
+    return 1 if result.unreadable else 0
+
+
+# --- predict ---
+
+
+def _predict_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="the folder of a run, or weights that ship with tada: tada2d_tiny_motion")
+    parser.add_argument("videos", type=list[str], nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
+    parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
+    parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
+    parser.add_argument("--clips", type=int | None, default=None, help="clips spread over a video or window")
+    parser.add_argument("--window-seconds", type=float | None, default=None, help="cut videos into windows this long")
+    parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one picture of each video")
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU by default, if any")
+
+
+def _predict(options: Namespace) -> int:
+    """Say what happens in videos."""
+    from tada.predict import find_videos, load, predictions_csv, predictions_json
+
+    recognizer = load(options.run, device=options.device)
+    paths = find_videos(options.videos)
+    predictions, failures = [], []
+    for path in paths:
+        try:
+            prediction = recognizer.predict(path, num_clips=options.clips, window_seconds=options.window_seconds)
+        except VideoError as error:
+            failures.append(str(error))
+        else:
+            predictions.append(prediction)
+            if options.plots is not None:
+                prediction.plot(options.plots / f"{Path(path).stem}.png")
+    if options.format == "json":
+        print(predictions_json(predictions, options.top))
+    elif options.format == "csv":
+        print(predictions_csv(predictions, options.top), end="")
+    else:
+        _print_predictions(predictions, options.top)
+    for failure in failures:
+        print(f"tada: no prediction: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _print_predictions(predictions: Sequence[Prediction], top: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("video", "seconds", "what happens")
+    for prediction in predictions:
+        table.add_row(escape(prediction.path), "all", _scores_text(prediction.top(top)))
+        if len(prediction.clips) > 1:
+            for clip in prediction.clips:
+                when = f"{clip.start_seconds:.1f}-{clip.end_seconds:.1f}"
+                table.add_row("", when, _scores_text(prediction.top(top, clip)))
+    Console().print(table)
+
+
+def _scores_text(scores: Sequence[tuple[str, float]]) -> str:
+    return "  ".join(f"{escape(label)} {score:.2f}" for label, score in scores)
+
+
+# --- quickstart, models, recipes, doctor ---
+
+
+def _quickstart_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="a new folder for everything it makes")
+    parser.add_argument("--seed", type=int, default=0, help="decides the videos and the training")
+
+
+def _quickstart(options: Namespace) -> int:
+    """See it work: videos of motion are made, two models learn them, and are tested. Takes a few minutes."""
+    from tada.quickstart import quickstart
+
+    quickstart(options.out, seed=options.seed, show_progress=sys.stderr.isatty())
+    return 0
+
+
+def _models_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("pattern", type=str, nargs="?", default="*", help="such as 'tada2d*'")
+
+
+def _models(options: Namespace) -> int:
+    """List the models, with their size."""
+    import torch
+
+    from tada.models import create_model, list_models
+    from tada.models.weights import packaged_names
+
+    names = list_models(options.pattern)
+    if not names:
+        raise UserError(f"no model's name fits {options.pattern!r}; `tada models` lists all")
+    for name in names:
+        with torch.device("meta"):
+            model = create_model(name)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        weights = ", ".join(packed for packed in packaged_names() if packed.startswith(f"{name}_"))
+        print(f"{name:<16}{millions:7.2f} M parameters (400 classes)  {weights}".rstrip())
+    return 0
+
+
+def _recipes_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("name", type=str, nargs="?", default=None, help="print this one as YAML")
+
+
+def _recipes(options: Namespace) -> int:
+    """List the recipes that come with tada, or print one."""
+    if options.name is not None:
+        print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
+        return 0
+    for name, path in named_recipes().items():
+        recipe = load_recipe(name)
+        first_line = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        print(f"{name:<16}{recipe.model:<14}{first_line}")
+    return 0
+
+
+def _doctor_arguments(parser: ArgumentParser) -> None:
+    pass
+
+
+def _doctor(options: Namespace) -> int:
+    """Check this machine: versions, devices, codecs, and what is missing."""
+    from tada.doctor import examine
+
+    checks = examine()
+    for check in checks:
+        print(f"{'ok     ' if check.fine else 'MISSING'}  {check.name:<22}{check.found}")
+        if check.remedy:
+            print(f"         {'':<22}-> {check.remedy}")
+    return 0 if all(check.fine or check.optional for check in checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

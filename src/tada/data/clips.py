@@ -1,0 +1,297 @@
+"""From a table of videos to batches: training clips, and the views of a test.
+
+Which frames, which crop, flipped or not: every choice is a function of (seed, epoch, sample), so that the number of
+worker processes changes nothing and a run that was stopped goes on where it was. A video that cannot be read comes
+back as a value with its error; what to do about it is decided by the caller, never here in silence.
+
+Shapes: N clips or videos, V views of a video, T frames, H x W pixels. Clips stay uint8 [T, H, W, 3] up to the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tada.data.annotations import LabelledVideo, VideoTable
+from tada.errors import DataError, OptionError, VideoError
+from tada.video.reader import open_video
+from tada.video.sampling import ClipSpec, train_indices, view_indices
+from tada.video.transforms import flip_swaps, jitter_and_crop, random_flip, test_crops
+
+
+class Unreadable(NamedTuple):
+    """A video that could not be read, and why."""
+
+    path: str
+    message: str
+
+
+class Batch(NamedTuple):
+    """Training clips of one step on one device."""
+
+    clips: Tensor
+    """uint8 [N, T, H, W, 3]"""
+    labels: Tensor
+    """int64 [N]"""
+    unreadable: list[Unreadable]
+    """Videos met on the way that could not be read; others stand in for them."""
+
+
+class ViewBatch(NamedTuple):
+    """All views of some test videos."""
+
+    indices: Tensor
+    """int64 [N], the videos' places in the table"""
+    labels: Tensor
+    """int64 [N]"""
+    views: Tensor
+    """uint8 [N, V, T, H, W, 3]"""
+    unreadable: list[Unreadable]
+    """Videos of the same part of the table that are not among the N, because they could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """What is drawn anew each time a training clip is shown."""
+
+    short_side_range: tuple[int, int]
+    """Range of the short side before cropping, in pixels."""
+    flip_probability: float
+    """How often a clip is mirrored."""
+    flip_swaps: dict[int, int | None]
+    """The label of a mirrored clip, for classes that change; None for classes that are not mirrored."""
+
+    @classmethod
+    def of_labels(
+        cls, labels: Sequence[str], *, short_side_range: tuple[int, int], flip_probability: float
+    ) -> Augmentation:
+        """Take from the class names which of them a mirror swaps."""
+        swaps = flip_swaps(labels) if flip_probability else {}
+        return cls(short_side_range=short_side_range, flip_probability=flip_probability, flip_swaps=swaps)
+
+    def __call__(self, clip: Tensor, label: int, spec: ClipSpec, rng: np.random.Generator) -> tuple[Tensor, int]:
+        """Uint8 [T, H, W, 3] of any size -> [T, crop, crop, 3], and its label."""
+        clip = jitter_and_crop(
+            clip, short_side_range=self.short_side_range, crop=spec.crop, antialias=spec.antialias, rng=rng
+        )
+        return random_flip(clip, label, probability=self.flip_probability, swaps=self.flip_swaps, rng=rng)
+
+
+class TrainingClips(Dataset[tuple[Tensor, int, list[Unreadable]]]):
+    """One augmented clip of each video, another one in each epoch.
+
+    A video that cannot be read is replaced by one drawn from (seed, epoch, sample), so that resuming draws the same;
+    the failures come along with the clip.
+    """
+
+    def __init__(self, table: VideoTable, spec: ClipSpec, augmentation: Augmentation, *, seed: int) -> None:
+        self.videos = table.videos
+        self.spec = spec
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, list[Unreadable]]:
+        """The clip of (epoch, sample), its label, and the videos that failed before one could be read.
+
+        Raises:
+            DataError: ten videos in a row could not be read.
+        """
+        epoch, sample = key
+        rng = np.random.default_rng((self.seed, epoch, sample))
+        failures = []
+        for _ in range(10):
+            video = self.videos[sample]
+            try:
+                clip, label = self._clip(video, rng)
+            except VideoError as error:
+                failures.append(Unreadable(video.path, str(error)))
+                sample = int(rng.integers(len(self.videos)))
+            else:
+                return clip, label, failures
+        raise DataError(f"ten videos in a row could not be read; the last: {failures[-1].message}")
+
+    def _clip(self, video: LabelledVideo, rng: np.random.Generator) -> tuple[Tensor, int]:
+        with open_video(video.path) as reader:
+            frames = reader.frames(train_indices(self.spec, reader.times_seconds, rng))
+        return self.augmentation(torch.from_numpy(frames), video.label, self.spec, rng)
+
+
+class ResumableBatches(Sampler[list[tuple[int, int]]]):
+    """The keys (epoch, sample) of batches, epoch after epoch, in an order that only the seed decides.
+
+    A batch comes in ``accumulate`` parts. ``epoch`` and ``first_part`` say where the next iteration starts. Clips that
+    do not fill a batch are left out, others in each epoch.
+    """
+
+    def __init__(self, num_samples: int, *, batch_size: int, accumulate: int = 1, seed: int) -> None:
+        if num_samples < batch_size:
+            raise DataError(
+                f"{num_samples} training videos do not fill a batch of {batch_size}: "
+                f"lower batch_size to {num_samples} or less"
+            )
+        self.num_samples = num_samples
+        self.part_size = batch_size // accumulate
+        self.num_parts = num_samples // batch_size * accumulate
+        self.seed = seed
+        self.epoch = 0
+        self.first_part = 0
+
+    def __len__(self) -> int:
+        """Parts of a whole epoch."""
+        return self.num_parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
+        for part in range(self.first_part, self.num_parts):
+            samples = order[part * self.part_size : (part + 1) * self.part_size]
+            yield [(self.epoch, int(sample)) for sample in samples]
+
+
+class ResumableLoader(DataLoader[Any]):
+    """Training batches; its state says how many of which epoch have been handed out.
+
+    The state counts what the loop has received, not what the workers have prepared ahead, and does not depend on the
+    number of workers.
+    """
+
+    def __init__(self, clips: TrainingClips, batches: ResumableBatches, *, num_workers: int) -> None:
+        super().__init__(
+            clips,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=collate_clips,
+            persistent_workers=num_workers > 0,
+        )
+        self.batches = batches
+        self.received = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator serves, and counts
+        self.received = self.batches.first_part
+        for batch in super().__iter__():
+            self.received += 1
+            if self.received == len(self.batches):
+                # The state saved during the last step already points at the next epoch.
+                self.batches.epoch += 1
+                self.batches.first_part = 0
+                self.received = 0
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch lies."""
+        return {"epoch": self.batches.epoch, "part": self.received}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let the next iteration start there."""
+        self.batches.epoch = state["epoch"]
+        self.batches.first_part = state["part"]
+
+
+def collate_clips(samples: Sequence[tuple[Tensor, int, list[Unreadable]]]) -> Batch:
+    """Stack clips of one size."""
+    clips, labels, failures = zip(*samples, strict=True)
+    return Batch(torch.stack(clips), torch.tensor(labels), [failure for some in failures for failure in some])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Views:
+    """How a video is looked at in a test: ``num_clips`` in time, each with ``num_crops`` in space."""
+
+    num_clips: int = 1
+    num_crops: Literal[1, 3] = 1
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for counts that no protocol has."""
+        if self.num_clips < 1 or self.num_crops not in (1, 3):
+            raise OptionError(f"views {self.num_clips}x{self.num_crops}: one clip or more, with 1 or 3 crops of each")
+
+    @classmethod
+    def parse(cls, text: str) -> Views:
+        """Read "10x3": ten clips with three crops each."""
+        clips, x, crops = text.partition("x")
+        if not (x and clips.isdecimal() and crops.isdecimal()):
+            raise OptionError(f"views {text!r} should be CLIPSxCROPS, such as 1x1 or 10x3")
+        return cls(num_clips=int(clips), num_crops=int(crops))  # type: ignore[arg-type]  # checked above
+
+    def __str__(self) -> str:
+        return f"{self.num_clips}x{self.num_crops}"
+
+
+def read_views(path: str, spec: ClipSpec, views: Views) -> Tensor:
+    """Every view of a video, decoded once: uint8 [V, T, crop, crop, 3], the crops of a clip beside each other.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    with open_video(path) as reader:
+        clips = [view_indices(spec, reader.times_seconds, i, views.num_clips) for i in range(views.num_clips)]
+        wanted = sorted({index for clip in clips for index in clip})
+        frames = torch.from_numpy(reader.frames(wanted))
+    place = {index: i for i, index in enumerate(wanted)}
+    crops = [
+        crop
+        for clip in clips
+        for crop in test_crops(
+            frames[[place[index] for index in clip]],
+            short_side=spec.short_side,
+            crop=spec.crop,
+            num_crops=views.num_crops,
+            antialias=spec.antialias,
+        )
+    ]
+    return torch.stack(crops)
+
+
+class TestVideos(Dataset[tuple[int, int, Tensor | Unreadable]]):
+    """The views of each video of a table, in its order, or why there are none."""
+
+    __test__ = False  # not a test case, though pytest would think so
+
+    def __init__(self, table: VideoTable, spec: ClipSpec, views: Views) -> None:
+        self.videos = table.videos
+        self.spec = spec
+        self.views = views
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> tuple[int, int, Tensor | Unreadable]:
+        video = self.videos[index]
+        try:
+            return index, video.label, read_views(video.path, self.spec, self.views)
+        except VideoError as error:
+            return index, video.label, Unreadable(video.path, str(error))
+
+
+def test_loader(videos: TestVideos, *, clips_per_batch: int, num_workers: int) -> DataLoader[Any]:
+    """Every video once, in order, decoded by worker processes; as many at a time as make up ``clips_per_batch``."""
+    views = videos.views.num_clips * videos.views.num_crops
+    return DataLoader(
+        videos,
+        batch_size=max(1, clips_per_batch // views),
+        num_workers=num_workers,
+        collate_fn=collate_views,
+        persistent_workers=num_workers > 0,
+    )
+
+
+test_loader.__test__ = False  # type: ignore[attr-defined]
+
+
+def collate_views(samples: Sequence[tuple[int, int, Tensor | Unreadable]]) -> ViewBatch:
+    """Stack the videos that could be read; list the others."""
+    readable = [(index, label, views) for index, label, views in samples if isinstance(views, Tensor)]
+    return ViewBatch(
+        torch.tensor([index for index, _, _ in readable], dtype=torch.int64),
+        torch.tensor([label for _, label, _ in readable], dtype=torch.int64),
+        torch.stack([views for _, _, views in readable]) if readable else torch.empty(0, dtype=torch.uint8),
+        [views for _, _, views in samples if isinstance(views, Unreadable)],
+    )

@@ -1,0 +1,103 @@
+"""Pictures of results, as PNG files. Matplotlib is loaded when the first is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def save_confusion_matrix(confusion: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:
+    """Draw how often each class (row) was taken for each class (column), as parts of the row.
+
+    Args:
+        confusion: [K, K] counts.
+        labels: [K] class names. With more than forty, names and numbers are left out of the picture.
+    """
+    k = len(labels)
+    named = k <= 40
+    side = min(4 + 0.45 * k, 24) if named else 14.0
+    figure = _figure(side + 1, side)
+    axes = figure.subplots()
+    counts = confusion.sum(1, keepdims=True)
+    parts = confusion / np.maximum(counts, 1)
+    image = axes.imshow(parts, vmin=0, vmax=1, cmap="Blues")
+    figure.colorbar(image, ax=axes, fraction=0.04, label="part of the class's videos")
+    axes.set(xlabel="predicted", ylabel="true", title=f"{int(np.trace(confusion))} of {int(counts.sum())} right")
+    if named:
+        axes.set_xticks(range(k), labels, rotation=45, ha="right")
+        axes.set_yticks(range(k), labels)
+        for i, j in zip(*np.nonzero(confusion), strict=True):
+            colour = "white" if parts[i, j] > 0.5 else "black"
+            axes.text(j, i, str(confusion[i, j]), ha="center", va="center", color=colour, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def save_prediction(
+    frames: NDArray[np.uint8],
+    times_seconds: Sequence[float],
+    scores: Sequence[tuple[str, float]],
+    path: Path,
+    *,
+    title: str = "",
+) -> None:
+    """Draw some frames of a video in a row, and under them the classes that the model found.
+
+    Args:
+        frames: [F, H, W, 3].
+        times_seconds: [F], when each is shown.
+        scores: (label, probability), best first.
+    """
+    count = len(frames)
+    figure = _figure(max(1.6 * count, 6), 1.9 + 0.3 * len(scores) + 1.2)
+    rows = figure.add_gridspec(2, count, height_ratios=[1.9, 0.3 * len(scores) + 0.6])
+    for i in range(count):
+        axes = figure.add_subplot(rows[0, i])
+        axes.imshow(frames[i])
+        axes.set_title(f"{times_seconds[i]:.2f} s", fontsize=9)
+        axes.axis("off")
+    axes = figure.add_subplot(rows[1, :])
+    labels = [label for label, _ in scores]
+    bars = axes.barh(range(len(scores)), [score for _, score in scores], color="#3273a8")
+    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.set_yticks(range(len(scores)), labels)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.1), xlabel="probability")
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def save_comparison(per_class: Mapping[str, Mapping[str, float]], path: Path, *, title: str = "") -> None:
+    """Draw the accuracy of several models on every class, side by side.
+
+    Args:
+        per_class: for each model its accuracy by class; all models have the same classes.
+    """
+    models = list(per_class)
+    labels = list(per_class[models[0]])
+    figure = _figure(2 + 1.1 * len(labels), 4)
+    axes = figure.subplots()
+    width = 0.8 / len(models)
+    for i, model in enumerate(models):
+        places = np.arange(len(labels)) - 0.4 + (i + 0.5) * width
+        axes.bar(places, [per_class[model][label] for label in labels], width, label=model)
+    axes.set_xticks(range(len(labels)), labels, rotation=20)
+    axes.set(ylim=(0, 1.05), ylabel="top-1 accuracy", title=title)
+    axes.legend(loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def _figure(width_inches: float, height_inches: float) -> Figure:
+    # A figure of its own, not pyplot's: it needs no display and is freed with its last reference.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width_inches, height_inches), layout="constrained")

@@ -1,0 +1,255 @@
+"""From a video file to an answer: which actions, how sure, and when.
+
+Shapes: V views of a video, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tada.data.annotations import VIDEO_EXTENSIONS
+from tada.errors import OptionError, VideoNotFoundError
+from tada.models.weights import ModelCard, load_model, packaged, packaged_names
+from tada.plots import save_prediction
+from tada.video.reader import Video, open_video
+from tada.video.sampling import ClipSpec, view_indices
+from tada.video.transforms import normalise, test_crops
+
+MAX_CLIPS = 10
+"""Clips that a prediction spreads over a long video unless told otherwise, as in the papers' tests."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipScores:
+    """What the model says of one clip of a video."""
+
+    start_seconds: float
+    """When the clip's first frame is shown, from the video's first frame."""
+    end_seconds: float
+    """When its last frame is shown."""
+    scores: tuple[float, ...]
+    """Probability of each class."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What the model says of a video: the mean over its clips."""
+
+    path: str
+    labels: tuple[str, ...]
+    """Class names."""
+    scores: tuple[float, ...]
+    """Probability of each class, in the order of ``labels``."""
+    clips: tuple[ClipScores, ...]
+    """The same for each clip, in the order of time."""
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.top(1)[0][0]
+
+    def top(self, count: int = 5, clip: ClipScores | None = None) -> list[tuple[str, float]]:
+        """The ``count`` most probable classes of the video, or of one clip, and their scores, best first."""
+        scores = self.scores if clip is None else clip.scores
+        return sorted(zip(self.labels, scores, strict=True), key=lambda pair: -pair[1])[:count]
+
+    def as_dict(self, count: int = 5) -> dict[str, Any]:
+        """Plain values for JSON: the best classes of the video and of each clip."""
+        return {
+            "video": self.path,
+            "label": self.label,
+            "scores": dict(self.top(count)),
+            "clips": [
+                {
+                    "start_seconds": round(clip.start_seconds, 3),
+                    "end_seconds": round(clip.end_seconds, 3),
+                    "scores": dict(self.top(count, clip)),
+                }
+                for clip in self.clips
+            ],
+        }
+
+    def plot(self, picture: Path, *, num_frames: int = 8, count: int = 5) -> None:
+        """Draw frames of the video and its most probable classes, as a PNG file.
+
+        Raises:
+            VideoError: the video cannot be read any more.
+        """
+        with open_video(self.path) as reader:
+            times = reader.times_seconds
+            indices = sorted({int(i) for i in np.linspace(0, len(times) - 1, num_frames)})
+            frames = reader.frames(indices)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        title = Path(self.path).name
+        save_prediction(frames, [float(times[i]) for i in indices], self.top(count), picture, title=title)
+
+
+def predictions_json(predictions: Sequence[Prediction], count: int = 5) -> str:
+    """A JSON list, one entry for each video."""
+    return json.dumps([prediction.as_dict(count) for prediction in predictions], indent=2)
+
+
+def predictions_csv(predictions: Sequence[Prediction], count: int = 5) -> str:
+    """One row for each video and class: video, rank, label, score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video", "rank", "label", "score"])
+    for prediction in predictions:
+        for rank, (label, score) in enumerate(prediction.top(count), start=1):
+            writer.writerow([_cell(prediction.path), rank, _cell(label), f"{score:.6f}"])
+    return text.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Keep a spreadsheet from running a name as a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+class Recognizer:
+    """A trained model with all it needs to read a video: its labels and its clip specification.
+
+    Attributes:
+        model: clips [N, 3, T, H, W] -> logits [N, K], in evaluation mode.
+        card: labels, clip specification and origin of the weights.
+    """
+
+    def __init__(self, model: nn.Module, card: ModelCard, *, device: str | torch.device | None = None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model = model.to(self.device).eval()
+        self.card = card
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return self.card.labels
+
+    @property
+    def clip(self) -> ClipSpec:
+        """Which frames make a clip, and how large they are."""
+        return self.card.clip
+
+    @torch.inference_mode()
+    def scores(self, views: Tensor) -> Tensor:
+        """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU."""
+        logits: Tensor = self.model(normalise(views.to(self.device)))
+        return logits.float().softmax(1).cpu()
+
+    def predict(
+        self,
+        video: str | PathLike[str],
+        *,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+    ) -> Prediction:
+        """Say what happens in a video.
+
+        Args:
+            num_clips: clips spread over the video, or over each window. By default one for each span that a clip
+                covers, at most ten; a clip of segments covers the whole video, so one.
+            window_seconds: cut the video into windows of this length and treat each as a video of its own, for
+                models whose clips are segments and for videos in which one thing follows another.
+
+        Raises:
+            VideoError: the video cannot be read.
+            OptionError: an argument out of its range.
+        """
+        if num_clips is not None and num_clips < 1:
+            raise OptionError(f"{num_clips = } should be at least 1")
+        if window_seconds is not None and not window_seconds > 0:
+            raise OptionError(f"{window_seconds = } should be more than 0")
+        with open_video(video) as reader:
+            clips = _choose_clips(reader, self.clip, num_clips, window_seconds)
+            found = [self._score_clip(reader, indices) for indices in clips]
+        mean = torch.tensor([clip.scores for clip in found]).mean(0)
+        return Prediction(path=fspath(video), labels=self.labels, scores=tuple(mean.tolist()), clips=tuple(found))
+
+    def _score_clip(self, reader: Video, indices: list[int]) -> ClipScores:
+        views = test_crops(
+            torch.from_numpy(reader.frames(indices)),
+            short_side=self.clip.short_side,
+            crop=self.clip.crop,
+            num_crops=1,
+            antialias=self.clip.antialias,
+        )
+        return ClipScores(
+            start_seconds=float(reader.times_seconds[indices[0]]),
+            end_seconds=float(reader.times_seconds[indices[-1]]),
+            scores=tuple(self.scores(torch.stack(views))[0].tolist()),
+        )
+
+
+def _choose_clips(
+    reader: Video, spec: ClipSpec, num_clips: int | None, window_seconds: float | None
+) -> list[list[int]]:
+    """The frames of every clip, in the order of time."""
+    times = reader.times_seconds
+    windows = [(0, len(times))]
+    if window_seconds is not None:
+        count = max(1, math.ceil(reader.info.duration_seconds / window_seconds))
+        edges = [int((times < i * window_seconds).sum()) for i in range(count)] + [len(times)]
+        windows = [(a, b) for a, b in pairwise(edges) if b > a]
+    clips = []
+    for first, end in windows:
+        own_times = times[first:end] - times[first]
+        count = num_clips or _clips_that_cover(spec, float(own_times[-1]))
+        for i in range(count):
+            clips.append([first + index for index in view_indices(spec, own_times, i, count)])
+    return clips
+
+
+def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:
+    if spec.sampling == "segment" or spec.fps is None:
+        return 1
+    span_seconds = spec.num_frames * spec.interval / spec.fps
+    return min(max(1, math.ceil(seconds / span_seconds)), MAX_CLIPS)
+
+
+def load(run: str | PathLike[str], *, device: str | None = None) -> Recognizer:
+    """Load a trained model: the folder of a run, or the name of weights that ship with tada.
+
+    Args:
+        device: "cpu", "cuda", ...; by default a GPU where there is one.
+
+    Raises:
+        CheckpointError: the folder holds no model, or a damaged one.
+    """
+    name = fspath(run)
+    folder = packaged(name) if name in packaged_names() and not Path(name).exists() else Path(name)
+    model, card = load_model(folder)
+    return Recognizer(model, card, device=device)
+
+
+def find_videos(names: Sequence[str]) -> list[str]:
+    """The video files that names mean: files as they are, folders with all they hold, patterns such as ``a/*.mp4``.
+
+    Raises:
+        VideoNotFoundError: a name means no file, a folder or a pattern no video.
+    """
+    found: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            files = [str(p) for p in sorted(path.rglob("*")) if p.suffix.lower() in VIDEO_EXTENSIONS]
+        elif path.exists() or not glob.has_magic(name):
+            files = [name]  # a file that does not exist is refused when it is opened, like any other fault of it
+        else:
+            files = sorted(glob.glob(name, recursive=True))
+        if not files:
+            kind = "no video lies in the folder" if path.is_dir() else "no file fits the pattern"
+            raise VideoNotFoundError(f"{kind} {name!r}; videos end in {', '.join(sorted(VIDEO_EXTENSIONS))}", name)
+        found += files
+    return list(dict.fromkeys(found))

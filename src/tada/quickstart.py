@@ -1,0 +1,84 @@
+"""The quickstart: from nothing to two trained models, their test and an answer, on videos it draws itself.
+
+Eight classes of motion, four pairs that are each other's time reversal: no single frame, and no set of frames without
+their order, tells the two of a pair apart. A network that averages frames (TSN) can be right on half of the videos;
+one that sees order (TAda2D) can learn all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tada.data.motion import MOTIONS, write_motion_videos
+from tada.errors import OptionError
+from tada.evaluation import evaluate
+from tada.plots import save_comparison
+from tada.predict import load
+from tada.recipe import load_recipe
+from tada.recognition import train
+
+MODELS = {"tada2d": "tada2d_tiny", "tsn": "tsn_tiny"}
+"""The network and its twin that averages frames, by their names in the result."""
+
+
+def quickstart(
+    out: Path,
+    *,
+    seed: int = 0,
+    train_videos_per_class: int = 80,
+    test_videos_per_class: int = 20,
+    epochs: int | None = None,
+    show_progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Draw videos, train both models with the same recipe, test them on unseen videos, predict one.
+
+    Args:
+        out: a new or empty folder. It receives videos/, one run for each model, comparison.png, prediction.png and
+            result.json.
+        epochs: by default those of the recipe ``quickstart``.
+
+    Returns:
+        What result.json holds: for each model top1 and seconds (training), and more beside them.
+
+    Raises:
+        OptionError: ``out`` is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise OptionError(f"{out} is not empty: choose another folder with --out, or remove it")
+    started = time.perf_counter()
+    say(f"drawing {len(MOTIONS) * (train_videos_per_class + test_videos_per_class)} videos of {', '.join(MOTIONS)}")
+    write_motion_videos(out / "videos" / "train", videos_per_class=train_videos_per_class, seed=2 * seed)
+    write_motion_videos(out / "videos" / "test", videos_per_class=test_videos_per_class, seed=2 * seed + 1)
+
+    recipe = load_recipe("quickstart", seed=seed)
+    if epochs is not None:
+        recipe = replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs))
+    result: dict[str, Any] = {}
+    per_class = {}
+    for name, model in MODELS.items():
+        say(f"training {model}")
+        run = out / name
+        trained = train(replace(recipe, model=model), out / "videos", run, show_progress=show_progress, say=say)
+        test = evaluate(run, out / "videos", show_progress=show_progress, say=say)
+        test.save(run / "evaluation")
+        per_class[model] = {label: top1 for label, (top1, _) in test.per_class().items()}
+        result[name] = {"model": model, "top1": test.accuracy(1), "seconds": trained.seconds}
+        result[name]["per_class"] = per_class[model]
+        say(f"{model}: {test.accuracy(1):.3f} of {len(test.paths)} unseen videos right")
+    save_comparison(per_class, out / "comparison.png", title="Generated motion, unseen videos")
+
+    video = sorted((out / "videos" / "test" / MOTIONS[0]).iterdir())[0]
+    prediction = load(out / "tada2d").predict(video)
+    prediction.plot(out / "prediction.png")
+    result["prediction"] = prediction.as_dict()
+    result["seconds"] = time.perf_counter() - started
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    say(f"{video} shows: {prediction.label} ({prediction.top(1)[0][1]:.2f})")
+    say(f"all of it is in {out}, the numbers in {out / 'result.json'} ({result['seconds']:.0f} s)")
+    return result

@@ -1,0 +1,170 @@
+"""Batches are functions of (seed, epoch, sample); what cannot be read is said, not hidden."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tada.data.annotations import VideoTable, read_dataset
+from tada.data.clips import (
+    Augmentation,
+    Batch,
+    ResumableBatches,
+    ResumableLoader,
+    TestVideos,
+    TrainingClips,
+    Views,
+    read_views,
+    test_loader,
+)
+from tada.errors import DataError, OptionError
+from tada.video.reader import open_video
+from tada.video.sampling import ClipSpec, view_indices
+
+SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=24, crop=20, antialias=True)
+
+
+def loader(table: VideoTable, *, num_workers: int = 0, seed: int = 0, accumulate: int = 1) -> ResumableLoader:
+    augmentation = Augmentation.of_labels(table.labels, short_side_range=(20, 26), flip_probability=0.5)
+    clips = TrainingClips(table, SPEC, augmentation, seed=seed)
+    batches = ResumableBatches(len(table), batch_size=4, accumulate=accumulate, seed=seed)
+    return ResumableLoader(clips, batches, num_workers=num_workers)
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    return torch.equal(one.clips, other.clips) and torch.equal(one.labels, other.labels)
+
+
+@pytest.fixture(scope="module")
+def table(motion_videos: Path) -> VideoTable:
+    return read_dataset(motion_videos)
+
+
+def test_batches_have_the_promised_form(table: VideoTable) -> None:
+    batches = list(loader(table))
+    assert len(batches) == len(table) // 4 == 3
+    for batch in batches:
+        assert batch.clips.shape == (4, 4, 20, 20, 3)
+        assert batch.clips.dtype == torch.uint8
+        assert batch.labels.shape == (4,)
+        assert batch.unreadable == []
+
+
+def test_workers_change_nothing_and_epochs_differ(table: VideoTable) -> None:
+    alone, helped = loader(table), loader(table, num_workers=2)
+    first = list(alone)
+    assert all(map(equal, first, helped))
+    second = list(alone)
+    assert all(map(equal, second, helped))
+    assert not any(map(equal, first, second))
+
+
+def test_each_epoch_shows_every_sample_at_most_once_in_another_order() -> None:
+    batches = ResumableBatches(10, batch_size=3, seed=1)
+    epochs = []
+    for epoch in range(3):
+        batches.epoch = epoch
+        keys = [key for batch in batches for key in batch]
+        assert {key[0] for key in keys} == {epoch}
+        samples = [key[1] for key in keys]
+        assert len(samples) == len(set(samples)) == 9
+        epochs.append(samples)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_accumulated_parts_are_the_whole_batches_cut_in_two() -> None:
+    whole = [batch for batch in ResumableBatches(10, batch_size=4, seed=1)]
+    parts = [batch for batch in ResumableBatches(10, batch_size=4, accumulate=2, seed=1)]
+    assert [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)] == whole
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("received", [0, 1, 2, 3, 4, 5])
+def test_a_new_loader_goes_on_where_the_state_was_taken(table: VideoTable, received: int, num_workers: int) -> None:
+    straight = loader(table)
+    every = [batch for _ in range(3) for batch in straight]
+
+    before = loader(table, num_workers=num_workers)
+    handed_out = 0
+    state = before.state_dict()
+    while handed_out < received:
+        for _ in before:
+            handed_out += 1
+            if handed_out == received:
+                state = before.state_dict()
+                break
+    after = loader(table, num_workers=num_workers)
+    after.load_state_dict(state)
+    rest = [batch for _ in range(2) for batch in after]
+    assert all(equal(one, other) for one, other in zip(rest, every[received:], strict=False))
+    assert len(rest) >= 4
+
+
+def test_too_few_videos_for_a_batch_are_refused() -> None:
+    with pytest.raises(DataError, match=r"3 training videos do not fill a batch of 4: lower batch_size to 3 or less"):
+        ResumableBatches(3, batch_size=4, seed=0)
+
+
+def with_broken(table: VideoTable, folder: Path, count: int) -> VideoTable:
+    broken = folder / "broken.mp4"
+    broken.write_bytes(b"no video at all, only these words" * 40)
+    videos = [replace(video, path=str(broken)) for video in table.videos[:count]]
+    return replace(table, videos=(*videos, *table.videos[count:]))
+
+
+def test_an_unreadable_training_video_is_replaced_and_reported_the_same_each_time(
+    table: VideoTable, tmp_path: Path
+) -> None:
+    broken = with_broken(table, tmp_path, 5)
+    one, other = list(loader(broken)), list(loader(broken, num_workers=2))
+    assert all(map(equal, one, other))
+    found = {failure for batch in one for failure in batch.unreadable}
+    assert [Path(path).name for path, _ in found] == ["broken.mp4"]
+    assert all(batch.clips.shape[0] == 4 for batch in one)
+
+
+def test_nothing_but_unreadable_videos_is_an_error(table: VideoTable, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ten videos in a row could not be read; the last: .*broken\.mp4"):
+        next(iter(loader(with_broken(table, tmp_path, len(table)))))
+
+
+def test_views_lie_where_the_sampling_rule_says(table: VideoTable) -> None:
+    spec = ClipSpec(num_frames=4, sampling="segment", short_side=32, crop=32)  # the videos' own size: no scaling
+    path = table.videos[0].path
+    views = read_views(path, spec, Views(num_clips=2, num_crops=1))
+    with open_video(path) as video:
+        for i in range(2):
+            frames = video.frames(view_indices(spec, video.times_seconds, i, 2))
+            np.testing.assert_array_equal(views[i].numpy(), frames)
+
+
+def test_three_crops_of_a_square_are_the_same_and_of_a_wide_video_are_not(table: VideoTable) -> None:
+    views = read_views(table.videos[0].path, replace(SPEC, crop=24), Views(num_clips=1, num_crops=3))
+    assert torch.equal(views[0], views[1])
+    views = read_views(table.videos[0].path, SPEC, Views(num_clips=2, num_crops=3))
+    assert views.shape == (6, 4, 20, 20, 3)
+    assert not torch.equal(views[0], views[1])
+
+
+def test_test_videos_come_in_order_and_the_unreadable_are_listed(table: VideoTable, tmp_path: Path) -> None:
+    videos = TestVideos(with_broken(table, tmp_path, 1), SPEC, Views(num_clips=2))
+    batches = list(test_loader(videos, clips_per_batch=4, num_workers=0))
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(1, len(table)))
+    assert [len(batch.unreadable) for batch in batches] == [1] + [0] * (len(batches) - 1)
+    assert batches[1].views.shape == (2, 2, 4, 20, 20, 3)
+
+
+def test_views_are_read_from_text() -> None:
+    assert Views.parse("10x3") == Views(num_clips=10, num_crops=3)
+    assert str(Views.parse("2x1")) == "2x1"
+    for text in ("10", "x3", "axb", "1x3x1"):
+        with pytest.raises(OptionError, match=r"should be CLIPSxCROPS"):
+            Views.parse(text)
+    with pytest.raises(OptionError, match=r"views 0x1: one clip or more, with 1 or 3 crops"):
+        Views.parse("0x1")
+    with pytest.raises(OptionError, match=r"views 1x2"):
+        Views.parse("1x2")

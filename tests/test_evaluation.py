@@ -1,0 +1,145 @@
+"""Tests of trained models: every video counts once, and none is left out in silence."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tada.data.annotations import VideoTable, read_dataset
+from tada.data.clips import Unreadable, Views, read_views
+from tada.errors import CheckpointError, DataError
+from tada.evaluation import Evaluation, evaluate
+from tada.predict import load
+from tada.recipe import Recipe
+from tada.recognition import train
+
+
+def silent(line: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def run(small_recipe: Recipe, motion_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    train(small_recipe, motion_videos, out, num_workers=0, show_progress=False, say=silent)
+    return out
+
+
+@pytest.fixture(scope="module")
+def unseen(motion_videos: Path) -> VideoTable:
+    """The same videos under other paths, so that the run does not know them."""
+    table = read_dataset(motion_videos)
+    twin = motion_videos.parent / "twin"
+    for video in table.videos:
+        target = twin / Path(video.path).relative_to(motion_videos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(Path(video.path).read_bytes())
+    return read_dataset(twin)
+
+
+def test_scores_are_the_mean_of_the_softmax_of_all_views(run: Path, unseen: VideoTable) -> None:
+    views = Views(num_clips=2, num_crops=3)
+    result = evaluate(run, unseen, views=views, num_workers=0, show_progress=False, say=silent)
+    recognizer = load(run)
+    assert result.paths == tuple(video.path for video in unseen.videos)
+    for i in (0, 7, 14):
+        scores = recognizer.scores(read_views(result.paths[i], recognizer.clip, views))
+        assert scores.shape == (6, 3)
+        np.testing.assert_allclose(result.scores[i], scores.mean(0), rtol=1e-6)
+
+
+def test_numbers_and_files_of_a_report(tmp_path: Path) -> None:
+    result = Evaluation(
+        labels=("a", "b", "c"),
+        paths=("1", "2", "3", "4"),
+        targets=np.array([0, 0, 1, 1]),
+        scores=np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]], dtype=np.float32),
+        unreadable=(Unreadable("5", "5 is empty"),),
+        views=Views(num_clips=10, num_crops=3),
+    )
+    assert result.accuracy(1) == pytest.approx(0.5)
+    assert result.accuracy(2) == pytest.approx(1.0)
+    assert result.accuracy(5) == pytest.approx(1.0)  # more than there are classes
+    np.testing.assert_array_equal(result.confusion(), [[1, 1, 0], [0, 1, 1], [0, 0, 0]])
+    assert result.per_class() == {"a": (0.5, 2), "b": (0.5, 2)}
+    result.save(tmp_path / "report")
+    summary = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert summary["top1"] == pytest.approx(0.5)
+    assert summary["views"] == "10x3"
+    assert summary["videos_read"] == 4
+    assert summary["videos_unreadable"] == [{"path": "5", "message": "5 is empty"}]
+    with (tmp_path / "report" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows[1] == {"path": "2", "label": "a", "a": "0.300000", "b": "0.600000", "c": "0.100000"}
+    assert (tmp_path / "report" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_runs_own_data_is_tested_on_what_it_held_out(run: Path, motion_videos: Path) -> None:
+    lines: list[str] = []
+    result = evaluate(run, motion_videos, num_workers=0, show_progress=False, say=lines.append)
+    assert lines == [f"testing on the 3 videos that {run} held out for validation"]
+    assert len(result.paths) == 3
+
+
+def test_videos_that_were_trained_on_are_no_test(run: Path, motion_videos: Path, unseen: VideoTable) -> None:
+    with pytest.raises(DataError, match=r"12 of 12 test videos were trained on, the first: .*; choose a split"):
+        evaluate(run, motion_videos, split="train", num_workers=0, show_progress=False, say=silent)
+    seen = read_dataset(motion_videos)
+    with (run / "videos.csv").open() as file:
+        trained_on = {row["path"] for row in csv.DictReader(file) if row["split"] == "train"}
+    one = next(video for video in seen.videos if video.path in trained_on)
+    mixed = replace(unseen, videos=(*unseen.videos, one))
+    with pytest.raises(DataError, match=r"1 of 16 test videos were trained on"):
+        evaluate(run, mixed, num_workers=0, show_progress=False, say=silent)
+
+
+def test_a_split_of_the_data_is_chosen_by_name(run: Path, unseen: VideoTable) -> None:
+    splits = ["train", "test", "val"] * 5
+    videos = [replace(v, split=split) for v, split in zip(unseen.videos, splits, strict=True)]
+    table = replace(unseen, videos=tuple(videos))
+    options = {"num_workers": 0, "show_progress": False, "say": silent}
+    assert len(evaluate(run, table, **options).paths) == 5  # type: ignore[arg-type]
+    by_name = evaluate(run, table, split="val", **options)  # type: ignore[arg-type]
+    assert by_name.paths == tuple(v.path for v in videos if v.split == "val")
+    with pytest.raises(DataError, match=r"no 'dev' split"):
+        evaluate(run, table, split="dev", **options)  # type: ignore[arg-type]
+
+
+def test_an_unreadable_video_is_listed(run: Path, unseen: VideoTable, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(Path(unseen.videos[0].path).read_bytes()[:300])
+    table = replace(unseen, videos=(replace(unseen.videos[0], path=str(broken)), *unseen.videos[1:]))
+    result = evaluate(run, table, num_workers=0, show_progress=False, say=silent)
+    assert [Path(failure.path).name for failure in result.unreadable] == ["broken.mp4"]
+    assert len(result.paths) == len(table) - 1
+    only = replace(unseen, videos=table.videos[:1])
+    with pytest.raises(DataError, match=r"none of the 1 videos could be read; the first: .*broken\.mp4"):
+        evaluate(run, only, num_workers=0, show_progress=False, say=silent)
+
+
+def test_labels_are_matched_by_name(run: Path, unseen: VideoTable) -> None:
+    """A test set of some classes only, numbered otherwise, is scored as before."""
+    some = [video for video in unseen.videos if unseen.labels[video.label] == "up"]
+    table = replace(unseen, labels=("up",), videos=tuple(replace(video, label=0) for video in some))
+    result = evaluate(run, table, num_workers=0, show_progress=False, say=silent)
+    assert set(result.targets) == {2}
+    unknown = replace(table, labels=("somersault",))
+    with pytest.raises(DataError, match=r"does not know 1 of the 1 classes: somersault; it knows left, right, up"):
+        evaluate(run, unknown, num_workers=0, show_progress=False, say=silent)
+
+
+def test_a_flipped_byte_in_the_weights_is_found(run: Path, unseen: VideoTable, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        (copy / name).write_bytes((run / name).read_bytes())
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-5] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.* is damaged"):
+        evaluate(copy, unseen, num_workers=0, show_progress=False, say=silent)

@@ -1,0 +1,270 @@
+"""Training: its schedule, its state, and that an interrupted run ends as an uninterrupted one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tada.data.annotations import read_dataset
+from tada.errors import CheckpointError, DataError, OptionError
+from tada.models import create_model
+from tada.models.weights import load_model
+from tada.recipe import Recipe, load_recipe, recipe_yaml
+from tada.recognition import (
+    NonFiniteLossError,
+    RecognitionTask,
+    WholeFileCheckpoints,
+    initialise,
+    learning_rate_factor,
+    train,
+)
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def run(recipe: Recipe, data: Path, out: Path, **options: Any) -> dict[str, torch.Tensor]:
+    """Train, and return the weights."""
+    train(recipe, data, out, num_workers=0, show_progress=False, say=silent, **options)
+    return load_file(out / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_learning_rate_follows_the_published_rule() -> None:
+    def factor(epoch: float) -> float:
+        return learning_rate_factor(epoch, epochs=100, warmup_epochs=8, warmup_start=0.01 / 0.24)
+
+    # base 0.24, start 0.01, the cosine's value at epoch 8 is 0.24 * (1 + cos(0.08 pi)) / 2
+    rates = [0.24 * factor(epoch) for epoch in (0, 4, 8, 50, 100)]
+    assert rates == pytest.approx([0.01, 0.12311499, 0.23622998, 0.12, 0.0], abs=1e-8)
+    assert learning_rate_factor(0, epochs=4, warmup_epochs=0, warmup_start=0.5) == 1
+
+
+def test_norms_and_biases_are_not_decayed(small_recipe: Recipe) -> None:
+    model = create_model(small_recipe.model, num_classes=3, **small_recipe.model_options)
+    groups = RecognitionTask(model, small_recipe, steps_per_epoch=1).configure_optimizers()["optimizer"].param_groups
+    assert [group["weight_decay"] for group in groups] == [small_recipe.weight_decay, 0.0]
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+    assert all(parameter.ndim <= 1 for parameter in groups[1]["params"])
+    kernels = {id(parameter) for parameter in groups[0]["params"]}
+    assert {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Conv1d | torch.nn.Conv2d)} <= kernels
+
+
+def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    lines: list[str] = []
+    result = train(small_recipe, motion_videos, out, num_workers=0, show_progress=False, say=lines.append)
+    assert lines[0] == "12 training and 3 validation videos of 3 classes"
+    assert lines[1].endswith("starting from random weights")
+    assert lines[-1].startswith("epoch 2/2  train_loss ")
+    assert load_recipe(out / "recipe.yaml") == small_recipe
+    model, card = load_model(out)
+    assert card.labels == ("left", "right", "up")
+    assert card.clip == small_recipe.clip
+    assert not model.training
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["val_top1"] == result.metrics["val_top1"] == card.metrics["val_top1"]
+    with (out / "videos.csv").open() as file:
+        splits = [row["split"] for row in csv.DictReader(file)]
+    assert splits.count("train") == 12
+    assert splits.count("val") == 3
+    with next((out / "logs").rglob("metrics.csv")).open() as file:
+        assert len([row for row in csv.DictReader(file) if row["train_loss"]]) == 2
+    assert next((out / "logs").rglob("events.out.tfevents.*")).stat().st_size > 0
+    assert not (out / "unreadable.csv").exists()
+    # Nothing but what was promised.
+    names = {"recipe.yaml", "videos.csv", "model.safetensors", "model.json", "metrics.json", "logs", "resume"}
+    assert {path.name for path in out.iterdir()} == names
+
+
+def test_training_learns(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+    """The loss of the last epoch lies well below that of guessing among three classes (1.10)."""
+    recipe = replace(small_recipe, epochs=40, flip_probability=0.0, model_options={})
+    result = train(
+        recipe, motion_videos, tmp_path / "run", val_fraction=0, num_workers=0, show_progress=False, say=silent
+    )
+    assert result.metrics["train_loss"] < 0.5
+    assert "val_top1" not in result.metrics
+
+
+def test_the_same_recipe_gives_the_same_weights_whatever_the_workers(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    alone = run(small_recipe, motion_videos, tmp_path / "alone")
+    train(small_recipe, motion_videos, tmp_path / "helped", num_workers=2, show_progress=False, say=silent)
+    assert same(alone, load_file(tmp_path / "helped" / "model.safetensors"))
+    other = run(replace(small_recipe, seed=1), motion_videos, tmp_path / "other")
+    assert not same(alone, other)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "averaged, in parts, smoothed": {"ema_decay": 0.8, "accumulate": 2, "label_smoothing": 0.1},
+    "sgd": {"optimizer": "sgd", "clip_gradient_norm": 1.0, "weight_decay": 1e-4},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_interrupted_run_ends_with_the_same_bits(
+    variant: str, small_recipe: Recipe, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(small_recipe, **VARIANTS[variant])
+    straight = run(recipe, motion_videos, tmp_path / "straight")
+
+    begin = RecognitionTask.on_train_batch_start
+    parts_per_epoch = 3 * recipe.accumulate
+    # Stopped at the start of each part of a step but the first, with a state saved after every step.
+    for stop in range(1, 2 * parts_per_epoch):
+
+        def stop_there(task: RecognitionTask, batch: Any, batch_idx: int, *, stop: int = stop) -> None:
+            if task.current_epoch * parts_per_epoch + batch_idx == stop:
+                raise ConnectionError("the machine goes down")
+            begin(task, batch, batch_idx)
+
+        out = tmp_path / f"stopped_{stop}"
+        monkeypatch.setattr(RecognitionTask, "on_train_batch_start", stop_there)
+        with pytest.raises(ConnectionError, match="goes down"):
+            run(recipe, motion_videos, out, save_every_steps=1)
+        assert not (out / "model.safetensors").exists()
+        monkeypatch.setattr(RecognitionTask, "on_train_batch_start", begin)
+        if stop < recipe.accumulate:  # before the first step: there is nothing to resume from
+            with pytest.raises(CheckpointError, match=r"has no saved state .* start anew without --resume"):
+                run(recipe, motion_videos, out, resume=True)
+            continue
+        assert same(straight, run(recipe, motion_videos, out, resume=True)), f"stopped at part {stop}"
+
+
+KILLED_AT_STEP_FIVE = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import tada.recognition as recognition
+from tada.recipe import load_recipe
+
+torch.set_num_threads(1)
+begin = recognition.RecognitionTask.on_train_batch_start
+def die(task, batch, batch_idx):
+    if task.global_step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    begin(task, batch, batch_idx)
+recognition.RecognitionTask.on_train_batch_start = die
+recipe, data, out = sys.argv[1:]
+recognition.train(load_recipe(recipe), Path(data), Path(out), save_every_steps=2, num_workers=2, show_progress=False)
+"""
+
+
+def test_a_killed_process_is_resumed_to_the_same_bits(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    straight = run(small_recipe, motion_videos, tmp_path / "straight")
+    (tmp_path / "own.yaml").write_text(recipe_yaml(small_recipe))
+    command = [sys.executable, "-c", KILLED_AT_STEP_FIVE, tmp_path / "own.yaml", motion_videos, tmp_path / "killed"]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # Step 5 is the last of epoch 2; the state is that of step 4, in the middle of it.
+    assert same(straight, run(small_recipe, motion_videos, tmp_path / "killed", resume=True))
+
+
+def test_resuming_something_else_is_refused(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(small_recipe, motion_videos, out, save_every_steps=1)
+    with pytest.raises(OptionError, match=r"was started with another learning_rate, label_smoothing: resume with"):
+        run(replace(small_recipe, learning_rate=1.0, label_smoothing=0.1), motion_videos, out, resume=True)
+    with pytest.raises(DataError, match=r"the videos, labels or splits are not those that .* \(videos\.csv there\)"):
+        run(small_recipe, motion_videos, out, resume=True, val_fraction=0.5)
+    (out / "resume" / "last.ckpt").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged and cannot be read: start anew"):
+        run(small_recipe, motion_videos, out, resume=True)
+
+
+def test_a_used_folder_is_not_written_over(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OptionError, match=r"is not empty: choose another folder with --out, or .* --resume"):
+        run(small_recipe, motion_videos, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_unreadable_video_stops_the_run_unless_it_is_allowed(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    for video in read_dataset(motion_videos).videos:
+        target = data / Path(video.path).relative_to(motion_videos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(video.path)
+    broken = data / "left" / "zzz.mp4"
+    broken.write_bytes(b"")
+    recipe = replace(small_recipe, epochs=4)
+    with pytest.raises(DataError, match=r"zzz\.mp4.*\(1 unreadable video, 0 allowed; --skip-unreadable N"):
+        run(recipe, data, tmp_path / "strict", val_fraction=0)
+    assert not (tmp_path / "strict" / "model.safetensors").exists()
+    run(recipe, data, tmp_path / "lenient", val_fraction=0, skip_unreadable=1)
+    with (tmp_path / "lenient" / "unreadable.csv").open() as file:
+        assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["zzz.mp4"]
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    recipe = replace(small_recipe, optimizer="sgd", learning_rate=1e30, warmup_start=1.0)
+    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) in epoch 1, batch [23]: lower learning_rate"):
+        run(recipe, motion_videos, tmp_path / "run")
+
+
+def test_starting_from_another_run_keeps_all_but_the_classifier(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    run(replace(small_recipe, epochs=1), motion_videos, tmp_path / "first")
+    given, _ = load_model(tmp_path / "first")
+    model = create_model(small_recipe.model, num_classes=7, **small_recipe.model_options)
+    head = model.head.weight.clone()
+    assert initialise(model, small_recipe.model, str(tmp_path / "first")) == f"the weights of {tmp_path / 'first'}"
+    own = model.state_dict()
+    for name, value in given.state_dict().items():
+        assert name.startswith("head.") or torch.equal(own[name], value)
+    assert torch.equal(model.head.weight, head)
+
+
+def test_what_cannot_start_a_model_is_refused(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+    model = create_model("tsn_r18", num_classes=3)
+    with pytest.raises(
+        OptionError, match=r"init 'somewhere' should be 'auto', 'motion', 'none' or the folder of a run"
+    ):
+        initialise(model, "tsn_r18", "somewhere")
+    with pytest.raises(ValueError, match=r"tsn_r18_motion"):
+        initialise(model, "tsn_r18", "motion")
+    assert initialise(model, "tsn_r18", "auto") == "random weights"
+    run(replace(small_recipe, epochs=1), motion_videos, tmp_path / "first")
+    with pytest.raises(CheckpointError, match=r"first holds a tada2d_tiny; a tsn_r18 cannot start from it"):
+        initialise(model, "tsn_r18", str(tmp_path / "first"))
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    files = WholeFileCheckpoints()
+    files.save_checkpoint({"step": 1}, path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        files.save_checkpoint({"step": 2}, path)
+    assert torch.load(path, weights_only=True) == {"step": 1}

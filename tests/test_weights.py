@@ -188,7 +188,7 @@ class TestTrainedModel:
         assert "\n" not in str(error.value)
         assert "model.json" in str(error.value)
 
-    @pytest.mark.parametrize("text", [b'{"format": 1', b"\xff\xfe\x00", b"[1, 2]"])
+    @pytest.mark.parametrize("text", [b'{"format": 1', b"\xff\xfe\x00", b"[1, 2]", b"[" * 100_000])
     def test_a_card_that_is_no_card(self, folder: Path, text: bytes) -> None:
         (folder / "model.json").write_bytes(text)
         with pytest.raises(CheckpointError, match=r"model.json' is damaged, or was not written by tada"):
@@ -302,6 +302,14 @@ class TestReadWeights:
         torch.save(content, tmp_path / "w.pth")
         with pytest.raises(CheckpointError, match=message):
             read_weights(tmp_path / "w.pth")
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_what_may_not_be_read(self, tmp_path: Path) -> None:
+        for name in ("w.pth", "w.safetensors"):
+            (tmp_path / name).write_bytes(b"weights")
+            (tmp_path / name).chmod(0)
+            with pytest.raises(CheckpointError, match=rf"{name}' cannot be read: Permission denied"):
+                read_weights(tmp_path / name)
 
     def test_what_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"w.pth' cannot be read: No such file or directory"):

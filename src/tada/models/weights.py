@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -83,7 +83,7 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / WEIGHTS_FILE, data)
-    _write(folder / CARD_FILE, text.encode("utf-8", "surrogateescape"))
+    _write(folder / CARD_FILE, text.encode())
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
@@ -160,7 +160,7 @@ def _read_card(file: Path) -> tuple[ModelCard, str]:
     try:
         about = json.loads(_read(file))
         written = about["format"]
-    except (ValueError, TypeError, KeyError) as error:  # JSON's and UTF-8's errors are ValueErrors
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # JSON's and UTF-8's are ValueErrors
         raise CheckpointError(f"{str(file)!r} is damaged, or was not written by tada ({error}); {_RENEW}") from error
     if written != _FORMAT:
         raise CheckpointError(
@@ -197,20 +197,20 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _read(file: Path) -> bytes:
-    _check_regular(file)
-    return file.read_bytes()
+    with _open(file) as opened:
+        return opened.read()
 
 
-def _check_regular(file: Path) -> None:
-    """Reading a pipe would wait for ever."""
+def _open(file: Path) -> BinaryIO:
     try:
         status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise CheckpointError(f"{str(file)!r} is not a regular file; give a file of weights")
+        if status.st_size == 0:
+            raise CheckpointError(f"{str(file)!r} is empty; copy or download it again")
+        return file.open("rb")
     except OSError as error:
         raise CheckpointError(f"{str(file)!r} cannot be read: {error.strerror}; check the path") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise CheckpointError(f"{str(file)!r} is not a regular file; give a file of weights")
-    if status.st_size == 0:
-        raise CheckpointError(f"{str(file)!r} is empty; copy or download it again")
 
 
 # -- other weight files -----------------------------------------------------------------------------------------------
@@ -256,14 +256,15 @@ def _parse_safetensors(file: Path, data: bytes) -> dict[str, Tensor]:
 
 
 def _unpickle(file: Path) -> Any:
-    _check_regular(file)
     try:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:  # PyTorch never compresses: this would be a bomb
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > file.stat().st_size:
-                raise CheckpointError(f"{str(file)!r} is packed: it unpacks to {unpacked} bytes; {_UNSAFE}")
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with _open(file) as opened:
+            if zipfile.is_zipfile(opened):
+                with zipfile.ZipFile(opened) as archive:  # PyTorch never compresses: this would be a bomb
+                    unpacked = sum(entry.file_size for entry in archive.infolist())
+                if unpacked > file.stat().st_size:
+                    raise CheckpointError(f"{str(file)!r} is packed: it unpacks to {unpacked} bytes; {_UNSAFE}")
+            opened.seek(0)
+            return torch.load(opened, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # what the bytes of a damaged or hostile file lead to has no end of names
@@ -286,9 +287,8 @@ def _state_dict(file: Path, content: Any) -> dict[str, Tensor]:
             f"{str(file)!r} holds, beside weights, {_listed(others)}; a state dict may stand alone, or as "
             "'model_state' or 'state_dict': save it so"
         )
-    if all(name.startswith("module.") for name in content):
-        return {name.removeprefix("module."): value for name, value in content.items()}
-    return dict(content)
+    before = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(before): value.detach() for name, value in content.items()}
 
 
 def _is_plain_tensor(value: Any) -> bool:

@@ -1,0 +1,192 @@
+"""From decoded frames to the input of a network. Clips stay uint8 [T, H, W, 3] until ``normalise``.
+
+Every random function takes its ``rng``, so that a clip can be made again from its seed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tada.errors import OptionError
+
+MEAN = 0.45
+"""Subtracted from values in [0, 1], for each of R, G and B."""
+STD = 0.225
+"""What remains is divided by this."""
+
+
+def normalise(clips: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Turn uint8 [..., T, H, W, 3] into float [..., 3, T, H, W], with 0 at ``MEAN`` and 1 a ``STD`` above.
+
+    The memory stays as it lies, channels last, which is what convolutions are fastest with.
+    """
+    if clips.dtype != torch.uint8 or clips.ndim < 4 or clips.shape[-1] != 3:
+        raise OptionError(f"clips are {clips.dtype} {list(clips.shape)}; they must be uint8 [..., T, H, W, 3]")
+    return clips.movedim(-1, -4).to(dtype).div_(255).sub_(MEAN).div_(STD)
+
+
+# --- size ---------------------------------------------------------------------------------------------------------
+
+
+def resize_short_side(clip: Tensor, short_side: int, *, antialias: bool, exact: bool = True) -> Tensor:
+    """Resize frames so that the shorter side has ``short_side`` pixels; the other is rounded down.
+
+    Args:
+        clip: uint8 [T, H, W, 3].
+        antialias: smooth first where frames become smaller. The released code does not, and a model should see
+            in testing what it saw in training.
+        exact: compute as in float32 and round once. Otherwise in 8-bit arithmetic, which on a CPU is five to ten
+            times as fast and differs by at most one level of 255 (halves are rounded up, twice).
+
+    Returns:
+        uint8 [T, h, w, 3], bilinear, pixel centres at halves (``align_corners=False``).
+    """
+    height, width = clip.shape[1:3]
+    # The released code's order of operations (transformations.py:_get_random_crop): it decides some roundings.
+    size = short_side, int(width / height * short_side)
+    if height >= width:
+        size = int(height / width * short_side), short_side
+    if size == (height, width):
+        return clip
+    frames = clip.permute(0, 3, 1, 2)  # [T, 3, H, W], channels last in memory
+    if exact or clip.device.type != "cpu":
+        resized = F.interpolate(frames.float(), size, mode="bilinear", antialias=antialias)
+        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
+    else:
+        resized = F.interpolate(frames, size, mode="bilinear", antialias=antialias)
+    return resized.permute(0, 2, 3, 1)
+
+
+def crop(clip: Tensor, top: int, left: int, size: int) -> Tensor:
+    """Cut the square [T, size, size, 3] whose upper left pixel is (top, left). Shares memory with ``clip``."""
+    height, width = clip.shape[1:3]
+    if not (0 <= top <= height - size and 0 <= left <= width - size):
+        raise OptionError(f"a square of {size} at ({top}, {left}) does not lie in frames of {width}x{height}")
+    return clip[:, top : top + size, left : left + size]
+
+
+_crop = crop  # for functions with an argument of that name
+
+
+# --- for training -------------------------------------------------------------------------------------------------
+
+
+def jitter_and_crop(
+    clip: Tensor, *, short_side_range: tuple[int, int], crop: int, antialias: bool, rng: np.random.Generator
+) -> Tensor:
+    """Resize the short side to a length drawn from the range, both ends included; cut a square at random.
+
+    Returns:
+        uint8 [T, crop, crop, 3].
+
+    Differs from: the released code (transformations.py:_get_random_crop), whose truncated draws never reach the
+        largest short side, nor a square at the right or lower edge.
+    """
+    low, high = short_side_range
+    if not crop <= low <= high:
+        raise OptionError(f"{short_side_range=} must ascend and not be below {crop=}")
+    short_side = int(rng.integers(low, high, endpoint=True))
+    resized = resize_short_side(clip, short_side, antialias=antialias, exact=False)
+    top = int(rng.integers(0, resized.shape[1] - crop, endpoint=True))
+    left = int(rng.integers(0, resized.shape[2] - crop, endpoint=True))
+    return _crop(resized, top, left, crop)
+
+
+def random_flip(
+    clip: Tensor, label: int, *, probability: float, swaps: Mapping[int, int | None], rng: np.random.Generator
+) -> tuple[Tensor, int]:
+    """Mirror the clip left to right with ``probability``, and its label with it.
+
+    Args:
+        clip: uint8 [T, H, W, 3].
+        swaps: from a class to its mirror image, by ``flip_swaps``. Classes that map to None are never mirrored;
+            those that are not in it look the same mirrored.
+
+    Differs from: the released code at its head, which mirrors once with the label and once without (base_dataset.py
+        after its commit af7519e), so that directional labels are wrong half the time.
+    """
+    mirror = swaps.get(label, label)
+    flips = rng.random() < probability  # drawn for every clip, so that the labels do not shift later draws
+    if mirror is None or not flips:
+        return clip, label
+    return clip.flip(2), mirror
+
+
+def flip_swaps(labels: Sequence[str]) -> dict[int, int | None]:
+    """Find the classes that mirroring turns into another, from their names.
+
+    Names are compared word by word, whatever their case and whether spaces, hyphens, underscores or capitals part
+    the words: left and right, clockwise and counterclockwise (or anticlockwise) change places.
+
+    Returns:
+        For each directional class its mirror image, or None if that is not among ``labels`` (or is ambiguous):
+        then a mirrored clip of it has no right label. Other classes are left out.
+    """
+    words = [_direction_words(label) for label in labels]
+    classes: dict[str, list[int]] = {}
+    for index, name in enumerate(words):
+        classes.setdefault(name, []).append(index)
+    swaps: dict[int, int | None] = {}
+    for index, name in enumerate(words):
+        mirrored = re.sub(r"\b(left|right|clockwise|counterclockwise)\b", lambda word: _MIRROR[word[0]], name)
+        if mirrored != name:
+            found = classes.get(mirrored, [])
+            swaps[index] = found[0] if len(found) == len(classes[name]) == 1 else None
+    return swaps
+
+
+_MIRROR = {
+    "left": "right",
+    "right": "left",
+    "clockwise": "counterclockwise",
+    "counterclockwise": "clockwise",
+}
+
+
+def _direction_words(label: str) -> str:
+    """'Turn_Left' and 'TurnLeft' are 'turn left'; 'anti-clockwise' is 'counterclockwise'."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
+    spaced = re.sub(r"[\s_-]+", " ", spaced).strip().lower()
+    return re.sub(r"\b(counter|anti) ?clockwise\b", "counterclockwise", spaced)
+
+
+# --- for testing --------------------------------------------------------------------------------------------------
+
+
+def centre_crop(clip: Tensor, size: int) -> Tensor:
+    """Cut the square [T, size, size, 3] from the middle."""
+    height, width = clip.shape[1:3]
+    return _crop(clip, (height - size) // 2, (width - size) // 2, size)
+
+
+def three_crops(clip: Tensor, size: int) -> list[Tensor]:
+    """Cut three squares along the longer side: left, middle, right, or top, middle, bottom."""
+    height, width = clip.shape[1:3]
+    top, left = (height - size) // 2, (width - size) // 2
+    if height < width:
+        places = [(top, 0), (top, left), (top, width - size)]
+    else:
+        places = [(0, left), (top, left), (height - size, left)]
+    return [_crop(clip, *place, size) for place in places]
+
+
+def test_crops(clip: Tensor, *, short_side: int, crop: int, num_crops: Literal[1, 3], antialias: bool) -> list[Tensor]:
+    """Resize and cut as in testing: the middle square, or three along the longer side.
+
+    Returns:
+        ``num_crops`` times uint8 [T, crop, crop, 3].
+    """
+    if num_crops not in (1, 3):
+        raise OptionError(f"{num_crops=} must be 1 or 3")
+    resized = resize_short_side(clip, short_side, antialias=antialias)
+    return [centre_crop(resized, crop)] if num_crops == 1 else three_crops(resized, crop)
+
+
+test_crops.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test, wherever it is imported

@@ -1,0 +1,242 @@
+"""From frames to the network's input: against plain float arithmetic, the released code's rules, and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tada.errors import OptionError
+from tada.video import transforms
+from tada.video.transforms import (
+    centre_crop,
+    crop,
+    flip_swaps,
+    jitter_and_crop,
+    normalise,
+    random_flip,
+    resize_short_side,
+    three_crops,
+)
+
+
+def noise(height: int, width: int, num_frames: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (num_frames, height, width, 3), dtype=torch.uint8, generator=generator)
+
+
+def coordinates(height: int, width: int) -> Tensor:
+    """A frame whose pixels hold their own row and column."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([rows, columns, torch.zeros_like(rows)], dim=-1)[None].to(torch.uint8)
+
+
+# --- resizing ---------------------------------------------------------------------------------------------------------
+
+
+def in_plain_floats(clip: Tensor, height: int, width: int, *, antialias: bool, dtype: torch.dtype) -> Tensor:
+    """The clip as the released code resizes it, in floating point: [T, height, width, 3]."""
+    frames = clip.permute(0, 3, 1, 2).contiguous().to(dtype)
+    return F.interpolate(frames, (height, width), mode="bilinear", antialias=antialias).permute(0, 2, 3, 1)
+
+
+SIZES = [
+    # height, width, short side -> height, width; the long side is int(long / short * side)
+    (48, 64, 24, 24, 32),
+    (240, 320, 256, 256, 341),
+    (320, 240, 256, 341, 256),
+    (241, 321, 100, 100, 133),
+    (50, 50, 77, 77, 77),
+    (90, 160, 90, 90, 160),
+    (256, 340, 224, 224, 297),
+]
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("height", "width", "side", "new_height", "new_width"), SIZES)
+def test_resizing_is_the_float_resize_rounded(
+    height: int, width: int, side: int, new_height: int, new_width: int, antialias: bool
+) -> None:
+    clip = noise(height, width)
+    resized = resize_short_side(clip, side, antialias=antialias)
+    assert resized.shape == (2, new_height, new_width, 3)
+    plain = in_plain_floats(clip, new_height, new_width, antialias=antialias, dtype=torch.float32)
+    assert torch.equal(resized, plain.round().to(torch.uint8))
+    # Single precision finds its place in a frame to within a few millionths of its width: no more than that is lost.
+    truth = in_plain_floats(clip, new_height, new_width, antialias=antialias, dtype=torch.float64)
+    assert (resized - truth).abs().max() < 0.52
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize(("height", "width", "side", "new_height", "new_width"), SIZES)
+def test_the_fast_resize_is_within_a_level(
+    height: int, width: int, side: int, new_height: int, new_width: int, antialias: bool
+) -> None:
+    clip = noise(height, width)
+    exact = resize_short_side(clip, side, antialias=antialias).int()
+    fast = resize_short_side(clip, side, antialias=antialias, exact=False).int()
+    assert (fast - exact).abs().max() <= 1
+
+
+def test_resizing_matches_the_released_arithmetic_after_normalising() -> None:
+    """There the clip is normalised first and resized as floats; the difference is our one rounding."""
+    clip = noise(120, 160)
+    released = (clip.permute(3, 0, 1, 2).float() / 255 - 0.45) / 0.225
+    released = F.interpolate(released, size=(112, int(160 / 120 * 112)), mode="bilinear")
+    ours = normalise(resize_short_side(clip, 112, antialias=False))
+    torch.testing.assert_close(ours, released, rtol=0, atol=0.51 / 255 / 0.225)
+
+
+def test_a_frame_of_the_right_size_is_left_alone() -> None:
+    clip = noise(32, 40)
+    assert resize_short_side(clip, 32, antialias=False) is clip
+
+
+# --- cutting ----------------------------------------------------------------------------------------------------------
+
+
+def corner(clip: Tensor) -> tuple[int, int]:
+    row, column, _ = clip[0, 0, 0].tolist()
+    return row, column
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "corners"),
+    [
+        (20, 31, 20, [(0, 0), (0, 5), (0, 11)]),
+        (31, 20, 20, [(0, 0), (5, 0), (11, 0)]),
+        (24, 32, 20, [(2, 0), (2, 6), (2, 12)]),
+        (20, 20, 16, [(0, 2), (2, 2), (4, 2)]),  # a square counts as upright, as in the released code
+    ],
+)
+def test_three_crops_lie_along_the_longer_side(
+    height: int, width: int, size: int, corners: list[tuple[int, int]]
+) -> None:
+    crops = three_crops(coordinates(height, width), size)
+    assert [corner(square) for square in crops] == corners
+    assert all(square.shape == (1, size, size, 3) for square in crops)
+    assert corner(centre_crop(coordinates(height, width), size)) == corners[1]
+
+
+def test_crops_for_testing() -> None:
+    clip = noise(90, 160)
+    (one,) = transforms.test_crops(clip, short_side=45, crop=40, num_crops=1, antialias=False)
+    left, middle, right = transforms.test_crops(clip, short_side=45, crop=40, num_crops=3, antialias=False)
+    resized = resize_short_side(clip, 45, antialias=False)
+    assert torch.equal(one, resized[:, 2:42, 20:60])
+    assert torch.equal(middle, one)
+    assert torch.equal(left, resized[:, 2:42, :40])
+    assert torch.equal(right, resized[:, 2:42, 40:])
+    with pytest.raises(OptionError, match="num_crops=2 must be 1 or 3"):
+        transforms.test_crops(clip, short_side=45, crop=40, num_crops=2, antialias=False)  # type: ignore[arg-type]
+
+
+def test_a_square_outside_of_the_frame_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"a square of 24 at \(0, 10\) does not lie in frames of 32x24"):
+        crop(noise(24, 32), 0, 10, 24)
+    with pytest.raises(OptionError, match="does not lie in frames"):
+        centre_crop(noise(24, 32), 25)
+
+
+def test_jitter_reaches_every_side_and_every_place() -> None:
+    rng = np.random.default_rng(0)
+    clip = coordinates(40, 60)
+    corners = [
+        corner(jitter_and_crop(clip, short_side_range=(40, 40), crop=38, antialias=False, rng=rng)) for _ in range(900)
+    ]
+    assert {row for row, _ in corners} == {0, 1, 2}
+    assert {column for _, column in corners} == set(range(23))
+
+    sides = set()
+    for _ in range(60):
+        state = rng.bit_generator.state
+        square = jitter_and_crop(clip, short_side_range=(30, 33), crop=24, antialias=False, rng=rng)
+        after, rng.bit_generator.state = rng.bit_generator.state, state
+        side = int(rng.integers(30, 33, endpoint=True))
+        sides.add(side)
+        resized = resize_short_side(clip, side, antialias=False, exact=False)
+        top = int(rng.integers(0, side - 24, endpoint=True))
+        left = int(rng.integers(0, resized.shape[2] - 24, endpoint=True))
+        assert torch.equal(square, resized[:, top : top + 24, left : left + 24])
+        rng.bit_generator.state = after
+    assert sides == {30, 31, 32, 33}
+
+
+@pytest.mark.parametrize("sides", [(20, 40), (50, 40)])
+def test_jitter_refuses_a_range_that_does_not_fit(sides: tuple[int, int]) -> None:
+    with pytest.raises(OptionError, match=r"short_side_range=\(\d+, 40\) must ascend and not be below crop=24"):
+        jitter_and_crop(noise(40, 60), short_side_range=sides, crop=24, antialias=False, rng=np.random.default_rng(0))
+
+
+# --- mirroring --------------------------------------------------------------------------------------------------------
+
+SOMETHING_SOMETHING = [
+    "Holding something",
+    "Pulling something from left to right",
+    "Pulling something from right to left",
+    "Turning the camera left while filming something",
+    "Turning the camera right while filming something",
+    "Pushing something so that it falls off the table",
+]
+
+
+def test_mirror_classes_are_found_by_name() -> None:
+    assert flip_swaps(SOMETHING_SOMETHING) == {1: 2, 2: 1, 3: 4, 4: 3}
+    assert flip_swaps(["Swiping Left", "Swiping Right", "Stop"]) == {0: 1, 1: 0}
+    assert flip_swaps(["turn_left", "turn-right"]) == {0: 1, 1: 0}
+    assert flip_swaps(["TurnLeft", "TurnRight", "Sleft", "Bright"]) == {0: 1, 1: 0}
+    assert flip_swaps(["spin clockwise", "spin counter-clockwise"]) == {0: 1, 1: 0}
+    assert flip_swaps(["Anticlockwise", "Clockwise"]) == {0: 1, 1: 0}
+    assert flip_swaps(["turn anti_clockwise", "turn clockwise"]) == {0: 1, 1: 0}
+    assert flip_swaps(["copyright", "leftovers", "upright", "clockwiser"]) == {}
+
+
+def test_a_direction_without_its_mirror_is_never_mirrored() -> None:
+    assert flip_swaps(["moving left", "moving up"]) == {0: None}
+    assert flip_swaps(["turn left", "Turn_Left", "turn right"]) == {0: None, 1: None, 2: None}
+    clip = noise(8, 8)
+    for seed in range(20):
+        flipped, label = random_flip(clip, 0, probability=1.0, swaps={0: None}, rng=np.random.default_rng(seed))
+        assert flipped is clip
+        assert label == 0
+
+
+def test_label_and_picture_always_agree() -> None:
+    """A clip of class 'left' is bright on its left; wherever the light is afterwards, the label must say so."""
+    swaps, rng = flip_swaps(["go left", "go right", "stay"]), np.random.default_rng(0)
+    left = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    left[:, :, :4] = 255
+    num_flipped = 0
+    for _ in range(400):
+        clip, label = random_flip(left, 0, probability=0.5, swaps=swaps, rng=rng)
+        assert label == (0 if clip[0, 0, 0, 0] == 255 else 1)
+        num_flipped += label
+        clip, label = random_flip(left, 2, probability=0.5, swaps=swaps, rng=rng)
+        assert label == 2
+    assert 160 < num_flipped < 240
+    assert torch.equal(random_flip(left, 1, probability=1.0, swaps=swaps, rng=rng)[0], left.flip(2))
+    assert random_flip(left, 1, probability=0.0, swaps=swaps, rng=rng) == (left, 1)
+
+
+# --- normalising ------------------------------------------------------------------------------------------------------
+
+
+def test_normalise_by_hand() -> None:
+    clip = noise(4, 5, num_frames=3)
+    ours = normalise(clip[None])
+    assert ours.shape == (1, 3, 3, 4, 5)
+    assert ours.dtype == torch.float32
+    by_hand = (clip.permute(3, 0, 1, 2)[None].double() / 255 - 0.45) / 0.225
+    torch.testing.assert_close(ours.double(), by_hand, rtol=0, atol=1e-6)
+    assert torch.equal(normalise(clip), ours[0])
+    assert torch.equal(normalise(clip[None, None])[0], ours)
+    assert clip.dtype == torch.uint8
+    assert normalise(clip, dtype=torch.float64).dtype == torch.float64
+
+
+@pytest.mark.parametrize("clip", [torch.zeros(2, 4, 4, 3), torch.zeros(4, 4, 3, dtype=torch.uint8)])
+def test_normalise_refuses_what_is_no_clip(clip: Tensor) -> None:
+    with pytest.raises(OptionError, match=r"they must be uint8 \[..., T, H, W, 3\]"):
+        normalise(clip)

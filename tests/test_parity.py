@@ -17,7 +17,7 @@ from golden.fill import fill_input, fill_state
 from tada.models import create_model
 from tada.models.tada2d import TAda2D
 from tada.models.weights import convert_published, restore
-from tada.tadaconv import Routing, TAdaConv2d
+from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -43,19 +43,21 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    "name", ["op_cin", "op_cin_stride_bias", "op_cout", "op_depthwise_cout", "op_dilated_cin_widen"]
+    "name",
+    ["op_cin", "op_cin_stride_bias", "op_cout", "op_depthwise_cout", "op_dilated_cin_widen", "op3d_cin", "op1d_cin"],
 )
 def test_operator(name: str) -> None:
     about, golden = case(name)
     state, clips = filled(about)
     released = about["conv"]
-    conv = TAdaConv2d(
+    build, sides = (TAdaConv3d, slice(3)) if name in ("op3d_cin", "op1d_cin") else (TAdaConv2d, slice(1, 3))
+    conv: TAdaConv2d | TAdaConv3d = build(  # type: ignore[operator]
         released["in_channels"],
         released["out_channels"],
-        tuple(released["kernel_size"][1:]),
-        stride=tuple(released["stride"][1:]),
-        padding=tuple(released["padding"][1:]),
-        dilation=tuple(released["dilation"][1:]),
+        tuple(released["kernel_size"][sides]),
+        stride=tuple(released["stride"][sides]),
+        padding=tuple(released["padding"][sides]),
+        dilation=tuple(released["dilation"][sides]),
         groups=released["groups"],
         bias=released["bias"],
         calibrate={"cin": "in", "cout": "out"}[released["cal_dim"]],  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""TAdaConv: a 2-D convolution whose kernel is calibrated anew for every frame (section 3 of arXiv 2110.06178).
+"""TAdaConv: a convolution whose kernel is calibrated anew for every frame (section 3 of arXiv 2110.06178).
 
 ``y_t = (alpha_t * W) (conv) x_t``: the kernel ``W`` is shared by all frames, ``alpha_t`` is one number per channel
 and comes from the features themselves through a small ``Routing`` function. The released code builds one kernel
@@ -7,6 +7,8 @@ convolution:
 
     calibrate="in":   (alpha_t * W) (conv) x_t  =  W (conv) (alpha_t * x_t)
     calibrate="out":  (alpha_t * W) (conv) x_t  =  alpha_t * (W (conv) x_t)
+
+The kernel of a convolution over clips, kt x k x k, lies on kt frames; TAdaConv3d says how it stays one convolution.
 
 Shapes: N clips, T frames, C channels in, D channels out, g groups, H x W pixels. "Frames" are the T frames of all
 clips as one batch of images, [N*T, C, H, W], a clip's frames one after the other: the form inside the networks.
@@ -36,7 +38,100 @@ class Calibration(NamedTuple):
     """[N, D, T]: the factor on the bias; None leaves the bias as it is."""
 
 
-class TAdaConv2d(nn.Module):
+class _TAdaConv(nn.Module):
+    """What the convolutions over frames and over clips share: their arguments, and where alpha comes from."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, ...],
+        *,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+        bias: bool,
+        calibrate: Calibrate,
+        routing: Routing | None,
+    ) -> None:
+        super().__init__()
+        if in_channels % groups or out_channels % groups:
+            raise OptionError(f"{groups = } must divide {in_channels = } and {out_channels = }")
+        if calibrate not in get_args(Calibrate):
+            raise OptionError(f"{calibrate = } should be 'in' or 'out'")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.padding = padding
+        self.dilation = dilation
+        self.groups = groups
+        self.calibrate: Calibrate = calibrate
+        self.routing = routing
+        if routing is not None:
+            self._check_routing(routing, bias)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *kernel_size))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    @property
+    def calibrated_channels(self) -> int:
+        """How many numbers alpha holds for a frame."""
+        return self.in_channels if self.calibrate == "in" else self.out_channels
+
+    def reset_parameters(self) -> None:
+        """Draw kernel and bias as nn.Conv2d and nn.Conv3d do."""
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+        if self.bias is not None:
+            bound = self.weight[0].numel() ** -0.5
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def _calibration(self, x: Tensor, given: Tensor | Calibration | None, num_frames: int) -> Calibration:
+        """The scales of every frame of x: clips, or frames."""
+        if x.ndim == 4 and x.shape[0] % num_frames:
+            raise ValueError(f"{num_frames = } should divide the {x.shape[0]} frames of x")
+        if given is None:
+            if self.routing is None:
+                raise ValueError("give alpha [N, channels, T] with each call, or a Routing at construction")
+            calibration: Calibration = self.routing(frame_descriptors(x, num_frames))
+        else:
+            calibration = given if isinstance(given, Calibration) else Calibration(given)
+        n = x.shape[0] // num_frames if x.ndim == 4 else x.shape[0]
+        wanted = (n, self.calibrated_channels, num_frames)
+        if calibration.alpha.shape != wanted:
+            raise ValueError(
+                f"alpha of shape {tuple(calibration.alpha.shape)} should be {wanted}: [N, channels, T] of "
+                f"{'frames' if x.ndim == 4 else 'clips'} {tuple(x.shape)}"
+            )
+        if calibration.beta is not None:
+            wanted = (n, self.out_channels, num_frames)
+            if self.bias is None:
+                raise ValueError("beta scales a bias, and this convolution has none")
+            if calibration.beta.shape != wanted:
+                raise ValueError(f"beta of shape {tuple(calibration.beta.shape)} should be {wanted}: [N, D, T]")
+        return calibration
+
+    def _check_routing(self, routing: Routing, bias: bool) -> None:
+        have = (routing.in_channels, routing.out_channels)
+        if have != (self.in_channels, self.calibrated_channels):
+            raise OptionError(
+                f"routing maps {have[0]} to {have[1]} channels; this convolution calibrates "
+                f"{self.calibrated_channels} from {self.in_channels}"
+            )
+        if routing.beta is not None and (not bias or routing.bias_channels != self.out_channels):
+            raise OptionError(
+                f"routing calibrates a bias of {routing.bias_channels} channels; this convolution has "
+                f"{self.out_channels if bias else 'none'}"
+            )
+
+    def extra_repr(self) -> str:
+        """Describe the convolution as nn.Conv2d does, with the calibrated side."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return text + f", padding={self.padding}, groups={self.groups}, calibrate={self.calibrate!r}"
+
+
+class TAdaConv2d(_TAdaConv):
     """A convolution over each frame of a clip, its kernel scaled per frame.
 
     Args:
@@ -64,37 +159,18 @@ class TAdaConv2d(nn.Module):
         calibrate: Calibrate = "in",
         routing: Routing | None = None,
     ) -> None:
-        super().__init__()
-        if in_channels % groups or out_channels % groups:
-            raise OptionError(f"{groups = } must divide {in_channels = } and {out_channels = }")
-        if calibrate not in get_args(Calibrate):
-            raise OptionError(f"{calibrate = } should be 'in' or 'out'")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = _pair(kernel_size)
-        self.stride = _pair(stride)
-        self.padding = _pair(padding)
-        self.dilation = _pair(dilation)
-        self.groups = groups
-        self.calibrate: Calibrate = calibrate
-        self.routing = routing
-        if routing is not None:
-            self._check_routing(routing, bias)
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
-        self.reset_parameters()
-
-    @property
-    def calibrated_channels(self) -> int:
-        """How many numbers alpha holds for a frame."""
-        return self.in_channels if self.calibrate == "in" else self.out_channels
-
-    def reset_parameters(self) -> None:
-        """Draw kernel and bias as nn.Conv2d does."""
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-        if self.bias is not None:
-            bound = self.weight[0].numel() ** -0.5
-            nn.init.uniform_(self.bias, -bound, bound)
+        super().__init__(
+            in_channels,
+            out_channels,
+            _sides(kernel_size, 2),
+            stride=_sides(stride, 2),
+            padding=_sides(padding, 2),
+            dilation=_sides(dilation, 2),
+            groups=groups,
+            bias=bias,
+            calibrate=calibrate,
+            routing=routing,
+        )
 
     def forward(self, x: Tensor, alpha: Tensor | Calibration | None = None, *, num_frames: int | None = None) -> Tensor:
         """Convolve clips, or the frames of clips.
@@ -127,46 +203,110 @@ class TAdaConv2d(nn.Module):
         bias = self.bias[:, None, None].to(y.dtype)
         return y + (bias if beta is None else bias * frame_scale(beta, y))
 
-    def _calibration(self, frames: Tensor, given: Tensor | Calibration | None, num_frames: int) -> Calibration:
-        if frames.shape[0] % num_frames:
-            raise ValueError(f"{num_frames = } should divide the {frames.shape[0]} frames of x")
-        if given is None:
-            if self.routing is None:
-                raise ValueError("give alpha [N, channels, T] with each call, or a Routing at construction")
-            calibration: Calibration = self.routing(frame_descriptors(frames, num_frames))
+
+class TAdaConv3d(_TAdaConv):
+    """A convolution over clips, its kernel scaled anew for every frame it writes.
+
+    ``y_t = sum_j W_j (conv) (alpha_t * x_{t+j})``: all taps of the kernel, which lie on different frames, take the
+    scale of one frame, that at the kernel's middle. With stride 1 and padding kt//2 it is the output's own frame, in
+    general frame ``t * stride - padding + dilation * (kt - 1) // 2`` of x, or the nearest that x has.
+
+    Kernels kt x k x k, 1 x k x k and kt x 1 x 1 are one operator. "out" is a plain convolution and a scale. For "in"
+    the scale cannot move onto the frames of x, for a frame is seen by kt kernels of different scales. It moves onto a
+    copy for each of them: the kt frames that an output frame sees are laid out one after the other, scaled, and ONE
+    convolution whose stride in time is kt walks over them::
+
+        x:  0 1 2 3      kt = 3      windows:  . 0 1 | 0 1 2 | 1 2 3 | 2 3 .      (. is zeros)
+
+    No kernel is built and no multiplication is done twice; the price is memory of kt times x. A depthwise "in" is
+    computed as "out", which is the same there.
+
+    Args and errors are those of TAdaConv2d, sides in the order of time, height, width.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        *,
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] = 0,
+        dilation: int | tuple[int, int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        calibrate: Calibrate = "in",
+        routing: Routing | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            _sides(kernel_size, 3),
+            stride=_sides(stride, 3),
+            padding=_sides(padding, 3),
+            dilation=_sides(dilation, 3),
+            groups=groups,
+            bias=bias,
+            calibrate=calibrate,
+            routing=routing,
+        )
+
+    def forward(self, x: Tensor, alpha: Tensor | Calibration | None = None) -> Tensor:
+        """Convolve clips.
+
+        Args:
+            x: [N, C, T, H, W].
+            alpha: [N, C or D, T], or both scales as a Calibration; by default the routing function finds them. Of its
+                T entries, those at the middle of a kernel are used.
+
+        Returns:
+            [N, D, T', H', W'].
+
+        Raises:
+            ValueError: x and alpha do not fit together, or the clip is shorter than the kernel.
+        """
+        if x.ndim != 5:
+            raise ValueError(f"x of shape {tuple(x.shape)} should be clips [N, C, T, H, W]")
+        calibration = self._calibration(x, alpha, x.shape[2])
+        middles = self._middle_frames(x)
+        scale = calibration.alpha.index_select(2, middles)[..., None, None]  # [N, C or D, T', 1, 1]
+        depthwise = self.groups == self.in_channels
+        if self.calibrate == "in" and not depthwise:
+            windows = self._windows(x, scale)
+            stride, dilation = (self.kernel_size[0], *self.stride[1:]), (1, *self.dilation[1:])
+            y = F.conv3d(windows, self.weight, None, stride, (0, *self.padding[1:]), dilation, self.groups)
         else:
-            calibration = given if isinstance(given, Calibration) else Calibration(given)
-        wanted = (frames.shape[0] // num_frames, self.calibrated_channels, num_frames)
-        if calibration.alpha.shape != wanted:
+            if self.calibrate == "in":  # of one channel in, D/C channels out
+                scale = scale.repeat_interleave(self.out_channels // self.in_channels, dim=1)
+            y = F.conv3d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+            y = y * scale.to(y.dtype)
+        if self.bias is None:
+            return y
+        bias = self.bias[:, None, None, None].to(y.dtype)
+        if calibration.beta is None:
+            return y + bias
+        return y + bias * calibration.beta.index_select(2, middles)[..., None, None].to(y.dtype)
+
+    def _middle_frames(self, x: Tensor) -> Tensor:
+        """For every output frame the frame of x at its kernel's middle, [T']."""
+        kernel, stride, padding, dilation = self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
+        span = dilation * (kernel - 1)
+        t = x.shape[2]
+        if t + 2 * padding <= span:
             raise ValueError(
-                f"alpha of shape {tuple(calibration.alpha.shape)} should be {wanted}: [N, channels, T] of "
-                f"frames {tuple(frames.shape)}"
+                f"a clip of {t} frames, padded by {padding}, is shorter than the kernel: {span + 1} frames"
             )
-        if calibration.beta is not None:
-            wanted = (wanted[0], self.out_channels, num_frames)
-            if self.bias is None:
-                raise ValueError("beta scales a bias, and this convolution has none")
-            if calibration.beta.shape != wanted:
-                raise ValueError(f"beta of shape {tuple(calibration.beta.shape)} should be {wanted}: [N, D, T]")
-        return calibration
+        num_outputs = (t + 2 * padding - span - 1) // stride + 1
+        middles = torch.arange(num_outputs, device=x.device) * stride + (span // 2 - padding)
+        return middles.clamp(0, t - 1)
 
-    def _check_routing(self, routing: Routing, bias: bool) -> None:
-        have = (routing.in_channels, routing.out_channels)
-        if have != (self.in_channels, self.calibrated_channels):
-            raise OptionError(
-                f"routing maps {have[0]} to {have[1]} channels; this convolution calibrates "
-                f"{self.calibrated_channels} from {self.in_channels}"
-            )
-        if routing.beta is not None and (not bias or routing.bias_channels != self.out_channels):
-            raise OptionError(
-                f"routing calibrates a bias of {routing.bias_channels} channels; this convolution has "
-                f"{self.out_channels if bias else 'none'}"
-            )
-
-    def extra_repr(self) -> str:
-        """Describe the convolution as nn.Conv2d does, with the calibrated side."""
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        return text + f", padding={self.padding}, groups={self.groups}, calibrate={self.calibrate!r}"
+    def _windows(self, x: Tensor, scale: Tensor) -> Tensor:
+        """The frames that each output frame sees, times its scale, one after the other: [N, C, T'*kt, H, W]."""
+        n, c, _, h, w = x.shape
+        padding, span = self.padding[0], self.dilation[0] * (self.kernel_size[0] - 1)
+        padded = F.pad(x, (0, 0, 0, 0, padding, padding)) if padding else x
+        windows = padded.unfold(2, span + 1, self.stride[0])[..., :: self.dilation[0]]  # [N, C, T', H, W, kt]
+        return (windows.movedim(-1, 3) * scale[:, :, :, None].to(x.dtype)).reshape(n, c, -1, h, w)
 
 
 class Routing(nn.Module):
@@ -286,9 +426,11 @@ def pool_over_time(frames: Tensor, num_frames: int, pool: TemporalPool) -> Tenso
     return pooled.view(pixels.shape).permute(0, 3, 1, 2)
 
 
-def frame_descriptors(frames: Tensor, num_frames: int) -> Tensor:
-    """Each frame's mean over its pixels: frames [N*T, C, H, W] -> [N, C, T]."""
-    means = frames.mean((2, 3))
+def frame_descriptors(x: Tensor, num_frames: int) -> Tensor:
+    """Each frame's mean over its pixels: clips [N, C, T, H, W], or frames [N*T, C, H, W] -> [N, C, T]."""
+    means = x.mean((-2, -1))
+    if x.ndim == 5:
+        return means
     return means.view(-1, num_frames, means.shape[1]).transpose(1, 2)
 
 
@@ -303,5 +445,6 @@ def _zero_conv1d(channels: int, out_channels: int, kernel_size: int) -> nn.Conv1
     return conv
 
 
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
+def _sides(value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
+    """One number stands for all sides."""
+    return (value,) * count if isinstance(value, int) else tuple(value)

@@ -82,6 +82,52 @@ def looped_tadaconv(
     return torch.stack(clips)
 
 
+def looped_tadaconv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    alpha: Tensor,
+    beta: Tensor | None = None,
+    *,
+    calibrate: str,
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int, int] = (0, 0, 0),
+    dilation: tuple[int, int, int] = (1, 1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """A kernel over several frames, calibrated by the frame at its middle: output frame by output frame, tap by tap.
+
+    Args:
+        x: [N, C, T, H, W].
+        weight: [D, C/g, kt, k, k].
+        alpha: [N, C or D, T].
+        beta: [N, D, T].
+    """
+    last, taps = x.shape[2] - 1, weight.shape[2]
+    options = {"stride": stride[1:], "padding": padding[1:], "dilation": dilation[1:]}
+    clips = []
+    for n in range(x.shape[0]):
+        frames = []
+        first = -padding[0]
+        while first + dilation[0] * (taps - 1) <= last + padding[0]:
+            middle = min(max(first + dilation[0] * (taps - 1) // 2, 0), last)
+            factor = None if beta is None else beta[n : n + 1, :, middle : middle + 1]
+            y = torch.zeros(())
+            for j in range(taps):
+                t = first + j * dilation[0]
+                frame = x[n : n + 1, :, t : t + 1] if 0 <= t <= last else torch.zeros_like(x[n : n + 1, :, :1])
+                scale = alpha[n : n + 1, :, middle : middle + 1]
+                y = y + looped_tadaconv(
+                    frame, weight[:, :, j], None, scale, calibrate=calibrate, groups=groups, **options
+                )
+            if bias is not None:
+                y = y + bias[:, None, None, None] * (1 if factor is None else factor[..., None, None])
+            frames.append(y)
+            first += stride[0]
+        clips.append(torch.cat(frames, dim=2))
+    return torch.cat(clips)
+
+
 def slow_temporal_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A convolution over time with zeros beyond the ends, as a sum over its taps: [N, C, T] -> [N, D, T]."""
     half = weight.shape[2] // 2

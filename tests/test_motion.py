@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def seen_motion(clip: NDArray[np.uint8]) -> NDArray[np.float64]:
         frames = sum(np.roll(frames, shift, axis) for shift in (-2, -1, 0, 1, 2)) / 5
     _, height, width, _ = clip.shape
     y, x = np.mgrid[:height, :width] / height
-    for first, second in zip(frames, frames[1:], strict=False):
+    for first, second in pairwise(frames):
         change = second - first
         weight = np.abs(change).sum(2)
         iy, ix = np.gradient((first + second) / 2, axis=(0, 1))

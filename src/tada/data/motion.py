@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import OptionError, UnknownNameError
+from tada.video.writer import write_video
 
 Floats = NDArray[np.float32]
 
@@ -61,6 +62,7 @@ def write_motion_videos(
     width: int = 80,
     height: int = 64,
     fps: float = 8.0,
+    clutter: float = 1.0,
     motions: Sequence[str] = MOTIONS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -73,11 +75,10 @@ def write_motion_videos(
         width: of a video, in pixels, even.
         height: of a video, in pixels, even.
         fps: frames per second.
+        clutter: see ``draw_motion``.
         motions: of MOTIONS and STROKES.
         progress: called after each video with how many are written, and how many there will be.
     """
-    from tada.video.writer import write_video
-
     if videos_per_class < 1:
         raise OptionError(f"{videos_per_class = } should be at least 1")
     known = MOTIONS + STROKES
@@ -88,17 +89,20 @@ def write_motion_videos(
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(videos_per_class):
             rng = np.random.default_rng([seed, known.index(motion), number])
-            frames = draw_motion(motion, rng, num_frames=num_frames, width=width, height=height)
+            frames = draw_motion(motion, rng, num_frames=num_frames, width=width, height=height, clutter=clutter)
             write_video(folder / f"{motion}_{number:03d}.mp4", frames, fps=fps)
             progress(i * videos_per_class + number + 1, len(motions) * videos_per_class)
 
 
 def draw_motion(
-    motion: str, rng: np.random.Generator, *, num_frames: int, width: int, height: int
+    motion: str, rng: np.random.Generator, *, num_frames: int, width: int, height: int, clutter: float = 1.0
 ) -> NDArray[np.uint8]:
     """Draw one clip, RGB [T, H, W, 3].
 
     ``draw_motion(m, rng)`` is ``draw_motion(twin(m), rng)`` backwards, bit for bit, for generators of equal state.
+
+    Args:
+        clutter: how much the background's texture, the shaking camera and noise disturb: 0 is a plain scene.
     """
     _check(motion)
     if num_frames < 2 or min(width, height) < 16:
@@ -106,9 +110,9 @@ def draw_motion(
     path = _draw_path(
         _TWINS.get(motion, motion), rng, num_frames, width / min(width, height), height / min(width, height)
     )
-    background = _draw_background(rng, num_frames, width, height)
+    background = _draw_background(rng, num_frames, width, height, clutter)
     clip = _paint(background, path, rng)
-    noise = rng.uniform(0, 0.04) * rng.standard_normal(clip.shape, dtype=np.float32)
+    noise = clutter * rng.uniform(0, 0.03) * rng.standard_normal(clip.shape, dtype=np.float32)
     frames: NDArray[np.uint8] = (np.clip(clip + noise, 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(frames[::-1]) if motion in _TWINS else frames
 
@@ -130,7 +134,7 @@ class _Path:
 def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: float, high: float) -> _Path:
     progress = _draw_progress(rng, num_frames)
     shape = str(rng.choice(["arm", "bar", "ellipse", "wedge"], p=[0.4, 0.2, 0.2, 0.2]))
-    size = rng.uniform(0.12, 0.26)
+    size = rng.uniform(0.14, 0.28)
     angle = rng.uniform(0, 2 * np.pi)
     # What does not make the class changes a little too.
     growth, turn = rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.3)
@@ -182,11 +186,13 @@ def _along(corners: NDArray[np.float64], progress: NDArray[np.float64]) -> NDArr
     return np.stack([np.interp(progress * length[-1], length, corners[:, i]) for i in (0, 1)], axis=1)
 
 
-def _draw_background(rng: np.random.Generator, num_frames: int, width: int, height: int) -> Floats:
+def _draw_background(rng: np.random.Generator, num_frames: int, width: int, height: int, clutter: float) -> Floats:
     """A still scene, seen through a camera that may shake: [T, H, W, 3]."""
     margin = max(min(width, height) // 16, 1)
-    scene = _draw_texture(rng, height + 2 * margin, width + 2 * margin, rng.uniform(0, 1, 3), rng.uniform(0.05, 0.5))
-    shake = rng.uniform(0, 1) * (rng.random() < 0.5)
+    scene = _draw_texture(
+        rng, height + 2 * margin, width + 2 * margin, rng.uniform(0, 1, 3), clutter * rng.uniform(0.05, 0.4)
+    )
+    shake = clutter * rng.uniform(0, 0.6) * (rng.random() < 0.3)
     steps = np.cumsum(rng.normal(0, shake, (num_frames, 2)), axis=0)
     corner = np.clip(np.rint(steps - steps.mean(0)).astype(int) + margin, 0, 2 * margin)
     return np.stack([scene[y : y + height, x : x + width] for y, x in corner])
@@ -246,17 +252,20 @@ def _paint(background: Floats, path: _Path, rng: np.random.Generator) -> Floats:
 def _distance(shape: str, a: Floats, b: Floats, thick: float) -> Floats:
     """About how far points lie outside of a shape, negative inside. Its half length is 1, its half width ``thick``."""
     b = np.abs(b)
+    outside: Floats
     if shape == "ellipse":
-        return (np.hypot(a, b / thick) - 1) * thick
-    if shape == "bar":
-        return np.maximum(np.abs(a) - 1, b - thick)
-    if shape == "wedge":  # points along its axis
-        return np.maximum(-1 - a, b - thick * (1 - a))
-    assert shape == "arm"  # a finger's tip at the origin, a fist, and the forearm out of sight
-    finger = np.maximum(b - 0.3 * thick, np.abs(a - 0.6) - 0.6)
-    fist = np.hypot(a - 1.5, b) - 0.9 * thick - 0.2
-    forearm = np.maximum(b - 0.7 * thick, 1.5 - a)
-    return np.minimum(np.minimum(finger, fist), forearm)
+        outside = (np.hypot(a, b / thick) - 1) * thick
+    elif shape == "bar":
+        outside = np.maximum(np.abs(a) - 1, b - thick)
+    elif shape == "wedge":  # points along its axis
+        outside = np.maximum(-1 - a, b - thick * (1 - a))
+    else:
+        assert shape == "arm"  # a finger's tip at the origin, a fist, and the forearm out of sight
+        finger = np.maximum(b - 0.3 * thick, np.abs(a - 0.6) - 0.6)
+        fist = np.hypot(a - 1.5, b) - 0.9 * thick - 0.2
+        forearm = np.maximum(b - 0.7 * thick, 1.5 - a)
+        outside = np.minimum(np.minimum(finger, fist), forearm)
+    return outside
 
 
 def _check(motion: str) -> None:

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
     {"tada.errors", "tada.data", "tada.video"},
-    {"tada.tadaconv", "tada.video.sampling"},
+    {"tada.tadaconv", "tada.video.container", "tada.video.sampling"},
     {
         "tada.data.annotations",
         "tada.models.tada2d",

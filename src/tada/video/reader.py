@@ -1,65 +1,40 @@
-"""Exact access to the frames of a video file; the one place where media is opened.
-
-``open_video`` takes a regular file on this machine, never an address, and lets FFmpeg use only the formats of
-films: a play list or a list of other files, which could make it read elsewhere, is refused whatever its name.
+"""Exact access to the frames of a video file.
 
 A frame is addressed by its number in the order of presentation. The numbers come from the packets themselves
 (a header may promise frames that are not there), and a seek is trusted only where it lands on the very packet
-that was sought. See ``Video`` for what happens to unusual frames, ``open_video`` for what is refused.
+that was sought. ``open_video`` says what is refused, ``Video`` what happens to unusual frames.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-import stat
 import warnings
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import av
-import av.container
 import av.error
 import av.packet
-import av.stream
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
-from tada.errors import (
-    CorruptVideoError,
-    DecodeTimeoutError,
-    EmptyFileError,
-    NotARegularFileError,
-    NotAVideoError,
-    NoVideoStreamError,
-    OptionError,
-    TooLargeError,
-    TruncatedVideoError,
-    UnsupportedCodecError,
-    VideoError,
-    VideoNotFoundError,
-)
+from tada.errors import CorruptVideoError, OptionError
+from tada.video.container import Limits, MediaFile, Packets
 
 MAX_PIXELS = 7680 * 4320
 """Largest frame that is decoded unless the caller allows more: 8K."""
 MAX_FRAMES = 2_000_000
 """Longest video that is opened unless the caller allows more: 18 hours at 30 frames a second."""
 
-# The control that keeps play lists out: "file" as the only protocol would still let them read other files.
-_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
-_CONTAINER_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_streams": "100"}
-_BEGINNINGS = re.compile(rb"....ftyp|....moov|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75", re.DOTALL)
-# These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
-_SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
-_ONE_SCALER_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _SEEK_SAVES = 3  # a seek costs about as much as decoding so many frames
+_ONE_SCALER_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273
 
 
@@ -86,7 +61,7 @@ class VideoInfo:
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Find out what the file holds. Errors are those of ``open_video``."""
+    """Find out what the file holds. Errors are those of ``open_video`` and of its first frame."""
     with open_video(path) as video:
         return video.info
 
@@ -110,105 +85,11 @@ def open_video(
             decoder mended them. A frame that does not decode at all is an error still.
 
     Raises:
-        VideoError: one of its subclasses, by what is wrong.
+        VideoError: one of its subclasses, by what is wrong. A file that breaks off is refused here where its
+            format says how long it should be (MP4, MKV, WebM, AVI, FLV), to within three frames.
     """
-    name = os.fspath(path)
-    _check_regular_file(name)
-    limits = _Limits(max_pixels, max_frames, timeout_seconds, allow_damaged)
-    return Video(name, limits)
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    max_pixels: int
-    max_frames: int
-    timeout_seconds: float
-    allow_damaged: bool
-
-
-def _check_regular_file(path: str) -> None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as fault:  # ValueError: a zero byte in the name
-        why = fault.strerror if isinstance(fault, OSError) else str(fault)
-        raise VideoNotFoundError(f"{path!r}: no such video ({why}); check the path", path) from fault
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise NotARegularFileError(f"{path!r} is {kind}; only regular files are opened as videos", path)
-    if status.st_size == 0:
-        raise EmptyFileError(f"{path!r} is empty (0 bytes); copy or download it again", path)
-    if not os.access(path, os.R_OK):
-        raise VideoNotFoundError(f"{path!r} may not be read; give this user the right to read it", path)
-
-
-def _opening_fault(fault: Exception, path: str, timeout_seconds: float) -> VideoError:
-    """The typed form of what FFmpeg says when it cannot open ``path``."""
-    if isinstance(fault, (av.error.ExitError, TimeoutError)):
-        return _timeout(path, timeout_seconds)
-    if isinstance(fault, MemoryError):
-        return TooLargeError(f"{path!r}: opening takes too much memory, or it has more than 100 streams", path)
-    if isinstance(fault, OSError) and fault.errno not in (errno.EINVAL, None):
-        return VideoNotFoundError(f"{path!r} cannot be opened ({fault.strerror}); check path and rights", path)
-    with open(path, "rb") as file:
-        beginning = file.read(16)
-    if isinstance(fault, av.error.InvalidDataError) and _BEGINNINGS.match(beginning):
-        return TruncatedVideoError(
-            f"{path!r}: begins as a video, but its index is missing or damaged, so that 0 frames can be read; "
-            "the file is most likely cut off: copy or download it again",
-            path,
-        )
-    return NotAVideoError(
-        f"{path!r} is not a video in a format that is opened (such as MP4, WebM, MKV, AVI, MPEG-TS); "
-        "if players show it, convert it to MP4",
-        path,
-    )
-
-
-def _timeout(path: str, timeout_seconds: float) -> VideoError:
-    return DecodeTimeoutError(
-        f"{path!r}: reading took longer than timeout_seconds={timeout_seconds:g}; is its disk slow or away? "
-        "Copy it to a local disk or allow more time",
-        path,
-    )
-
-
-def _codec_mark(path: str) -> str:
-    """What an MP4 or MKV itself calls its codec, for the message that no decoder knows it."""
-    with open(path, "rb") as file:
-        beginning = file.read(1 << 16)
-        file.seek(max(os.path.getsize(path) - (1 << 16), 0))
-        found = re.search(rb"stsd.{12}([ -~]{4})|(V_[A-Z0-9/_.]+)", beginning + file.read(), re.DOTALL)
-    return repr((found[1] or found[2]).decode()) if found else "(it has no name)"
-
-
-class _Scan:
-    """The packets of a video stream, in the order of the file."""
-
-    def __init__(self) -> None:
-        self.pts, self.dts, self.duration = array("q"), array("q"), array("q")
-        self.is_key, self.is_shown = bytearray(), bytearray()
-        self.timed = True
-        """Every packet says when its frame appears, and the decoding times never go back."""
-        self.breaks_off = False
-        """The file ends before it should."""
-        self._last_dts: int | None = None
-
-    def add(self, packet: av.packet.Packet[Any], *, is_shown: bool) -> None:
-        if packet.pts is None or (
-            packet.dts is not None and self._last_dts is not None and packet.dts < self._last_dts
-        ):
-            self.timed = False
-        self._last_dts = packet.dts
-        pts = packet.pts or 0
-        self.pts.append(pts)
-        self.dts.append(pts if packet.dts is None else packet.dts)
-        self.duration.append(packet.duration or 0)
-        self.is_key.append(packet.is_keyframe)
-        self.is_shown.append(is_shown)
-
-    def forget_last(self) -> None:
-        for column in (self.pts, self.dts, self.duration, self.is_key, self.is_shown):
-            column.pop()
+    limits = Limits(max_pixels=max_pixels, max_frames=max_frames, timeout_seconds=timeout_seconds)
+    return Video(os.fspath(path), limits, allow_damaged=allow_damaged)
 
 
 class _KeyPacket(NamedTuple):
@@ -225,186 +106,119 @@ class Video:
     Frames are RGB, uint8, turned as players show them. Pixels stay as stored where these are not square, and
     interlaced frames stay interlaced. Alpha is composited on black. High dynamic range is cut to 8 bits without
     tone mapping, with a warning. If the size changes within the video, all frames are brought to the first
-    one's. Of several video streams the first counts; pictures of sleeves are none. Frames before the first key
-    frame cannot be decoded and do not count.
+    one's. Of several video streams the first counts. Frames before the first key frame cannot be decoded and do
+    not count.
+
+    A frame that decodes with errors is refused when it is asked for, unless ``allow_damaged``.
 
     Where the file gives no usable times (raw H.264, H.264 in AVI, times that jump back), opening decodes it
     once to count the frames, they are taken to be evenly spaced, and each jump backward decodes from the start.
     """
 
-    def __init__(self, path: str, limits: _Limits) -> None:
-        self._path, self._limits, self._pid = path, limits, os.getpid()
-        self._container: av.container.InputContainer | None = None
+    times_seconds: npt.NDArray[np.float64]
+    """[num_frames]: when each frame appears, counted from the first; strictly increasing."""
+    corrupt_frames: set[int]
+    """Numbers of the frames handed out that decode with errors; only ``allow_damaged`` hands out any."""
+
+    def __init__(self, path: str, limits: Limits, *, allow_damaged: bool) -> None:
+        self._path, self._limits, self._allow_damaged = path, limits, allow_damaged
+        self._pid, self._is_closed = os.getpid(), False
         self._decoder: Iterator[tuple[int, av.VideoFrame]] = iter(())
         self._position = -1  # the frame that was decoded last
-        self.corrupt_frames: set[int] = set()
-        """Numbers of the frames handed out that decode with errors; only ``allow_damaged`` hands out any."""
+        self._reformatter = VideoReformatter()
+        self.corrupt_frames = set()
+        self._file = MediaFile(path, limits)
+        self._size = self._file.context.width, self._file.context.height  # as stored; decoding may change it there
         try:
-            self._connect()
-            self._set_up()
+            packets = self._file.scan()
+            self._is_timed = packets.is_timed and self._index_frames(packets)
+            if not self._is_timed:
+                self._count_frames()
+            if self._num_frames == 0 or (packets.breaks_off and not allow_damaged):
+                raise self._file.breaks_off(self._num_frames)
+            if self._file.context.color_trc in _HDR_TRANSFERS:
+                warnings.warn(
+                    f"a video is HDR ({_HDR_TRANSFERS[self._file.context.color_trc]}): its frames are cut to 8 bits "
+                    "without tone mapping and look flat; convert it to SDR if that matters",
+                    stacklevel=3,
+                )
         except BaseException:
             self.close()
             raise
 
-    # --- opening ----------------------------------------------------------------------------------------------
+    # --- numbers and times ------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
-        """Open the container, and choose and prepare the stream. Nothing is decoded yet."""
-        if self._container is not None:
-            self._container.close()
-        seconds = self._limits.timeout_seconds
-        try:
-            self._container = av.open(
-                "file:" + os.path.abspath(self._path),
-                mode="r",
-                container_options=_CONTAINER_OPTIONS,
-                metadata_errors="replace",
-                timeout=(seconds, seconds),
-            )
-        except (av.error.FFmpegError, OSError, MemoryError) as fault:
-            raise _opening_fault(fault, self._path, seconds) from fault
-        cover = av.stream.Disposition.attached_pic
-        films = [stream for stream in self._container.streams.video if not stream.disposition & cover]
-        if not films:
-            raise NoVideoStreamError(f"{self._path!r} holds no video, only sound or pictures of a sleeve", self._path)
-        self._stream = films[0]
-        if self._stream.codec_context is None:
-            raise UnsupportedCodecError(
-                f"{self._path!r}: no decoder for its codec {_codec_mark(self._path)}; convert it to H.264", self._path
-            )
-        self._context = self._stream.codec_context
-        self._context.thread_type, self._context.thread_count = "NONE", 1
-        self._context.options = {"max_pixels": str(self._limits.max_pixels)}
-        self._check_size(self._context.width, self._context.height)
-
-    def _check_size(self, width: int, height: int) -> None:
-        if width * height > self._limits.max_pixels:
-            raise TooLargeError(
-                f"{self._path!r}: its frames of {width}x{height} exceed max_pixels={self._limits.max_pixels}; "
-                "resize the video or allow more",
-                self._path,
-            )
-
-    def _set_up(self) -> None:
-        scan = self._scan()
-        if scan.timed and not self._index_frames(scan):
-            scan.timed = False
-        self._timed = scan.timed
-        if not scan.timed:
-            self._count_frames()
-        if scan.breaks_off and not self._limits.allow_damaged:
-            raise self._broken_off(self._num_frames)
-        if not (self._timed and self._seek(self._keys[0])):
-            self._restart()
-        first = next(self._decoder, None)
-        if first is None:
-            raise self._broken_off(0)
-        self._decoder = chain([first], self._decoder)  # not decoded twice by one who reads on from here
-        self._describe(scan, first[1])
-
-    def _scan(self) -> _Scan:
-        """Read every packet of the file, decoding none."""
-        assert self._container is not None
-        scan = _Scan()
-        kind, codec = self._container.format.name.split(",")[0], self._context.codec.canonical_name
-        # Seconds from the first of all packets; before 0 lie only those with which sound starts its coder.
-        begins, ends, last_is_cut, last_is_ours = 0.0, 0.0, False, False
-        for packet in self._read(*self._container.streams):
-            if packet.pts is not None:
-                time_base = packet.time_base.numerator / packet.time_base.denominator
-                begins = min(begins, packet.pts * time_base)
-                ends = max(ends, (packet.pts + (packet.duration or 0)) * time_base)
-            last_is_cut, last_is_ours = packet.is_corrupt, packet.stream_index == self._stream.index
-            if not last_is_ours:
-                continue
-            # A VP8 packet may hold a frame that others refer to but that is not shown: bit 4 of its first byte.
-            is_hidden = packet.is_discard or (codec == "vp8" and not memoryview(packet)[0] >> 4 & 1)
-            scan.add(packet, is_shown=not is_hidden)
-            if len(scan.pts) > self._limits.max_frames:
-                raise TooLargeError(
-                    f"{self._path!r} has more than max_frames={self._limits.max_frames} frames; cut it into parts",
-                    self._path,
-                )
-        if kind in _SAY_HOW_LONG:
-            promised_seconds = (self._container.duration or 0) / 1e6
-            rate = float(self._stream.average_rate or 10)
-            scan.breaks_off = last_is_cut or ends - begins < promised_seconds - max(0.1, 3 / rate)
-            if last_is_cut and last_is_ours:
-                scan.forget_last()
-        # AVI holds no presentation times, and FFmpeg makes them up in the order of decoding for these two.
-        if kind == "avi" and codec in ("h264", "hevc"):
-            scan.timed = False
-        return scan
-
-    def _index_frames(self, scan: _Scan) -> bool:
-        """Number the frames by their times, and find where decoding can start. False: the times collide."""
-        if not scan.pts:
-            raise self._broken_off(0)
-        packets = [i for i, is_key in enumerate(scan.is_key) if is_key] or [0]
-        pts, is_shown = np.asarray(scan.pts), np.frombuffer(scan.is_shown, np.bool_)
-        shown = np.flatnonzero(is_shown & (pts >= pts[packets[0]]))
+    def _index_frames(self, packets: Packets) -> bool:
+        """Number the frames by their times, and find where decoding can start. False: times collide."""
+        key_packets = [i for i, is_key in enumerate(packets.is_key) if is_key] or [0]
+        pts, is_shown = np.asarray(packets.pts), np.frombuffer(packets.is_shown, np.bool_)
+        shown = np.flatnonzero(is_shown & (pts >= pts[key_packets[0]])) if len(pts) else np.arange(0)
         shown = shown[np.argsort(pts[shown])]
         times = pts[shown]
-        self._pts = array("q", times.tobytes())
+        if np.any(np.diff(times) == 0):
+            return False
         self._num_frames = len(times)
+        if self._num_frames == 0:
+            return True
+        self._pts = array("q", times.tobytes())
         # A hidden key frame, before the place where an edit list begins, stands for the first frame after it.
-        self._keys = [_KeyPacket(int(np.searchsorted(times, scan.pts[i])), scan.pts[i], scan.dts[i]) for i in packets]
-        self._last_ticks = scan.duration[shown[-1]] if len(shown) else 0
-        return len(shown) > 0 and bool(np.all(np.diff(times) > 0))
+        self._keys = [
+            _KeyPacket(int(np.searchsorted(times, packets.pts[i])), packets.pts[i], packets.dts[i]) for i in key_packets
+        ]
+        stream = self._file.stream
+        assert stream.time_base is not None
+        unit, declared = float(stream.time_base), float(stream.average_rate or 0)
+        self.times_seconds = (times - times[0]) * stream.time_base.numerator / stream.time_base.denominator
+        last_seconds = packets.duration[shown[-1]] * unit or 1 / (declared or 25.0)
+        self._duration_seconds = float(self.times_seconds[-1]) + last_seconds
+        # Headers round, or count frames that are not shown: one is believed if it is right within a frame.
+        is_right = declared > 0 and abs(declared * self._duration_seconds - self._num_frames) <= 1
+        self._fps = declared if is_right else self._num_frames / self._duration_seconds
+        self.times_seconds.flags.writeable = False
+        return True
 
     def _count_frames(self) -> None:
         """Number the frames of a video without usable times: decode them all."""
-        self._timed, self._num_frames, self._keys = False, 0, []
+        self._is_timed, self._num_frames, self._keys = False, 0, []
         self._restart()
         self._num_frames = sum(1 for _ in self._decoder)
-        if self._num_frames == 0:
-            raise self._broken_off(0)
-
-    def _describe(self, scan: _Scan, first: av.VideoFrame) -> None:
-        """Set ``info`` and ``times_seconds``."""
-        self._size = first.width, first.height
-        self._check_size(*self._size)
-        self._quarter_turns = round(first.rotation / 90) % 4  # counterclockwise
-        self._reformatter = VideoReformatter()
-        if self._context.color_trc in _HDR_TRANSFERS:
-            warnings.warn(
-                f"a video is HDR ({_HDR_TRANSFERS[self._context.color_trc]}): its frames are cut to 8 bits without "
-                "tone mapping and look flat; convert it to SDR if that matters",
-                stacklevel=5,
-            )
-        if self._timed:
-            time_base = self._stream.time_base
-            assert time_base is not None
-            ticks = np.asarray(self._pts) - self._pts[0]
-            self.times_seconds = ticks * time_base.numerator / time_base.denominator
-            declared = float(self._stream.average_rate or 0)
-            last = self._last_ticks * float(time_base) or 1 / (declared or 25.0)
-            duration = float(self.times_seconds[-1]) + last
-            # Headers round, or count frames that are not shown: one is believed if it is right within a frame.
-            is_right = declared > 0 and abs(declared * duration - self._num_frames) <= 1
-            fps = declared if is_right else self._num_frames / duration
-        else:
-            fps = float(self._stream.guessed_rate or self._stream.average_rate or 25)
-            self.times_seconds = np.arange(self._num_frames) / fps
-            duration = self._num_frames / fps
+        self._fps = float(self._file.stream.guessed_rate or self._file.stream.average_rate or 25)
+        self.times_seconds = np.arange(self._num_frames) / self._fps
+        self._duration_seconds = self._num_frames / self._fps
         self.times_seconds.flags.writeable = False
-        width, height = self._size if self._quarter_turns % 2 == 0 else self._size[::-1]
-        self.info = VideoInfo(
+
+    @cached_property
+    def info(self) -> VideoInfo:
+        """What the file holds. The first use decodes a frame, if none has been: only frames know their rotation."""
+        width, height, quarter_turns = self._geometry
+        if quarter_turns % 2:
+            width, height = height, width
+        return VideoInfo(
             path=self._path,
             width=width,
             height=height,
-            fps=fps,
+            fps=self._fps,
             num_frames=self._num_frames,
-            duration_seconds=duration,
-            codec=self._context.codec.canonical_name,
-            rotation_degrees=-90 * self._quarter_turns % 360,
+            duration_seconds=self._duration_seconds,
+            codec=self._file.codec,
+            rotation_degrees=-90 * quarter_turns % 360,
         )
 
-    def _broken_off(self, num_frames: int) -> TruncatedVideoError:
-        promised = self._stream.frames
-        count = f"{num_frames} of {promised} frames" if promised > num_frames else f"{num_frames} frames"
-        remedy = "copy or download it again" + (", or pass allow_damaged=True to use them" if num_frames else "")
-        return TruncatedVideoError(f"{self._path!r} breaks off: {count} can be read; {remedy}", self._path)
+    @cached_property
+    def _geometry(self) -> tuple[int, int, int]:
+        """Width and height as stored, in pixels, and quarter turns counterclockwise to show a frame."""
+        self._check_usable()
+        if not (self._is_timed and self._seek(self._keys[0])):
+            self._restart()
+        first = next(self._decoder, None)
+        if first is None:
+            raise self._file.breaks_off(0)
+        self._decoder = chain([first], self._decoder)  # for one who reads on from here
+        return self._geometry_of(first[1])
+
+    def _geometry_of(self, frame: av.VideoFrame) -> tuple[int, int, int]:
+        width, height = self._size if all(self._size) else (frame.width, frame.height)
+        return width, height, round(frame.rotation / 90) % 4
 
     # --- frames -----------------------------------------------------------------------------------------------
 
@@ -424,10 +238,13 @@ class Video:
             if not 0 <= index < self._num_frames:
                 raise IndexError(f"{self._path!r} has no frame {index}; its frames are 0 to {self._num_frames - 1}")
             places.setdefault(int(index), []).append(place)
-        out = np.empty((len(indices), self.info.height, self.info.width, 3), np.uint8)
+        out: npt.NDArray[np.uint8] | None = None
         for index in sorted(places):
-            out[places[index]] = self._to_rgb(self._frame(index))
-        return out
+            pixels = self._to_rgb(self._frame(index))
+            if out is None:
+                out = np.empty((len(indices), *pixels.shape), np.uint8)
+            out[places[index]] = pixels
+        return np.empty((0, self.info.height, self.info.width, 3), np.uint8) if out is None else out
 
     def frames_at(self, seconds: Sequence[float]) -> npt.NDArray[np.uint8]:
         """Decode the frame shown at each of ``seconds``, counted from the first frame's appearance.
@@ -436,9 +253,9 @@ class Video:
             OptionError: a time is negative or after the video's end; else as ``frames``.
         """
         for time in seconds:
-            if not 0 <= time <= self.info.duration_seconds:
+            if not 0 <= time <= self._duration_seconds:
                 raise OptionError(
-                    f"{self._path!r} shows nothing at {time} s; it lasts from 0 to {self.info.duration_seconds:.6g} s"
+                    f"{self._path!r} shows nothing at {time} s; it lasts from 0 to {self._duration_seconds:.6g} s"
                 )
         # A microsecond's grace: 0.1 s as a float must not fall short of a frame that appears at 0.1 s.
         indices = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
@@ -451,9 +268,8 @@ class Video:
 
     def close(self) -> None:
         """Let go of the file. May be called twice."""
-        if self._container is not None:
-            self._container.close()
-            self._container = None
+        self._is_closed, self._decoder = True, iter(())
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -463,26 +279,26 @@ class Video:
     ) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        return f"Video({self.info})" if hasattr(self, "info") else f"Video({self._path!r})"
-
     # --- decoding ---------------------------------------------------------------------------------------------
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(f"{self._path!r} was opened before a fork; open it in the process that reads it")
+        if self._is_closed:
+            raise RuntimeError(f"{self._path!r} is closed")
 
     def _frame(self, index: int) -> av.VideoFrame:
         """Decode one frame: onward from where the decoder is, or from a key frame, at worst from the start."""
-        if os.getpid() != self._pid:
-            raise RuntimeError(f"{self._path!r} was opened before a fork; open it in the process that reads it")
-        if self._container is None:
-            raise RuntimeError(f"{self._path!r} is closed")
+        self._check_usable()
         for _ in self._starts(index):
             frame = self._advance(index)
-            if frame is not None and frame.is_corrupt and self._limits.allow_damaged:
+            if frame is not None and frame.is_corrupt and self._allow_damaged:
                 self.corrupt_frames.add(index)
                 return frame
             if frame is not None and not frame.is_corrupt:
                 return frame
         if self._position < index:  # the last try went from the start to the end without meeting it
-            raise self._broken_off(self._position + 1)
+            raise self._file.breaks_off(self._position + 1)
         raise CorruptVideoError(
             f"{self._path!r}: frame {index} of {self._num_frames} decodes with errors; copy or download the video "
             "again, or leave it out; allow_damaged=True takes frames as the decoder mends them",
@@ -510,16 +326,15 @@ class Video:
 
     def _seek(self, key: _KeyPacket) -> bool:
         """Let decoding begin with this very packet. False: the container does not lead there."""
-        assert self._container is not None
-        assert self._stream.time_base is not None
-        two_seconds = round(2 / self._stream.time_base)
-        for timestamp in (key.pts, key.dts, key.dts - two_seconds):
+        time_base = self._file.stream.time_base
+        assert time_base is not None
+        for timestamp in (key.pts, key.dts, key.dts - round(2 / time_base)):
             self._decoder = iter(())  # ends the reading in progress, before a new one sets its timeout
             try:
-                self._container.seek(timestamp, stream=self._stream)
+                self._file.container.seek(timestamp, stream=self._file.stream)
             except av.error.FFmpegError:
                 return False
-            packets = self._read(self._stream)
+            packets = self._file.packets()
             for packet in packets:
                 if packet.pts == key.pts:
                     self._decoder = self._decode(chain([packet], packets))
@@ -533,36 +348,21 @@ class Video:
     def _restart(self) -> None:
         """Open the file anew and decode from its beginning."""
         self._decoder = iter(())
-        self._connect()
-        self._decoder = self._decode(self._read(self._stream))
+        self._file.close()
+        self._file = MediaFile(self._path, self._limits)
+        self._decoder = self._decode(self._file.packets())
         self._position = -1
-
-    def _read(self, *streams: av.stream.Stream) -> Iterator[av.packet.Packet[Any]]:
-        """Packets to the end of the file; where it cannot be read further, that is its end."""
-        assert self._container is not None
-        packets = self._container.demux(*streams)
-        while True:
-            try:
-                packet = next(packets, None)
-            except (av.error.ExitError, TimeoutError) as fault:
-                raise _timeout(self._path, self._limits.timeout_seconds) from fault
-            except av.error.FFmpegError:
-                return
-            if packet is None:
-                return
-            if packet.size:  # those without a byte would end the decoding
-                yield packet
 
     def _decode(self, packets: Iterator[av.packet.Packet[Any]]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames with their numbers. Packets that cannot be decoded are passed over: their frames are missing."""
         count = 0
         for packet in chain(packets, [None]):
             try:
-                frames = self._context.decode(packet)
+                frames = self._file.context.decode(packet)
             except av.error.FFmpegError:
                 continue
             for frame in frames:
-                if not self._timed:
+                if not self._is_timed:
                     yield count, frame
                     count += 1
                 elif frame.pts is not None:
@@ -572,7 +372,9 @@ class Video:
 
     def _to_rgb(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         """[H, W, 3], turned and of the first frame's size."""
-        width, height = self._size
+        if "_geometry" not in self.__dict__:
+            self._geometry = self._geometry_of(frame)
+        width, height, quarter_turns = self._geometry
         has_alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
         pixels = self._reformatter.reformat(
             frame, width, height, "rgba" if has_alpha else "rgb24", **_ONE_SCALER_THREAD
@@ -580,4 +382,4 @@ class Video:
         if has_alpha:
             weighted = pixels[..., :3].astype(np.uint16) * pixels[..., 3:]
             pixels = ((weighted + 127) // 255).astype(np.uint8)
-        return np.rot90(pixels, self._quarter_turns)
+        return np.rot90(pixels, quarter_turns)

@@ -1,0 +1,271 @@
+"""Opening a media file safely: the one place where it is done.
+
+Only a regular file on this machine is opened, never an address, and FFmpeg may use only the formats of films:
+a play list or a list of other files, which could make it read elsewhere, is refused whatever its name. What
+FFmpeg says of a file it cannot open becomes one of the errors of ``tada.errors``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import av.error
+import av.packet
+import av.stream
+
+from tada.errors import (
+    DecodeTimeoutError,
+    EmptyFileError,
+    NotARegularFileError,
+    NotAVideoError,
+    NoVideoStreamError,
+    TooLargeError,
+    TruncatedVideoError,
+    UnsupportedCodecError,
+    VideoError,
+    VideoNotFoundError,
+)
+
+# The control that keeps play lists out: with "file" as the only protocol they could still name other files.
+_FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
+_MAX_STREAMS = 100
+_BEGINNINGS = re.compile(rb"....ftyp|....moov|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75", re.DOTALL)
+_SIZE_IN_HEADER = {"mov", "matroska", "avi"}
+# These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
+_SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How much one file may cost."""
+
+    max_pixels: int
+    """Largest frame, width times height."""
+    max_frames: int
+    """Most packets of the film."""
+    timeout_seconds: float
+    """For opening, and again for each read."""
+
+
+class MediaFile:
+    """An open container and its film: the first video stream that is not the picture of a sleeve.
+
+    Raises:
+        VideoError: one of its subclasses, by what is wrong.
+    """
+
+    def __init__(self, path: str, limits: Limits) -> None:
+        _check_regular_file(path)
+        self.path, self.limits = path, limits
+        pixels = {"max_pixels": str(limits.max_pixels)}
+        try:
+            self.container = av.open(
+                "file:" + os.path.abspath(path),
+                mode="r",
+                options=pixels,  # for the frames that FFmpeg decodes to know the streams
+                container_options={
+                    "protocol_whitelist": "file",
+                    "format_whitelist": _FORMATS,
+                    "max_streams": str(_MAX_STREAMS),
+                },
+                metadata_errors="replace",
+                timeout=(limits.timeout_seconds, limits.timeout_seconds),
+            )
+        except (av.error.FFmpegError, OSError, MemoryError) as fault:
+            raise _opening_fault(fault, path, limits) from fault
+        try:
+            self.kind = self.container.format.name.split(",")[0]
+            sleeve = av.stream.Disposition.attached_pic
+            films = [stream for stream in self.container.streams.video if not stream.disposition & sleeve]
+            if not films:
+                raise NoVideoStreamError(f"{path!r} holds no film, only sound or the picture of a sleeve", path)
+            self.stream = films[0]
+            if self.stream.codec_context is None:
+                raise UnsupportedCodecError(
+                    f"{path!r}: no decoder for its codec {_codec_mark(path)}; convert it to H.264", path
+                )
+            self.context = self.stream.codec_context
+            self.codec: str = self.context.codec.canonical_name
+            self.context.thread_type, self.context.thread_count = "NONE", 1
+            self.context.options = pixels
+            self._check_size()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_size(self) -> None:
+        width, height = self.context.width, self.context.height
+        # FFmpeg forgets a size that is in the header if it exceeds max_pixels.
+        is_too_large = self.kind in _SIZE_IN_HEADER if width == 0 else width * height > self.limits.max_pixels
+        if is_too_large:
+            size = f"of {width}x{height} " if width else ""
+            raise TooLargeError(
+                f"{self.path!r}: its frames {size}exceed max_pixels={self.limits.max_pixels}; "
+                "resize the video or allow more",
+                self.path,
+            )
+
+    def close(self) -> None:
+        """Let go of the file. May be called twice."""
+        self.container.close()
+
+    def packets(self, *, all_streams: bool = False) -> Iterator[av.packet.Packet[Any]]:
+        """Read on, packet by packet. Where the file cannot be read further, that is its end."""
+        streams = self.container.streams if all_streams else [self.stream]
+        packets = self.container.demux(*streams)
+        while True:
+            try:
+                packet = next(packets, None)
+            except (av.error.ExitError, TimeoutError) as fault:
+                raise _timeout(self.path, self.limits) from fault
+            except av.error.FFmpegError:
+                return
+            if packet is None:
+                return
+            if packet.size:  # those without a byte would end the decoding
+                yield packet
+
+    def scan(self) -> Packets:
+        """Read every packet of the file, decoding none.
+
+        Raises:
+            TooLargeError: the film has more packets than ``max_frames``.
+        """
+        scan, film, vp8 = Packets(), self.stream.index, self.codec == "vp8"
+        begins, ends = [0] * len(self.container.streams), [0] * len(self.container.streams)
+        is_cut, stream = False, -1
+        for packet in self.packets(all_streams=True):
+            stream, pts, duration = packet.stream_index, packet.pts, packet.duration or 0
+            is_cut = packet.is_corrupt
+            if pts is not None:
+                begins[stream] = min(begins[stream], pts)
+                ends[stream] = max(ends[stream], pts + duration)
+            if stream != film:
+                continue
+            # A VP8 packet may hold a frame that others refer to but that is not shown: bit 4 of its first byte.
+            is_hidden = packet.is_discard or (vp8 and not memoryview(packet)[0] >> 4 & 1)
+            scan.add(pts, packet.dts, duration, is_key=packet.is_keyframe, is_shown=not is_hidden)
+            if len(scan.pts) > self.limits.max_frames:
+                raise TooLargeError(
+                    f"{self.path!r} has more than max_frames={self.limits.max_frames} frames; cut it into parts",
+                    self.path,
+                )
+        if self.kind in _SAY_HOW_LONG:
+            scan.breaks_off = is_cut or self._ends_early(begins, ends)
+            if is_cut and stream == film:
+                scan.forget_last()
+        # AVI holds no presentation times, and FFmpeg makes them up in the order of decoding for these two.
+        if self.kind == "avi" and self.codec in ("h264", "hevc"):
+            scan.is_timed = False
+        return scan
+
+    def _ends_early(self, begins: list[int], ends: list[int]) -> bool:
+        """Whether the packets last shorter than the header says, by more than three frames.
+
+        Before 0 lie only packets with which sound starts its coder; the header's duration counts them.
+        """
+        units = [float(stream.time_base or 0) for stream in self.container.streams]
+        begin = min(ticks * unit for ticks, unit in zip(begins, units, strict=True))
+        end = max(ticks * unit for ticks, unit in zip(ends, units, strict=True))
+        promised_seconds = (self.container.duration or 0) / 1e6
+        return end - begin < promised_seconds - max(0.1, 3 / float(self.stream.average_rate or 10))
+
+    def breaks_off(self, num_frames: int) -> TruncatedVideoError:
+        """The error that the file ends, or turns to noise, after ``num_frames``."""
+        promised = self.stream.frames
+        count = f"{num_frames} of {promised} frames" if promised > num_frames else f"{num_frames} frames"
+        remedy = "copy or download it again" + (", or pass allow_damaged=True to use them" if num_frames else "")
+        return TruncatedVideoError(f"{self.path!r} breaks off: {count} can be read; {remedy}", self.path)
+
+
+class Packets:
+    """The packets of a film, in the order of the file: a column for each thing known of them."""
+
+    def __init__(self) -> None:
+        self.pts, self.dts, self.duration = array("q"), array("q"), array("q")
+        self.is_key, self.is_shown = bytearray(), bytearray()
+        self.is_timed = True
+        """Every packet says when its frame appears, and the times of decoding never go back."""
+        self.breaks_off = False
+        """The file ends before it should."""
+        self._last_dts: int | None = None
+
+    def add(self, pts: int | None, dts: int | None, duration: int, *, is_key: bool, is_shown: bool) -> None:
+        if pts is None or (dts is not None and self._last_dts is not None and dts < self._last_dts):
+            self.is_timed = False
+        self._last_dts = dts
+        self.pts.append(pts or 0)
+        self.dts.append((pts or 0) if dts is None else dts)
+        self.duration.append(duration)
+        self.is_key.append(is_key)
+        self.is_shown.append(is_shown)
+
+    def forget_last(self) -> None:
+        for column in (self.pts, self.dts, self.duration, self.is_key, self.is_shown):
+            column.pop()
+
+
+# --- what can be wrong --------------------------------------------------------------------------------------------
+
+
+def _check_regular_file(path: str) -> None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as fault:  # ValueError: a zero byte in the name
+        why = fault.strerror if isinstance(fault, OSError) else str(fault)
+        raise VideoNotFoundError(f"{path!r}: no such video ({why}); check the path", path) from fault
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise NotARegularFileError(f"{path!r} is {kind}; only regular files are opened as videos", path)
+    if status.st_size == 0:
+        raise EmptyFileError(f"{path!r} is empty (0 bytes); copy or download it again", path)
+    if not os.access(path, os.R_OK):
+        raise VideoNotFoundError(f"{path!r} may not be read; give this user the right to read it", path)
+
+
+def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
+    """The typed form of what FFmpeg says when it cannot open ``path``."""
+    if isinstance(fault, (av.error.ExitError, TimeoutError)):
+        return _timeout(path, limits)
+    if isinstance(fault, MemoryError):  # FFmpeg's word for too many streams, too
+        return TooLargeError(f"{path!r} has more than {_MAX_STREAMS} streams, or needs too much memory", path)
+    if isinstance(fault, OSError) and fault.errno not in (errno.EINVAL, None):
+        return VideoNotFoundError(f"{path!r} cannot be opened ({fault.strerror}); check path and rights", path)
+    with open(path, "rb") as file:
+        beginning = file.read(16)
+    if isinstance(fault, av.error.InvalidDataError) and _BEGINNINGS.match(beginning):
+        return TruncatedVideoError(
+            f"{path!r} begins as a video, but its index is missing or damaged, so that 0 frames can be read; "
+            "it is most likely cut off: copy or download it again",
+            path,
+        )
+    return NotAVideoError(
+        f"{path!r} is not a video in a format that is opened (such as MP4, WebM, MKV, AVI, MPEG-TS); "
+        "if players show it, convert it to MP4",
+        path,
+    )
+
+
+def _timeout(path: str, limits: Limits) -> VideoError:
+    return DecodeTimeoutError(
+        f"{path!r}: reading took longer than timeout_seconds={limits.timeout_seconds:g}; is its disk slow or away? "
+        "Copy it to a local disk or allow more time",
+        path,
+    )
+
+
+def _codec_mark(path: str) -> str:
+    """What an MP4 or MKV itself calls its codec, for the message that no decoder knows it."""
+    with open(path, "rb") as file:
+        beginning = file.read(1 << 16)
+        file.seek(max(os.path.getsize(path) - (1 << 16), 0))
+        found = re.search(rb"stsd.{12}([ -~]{4})|(V_[A-Z0-9/_.]+)", beginning + file.read(), re.DOTALL)
+    return repr((found[1] or found[2]).decode()) if found else "(it has no name)"

@@ -125,6 +125,7 @@ class Video:
         self._pid, self._is_closed = os.getpid(), False
         self._decoder: Iterator[tuple[int, av.VideoFrame]] = iter(())
         self._position = -1  # the frame that was decoded last
+        self._num_undecodable = 0  # packets
         self._reformatter = VideoReformatter()
         self.corrupt_frames = set()
         self._file = MediaFile(path, limits)
@@ -181,7 +182,14 @@ class Video:
         """Number the frames of a video without usable times: decode them all."""
         self._is_timed, self._num_frames, self._keys = False, 0, []
         self._restart()
+        self._num_undecodable = 0
         self._num_frames = sum(1 for _ in self._decoder)
+        if self._num_undecodable and self._num_frames and not self._allow_damaged:
+            raise CorruptVideoError(
+                f"{self._path!r}: {self._num_frames} frames decode, but {self._num_undecodable} packets do not; copy "
+                "or download it again, or pass allow_damaged=True to do without these",
+                self._path,
+            )
         self._fps = float(self._file.stream.guessed_rate or self._file.stream.average_rate or 25)
         self.times_seconds = np.arange(self._num_frames) / self._fps
         self._duration_seconds = self._num_frames / self._fps
@@ -360,6 +368,7 @@ class Video:
             try:
                 frames = self._file.context.decode(packet)
             except av.error.FFmpegError:
+                self._num_undecodable += 1
                 continue
             for frame in frames:
                 if not self._is_timed:

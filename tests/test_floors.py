@@ -20,6 +20,7 @@ FLOORS = [
     {
         "tada.data.annotations",
         "tada.models.tada2d",
+        "tada.models.tadaconvnext",
         "tada.plots",
         "tada.video.reader",
         "tada.video.transforms",

@@ -26,7 +26,7 @@ def test_every_name_builds_its_network(name: str) -> None:
     model = on_meta(name, num_classes=7)
     assert model.head.out_features == 7
     temporal = any(isinstance(module, TAdaConv2d | TemporalAggregation) for module in model.modules())
-    assert temporal == name.startswith("tada2d")
+    assert temporal == name.startswith("tada")
 
 
 def test_parameters() -> None:

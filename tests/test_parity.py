@@ -154,3 +154,19 @@ def test_tada2d_in_training(published: tuple[str, dict[str, Tensor]]) -> None:
     buffers = dict(model.named_buffers())
     for name, norm in zip(about["running_mean_names"], golden["running_mean_norms"].tolist(), strict=True):
         assert buffers[ours[name]].norm().item() == pytest.approx(norm, rel=1e-8), name
+
+
+def test_tadaconvnext() -> None:
+    about, golden = case("tadaconvnext_t")
+    state, clips = filled(about)
+    name, weights = convert_published(state)
+    assert name == "tadaconvnext_t"
+    model = create_model(name, num_classes=400).double().eval()
+    restore(model, weights)
+    assert sum(parameter.numel() for parameter in model.parameters()) == about["params"] == 38_661_688
+    with torch.no_grad():
+        features, logits = model.features(clips), model(clips)
+        single = model.float()(clips.float())
+    assert difference(features, golden["features"]) < 1e-9
+    assert difference(logits, golden["logits"]) < 1e-9
+    assert difference(single, golden["logits"]) < 1e-4

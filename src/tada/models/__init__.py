@@ -20,21 +20,59 @@ from tada.models.tada2d import (
     tsn_r101,
     tsn_tiny,
 )
+from tada.models.tadaconvnext import (
+    TAdaConvNeXt,
+    TAdaConvNeXtConfig,
+    convnext_b,
+    convnext_mini,
+    convnext_s,
+    convnext_t,
+    tadaconvnext_b,
+    tadaconvnext_mini,
+    tadaconvnext_s,
+    tadaconvnext_t,
+)
 
-MODELS: dict[str, Callable[..., TAda2D]] = {
-    build.__name__: build
-    for build in (tsn_tiny, tsn_r18, tsn_r50, tsn_r101, tada2d_tiny, tada2d_r18, tada2d_r50, tada2d_r101)
+Network = TAda2D | TAdaConvNeXt
+
+_TADA2D: tuple[Callable[..., Network], ...] = (
+    tsn_tiny,
+    tsn_r18,
+    tsn_r50,
+    tsn_r101,
+    tada2d_tiny,
+    tada2d_r18,
+    tada2d_r50,
+    tada2d_r101,
+)
+_TADACONVNEXT: tuple[Callable[..., Network], ...] = (
+    convnext_mini,
+    convnext_t,
+    convnext_s,
+    convnext_b,
+    tadaconvnext_mini,
+    tadaconvnext_t,
+    tadaconvnext_s,
+    tadaconvnext_b,
+)
+_CONFIGS = {TAda2DConfig: _TADA2D, TAdaConvNeXtConfig: _TADACONVNEXT}
+
+MODELS: dict[str, Callable[..., Network]] = {build.__name__: build for builds in _CONFIGS.values() for build in builds}
+_OPTIONS = {
+    build.__name__: sorted({field.name for field in fields(config)} - {"num_classes"})
+    for config, builds in _CONFIGS.items()
+    for build in builds
 }
 
 
-def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = None, **options: Any) -> TAda2D:
+def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = None, **options: Any) -> Network:
     """Build the network called ``name``, its weights drawn for training from scratch.
 
     Args:
         num_classes: K, the logits.
-        num_frames: T of the clips to come. TSN and TAda2D take clips of any length, each time another if need be, so
-            it changes nothing about them; a network whose weights depend on T will need it.
-        options: fields of the network's config (for TSN and TAda2D, ``TAda2DConfig``), as in a recipe or a
+        num_frames: T of the clips to come. The networks here take clips of any length, each time another if need be,
+            so it changes nothing about them; a network whose weights depend on T will need it.
+        options: fields of the network's config (``TAda2DConfig``, ``TAdaConvNeXtConfig``), as in a recipe or a
             checkpoint: a list stands for a tuple.
 
     Raises:
@@ -45,10 +83,9 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
         raise UnknownNameError.of("model", name, MODELS)
     if num_frames is not None and num_frames < 1:
         raise OptionError(f"{num_frames = } should be at least 1")
-    known = sorted({field.name for field in fields(TAda2DConfig)} - {"num_classes"})
     for option in options:
-        if option not in known:
-            raise OptionError(f"{name} has no option {option!r}; it has {', '.join(known)}")
+        if option not in _OPTIONS[name]:
+            raise OptionError(f"{name} has no option {option!r}; it has {', '.join(_OPTIONS[name])}")
     values = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     try:
         return MODELS[name](num_classes=num_classes, **values)

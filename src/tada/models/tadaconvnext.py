@@ -1,0 +1,264 @@
+"""TAdaConvNeXt: a ConvNeXt whose every 7x7 convolution is temporally adaptive; and the same network without that.
+
+The stem joins three frames and keeps every second. After it frames are mixed only by the calibration, as in TAda2D,
+which here scales the output channels of depthwise kernels and their bias.
+
+Shapes: N clips, T frames (half as many after the stem), C channels, H x W pixels, D features, K classes. Inside, a
+clip is T images of a batch [N*T, C, H, W], channels last: norms and the layers on channels read it as it lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tada.errors import OptionError
+from tada.tadaconv import Calibrate, Routing, TAdaConv2d
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TAdaConvNeXtConfig:
+    """The shape of a network, and which of the paper's parts it has."""
+
+    depths: tuple[int, ...]
+    """Blocks of each stage."""
+    widths: tuple[int, ...]
+    """Channels of each stage."""
+    kernel: int = 7
+    """Side of the depthwise kernels, in pixels."""
+    num_classes: int = 400
+    """K, the logits."""
+    dropout: float = 0.5
+    """Part of the features dropped before the classifier, in training."""
+    stochastic_depth: float = 0.4
+    """How often a clip leaves out the last block, in training; blocks before it less often, the first never."""
+    layer_scale: float = 1e-6
+    """What the channels of a new block are multiplied by before they are added."""
+    calibrate: Calibrate | None = "out"
+    """The side of the depthwise kernels that is calibrated; None leaves them as they are (ConvNeXt)."""
+    routing_ratio: int = 4
+    """r of the routing functions."""
+    routing_kernel_sizes: tuple[int, int] | tuple[int] = (3, 3)
+    """Frames that the routing functions' convolutions see."""
+    routing_global_context: bool = True
+    """Whether the routing functions see the whole clip."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError where a field is out of reach, or fields contradict each other."""
+        if len(self.depths) != len(self.widths):
+            raise OptionError(f"{self.depths = } and {self.widths = } should have one entry for each stage")
+        if min(*self.depths, *self.widths) < 1:
+            raise OptionError(f"{self.depths, self.widths = } should all be positive")
+        if self.kernel % 2 == 0:
+            raise OptionError(f"{self.kernel = } should be odd, so that blocks keep the size of a frame")
+        if self.num_classes < 1:
+            raise OptionError(f"{self.num_classes = } should be at least 1")
+        if not (0 <= self.dropout < 1 and 0 <= self.stochastic_depth < 1):
+            raise OptionError(f"{self.dropout = } and {self.stochastic_depth = } should lie in [0, 1)")
+
+
+class TAdaConvNeXt(nn.Module):
+    """The network: stem, stages of blocks with a downsampling before each but the first, mean, norm, classifier."""
+
+    def __init__(self, config: TAdaConvNeXtConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = Stem(config.widths[0])
+        before_last = max(sum(config.depths) - 1, 1)
+        downsamplings: list[nn.Module] = []
+        stages: list[nn.Module] = []
+        num_blocks = 0
+        for i, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
+            downsamplings.append(Downsampling(config.widths[i - 1], width) if i else nn.Identity())
+            blocks = []
+            for _ in range(depth):
+                drop = config.stochastic_depth * num_blocks / before_last
+                blocks.append(Block(width, drop=drop, config=config))
+                num_blocks += 1
+            stages.append(nn.ModuleList(blocks))
+        self.downsamplings = nn.ModuleList(downsamplings)
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(config.widths[-1], eps=1e-6)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.widths[-1], config.num_classes)
+        self._initialise()
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips [N, 3, T, H, W], normalised -> logits [N, K]."""
+        logits: Tensor = self.head(self.dropout(self.features(clips)))
+        return logits
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Clips [N, 3, T, H, W], normalised -> features [N, D], the norm of the mean over frames and pixels."""
+        frames, t = self.stem(clips)
+        for downsampling, stage in zip(self.downsamplings, self.stages, strict=True):
+            frames = downsampling(frames)
+            assert isinstance(stage, nn.ModuleList)
+            for block in stage:
+                frames = block(frames, t)
+        means = frames.mean((2, 3))
+        features: Tensor = self.norm(means.view(-1, t, means.shape[1]).mean(1))
+        return features
+
+    def _initialise(self) -> None:
+        """Draw the weights for training from scratch.
+
+        Kernels and layers: normal, std 0.02, cut at two; biases 0. Norms: 1 and 0. Routing functions: as PyTorch draws
+        them, their last layers 0.
+        """
+        routing = {layer for module in self.modules() if isinstance(module, Routing) for layer in module.modules()}
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear | TAdaConv2d) and module not in routing:
+                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Conv2d | TAdaConv2d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+class Stem(nn.Module):
+    """A 3x4x4 convolution over the clip that keeps every second frame and every fourth pixel, and a norm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(3, width, (3, 4, 4), stride=(2, 4, 4), padding=(1, 0, 0))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, clips: Tensor) -> tuple[Tensor, int]:
+        """Clips [N, 3, T, H, W] -> frames [N*T', C, H/4, W/4], and T'."""
+        # The three frames that a kernel sees are nine channels of one image.
+        windows = F.pad(clips, (0, 0, 0, 0, 1, 1)).unfold(2, 3, 2)  # [N, 3, T', H, W, 3]
+        t = windows.shape[2]
+        images = windows.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)  # [N*T', 9, H, W]
+        kernel = self.conv.weight.flatten(1, 2)
+        images = images.contiguous(memory_format=torch.channels_last)
+        frames = F.conv2d(images, kernel.contiguous(memory_format=torch.channels_last), self.conv.bias, stride=4)
+        return _over_channels(self.norm, frames), t
+
+
+class Downsampling(nn.Module):
+    """A norm, and a 2x2 convolution that halves the frames' sides."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.conv = nn.Conv2d(channels, width, 2, stride=2)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        y: Tensor = self.conv(_over_channels(self.norm, frames))
+        return y
+
+
+class Block(nn.Module):
+    """Depthwise convolution, norm, a layer to four times the channels, GELU, a layer back; scaled and added."""
+
+    def __init__(self, width: int, *, drop: float, config: TAdaConvNeXtConfig) -> None:
+        super().__init__()
+        self.drop = drop
+        self.conv: TAdaConv2d | nn.Conv2d
+        padding = config.kernel // 2
+        if config.calibrate is None:
+            self.conv = nn.Conv2d(width, width, config.kernel, padding=padding, groups=width)
+        else:
+            routing = Routing(
+                width,
+                bias_channels=width,
+                ratio=config.routing_ratio,
+                kernel_sizes=config.routing_kernel_sizes,
+                global_context=config.routing_global_context,
+                norm="layer",
+            )
+            self.conv = TAdaConv2d(
+                width,
+                width,
+                config.kernel,
+                padding=padding,
+                groups=width,
+                calibrate=config.calibrate,
+                routing=routing,
+            )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.widen = nn.Linear(width, 4 * width)
+        self.narrow = nn.Linear(4 * width, width)
+        self.layer_scale = nn.Parameter(torch.full((width,), config.layer_scale))
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        if isinstance(self.conv, TAdaConv2d):
+            y = self.conv(frames, num_frames=num_frames)
+        else:
+            y = self.conv(frames)
+        pixels = y.permute(0, 2, 3, 1)  # [N*T, H, W, C], as it lies
+        pixels = self.narrow(F.gelu(self.widen(self.norm(pixels)))) * self.layer_scale
+        y = pixels.permute(0, 3, 1, 2)
+        if self.training and self.drop:
+            y = y * self._kept(y, num_frames)
+        frames = frames + y
+        return frames
+
+    def _kept(self, y: Tensor, num_frames: int) -> Tensor:
+        """For each frame 0 if its clip leaves the block out, else what keeps the mean: [N*T, 1, 1, 1]."""
+        kept = y.new_empty(y.shape[0] // num_frames, 1).bernoulli_(1 - self.drop) / (1 - self.drop)
+        return kept.expand(-1, num_frames).reshape(-1, 1, 1, 1)
+
+
+def _over_channels(norm: nn.LayerNorm, frames: Tensor) -> Tensor:
+    """A norm over the channels of each pixel: frames [N*T, C, H, W] -> the same."""
+    pixels: Tensor = norm(frames.permute(0, 2, 3, 1))
+    return pixels.permute(0, 3, 1, 2)
+
+
+_T: dict[str, Any] = {"depths": (3, 3, 9, 3), "widths": (96, 192, 384, 768)}
+_S: dict[str, Any] = {"depths": (3, 3, 27, 3), "widths": (96, 192, 384, 768)}
+_B: dict[str, Any] = {"depths": (3, 3, 27, 3), "widths": (128, 256, 512, 1024)}
+# Small enough for a laptop's CPU and small clips: little depth, so layers count from the first step on.
+_MINI: dict[str, Any] = {
+    "depths": (1, 1, 2),
+    "widths": (32, 64, 128),
+    "dropout": 0.2,
+    "stochastic_depth": 0.0,
+    "layer_scale": 1.0,
+}
+
+
+def tadaconvnext_mini(**options: Any) -> TAdaConvNeXt:
+    """TAdaConvNeXt for the CPU and for small clips (64 x 64 pixels)."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_MINI | options))
+
+
+def convnext_mini(**options: Any) -> TAdaConvNeXt:
+    """``tadaconvnext_mini`` without calibration."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_MINI | {"calibrate": None} | options))
+
+
+def tadaconvnext_t(**options: Any) -> TAdaConvNeXt:
+    """TAdaConvNeXt-T: 38.7 M parameters with 400 classes."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_T | options))
+
+
+def convnext_t(**options: Any) -> TAdaConvNeXt:
+    """ConvNeXt-T behind the same stem, frames averaged."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_T | {"calibrate": None} | options))
+
+
+def tadaconvnext_s(**options: Any) -> TAdaConvNeXt:
+    """TAdaConvNeXt-S."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_S | options))
+
+
+def convnext_s(**options: Any) -> TAdaConvNeXt:
+    """ConvNeXt-S behind the same stem, frames averaged."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_S | {"calibrate": None} | options))
+
+
+def tadaconvnext_b(**options: Any) -> TAdaConvNeXt:
+    """TAdaConvNeXt-B."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_B | options))
+
+
+def convnext_b(**options: Any) -> TAdaConvNeXt:
+    """ConvNeXt-B behind the same stem, frames averaged."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_B | {"calibrate": None} | options))

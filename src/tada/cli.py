@@ -18,7 +18,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.markup import escape
 
 from tada.errors import UserError, VideoError
-from tada.recipe import Recipe, find_recipe, load_recipe, named_recipes
+from tada.recipe import Recipe, find_recipe, load_recipe, named_recipes, recipe_of
 
 if TYPE_CHECKING:
     from tada.predict import Prediction
@@ -28,9 +28,10 @@ Command = tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code says how it went."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser, commands = _parser()
     try:
-        parsed = parser.parse_args(_normalised(sys.argv[1:] if arguments is None else arguments))
+        parsed = parser.parse_args(_normalised(arguments) if arguments else ["--help"])
         name = parsed.command
         run = commands[name][1]
         return run(parsed[name])
@@ -138,7 +139,7 @@ def _train(options: Namespace) -> int:
     from tada.recognition import train
 
     result = train(
-        Recipe(**{field.name: options[field.name] for field in fields(Recipe)}),
+        recipe_of({field.name: options[field.name] for field in fields(Recipe)}),
         options.data,
         options.resume or options.out,
         root=options.root,
@@ -207,7 +208,7 @@ def _evaluate(options: Namespace) -> int:
 
 def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="the folder of a run, or weights that ship with tada: tada2d_tiny_motion")
-    parser.add_argument("videos", type=list[str], nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
+    parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
     parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
     parser.add_argument("--clips", type=int | None, default=None, help="clips spread over a video or window")
@@ -326,9 +327,10 @@ def _doctor(options: Namespace) -> int:
 
     checks = examine()
     for check in checks:
-        print(f"{'ok     ' if check.fine else 'MISSING'}  {check.name:<22}{check.found}")
+        state = "ok" if check.fine else "none" if check.optional else "FAULT"
+        print(f"{state:<7}{check.name:<14}{check.found}")
         if check.remedy:
-            print(f"         {'':<22}-> {check.remedy}")
+            print(f"{'':<21}-> {check.remedy}")
     return 0 if all(check.fine or check.optional for check in checks) else 1
 
 

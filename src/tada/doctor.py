@@ -64,7 +64,7 @@ def _gpu() -> Check:
         remedy = "if this machine has one, install a CUDA build of torch (see pytorch.org, Get Started)"
     else:
         remedy = "if this machine has one, update its driver (nvidia-smi tells the version)"
-    return Check(name="GPU", fine=False, found="none; the CPU does all", remedy=remedy, optional=True)
+    return Check(name="GPU", fine=False, found="the CPU does all", remedy=remedy, optional=True)
 
 
 def _decoders() -> Check:

@@ -171,7 +171,9 @@ def draw_sound(path: Path, *, cover: bool = False) -> Path:
             container.mux(stream.encode(silence))
         container.mux(stream.encode(None))
         if picture is not None:
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(stamped_frame(1), format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(stamped_frame(1), format="rgb24")
+            frame.pts, frame.time_base = 0, Fraction(1)
+            container.mux(picture.encode(frame))
             container.mux(picture.encode(None))
     return path
 

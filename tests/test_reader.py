@@ -207,7 +207,7 @@ def test_frames_at_are_those_shown_then(tmp_path: Path) -> None:
         assert not video.times_seconds.flags.writeable
         asked = [0.0, 0.05, 0.1, 0.199, 0.2, 1.19, 1.2, 2.9, 3.0, video.info.duration_seconds, 0.3]
         assert read_stamps(video.frames_at(asked)) == [0, 0, 1, 1, 2, 2, 3, 4, 5, 5, 2]
-        with pytest.raises(OptionError, match=r"shows nothing at -0.1 s; it lasts from 0 to 3\.\d+ s"):
+        with pytest.raises(OptionError, match=r"shows nothing at -0.1 s; it lasts from 0 to 4.7 s"):
             video.frames_at([-0.1])
         with pytest.raises(OptionError, match="shows nothing at 99 s"):
             video.frames_at([99])

@@ -37,7 +37,7 @@ from tada.errors import (
 # The control that keeps play lists out: with "file" as the only protocol they could still name other files.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
 _MAX_STREAMS = 100
-_BEGINNINGS = re.compile(rb"....ftyp|....moov|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75", re.DOTALL)
+_BEGINNINGS = re.compile(rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|G.{187}G", re.DOTALL)
 _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
 # These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
 _SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
@@ -159,7 +159,7 @@ class MediaFile:
                     self.path,
                 )
         if self.kind in _SAY_HOW_LONG:
-            scan.breaks_off = is_cut or self._ends_early(begins, ends)
+            scan.breaks_off = is_cut or self._ends_early(begins, ends) or _lacks_fragment(self.path, self.kind)
             if is_cut and stream == film:
                 scan.forget_last()
         # AVI holds no presentation times, and FFmpeg makes them up in the order of decoding for these two.
@@ -213,6 +213,25 @@ class Packets:
             column.pop()
 
 
+def _lacks_fragment(path: str, kind: str) -> bool:
+    """Whether an MP4 in fragments, which says nowhere how long it is, ends within one (ISO 14496-12, 4.2, 8.8)."""
+    if kind != "mov":
+        return False
+    size, place, is_fragmented = os.path.getsize(path), 0, False
+    with open(path, "rb") as file:
+        while place + 8 <= size:
+            file.seek(place)
+            header = file.read(16)
+            length, name = int.from_bytes(header[:4], "big"), header[4:8]
+            if length == 1:
+                length = int.from_bytes(header[8:], "big")
+            is_fragmented |= name == b"moof"
+            if length < 8:  # 0: to the end of the file
+                return False
+            place += length
+    return is_fragmented and name in (b"moof", b"mdat") and place > size
+
+
 # --- what can be wrong --------------------------------------------------------------------------------------------
 
 
@@ -240,11 +259,12 @@ def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
     if isinstance(fault, OSError) and fault.errno not in (errno.EINVAL, None):
         return VideoNotFoundError(f"{path!r} cannot be opened ({fault.strerror}); check path and rights", path)
     with open(path, "rb") as file:
-        beginning = file.read(16)
-    if isinstance(fault, av.error.InvalidDataError) and _BEGINNINGS.match(beginning):
+        beginning = file.read(200)
+    # FFmpeg calls an argument invalid if the format is not among those allowed.
+    if _BEGINNINGS.match(beginning) and not isinstance(fault, av.error.ArgumentError):
         return TruncatedVideoError(
-            f"{path!r} begins as a video, but its index is missing or damaged, so that 0 frames can be read; "
-            "it is most likely cut off: copy or download it again",
+            f"{path!r} begins as a video, but 0 frames can be read: its end, or the index that belongs there, is "
+            "missing or damaged; copy or download it again",
             path,
         )
     return NotAVideoError(

@@ -53,7 +53,7 @@ class VideoInfo:
     num_frames: int
     """Frames that are shown: hidden reference frames and those that an edit list cuts off do not count."""
     duration_seconds: float
-    """From the start of the first frame to the end of the last."""
+    """From the start of the first frame to the end of the last (in MP4 this lasts as long as the one before)."""
     codec: str
     """FFmpeg's name of it: ``h264``, ``vp9``."""
     rotation_degrees: int
@@ -170,8 +170,10 @@ class Video:
         assert stream.time_base is not None
         unit, declared = float(stream.time_base), float(stream.average_rate or 0)
         self.times_seconds = (times - times[0]) * stream.time_base.numerator / stream.time_base.denominator
-        last_seconds = packets.duration[shown[-1]] * unit or 1 / (declared or 25.0)
-        self._duration_seconds = float(self.times_seconds[-1]) + last_seconds
+        last_ticks = packets.duration[shown[-1]]
+        if self._file.kind == "mov" and self._num_frames > 1:  # there durations are those from one decoding to the next
+            last_ticks = self._pts[-1] - self._pts[-2]
+        self._duration_seconds = float(self.times_seconds[-1]) + (last_ticks * unit or 1 / (declared or 25.0))
         # Headers round, or count frames that are not shown: one is believed if it is right within a frame.
         is_right = declared > 0 and abs(declared * self._duration_seconds - self._num_frames) <= 1
         self._fps = declared if is_right else self._num_frames / self._duration_seconds

@@ -89,7 +89,8 @@ def write_video(
                     raise OptionError(f"more frames than the {len(ticks)} of times_seconds")
                 else:
                     frame.pts = ticks[num_frames - 1]
-                    frame.duration = ticks[num_frames] - frame.pts if num_frames < len(ticks) else 0
+                    following = min(num_frames, len(ticks) - 1)
+                    frame.duration = ticks[following] - ticks[max(following - 1, 0)]
                 frame.time_base = time_base
                 container.mux(stream.encode(frame))
             if ticks is not None and num_frames < len(ticks):

@@ -10,18 +10,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tada.adaptation import AdaptReport, adapt
     from tada.errors import UserError
     from tada.evaluation import Evaluation, evaluate
     from tada.models import create_model, list_models
     from tada.predict import Prediction, Recognizer, load
     from tada.recipe import Recipe, load_recipe
     from tada.recognition import train
-    from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
+    from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
     from tada.video.sampling import ClipSpec
 
 __version__ = version("tada-video")
 
 __all__ = [
+    "AdaptReport",
     "ClipSpec",
     "Evaluation",
     "Prediction",
@@ -29,8 +31,10 @@ __all__ = [
     "Recognizer",
     "Routing",
     "TAdaConv2d",
+    "TAdaConv3d",
     "TemporalAggregation",
     "UserError",
+    "adapt",
     "create_model",
     "evaluate",
     "list_models",
@@ -40,6 +44,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "AdaptReport": "tada.adaptation",
     "ClipSpec": "tada.video.sampling",
     "Evaluation": "tada.evaluation",
     "Prediction": "tada.predict",
@@ -47,8 +52,10 @@ _HOME = {
     "Recognizer": "tada.predict",
     "Routing": "tada.tadaconv",
     "TAdaConv2d": "tada.tadaconv",
+    "TAdaConv3d": "tada.tadaconv",
     "TemporalAggregation": "tada.tadaconv",
     "UserError": "tada.errors",
+    "adapt": "tada.adaptation",
     "create_model": "tada.models",
     "evaluate": "tada.evaluation",
     "list_models": "tada.models",

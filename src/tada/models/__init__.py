@@ -8,6 +8,18 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tada.errors import OptionError, UnknownNameError
+from tada.models.hosts import (
+    Host,
+    HostConfig,
+    r2plus1d_r50,
+    r2plus1d_tiny,
+    r3d_r50,
+    r3d_tiny,
+    slowfast_r50,
+    slowfast_tiny,
+    slowonly_r50,
+    slowonly_tiny,
+)
 from tada.models.tada2d import (
     TAda2D,
     TAda2DConfig,
@@ -33,7 +45,7 @@ from tada.models.tadaconvnext import (
     tadaconvnext_t,
 )
 
-Network = TAda2D | TAdaConvNeXt
+Network = TAda2D | TAdaConvNeXt | Host
 
 _TADA2D: tuple[Callable[..., Network], ...] = (
     tsn_tiny,
@@ -55,7 +67,21 @@ _TADACONVNEXT: tuple[Callable[..., Network], ...] = (
     tadaconvnext_s,
     tadaconvnext_b,
 )
-_CONFIGS = {TAda2DConfig: _TADA2D, TAdaConvNeXtConfig: _TADACONVNEXT}
+_HOSTS: tuple[Callable[..., Network], ...] = (
+    slowonly_tiny,
+    slowfast_tiny,
+    r2plus1d_tiny,
+    r3d_tiny,
+    slowonly_r50,
+    slowfast_r50,
+    r2plus1d_r50,
+    r3d_r50,
+)
+_CONFIGS: dict[type, tuple[Callable[..., Network], ...]] = {
+    TAda2DConfig: _TADA2D,
+    TAdaConvNeXtConfig: _TADACONVNEXT,
+    HostConfig: _HOSTS,
+}
 
 MODELS: dict[str, Callable[..., Network]] = {build.__name__: build for builds in _CONFIGS.values() for build in builds}
 _OPTIONS = {
@@ -72,8 +98,8 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
         num_classes: K, the logits.
         num_frames: T of the clips to come. The networks here take clips of any length, each time another if need be,
             so it changes nothing about them; a network whose weights depend on T will need it.
-        options: fields of the network's config (``TAda2DConfig``, ``TAdaConvNeXtConfig``), as in a recipe or a
-            checkpoint: a list stands for a tuple.
+        options: fields of the network's config (``TAda2DConfig``, ``TAdaConvNeXtConfig``, ``HostConfig``), as in a
+            recipe or a checkpoint: a list stands for a tuple.
 
     Raises:
         UnknownNameError: no such network.

@@ -1,0 +1,453 @@
+"""TAdaConv inside of any network: its convolutions made temporally adaptive, its weights kept.
+
+A new routing function finds 1 for every frame, so the changed network gives what it gave before; training moves it
+from there. A network of 3-D convolutions takes clips and goes on to do so. A network of 2-D convolutions takes
+images; what is returned for it takes clips, hands it all their frames as one batch of images, and tells the adapted
+convolutions how many frames of the batch are one clip.
+
+Shapes: N clips, T frames, C channels in, D channels out, g groups, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
+
+from tada.errors import OptionError
+from tada.tadaconv import Calibrate, Calibration, Routing, RoutingNorm, TAdaConv2d, TAdaConv3d
+
+Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+
+def adapt(
+    network: nn.Module, *, num_frames: int | None = None, where: Where | None = None, folds_frames: bool = False
+) -> tuple[nn.Module, AdaptReport]:
+    """Make convolutions of a network temporally adaptive, in place.
+
+    Kernels and biases stay the same parameters under the same names; each changed convolution gains ``routing``. To
+    load an adapted network's weights again, build the network, adapt it by the same arguments, and load them.
+
+    Args:
+        num_frames: T, where it is fixed. 2-D convolutions then need not be told; they refuse other clips. Networks of
+            3-D convolutions see T themselves, whatever is given here.
+        where: which convolutions: names or patterns as in ``"layer3.*.conv2"``, or a function of name and module. By
+            default those whose kernel is larger than one, and than its stride, and that lie in a block: a module that
+            is stacked, that is, whose name ends in a number and whose class occurs again. Stems, downsamplings between
+            stages and heads are left.
+        folds_frames: a network of 2-D convolutions that takes clips and makes frames of them itself, a clip's frames
+            one after the other (TSN, TSM). It then gets its input as it is.
+
+    Returns:
+        The network; for one of 2-D convolutions a ``ClipNetwork`` around it, except where ``num_frames`` and
+        ``folds_frames`` say all there is to know. And what was changed, what not and why, and what it costs.
+
+    Raises:
+        OptionError: nothing was changed, or a pattern fits no convolution; the network is then as it was. Or it is
+            wrapped for training in parallel, or compiled, which has to come after; or has lazy layers.
+    """
+    _check_ready(network)
+    if num_frames is not None and num_frames < 1:
+        raise OptionError(f"{num_frames = } should be at least 1")
+    found = dict(_convolutions(network))
+    picked, reasons = _pick(network, found, where)
+    only_images = not any(isinstance(module, nn.Conv3d | TAdaConv3d) for module in found.values())
+    t_is_known = only_images or num_frames is not None
+    for name in sorted(picked):
+        reason = _reason_against(found[name])
+        if reason is None and isinstance(found[name], nn.Conv2d) and not t_is_known:
+            reason = "2-D among 3-D convolutions: give num_frames, as many as one clip has there"
+        if reason is not None:
+            picked.remove(name)
+            reasons[name] = reason
+    skipped = tuple(SkippedConvolution(name=name, reason=reasons[name]) for name in found if name in reasons)
+    if not picked:
+        told = [convolution for convolution in skipped if convolution.reason != _NOT_PICKED] or skipped
+        raise OptionError(
+            f"no convolution of this {_class_name(network)} was changed: {_by_reason(told) or 'it has none'}; "
+            "pick others with where"
+        )
+
+    clip = network.clip if isinstance(network, ClipNetwork) else ClipLength(num_frames)
+    norm: RoutingNorm = "batch" if any(isinstance(module, _BatchNorm) for module in network.modules()) else "layer"
+    parameters_before = _num_parameters(network)
+    changed = []
+    replacements: dict[nn.Module, TAdaConv2d | TAdaConv3d] = {}
+    for name, module in found.items():
+        if name in picked:
+            assert isinstance(module, nn.Conv2d | nn.Conv3d)
+            new = _temporally_adaptive(module, norm, clip)
+            replacements[module] = new
+            changed.append(AdaptedConvolution.of(name, new))
+    network = _replace(network, replacements)
+    report = AdaptReport(
+        changed=tuple(changed),
+        skipped=skipped,
+        parameters_before=parameters_before,
+        parameters_after=_num_parameters(network),
+    )
+    images_changed = any(isinstance(module, FrameConv2d) for module in replacements.values())
+    if not images_changed or isinstance(network, ClipNetwork):
+        return network, report
+    if num_frames is not None and (folds_frames or not only_images):
+        return network, report
+    return ClipNetwork(network, clip, folds_frames=folds_frames), report
+
+
+# -- what was done ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptedConvolution:
+    """A convolution that was changed, and what its routing function costs."""
+
+    name: str
+    """Where it is in the network it was changed in."""
+    kernel_size: tuple[int, ...]
+    """Sides in frames (of a 3-D kernel) and pixels."""
+    in_channels: int
+    """C."""
+    out_channels: int
+    """D."""
+    parameters: int
+    """Parameters that were added."""
+    multiply_adds_per_frame: int
+    """Of the convolutions over time, for one frame."""
+    multiply_adds_per_clip: int
+    """Of the global context, once for a clip."""
+
+    @classmethod
+    def of(cls, name: str, conv: TAdaConv2d | TAdaConv3d) -> AdaptedConvolution:
+        """Count a convolution's routing function."""
+        assert conv.routing is not None
+        layers = [layer for layer in conv.routing.modules() if isinstance(layer, nn.Conv1d)]
+        return cls(
+            name=name,
+            kernel_size=conv.kernel_size,
+            in_channels=conv.in_channels,
+            out_channels=conv.out_channels,
+            parameters=_num_parameters(conv.routing),
+            multiply_adds_per_frame=sum(layer.weight.numel() for layer in layers),
+            multiply_adds_per_clip=0 if conv.routing.context is None else conv.routing.context.weight.numel(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkippedConvolution:
+    """A convolution that is as it was."""
+
+    name: str
+    """Where it is in the network."""
+    reason: str
+    """Why, in words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptReport:
+    """What ``adapt`` did. As text, a table."""
+
+    changed: tuple[AdaptedConvolution, ...]
+    """In the network's order."""
+    skipped: tuple[SkippedConvolution, ...]
+    """In the network's order."""
+    parameters_before: int
+    """Parameters of the whole network."""
+    parameters_after: int
+    """Parameters of the whole network."""
+
+    def multiply_adds(self, num_frames: int) -> int:
+        """What the routing functions add for a clip of T frames, however many pixels a frame has.
+
+        They see one number for each channel and frame. Where the network drops frames on the way, it is less. The
+        product of features and alpha, one multiplication for each feature, is not counted, as in the paper.
+        """
+        return sum(c.multiply_adds_per_frame * num_frames + c.multiply_adds_per_clip for c in self.changed)
+
+    def __str__(self) -> str:
+        """Lay out the table."""
+        added = self.parameters_after - self.parameters_before
+        width = max(len(c.name) for c in self.changed)
+        lines = [f"{len(self.changed)} convolutions are temporally adaptive now, {len(self.skipped)} are as they were"]
+        lines.append(f"  {'':{width}}  {'kernel':>7}  {'channels':>12}  {'parameters':>12}  {'mult-adds/frame':>15}")
+        lines += [
+            f"  {c.name:{width}}  {'x'.join(map(str, c.kernel_size)):>7}  {f'{c.in_channels}->{c.out_channels}':>12}  "
+            f"{f'+{c.parameters:,}':>12}  {f'+{c.multiply_adds_per_frame:,}':>15}"
+            for c in self.changed
+        ]
+        lines.append(f"as they were: {_by_reason(self.skipped) or 'none'}")
+        lines.append(
+            f"parameters: {self.parameters_before:,} -> {self.parameters_after:,} "
+            f"(+{added / self.parameters_before:.1%})"
+        )
+        lines.append(f"multiply-adds: +{self.multiply_adds(8):,} for a clip of 8 frames of any size")
+        return "\n".join(lines)
+
+
+def _by_reason(skipped: Sequence[SkippedConvolution]) -> str:
+    names: dict[str, list[str]] = {}
+    for convolution in skipped:
+        names.setdefault(convolution.reason, []).append(convolution.name or "the network itself")
+    return "; ".join(f"{reason} ({_listed(group)})" for reason, group in names.items())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# -- which convolutions -----------------------------------------------------------------------------------------------
+
+
+def _convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Everything that is a convolution, or is called one, by its first name."""
+    inside: tuple[str, ...] = ()
+    for name, module in network.named_modules():
+        if inside and name.startswith(inside):
+            continue
+        if isinstance(module, TAdaConv2d | TAdaConv3d):
+            inside += (f"{name}.",)  # a routing function has convolutions of its own
+            yield name, module
+        elif isinstance(module, _ConvNd) or ("Conv" in _class_name(module) and not any(module.children())):
+            inside += (f"{name}.",) if name else ()
+            yield name, module
+
+
+def _class_name(module: nn.Module) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return str(getattr(module, "original_name", ""))
+    return type(module).__name__
+
+
+def _pick(network: nn.Module, found: Mapping[str, nn.Module], where: Where | None) -> tuple[set[str], dict[str, str]]:
+    """Names that are asked for, and why the others are not."""
+    if where is None:
+        return _pick_by_default(network, found)
+    if callable(where):
+        picked = {name for name, module in found.items() if where(name, module)}
+    else:
+        picked = set()
+        for pattern in [where] if isinstance(where, str) else where:
+            fitting = {name for name in found if fnmatchcase(name, pattern)}
+            if not fitting:
+                raise OptionError(f"no convolution is called {pattern!r}; there are {_listed(list(found)) or 'none'}")
+            picked |= fitting
+    return picked, {name: _NOT_PICKED for name in found if name not in picked}
+
+
+_NOT_PICKED = "not picked by where"
+
+
+def _pick_by_default(network: nn.Module, found: Mapping[str, nn.Module]) -> tuple[set[str], dict[str, str]]:
+    modules = dict(network.named_modules())
+    occurrences = Counter(type(module) for module in modules.values())
+    # The modules that a convolution lies in, from the outermost to the innermost.
+    around = {name: [name[:i] for i, letter in enumerate(name) if letter == "."] for name in found}
+    stacked = {
+        outer
+        for outers in around.values()
+        for outer in outers
+        if outer[-1].isdigit()
+        and type(modules[outer]) not in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        and occurrences[type(modules[outer])] > 1
+    }
+    # What holds stacked modules is a stage; what lies in it, but in none of its blocks, is a downsampling.
+    blocks = {name for name in stacked if not any(other.startswith(f"{name}.") for other in stacked)}
+    picked, reasons = set(), {}
+    for name, module in found.items():
+        innermost = [outer for outer in around[name] if outer in stacked][-1:]
+        kernel, stride = getattr(module, "kernel_size", (2,)), getattr(module, "stride", (1,))
+        if max(kernel) == 1:
+            reasons[name] = "a kernel of 1"
+        elif not any(k > s for k, s in zip(kernel, stride, strict=True)):
+            reasons[name] = "a kernel no larger than its stride, which cuts patches"
+        elif isinstance(module, _ConvNd) and module.in_channels <= 3:
+            reasons[name] = "a stem, which reads images"
+        elif not blocks.intersection(innermost):
+            reasons[name] = "outside of the stacked blocks"
+        else:
+            picked.add(name)
+    return picked, reasons
+
+
+def _reason_against(module: nn.Module) -> str | None:
+    """Why a convolution that is asked for cannot be changed."""
+    if isinstance(module, TAdaConv2d | TAdaConv3d):
+        return "temporally adaptive already"
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted: adapt first, then script"
+    if not isinstance(module, nn.Conv2d | nn.Conv3d):
+        quantized = "quantized" in type(module).__module__
+        return "quantized: adapt first, then quantize" if quantized else f"a {_class_name(module)}"
+    if is_parametrized(module):
+        return "parametrized, as by weight_norm: remove that, adapt, and add it again"
+    if module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return "with hooks, as by the old weight_norm or pruning: remove them, adapt, and add them again"
+    plain = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Conv3d
+    if type(module).forward is not plain.forward or type(module)._conv_forward is not plain._conv_forward:
+        return f"a {type(module).__name__}, with a forward of its own"
+    if type(module.weight) is not nn.Parameter or not module.weight.is_floating_point():
+        return f"with a weight that is no plain parameter of floats but a {type(module.weight).__name__}"
+    if module.padding_mode != "zeros":
+        return f"padded by {module.padding_mode!r} instead of zeros"
+    if _padding(module) is None:
+        return "padded more on one side than on the other, by 'same'"
+    return None
+
+
+def _padding(conv: nn.Conv2d | nn.Conv3d) -> tuple[int, ...] | None:
+    """The padding in numbers, of either side; None where the sides differ."""
+    if not isinstance(conv.padding, str):
+        return conv.padding
+    if conv.padding == "valid":
+        return (0,) * len(conv.kernel_size)
+    spans = [dilation * (kernel - 1) for kernel, dilation in zip(conv.kernel_size, conv.dilation, strict=True)]
+    return None if any(span % 2 for span in spans) else tuple(span // 2 for span in spans)
+
+
+def _check_ready(network: nn.Module) -> None:
+    lazy = [name for name, parameter in network.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise OptionError(f"{_listed(lazy)}: lazy layers have no weights yet; run the network once, then adapt it")
+    for module in network.modules():
+        name = type(module).__name__
+        if isinstance(module, DistributedDataParallel) or name.startswith(("FSDP", "FullySharded", "OptimizedModule")):
+            raise OptionError(f"this network is wrapped by {name}, which would not know of new weights: adapt it first")
+
+
+# -- the change -------------------------------------------------------------------------------------------------------
+
+
+def _temporally_adaptive(conv: nn.Conv2d | nn.Conv3d, norm: RoutingNorm, clip: ClipLength) -> TAdaConv2d | TAdaConv3d:
+    """The same convolution, with its parameters and a new routing function."""
+    weight, padding = conv.weight, _padding(conv)
+    assert isinstance(weight, nn.Parameter)
+    assert padding is not None
+    # For a depthwise kernel both sides are the same; scaling what comes out is cheaper where there are strides.
+    calibrate: Calibrate = "out" if conv.groups == conv.in_channels == conv.out_channels else "in"
+    options: dict[str, Any] = {
+        "kernel_size": conv.kernel_size,
+        "stride": conv.stride,
+        "padding": padding,
+        "dilation": conv.dilation,
+        "groups": conv.groups,
+        "bias": conv.bias is not None,
+        "calibrate": calibrate,
+    }
+    new: TAdaConv2d | TAdaConv3d
+    with torch.device("meta"):  # its own weights are not needed
+        if isinstance(conv, nn.Conv2d):
+            new = FrameConv2d(conv.in_channels, conv.out_channels, **options)
+            new.clip = clip
+        else:
+            new = TAdaConv3d(conv.in_channels, conv.out_channels, **options)
+    new.weight = weight
+    new.bias = None if conv.bias is None else cast(nn.Parameter, conv.bias)
+    new.routing = Routing(conv.in_channels, norm=norm).to(device=weight.device, dtype=weight.dtype)
+    return new.train(conv.training)
+
+
+def _replace(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Put each new module wherever the old one is: one that the network holds twice stays one."""
+    for module in network.modules():
+        for name, child in module._modules.items():
+            if child is not None and child in replacements:
+                module._modules[name] = replacements[child]
+    return replacements.get(network, network)
+
+
+class ClipLength:
+    """How many frames are one clip: told to a network's convolutions by its ClipNetwork, or fixed."""
+
+    def __init__(self, num_frames: int | None) -> None:
+        self.fixed = num_frames is not None
+        self.num_frames = num_frames
+
+    def set(self, num_frames: int) -> None:
+        """Note the T of the clips to come.
+
+        Raises:
+            ValueError: another T than the fixed one.
+        """
+        if self.fixed and num_frames != self.num_frames:
+            raise ValueError(f"clips of {num_frames} frames; the network was adapted to {self.num_frames}")
+        self.num_frames = num_frames
+
+
+class FrameConv2d(TAdaConv2d):
+    """A TAdaConv2d in a network that knows nothing of clips: frames in, frames out."""
+
+    clip: ClipLength
+
+    def forward(self, x: Tensor, alpha: Tensor | Calibration | None = None, *, num_frames: int | None = None) -> Tensor:
+        """Frames [N*T, C, H, W] -> [N*T, D, H', W'].
+
+        Raises:
+            ValueError: T is not known, or does not divide the number of frames.
+        """
+        num_frames = self.clip.num_frames if num_frames is None else num_frames
+        if num_frames is None:
+            raise ValueError("T is not known: call the network that adapt returned, or adapt with num_frames")
+        return super().forward(x, alpha, num_frames=num_frames)
+
+
+class ClipNetwork(nn.Module):
+    """An image network that takes clips: their frames go through it as one batch of images.
+
+    T is noted at each call and stays until the next, so that recomputing a part of the network in the backward pass
+    (activation checkpointing) finds it. Two calls at the same time, from two threads, need a fixed T, or clips alike.
+    """
+
+    def __init__(self, network: nn.Module, clip: ClipLength, *, folds_frames: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.clip = clip
+        self.folds_frames = folds_frames
+
+    def forward(self, clips: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the network on the frames of clips.
+
+        Args:
+            clips: [N, 3, T, H, W]; or, where T is fixed, also frames [N*T, 3, H, W], a clip's one after the other.
+            args: handed on to the network, as are kwargs.
+
+        Returns:
+            What the network gives, each tensor's [N*T, ...] as [N, T, ...]: the logits of every frame, say. For
+            frames, and where the network folds frames itself, its output as it is.
+
+        Raises:
+            ValueError: another number of dimensions, or another T than the fixed one.
+        """
+        if clips.ndim == 4 and self.clip.fixed:
+            return self.network(clips, *args, **kwargs)
+        if clips.ndim != 5:
+            raise ValueError(f"clips of shape {tuple(clips.shape)} should be [N, 3, T, H, W]")
+        n, _, t = clips.shape[:3]
+        self.clip.set(t)
+        if self.folds_frames:
+            return self.network(clips, *args, **kwargs)
+        return _unfold(self.network(clips.transpose(1, 2).flatten(0, 1), *args, **kwargs), n, t)
+
+
+def _unfold(output: Any, n: int, t: int) -> Any:
+    """Every tensor's [N*T, ...] as [N, T, ...], inside of whatever a network returns."""
+    if isinstance(output, Tensor):
+        return output.reshape(n, t, *output.shape[1:]) if output.ndim and output.shape[0] == n * t else output
+    if isinstance(output, Mapping):
+        return type(output)({key: _unfold(value, n, t) for key, value in output.items()})  # type: ignore[call-arg]
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return type(output)(*(_unfold(value, n, t) for value in output))
+    if isinstance(output, list | tuple):
+        return type(output)(_unfold(value, n, t) for value in output)
+    return output

@@ -1,0 +1,534 @@
+"""``tada.adapt``: the same output before and after, the right convolutions, and everything a network is used for."""
+
+from __future__ import annotations
+
+import copy
+import multiprocessing
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import tada
+from tada.adaptation import AdaptReport, ClipNetwork, FrameConv2d, adapt
+from tada.errors import OptionError
+from tada.models import create_model
+from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int, conv: type[nn.Module] = nn.Conv2d, **options: Any) -> None:
+        super().__init__()
+        norm = nn.BatchNorm2d if conv is nn.Conv2d else nn.BatchNorm3d
+        self.conv1, self.norm1 = conv(channels, channels, 3, padding=1, **options), norm(channels)
+        self.conv2, self.norm2 = conv(channels, channels, 1), norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
+
+
+class ImageNetwork(nn.Module):
+    """A stem, stages of blocks with a downsampling between them, a head: as image networks are."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, stride=2)
+        self.layer1 = nn.Sequential(ResidualBlock(8, **options), ResidualBlock(8, **options))
+        self.down = nn.Conv2d(8, 12, 2, stride=2)
+        self.layer2 = nn.Sequential(ResidualBlock(12, **options))
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layer2(self.down(self.layer1(self.stem(images))))
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def image_network(**options: Any) -> ImageNetwork:
+    torch.manual_seed(0)
+    return ImageNetwork(**options).double().eval()
+
+
+def awaken(network: nn.Module) -> None:
+    """Draw the last layers of the routing functions, so that alpha differs from 1."""
+    for module in network.modules():
+        if isinstance(module, Routing):
+            nn.init.normal_(module.alpha.weight, std=0.3)
+
+
+def clips(n: int = 2, t: int = 4, side: int = 16) -> Tensor:
+    return torch.randn(n, 3, t, side, side, dtype=torch.float64)
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).detach().norm() / theirs.detach().norm())
+
+
+class TestImageNetworks:
+    def test_output_is_that_of_every_frame(self) -> None:
+        network, x = image_network(), clips()
+        expected = torch.stack([network(frame) for frame in x.unbind(2)], dim=1)
+        adapted, report = adapt(network)
+        assert isinstance(adapted, ClipNetwork)
+        assert adapted(x).shape == (2, 4, 5)
+        assert relative(adapted(x), expected) <= 1e-12
+        assert [c.name for c in report.changed] == ["layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1"]
+
+    def test_in_float32(self) -> None:
+        network, x = image_network().float(), clips().float()
+        expected = network(x.transpose(1, 2).flatten(0, 1)).view(2, 4, 5)
+        assert relative(adapt(network)[0](x), expected) <= 1e-6
+
+    def test_a_trained_one_sees_the_clip(self) -> None:
+        adapted, _ = adapt(image_network())
+        awaken(adapted)
+        x = clips()
+        alone = torch.cat([adapted(x[:1]), adapted(x[1:])])
+        torch.testing.assert_close(adapted(x), alone, rtol=1e-10, atol=1e-12)  # clips are apart
+        assert relative(adapted(x[:, :, :1]), adapted(x)[:, :1]) > 1e-3  # frames are not
+        assert adapted(clips(t=7)).shape == (2, 7, 5)  # another T at each call
+
+    def test_parameters_are_kept(self) -> None:
+        network = image_network()
+        before = dict(network.named_parameters())
+        _, report = adapt(network)
+        after = dict(network.named_parameters())
+        assert all(after[name] is parameter for name, parameter in before.items())
+        assert all(".conv1.routing." in name for name in after.keys() - before.keys())
+        added = sum(p.numel() for p in after.values()) - sum(p.numel() for p in before.values())
+        assert report.parameters_after - report.parameters_before == sum(c.parameters for c in report.changed) == added
+
+    def test_a_fixed_number_of_frames(self) -> None:
+        adapted, _ = adapt(image_network(), num_frames=4)
+        awaken(adapted)
+        x = clips()
+        frames = x.transpose(1, 2).flatten(0, 1)
+        torch.testing.assert_close(adapted(frames), adapted(x).flatten(0, 1))
+        assert isinstance(adapted, ClipNetwork)
+        assert isinstance(adapted.network, ImageNetwork)
+        assert adapted.network.layer1(adapted.network.stem(frames)).shape == (8, 8, 8, 8)  # parts know T too
+        with pytest.raises(ValueError, match=r"clips of 5 frames; the network was adapted to 4"):
+            adapted(clips(t=5))
+        with pytest.raises(ValueError, match=r"num_frames = 4 should divide the 7 frames of x"):
+            adapted(frames[:7])
+
+    def test_bad_input(self) -> None:
+        network = image_network()
+        adapted, _ = adapt(network)
+        with pytest.raises(ValueError, match=r"clips of shape \(8, 3, 16, 16\) should be \[N, 3, T, H, W\]"):
+            adapted(torch.zeros(8, 3, 16, 16))
+        with pytest.raises(ValueError, match=r"T is not known: call the network that adapt returned, or adapt with"):
+            network(clips()[:, :, 0])
+        with pytest.raises(OptionError, match=r"num_frames = 0 should be at least 1"):
+            adapt(image_network(), num_frames=0)
+
+    def test_any_output(self) -> None:
+        class Many(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.blocks = nn.ModuleList([ResidualBlock(4), ResidualBlock(4)])
+
+            def forward(self, x: Tensor, factor: float = 1.0) -> dict[str, Any]:
+                y = self.blocks[0](x.mean(1, keepdim=True).expand(-1, 4, -1, -1)) * factor
+                return {"maps": y, "both": (y.mean((2, 3)), [y.sum(1)]), "loss": y.sum(), "name": "many"}
+
+        adapted, _ = adapt(Many().double())
+        output = adapted(clips(), factor=2.0)
+        assert output["maps"].shape == (2, 4, 4, 16, 16)
+        assert output["both"][0].shape == (2, 4, 4)
+        assert output["both"][1][0].shape == (2, 4, 16, 16)
+        assert output["loss"].shape == ()
+        assert output["name"] == "many"
+
+    def test_networks_that_fold_frames_themselves(self) -> None:
+        for num_frames in (None, 4):
+            network = create_model("tsn_tiny", num_classes=3).double().eval()
+            x = clips(side=32)
+            expected = network(x)
+            adapted, _ = adapt(network, num_frames=num_frames, folds_frames=True)
+            assert (adapted is network) == (num_frames == 4)
+            assert relative(adapted(x), expected) <= 1e-12
+
+    def test_2d_among_3d(self) -> None:
+        network = create_model("convnext_mini", num_classes=3, layer_scale=0.5).double().eval()
+        x = clips(t=8, side=32)
+        expected = network(x)
+        with pytest.raises(OptionError, match=r"2-D among 3-D convolutions: give num_frames, as many as one clip has"):
+            adapt(network)
+        adapted, report = adapt(network, num_frames=4)  # the stem halves them
+        assert adapted is network
+        assert len(report.changed) == 4
+        assert relative(adapted(x), expected) <= 1e-12
+
+    def test_again(self) -> None:
+        adapted, _ = adapt(image_network(), where="layer1.*.conv1")
+        with pytest.raises(OptionError, match=r"temporally adaptive already \(network.layer1.0.conv1\)"):
+            adapt(adapted, where="*.layer1.0.conv1")
+        again, report = adapt(adapted, where="*.layer2.0.conv1")
+        assert again is adapted
+        assert [c.name for c in report.changed] == ["network.layer2.0.conv1"]
+        awaken(again)
+        assert again(clips(t=3)).shape == (2, 3, 5)
+
+
+class TestWhichConvolutions:
+    def names(self, network: nn.Module, **options: Any) -> list[str]:
+        return [c.name for c in adapt(network, **options)[1].changed]
+
+    def test_patterns(self) -> None:
+        assert self.names(image_network(), where="layer1.*") == [
+            "layer1.0.conv1",
+            "layer1.0.conv2",
+            "layer1.1.conv1",
+            "layer1.1.conv2",
+        ]
+        assert self.names(image_network(), where=["stem", "layer2.0.conv?"]) == [
+            "stem",
+            "layer2.0.conv1",
+            "layer2.0.conv2",
+        ]
+        with pytest.raises(OptionError, match=r"no convolution is called 'layer3\*'; there are stem, layer1.0.conv1"):
+            adapt(image_network(), where=["stem", "layer3*"])
+
+    def test_function(self) -> None:
+        def strided(name: str, module: nn.Module) -> bool:
+            return max(getattr(module, "stride", (1,))) > 1
+
+        assert self.names(image_network(), where=strided) == ["stem", "down"]
+
+    def test_the_reasons_of_the_default(self) -> None:
+        _, report = adapt(image_network())
+        assert {s.name: s.reason for s in report.skipped} == {
+            "stem": "a stem, which reads images",
+            "layer1.0.conv2": "a kernel of 1",
+            "layer1.1.conv2": "a kernel of 1",
+            "down": "a kernel no larger than its stride, which cuts patches",
+            "layer2.0.conv2": "a kernel of 1",
+        }
+
+    def test_a_network_that_is_one_convolution(self) -> None:
+        conv = nn.Conv3d(4, 6, 3, padding=1).double()
+        x = torch.randn(2, 4, 5, 6, 6).double()
+        expected = conv(x)
+        adapted, _ = adapt(conv, where=lambda name, module: True)
+        assert isinstance(adapted, TAdaConv3d)
+        assert adapted.weight is conv.weight
+        assert relative(adapted(x), expected) <= 1e-12
+
+    @pytest.mark.parametrize("options", [{"groups": 4}, {"groups": 2}, {"dilation": 2}, {"bias": False}, {"stride": 1}])
+    @pytest.mark.parametrize("t", [1, 4])
+    def test_options_of_convolutions(self, options: dict[str, Any], t: int) -> None:
+        class Clips(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a = nn.Sequential(nn.Conv3d(3, 4, 1), nn.Conv3d(4, 8, 3, padding=2, **options))
+                self.b = nn.Conv3d(8, 8, (1, 3, 3), **options | {"stride": (2, 1, 2)})
+                self.c = nn.Conv3d(8, 4, (3, 1, 1), padding="same", **options | {"stride": 1})
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.c(self.b(self.a(x)))  # type: ignore[no-any-return]
+
+        torch.manual_seed(0)
+        network, x = Clips().double(), clips(t=t)
+        expected = network(x)
+        adapted, report = adapt(network, where=["a.1", "b", "c"])
+        assert len(report.changed) == 3
+        assert relative(adapted(x), expected) <= 1e-9
+
+    def test_a_convolution_that_is_held_twice_stays_one(self) -> None:
+        network = image_network()
+        network.layer1[1].conv1 = network.layer1[0].conv1
+        x = clips()
+        expected = network(x.transpose(1, 2).flatten(0, 1)).view(2, 4, 5)
+        adapted, report = adapt(network)
+        assert [c.name for c in report.changed] == ["layer1.0.conv1", "layer2.0.conv1"]
+        assert network.layer1[1].conv1 is network.layer1[0].conv1
+        assert isinstance(network.layer1[1].conv1, FrameConv2d)
+        assert relative(adapted(x), expected) <= 1e-12
+
+    def test_convolutions_that_share_a_kernel_go_on_to(self) -> None:
+        network = image_network()
+        network.layer1[1].conv1.weight = network.layer1[0].conv1.weight
+        adapt(network)
+        assert network.layer1[1].conv1.weight is network.layer1[0].conv1.weight
+        assert network.layer1[1].conv1.routing is not network.layer1[0].conv1.routing
+
+
+class OwnForward(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+class OwnName(nn.Conv2d):
+    """As torchvision's Conv3DSimple: only built otherwise."""
+
+
+class QuantizedConv2d(nn.Module):
+    __module__ = "torch.ao.nn.quantized.modules.conv"
+
+
+def weight_normalised(conv: nn.Conv2d) -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(conv)
+
+
+def hooked(conv: nn.Conv2d) -> nn.Module:
+    conv.register_forward_pre_hook(lambda module, inputs: None)
+    return conv
+
+
+def without_weight(conv: nn.Conv2d) -> nn.Module:
+    weight = conv.weight.detach()
+    del conv.weight
+    conv.weight = weight  # type: ignore[assignment]
+    return conv
+
+
+class TestWhatIsSkipped:
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (weight_normalised, r"parametrized, as by weight_norm: remove that, adapt, and add it again"),
+            (hooked, r"with hooks, as by the old weight_norm or pruning"),
+            (without_weight, r"with a weight that is no plain parameter of floats but a Tensor"),
+            (lambda conv: OwnForward(8, 8, 3, padding=1), r"a OwnForward, with a forward of its own"),
+            (lambda conv: nn.ConvTranspose2d(8, 8, 3, padding=1), r"a ConvTranspose2d"),
+            (lambda conv: nn.Conv1d(8, 8, 3, padding=1), r"a Conv1d"),
+            (lambda conv: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), r"padded by 'reflect' instead of"),
+            (lambda conv: nn.Conv2d(8, 8, (3, 4), padding="same"), r"padded more on one side than on the other"),
+            (lambda conv: QuantizedConv2d(), r"quantized: adapt first, then quantize"),
+        ],
+    )
+    def test_is_told_by_name(self, change: Callable[[nn.Conv2d], nn.Module], reason: str) -> None:
+        network = image_network()
+        network.layer1[0].conv1 = change(network.layer1[0].conv1)
+        kept = network.layer1[0].conv1
+        with pytest.raises(OptionError, match=rf"no conv.*ImageNetwork was changed: {reason}.* \(layer1.0.conv1\)"):
+            adapt(network, where=lambda name, module: name == "layer1.0.conv1")
+        assert network.layer1[0].conv1 is kept
+        _, report = adapt(network)
+        assert [s.name for s in report.skipped if reason.split(":")[0] in s.reason] == ["layer1.0.conv1"]
+        assert [c.name for c in report.changed] == ["layer1.1.conv1", "layer2.0.conv1"]
+
+    def test_a_subclass_without_a_forward_of_its_own_is_changed(self) -> None:
+        network = image_network()
+        network.layer1[0].conv1 = OwnName(8, 8, 3, padding=1).double()
+        assert len(adapt(network)[1].changed) == 3
+
+    def test_scripted(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            scripted = torch.jit.script(image_network())
+        with pytest.raises(OptionError, match=r"scripted: adapt first, then script \(stem, layer1.0.conv1"):
+            adapt(scripted, where="*")
+
+    def test_lazy_layers(self) -> None:
+        network = image_network()
+        network.head = nn.LazyLinear(5)  # type: ignore[assignment]
+        with pytest.raises(OptionError, match=r"head.weight, head.bias: lazy layers have no weights yet; run the netw"):
+            adapt(network)
+
+    def test_nothing_to_change(self) -> None:
+        with pytest.raises(OptionError, match=r"no convolution of this Linear was changed: it has none; pick others"):
+            adapt(nn.Linear(3, 3))
+        plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        message = (
+            r"was changed: a stem, which reads images \(0\); outside of the stacked blocks \(2\); pick others with"
+        )
+        with pytest.raises(OptionError, match=message):
+            adapt(plain)
+
+    def test_wrapped_networks(self) -> None:
+        with pytest.raises(OptionError, match=r"is wrapped by OptimizedModule, which would not know of new weights"):
+            adapt(torch.compile(image_network(), backend="eager"))  # type: ignore[arg-type]
+
+
+def test_report() -> None:
+    _, report = adapt(image_network())
+    first = report.changed[0]
+    # Routing of 8 channels, r = 4: Linear 8->8, Conv1d 8->2 of 3 and its norm, Conv1d 2->8 of 3 without a bias.
+    assert first.parameters == (8 * 8 + 8) + (8 * 2 * 3 + 2) + 2 * 2 + 2 * 8 * 3
+    assert (first.multiply_adds_per_frame, first.multiply_adds_per_clip) == (8 * 2 * 3 + 2 * 8 * 3, 64)
+    assert report.multiply_adds(5) == 2 * (5 * 96 + 64) + 5 * (12 * 3 * 3 + 3 * 12 * 3) + 144
+    text = str(report)
+    for line in (
+        r"3 convolutions are temporally adaptive now, 5 are as they were",
+        r"  layer1.0.conv1      3x3          8->8          +174              +96",
+        r"as they were: a stem, which reads images (stem); a kernel of 1 (layer1.0.conv2, layer1.1.conv2",
+        f"parameters: {report.parameters_before:,} -> {report.parameters_after:,} (+",
+    ):
+        assert line in text
+    empty = AdaptReport(changed=report.changed, skipped=(), parameters_before=1, parameters_after=2)
+    assert "as they were: none" in str(empty)
+
+
+class TestAnAdaptedNetwork:
+    def test_trains(self) -> None:
+        torch.manual_seed(0)
+        network = image_network().train()
+        network.stem.requires_grad_(False)
+        adapted, _ = adapt(network)
+        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=0.01)
+        x, labels = clips(n=6), torch.arange(6) % 5
+        losses = []
+        for _ in range(15):
+            loss = F.cross_entropy(adapted(x).mean(1), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.7 * losses[0]
+        assert network.stem.weight.grad is None
+        for name, parameter in adapted.named_parameters():
+            if "routing.alpha" in name:
+                assert parameter.abs().sum() > 0, name
+
+    def test_saves_and_loads(self, tmp_path: Path) -> None:
+        adapted, _ = adapt(image_network())
+        awaken(adapted)
+        safetensors.torch.save_file(adapted.state_dict(), tmp_path / "adapted.safetensors")
+        other, _ = adapt(ImageNetwork().double().eval())
+        other.load_state_dict(safetensors.torch.load_file(tmp_path / "adapted.safetensors"))
+        x = clips()
+        assert torch.equal(other(x), adapted(x))
+
+    def test_is_copied_and_pickled(self) -> None:
+        adapted, _ = adapt(image_network())
+        awaken(adapted)
+        x = clips()
+        for twin in (copy.deepcopy(adapted), pickle.loads(pickle.dumps(adapted))):
+            assert torch.equal(twin(x), adapted(x))
+            twin(clips(t=6))
+            assert adapted.clip.num_frames == 4  # a copy's T is its own
+            assert twin.clip.num_frames == 6
+
+    def test_checkpointed_activations(self) -> None:
+        """A part that runs again in the backward pass still finds T."""
+        adapted, _ = adapt(image_network())
+        awaken(adapted)
+        assert isinstance(adapted, ClipNetwork)
+        x = clips()
+        adapted(x).square().sum().backward()
+        expected = {name: p.grad.clone() for name, p in adapted.named_parameters() if p.grad is not None}
+        adapted.zero_grad()
+        layer = adapted.network.layer1
+        assert isinstance(layer, nn.Module)
+        inner = layer.forward
+        layer.forward = lambda frames: checkpoint(inner, frames, use_reentrant=False)  # type: ignore[method-assign]
+        adapted(x).square().sum().backward()
+        for name, parameter in adapted.named_parameters():
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, expected[name], msg=name)
+
+    def test_in_evaluation_as_adapted(self) -> None:
+        adapted, _ = adapt(image_network().train())
+        assert all(module.training for module in adapted.modules())
+        assert not any(module.training for module in adapt(image_network())[0].network.modules())  # type: ignore[union-attr]
+
+    def test_frozen_norms_or_none(self) -> None:
+        """A network without batch norms gets routing functions without."""
+        network = nn.Sequential(*(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.GELU()) for _ in range(2)))
+        adapt(network, where="*")
+        conv = network[0][0]
+        assert isinstance(conv, TAdaConv2d)
+        assert conv.routing is not None
+        assert isinstance(conv.routing.norm, nn.LayerNorm)
+
+
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_compiles_into_one_graph(kind: str) -> None:
+    torch.manual_seed(0)
+    if kind == "images":
+        network: nn.Module = image_network()
+    else:
+        network = create_model("slowonly_tiny", num_classes=3).double().eval()
+    adapted, _ = adapt(network)
+    awaken(adapted)
+    torch._dynamo.reset()
+    compiled = torch.compile(adapted, fullgraph=True, backend="aot_eager")
+    for t in (4, 6):
+        x = clips(t=t, side=24)
+        torch.testing.assert_close(compiled(x), adapted(x), rtol=1e-9, atol=1e-12)
+
+
+def _train_in_parallel(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    adapted, _ = adapt(image_network())
+    awaken(adapted)
+    model = nn.parallel.DistributedDataParallel(adapted)
+    torch.manual_seed(1)
+    x = clips(n=4)[2 * rank : 2 * rank + 2]
+    model(x).square().mean().backward()
+    torch.save({name: p.grad for name, p in adapted.named_parameters()}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_trains_in_parallel() -> None:
+    """Two processes find the gradients of the whole batch."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        processes = [context.Process(target=_train_in_parallel, args=(rank, folder)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+        gradients = [torch.load(os.path.join(folder, f"{rank}.pt"), weights_only=True) for rank in range(2)]
+    adapted, _ = adapt(image_network())
+    awaken(adapted)
+    torch.manual_seed(1)
+    adapted(clips(n=4)).square().mean().backward()
+    for name, parameter in adapted.named_parameters():
+        torch.testing.assert_close(gradients[0][name], parameter.grad, msg=name)
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], rtol=0, atol=0)
+
+
+def test_the_public_name_is_the_function() -> None:
+    assert tada.adapt is adapt
+    assert tada.TAdaConv3d is TAdaConv3d
+
+
+class TestNetworksOfOthers:
+    """transformers' image networks, built from their configurations."""
+
+    @pytest.mark.parametrize(
+        ("name", "options", "num_changed"),
+        [
+            ("ResNet", {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2]}, 3),
+            ("ResNet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "layer_type": "basic"}, 6),
+            ("RegNet", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 2], "groups_width": 4}, 3),
+            (
+                "ConvNext",
+                {"hidden_sizes": [8, 16], "depths": [1, 2], "num_stages": 2, "layer_scale_init_value": 0.5},
+                3,
+            ),
+        ],
+    )
+    def test_identity(self, name: str, options: dict[str, Any], num_changed: int) -> None:
+        transformers = pytest.importorskip("transformers")
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{name}Config")(num_labels=5, **options)
+        network = getattr(transformers, f"{name}ForImageClassification")(config).double().eval()
+        x = clips(side=64)
+        with torch.no_grad():
+            expected = network(x.transpose(1, 2).flatten(0, 1), output_hidden_states=True)
+            adapted, report = adapt(network)
+            output = adapted(x, output_hidden_states=True)
+        assert type(output) is type(expected)
+        assert relative(output.logits, expected.logits.view(2, 4, 5)) <= 1e-9
+        for ours, theirs in zip(output.hidden_states, expected.hidden_states, strict=True):
+            assert relative(ours.flatten(0, 1), theirs) <= 1e-9
+        assert len(report.changed) == num_changed
+        assert all(max(c.kernel_size) > 1 for c in report.changed)
+        awaken(adapted)
+        assert relative(adapted(x).logits, output.logits) > 1e-4

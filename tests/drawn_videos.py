@@ -134,7 +134,7 @@ def draw_rotated(path: Path, quarter_turns_clockwise: int, num_frames: int = 5, 
 
 
 def draw_trimmed(path: Path, *, first: int, num_frames: int = 40) -> Path:
-    """An MP4 whose edit list starts the film at frame ``first``: the frames before are there but not shown."""
+    """An MP4 whose edit list starts the video at frame ``first``: the frames before are there but not shown."""
     whole = draw_plain(path.with_suffix(".whole.mp4"), num_frames, options={"bf": "0"})
     with av.open(str(whole)) as source, av.open(str(path), "w", format="mp4") as target:
         stream = source.streams.video[0]
@@ -150,7 +150,7 @@ def draw_trimmed(path: Path, *, first: int, num_frames: int = 40) -> Path:
 
 
 def draw_sound(path: Path, *, cover: bool = False) -> Path:
-    """Sound without a film: a WAV, or an MP3, with a picture of its sleeve if ``cover``."""
+    """Sound without a video: a WAV, M4A or MP3, the latter with cover art if ``cover``."""
     if path.suffix == ".wav":
         with wave.open(str(path), "wb") as file:
             file.setnchannels(1)
@@ -164,7 +164,7 @@ def draw_sound(path: Path, *, cover: bool = False) -> Path:
         if cover:
             picture = container.add_stream("mjpeg", rate=1)
             picture.width, picture.height, picture.pix_fmt = 64, 48, "yuvj420p"
-            picture.disposition = av.stream.Disposition.attached_pic
+            picture.disposition = av.stream.Disposition.attached_pic.value
         for start in range(0, 44_100, 1152):
             silence = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.float32), "fltp", "mono")
             silence.sample_rate, silence.pts, silence.time_base = 44_100, start, Fraction(1, 44_100)

@@ -380,7 +380,7 @@ def test_a_recording_that_begins_between_key_frames(tmp_path: Path) -> None:
             assert read_stamps(video.frames([20, 3])) == [first + 20, first + 3]
 
 
-def test_the_first_of_two_films_is_read(tmp_path: Path) -> None:
+def test_the_first_of_two_video_streams_is_read(tmp_path: Path) -> None:
     path = tmp_path / "two.mkv"
     with av.open(str(path), "w") as container:
         streams = []

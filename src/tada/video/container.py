@@ -1,6 +1,6 @@
 """Opening a media file safely: the one place where it is done.
 
-Only a regular file on this machine is opened, never an address, and FFmpeg may use only the formats of films:
+Only a regular file on this machine is opened, never an address, and FFmpeg may use only the formats of videos:
 a play list or a list of other files, which could make it read elsewhere, is refused whatever its name. What
 FFmpeg says of a file it cannot open becomes one of the errors of ``tada.errors``.
 """
@@ -38,6 +38,8 @@ from tada.errors import (
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
 _MAX_STREAMS = 100
 _BEGINNINGS = re.compile(rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|G.{187}G", re.DOTALL)
+# FFmpeg decodes a frame, however large, to know a stream. Older PyAV crashes if that is to be limited.
+_CAN_LIMIT_PROBING = int(av.__version__.split(".")[0]) >= 18
 _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
 # These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
 _SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
@@ -50,13 +52,13 @@ class Limits:
     max_pixels: int
     """Largest frame, width times height."""
     max_frames: int
-    """Most packets of the film."""
+    """Most packets of the video stream."""
     timeout_seconds: float
     """For opening, and again for each read."""
 
 
 class MediaFile:
-    """An open container and its film: the first video stream that is not the picture of a sleeve.
+    """An open container and its first video stream that is not cover art.
 
     Raises:
         VideoError: one of its subclasses, by what is wrong.
@@ -70,7 +72,7 @@ class MediaFile:
             self.container = av.open(
                 "file:" + os.path.abspath(path),
                 mode="r",
-                options=pixels,  # for the frames that FFmpeg decodes to know the streams
+                options=pixels if _CAN_LIMIT_PROBING else {},
                 container_options={
                     "protocol_whitelist": "file",
                     "format_whitelist": _FORMATS,
@@ -83,11 +85,11 @@ class MediaFile:
             raise _opening_fault(fault, path, limits) from fault
         try:
             self.kind = self.container.format.name.split(",")[0]
-            sleeve = av.stream.Disposition.attached_pic
-            films = [stream for stream in self.container.streams.video if not stream.disposition & sleeve]
-            if not films:
-                raise NoVideoStreamError(f"{path!r} holds no film, only sound or the picture of a sleeve", path)
-            self.stream = films[0]
+            cover = av.stream.Disposition.attached_pic
+            videos = [stream for stream in self.container.streams.video if not stream.disposition & cover]
+            if not videos:
+                raise NoVideoStreamError(f"{path!r} holds no video, only sound or cover art", path)
+            self.stream = videos[0]
             if self.stream.codec_context is None:
                 raise UnsupportedCodecError(
                     f"{path!r}: no decoder for its codec {_codec_mark(path)}; convert it to H.264", path
@@ -137,9 +139,9 @@ class MediaFile:
         """Read every packet of the file, decoding none.
 
         Raises:
-            TooLargeError: the film has more packets than ``max_frames``.
+            TooLargeError: the video has more packets than ``max_frames``.
         """
-        scan, film, vp8 = Packets(), self.stream.index, self.codec == "vp8"
+        scan, ours, vp8 = Packets(), self.stream.index, self.codec == "vp8"
         begins, ends = [0] * len(self.container.streams), [0] * len(self.container.streams)
         is_cut, stream = False, -1
         for packet in self.packets(all_streams=True):
@@ -148,7 +150,7 @@ class MediaFile:
             if pts is not None:
                 begins[stream] = min(begins[stream], pts)
                 ends[stream] = max(ends[stream], pts + duration)
-            if stream != film:
+            if stream != ours:
                 continue
             # A VP8 packet may hold a frame that others refer to but that is not shown: bit 4 of its first byte.
             is_hidden = packet.is_discard or (vp8 and not memoryview(packet)[0] >> 4 & 1)
@@ -159,8 +161,8 @@ class MediaFile:
                     self.path,
                 )
         if self.kind in _SAY_HOW_LONG:
-            scan.breaks_off = is_cut or self._ends_early(begins, ends) or _lacks_fragment(self.path, self.kind)
-            if is_cut and stream == film:
+            scan.breaks_off = is_cut or self._ends_early(begins, ends) or self._lacks_fragment(2 * len(scan.pts))
+            if is_cut and stream == ours:
                 scan.forget_last()
         # AVI holds no presentation times, and FFmpeg makes them up in the order of decoding for these two.
         if self.kind == "avi" and self.codec in ("h264", "hevc"):
@@ -178,6 +180,26 @@ class MediaFile:
         promised_seconds = (self.container.duration or 0) / 1e6
         return end - begin < promised_seconds - max(0.1, 3 / float(self.stream.average_rate or 10))
 
+    def _lacks_fragment(self, max_fragment_boxes: int) -> bool:
+        """Whether an MP4 in fragments, which says nowhere how long it is, ends within one (ISO 14496-12, 4.2, 8.8)."""
+        if self.kind != "mov":
+            return False
+        size, place, is_fragmented, name = os.path.getsize(self.path), 0, False, b""
+        with open(self.path, "rb") as file:
+            for _ in range(max_fragment_boxes + 1000):  # a hostile file might have one every 8 bytes
+                if place + 8 > size:
+                    break
+                file.seek(place)
+                header = file.read(16)
+                length, name = int.from_bytes(header[:4], "big"), header[4:8]
+                if length == 1:
+                    length = int.from_bytes(header[8:], "big")
+                is_fragmented |= name == b"moof"
+                if length < 8:  # 0: to the end of the file
+                    return False
+                place += length
+        return is_fragmented and name in (b"moof", b"mdat") and place > size
+
     def breaks_off(self, num_frames: int) -> TruncatedVideoError:
         """The error that the file ends, or turns to noise, after ``num_frames``."""
         promised = self.stream.frames
@@ -187,7 +209,7 @@ class MediaFile:
 
 
 class Packets:
-    """The packets of a film, in the order of the file: a column for each thing known of them."""
+    """The packets of a video stream, in the order of the file: a column for each thing known of them."""
 
     def __init__(self) -> None:
         self.pts, self.dts, self.duration = array("q"), array("q"), array("q")
@@ -211,25 +233,6 @@ class Packets:
     def forget_last(self) -> None:
         for column in (self.pts, self.dts, self.duration, self.is_key, self.is_shown):
             column.pop()
-
-
-def _lacks_fragment(path: str, kind: str) -> bool:
-    """Whether an MP4 in fragments, which says nowhere how long it is, ends within one (ISO 14496-12, 4.2, 8.8)."""
-    if kind != "mov":
-        return False
-    size, place, is_fragmented = os.path.getsize(path), 0, False
-    with open(path, "rb") as file:
-        while place + 8 <= size:
-            file.seek(place)
-            header = file.read(16)
-            length, name = int.from_bytes(header[:4], "big"), header[4:8]
-            if length == 1:
-                length = int.from_bytes(header[8:], "big")
-            is_fragmented |= name == b"moof"
-            if length < 8:  # 0: to the end of the file
-                return False
-            place += length
-    return is_fragmented and name in (b"moof", b"mdat") and place > size
 
 
 # --- what can be wrong --------------------------------------------------------------------------------------------
@@ -261,7 +264,7 @@ def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
     with open(path, "rb") as file:
         beginning = file.read(200)
     # FFmpeg calls an argument invalid if the format is not among those allowed.
-    if _BEGINNINGS.match(beginning) and not isinstance(fault, av.error.ArgumentError):
+    if _BEGINNINGS.match(beginning) and getattr(fault, "errno", None) != errno.EINVAL:
         return TruncatedVideoError(
             f"{path!r} begins as a video, but 0 frames can be read: its end, or the index that belongs there, is "
             "missing or damaged; copy or download it again",

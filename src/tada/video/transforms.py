@@ -6,7 +6,7 @@ Every random function takes its ``rng``, so that a clip can be made again from i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -119,6 +119,20 @@ def random_flip(
     return clip.flip(2), mirror
 
 
+def random_reverse(
+    clip: Tensor, label: int, *, probability: float, swaps: Mapping[int, int], rng: np.random.Generator
+) -> tuple[Tensor, int]:
+    """Play the clip backwards with ``probability``, if its class has one for that in ``swaps`` (``reverse_swaps``).
+
+    Args:
+        clip: uint8 [T, H, W, 3].
+    """
+    reverses = rng.random() < probability
+    if label not in swaps or not reverses:
+        return clip, label
+    return clip.flip(0), swaps[label]
+
+
 def flip_swaps(labels: Sequence[str]) -> dict[int, int | None]:
     """Find the classes that mirroring turns into another, from their names.
 
@@ -129,25 +143,50 @@ def flip_swaps(labels: Sequence[str]) -> dict[int, int | None]:
         For each directional class its mirror image, or None if that is not among ``labels`` (or is ambiguous):
         then a mirrored clip of it has no right label. Other classes are left out.
     """
+    return _swaps(labels, lambda name: _exchange(name, _MIRRORED))
+
+
+def reverse_swaps(labels: Sequence[str]) -> dict[int, int]:
+    """Find the classes that are each other played backwards, from their names.
+
+    Left and right, up and down, towards and away, clockwise and counterclockwise, forwards and backwards change
+    places; "circle" and "circle backwards" are a pair too. Other classes are left out: what they become backwards,
+    their names do not tell.
+    """
+
+    def reverse(name: str) -> str:
+        exchanged = _exchange(name, _REVERSED)
+        if exchanged != name:
+            return exchanged
+        return name.removesuffix(" backwards") if name.endswith(" backwards") else f"{name} backwards"
+
+    return {label: other for label, other in _swaps(labels, reverse).items() if other is not None}
+
+
+def _swaps(labels: Sequence[str], change: Callable[[str], str]) -> dict[int, int | None]:
     words = [_direction_words(label) for label in labels]
     classes: dict[str, list[int]] = {}
     for index, name in enumerate(words):
         classes.setdefault(name, []).append(index)
     swaps: dict[int, int | None] = {}
     for index, name in enumerate(words):
-        mirrored = re.sub(r"\b(left|right|clockwise|counterclockwise)\b", lambda word: _MIRROR[word[0]], name)
-        if mirrored != name:
-            found = classes.get(mirrored, [])
+        changed = change(name)
+        if changed != name:
+            found = classes.get(changed, [])
             swaps[index] = found[0] if len(found) == len(classes[name]) == 1 else None
     return swaps
 
 
-_MIRROR = {
-    "left": "right",
-    "right": "left",
-    "clockwise": "counterclockwise",
-    "counterclockwise": "clockwise",
-}
+def _exchange(name: str, opposites: Mapping[str, str]) -> str:
+    return re.sub(rf"\b({'|'.join(opposites)})\b", lambda word: opposites[word[0]], name)
+
+
+def _both_ways(*pairs: tuple[str, str]) -> dict[str, str]:
+    return {word: opposite for a, b in pairs for word, opposite in ((a, b), (b, a))}
+
+
+_MIRRORED = _both_ways(("left", "right"), ("clockwise", "counterclockwise"))
+_REVERSED = _MIRRORED | _both_ways(("up", "down"), ("towards", "away"), ("forwards", "backwards"))
 
 
 def _direction_words(label: str) -> str:

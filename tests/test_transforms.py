@@ -17,7 +17,9 @@ from tada.video.transforms import (
     jitter_and_crop,
     normalise,
     random_flip,
+    random_reverse,
     resize_short_side,
+    reverse_swaps,
     three_crops,
 )
 
@@ -240,3 +242,24 @@ def test_normalise_by_hand() -> None:
 def test_normalise_refuses_what_is_no_clip(clip: Tensor) -> None:
     with pytest.raises(OptionError, match=r"they must be uint8 \[..., T, H, W, 3\]"):
         normalise(clip)
+
+
+# --- backwards ----------------------------------------------------------------------------------------------------
+
+
+def test_classes_that_are_each_other_backwards() -> None:
+    labels = ["left", "right", "Move Up", "move_down", "towards", "away", "clockwise", "anti-clockwise"]
+    labels += ["circle", "circle_backwards", "tick", "pull"]
+    assert reverse_swaps(labels) == {0: 1, 1: 0, 2: 3, 3: 2, 4: 5, 5: 4, 6: 7, 7: 6, 8: 9, 9: 8}
+
+
+def test_a_reversed_clip_takes_the_other_label() -> None:
+    clip = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 2, 2, 3)
+    rng = np.random.default_rng(0)
+    reversed_clip, label = random_reverse(clip, 0, probability=1.0, swaps={0: 1, 1: 0}, rng=rng)
+    assert label == 1
+    assert reversed_clip[:, 0, 0, 0].tolist() == [3, 2, 1, 0]
+    for probability, swaps in ((0.0, {0: 1}), (1.0, {1: 0})):
+        same, label = random_reverse(clip, 0, probability=probability, swaps=swaps, rng=rng)
+        assert label == 0
+        assert torch.equal(same, clip)

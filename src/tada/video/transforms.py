@@ -149,9 +149,9 @@ def flip_swaps(labels: Sequence[str]) -> dict[int, int | None]:
 def reverse_swaps(labels: Sequence[str]) -> dict[int, int]:
     """Find the classes that are each other played backwards, from their names.
 
-    Left and right, up and down, towards and away, clockwise and counterclockwise, forwards and backwards change
-    places; "circle" and "circle backwards" are a pair too. Other classes are left out: what they become backwards,
-    their names do not tell.
+    Left and right, up and down, towards and away, clockwise and counterclockwise change places; "circle" and
+    "circle backwards" are a pair too. Other classes are left out: what they become backwards, their names do not
+    tell.
     """
 
     def reverse(name: str) -> str:
@@ -186,7 +186,7 @@ def _both_ways(*pairs: tuple[str, str]) -> dict[str, str]:
 
 
 _MIRRORED = _both_ways(("left", "right"), ("clockwise", "counterclockwise"))
-_REVERSED = _MIRRORED | _both_ways(("up", "down"), ("towards", "away"), ("forwards", "backwards"))
+_REVERSED = _MIRRORED | _both_ways(("up", "down"), ("towards", "away"))
 
 
 def _direction_words(label: str) -> str:

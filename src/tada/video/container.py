@@ -259,7 +259,7 @@ def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
         return _timeout(path, limits)
     if isinstance(fault, MemoryError):  # FFmpeg's word for too many streams, too
         return TooLargeError(f"{path!r} has more than {_MAX_STREAMS} streams, or needs too much memory", path)
-    if isinstance(fault, OSError) and fault.errno not in (errno.EINVAL, None):
+    if isinstance(fault, FileNotFoundError | PermissionError):  # since it was looked at
         return VideoNotFoundError(f"{path!r} cannot be opened ({fault.strerror}); check path and rights", path)
     with open(path, "rb") as file:
         beginning = file.read(200)

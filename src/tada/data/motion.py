@@ -129,12 +129,14 @@ class _Path:
     angle: Floats
     """Of the patch's long axis, in radians; grows clockwise."""
     shape: str
+    thick: float
+    """Half of its width, in halves of its length."""
 
 
 def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: float, high: float) -> _Path:
     progress = _draw_progress(rng, num_frames)
     shape = str(rng.choice(["arm", "bar", "ellipse", "wedge"], p=[0.4, 0.2, 0.2, 0.2]))
-    size = rng.uniform(0.14, 0.28)
+    size, thick = rng.uniform(0.14, 0.28), rng.uniform(0.35, 0.6)
     angle = rng.uniform(0, 2 * np.pi)
     # What does not make the class changes a little too.
     growth, turn = rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.3)
@@ -154,11 +156,11 @@ def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: flo
         x, y = progress[:, None].T * drift[:, None]
         reach = np.zeros(2)
         if motion == "towards":
-            growth = rng.uniform(0.6, 1.3)
-            size *= 1.2
+            growth = rng.uniform(0.9, 1.5)
         else:
-            turn = rng.uniform(0.5, 1.4) * np.pi
-            size *= 1.5
+            turn = rng.uniform(0.6, 1.1) * np.pi
+            size *= 1.6
+            thick *= 0.6
             shape = "bar" if shape == "arm" else shape
     room = np.maximum((0.5 * wide, 0.5 * high) - reach - 0.05, 0)
     middle = rng.uniform(-room, room) if motion in _CORNERS else rng.uniform(-0.5, 0.5, 2) * room
@@ -168,6 +170,7 @@ def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: flo
         size=(size * np.exp(growth * (progress - 0.5))).astype(np.float32),
         angle=(angle + turn * progress).astype(np.float32),
         shape=shape,
+        thick=thick,
     )
 
 
@@ -235,14 +238,13 @@ def _paint(background: Floats, path: _Path, rng: np.random.Generator) -> Floats:
     while np.abs(colour - background[0].mean((0, 1))).max() < 0.25:  # to be seen at all
         colour = rng.uniform(0, 1, 3)
     texture = _draw_texture(rng, 64, 64, colour, rng.uniform(0.05, 0.4))
-    thick = rng.uniform(0.35, 0.6)
     # Each pixel in the patch's own lengths: a along its axis, b across.
     x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / short - path.x[:, None]  # [T, W]
     y = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / short - path.y[:, None]  # [T, H]
     cos, sin = np.cos(path.angle) / path.size, np.sin(path.angle) / path.size
     a = (cos[:, None] * x)[:, None, :] + (sin[:, None] * y)[:, :, None]  # [T, H, W]
     b = (-sin[:, None] * x)[:, None, :] + (cos[:, None] * y)[:, :, None]
-    outside = _distance(path.shape, a, b, thick) * (path.size * short)[:, None, None]  # in pixels
+    outside = _distance(path.shape, a, b, path.thick) * (path.size * short)[:, None, None]  # in pixels
     cover = np.clip(0.5 - outside, 0, 1)[..., None]
     colours = texture[(a * 24).astype(np.int32) & 63, (b * 24).astype(np.int32) & 63]
     painted: Floats = background + cover * (colours - background)

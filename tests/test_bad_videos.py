@@ -172,10 +172,7 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     """100 KB that would become 100 MB."""
     path = draw(tmp_path / "bomb.mov", [np.zeros((6144, 6144, 3), np.uint8)], codec="png", pix_fmt="rgb24")
     assert path.stat().st_size < 300_000
-    start = time.process_time()
     refused(path, TooLargeError, r"its frames (of 6144x6144 )?exceed max_pixels=33177600; resize")
-    if int(av.__version__.split(".")[0]) >= 18:  # older ones decode it once, to know the stream
-        assert time.process_time() - start < 0.2  # decoding takes several times as long
 
     path = draw_plain(tmp_path / "plain.mp4", 3)
     refused(path, TooLargeError, "its frames (of 64x48 )?exceed max_pixels=3071", max_pixels=3071)

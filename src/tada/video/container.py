@@ -38,8 +38,6 @@ from tada.errors import (
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
 _MAX_STREAMS = 100
 _BEGINNINGS = re.compile(rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|G.{187}G", re.DOTALL)
-# FFmpeg decodes a frame, however large, to know a stream. Older PyAV crashes if that is to be limited.
-_CAN_LIMIT_PROBING = int(av.__version__.split(".")[0]) >= 18
 _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
 # These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
 _SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
@@ -72,7 +70,7 @@ class MediaFile:
             self.container = av.open(
                 "file:" + os.path.abspath(path),
                 mode="r",
-                options=pixels if _CAN_LIMIT_PROBING else {},
+                options=pixels,  # or FFmpeg would decode a frame, however large, to know the stream
                 container_options={
                     "protocol_whitelist": "file",
                     "format_whitelist": _FORMATS,

@@ -34,7 +34,6 @@ MAX_FRAMES = 2_000_000
 """Longest video that is opened unless the caller allows more: 18 hours at 30 frames a second."""
 
 _SEEK_SAVES = 3  # a seek costs about as much as decoding so many frames
-_ONE_SCALER_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273
 
 
@@ -388,7 +387,7 @@ class Video:
         width, height, quarter_turns = self._geometry
         has_alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
         pixels = self._reformatter.reformat(
-            frame, width, height, "rgba" if has_alpha else "rgb24", **_ONE_SCALER_THREAD
+            frame, width, height, "rgba" if has_alpha else "rgb24", threads=1
         ).to_ndarray()
         if has_alpha:
             weighted = pixels[..., :3].astype(np.uint16) * pixels[..., 3:]

@@ -199,7 +199,7 @@ class TestReadWeights:
     state = {"head.weight": torch.arange(6.0).view(2, 3), "norm.num_batches_tracked": torch.tensor(3)}  # noqa: RUF012
 
     @pytest.mark.parametrize("name", ["w.pth", "w.PYTH", "w.pt"])
-    @pytest.mark.parametrize("wrapper", [None, "model_state", "state_dict"])
+    @pytest.mark.parametrize("wrapper", [None, "model_state", "state_dict", "model"])
     @pytest.mark.parametrize("prefix", ["", "module."])
     def test_pickles(self, tmp_path: Path, name: str, wrapper: str | None, prefix: str) -> None:
         content: dict[str, Any] = {prefix + key: value for key, value in self.state.items()}

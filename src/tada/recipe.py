@@ -33,7 +33,8 @@ class Recipe:
     """Arguments of the model's function that differ from its defaults, as a mapping."""
     init: str = "auto"
     """What training starts from: 'motion' (weights that ship with tada, learned on generated motion), 'none' (drawn at
-    random), the folder of a run; or 'auto': motion for a model that has such weights, none for the others."""
+    random), the folder of a run, a file of weights or hf-hub:OWNER/NAME (of this network, or of an image network of its
+    shape); or 'auto': motion for a model that has such weights, none for the others."""
     clip: ClipSpec = field(
         default_factory=lambda: ClipSpec(num_frames=8, sampling="segment", short_side=72, crop=64, antialias=True)
     )

@@ -52,7 +52,8 @@ from tada.data.clips import (
 )
 from tada.errors import CheckpointError, DataError, OptionError, UserError
 from tada.models import create_model
-from tada.models.weights import ModelCard, load_model, packaged, packaged_names, restore, save_model
+from tada.models.initial import start_from
+from tada.models.weights import ModelCard, packaged, packaged_names, save_model
 from tada.recipe import Recipe, load_recipe, recipe_yaml
 from tada.video.transforms import normalise
 
@@ -120,7 +121,7 @@ def train(
     model = create_model(
         recipe.model, num_classes=len(table.labels), num_frames=recipe.clip.num_frames, **recipe.model_options
     )
-    trained_from = initialise(model, recipe.model, recipe.init)
+    trained_from = initialise(model, recipe.model, recipe.init, say=say)
     augmentation = Augmentation.of_labels(
         table.labels, short_side_range=recipe.short_side_range, flip_probability=recipe.flip_probability
     )
@@ -174,26 +175,24 @@ def train(
     return TrainingResult(run=out, metrics=lines.metrics, seconds=seconds)
 
 
-def initialise(model: nn.Module, name: str, init: str) -> str:
+def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:
     """Give a new model the weights a recipe's ``init`` names, all but its classifier; say in words what they are.
 
+    Args:
+        say: receives what became of the weights, where they come from a file, a run or the hub.
+
     Raises:
-        OptionError: ``init`` is "motion" and no such weights ship for this model, or is no run's folder.
+        OptionError: ``init`` is "motion" and no such weights ship for this model, or names nothing that is there.
         CheckpointError: weights that do not fit.
     """
     if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
         return "random weights"
     if init in ("auto", "motion"):
-        source, words = packaged(f"{name}_motion"), "weights learned on generated motion"
-    elif Path(init).is_dir():
-        source, words = Path(init), f"the weights of {init}"
-    else:
-        raise OptionError(f"init {init!r} should be 'auto', 'motion', 'none' or the folder of a run")
-    given, card = load_model(source)
-    if card.model != name:
-        raise CheckpointError(f"{source} holds a {card.model}; a {name} cannot start from it")
-    restore(model, given.state_dict(), fresh=("head.",))
-    return words
+        start_from(model, name, str(packaged(f"{name}_motion")))
+        return "weights learned on generated motion"
+    report = start_from(model, name, init)
+    say(str(report))
+    return report.source
 
 
 def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, warmup_start: float) -> float:

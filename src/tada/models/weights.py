@@ -219,8 +219,8 @@ def _open(file: Path) -> BinaryIO:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file, by name: .safetensors, or a state dict in .pth, .pyth or .pt.
 
-    A training checkpoint that holds its model's state dict as "model_state" or "state_dict" is unwrapped, and the
-    "module." that data-parallel training puts before every name is taken away. Nothing in a file is executed: a
+    A training checkpoint that holds its model's state dict as "model_state", "state_dict" or "model" is unwrapped, and
+    the "module." that data-parallel training puts before every name is taken away. Nothing in a file is executed: a
     pickle that needs more than tensors and plain values is refused.
 
     Raises:
@@ -275,7 +275,7 @@ def _unpickle(file: Path) -> Any:
 
 
 def _state_dict(file: Path, content: Any) -> dict[str, Tensor]:
-    for wrapper in ("model_state", "state_dict"):
+    for wrapper in ("model_state", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
             break
@@ -285,7 +285,7 @@ def _state_dict(file: Path, content: Any) -> dict[str, Tensor]:
     if others:
         raise CheckpointError(
             f"{str(file)!r} holds, beside weights, {_listed(others)}; a state dict may stand alone, or as "
-            "'model_state' or 'state_dict': save it so"
+            "'model_state', 'state_dict' or 'model': save it so"
         )
     before = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(before): value.detach() for name, value in content.items()}

@@ -1,0 +1,264 @@
+"""Initial weights: what a new network starts from, and a report of what it took.
+
+A source is the folder of a run, a file of weights, or ``hf-hub:OWNER/NAME``. It may hold
+
+- a network of ours, or a released one: everything but the classifier is taken, and must fit;
+- an image network of the same shape, a ResNet (torchvision's names, which are timm's) or a ConvNeXt (torchvision's,
+  timm's or the authors'): its kernels and norms are taken one for one. What an image network does not have stays as it
+  was drawn: routing functions, which start at 1, and pooled norms, which start at 0. So at first the network sees each
+  frame as the image network does.
+
+Two weights change their form. The 4x4 stem kernel of a ConvNeXt goes to the middle of the three frames that a
+TAdaConvNeXt's stem sees, with zeros around it: then each frame, also the first, which has none before it, gives exactly
+what the image network gives for it. (A third of the kernel on each frame would blur what moves, and dim the first
+frame by a third.) And a network of basic blocks has a shortcut where ResNet-18 has its max-pool; it starts as the
+identity. Pixels are normalised here by mean .45 and std .225, as in the released code, and not channel by channel as
+on ImageNet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tada.errors import CheckpointError, OptionError
+from tada.models.hub import fetch_weights, is_hub_id
+from tada.models.tada2d import TAda2D, TAda2DConfig
+from tada.models.tadaconvnext import TAdaConvNeXt, TAdaConvNeXtConfig
+from tada.models.weights import convert_published, load_model, read_weights, restore
+
+_HEAD = "head."
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitialReport:
+    """What became of every weight. As text, a few lines."""
+
+    source: str
+    """What was started from, in words."""
+    taken: tuple[str, ...]
+    """Weights of the network, by name, that are the source's."""
+    reshaped: Mapping[str, str]
+    """Weights of the network that were made from the source's, and how."""
+    fresh: tuple[str, ...]
+    """Weights of the network that stay as they were drawn."""
+    ignored: tuple[str, ...]
+    """Weights of the source that were left out, by their names there."""
+
+    def __str__(self) -> str:
+        """Lay out the counts."""
+        lines = [f"taken: {len(self.taken)} weights"]
+        lines += [f"made to fit: {name}, {how}" for name, how in self.reshaped.items()]
+        kinds = Counter(_kind(name) for name in self.fresh)
+        fresh = f" ({', '.join(f'{kind} {count}' for kind, count in kinds.items())})" if kinds else ""
+        lines.append(f"left as drawn: {len(self.fresh)}{fresh}")
+        lines.append(f"left out: {len(self.ignored)}{f' ({_listed(self.ignored)})' if self.ignored else ''}")
+        return f"from {self.source}: " + "; ".join(lines)
+
+
+def start_from(model: nn.Module, name: str, source: str) -> InitialReport:
+    """Give a new model, called ``name``, the weights of a source, all but its classifier.
+
+    Raises:
+        OptionError: there is no such source.
+        CheckpointError: weights that do not fit; the model is then as it was.
+    """
+    folder, file = Path(source), Path(source)
+    words = f"the weights of {source}"
+    if is_hub_id(source):
+        file, card = fetch_weights(source)
+        folder = file if card is None else card.parent
+    if folder.is_dir():
+        given, card_of_it = load_model(folder)
+        if card_of_it.model != name:
+            raise CheckpointError(f"{source} holds a {card_of_it.model}; a {name} cannot start from it")
+        return _take_own(model, given.state_dict(), words)
+    if not file.exists():
+        raise OptionError(
+            f"init {source!r} should be 'auto', 'motion', 'none', the folder of a run, a file of weights, or "
+            "hf-hub:OWNER/NAME"
+        )
+    weights = read_weights(file)
+    if "head.weight" in weights and ("stem_conv.weight" in weights or "stem.conv.weight" in weights):
+        return _take_own(model, weights, words)
+    if any(key.startswith("backbone.") for key in weights):
+        released, weights = convert_published(weights)
+        if released != name:
+            raise CheckpointError(f"{source} holds a released {released}; a {name} cannot start from it")
+        return _take_own(model, weights, f"the released weights of {source}")
+    return take_image_network(model, weights, f"the image network of {source}")
+
+
+def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> InitialReport:
+    try:
+        restore(model, weights, fresh=(_HEAD,))
+    except CheckpointError as error:
+        raise CheckpointError(f"{words} do not fit: {error}") from error
+    names = model.state_dict()
+    return InitialReport(
+        source=words,
+        taken=tuple(key for key in names if not key.startswith(_HEAD)),
+        reshaped={},
+        fresh=tuple(key for key in names if key.startswith(_HEAD)),
+        ignored=tuple(key for key in weights if key.startswith(_HEAD)),
+    )
+
+
+# -- image networks ---------------------------------------------------------------------------------------------------
+
+# Where a part of ours is in theirs. Stages are counted from 0 in i, from 1 in n; blocks from 0 in j.
+_Rows = tuple[tuple[str, ...], ...]
+_BOTTLENECKS: _Rows = (
+    ("stem_conv", "conv1"),
+    ("stem_norm", "bn1"),
+    ("stages.{i}.{j}.conv1", "layer{n}.{j}.conv1"),
+    ("stages.{i}.{j}.norm1", "layer{n}.{j}.bn1"),
+    ("stages.{i}.{j}.conv2.conv", "layer{n}.{j}.conv2"),
+    ("stages.{i}.{j}.conv2.{norm}", "layer{n}.{j}.bn2"),
+    ("stages.{i}.{j}.conv3", "layer{n}.{j}.conv3"),
+    ("stages.{i}.{j}.norm3", "layer{n}.{j}.bn3"),
+    ("stages.{i}.{j}.shortcut.0", "layer{n}.{j}.downsample.0"),
+    ("stages.{i}.{j}.shortcut.1", "layer{n}.{j}.downsample.1"),
+)
+_BASIC_BLOCKS: _Rows = (
+    ("stem_conv", "conv1"),
+    ("stem_norm", "bn1"),
+    ("stages.{i}.{j}.conv1.conv", "layer{n}.{j}.conv1"),
+    ("stages.{i}.{j}.conv1.{norm}", "layer{n}.{j}.bn1"),
+    ("stages.{i}.{j}.conv2.conv", "layer{n}.{j}.conv2"),
+    ("stages.{i}.{j}.conv2.{norm}", "layer{n}.{j}.bn2"),
+    ("stages.{i}.{j}.shortcut.0", "layer{n}.{j}.downsample.0"),
+    ("stages.{i}.{j}.shortcut.1", "layer{n}.{j}.downsample.1"),
+)
+_CONVNEXT: _Rows = (  # ours, the authors', timm's, torchvision's (which counts downsamplings and stages as one row)
+    ("stem.conv", "downsample_layers.0.0", "stem.0", "features.0.0"),
+    ("stem.norm", "downsample_layers.0.1", "stem.1", "features.0.1"),
+    ("downsamplings.{i}.norm", "downsample_layers.{i}.0", "stages.{i}.downsample.0", "features.{even}.0"),
+    ("downsamplings.{i}.conv", "downsample_layers.{i}.1", "stages.{i}.downsample.1", "features.{even}.1"),
+    ("stages.{i}.{j}.conv", "stages.{i}.{j}.dwconv", "stages.{i}.blocks.{j}.conv_dw", "features.{odd}.{j}.block.0"),
+    ("stages.{i}.{j}.norm", "stages.{i}.{j}.norm", "stages.{i}.blocks.{j}.norm", "features.{odd}.{j}.block.2"),
+    ("stages.{i}.{j}.widen", "stages.{i}.{j}.pwconv1", "stages.{i}.blocks.{j}.mlp.fc1", "features.{odd}.{j}.block.3"),
+    ("stages.{i}.{j}.narrow", "stages.{i}.{j}.pwconv2", "stages.{i}.blocks.{j}.mlp.fc2", "features.{odd}.{j}.block.5"),
+    (
+        "stages.{i}.{j}.layer_scale",
+        "stages.{i}.{j}.gamma",
+        "stages.{i}.blocks.{j}.gamma",
+        "features.{odd}.{j}.layer_scale",
+    ),
+    ("norm", "norm", "head.norm", "classifier.0"),
+)
+_THEIR_CLASSIFIER = re.compile(r"(fc|head|head\.fc|classifier|classifier\.2)\.(weight|bias)")
+_NOT_OF_IMAGES = re.compile(r"head\.|.*\.routing\.|.*\.pooled_norm\.")
+
+
+def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> InitialReport:
+    """Give a new model the weights of an image network of the same shape.
+
+    Args:
+        words: what the weights are, for the report and for messages.
+
+    Raises:
+        CheckpointError: names or shapes of another network; the model is then as it was.
+    """
+    own = model.state_dict()
+    if isinstance(model, TAda2D):
+        kind, names = "ResNet", _our_parts(model.config, own)
+    elif isinstance(model, TAdaConvNeXt):
+        kind, names = "ConvNeXt", _our_parts(model.config, own)
+    else:
+        raise CheckpointError(f"{words} is no start for a {type(model).__name__}: TAda2D and TAdaConvNeXt have one")
+    known = max(names, key=lambda parts: sum(_our_name(key, parts) is not None for key in weights))
+    given: dict[str, Tensor] = {}
+    ignored = []
+    for key, value in weights.items():
+        ours = _our_name(key, known)
+        if ours is None and _THEIR_CLASSIFIER.fullmatch(key):
+            ignored.append(key)
+        else:
+            given[ours or f"{key} (unknown)"] = value
+    if not given.keys() & own.keys():
+        raise CheckpointError(
+            f"{words} is no {kind} as torchvision or timm names it; its first names are {_listed(weights)}"
+        )
+    reshaped = _made_to_fit(given, own)
+    # Batch norms of old files do not count their batches, and nothing here needs the count.
+    fresh = {key for key in own if _NOT_OF_IMAGES.match(key)}
+    fresh |= {key for key in own if key.endswith(".num_batches_tracked") and key not in given}
+    try:
+        restore(model, given, fresh=tuple(fresh))
+    except CheckpointError as error:
+        raise CheckpointError(f"{words} is no {kind} of this shape: {error}") from error
+    return InitialReport(
+        source=words,
+        taken=tuple(key for key in own if key in given and key not in reshaped),
+        reshaped=reshaped,
+        fresh=tuple(key for key in own if key in fresh and not key.endswith(".num_batches_tracked")),
+        ignored=tuple(ignored),
+    )
+
+
+def _our_parts(config: TAda2DConfig | TAdaConvNeXtConfig, own: Mapping[str, Tensor]) -> list[dict[str, str]]:
+    """For each way of naming an image network: the names of its parts, and those of ours."""
+    norm, rows = "norm", _CONVNEXT
+    if isinstance(config, TAda2DConfig):
+        rows = _BASIC_BLOCKS if config.block == "basic" else _BOTTLENECKS
+        norm = "norm" if config.aggregation is None else "norm.norm"
+    parts = own.keys() | {key.rpartition(".")[0] for key in own}
+    found: list[dict[str, str]] = [{} for _ in rows[0][1:]]
+    for i, depth in enumerate(config.depths):
+        for j in range(depth):
+            for row in rows:
+                ours, *theirs = (name.format(i=i, n=i + 1, j=j, even=2 * i, odd=2 * i + 1, norm=norm) for name in row)
+                if ours in parts:
+                    for names, name in zip(found, theirs, strict=True):
+                        names[name] = ours
+    return found
+
+
+def _our_name(name: str, parts: Mapping[str, str]) -> str | None:
+    part, _, last = name.rpartition(".")
+    if name in parts:  # a bare parameter, such as a layer scale
+        return parts[name]
+    return f"{parts[part]}.{last}" if part in parts else None
+
+
+def _made_to_fit(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
+    """Change the form of some of ``given``, where our form is another; say which and how."""
+    made = {}
+    for key, value in given.items():
+        if key in own and _without_ones(value) == _without_ones(own[key]):  # [C, 1, 1] for [C], 1x1 kernels for layers
+            given[key] = value.reshape(own[key].shape)
+    kernel = given.get("stem.conv.weight")
+    if kernel is not None and kernel.ndim == 4:
+        given["stem.conv.weight"] = torch.stack([torch.zeros_like(kernel), kernel, torch.zeros_like(kernel)], dim=2)
+        made["stem.conv.weight"] = "the image kernel on the middle of three frames"
+    shortcut = "stages.0.0.shortcut."
+    lacking = [key for key in own if key.startswith(shortcut) and key not in given]
+    if "stages.0.0.conv1.conv.weight" in own and f"{shortcut}0.weight" in lacking:  # ResNet-18's first block
+        for key in lacking:
+            given[key] = torch.ones_like(own[key]) if key.endswith(("1.weight", "_var")) else torch.zeros_like(own[key])
+            made[key] = "which passes on what it gets"
+        nn.init.dirac_(given[f"{shortcut}0.weight"])
+    return made
+
+
+def _without_ones(tensor: Tensor) -> list[int]:
+    return [side for side in tensor.shape if side != 1]
+
+
+def _kind(name: str) -> str:
+    for part, words in (("head.", "classifier"), ("routing.", "routing functions"), ("pooled_norm.", "pooled norms")):
+        if part in name:
+            return words
+    return name
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

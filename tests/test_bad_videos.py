@@ -48,7 +48,7 @@ def refused(path: Path | str, error: type[VideoError], message: str, **options: 
     with pytest.raises(error, match=message) as caught, open_video(path, **options) as video:  # type: ignore[arg-type]
         for _ in video:
             pass
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # it does not hang
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
     assert repr(str(path)) in str(caught.value)
@@ -114,7 +114,7 @@ def test_text_and_noise(tmp_path: Path, suffix: str) -> None:
         start = time.monotonic()
         with pytest.raises(VideoError) as caught:
             probe(path)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60  # it does not hang
         # Noise may look like a raw stream to FFmpeg; then no frame can be read.
         assert isinstance(caught.value, NotAVideoError | TruncatedVideoError | NoVideoStreamError | TooLargeError)
         if suffix == "mp4":

@@ -7,7 +7,7 @@ All are ResNets of 3-D convolutions and differ in where their kernels see more t
     R(2+1)D    1x3x3 followed by 3x1x1
     R3D        3x3x3
 
-``adapted`` makes their kernels temporally adaptive, by ``tada.adapt``.
+``adapted`` makes the middle convolutions of their blocks temporally adaptive, by ``tada.adapt``.
 
 Shapes: N clips, T frames, C channels, H x W pixels, D features, K classes. Inside, a clip is [N, C, T, H, W].
 """
@@ -54,7 +54,7 @@ class HostConfig:
     dropout: float = 0.5
     """Part of the features dropped before the classifier, in training."""
     adapted: bool = False
-    """Whether the blocks' kernels are temporally adaptive."""
+    """Whether the blocks' middle convolutions are temporally adaptive, as the paper has them."""
 
     def __post_init__(self) -> None:
         """Raise OptionError where a field is out of reach, or fields contradict each other."""
@@ -106,7 +106,7 @@ class Host(nn.Module):
         self.head = nn.Linear(num_features, config.num_classes)
         self._initialise()
         if config.adapted:
-            adapt(self)
+            adapt(self, where=_is_middle)
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalised -> logits [N, K].
@@ -223,6 +223,12 @@ class Block(nn.Module):
             y = F.relu(self.temporal_norm(self.temporal_conv(y)))
         y = self.norm3(self.conv3(y))
         return F.relu(y + self.shortcut(x))
+
+
+def _is_middle(name: str, module: nn.Module) -> bool:
+    # Not the first of a block, even where it sees three frames: it reads four times the channels, and its routing
+    # function would be sixteen times as large.
+    return name.endswith((".conv2", ".temporal_conv"))
 
 
 def _conv_norm(

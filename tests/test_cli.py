@@ -34,7 +34,10 @@ def run(recipe_file: Path, motion_videos: Path, tmp_path_factory: pytest.TempPat
     return out
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "quickstart", "models", "recipes", "doctor"])
+@pytest.mark.parametrize(
+    "command",
+    ["", "train", "evaluate", "predict", "quickstart", "convert", "publish", "models", "recipes", "doctor"],
+)
 def test_help_needs_no_torch(command: str) -> None:
     """It answers within a second or two, since nothing heavy is loaded for it."""
     code = "import sys; from tada.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"

@@ -30,7 +30,7 @@ FLOORS = [
     {"tada.models.hosts"},
     {"tada.data.clips", "tada.data.motion", "tada.models", "tada.recipe"},
     {"tada.models.weights"},
-    {"tada.models.hub"},
+    {"tada.models.convert", "tada.models.hub"},
     {"tada.models.initial"},
     {"tada.predict", "tada.recognition"},
     {"tada.evaluation", "tada.doctor"},

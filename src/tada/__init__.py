@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tada.errors import UserError
     from tada.evaluation import Evaluation, evaluate
     from tada.models import create_model, list_models
+    from tada.models.hub import push_to_hub
     from tada.predict import Prediction, Recognizer, load
     from tada.recipe import Recipe, load_recipe
     from tada.recognition import train
@@ -40,6 +41,7 @@ __all__ = [
     "list_models",
     "load",
     "load_recipe",
+    "push_to_hub",
     "train",
 ]
 
@@ -61,6 +63,7 @@ _HOME = {
     "list_models": "tada.models",
     "load": "tada.predict",
     "load_recipe": "tada.recipe",
+    "push_to_hub": "tada.models.hub",
     "train": "tada.recognition",
 }
 

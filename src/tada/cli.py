@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from tada.errors import UserError, VideoError
 from tada.recipe import Recipe, find_recipe, load_recipe, named_recipes, recipe_of
+from tada.video.sampling import ClipSpec
 
 if TYPE_CHECKING:
     from tada.predict import Prediction
@@ -55,6 +56,8 @@ def _parser() -> tuple[ArgumentParser, dict[str, Command]]:
         "train": (_train_arguments, _train),
         "evaluate": (_evaluate_arguments, _evaluate),
         "predict": (_predict_arguments, _predict),
+        "convert": (_convert_arguments, _convert),
+        "publish": (_publish_arguments, _publish),
         "models": (_models_arguments, _models),
         "recipes": (_recipes_arguments, _recipes),
         "doctor": (_doctor_arguments, _doctor),
@@ -207,7 +210,7 @@ def _evaluate(options: Namespace) -> int:
 
 
 def _predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, help="the folder of a run, or weights that ship with tada: tada2d_tiny_motion")
+    parser.add_argument("run", type=str, help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME")
     parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
     parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
@@ -260,6 +263,56 @@ def _print_predictions(predictions: Sequence[Prediction], top: int) -> None:
 
 def _scores_text(scores: Sequence[tuple[str, float]]) -> str:
     return "  ".join(f"{escape(label)} {score:.2f}" for label, score in scores)
+
+
+# --- convert, publish ---
+
+
+def _convert_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="a released checkpoint: .pyth, .pth, .pt or .safetensors")
+    parser.add_argument("out", type=Path, help="a new folder for the model")
+    parser.add_argument("--protocol", type=str | None, default=None, help="k400-8x8, k400-16x5, ssv2-8 or ssv2-16")
+    parser.add_argument(
+        "--clip", type=ClipSpec | None, default=None, help="or: which frames, as --clip.num_frames 8 ..."
+    )
+    parser.add_argument(
+        "--labels", type=Path | None, default=None, help="a text file, the name of a class on each line"
+    )
+    parser.add_argument("--licence", type=str | None, default=None, help="under which terms the weights may be used")
+
+
+def _convert(options: Namespace) -> int:
+    """Make a model of a checkpoint that the authors released."""
+    from tada.models.convert import PROTOCOLS, convert_checkpoint, protocol
+
+    if options.protocol is None and options.clip is None:
+        raise UserError(
+            f"say which frames the checkpoint was trained on: --protocol, one of {', '.join(PROTOCOLS)}, or "
+            "--clip.num_frames and what else differs from its defaults"
+        )
+    if options.protocol is not None and options.clip is not None:
+        raise UserError("--protocol and --clip both say which frames: give one of them")
+    clip = protocol(options.protocol) if options.clip is None else ClipSpec(**dict(options.clip))
+    card = convert_checkpoint(options.file, options.out, clip=clip, labels=options.labels, licence=options.licence)
+    print(f"{card.model}, {len(card.labels)} classes ({card.labels[0]}, ...), {clip.num_frames} frames; next:")
+    print(f"  tada predict {options.out} VIDEO")
+    return 0
+
+
+def _publish_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("repository", type=str, help="where to, as OWNER/NAME")
+    parser.add_argument("--licence", type=str | None, default=None, help="under which terms it may be used: Apache-2.0")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+
+
+def _publish(options: Namespace) -> int:
+    """Put a trained model on the Hugging Face hub, with a card that says what it is."""
+    from tada.models.hub import PREFIX, push_to_hub
+
+    print(push_to_hub(options.run, options.repository, licence=options.licence, private=options.private))
+    print(f"anyone who may read it says: tada predict {PREFIX}{options.repository} VIDEO")
+    return 0
 
 
 # --- quickstart, models, recipes, doctor ---

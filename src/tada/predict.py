@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from tada.data.annotations import VIDEO_EXTENSIONS
 from tada.errors import OptionError, VideoNotFoundError
+from tada.models.hub import fetch_model, is_hub_id
 from tada.models.weights import ModelCard, load_model, packaged, packaged_names
 from tada.plots import save_prediction
 from tada.video.reader import Video, open_video
@@ -219,16 +220,19 @@ def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:
 
 
 def load(run: str | PathLike[str], *, device: str | None = None) -> Recognizer:
-    """Load a trained model: the folder of a run, or the name of weights that ship with tada.
+    """Load a trained model: the folder of a run, the name of weights that ship with tada, or ``hf-hub:OWNER/NAME``.
 
     Args:
         device: "cpu", "cuda", ...; by default a GPU where there is one.
 
     Raises:
-        CheckpointError: the folder holds no model, or a damaged one.
+        CheckpointError: the folder holds no model, or a damaged one; or the hub has none or is out of reach.
     """
     name = fspath(run)
-    folder = packaged(name) if name in packaged_names() and not Path(name).exists() else Path(name)
+    if is_hub_id(name):
+        folder = fetch_model(name)
+    else:
+        folder = packaged(name) if name in packaged_names() and not Path(name).exists() else Path(name)
     model, card = load_model(folder)
     return Recognizer(model, card, device=device)
 

@@ -72,6 +72,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise OptionError where a field is out of its range."""
+        # As YAML has them, so that a recipe that was written and read again is the same.
+        options = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_options.items()}
+        object.__setattr__(self, "model_options", options)
         low, high = self.short_side_range
         _require(self.clip.crop <= low <= high, "short_side_range", f"rising, from clip.crop ({self.clip.crop}) on")
         _require(0 <= self.flip_probability <= 1, "flip_probability", "between 0 and 1")

@@ -342,6 +342,8 @@ class Routing(nn.Module):
         norm: RoutingNorm = "batch",
     ) -> None:
         super().__init__()
+        if len(kernel_sizes) not in (1, 2):
+            raise OptionError(f"{kernel_sizes = } should be one or two numbers")
         if not all(size % 2 for size in kernel_sizes):
             raise OptionError(f"{kernel_sizes = } should be odd, so that alpha has one entry for every frame")
         if norm not in get_args(RoutingNorm):

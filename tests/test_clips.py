@@ -24,12 +24,21 @@ from tada.data.clips import (
 from tada.errors import DataError, OptionError
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, view_indices
+from tada.video.transforms import flip_swaps, reverse_swaps
 
 SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=24, crop=20, antialias=True)
 
 
 def loader(table: VideoTable, *, num_workers: int = 0, seed: int = 0, accumulate: int = 1) -> ResumableLoader:
-    augmentation = Augmentation.of_labels(table.labels, short_side_range=(20, 26), flip_probability=0.5)
+    augmentation = Augmentation(
+        short_side_range=(20, 26),
+        flip_probability=0.5,
+        flip_swaps=flip_swaps(table.labels),
+        reverse_probability=0.5,
+        reverse_swaps=reverse_swaps(table.labels),
+        color_strength=0.2,
+        grayscale_probability=0.2,
+    )
     clips = TrainingClips(table, SPEC, augmentation, seed=seed)
     batches = ResumableBatches(len(table), batch_size=4, accumulate=accumulate, seed=seed)
     return ResumableLoader(clips, batches, num_workers=num_workers)

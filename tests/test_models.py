@@ -8,7 +8,7 @@ import torch
 from tada.errors import OptionError, UnknownNameError
 from tada.models import MODELS, create_model, list_models
 from tada.models.tada2d import TAda2D, TAda2DConfig
-from tada.tadaconv import TAdaConv2d, TemporalAggregation
+from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
 
 
 def num_parameters(model: torch.nn.Module) -> int:
@@ -60,12 +60,33 @@ def test_tsn_averages_frames() -> None:
 def test_a_new_tada2d_is_its_tsn() -> None:
     """Calibration starts at one and the pooled norms at zero, so only the shared weights count."""
     torch.manual_seed(0)
-    tada2d, tsn = create_model("tada2d_tiny", num_classes=3).eval(), create_model("tsn_tiny", num_classes=3).eval()
+    tada2d = create_model("tada2d_tiny", num_classes=3, start="image").eval()
+    tsn = create_model("tsn_tiny", num_classes=3, start="image").eval()
     theirs = tada2d.state_dict()
     shared = {name: theirs.get(name, theirs.get(name.replace(".norm.", ".norm.norm."))) for name in tsn.state_dict()}
     tsn.load_state_dict(shared)
     clips = torch.randn(1, 3, 4, 24, 24)
     torch.testing.assert_close(tada2d(clips), tsn(clips))
+
+
+def test_started_for_motion_a_still_clip_moves_no_routing_function() -> None:
+    torch.manual_seed(0)
+    model = create_model("tada2d_tiny", num_classes=3, start="motion")
+    routings = [module for module in model.modules() if isinstance(module, Routing)]
+    assert len(routings) == 8
+    for routing in routings:
+        still = torch.randn(2, routing.in_channels, 1).expand(-1, -1, 5)
+        assert routing.context is not None
+        assert routing.reduce is not None
+        seen = still + routing.context(still.mean(2))[:, :, None]
+        torch.testing.assert_close(seen, torch.zeros_like(seen))
+        # A steady change gives a frame the change around it; played backwards, its opposite.
+        change = torch.randn(2, routing.in_channels, 5)
+        forwards = routing.reduce(change) - routing.reduce.bias[:, None]
+        backwards = routing.reduce(change.flip(2)) - routing.reduce.bias[:, None]
+        torch.testing.assert_close(forwards, -backwards.flip(2))
+    norms = [module for module in model.modules() if isinstance(module, TemporalAggregation)]
+    assert all((norm.pooled_norm.weight == -1).all() for norm in norms)
 
 
 def test_order_of_frames_counts_once_trained() -> None:

@@ -58,11 +58,20 @@ def test_the_learning_rate_follows_the_published_rule() -> None:
 def test_norms_and_biases_are_not_decayed(small_recipe: Recipe) -> None:
     model = create_model(small_recipe.model, num_classes=3, **small_recipe.model_options)
     groups = RecognitionTask(model, small_recipe, steps_per_epoch=1).configure_optimizers()["optimizer"].param_groups
-    assert [group["weight_decay"] for group in groups] == [small_recipe.weight_decay, 0.0]
+    assert [group["weight_decay"] for group in groups] == [small_recipe.weight_decay, 0.0] * 2
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    assert all(parameter.ndim <= 1 for parameter in groups[1]["params"])
+    assert all(parameter.ndim <= 1 for group in groups[1::2] for parameter in group["params"])
     kernels = {id(parameter) for parameter in groups[0]["params"]}
     assert {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Conv1d | torch.nn.Conv2d)} <= kernels
+
+
+def test_the_classifier_may_learn_faster(small_recipe: Recipe) -> None:
+    model = create_model(small_recipe.model, num_classes=3, **small_recipe.model_options)
+    recipe = replace(small_recipe, learning_rate=0.5, head_learning_rate_factor=3.0)
+    groups = RecognitionTask(model, recipe, steps_per_epoch=1).configure_optimizers()["optimizer"].param_groups
+    assert [group["initial_lr"] for group in groups] == [0.5, 0.5, 1.5, 1.5]
+    assert [parameter is model.head.weight for parameter in groups[2]["params"]] == [True]
+    assert [parameter is model.head.bias for parameter in groups[3]["params"]] == [True]
 
 
 def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(

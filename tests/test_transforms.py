@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,7 @@ from tada.video.transforms import (
     normalise,
     random_flip,
     random_reverse,
+    recolour,
     resize_short_side,
     reverse_swaps,
     three_crops,
@@ -263,3 +266,33 @@ def test_a_reversed_clip_takes_the_other_label() -> None:
         same, label = random_reverse(clip, 0, probability=probability, swaps=swaps, rng=rng)
         assert label == 0
         assert torch.equal(same, clip)
+
+
+# --- colour -------------------------------------------------------------------------------------------------------
+
+NO_CHANGE = {"strength": 0.0, "shuffle_probability": 0.0, "grayscale_probability": 0.0, "invert_probability": 0.0}
+
+
+def recoloured(clip: Tensor, seed: int = 0, **changes: float) -> Tensor:
+    return recolour(clip, **{**NO_CHANGE, **changes}, rng=np.random.default_rng(seed))  # type: ignore[arg-type]
+
+
+def test_colours_change_as_their_names_say() -> None:
+    clip = noise(5, 6)
+    assert recoloured(clip) is clip
+    assert torch.equal(recoloured(clip, invert_probability=1.0), 255 - clip)
+    grey = clip.float().mean(-1, keepdim=True).round().to(torch.uint8).expand_as(clip)
+    assert (recoloured(clip, grayscale_probability=1.0).int() - grey.int()).abs().max() <= 1
+    orders = {tuple(recoloured(clip, seed, shuffle_probability=1.0)[0, 0, 0].tolist()) for seed in range(40)}
+    assert orders == set(permutations(clip[0, 0, 0].tolist()))
+
+
+def test_gain_and_offset_follow_the_formula_for_every_frame_alike() -> None:
+    clip = noise(5, 6)
+    rng = np.random.default_rng(3)
+    _ = rng.random(2)  # shuffle and grayscale draw first
+    gain = np.exp(rng.uniform(-0.4, 0.4) + rng.uniform(-0.2, 0.2, 3))
+    offset = rng.uniform(-0.4, 0.4) * 0.4 * 255
+    mean = clip.double().mean().item()
+    expected = ((clip.double().numpy() - mean) * gain + mean + offset).round().clip(0, 255)
+    assert np.abs(recoloured(clip, 3, strength=0.4).numpy() - expected).max() <= 1

@@ -43,6 +43,17 @@ class Recipe:
     """Range in which the short side of a training clip is drawn before cropping, in pixels."""
     flip_probability: float = 0.5
     """How often a training clip is mirrored. Classes named left and right then swap."""
+    reverse_probability: float = 0.0
+    """How often a training clip is played backwards, if its class's name tells what it becomes (left and right, up and
+    down, ...). For classes that are nothing but motion."""
+    color_strength: float = 0.0
+    """How much brightness, contrast and tint of a training clip change; 0.4 is much."""
+    color_shuffle_probability: float = 0.0
+    """How often red, green and blue of a training clip change places."""
+    grayscale_probability: float = 0.0
+    """How often a training clip loses its colour."""
+    invert_probability: float = 0.0
+    """How often bright becomes dark in a training clip."""
     epochs: int = 30
     """Times that training sees every clip."""
     batch_size: int = 32
@@ -53,6 +64,8 @@ class Recipe:
     """SGD with Nesterov momentum 0.9, or AdamW."""
     learning_rate: float = 1e-3
     """The peak, at the end of the warm-up; then half a cosine down to zero."""
+    head_learning_rate_factor: float = 1.0
+    """The classifier's learning rate, as a multiple of the others'."""
     warmup_epochs: float = 2.0
     """Epochs over which the learning rate rises in a line."""
     warmup_start: float = 0.01
@@ -77,7 +90,9 @@ class Recipe:
         object.__setattr__(self, "model_options", options)
         low, high = self.short_side_range
         _require(self.clip.crop <= low <= high, "short_side_range", f"rising, from clip.crop ({self.clip.crop}) on")
-        _require(0 <= self.flip_probability <= 1, "flip_probability", "between 0 and 1")
+        for name in ("flip", "reverse", "color_shuffle", "grayscale", "invert"):
+            _require(0 <= getattr(self, f"{name}_probability") <= 1, f"{name}_probability", "between 0 and 1")
+        _require(self.color_strength >= 0, "color_strength", "0 or more")
         _require(self.epochs >= 1, "epochs", "1 or more")
         _require(self.accumulate >= 1, "accumulate", "1 or more")
         _require(
@@ -86,6 +101,7 @@ class Recipe:
             f"a multiple of accumulate ({self.accumulate})",
         )
         _require(self.learning_rate > 0, "learning_rate", "positive")
+        _require(self.head_learning_rate_factor > 0, "head_learning_rate_factor", "positive")
         _require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", f"between 0 and epochs ({self.epochs})")
         _require(0 <= self.warmup_start <= 1, "warmup_start", "between 0 and 1")
         _require(self.weight_decay >= 0, "weight_decay", "0 or more")

@@ -55,7 +55,7 @@ from tada.models import create_model
 from tada.models.initial import start_from
 from tada.models.weights import ModelCard, packaged, packaged_names, save_model
 from tada.recipe import Recipe, load_recipe, recipe_yaml
-from tada.video.transforms import normalise
+from tada.video.transforms import flip_swaps, normalise, reverse_swaps
 
 
 class NonFiniteLossError(UserError):
@@ -122,8 +122,16 @@ def train(
         recipe.model, num_classes=len(table.labels), num_frames=recipe.clip.num_frames, **recipe.model_options
     )
     trained_from = initialise(model, recipe.model, recipe.init, say=say)
-    augmentation = Augmentation.of_labels(
-        table.labels, short_side_range=recipe.short_side_range, flip_probability=recipe.flip_probability
+    augmentation = Augmentation(
+        short_side_range=recipe.short_side_range,
+        flip_probability=recipe.flip_probability,
+        flip_swaps=flip_swaps(table.labels),
+        reverse_probability=recipe.reverse_probability,
+        reverse_swaps=reverse_swaps(table.labels),
+        color_strength=recipe.color_strength,
+        color_shuffle_probability=recipe.color_shuffle_probability,
+        grayscale_probability=recipe.grayscale_probability,
+        invert_probability=recipe.invert_probability,
     )
     batches = ResumableBatches(
         len(training), batch_size=recipe.batch_size, accumulate=recipe.accumulate, seed=recipe.seed
@@ -241,16 +249,19 @@ class RecognitionTask(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         recipe = self.recipe
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]  # norms and biases
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = []
+        for is_head in (False, True):
+            rate = recipe.learning_rate * (recipe.head_learning_rate_factor if is_head else 1.0)
+            parameters = [p for name, p in self.model.named_parameters() if name.startswith("head.") == is_head]
+            decayed = [p for p in parameters if p.ndim > 1]
+            others = [p for p in parameters if p.ndim <= 1]  # norms and biases
+            groups.append({"params": decayed, "lr": rate, "weight_decay": recipe.weight_decay})
+            groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(
-                groups, recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay
-            )
+            optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
         else:
-            optimizer = torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay)
+            optimizer = torch.optim.AdamW(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -22,7 +22,7 @@ from tada.data.annotations import LabelledVideo, VideoTable
 from tada.errors import DataError, OptionError, VideoError
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, train_indices, view_indices
-from tada.video.transforms import flip_swaps, jitter_and_crop, random_flip, test_crops
+from tada.video.transforms import jitter_and_crop, random_flip, random_reverse, recolour, test_crops
 
 
 class Unreadable(NamedTuple):
@@ -58,29 +58,45 @@ class ViewBatch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """What is drawn anew each time a training clip is shown."""
+    """What is drawn anew each time a training clip is shown. The fields are those of a recipe."""
 
     short_side_range: tuple[int, int]
     """Range of the short side before cropping, in pixels."""
-    flip_probability: float
+    flip_probability: float = 0.0
     """How often a clip is mirrored."""
     flip_swaps: dict[int, int | None]
     """The label of a mirrored clip, for classes that change; None for classes that are not mirrored."""
-
-    @classmethod
-    def of_labels(
-        cls, labels: Sequence[str], *, short_side_range: tuple[int, int], flip_probability: float
-    ) -> Augmentation:
-        """Take from the class names which of them a mirror swaps."""
-        swaps = flip_swaps(labels) if flip_probability else {}
-        return cls(short_side_range=short_side_range, flip_probability=flip_probability, flip_swaps=swaps)
+    reverse_probability: float = 0.0
+    """How often a clip whose class allows it is played backwards."""
+    reverse_swaps: dict[int, int]
+    """The label of a reversed clip, for classes that may be reversed."""
+    color_strength: float = 0.0
+    """How much brightness, contrast and tint change."""
+    color_shuffle_probability: float = 0.0
+    """How often red, green and blue change places."""
+    grayscale_probability: float = 0.0
+    """How often colour is taken away."""
+    invert_probability: float = 0.0
+    """How often bright becomes dark."""
 
     def __call__(self, clip: Tensor, label: int, spec: ClipSpec, rng: np.random.Generator) -> tuple[Tensor, int]:
         """Uint8 [T, H, W, 3] of any size -> [T, crop, crop, 3], and its label."""
         clip = jitter_and_crop(
             clip, short_side_range=self.short_side_range, crop=spec.crop, antialias=spec.antialias, rng=rng
         )
-        return random_flip(clip, label, probability=self.flip_probability, swaps=self.flip_swaps, rng=rng)
+        clip, label = random_flip(clip, label, probability=self.flip_probability, swaps=self.flip_swaps, rng=rng)
+        clip, label = random_reverse(
+            clip, label, probability=self.reverse_probability, swaps=self.reverse_swaps, rng=rng
+        )
+        clip = recolour(
+            clip,
+            strength=self.color_strength,
+            shuffle_probability=self.color_shuffle_probability,
+            grayscale_probability=self.grayscale_probability,
+            invert_probability=self.invert_probability,
+            rng=rng,
+        )
+        return clip, label
 
 
 class TrainingClips(Dataset[tuple[Tensor, int, list[Unreadable]]]):

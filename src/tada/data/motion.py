@@ -62,20 +62,20 @@ def write_motion_videos(
     width: int = 80,
     height: int = 64,
     fps: float = 8.0,
-    clutter: float = 1.0,
+    clutter: tuple[float, float] = (0.0, 1.0),
     motions: Sequence[str] = MOTIONS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write a folder of class folders: ``out/<class>/<class>_<number>.mp4``.
 
-    Each video is a function of (seed, class, number), whatever else is written.
+    Each video is a function of (seed, class, number) and of its clutter, whatever else is written.
 
     Args:
         num_frames: frames in a video.
         width: of a video, in pixels, even.
         height: of a video, in pixels, even.
         fps: frames per second.
-        clutter: see ``draw_motion``.
+        clutter: of the first and of the last video of a class, as in ``draw_motion``; evenly spread between.
         motions: of MOTIONS and STROKES.
         progress: called after each video with how many are written, and how many there will be.
     """
@@ -89,7 +89,9 @@ def write_motion_videos(
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(videos_per_class):
             rng = np.random.default_rng([seed, known.index(motion), number])
-            frames = draw_motion(motion, rng, num_frames=num_frames, width=width, height=height, clutter=clutter)
+            part = (number + 0.5) / videos_per_class
+            level = clutter[0] + part * (clutter[1] - clutter[0])
+            frames = draw_motion(motion, rng, num_frames=num_frames, width=width, height=height, clutter=level)
             write_video(folder / f"{motion}_{number:03d}.mp4", frames, fps=fps)
             progress(i * videos_per_class + number + 1, len(motions) * videos_per_class)
 

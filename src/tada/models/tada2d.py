@@ -48,6 +48,9 @@ class TAda2DConfig:
     """Whether the routing functions see the whole clip."""
     aggregation: TemporalPool | None = "avg"
     """How a frame is pooled with its neighbours after a 3x3; None leaves it alone (TSN)."""
+    start: Literal["image", "motion"] = "image"
+    """What new weights are drawn for. 'image': every frame by itself, as the paper starts, so that the kernels of an
+    image network fit. 'motion': what changes over time, for training from nothing."""
 
     def __post_init__(self) -> None:
         """Raise OptionError where a field is out of reach, or fields contradict each other."""
@@ -107,7 +110,7 @@ class TAda2D(nn.Module):
         return frames.mean((2, 3)).view(n, t, -1).mean(1)
 
     def _initialise(self) -> None:
-        """Draw the weights for training from scratch.
+        """Draw the weights.
 
         3x3 and 1x1 kernels: normal, variance 2 / (D * k * k). Norms: 1 and 0; pooled norms: 0 and 0. Routing
         functions: as PyTorch draws them, their last layer 0. Classifier: N(0, 0.01), bias 0.
@@ -118,6 +121,33 @@ class TAda2D(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
+        if self.config.start == "motion":
+            self._look_for_motion()
+
+    @torch.no_grad()
+    def _look_for_motion(self) -> None:
+        """Let calibration and aggregation answer to change from the first step on.
+
+        Not in the paper, which starts from ImageNet's kernels. From random ones a network of frames learns first
+        whatever single frames tell; order is found late or never. So: a frame's mean with its neighbours is taken
+        from it (pooled norms -1), routing functions see how a frame differs from its clip (context -1 on the
+        diagonal), and the frame after minus the frame before (first convolution antisymmetric in time); shortcuts,
+        which carry still frames past all this, are weak (norms 0.2).
+        """
+        for module in self.modules():
+            if isinstance(module, TemporalAggregation):
+                nn.init.constant_(module.pooled_norm.weight, -1.0)
+            elif isinstance(module, Routing):
+                if module.context is not None:
+                    nn.init.eye_(module.context.weight).neg_()
+                    nn.init.zeros_(module.context.bias)
+                if module.reduce is not None and module.reduce.kernel_size == (3,):
+                    before = module.reduce.weight[:, :, 0]
+                    module.reduce.weight.copy_(torch.stack([before, torch.zeros_like(before), -before], dim=2))
+            elif isinstance(module, BasicBlock | Bottleneck) and isinstance(module.shortcut, nn.Sequential):
+                norm = module.shortcut[1]
+                assert isinstance(norm, nn.BatchNorm2d)
+                nn.init.constant_(norm.weight, 0.2)
 
 
 class BasicBlock(nn.Module):
@@ -216,16 +246,16 @@ _R101: dict[str, Any] = _R50 | {"depths": (3, 4, 23, 3)}
 # Small enough to train on a laptop's CPU in a minute or two: see docs/benchmarks.md.
 _TINY: dict[str, Any] = {
     "block": "basic",
-    "depths": (1, 1, 1),
-    "widths": (32, 64, 128),
-    "stem_width": 24,
-    "stem_kernel": 5,
+    "depths": (1, 1, 1, 1),
+    "widths": (24, 48, 96, 128),
+    "stem_width": 16,
     "dropout": 0.2,
+    "start": "motion",
 }
 
 
 def tada2d_tiny(**options: Any) -> TAda2D:
-    """TAda2D for the CPU and for small clips (64 x 64 pixels)."""
+    """TAda2D for the CPU and for clips of about 48 x 48 pixels."""
     return TAda2D(TAda2DConfig(**_TINY | options))
 
 

@@ -133,6 +133,46 @@ def random_reverse(
     return clip.flip(0), swaps[label]
 
 
+def recolour(
+    clip: Tensor,
+    *,
+    strength: float,
+    shuffle_probability: float,
+    grayscale_probability: float,
+    invert_probability: float,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Change a clip's colours at random, the same for all its frames, so that what moves counts and not its colour.
+
+    Args:
+        clip: uint8 [T, H, W, 3].
+        strength: s of gain and offset. Around the clip's mean, all channels are multiplied by exp(U(-s, s)), each by
+            exp(U(-s/2, s/2)) more, and shifted by U(-s, s) * 0.4 of the full range.
+        shuffle_probability: of exchanging red, green and blue.
+        grayscale_probability: of replacing each by their mean.
+        invert_probability: of turning bright into dark.
+
+    Returns:
+        uint8 [T, H, W, 3].
+    """
+    mixing = np.eye(3)
+    if rng.random() < shuffle_probability:
+        mixing = mixing[:, rng.permutation(3)]
+    if rng.random() < grayscale_probability:
+        mixing = np.full((3, 3), 1 / 3)
+    gain = np.exp(rng.uniform(-strength, strength) + rng.uniform(-strength / 2, strength / 2, 3))
+    offset = rng.uniform(-strength, strength) * 0.4 * 255
+    mean = float(clip.float().mean())
+    scale, shift = mixing * gain, mean * (1 - gain) + offset
+    if rng.random() < invert_probability:
+        scale, shift = -scale, 255 - shift
+    if np.array_equal(scale, np.eye(3)):
+        return clip
+    # All of it is one affine map of (r, g, b).
+    colours = clip.float() @ torch.from_numpy(scale).float() + torch.from_numpy(shift).float()
+    return colours.round_().clamp_(0, 255).to(torch.uint8)
+
+
 def flip_swaps(labels: Sequence[str]) -> dict[int, int | None]:
     """Find the classes that mirroring turns into another, from their names.
 

@@ -1,0 +1,95 @@
+"""A small real data set in which time order decides: does motion learned on drawn videos help on real ones?
+
+    python benchmarks/gestures.py DATA --out OUT [--seeds 3] [--tsn-motion RUN]
+
+DATA holds clips.csv (video, label, group) and its videos: first-person clips of a hand that draws in the air, recorded in
+two groups. Trains on group C, tests on group A (other rooms, other days), TAda2D against TSN, each from scratch and from
+weights that learned generated motion, with the same recipe (``gestures``). Prints top-1 over all ten classes and on
+{left, right, up, down} alone: mean, lowest and highest of the seeds. Writes OUT/gestures.json and one run for each.
+
+TSN's motion weights do not ship; ``benchmarks/motion_weights.py OUT --model tsn_tiny`` makes them, by the same recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import tada
+from tada.data.annotations import read_dataset
+from tada.evaluation import evaluate
+from tada.recognition import train
+
+DIRECTIONS = ("left", "right", "up", "down")
+
+
+def main() -> None:
+    """Train and test every combination, and print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/gestures"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipe", default="gestures")
+    parser.add_argument(
+        "--tsn-motion",
+        type=Path,
+        help="the folder of TSN's motion weights; without it, TSN's rows from motion weights are left out",
+    )
+    parser.add_argument("--only", help="one row alone, such as 'tada2d_tiny from motion weights'")
+    arguments = parser.parse_args()
+
+    recipe = tada.load_recipe(arguments.recipe)
+    table = read_dataset(arguments.data / "clips.csv")
+    starts = {
+        "tada2d_tiny from scratch": ("tada2d_tiny", "none"),
+        "tsn_tiny from scratch": ("tsn_tiny", "none"),
+        "tada2d_tiny from motion weights": ("tada2d_tiny", "motion"),
+    }
+    if arguments.tsn_motion is not None:
+        starts["tsn_tiny from motion weights"] = ("tsn_tiny", str(arguments.tsn_motion))
+    rows = {}
+    for row, (model, init) in starts.items():
+        if arguments.only not in (None, row):
+            continue
+        rows[row] = {"top1": [], "directions_top1": [], "seconds": []}
+        for seed in range(arguments.seeds):
+            run = arguments.out / row.replace(" ", "_") / f"seed_{seed}"
+            started = time.perf_counter()
+            train(replace(recipe, model=model, init=init, seed=seed), table, run, val_groups=["A"], show_progress=False)
+            result = evaluate(run, table, show_progress=False)
+            result.save(run / "evaluation")
+            right = result.scores.argmax(1) == result.targets
+            directed = np.isin(result.targets, [result.labels.index(name) for name in DIRECTIONS])
+            assert len(right) == 100, "group A has 100 clips"
+            rows[row]["top1"].append(float(right.mean()))
+            rows[row]["directions_top1"].append(float(right[directed].mean()))
+            rows[row]["seconds"].append(time.perf_counter() - started)
+            print(f"{row}, seed {seed}: {right.mean():.3f}, directions {right[directed].mean():.3f}", flush=True)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "gestures.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+    report = Table("trained on C, tested on A", "top-1", "left, right, up, down", "seconds")
+    for row, values in rows.items():
+        report.add_row(
+            row,
+            _spread(values["top1"]),
+            _spread(values["directions_top1"]),
+            f"{statistics.mean(values['seconds']):.0f}",
+        )
+    Console(width=110).print(report)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()

@@ -96,7 +96,7 @@ def test_order_of_frames_counts_once_trained() -> None:
         if "routing.alpha" in name:
             torch.nn.init.normal_(parameter)
     clips = torch.randn(1, 3, 4, 24, 24)
-    assert not torch.allclose(model(clips), model(clips.flip(2)), atol=1e-4)
+    assert not torch.allclose(model.features(clips), model.features(clips.flip(2)), rtol=1e-2)
 
 
 def test_list_models() -> None:
@@ -116,6 +116,7 @@ def test_options() -> None:
         dropout=model.config.dropout,
         num_classes=3,
         routing_kernel_sizes=(1, 1),
+        start="motion",
     )
 
 

@@ -127,7 +127,7 @@ def test_options() -> None:
         ({"width": 3}, r"tada2d_tiny has no option 'width'; it has aggregation, block, calibrate, depths, dropout"),
         ({"depths": 3}, r"tada2d_tiny cannot be built with \{'depths': 3\}: "),
         ({"depths": (1, 1)}, r"self.depths = \(1, 1\) and self.widths = .* should have one entry for each stage"),
-        ({"widths": (8, 16, 0)}, r"self.widths = .*\(8, 16, 0\)\) should all be positive"),
+        ({"widths": (8, 16, 0, 8)}, r"self.widths = .*\(8, 16, 0, 8\)\) should all be positive"),
         ({"block": "wide"}, r"self.block = 'wide' should be 'basic' or 'bottleneck'"),
         ({"dropout": 1.0}, r"self.dropout = 1.0 should lie in \[0, 1\)"),
         ({"num_classes": 0}, r"self.num_classes = 0 should be at least 1"),

@@ -2,10 +2,10 @@
 
     python benchmarks/gestures.py DATA --out OUT [--seeds 3] [--tsn-motion RUN]
 
-DATA holds clips.csv (video, label, group) and its videos: first-person clips of a hand that draws in the air, recorded in
-two groups. Trains on group C, tests on group A (other rooms, other days), TAda2D against TSN, each from scratch and from
-weights that learned generated motion, with the same recipe (``gestures``). Prints top-1 over all ten classes and on
-{left, right, up, down} alone: mean, lowest and highest of the seeds. Writes OUT/gestures.json and one run for each.
+DATA holds clips.csv (video, label, group) and its videos: first-person clips of a hand that draws in the air, recorded
+in two groups. Trains on group C, tests on group A (other rooms, other days), TAda2D against TSN, each from scratch and
+from weights that learned generated motion, with the same recipe (``gestures``). Prints top-1 over all ten classes and
+on {left, right, up, down} alone: mean, lowest and highest of the seeds. Writes OUT/gestures.json and one run for each.
 
 TSN's motion weights do not ship; ``benchmarks/motion_weights.py OUT --model tsn_tiny`` makes them, by the same recipe.
 """
@@ -25,6 +25,7 @@ from rich.table import Table
 
 import tada
 from tada.data.annotations import read_dataset
+from tada.data.clips import Views
 from tada.evaluation import evaluate
 from tada.recognition import train
 
@@ -64,7 +65,7 @@ def main() -> None:
             run = arguments.out / row.replace(" ", "_") / f"seed_{seed}"
             started = time.perf_counter()
             train(replace(recipe, model=model, init=init, seed=seed), table, run, val_groups=["A"], show_progress=False)
-            result = evaluate(run, table, show_progress=False)
+            result = evaluate(run, table, views=Views(num_clips=3), show_progress=False)
             result.save(run / "evaluation")
             right = result.scores.argmax(1) == result.targets
             directed = np.isin(result.targets, [result.labels.index(name) for name in DIRECTIONS])

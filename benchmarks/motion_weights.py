@@ -22,7 +22,8 @@ from tada.recognition import train
 
 PACKAGE = Path(tada.__file__).parent / "weights_data"
 # The eight motions are to be known for themselves; strokes are there so that the weights know more of real videos.
-TRAIN_VIDEOS = {MOTIONS: 180, STROKES: 100}
+TURNS = ("clockwise", "counterclockwise")  # the hardest
+TRAIN_VIDEOS = {TURNS: 360, tuple(m for m in MOTIONS if m not in TURNS): 150, STROKES: 80}
 TEST_VIDEOS = {MOTIONS: 40, STROKES: 10}
 
 

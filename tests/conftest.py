@@ -39,5 +39,10 @@ def small_recipe() -> Recipe:
         epochs=2,
         warmup_epochs=1.0,
         batch_size=4,
+        optimizer="adamw",
         learning_rate=1e-2,
+        head_learning_rate_factor=1.0,
+        weight_decay=0.05,
+        label_smoothing=0.0,
+        clip_gradient_norm=None,
     )

@@ -25,7 +25,10 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 # No slots here and in ClipSpec: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a recogniser is trained."""
+    """How a recogniser is trained.
+
+    The defaults are for a small network and some hundreds of short clips, from weights that know motion.
+    """
 
     model: str = "tada2d_tiny"
     """A name of `tada models`."""
@@ -36,47 +39,47 @@ class Recipe:
     random), the folder of a run, a file of weights or hf-hub:OWNER/NAME (of this network, or of an image network of its
     shape); or 'auto': motion for a model that has such weights, none for the others."""
     clip: ClipSpec = field(
-        default_factory=lambda: ClipSpec(num_frames=8, sampling="segment", short_side=72, crop=64, antialias=True)
+        default_factory=lambda: ClipSpec(num_frames=8, sampling="segment", short_side=55, crop=48, antialias=True)
     )
     """Which frames make a clip, and how large they are."""
-    short_side_range: tuple[int, int] = (68, 84)
+    short_side_range: tuple[int, int] = (48, 64)
     """Range in which the short side of a training clip is drawn before cropping, in pixels."""
     flip_probability: float = 0.5
     """How often a training clip is mirrored. Classes named left and right then swap."""
     reverse_probability: float = 0.0
     """How often a training clip is played backwards, if its class's name tells what it becomes (left and right, up and
     down, ...). For classes that are nothing but motion."""
-    color_strength: float = 0.0
+    color_strength: float = 0.4
     """How much brightness, contrast and tint of a training clip change; 0.4 is much."""
     color_shuffle_probability: float = 0.0
     """How often red, green and blue of a training clip change places."""
-    grayscale_probability: float = 0.0
+    grayscale_probability: float = 0.2
     """How often a training clip loses its colour."""
     invert_probability: float = 0.0
     """How often bright becomes dark in a training clip."""
-    epochs: int = 30
+    epochs: int = 45
     """Times that training sees every clip."""
     batch_size: int = 32
     """Clips of one optimiser step, over all devices and accumulated parts."""
     accumulate: int = 1
     """Parts in which a step's clips are worked off, to save memory."""
-    optimizer: Literal["sgd", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with Nesterov momentum 0.9, or AdamW."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 0.03
     """The peak, at the end of the warm-up; then half a cosine down to zero."""
-    head_learning_rate_factor: float = 1.0
+    head_learning_rate_factor: float = 3.0
     """The classifier's learning rate, as a multiple of the others'."""
-    warmup_epochs: float = 2.0
+    warmup_epochs: float = 4.5
     """Epochs over which the learning rate rises in a line."""
     warmup_start: float = 0.01
     """The learning rate at the start of the warm-up, as a part of the peak."""
-    weight_decay: float = 0.05
+    weight_decay: float = 5e-4
     """Decay of kernels and matrices; norms and biases have none."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     """Part of the target spread evenly over all classes."""
     ema_decay: float | None = None
     """Decay per step of the averaged weights that are kept in place of the last ones; null keeps the last."""
-    clip_gradient_norm: float | None = None
+    clip_gradient_norm: float | None = 5.0
     """Length to which a longer gradient is cut; null leaves it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the convolutions and matrix products."""

@@ -8,11 +8,14 @@ one that sees order (TAda2D) can learn all.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from tada.data.motion import MOTIONS, write_motion_videos
 from tada.errors import OptionError
@@ -30,7 +33,7 @@ def quickstart(
     out: Path,
     *,
     seed: int = 0,
-    train_videos_per_class: int = 80,
+    train_videos_per_class: int = 150,
     test_videos_per_class: int = 20,
     epochs: int | None = None,
     show_progress: bool = True,
@@ -52,10 +55,23 @@ def quickstart(
     if out.exists() and any(out.iterdir()):
         raise OptionError(f"{out} is not empty: choose another folder with --out, or remove it")
     started = time.perf_counter()
+    # Half of the cores train and half decode: more threads would wait for each other, the network is so small.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     say(f"drawing {len(MOTIONS) * (train_videos_per_class + test_videos_per_class)} videos of {', '.join(MOTIONS)}")
-    write_motion_videos(out / "videos" / "train", videos_per_class=train_videos_per_class, seed=2 * seed)
-    write_motion_videos(out / "videos" / "test", videos_per_class=test_videos_per_class, seed=2 * seed + 1)
-
+    for split, count, own_seed in (
+        ("train", train_videos_per_class, 2 * seed),
+        ("test", test_videos_per_class, 2 * seed + 1),
+    ):
+        # Small, short and with little clutter: minutes are to be enough.
+        write_motion_videos(
+            out / "videos" / split,
+            videos_per_class=count,
+            seed=own_seed,
+            num_frames=12,
+            width=48,
+            height=36,
+            clutter=(0.0, 0.1),
+        )
     recipe = load_recipe("quickstart", seed=seed)
     if epochs is not None:
         recipe = replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs))

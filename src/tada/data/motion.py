@@ -63,7 +63,6 @@ def write_motion_videos(
     height: int = 64,
     fps: float = 8.0,
     clutter: tuple[float, float] = (0.0, 1.0),
-    scale: float = 1.0,
     motions: Sequence[str] = MOTIONS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -77,7 +76,6 @@ def write_motion_videos(
         height: of a video, in pixels, even.
         fps: frames per second.
         clutter: of the first and of the last video of a class, as in ``draw_motion``; evenly spread between.
-        scale: of the patch, as in ``draw_motion``.
         motions: of MOTIONS and STROKES.
         progress: called after each video with how many are written, and how many there will be.
     """
@@ -93,9 +91,7 @@ def write_motion_videos(
             rng = np.random.default_rng([seed, known.index(motion), number])
             part = (number + 0.5) / videos_per_class
             level = clutter[0] + part * (clutter[1] - clutter[0])
-            frames = draw_motion(
-                motion, rng, num_frames=num_frames, width=width, height=height, clutter=level, scale=scale
-            )
+            frames = draw_motion(motion, rng, num_frames=num_frames, width=width, height=height, clutter=level)
             write_video(folder / f"{motion}_{number:03d}.mp4", frames, fps=fps)
             progress(i * videos_per_class + number + 1, len(motions) * videos_per_class)
 
@@ -108,7 +104,6 @@ def draw_motion(
     width: int,
     height: int,
     clutter: float = 1.0,
-    scale: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Draw one clip, RGB [T, H, W, 3].
 
@@ -116,13 +111,12 @@ def draw_motion(
 
     Args:
         clutter: how much the background's texture, the shaking camera and noise disturb: 0 is a plain scene.
-        scale: how large the patch is, as a multiple of its usual size; larger ones are learned faster.
     """
     _check(motion)
     if num_frames < 2 or min(width, height) < 16:
         raise OptionError(f"{num_frames = } should be at least 2, {width = } and {height = } at least 16")
     path = _draw_path(
-        _TWINS.get(motion, motion), rng, num_frames, width / min(width, height), height / min(width, height), scale
+        _TWINS.get(motion, motion), rng, num_frames, width / min(width, height), height / min(width, height)
     )
     background = _draw_background(rng, num_frames, width, height, clutter)
     clip = _paint(background, path, rng)
@@ -147,10 +141,10 @@ class _Path:
     """Half of its width, in halves of its length."""
 
 
-def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: float, high: float, scale: float) -> _Path:
+def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: float, high: float) -> _Path:
     progress = _draw_progress(rng, num_frames)
     shape = str(rng.choice(["arm", "bar", "ellipse", "wedge"], p=[0.4, 0.2, 0.2, 0.2]))
-    size, thick = scale * rng.uniform(0.14, 0.28), rng.uniform(0.35, 0.6)
+    size, thick = rng.uniform(0.14, 0.28), rng.uniform(0.35, 0.6)
     angle = rng.uniform(0, 2 * np.pi)
     # What does not make the class changes a little too.
     growth, turn = rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.3)
@@ -173,7 +167,7 @@ def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: flo
         else:
             # Long, thin and by itself: the direction of turning is the hardest to see.
             turn = rng.uniform(0.5, 0.9) * np.pi
-            shape, size, thick = "bar", min(1.7 * size, 0.48), 0.55 * thick
+            shape, size, thick = "bar", 1.7 * size, 0.55 * thick
             drift, growth = 0.3 * drift, 0.5 * growth
         x, y = progress * drift[:, None]
     room = np.maximum((0.5 * wide, 0.5 * high) - reach - 0.05, 0)

@@ -62,15 +62,15 @@ def quickstart(
         ("train", train_videos_per_class, 2 * seed),
         ("test", test_videos_per_class, 2 * seed + 1),
     ):
-        # Small, short and with little clutter: minutes are to be enough.
+        # Small, short and with little clutter, so that minutes are enough.
         write_motion_videos(
             out / "videos" / split,
             videos_per_class=count,
             seed=own_seed,
             num_frames=12,
-            width=48,
-            height=36,
-            clutter=(0.0, 0.1),
+            width=64,
+            height=48,
+            clutter=(0.0, 0.15),
         )
     recipe = load_recipe("quickstart", seed=seed)
     if epochs is not None:

@@ -32,7 +32,7 @@ def small_recipe() -> Recipe:
     """Two epochs of three steps on twelve clips of four frames."""
     return Recipe(
         model="tada2d_tiny",
-        model_options={"widths": [8, 8, 8], "stem_width": 8},
+        model_options={"widths": [8, 8, 8, 8], "stem_width": 8},
         init="none",
         clip=ClipSpec(num_frames=4, sampling="segment", short_side=24, crop=20, antialias=True),
         short_side_range=(20, 26),

@@ -118,10 +118,10 @@ def test_a_picture_is_drawn(video: Path, tmp_path: Path) -> None:
 
 
 def test_a_saved_model_answers_as_before(video: Path, tmp_path: Path) -> None:
-    model = create_model("tada2d_tiny", num_classes=2, widths=(8, 8, 8), stem_width=8)
+    model = create_model("tada2d_tiny", num_classes=2, widths=(8, 8, 8, 8), stem_width=8)
     card = ModelCard(
         model="tada2d_tiny",
-        options={"widths": [8, 8, 8], "stem_width": 8},
+        options={"widths": [8, 8, 8, 8], "stem_width": 8},
         labels=LABELS,
         clip=ClipSpec(num_frames=4, short_side=16, crop=16),
         trained_from="random weights",

@@ -66,9 +66,14 @@ def test_a_class_moves_as_its_name_says(motion: str, axis: int) -> None:
 def test_the_files_depend_on_seed_class_and_number_alone(tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     write_motion_videos(
-        tmp_path / "a", videos_per_class=2, seed=0, motions=["left", "towards"], progress=lambda *s: steps.append(s)
+        tmp_path / "a",
+        videos_per_class=2,
+        seed=0,
+        clutter=(0.5, 0.5),
+        motions=["left", "towards"],
+        progress=lambda *s: steps.append(s),
     )
-    write_motion_videos(tmp_path / "b", videos_per_class=3, seed=0, motions=["towards"])
+    write_motion_videos(tmp_path / "b", videos_per_class=3, seed=0, clutter=(0.5, 0.5), motions=["towards"])
     write_motion_videos(tmp_path / "c", videos_per_class=1, seed=1, motions=["towards"])
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert sorted(str(p.relative_to(tmp_path / "a")) for p in (tmp_path / "a").rglob("*.mp4")) == [
@@ -79,6 +84,9 @@ def test_the_files_depend_on_seed_class_and_number_alone(tmp_path: Path) -> None
     ]
     again = (tmp_path / "b/towards/towards_001.mp4").read_bytes()
     assert (tmp_path / "a/towards/towards_001.mp4").read_bytes() == again
+    # With clutter spread over the class, a video's share depends on how many there are.
+    write_motion_videos(tmp_path / "d", videos_per_class=2, seed=0, clutter=(0.25, 0.75), motions=["towards"])
+    assert (tmp_path / "d/towards/towards_001.mp4").read_bytes() != again
     assert (tmp_path / "c/towards/towards_000.mp4").read_bytes() != again
 
 

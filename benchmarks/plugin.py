@@ -2,7 +2,7 @@
 
     python benchmarks/plugin.py --out OUT [--data DATA --val-group GROUP] [--seeds 3]
 
-Draws videos of eight motions that only the order of frames tells (``tada.data.motion``), trains SlowOnly, R(2+1)D and
+Draws the quickstart's videos of eight motions that only the order of frames tells, trains SlowOnly, R(2+1)D and
 R3D for the CPU from scratch, as they are and adapted, with one recipe and the same initial kernels for both, and tests
 on unseen videos. DATA, a folder or CSV as ``tada train`` takes it, stands in for the drawn videos; the named group, or
 a part of each class, is then held out.
@@ -28,8 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tada
 from tada.data.annotations import read_dataset
-from tada.data.motion import write_motion_videos
 from tada.evaluation import evaluate
+from tada.quickstart import draw_videos
 from tada.recognition import train
 
 HOSTS = ("slowonly_tiny", "r2plus1d_tiny", "r3d_tiny")
@@ -44,15 +44,15 @@ def main() -> None:
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--videos-per-class", type=int, default=60)
+    parser.add_argument("--videos-per-class", type=int, default=150)
     parser.add_argument("--hosts", nargs="+", default=HOSTS)
     arguments = parser.parse_args()
 
     out: Path = arguments.out
     data: Path = arguments.data or out / "videos"
     if arguments.data is None:
-        write_motion_videos(data / "train", videos_per_class=arguments.videos_per_class, seed=1)
-        write_motion_videos(data / "val", videos_per_class=max(arguments.videos_per_class // 3, 1), seed=2)
+        count = arguments.videos_per_class
+        draw_videos(data, train_videos_per_class=count, test_videos_per_class=max(count // 3, 1), seed=1)
     table = read_dataset(data)
     groups = [arguments.val_group] if arguments.val_group else []
     recipe = replace(tada.load_recipe(arguments.recipe), init="none")

@@ -75,7 +75,8 @@ def quickstart(
         trained = train(replace(recipe, model=model), out / "videos", run, show_progress=show_progress, say=say)
         test = evaluate(run, out / "videos", show_progress=show_progress, say=say)
         test.save(run / "evaluation")
-        per_class[model] = {label: top1 for label, (top1, _) in test.per_class().items()}
+        of_class = test.per_class()
+        per_class[model] = {motion: of_class[motion][0] for motion in MOTIONS}  # twins beside each other
         result[name] = {"model": model, "top1": test.accuracy(1), "seconds": trained.seconds}
         result[name]["per_class"] = per_class[model]
         say(f"{model}: {test.accuracy(1):.3f} of {len(test.paths)} unseen videos right")

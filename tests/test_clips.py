@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tada.data.annotations import VideoTable, read_dataset
+from tada.data.annotations import read_dataset
 from tada.data.clips import (
     Augmentation,
     Batch,
@@ -21,6 +21,7 @@ from tada.data.clips import (
     read_views,
     test_loader,
 )
+from tada.data.table import VideoTable
 from tada.errors import DataError, OptionError
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, view_indices

@@ -37,7 +37,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from tada.data.annotations import VideoTable, hold_out, hold_out_groups, read_dataset
+from tada.data.annotations import read_dataset, write_table
 from tada.data.clips import (
     Augmentation,
     Batch,
@@ -50,6 +50,7 @@ from tada.data.clips import (
     Views,
     test_loader,
 )
+from tada.data.table import VideoTable, hold_out, hold_out_groups
 from tada.errors import CheckpointError, DataError, OptionError, UserError
 from tada.models import create_model
 from tada.models.initial import start_from
@@ -150,7 +151,7 @@ def train(
     if not resume:
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
-        _write_videos(table, out / "videos.csv")
+        write_table(table, out / "videos.csv")
     steps_per_epoch = len(batches) // recipe.accumulate
     task = RecognitionTask(model, recipe, steps_per_epoch=steps_per_epoch)
     save_every_steps = save_every_steps or min(steps_per_epoch, 200)
@@ -428,11 +429,3 @@ def _check_same_run(out: Path, recipe: Recipe, table: VideoTable, checkpoint: Pa
     before = read_dataset(out / "videos.csv", root=Path("/"))
     if before.fingerprint() != table.fingerprint():
         raise DataError(f"the videos, labels or splits are not those that {out} was started with (videos.csv there)")
-
-
-def _write_videos(table: VideoTable, path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split"])
-        for video in table.videos:
-            writer.writerow([video.path, table.labels[video.label], video.split or ""])

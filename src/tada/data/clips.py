@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from tada.data.annotations import LabelledVideo, VideoTable
+from tada.data.table import LabelledVideo, VideoTable
 from tada.errors import DataError, OptionError, VideoError
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, train_indices, view_indices

@@ -16,7 +16,14 @@ SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
     {"tada.errors", "tada.data", "tada.video"},
-    {"tada.data.table", "tada.tadaconv", "tada.video.container", "tada.video.sampling"},
+    {
+        "tada.data.table",
+        "tada.data.workers",
+        "tada.speed",
+        "tada.tadaconv",
+        "tada.video.container",
+        "tada.video.sampling",
+    },
     {
         "tada.adaptation",
         "tada.data.rows",
@@ -27,9 +34,9 @@ FLOORS = [
         "tada.video.transforms",
         "tada.video.writer",
     },
-    {"tada.data.published", "tada.models.hosts"},
+    {"tada.data.published", "tada.data.timing", "tada.models.hosts"},
     {"tada.data.annotations", "tada.data.clips", "tada.data.motion", "tada.models", "tada.recipe"},
-    {"tada.models.weights"},
+    {"tada.data.check", "tada.data.prepare", "tada.models.weights"},
     {"tada.models.convert", "tada.models.hub"},
     {"tada.models.initial"},
     {"tada.predict", "tada.recognition"},

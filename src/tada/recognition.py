@@ -56,6 +56,7 @@ from tada.models import create_model
 from tada.models.initial import start_from
 from tada.models.weights import ModelCard, packaged, packaged_names, save_model
 from tada.recipe import Recipe, load_recipe, recipe_yaml
+from tada.speed import LoaderSpeed
 from tada.video.transforms import flip_swaps, normalise, reverse_swaps
 
 
@@ -110,6 +111,8 @@ def train(
     table = _with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
     training = table.of_split("train")
     validation = table.of_split("val") if "val" in table.splits else None
+    if table.missing:
+        say(f"{table.kind}: {table.coverage()} are there; `tada check` lists the others")
     if table.ignored:
         say(f"left out, beside the videos: {', '.join(table.ignored[:5])} ({len(table.ignored)} in all)")
     checkpoint = out / "resume" / "last.ckpt"
@@ -157,7 +160,10 @@ def train(
     save_every_steps = save_every_steps or min(steps_per_epoch, 200)
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     lines = EpochLines(say)
-    trainer = _trainer(recipe, out, [unreadable, lines], save_every_steps=save_every_steps, show_progress=show_progress)
+    speed = LoaderSpeed(say)
+    trainer = _trainer(
+        recipe, out, [unreadable, lines, speed], save_every_steps=save_every_steps, show_progress=show_progress
+    )
     started = time.perf_counter()
     with _quiet():
         trainer.fit(

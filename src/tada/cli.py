@@ -331,7 +331,8 @@ def _print_report(report: CheckReport) -> None:
 
     console = Console()
     if report.findings:
-        table = Table("what", "", "count", "the first")
+        table = Table("what", "", "count")
+        table.add_column("the first", overflow="fold")  # paths whole
         for kind, count in report.counts().items():
             first = next(finding for finding in report.findings if finding.kind == kind)
             table.add_row(kind, "fault" if first.is_fault else "note", str(count), escape(first.message))

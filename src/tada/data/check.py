@@ -320,12 +320,12 @@ def _findings(table: VideoTable, probes: dict[str, Probe], min_frames: int) -> I
 
 def _about_file(probe: Probe, source: str, usual_fps: float) -> Iterator[Finding]:
     ratio = max(probe.fps, usual_fps) / min(probe.fps, usual_fps)
-    if probe.num_frames > 1 and (not USUAL_FPS[0] <= probe.fps <= USUAL_FPS[1] or ratio > _ODD_RATIO):
-        message = f"{probe.path!r} shows {probe.fps:.4g} frames a second; most files here show {usual_fps:.4g}"
-        yield Finding(kind="odd_rate", path=probe.path, source=source, message=message)
     if probe.longest_gap > _LONG_GAP:
         message = f"{probe.path!r}: a frame stays {probe.longest_gap:.0f} times as long as usual; sampled by time"
         yield Finding(kind="uneven", path=probe.path, source=source, message=message)
+    elif probe.num_frames > 1 and (not USUAL_FPS[0] <= probe.fps <= USUAL_FPS[1] or ratio > _ODD_RATIO):
+        message = f"{probe.path!r} shows {probe.fps:.4g} frames a second; most files here show {usual_fps:.4g}"
+        yield Finding(kind="odd_rate", path=probe.path, source=source, message=message)
     if probe.is_hdr:
         message = f"{probe.path!r} is HDR and is cut to 8 bits without tone mapping; convert it if that matters"
         yield Finding(kind="hdr", path=probe.path, source=source, message=message)

@@ -36,7 +36,7 @@ FLOORS = [
     },
     {"tada.data.published", "tada.data.timing", "tada.models.hosts"},
     {"tada.data.annotations", "tada.data.clips", "tada.data.motion", "tada.models", "tada.recipe"},
-    {"tada.data.check", "tada.data.prepare", "tada.models.weights"},
+    {"tada.data.check", "tada.data.prepare", "tada.models.weights", "tada.speed"},
     {"tada.models.convert", "tada.models.hub"},
     {"tada.models.initial"},
     {"tada.predict", "tada.recognition"},

@@ -215,7 +215,7 @@ def test_lists_of_segments_and_published_lists(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end\nx,a,1,11\n")
     command = ["prepare", str(tmp_path / "train.csv"), str(tmp_path / "two"), "--short-side", "48"]
     shutil.rmtree(tmp_path / "one")
-    assert main([*command, "--num-workers", "1"]) == 0
+    assert main([*command, "--num-workers", "1", "--videos", str(tmp_path)]) == 0
     assert f"tada train {tmp_path / 'train.csv'} --videos {tmp_path / 'two' / 'videos'}" in capsys.readouterr().out
     assert len(read_dataset(tmp_path / "train.csv", root=tmp_path / "two" / "videos")) == 1
 

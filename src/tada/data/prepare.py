@@ -311,7 +311,8 @@ def _resized(video: Video, width: int, height: int) -> Iterator[npt.NDArray[np.u
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         # The mean over the area that a pixel stands for: no flicker from what falls between.
         small = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
-        yield small.to_ndarray()
+        array: npt.NDArray[Any] = small.to_ndarray()
+        yield array
 
 
 def _timing(video: Video) -> dict[str, Any]:

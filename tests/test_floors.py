@@ -19,7 +19,6 @@ FLOORS = [
     {
         "tada.data.table",
         "tada.data.workers",
-        "tada.speed",
         "tada.tadaconv",
         "tada.video.container",
         "tada.video.sampling",

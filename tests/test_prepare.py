@@ -85,6 +85,7 @@ def test_the_copy_is_made_for_random_access(copy: Prepared) -> None:
     path = copy.out / "videos" / "x" / "long.mp4"
     content = path.read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")  # faststart
+    assert b"cabac=0" in content  # as x264 notes its settings: fast to decode
     with av.open(str(path)) as container:
         assert len(container.streams) == 1  # no sound
         assert container.streams[0].codec_context.pix_fmt == "yuv420p"

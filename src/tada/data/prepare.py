@@ -50,8 +50,8 @@ class PrepareOptions:
     """Length of the short side, in pixels. Smaller videos keep their size. Training crops from 256 to 320 at most."""
     keyframe_interval_frames: int = 16
     """Frames from one key frame to the next."""
-    crf: float = 20.0
-    """Quality, from 0 to 51, the best first; 18 to 23 looks like the original."""
+    crf: float = 23.0
+    """Quality, from 0 to 51, the best first. At 20 a clip took a fifth longer to decode than at 23."""
 
     def __post_init__(self) -> None:
         """Raise OptionError for what the encoder does not take."""
@@ -271,6 +271,7 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
                 _resized(video, width, height),
                 crf=options.crf,
                 keyframe_interval_frames=options.keyframe_interval_frames,
+                fast_decode=True,
                 **_timing(video),
             )
             num_frames, fps = video.info.num_frames, video.info.fps

@@ -144,10 +144,7 @@ def prepare(
     tasks = _tasks(table, out)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     _check_options(out / "options.json", options)
-    for folder, _, names in os.walk(out / "videos"):
-        for name in names:
-            if _PART.fullmatch(name):
-                os.unlink(os.path.join(folder, name))
+    _remove_parts(out / "videos")
     manifest = out / "manifest.jsonl"
     done = _read_manifest(manifest)
     copies = {task.source: done[task.relative] for task in tasks if _is_done(task, done.get(task.relative))}
@@ -178,6 +175,7 @@ def prepare(
                 )
             else:
                 failures.append(made)
+    _remove_parts(out / "videos")
     if not copies:
         raise DataError(f"none of the {len(tasks)} files could be copied; the first: {failures[0].message}")
     _write_tables(table, out, copies)
@@ -221,6 +219,13 @@ def _check_options(file: Path, options: PrepareOptions) -> None:
     part = file.with_name(file.name + ".part")
     part.write_text(json.dumps(asdict(options), indent=2) + "\n", encoding="utf-8")
     part.replace(file)
+
+
+def _remove_parts(folder: Path) -> None:
+    for inner, _, names in os.walk(folder):
+        for name in names:
+            if _PART.fullmatch(name):
+                os.unlink(os.path.join(inner, name))
 
 
 def _read_manifest(file: Path) -> dict[str, Copy]:

@@ -256,8 +256,12 @@ def _something_lists(data: Path, fold: int) -> list[Path]:
 def _is_something(file: Path) -> bool:
     if file.suffix.lower() != ".json" or not file.is_file():
         return False
-    with file.open("rb") as raw:
-        return re.match(rb'\s*\[\s*\{\s*"(id|label|template|placeholders)"', raw.read(4096)) is not None
+    try:
+        with file.open("rb") as raw:
+            beginning = raw.read(4096)
+    except OSError:  # as in ``_has_columns``
+        return False
+    return re.match(rb'\s*\[\s*\{\s*"(id|label|template|placeholders)"', beginning) is not None
 
 
 def _read_something(file: Path, split: str | None) -> Iterator[_Entry]:

@@ -119,7 +119,9 @@ class VideoTable:
         """
         if len(self.heads) > 1:
             names = " and ".join(head.name for head in self.heads)
-            raise DataError(f"each video has several labels here ({names}), while one is needed; use a model of them")
+            raise DataError(
+                f"each video has several labels here ({names}), while one is needed; use a recipe with a head for each"
+            )
         return self.heads[0].labels
 
     @property

@@ -4,7 +4,7 @@
     DATA/train/left/a.mp4               the same below train/, val/ and test/ (one of them is enough)
     DATA.csv                            the columns path (or video) and label, and, if wanted, split, group,
                                         start_seconds and end_seconds; or verb and noun in the place of label
-    DATA                                annotations as they are published: see ``tada.data.published``
+    DATA                                annotations as they are published: see ``tada.data.lists``
 
 Everything is checked before training starts: no video is opened here, but each must be there once, in one split,
 with a label that training meets too. Paths stay inside one folder, the CSV file's own or ``root``; links inside it
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tada.data.published import COLUMNS as PUBLISHED_COLUMNS
+from tada.data.lists import COLUMNS as PUBLISHED_COLUMNS
 from tada.data.published import find_published, read_published
 from tada.data.rows import csv_columns, csv_rows, guarded, path_inside, required, segment
 from tada.data.table import (

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,20 @@ def run(recipe_file: Path, motion_videos: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "evaluate", "predict", "quickstart", "convert", "publish", "models", "recipes", "doctor"],
+    [
+        "",
+        "train",
+        "evaluate",
+        "predict",
+        "check",
+        "prepare",
+        "quickstart",
+        "convert",
+        "publish",
+        "models",
+        "recipes",
+        "doctor",
+    ],
 )
 def test_help_needs_no_torch(command: str) -> None:
     """It answers within a second or two, since nothing heavy is loaded for it."""
@@ -68,6 +82,33 @@ def test_train_evaluate_predict(
     assert tada("predict", run, f"{motion_videos}/up/*.mp4", "--format", "csv", "--window-seconds", "0.5") == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 5 * 3
+
+
+def test_a_published_list_is_trained_on_resumed_and_tested(
+    recipe_file: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kinetics in miniature: two lists, a folder of videos, one of which is not there."""
+    lists, videos = tmp_path / "lists", tmp_path / "videos"
+    lists.mkdir()
+    rows: dict[str, list[str]] = {"train": ["up,gone,0,10,train"], "validate": []}
+    for video in sorted(motion_videos.rglob("*.mp4")):
+        split = "validate" if video.stem.endswith("0") else "train"
+        (videos / split).mkdir(parents=True, exist_ok=True)
+        name = f"{video.parent.name}_{video.stem}"
+        shutil.copy(video, videos / split / f"{name}_000000_000010.mp4")
+        rows[split].append(f"{video.parent.name},{name},0,10,{split}")
+    for split, lines in rows.items():
+        (lists / f"{split}.csv").write_text("\n".join(["label,youtube_id,time_start,time_end,split", *lines]) + "\n")
+    command = ["train", lists, "--videos", videos, "--num-workers", "0"]
+    assert tada(*command, "--recipe", recipe_file, "--out", tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "Kinetics: 15 of 16 videos (93.8 %) are there" in out
+    assert "a clip takes " in out
+    assert f"tada evaluate {tmp_path / 'run'} {lists} --videos {videos}" in out
+    assert tada(*command, "--resume", tmp_path / "run") == 0  # the table is the one that was written down
+    assert tada("evaluate", tmp_path / "run", lists / "validate.csv", "--videos", videos, "--num-workers", "0") == 0
+    assert f"{len(rows['validate'])} of {len(rows['validate'])} videos" in capsys.readouterr().out
+    assert 3 <= len(rows["validate"]) <= 12
 
 
 def test_a_recipe_is_changed_by_options_wherever_they_stand(

@@ -37,7 +37,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from tada.data.annotations import VideoTable, hold_out, hold_out_groups, read_dataset
+from tada.data.annotations import read_dataset, write_table
 from tada.data.clips import (
     Augmentation,
     Batch,
@@ -50,11 +50,13 @@ from tada.data.clips import (
     Views,
     test_loader,
 )
+from tada.data.table import VideoTable, hold_out, hold_out_groups
 from tada.errors import CheckpointError, DataError, OptionError, UserError
 from tada.models import create_model
 from tada.models.initial import start_from
 from tada.models.weights import ModelCard, packaged, packaged_names, save_model
 from tada.recipe import Recipe, load_recipe, recipe_yaml
+from tada.speed import LoaderSpeed
 from tada.video.transforms import flip_swaps, normalise, reverse_swaps
 
 
@@ -109,6 +111,8 @@ def train(
     table = _with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
     training = table.of_split("train")
     validation = table.of_split("val") if "val" in table.splits else None
+    if table.missing:
+        say(f"{table.kind}: {table.coverage()} are there; `tada check` lists the others")
     if table.ignored:
         say(f"left out, beside the videos: {', '.join(table.ignored[:5])} ({len(table.ignored)} in all)")
     checkpoint = out / "resume" / "last.ckpt"
@@ -150,13 +154,16 @@ def train(
     if not resume:
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
-        _write_videos(table, out / "videos.csv")
+        write_table(table, out / "videos.csv")
     steps_per_epoch = len(batches) // recipe.accumulate
     task = RecognitionTask(model, recipe, steps_per_epoch=steps_per_epoch)
     save_every_steps = save_every_steps or min(steps_per_epoch, 200)
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     lines = EpochLines(say)
-    trainer = _trainer(recipe, out, [unreadable, lines], save_every_steps=save_every_steps, show_progress=show_progress)
+    speed = LoaderSpeed(say)
+    trainer = _trainer(
+        recipe, out, [unreadable, lines, speed], save_every_steps=save_every_steps, show_progress=show_progress
+    )
     started = time.perf_counter()
     with _quiet():
         trainer.fit(
@@ -428,11 +435,3 @@ def _check_same_run(out: Path, recipe: Recipe, table: VideoTable, checkpoint: Pa
     before = read_dataset(out / "videos.csv", root=Path("/"))
     if before.fingerprint() != table.fingerprint():
         raise DataError(f"the videos, labels or splits are not those that {out} was started with (videos.csv there)")
-
-
-def _write_videos(table: VideoTable, path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split"])
-        for video in table.videos:
-            writer.writerow([video.path, table.labels[video.label], video.split or ""])

@@ -1,0 +1,136 @@
+"""Published data sets: their lists (``tada.data.lists``), and the videos that are there of them.
+
+A list names videos by their ids; the files are looked for anywhere below one folder, by the id in front of their
+ending, so that all the layouts in which copies come, and webm, avi or mp4, are found.
+
+A file is one list; a folder gives all its labelled lists. Copies of these data sets are seldom whole: videos that are
+not there are listed in the table (``missing``), and the others used.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tada.data.lists import FORMS, Entry
+from tada.data.table import SPLIT_OF, VIDEO_EXTENSIONS, LabelledVideo, MissingVideo, VideoTable, listed, stamp_of
+from tada.errors import DataError
+
+
+def find_published(data: Path, fold: int) -> tuple[str, list[Path]] | None:
+    """Which published data set a file or folder is, and its lists; None if none that is known.
+
+    Raises:
+        OptionError: there are lists, but none of this fold.
+    """
+    for form in FORMS:
+        lists = form.lists(data, fold) if data.is_dir() else [data] if form.is_list(data) else []
+        if lists:
+            return form.kind, lists
+    return None
+
+
+def read_published(kind: str, lists: Sequence[Path], root: Path) -> VideoTable:
+    """Read the lists of one data set, and look for their videos below ``root``.
+
+    Raises:
+        DataError: a fault in a list, with its file and row; or not one of its videos is there.
+    """
+    form = next(form for form in FORMS if form.kind == kind)
+    entries = [entry for file in lists for entry in form.read(file, _split_told_by(file.name))]
+    name = ", ".join(file.name for file in lists)
+    if not entries:
+        raise DataError(f"{name}: no videos are listed; give the list as it was published")
+    _check_ids(entries)
+    heads = form.heads(lists[0].parent, entries)
+    if not root.is_dir():
+        raise DataError(f"{name}: the folder {str(root)!r} that holds its videos is not there")
+    files = _files_below(root)
+    numbers = [{label: i for i, label in enumerate(head.labels)} for head in heads]
+    videos, missing = [], []
+    for entry in entries:
+        found = _find(entry, files, root)
+        if found is None:
+            missing.append(MissingVideo(id=entry.id, split=entry.split, source=entry.source))
+            continue
+        path, span = found
+        videos.append(
+            LabelledVideo(
+                path=path,
+                labels=tuple(numbers[head][label] for head, label in enumerate(entry.labels)),
+                split=entry.split,
+                group=entry.group,
+                source=entry.source,
+                id=entry.id,
+                start_seconds=span[0] if span else None,
+                end_seconds=span[1] if span else None,
+                stamp=stamp_of(path),
+            )
+        )
+    if not videos:
+        raise DataError(
+            f"{name}: none of its {len(entries)} videos are below {str(root)!r}, the first, "
+            f"{entries[0].stem + '.mp4'!r} (or .webm, .avi, ...), neither; give the folder that holds them as --videos"
+        )
+    return VideoTable(
+        heads=heads,
+        videos=tuple(sorted(videos, key=lambda video: (video.path, video.start_seconds or 0.0, video.id))),
+        root=os.path.abspath(root),
+        kind=kind,
+        missing=tuple(missing),
+    )
+
+
+def _split_told_by(name: str) -> str | None:
+    words = re.split(r"[^a-z]+", name.lower().replace("trainlist", "train").replace("testlist", "test"))
+    found = {SPLIT_OF[word] for word in words if word in SPLIT_OF}
+    return found.pop() if len(found) == 1 else None
+
+
+def _check_ids(entries: Sequence[Entry]) -> None:
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        other = first.setdefault(entry.id, entry)
+        if other is not entry:
+            where = f"{entry.source}: {entry.id!r} stands already in {other.source}"
+            if other.split != entry.split:
+                raise DataError(f"{where}, there in {other.split!r} and here in {entry.split!r}; keep it in one split")
+            raise DataError(f"{where}; each video belongs there once: take one away, or give one of the lists")
+
+
+# -- the files --------------------------------------------------------------------------------------------------------
+
+
+def _files_below(root: Path) -> dict[str, list[str]]:
+    """All videos by the part of their name in front of the ending; folders that are links are followed once."""
+    files: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(os.path.abspath(root), followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in VIDEO_EXTENSIONS and not name.startswith("."):
+                files.setdefault(stem, []).append(os.path.join(folder, name))
+    return files
+
+
+def _find(entry: Entry, files: dict[str, list[str]], root: Path) -> tuple[str, tuple[float, float] | None] | None:
+    """The file of an entry, and the part of it that is meant."""
+    tries: list[tuple[str | None, tuple[float, float] | None]] = [(entry.stem, entry.segment), (entry.cut_stem, None)]
+    for stem, span in tries:
+        paths = files.get(stem, []) if stem else []
+        if entry.folder is not None and len(paths) > 1:
+            paths = [path for path in paths if os.path.basename(os.path.dirname(path)) == entry.folder]
+        if len(paths) > 1:
+            shown = listed(os.path.relpath(path, root) for path in paths)
+            raise DataError(f"{entry.source}: {stem!r} is there {len(paths)} times ({shown}); keep one of these files")
+        if paths:
+            return paths[0], span
+    return None

@@ -27,7 +27,7 @@ FLOORS = [
         "tada.video.transforms",
         "tada.video.writer",
     },
-    {"tada.models.hosts"},
+    {"tada.models.hosts", "tada.video.augment"},
     {"tada.data.clips", "tada.data.motion", "tada.models", "tada.recipe"},
     {"tada.models.weights"},
     {"tada.models.convert", "tada.models.hub"},

@@ -53,7 +53,12 @@ def resize_short_side(clip: Tensor, short_side: int, *, antialias: bool, exact: 
     size = short_side, int(width / height * short_side)
     if height >= width:
         size = int(height / width * short_side), short_side
-    if size == (height, width):
+    return resize(clip, size, antialias=antialias, exact=exact)
+
+
+def resize(clip: Tensor, size: tuple[int, int], *, antialias: bool, exact: bool = True) -> Tensor:
+    """Resize frames to ``size``, (height, width); as ``resize_short_side`` otherwise."""
+    if size == tuple(clip.shape[1:3]):
         return clip
     frames = clip.permute(0, 3, 1, 2)  # [T, 3, H, W], channels last in memory
     if exact or clip.device.type != "cpu":
@@ -69,7 +74,12 @@ def crop(clip: Tensor, top: int, left: int, size: int) -> Tensor:
     height, width = clip.shape[1:3]
     if not (0 <= top <= height - size and 0 <= left <= width - size):
         raise OptionError(f"a square of {size} at ({top}, {left}) does not lie in frames of {width}x{height}")
-    return clip[:, top : top + size, left : left + size]
+    return crop_rectangle(clip, top, left, size, size)
+
+
+def crop_rectangle(clip: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """Cut [T, height, width, 3] whose upper left pixel is (top, left). Shares memory with ``clip``."""
+    return clip[:, top : top + height, left : left + width]
 
 
 _crop = crop  # for functions with an argument of that name

@@ -148,11 +148,17 @@ def rand_augment(
 
 
 def _auto_contrast(clip: Tensor, level: float, sign: int) -> Tensor:
-    low, high = (clip.flatten(0, 2).aminmax(dim=0)[i].float() for i in range(2))
-    scale = torch.where(high > low, 255 / (high - low).clamp(min=1), 1.0)
-    low = torch.where(high > low, low, 0.0)
-    # Pillow cuts off fractions here, and does not round.
-    return ((clip.float() - low) * scale + 1e-3).floor_().clamp_(0, 255).to(torch.uint8)
+    return torch.stack([_stretched(clip[..., i]) for i in range(3)], -1)
+
+
+def _stretched(channel: Tensor) -> Tensor:
+    """Spread a channel's values over the full range, by Pillow's arithmetic, which cuts fractions off."""
+    low, high = int(channel.min()), int(channel.max())
+    if low >= high:
+        return channel
+    scale = 255 / (high - low)
+    values = torch.arange(256, dtype=torch.float64) * scale - low * scale
+    return values.clamp_(0, 255).to(torch.uint8)[channel.int()]
 
 
 def _equalize(clip: Tensor, level: float, sign: int) -> Tensor:

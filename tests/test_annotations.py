@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tada.data.annotations import VideoTable, hold_out, hold_out_groups, read_dataset
+from tada.data.annotations import read_dataset
+from tada.data.table import VideoTable, hold_out, hold_out_groups
 from tada.errors import DataError, OptionError, UnknownNameError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tada.data.annotations import VideoTable, read_dataset
+from tada.data.annotations import read_dataset
 from tada.data.clips import (
     Augmentation,
     Batch,
@@ -21,6 +21,7 @@ from tada.data.clips import (
     read_views,
     test_loader,
 )
+from tada.data.table import VideoTable
 from tada.errors import DataError, OptionError
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, view_indices
@@ -33,9 +34,9 @@ def loader(table: VideoTable, *, num_workers: int = 0, seed: int = 0, accumulate
     augmentation = Augmentation(
         short_side_range=(20, 26),
         flip_probability=0.5,
-        flip_swaps=flip_swaps(table.labels),
+        flip_swaps=[flip_swaps(table.labels)],
         reverse_probability=0.5,
-        reverse_swaps=reverse_swaps(table.labels),
+        reverse_swaps=[reverse_swaps(table.labels)],
         color_strength=0.2,
         grayscale_probability=0.2,
     )
@@ -59,7 +60,7 @@ def test_batches_have_the_promised_form(table: VideoTable) -> None:
     for batch in batches:
         assert batch.clips.shape == (4, 4, 20, 20, 3)
         assert batch.clips.dtype == torch.uint8
-        assert batch.labels.shape == (4,)
+        assert batch.labels.shape == (4, 1)
         assert batch.unreadable == []
 
 

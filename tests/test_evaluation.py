@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tada.data.annotations import VideoTable, read_dataset
+from tada.data.annotations import read_dataset
 from tada.data.clips import Unreadable, Views, read_views
+from tada.data.table import VideoTable
 from tada.errors import CheckpointError, DataError
 from tada.evaluation import Evaluation, evaluate
 from tada.predict import load

@@ -16,10 +16,10 @@ SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
     {"tada.errors", "tada.data", "tada.video"},
-    {"tada.tadaconv", "tada.video.container", "tada.video.sampling"},
+    {"tada.data.table", "tada.tadaconv", "tada.video.container", "tada.video.sampling"},
     {
         "tada.adaptation",
-        "tada.data.annotations",
+        "tada.data.rows",
         "tada.models.tada2d",
         "tada.models.tadaconvnext",
         "tada.plots",
@@ -27,9 +27,16 @@ FLOORS = [
         "tada.video.transforms",
         "tada.video.writer",
     },
-    {"tada.models.hosts", "tada.video.augment"},
-    {"tada.data.clips", "tada.data.motion", "tada.models", "tada.recipe"},
-    {"tada.models.weights"},
+    {"tada.data.published", "tada.models.hosts", "tada.video.augment"},
+    {
+        "tada.data.annotations",
+        "tada.data.clips",
+        "tada.data.motion",
+        "tada.models",
+        "tada.models.parallel",
+        "tada.recipe",
+    },
+    {"tada.loop", "tada.models.weights"},
     {"tada.models.convert", "tada.models.hub"},
     {"tada.models.initial"},
     {"tada.predict", "tada.recognition"},

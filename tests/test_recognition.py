@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 
 from tada.data.annotations import read_dataset
 from tada.errors import CheckpointError, DataError, OptionError
+from tada.loop import WholeFileCheckpoints
 from tada.models import create_model
 from tada.models.weights import load_model
 from tada.recipe import Recipe, load_recipe, recipe_yaml
 from tada.recognition import (
     NonFiniteLossError,
     RecognitionTask,
-    WholeFileCheckpoints,
     initialise,
     learning_rate_factor,
     train,
@@ -57,7 +57,11 @@ def test_the_learning_rate_follows_the_published_rule() -> None:
 
 def test_norms_and_biases_are_not_decayed(small_recipe: Recipe) -> None:
     model = create_model(small_recipe.model, num_classes=3, **small_recipe.model_options)
-    groups = RecognitionTask(model, small_recipe, steps_per_epoch=1).configure_optimizers()["optimizer"].param_groups
+    groups = (
+        RecognitionTask(model, small_recipe, steps_per_epoch=1, head_sizes={"action": 3})
+        .configure_optimizers()["optimizer"]
+        .param_groups
+    )
     assert [group["weight_decay"] for group in groups] == [small_recipe.weight_decay, 0.0] * 2
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert all(parameter.ndim <= 1 for group in groups[1::2] for parameter in group["params"])
@@ -68,7 +72,11 @@ def test_norms_and_biases_are_not_decayed(small_recipe: Recipe) -> None:
 def test_the_classifier_may_learn_faster(small_recipe: Recipe) -> None:
     model = create_model(small_recipe.model, num_classes=3, **small_recipe.model_options)
     recipe = replace(small_recipe, learning_rate=0.5, head_learning_rate_factor=3.0)
-    groups = RecognitionTask(model, recipe, steps_per_epoch=1).configure_optimizers()["optimizer"].param_groups
+    groups = (
+        RecognitionTask(model, recipe, steps_per_epoch=1, head_sizes={"action": 3})
+        .configure_optimizers()["optimizer"]
+        .param_groups
+    )
     assert [group["initial_lr"] for group in groups] == [0.5, 0.5, 1.5, 1.5]
     assert [parameter is model.head.weight for parameter in groups[2]["params"]] == [True]
     assert [parameter is model.head.bias for parameter in groups[3]["params"]] == [True]
@@ -240,8 +248,13 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     small_recipe: Recipe, motion_videos: Path, tmp_path: Path
 ) -> None:
     recipe = replace(small_recipe, optimizer="sgd", learning_rate=1e30, warmup_start=1.0)
-    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) in epoch 1, batch [23]: lower learning_rate"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"the loss is (nan|inf) in epoch 1, batch [23]: lower .* videos: .*\.mp4"
+    ):
         run(recipe, motion_videos, tmp_path / "run")
+    named = (tmp_path / "run" / "non_finite_batch.txt").read_text().splitlines()
+    assert len(set(named)) == recipe.batch_size
+    assert set(named) <= {video.path for video in read_dataset(motion_videos).videos}
 
 
 def test_starting_from_another_run_keeps_all_but_the_classifier(

@@ -1,7 +1,7 @@
 """The command line: reads arguments, calls the library, prints what came of it.
 
 Exit codes: 0 done; 1 done in part (some videos could not be read, something is missing); 2 a mistake in what was
-asked, said in one line; 130 interrupted.
+asked, said in one line; 130 interrupted; 143 told to end, with the state saved.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.markup import escape
 
 from tada.errors import UserError, VideoError
-from tada.recipe import Recipe, find_recipe, load_recipe, named_recipes, recipe_of
+from tada.machine import Machine, is_first_process
+from tada.recipe import EXPECTED, Recipe, find_recipe, load_recipe, named_recipes, recipe_of
 from tada.video.sampling import ClipSpec
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stdout = None  # nothing is left to flush
         return 0
-    print(f"tada: {message}", file=sys.stderr)
+    if is_first_process():  # the others meet the same mistake
+        print(f"tada: {message}", file=sys.stderr)
     return 2
 
 
@@ -89,7 +91,7 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
 
     A run that is resumed brings its own recipe.
     """
-    names = {field.name for field in fields(Recipe)}
+    names = {field.name for kind in (Recipe, Machine) for field in fields(kind)}
     recipe: list[str] = []
     others: list[str] = []
     rest = iter(arguments)
@@ -134,6 +136,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may turn out unreadable")
     parser.add_argument("--num-workers", type=NonNegativeInt | None, default=None, help="processes that decode videos")
     parser.add_argument("--save-every-steps", type=PositiveInt | None, help="steps between states to resume from")
+    parser.add_class_arguments(Machine)
     parser.add_class_arguments(Recipe)
 
 
@@ -152,12 +155,18 @@ def _train(options: Namespace) -> int:
         skip_unreadable=options.skip_unreadable,
         num_workers=options.num_workers,
         save_every_steps=options.save_every_steps,
+        machine=_machine(options),
         show_progress=sys.stderr.isatty(),
     )
-    print(f"trained in {result.seconds:.0f} s; next:")
-    print(f"  tada evaluate {result.run} {options.data}")
-    print(f"  tada predict {result.run} VIDEO")
+    if is_first_process():
+        print(f"trained in {result.seconds:.0f} s; next:")
+        print(f"  tada evaluate {result.run} {options.data}")
+        print(f"  tada predict {result.run} VIDEO")
     return 0
+
+
+def _machine(options: Namespace) -> Machine:
+    return Machine(**{field.name: options[field.name] for field in fields(Machine)})
 
 
 # --- evaluate ---
@@ -366,7 +375,9 @@ def _recipes(options: Namespace) -> int:
     for name, path in named_recipes().items():
         recipe = load_recipe(name)
         first_line = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        print(f"{name:<16}{recipe.model:<14}{first_line}")
+        print(f"{name:<26}{recipe.model:<16}{first_line}")
+        if name in EXPECTED:
+            print(f"{'':<42}{EXPECTED[name]}")
     return 0
 
 

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from tada.data.annotations import VideoTable, read_dataset
+from tada.data.annotations import read_dataset
 from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loader
+from tada.data.table import ACTION, Head, VideoTable
 from tada.errors import DataError
 from tada.plots import save_confusion_matrix
 from tada.predict import Recognizer, load
@@ -116,7 +117,7 @@ def evaluate(
     recognizer = load(run, device=device)
     table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
     table = _choose_videos(table, run, split, say)
-    table = _with_labels_of(recognizer, table)
+    table = table.numbered_as([Head(name=ACTION, labels=recognizer.labels)])
     videos = TestVideos(table, recognizer.clip, Views() if views is None else views)
     num_workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
     loader = test_loader(videos, clips_per_batch=clips_per_batch, num_workers=num_workers)
@@ -178,16 +179,3 @@ def _splits_of_run(run: Path) -> dict[str, str]:
         return {}
     with path.open(newline="", encoding="utf-8") as file:
         return {row["path"]: row["split"] for row in csv.DictReader(file)}
-
-
-def _with_labels_of(recognizer: Recognizer, table: VideoTable) -> VideoTable:
-    """The same videos, their labels numbered as the model numbers them."""
-    places = {label: i for i, label in enumerate(recognizer.labels)}
-    unknown = [label for label in table.labels if label not in places]
-    if unknown:
-        raise DataError(
-            f"the model does not know {len(unknown)} of the {len(table.labels)} classes: {', '.join(unknown[:5])}; "
-            f"it knows {', '.join(recognizer.labels[:10])}"
-        )
-    videos = (replace(video, label=places[table.labels[video.label]]) for video in table.videos)
-    return replace(table, labels=recognizer.labels, videos=tuple(videos))

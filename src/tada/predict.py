@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tada.data.annotations import VIDEO_EXTENSIONS
+from tada.data.table import VIDEO_EXTENSIONS
 from tada.errors import OptionError, VideoNotFoundError
 from tada.models.hub import fetch_model, is_hub_id
 from tada.models.weights import ModelCard, load_model, packaged, packaged_names

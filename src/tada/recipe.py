@@ -124,7 +124,9 @@ class Recipe:
         object.__setattr__(self, "model_options", options)
         if self.crop_area_range is None:
             low, high = self.short_side_range
-            crop, crop_name = (self.clip.crop, "clip.crop") if self.train_crop is None else (self.train_crop, "train_crop")
+            crop, crop_name = (
+                (self.clip.crop, "clip.crop") if self.train_crop is None else (self.train_crop, "train_crop")
+            )
             _require(crop <= low <= high, "short_side_range", f"rising, from {crop_name} ({crop}) on")
         else:
             smallest, largest = self.crop_area_range
@@ -134,7 +136,9 @@ class Recipe:
         for name in ("flip", "reverse", "color_shuffle", "grayscale", "invert", "color_jitter", "erase", "cutmix"):
             _require(0 <= getattr(self, f"{name}_probability") <= 1, f"{name}_probability", "between 0 and 1")
         _require(self.color_strength >= 0, "color_strength", "0 or more")
-        _require(min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5, "color_jitter", "0 or more, hue up to 0.5")
+        _require(
+            min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5, "color_jitter", "0 or more, hue up to 0.5"
+        )
         _require(self.randaugment_operations >= 0, "randaugment_operations", "0 or more")
         _require(0 <= self.randaugment_magnitude <= 10, "randaugment_magnitude", "between 0 and 10")
         _require(self.randaugment_magnitude_std >= 0, "randaugment_magnitude_std", "0 or more")
@@ -157,7 +161,6 @@ class Recipe:
         _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "null or between 0 and 1")
         _require(self.clip_gradient_norm is None or self.clip_gradient_norm > 0, "clip_gradient_norm", "positive")
         _require(self.seed >= 0, "seed", "0 or more")
-
 
     @property
     def peak_learning_rate(self) -> float:

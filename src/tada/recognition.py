@@ -16,7 +16,6 @@ Shapes: N clips or videos, V views, T frames, K classes.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
@@ -36,7 +35,7 @@ from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tada.data.annotations import VideoTable, hold_out, hold_out_groups, read_dataset
+from tada.data.annotations import read_dataset, write_table
 from tada.data.clips import (
     Augmentation,
     Batch,
@@ -48,6 +47,7 @@ from tada.data.clips import (
     Views,
     test_loader,
 )
+from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
 from tada.errors import CheckpointError, DataError, OptionError, UserError
 from tada.loop import CHECKPOINT, EpochLines, SameRun, UnreadableVideos, make_trainer, own_sigterm, quiet
 from tada.machine import Machine, default_num_workers, gathered, leaving_together, on_any
@@ -164,7 +164,7 @@ def train(
     if not resume and processes.is_first:
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
-        _write_videos(table, out / "videos.csv")
+        write_table(table, out / "videos.csv")
     steps_per_epoch = len(batches) // recipe.accumulate
     kind = ShardedRecognitionTask if machine.strategy == "fsdp" else RecognitionTask
     task = kind(model, recipe, steps_per_epoch=steps_per_epoch, head_sizes=head_sizes)
@@ -330,7 +330,8 @@ class RecognitionTask(L.LightningModule):
             cutmix_probability=recipe.cutmix_probability,
             rng=rng,
         )
-        targets = [labels if mixture is None else mixture.targets(F.one_hot(labels, size).to(clips.dtype), clips)
+        targets = [
+            labels if mixture is None else mixture.targets(F.one_hot(labels, size).to(clips.dtype), clips)
             for labels, size in zip(batch.labels.unbind(1), self.head_sizes.values(), strict=True)
         ]
         logits = self._heads(self.model(clips if mixture is None else mixture.clips(clips)))
@@ -447,11 +448,3 @@ def _check_same_run(out: Path, recipe: Recipe, table: VideoTable) -> None:
     before = read_dataset(out / "videos.csv", root=Path("/"))
     if before.fingerprint() != table.fingerprint():
         raise DataError(f"the videos, labels or splits are not those that {out} was started with (videos.csv there)")
-
-
-def _write_videos(table: VideoTable, path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "label", "split"])
-        for video in table.videos:
-            writer.writerow([video.path, table.labels[video.label], video.split or ""])

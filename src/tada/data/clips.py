@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from tada.data.annotations import LabelledVideo, VideoTable
+from tada.data.table import LabelledVideo, VideoTable
 from tada.errors import DataError, OptionError, VideoError
 from tada.video.augment import color_jitter, rand_augment, random_erase, random_resized_crop
 from tada.video.reader import open_video
@@ -134,9 +134,7 @@ class Augmentation:
         # What follows came later: it draws last, and only if it is on, so that older recipes draw what they drew.
         if any(self.color_jitter) and rng.random() < self.color_jitter_probability:
             brightness, contrast, saturation, hue = self.color_jitter
-            clip = color_jitter(
-                clip, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, rng=rng
-            )
+            clip = color_jitter(clip, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, rng=rng)
         if self.randaugment_operations:
             clip = rand_augment(
                 clip,

@@ -32,7 +32,9 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     """
     found = [module for module in model.modules() if isinstance(module, _BLOCKS)]
     if not found:
-        raise OptionError(f"a {type(model).__name__} has no residual blocks: gradients are not checkpointed, nor shared")
+        raise OptionError(
+            f"a {type(model).__name__} has no residual blocks: gradients are not checkpointed, nor shared"
+        )
     return found
 
 

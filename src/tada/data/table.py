@@ -1,0 +1,353 @@
+"""The table of videos that every form of data set is read to: what it holds, and how a part of it is held out.
+
+A video has a label for each *head*: one in most data sets, a verb and a noun in EPIC-KITCHENS. It may be a segment
+of a longer file. Nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from tada.errors import DataError, OptionError, UnknownNameError
+
+VIDEO_EXTENSIONS = frozenset(
+    ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
+)
+"""Endings, in small letters, by which a folder's videos are told from other files. A CSV file may name any file."""
+SPLITS = ("train", "val", "test")
+SPLIT_OF = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What data sets call their parts, in small letters, and what they are called here."""
+ACTION = "action"
+"""Name of the head of a data set that says one thing of each video."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """One thing that is said of each video, and so one classifier of a model."""
+
+    name: str
+    """"action"; or "verb", "noun"."""
+    labels: tuple[str, ...]
+    """Names of the classes; a video's label is an index into them, and so is a logit's place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledVideo:
+    """One row of the table: a file, or a segment of one."""
+
+    path: str
+    """Absolute path of the video file."""
+    labels: tuple[int, ...]
+    """The class for each of the table's heads; empty where the data set keeps it secret."""
+    split: str | None
+    """"train", "val" or "test"; None where the data set has no splits."""
+    group: str | None
+    """What the video was recorded with (a person, a day, a room), for splits by group; None if unknown."""
+    source: str
+    """Where the row stands: "clips.csv row 12", or the class folder. Error messages show it."""
+    id: str
+    """What the data set calls it, each row otherwise: by default its path below the root, and the segment."""
+    start_seconds: float | None = None
+    """Where the segment begins, counted from the file's first frame; None for a whole file."""
+    end_seconds: float | None = None
+    """Where it ends."""
+    stamp: tuple[int, int] | None = None
+    """The file's size in bytes and time of change in nanoseconds, when the table was read."""
+
+    @property
+    def label(self) -> int:
+        """The class, in a table of one head."""
+        (label,) = self.labels
+        return label
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MissingVideo:
+    """A row of a published list whose video is not there."""
+
+    id: str
+    split: str | None
+    source: str
+    """Where the row stands: "train.csv row 12"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoTable:
+    """A data set: its classes and its videos, in an order that the disk and the order of rows have no part in.
+
+    Training on a table of several heads needs a classifier for each: ``head.labels`` says how many classes it has,
+    ``video.labels`` its targets, and the loss is the sum of their cross-entropies, as in the released code
+    (``BaseHeadx2``). An action is then what the heads say together: the tuple ``video.labels``.
+    """
+
+    heads: tuple[Head, ...]
+    """What is said of each video. Classes are sorted by name, but for published lists, which keep their order."""
+    videos: tuple[LabelledVideo, ...]
+    """Sorted by path and start."""
+    root: str
+    """The folder that all videos lie in."""
+    kind: str
+    """"folder", "CSV", or the published data set: "Kinetics", ..."""
+    ignored: tuple[str, ...] = ()
+    """What was found beside the videos and left out: files without a video's ending, other columns. Worth showing."""
+    missing: tuple[MissingVideo, ...] = ()
+    """Rows of a published list whose videos are not there. Scores are of the others, so say it beside them."""
+
+    def __len__(self) -> int:
+        """How many videos there are."""
+        return len(self.videos)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, where one thing is said of each video.
+
+        Raises:
+            DataError: several things are.
+        """
+        if len(self.heads) > 1:
+            names = " and ".join(head.name for head in self.heads)
+            raise DataError(f"each video has several labels here ({names}), while one is needed; use a model of them")
+        return self.heads[0].labels
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits that hold videos, of train, val and test; empty where the data set has none."""
+        present = {video.split for video in self.videos}
+        return tuple(split for split in SPLITS if split in present)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups, sorted; empty where none is given."""
+        return tuple(sorted({video.group for video in self.videos if video.group is not None}))
+
+    def of_split(self, split: str) -> VideoTable:
+        """The videos of one split, with the labels of all.
+
+        Raises:
+            DataError: the split holds no videos.
+        """
+        if split not in self.splits:
+            have = ", ".join(self.splits) or "no splits"
+            raise DataError(f"the data have no {split!r} split (they have {have}); add one, or hold out a part")
+        return replace(
+            self,
+            videos=tuple(video for video in self.videos if video.split == split),
+            missing=tuple(video for video in self.missing if video.split == split),
+        )
+
+    def counts(self, head: int = 0) -> dict[str, int]:
+        """Videos of each class of one head, by its name."""
+        count = Counter(video.labels[head] for video in self.videos if video.labels)
+        return {name: count[i] for i, name in enumerate(self.heads[head].labels)}
+
+    def coverage(self) -> str:
+        """How much of a published data set is there, as in "18 of 20 videos (90.0 %)"; empty if all of it is."""
+        if not self.missing:
+            return ""
+        whole = len(self.videos) + len(self.missing)
+        return f"{len(self.videos)} of {whole} videos ({100 * len(self.videos) / whole:.1f} %)"
+
+    def relative(self, video: LabelledVideo) -> str:
+        """A file's path below ``root``, with forward slashes: what names it on every machine."""
+        return os.path.relpath(video.path, self.root).replace(os.sep, "/")
+
+    def label_names(self, video: LabelledVideo) -> tuple[str, ...]:
+        """What is said of a video, in words; empty where it is not known."""
+        return tuple(self.heads[i].labels[label] for i, label in enumerate(video.labels))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over (path, segment, labels, split) of all videos: equal only for the same data set.
+
+        Paths count from the folder that all videos share, so a data set may be moved, or listed from another root.
+        """
+        shared = os.path.commonpath([os.path.dirname(video.path) for video in self.videos])
+        digest = hashlib.sha256()
+        for video in self.videos:
+            path = os.path.relpath(video.path, shared).replace(os.sep, "/")
+            for text in (
+                path + segment_text(video.start_seconds, video.end_seconds),
+                *self.label_names(video),
+                video.split or "",
+            ):
+                # A name may hold bytes that are no text, but never a zero byte.
+                digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
+        return digest.hexdigest()
+
+    def numbered_as(self, heads: Sequence[Head]) -> VideoTable:
+        """The same videos, their labels numbered as ``heads`` (those of a model) number them, by the classes' names.
+
+        Raises:
+            DataError: the heads are of other things, or do not know a class.
+        """
+        if len(heads) == len(self.heads) == 1:
+            pairs = [(self.heads[0], heads[0])]  # one thing is said, whatever it is called
+        elif {head.name for head in heads} != {head.name for head in self.heads}:
+            wanted, have = (" and ".join(head.name for head in of) for of in (heads, self.heads))
+            raise DataError(f"the model says {wanted} of a video, and the data {have}; use data labelled alike")
+        else:
+            by_name = {head.name: head for head in self.heads}
+            pairs = [(by_name[head.name], head) for head in heads]
+        order = [self.heads.index(own) for own, _ in pairs]
+        places = [_places(own, other) for own, other in pairs]
+
+        def renumbered(video: LabelledVideo) -> LabelledVideo:
+            labels = (place[video.labels[i]] for i, place in zip(order, places, strict=True))
+            return replace(video, labels=tuple(labels)) if video.labels else video
+
+        return replace(self, heads=tuple(heads), videos=tuple(map(renumbered, self.videos)))
+
+
+def _places(own: Head, other: Head) -> list[int]:
+    """For each of our classes its number there."""
+    numbers = {label: i for i, label in enumerate(other.labels)}
+    unknown = [label for label in own.labels if label not in numbers]
+    if unknown:
+        raise DataError(
+            f"the model does not know {len(unknown)} of the {len(own.labels)} classes: {', '.join(unknown[:5])}; "
+            f"it knows {', '.join(other.labels[:10])}"
+        )
+    return [numbers[label] for label in own.labels]
+
+
+def segment_text(start_seconds: float | None, end_seconds: float | None) -> str:
+    """A segment as it is written behind a file's name (W3C Media Fragments): "#t=1.5,3.2"; empty for a whole file."""
+    return "" if start_seconds is None or end_seconds is None else f"#t={start_seconds:.10g},{end_seconds:.10g}"
+
+
+def stamp_of(path: str) -> tuple[int, int]:
+    """What tells that a file was replaced: its size in bytes and time of change in nanoseconds."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+# -- holding out a part -----------------------------------------------------------------------------------------------
+
+
+def hold_out(table: VideoTable, *, fraction: float, seed: int) -> VideoTable:
+    """Make part of the training videos the "val" split: the same part of every class, at least one video of each.
+
+    A file's lot is drawn from ``seed`` and its path below the root alone, so it does not change with the order of
+    files, and hardly with videos that are added. All segments of a file fall on one side. Groups play no part: where
+    clips of one recording could fall on both sides, use ``hold_out_groups``.
+
+    Raises:
+        DataError: there is a "val" split already, a class has one video only, or videos have several labels.
+        OptionError: ``fraction`` outside of (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise OptionError(f"{fraction = } should lie between 0 and 1")
+    _check_no_val(table)
+    if len(table.heads) > 1:
+        raise DataError(
+            "videos with several labels are not held out by class: give the data set's own validation list too, or "
+            "hold out groups"
+        )
+    of_file: dict[str, list[LabelledVideo]] = {}
+    for video in table.videos:
+        if video.split != "test":
+            of_file.setdefault(video.path, []).append(video)
+    still_wanted = {}
+    for label, name in enumerate(table.labels):
+        videos = [video for segments in of_file.values() for video in segments if video.label == label]
+        if len(videos) == 1:
+            raise DataError(
+                f"class {name!r} has one video ({videos[0].path!r}); to hold out a part, each class needs two: "
+                "add one, leave the class out, or give the splits yourself"
+            )
+        still_wanted[label] = min(max(round(fraction * len(videos)), 1), len(videos) - 1)
+    held: set[str] = set()
+    for path, segments in sorted(of_file.items(), key=lambda item: _lot(seed, table.relative(item[1][0]))):
+        taken = Counter(video.label for video in segments)
+        if all(still_wanted[label] >= count for label, count in taken.items()):
+            held.add(path)
+            for label, count in taken.items():
+                still_wanted[label] -= count
+    return _with_val(table, held)
+
+
+def hold_out_groups(table: VideoTable, groups: Sequence[str]) -> VideoTable:
+    """Make all training videos of some groups the "val" split.
+
+    Raises:
+        DataError: no groups in the data, a "val" split already, or a class that is then on one side only.
+        UnknownNameError: a group that is not in the data.
+    """
+    _check_no_val(table)
+    if not table.groups:
+        raise DataError("the data have no groups; add a column 'group' to the CSV file, or hold out a fraction")
+    for group in groups:
+        if group not in table.groups:
+            raise UnknownNameError.of("group", group, table.groups)
+    held = {video.path for video in table.videos if video.group in groups}
+    if all(video.path in held for video in table.videos if video.split != "test"):
+        raise DataError(f"the groups {listed(groups)} hold all training videos; leave one group to train on")
+    return _with_val(table, held)
+
+
+def _check_no_val(table: VideoTable) -> None:
+    if "val" in table.splits:
+        raise DataError("the data have a 'val' split already; use it, or take the split column (or folders) away")
+
+
+def _with_val(table: VideoTable, held: set[str]) -> VideoTable:
+    videos = []
+    for video in table.videos:
+        if video.split != "test":
+            video = replace(video, split="val" if video.path in held else "train")
+        videos.append(video)
+    table = replace(table, videos=tuple(videos))
+    check_each_label_in_each_split(table)
+    return table
+
+
+def _lot(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).digest()
+
+
+def check_each_label_in_each_split(table: VideoTable) -> None:
+    """What is tested must have been trained, and what is trained is tested too: else a score means little.
+
+    Where videos have several labels, rare ones may be on one side, as in EPIC-KITCHENS itself.
+
+    Raises:
+        DataError: a class is in one split only.
+    """
+    if "train" not in table.splits or len(table.heads) > 1:
+        return
+    of_split = {
+        split: {label for video in table.videos if video.split == split for label in video.labels}
+        for split in table.splits
+    }
+    for split in table.splits[1:]:
+        for has, lacks in (("train", split), (split, "train")):
+            only = sorted(table.labels[label] for label in of_split[has] - of_split[lacks])
+            if only:
+                example = next(v for v in table.videos if v.split == has and table.label_names(v) == (only[0],))
+                raise DataError(
+                    f"{example.source}: {listed(only)} {_is(only)} in {has!r} but not in {lacks!r}; each class needs "
+                    "videos in both: add some, or leave the class out"
+                )
+
+
+def listed(names: Iterable[str], *, quote: bool = True, at_most: int = 5) -> str:
+    """The first names, for a message, and how many more there are."""
+    shown = [repr(name) if quote else name for name in names]
+    more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
+    return ", ".join(shown[:at_most]) + more
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"

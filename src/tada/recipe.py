@@ -65,7 +65,7 @@ class Recipe:
     invert_probability: float = 0.0
     """How often bright becomes dark in a training clip."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Strengths of changes in brightness, contrast, saturation and hue (at most 0.5), as ImageNet's recipes have them."""
+    """Strengths of changes in brightness, contrast, saturation and hue (at most 0.5), as ImageNet's recipes do it."""
     color_jitter_probability: float = 1.0
     """How often a training clip is changed so."""
     randaugment_operations: int = 0

@@ -246,7 +246,7 @@ def _check_divisible(recipe: Recipe, machine: Machine, world: int) -> None:
     parts = recipe.accumulate * world
     if recipe.batch_size % parts:
         raise OptionError(
-            f"batch_size {recipe.batch_size} cannot be divided among {world} devices in {recipe.accumulate} parts each: "
+            f"batch_size {recipe.batch_size} cannot be divided among {world} devices in {recipe.accumulate} parts: "
             f"choose a multiple of {parts}"
         )
     if (recipe.mixup_alpha or recipe.cutmix_alpha) and recipe.batch_size // parts % 2:

@@ -362,7 +362,12 @@ class TestVideos(Dataset[tuple[int, tuple[int, ...], Tensor | Unreadable]]):
 
 
 def test_loader(
-    videos: TestVideos, *, clips_per_batch: int, num_workers: int, rank: int = 0, world: int = 1
+    videos: TestVideos,
+    *,
+    clips_per_batch: int,
+    num_workers: int,
+    rank: int = 0,  # noqa: PT028  # this is no test
+    world: int = 1,  # noqa: PT028
 ) -> DataLoader[Any]:
     """Every video once, in order, decoded by worker processes; as many at a time as make up ``clips_per_batch``.
 

@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
     {"tada.errors", "tada.data", "tada.video"},
-    {"tada.data.table", "tada.tadaconv", "tada.video.container", "tada.video.sampling"},
+    {"tada.data.table", "tada.machine", "tada.tadaconv", "tada.video.container", "tada.video.sampling"},
     {
         "tada.adaptation",
         "tada.data.rows",

@@ -99,9 +99,12 @@ def draw_plain(path: Path, num_frames: int = 40, *, width: int = 64, height: int
     return draw(path, stamped_frames(num_frames, width=width, height=height), **options)
 
 
-def draw_variable_rate(path: Path, times_seconds: Sequence[float], **options: Any) -> Path:
+def draw_variable_rate(
+    path: Path, times_seconds: Sequence[float], *, width: int = 64, height: int = 48, **options: Any
+) -> Path:
     """Frame i, numbered i, is shown from ``times_seconds[i]``."""
-    return draw(path, stamped_frames(len(times_seconds)), times_seconds=times_seconds, **options)
+    frames = stamped_frames(len(times_seconds), width=width, height=height)
+    return draw(path, frames, times_seconds=times_seconds, **options)
 
 
 def draw_open_gop(path: Path, num_frames: int = 40, **options: Any) -> Path:
@@ -115,10 +118,13 @@ def draw_transport_stream(path: Path, num_frames: int = 40, **options: Any) -> P
     return draw(path, stamped_frames(num_frames), format="mpegts", **options)
 
 
-def draw_webm(path: Path, num_frames: int = 40, *, codec: str = "libvpx-vp9", **options: Any) -> Path:
+def draw_webm(
+    path: Path, num_frames: int = 40, *, codec: str = "libvpx-vp9", width: int = 64, height: int = 48, **options: Any
+) -> Path:
     """WebM with VP9, or ``codec="libvpx"``: VP8, whose hidden reference frames are packets of their own."""
     chosen = {"deadline": "good", "cpu-used": "5", "lag-in-frames": "16", "auto-alt-ref": "1", "b": "300k"}
-    return draw(path, stamped_frames(num_frames), codec=codec, options=chosen, format="webm", **options)
+    frames = stamped_frames(num_frames, width=width, height=height)
+    return draw(path, frames, codec=codec, options=chosen, format="webm", **options)
 
 
 def draw_rotated(path: Path, quarter_turns_clockwise: int, num_frames: int = 5, **options: Any) -> Path:

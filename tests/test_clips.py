@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from drawn_videos import draw_plain, read_stamps
 from tada.data.annotations import read_dataset
 from tada.data.clips import (
     Augmentation,
@@ -21,8 +22,8 @@ from tada.data.clips import (
     read_views,
     test_loader,
 )
-from tada.data.table import VideoTable
-from tada.errors import DataError, OptionError
+from tada.data.table import Head, LabelledVideo, VideoTable, stamp_of
+from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import flip_swaps, reverse_swaps
@@ -122,7 +123,7 @@ def test_too_few_videos_for_a_batch_are_refused() -> None:
 def with_broken(table: VideoTable, folder: Path, count: int) -> VideoTable:
     broken = folder / "broken.mp4"
     broken.write_bytes(b"no video at all, only these words" * 40)
-    videos = [replace(video, path=str(broken)) for video in table.videos[:count]]
+    videos = [replace(video, path=str(broken), stamp=None) for video in table.videos[:count]]
     return replace(table, videos=(*videos, *table.videos[count:]))
 
 
@@ -144,18 +145,17 @@ def test_nothing_but_unreadable_videos_is_an_error(table: VideoTable, tmp_path: 
 
 def test_views_lie_where_the_sampling_rule_says(table: VideoTable) -> None:
     spec = ClipSpec(num_frames=4, sampling="segment", short_side=32, crop=32)  # the videos' own size: no scaling
-    path = table.videos[0].path
-    views = read_views(path, spec, Views(num_clips=2, num_crops=1))
-    with open_video(path) as video:
+    views = read_views(table.videos[0], spec, Views(num_clips=2, num_crops=1))
+    with open_video(table.videos[0].path) as video:
         for i in range(2):
             frames = video.frames(view_indices(spec, video.times_seconds, i, 2))
             np.testing.assert_array_equal(views[i].numpy(), frames)
 
 
 def test_three_crops_of_a_square_are_the_same_and_of_a_wide_video_are_not(table: VideoTable) -> None:
-    views = read_views(table.videos[0].path, replace(SPEC, crop=24), Views(num_clips=1, num_crops=3))
+    views = read_views(table.videos[0], replace(SPEC, crop=24), Views(num_clips=1, num_crops=3))
     assert torch.equal(views[0], views[1])
-    views = read_views(table.videos[0].path, SPEC, Views(num_clips=2, num_crops=3))
+    views = read_views(table.videos[0], SPEC, Views(num_clips=2, num_crops=3))
     assert views.shape == (6, 4, 20, 20, 3)
     assert not torch.equal(views[0], views[1])
 
@@ -178,3 +178,50 @@ def test_views_are_read_from_text() -> None:
         Views.parse("0x1")
     with pytest.raises(OptionError, match=r"views 1x2"):
         Views.parse("1x2")
+
+
+def stamped(folder: Path, num_frames: int = 60) -> LabelledVideo:
+    """A file whose frames carry their numbers, 30 a second."""
+    path = draw_plain(folder / "long.mp4", num_frames, width=64, height=64)
+    return LabelledVideo(path=str(path), labels=(0,), split=None, group=None, source="x.csv row 2", id="long")
+
+
+WHOLE_FRAMES = ClipSpec(num_frames=4, sampling="segment", short_side=64, crop=64)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "first", "last"),
+    [(0.5, 1.5, 15, 44), (0.0, 2.0, 0, 59), (1.0, 2.0333, 30, 59), (0.51, 0.52, 15, 15)],
+)
+def test_clips_of_a_segment_lie_within_it(tmp_path: Path, start: float, end: float, first: int, last: int) -> None:
+    video = replace(stamped(tmp_path), start_seconds=start, end_seconds=end)
+    views = read_views(video, WHOLE_FRAMES, Views(num_clips=3))
+    seen = read_stamps(views.flatten(0, 1).numpy())
+    assert min(seen) >= first
+    assert max(seen) <= last
+    assert max(seen) - min(seen) >= 0.7 * (last - first)
+    table = VideoTable(heads=(Head(name="action", labels=("x",)),), videos=(video,), root=str(tmp_path), kind="CSV")
+    augmentation = Augmentation(short_side_range=(64, 64), flip_swaps={}, reverse_swaps={})
+    clips = TrainingClips(table, WHOLE_FRAMES, augmentation, seed=0)
+    for epoch in range(8):
+        clip, _, failures = clips[epoch, 0]
+        assert not failures
+        numbers = read_stamps(clip.numpy())
+        assert first <= min(numbers) <= max(numbers) <= last
+
+
+def test_a_segment_outside_of_its_video_is_named_by_its_row(tmp_path: Path) -> None:
+    for start, end in ((1.5, 2.1), (2.5, 3.0)):
+        video = replace(stamped(tmp_path), start_seconds=start, end_seconds=end)
+        message = rf"long.mp4': the segment from {start} to .* lasts 2.00 s \(x.csv row 2\); mend the times there"
+        with pytest.raises(SegmentOutsideError, match=message):
+            read_views(video, WHOLE_FRAMES, Views())
+
+
+def test_a_file_that_is_replaced_during_training_is_refused(tmp_path: Path) -> None:
+    video = stamped(tmp_path)
+    video = replace(video, stamp=stamp_of(video.path))
+    read_views(video, WHOLE_FRAMES, Views())
+    draw_plain(Path(video.path), 30, width=64, height=64)
+    with pytest.raises(ChangedVideoError, match=r"long.mp4' has changed since the data set was read"):
+        read_views(video, WHOLE_FRAMES, Views())

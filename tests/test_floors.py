@@ -16,7 +16,15 @@ SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
     {"tada.errors", "tada.data", "tada.video"},
-    {"tada.data.table", "tada.machine", "tada.tadaconv", "tada.video.container", "tada.video.sampling"},
+    {
+        "tada.data.table",
+        "tada.data.workers",
+        "tada.machine",
+        "tada.speed",
+        "tada.tadaconv",
+        "tada.video.container",
+        "tada.video.sampling",
+    },
     {
         "tada.adaptation",
         "tada.data.rows",
@@ -27,7 +35,7 @@ FLOORS = [
         "tada.video.transforms",
         "tada.video.writer",
     },
-    {"tada.data.published", "tada.models.hosts", "tada.video.augment"},
+    {"tada.data.published", "tada.data.timing", "tada.models.hosts", "tada.video.augment"},
     {
         "tada.data.annotations",
         "tada.data.clips",
@@ -36,7 +44,7 @@ FLOORS = [
         "tada.models.parallel",
         "tada.recipe",
     },
-    {"tada.loop", "tada.models.weights"},
+    {"tada.data.check", "tada.data.prepare", "tada.loop", "tada.models.weights"},
     {"tada.models.convert", "tada.models.hub"},
     {"tada.models.initial"},
     {"tada.predict", "tada.recognition"},

@@ -12,7 +12,7 @@ import torch
 
 from tada.errors import OptionError
 from tada.video import sampling
-from tada.video.sampling import ClipSpec, train_indices, view_indices
+from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices
 
 
 def evenly(num_frames: int, fps: float = 30.0) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -272,3 +272,33 @@ def test_what_cannot_be_sampled_is_refused() -> None:
         view_indices(interval(), [], 0, 1)
     with pytest.raises(OptionError, match="view=2 must be from 0 to num_views - 1 = 1"):
         view_indices(interval(), evenly(10), 2, 2)
+
+
+# --- segments of a longer video -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "frames"),
+    [
+        (None, None, range(0, 60)),
+        (0.0, 2.0, range(0, 60)),
+        (0.5, 1.0, range(15, 30)),
+        (0.51, 1.01, range(16, 31)),  # the frame that appears at 1.0 s is within
+        (0.51, 0.52, range(15, 16)),  # shorter than a frame: the one that is shown
+        (1.9, 2.03, range(57, 60)),  # one frame past the end
+        (0.0, 0.001, range(0, 1)),
+    ],
+)
+def test_the_frames_of_a_segment(start: float | None, end: float | None, frames: range) -> None:
+    assert segment_frames(evenly(60), start, end) == frames
+
+
+def test_the_frames_of_a_segment_at_a_rate_that_varies() -> None:
+    assert segment_frames([0.0, 0.1, 1.0, 1.1, 3.0], 0.1, 1.1) == range(1, 3)
+    assert segment_frames(in_milliseconds(60, 30), 0.5, 1.0) == range(15, 30)
+
+
+@pytest.mark.parametrize(("start", "end"), [(2.0, 3.0), (1.0, 2.04), (100.0, 101.0)])
+def test_a_segment_outside_of_the_video_is_refused(start: float, end: float) -> None:
+    with pytest.raises(OptionError, match=r"the segment from .* s is not within the video, which lasts 2.00 s"):
+        segment_frames(evenly(60), start, end)

@@ -23,6 +23,8 @@ from tada.recipe import EXPECTED, Recipe, find_recipe, load_recipe, named_recipe
 from tada.video.sampling import ClipSpec
 
 if TYPE_CHECKING:
+    from tada.data.check import CheckReport
+    from tada.data.table import VideoTable
     from tada.predict import Prediction
 
 Command = tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]
@@ -58,6 +60,8 @@ def _parser() -> tuple[ArgumentParser, dict[str, Command]]:
         "train": (_train_arguments, _train),
         "evaluate": (_evaluate_arguments, _evaluate),
         "predict": (_predict_arguments, _predict),
+        "check": (_check_arguments, _check),
+        "prepare": (_prepare_arguments, _prepare),
         "convert": (_convert_arguments, _convert),
         "publish": (_publish_arguments, _publish),
         "models": (_models_arguments, _models),
@@ -111,6 +115,34 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
     return others[:1] + recipe + others[1:]
 
 
+# --- the data of several commands ---
+
+
+def _data_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "data",
+        type=Path,
+        help="a folder of class folders; a CSV with path,label[,split][,group][,start,end]; or the lists of Kinetics, "
+        "Something-Something-v2, EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all",
+    )
+    parser.add_argument(
+        "--videos", "--root", type=Path | None, default=None, help="the folder where the videos of a CSV or list lie"
+    )
+    parser.add_argument("--fold", type=PositiveInt, default=1, help="which division of UCF101 or HMDB51")
+
+
+def _dataset(options: Namespace) -> VideoTable:
+    from tada.data.annotations import read_dataset
+
+    return read_dataset(options.data, root=options.videos, fold=options.fold)
+
+
+def _where(options: Namespace) -> str:
+    """How the same data are named again, behind DATA."""
+    fold = f" --fold {options.fold}" if options.fold != 1 else ""
+    return (f" --videos {options.videos}" if options.videos is not None else "") + fold
+
+
 # --- train ---
 
 
@@ -126,11 +158,10 @@ class _RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is no
 
 
 def _train_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("data", type=Path, help="a folder of class folders, or a CSV: path,label[,split][,group]")
+    _data_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/train"), help="the folder of the new run")
     parser.add_argument("--resume", type=Path | None, metavar="RUN", help="continue this run, which was interrupted")
     parser.add_argument("--recipe", action=_RecipeFile, metavar="NAME", help="one of `tada recipes`, or a YAML file")
-    parser.add_argument("--root", type=Path | None, default=None, help="the folder that paths in a CSV start from")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="part of each class held out for validation")
     parser.add_argument("--val-groups", type=str, default="", help="or: hold out these groups of the CSV, as A,B")
     parser.add_argument("--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may turn out unreadable")
@@ -146,9 +177,8 @@ def _train(options: Namespace) -> int:
 
     result = train(
         recipe_of({field.name: options[field.name] for field in fields(Recipe)}),
-        options.data,
+        _dataset(options),
         options.resume or options.out,
-        root=options.root,
         val_fraction=options.val_fraction,
         val_groups=[group for group in options.val_groups.split(",") if group],
         resume=options.resume is not None,
@@ -160,7 +190,7 @@ def _train(options: Namespace) -> int:
     )
     if is_first_process():
         print(f"trained in {result.seconds:.0f} s; next:")
-        print(f"  tada evaluate {result.run} {options.data}")
+        print(f"  tada evaluate {result.run} {options.data}{_where(options)}")
         print(f"  tada predict {result.run} VIDEO")
     return 0
 
@@ -174,10 +204,9 @@ def _machine(options: Namespace) -> Machine:
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the folder of a run")
-    parser.add_argument("data", type=Path, help="a folder of class folders, or a CSV: path,label[,split]")
+    _data_arguments(parser)
     parser.add_argument("--views", type=str, default="1x1", help="clips x crops of each video, such as 10x3")
     parser.add_argument("--split", type=str | None, default=None, help="the part of DATA to test on")
-    parser.add_argument("--root", type=Path | None, default=None, help="the folder that paths in a CSV start from")
     parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
     parser.add_argument("--num-workers", type=NonNegativeInt | None, default=None, help="processes that decode videos")
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU by default, if any")
@@ -193,8 +222,7 @@ def _evaluate(options: Namespace) -> int:
 
     result = evaluate(
         options.run,
-        options.data,
-        root=options.root,
+        _dataset(options),
         split=options.split,
         views=Views.parse(options.views),
         num_workers=options.num_workers,
@@ -272,6 +300,103 @@ def _print_predictions(predictions: Sequence[Prediction], top: int) -> None:
 
 def _scores_text(scores: Sequence[tuple[str, float]]) -> str:
     return "  ".join(f"{escape(label)} {score:.2f}" for label, score in scores)
+
+
+# --- check, prepare ---
+
+
+def _check_arguments(parser: ArgumentParser) -> None:
+    _data_arguments(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/check"), help="a folder for the report, and what it knows"
+    )
+    parser.add_argument("--min-frames", type=PositiveInt, default=8, help="videos with fewer are told of as too short")
+    parser.add_argument("--thorough", action="store_true", help="decode every frame, not three of each file")
+    parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that read videos")
+    parser.add_argument("--timeout-seconds", type=float, default=120.0, help="longest time for one file")
+
+
+def _check(options: Namespace) -> int:
+    """Look at every file of a data set: unreadable, too short, odd rates, the same in two splits."""
+    from tada.data.check import check_dataset
+
+    report = check_dataset(
+        _dataset(options),
+        options.out,
+        min_frames=options.min_frames,
+        thorough=options.thorough,
+        num_processes=options.num_workers,
+        timeout_seconds=options.timeout_seconds,
+        show_progress=sys.stderr.isatty(),
+    )
+    _print_report(report)
+    print(f"all of it is in {options.out}: report.json, findings.csv")
+    return 1 if report.faults else 0
+
+
+def _print_report(report: CheckReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if report.findings:
+        table = Table("what", "", "count")
+        table.add_column("the first", overflow="fold")  # paths whole
+        for kind, count in report.counts().items():
+            first = next(finding for finding in report.findings if finding.kind == kind)
+            table.add_row(kind, "fault" if first.is_fault else "note", str(count), escape(first.message))
+        console.print(table)
+    for name, classes in report.class_counts().items():
+        of_class = sorted((sum(counts.values()), label) for label, counts in classes.items())
+        (least, rarest), (most, commonest) = of_class[0], of_class[-1]
+        console.print(
+            f"{len(of_class)} {name} classes, from {least} ({rarest}) to {most} videos ({commonest})", markup=False
+        )
+    for name, values in report.spread().items():
+        shown = ", ".join(f"{value} ({count})" for value, count in list(values.items())[:5])
+        console.print(f"{name}: {shown}{', ...' if len(values) > 5 else ''}", markup=False)
+    splits = ", ".join(f"{split} {len(report.table.of_split(split))}" for split in report.table.splits)
+    print(f"{len(report.table)} videos{f' ({splits})' if splits else ''} in {len(report.probes)} files", end="")
+    print(f", {report.table.coverage()} of those listed" if report.table.missing else "", end="")
+    print(f"; {len(report.faults)} faults")
+
+
+def _prepare_arguments(parser: ArgumentParser) -> None:
+    _data_arguments(parser)
+    parser.add_argument("out", type=Path, help="the folder of the copy; one that was begun is gone on with")
+    parser.add_argument("--short-side", type=PositiveInt, default=256, help="of the copies, in pixels: 256 to 320")
+    parser.add_argument("--keyframe-interval", type=PositiveInt, default=16, help="frames from key frame to key frame")
+    parser.add_argument("--crf", type=float, default=20.0, help="quality, from 0 (best) to 51")
+    parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that copy videos")
+    parser.add_argument("--timeout-seconds", type=float, default=3600.0, help="longest time for one file")
+
+
+def _prepare(options: Namespace) -> int:
+    """Copy a data set's videos, small and with many key frames, so that training reads them many times faster."""
+    from tada.data.prepare import PrepareOptions, prepare
+
+    table = _dataset(options)
+    prepared = prepare(
+        table,
+        options.out,
+        PrepareOptions(
+            short_side=options.short_side, keyframe_interval_frames=options.keyframe_interval, crf=options.crf
+        ),
+        num_processes=options.num_workers,
+        timeout_seconds=options.timeout_seconds,
+        show_progress=sys.stderr.isatty(),
+    )
+    megabytes = [size / 1e6 for size in (prepared.source_bytes, sum(copy.size_bytes for copy in prepared.copies))]
+    print(
+        f"{len(prepared.copies)} files, {prepared.num_new} of them new: {megabytes[0]:.1f} MB became {megabytes[1]:.1f}"
+    )
+    if table.kind in ("folder", "CSV"):
+        print(f"next:\n  tada train {prepared.table}")
+    else:
+        print(f"next:\n  tada train {options.data} --videos {options.out / 'videos'}")
+    for failure in prepared.failures:
+        print(f"tada: not copied: {failure.message}", file=sys.stderr)
+    return 1 if prepared.failures else 0
 
 
 # --- convert, publish ---

@@ -107,3 +107,15 @@ class DecodeTimeoutError(VideoError):
     """Opening or reading took longer than allowed."""
 
     reason = "timeout"
+
+
+class SegmentOutsideError(VideoError):
+    """A segment that its video does not hold, by more than one frame."""
+
+    reason = "segment_outside"
+
+
+class ChangedVideoError(VideoError):
+    """The file is not the one that lay there when the data set was read."""
+
+    reason = "changed"

@@ -117,6 +117,8 @@ def evaluate(
     recognizer = load(run, device=device)
     table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
     table = _choose_videos(table, run, split, say)
+    if table.missing:
+        say(f"{table.kind}: {table.coverage()} are there; scores are of these")
     table = table.numbered_as([Head(name=ACTION, labels=recognizer.labels)])
     videos = TestVideos(table, recognizer.clip, Views() if views is None else views)
     num_workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers

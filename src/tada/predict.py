@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tada.data.rows import guarded
 from tada.data.table import VIDEO_EXTENSIONS
 from tada.errors import OptionError, VideoNotFoundError
 from tada.models.hub import fetch_model, is_hub_id
@@ -111,13 +112,8 @@ def predictions_csv(predictions: Sequence[Prediction], count: int = 5) -> str:
     writer.writerow(["video", "rank", "label", "score"])
     for prediction in predictions:
         for rank, (label, score) in enumerate(prediction.top(count), start=1):
-            writer.writerow([_cell(prediction.path), rank, _cell(label), f"{score:.6f}"])
+            writer.writerow([guarded(prediction.path), rank, guarded(label), f"{score:.6f}"])
     return text.getvalue()
-
-
-def _cell(text: str) -> str:
-    """Keep a spreadsheet from running a name as a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 class Recognizer:

@@ -56,6 +56,7 @@ from tada.models.initial import start_from
 from tada.models.parallel import checkpoint_blocks, shard, synchronise_batch_norms, whole_weights
 from tada.models.weights import ModelCard, packaged, packaged_names, save_weights
 from tada.recipe import Recipe, load_recipe, recipe_yaml
+from tada.speed import LoaderSpeed
 from tada.video.augment import draw_mixture
 from tada.video.transforms import flip_swaps, normalise, reverse_swaps
 
@@ -116,6 +117,8 @@ def train(
     table = _with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
     training = table.of_split("train")
     validation = table.of_split("val") if "val" in table.splits else None
+    if table.missing:
+        say(f"{table.kind}: {table.coverage()} are there; `tada check` lists the others")
     if table.ignored:
         say(f"left out, beside the videos: {', '.join(table.ignored[:5])} ({len(table.ignored)} in all)")
     if resume:
@@ -174,7 +177,7 @@ def train(
     trainer = make_trainer(
         recipe,
         out,
-        [same_run, unreadable, lines],
+        [same_run, unreadable, lines, LoaderSpeed(say)],
         machine=machine,
         processes=processes,
         save_every_steps=save_every_steps or min(steps_per_epoch, 200),

@@ -206,10 +206,13 @@ def _row(source: str, cells: Mapping[str, str], heads: tuple[str, ...], root: Pa
     )
 
 
-def write_table(table: VideoTable, file: Path) -> None:
-    """Write a table as the CSV that ``read_dataset`` reads: absolute paths, names of classes, splits, segments.
+def write_table(table: VideoTable, file: Path, *, root: Path | None = None) -> None:
+    """Write a table as the CSV that ``read_dataset`` reads: paths, names of classes, splits, groups, segments.
 
     Videos whose labels are not known are left out, and so are classes without videos.
+
+    Args:
+        root: the folder that paths start from; without it they are absolute.
     """
     names = ["label"] if len(table.heads) == 1 else [head.name for head in table.heads]
     has_segments = any(video.start_seconds is not None for video in table.videos)
@@ -219,7 +222,8 @@ def write_table(table: VideoTable, file: Path) -> None:
         writer.writerow(["path", *names, "split", "group", *(("start_seconds", "end_seconds") if has_segments else ())])
         for video in table.videos:
             if video.labels:
-                cells = [video.path, *table.label_names(video), video.split or "", video.group or ""]
+                path = video.path if root is None else os.path.relpath(video.path, root)
+                cells = [path, *table.label_names(video), video.split or "", video.group or ""]
                 times = [video.start_seconds, video.end_seconds] if has_segments else []
                 writer.writerow([*map(guarded, cells), *("" if time is None else repr(time) for time in times)])
     part.replace(file)

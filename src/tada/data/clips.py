@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from tada.data.table import LabelledVideo, VideoTable
-from tada.errors import DataError, OptionError, VideoError
+from tada.data.table import LabelledVideo, VideoTable, stamp_of
+from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
+from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError
 from tada.video.augment import color_jitter, rand_augment, random_erase, random_resized_crop
-from tada.video.reader import open_video
-from tada.video.sampling import ClipSpec, train_indices, view_indices
+from tada.video.reader import Video, open_video
+from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices
 from tada.video.transforms import jitter_and_crop, random_flip, random_reverse, recolour, test_crops
 
 
@@ -161,6 +163,29 @@ class Sample(NamedTuple):
     """The video that it is from."""
 
 
+@contextmanager
+def open_labelled(video: LabelledVideo) -> Iterator[tuple[Video, range]]:
+    """Open the file of a row of the table; its reader, and which of its frames the row means.
+
+    Raises:
+        ChangedVideoError: the file was replaced since the table was read.
+        SegmentOutsideError: the file does not hold the segment.
+        VideoError: the file cannot be read.
+    """
+    with open_video(video.path) as reader:
+        if video.stamp is not None and stamp_of(video.path) != video.stamp:
+            raise ChangedVideoError(
+                f"{video.path!r} has changed since the data set was read: its size or time is another; start anew",
+                video.path,
+            )
+        try:
+            frames = segment_frames(reader.times_seconds, video.start_seconds, video.end_seconds)
+        except OptionError as error:
+            message = f"{video.path!r}: {error} ({video.source}); mend the times there"
+            raise SegmentOutsideError(message, video.path) from error
+        yield reader, frames
+
+
 class TrainingClips(Dataset[Sample]):
     """One augmented clip of each video, another one in each epoch.
 
@@ -198,8 +223,9 @@ class TrainingClips(Dataset[Sample]):
         raise DataError(f"ten videos in a row could not be read; the last: {failures[-1].message}")
 
     def _clip(self, video: LabelledVideo, rng: np.random.Generator) -> tuple[Tensor, tuple[int, ...]]:
-        with open_video(video.path) as reader:
-            frames = reader.frames(train_indices(self.spec, reader.times_seconds, rng))
+        with open_labelled(video) as (reader, own):
+            chosen = train_indices(self.spec, reader.times_seconds[own.start : own.stop], rng)
+            frames = reader.frames([own[index] for index in chosen])
         return self.augmentation(torch.from_numpy(frames), video.labels, self.spec, rng)
 
 
@@ -247,19 +273,20 @@ class ResumableLoader(DataLoader[Any]):
 
     def __init__(self, clips: TrainingClips, batches: ResumableBatches, *, num_workers: int) -> None:
         super().__init__(
-            clips,
+            TimedDataset(clips),
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=collate_clips,
+            collate_fn=TimedCollate(collate_clips),
             persistent_workers=num_workers > 0,
             worker_init_fn=leave_signals_to_the_parent,
         )
         self.batches = batches
         self.received = 0
+        self.times = LoaderTimes()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator serves, and counts
         self.received = self.batches.first_part
-        for batch in super().__iter__():
+        for batch in self.times.measured(super().__iter__()):
             self.received += 1
             if self.received == len(self.batches):
                 # The state saved during the last step already points at the next epoch.
@@ -315,16 +342,17 @@ class Views:
         return f"{self.num_clips}x{self.num_crops}"
 
 
-def read_views(path: str, spec: ClipSpec, views: Views) -> Tensor:
-    """Every view of a video, decoded once: uint8 [V, T, crop, crop, 3], the crops of a clip beside each other.
+def read_views(video: LabelledVideo, spec: ClipSpec, views: Views) -> Tensor:
+    """Every view of a video or segment, decoded once: uint8 [V, T, crop, crop, 3], a clip's crops beside each other.
 
     Raises:
         VideoError: the video cannot be read.
     """
-    with open_video(path) as reader:
-        clips = [view_indices(spec, reader.times_seconds, i, views.num_clips) for i in range(views.num_clips)]
+    with open_labelled(video) as (reader, own):
+        times = reader.times_seconds[own.start : own.stop]
+        clips = [view_indices(spec, times, i, views.num_clips) for i in range(views.num_clips)]
         wanted = sorted({index for clip in clips for index in clip})
-        frames = torch.from_numpy(reader.frames(wanted))
+        frames = torch.from_numpy(reader.frames([own[index] for index in wanted]))
     place = {index: i for i, index in enumerate(wanted)}
     crops = [
         crop
@@ -356,7 +384,7 @@ class TestVideos(Dataset[tuple[int, tuple[int, ...], Tensor | Unreadable]]):
     def __getitem__(self, index: int) -> tuple[int, tuple[int, ...], Tensor | Unreadable]:
         video = self.videos[index]
         try:
-            return index, video.labels, read_views(video.path, self.spec, self.views)
+            return index, video.labels, read_views(video, self.spec, self.views)
         except VideoError as error:
             return index, video.labels, Unreadable(video.path, str(error))
 

@@ -140,6 +140,37 @@ def view_indices(spec: ClipSpec, times_seconds: Times, view: int, num_views: int
     return exact_segments(times, spec.num_frames, where=places, grace_seconds=_GRACE_SECONDS)
 
 
+def segment_frames(times_seconds: Times, start_seconds: float | None, end_seconds: float | None) -> range:
+    """The frames of a video that lie in a segment of it: those that appear from its start up to its end.
+
+    A segment that is shorter than a frame has the frame shown at its start; one that reaches past the video's end by
+    no more than one frame ends there.
+
+    Args:
+        times_seconds: when each frame of the video appears, [L], increasing.
+        start_seconds: counted from the first frame; None for the whole video.
+        end_seconds: None for the whole video.
+
+    Raises:
+        OptionError: the video has no frames, or ends more than one frame before the segment does.
+    """
+    times = _checked_times(times_seconds)
+    if start_seconds is None or end_seconds is None:
+        return range(len(times))
+    duration_seconds, frame_seconds = _duration_seconds(times), 1 / average_fps(times)
+    if start_seconds >= duration_seconds or end_seconds > duration_seconds + frame_seconds + _GRACE_SECONDS:
+        raise OptionError(
+            f"the segment from {start_seconds:g} to {end_seconds:g} s is not within the video, which lasts "
+            f"{duration_seconds:.2f} s"
+        )
+    first = int(np.searchsorted(times, start_seconds - _GRACE_SECONDS))
+    last = int(np.searchsorted(times, end_seconds - _GRACE_SECONDS))
+    if first < last:
+        return range(first, last)
+    shown = max(int(np.searchsorted(times, start_seconds + _GRACE_SECONDS, side="right")) - 1, 0)
+    return range(shown, shown + 1)
+
+
 # --- the exact rules ----------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,379 @@
+"""Looking at every file of a data set before it is trained on.
+
+Each file is opened, hashed and partly decoded in processes that may crash or hang without harm. What was found of a
+file is kept, so that a second look, or one that was interrupted, reads only what is new or has changed.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import statistics
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from tada.data.rows import guarded
+from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
+from tada.data.workers import Lost, in_processes
+from tada.errors import OptionError, VideoError
+from tada.video.reader import open_video
+from tada.video.sampling import segment_frames
+
+USUAL_FPS = (10.0, 121.0)
+"""Rates outside of this range are told of."""
+_ODD_RATIO = 1.9  # to the rate that most files have
+_LONG_GAP = 5.0  # to the usual time between two frames
+
+FAULTS = {
+    "lost": "the decoder crashed or took too long",
+    "too_short": "fewer frames than wanted",
+    "segment_outside": "a segment that its video does not hold",
+    "leak": "the same content in two splits",
+    "two_labels": "the same content under two labels",
+}
+"""What must be mended, by its word, beside the reasons of ``VideoError``."""
+NOTES = {
+    "odd_rate": "a frame rate unlike the others'",
+    "uneven": "frames that stay several times as long as others",
+    "hdr": "high dynamic range, which is cut",
+    "double": "the same content twice in one split",
+    "missing": "listed, but not there",
+    "no_videos": "a class that a split has no videos of",
+}
+"""What is worth knowing, and may be as it should."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """What one look at a file found."""
+
+    path: str
+    size_bytes: int
+    mtime_ns: int
+    thorough: bool
+    """Every frame was decoded, not only the first, the middle and the last."""
+    sha256: str = ""
+    """Of the file's content; empty where it could not be read."""
+    reason: str = ""
+    """The word for what is wrong (``VideoError.reason``, or "lost"); empty if nothing is."""
+    message: str = ""
+    num_frames: int = 0
+    duration_seconds: float = 0.0
+    fps: float = 0.0
+    longest_gap: float = 0.0
+    """The longest time between two frames, as a multiple of the usual one."""
+    width: int = 0
+    height: int = 0
+    codec: str = ""
+    is_hdr: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing to tell of a data set."""
+
+    kind: str
+    """A word of ``FAULTS`` or ``NOTES``, or the reason of a ``VideoError``."""
+    path: str
+    source: str
+    """Where the row stands that names the file."""
+    message: str
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether it must be mended."""
+        return self.kind not in NOTES
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckReport:
+    """What a check found."""
+
+    table: VideoTable
+    probes: dict[str, Probe]
+    """By path."""
+    findings: tuple[Finding, ...]
+    num_cached: int
+    """Files that had been looked at before, and have not changed."""
+
+    @property
+    def faults(self) -> tuple[Finding, ...]:
+        """What must be mended."""
+        return tuple(finding for finding in self.findings if finding.is_fault)
+
+    def counts(self) -> dict[str, int]:
+        """Findings of each kind, faults first."""
+        count = Counter(finding.kind for finding in sorted(self.findings, key=lambda found: not found.is_fault))
+        return dict(count)
+
+    def class_counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Videos by head, class and split ("all" where there are no splits)."""
+        parts = {split: self.table.of_split(split) for split in self.table.splits} or {"all": self.table}
+        return {
+            head.name: {label: {split: part.counts(i)[label] for split, part in parts.items()} for label in head.labels}
+            for i, head in enumerate(self.table.heads)
+        }
+
+    def spread(self) -> dict[str, dict[str, int]]:
+        """How many of the readable files have each rate, size and codec, the most frequent first."""
+        readable = [probe for probe in self.probes.values() if not probe.reason]
+        values: dict[str, Callable[[Probe], str]] = {
+            "fps": lambda probe: f"{probe.fps:.4g}",
+            "size": lambda probe: f"{probe.width}x{probe.height}",
+            "codec": lambda probe: probe.codec,
+        }
+        return {name: dict(Counter(map(value, readable)).most_common()) for name, value in values.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "kind": self.table.kind,
+            "videos": len(self.table),
+            "files": len(self.probes),
+            "coverage": self.table.coverage(),
+            "hours": sum(probe.duration_seconds for probe in self.probes.values()) / 3600,
+            "bytes": sum(probe.size_bytes for probe in self.probes.values()),
+            "counts": self.counts(),
+            "classes": self.class_counts(),
+            **self.spread(),
+            "findings": [{**asdict(finding), "is_fault": finding.is_fault} for finding in self.findings],
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write report.json and findings.csv."""
+        text = json.dumps(self.as_dict(), indent=2).encode("utf-8", "surrogateescape")
+        _replace(folder / "report.json", text + b"\n")
+        part = folder / "findings.csv.part"
+        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            writer.writerow(["kind", "is_fault", "path", "source", "message"])
+            for found in self.findings:
+                cells = map(guarded, (found.path, found.source, found.message))
+                writer.writerow([found.kind, int(found.is_fault), *cells])
+        part.replace(folder / "findings.csv")
+
+
+def check_dataset(
+    table: VideoTable,
+    out: Path,
+    *,
+    min_frames: int = 8,
+    thorough: bool = False,
+    num_processes: int | None = None,
+    timeout_seconds: float = 120.0,
+    show_progress: bool = True,
+) -> CheckReport:
+    """Look at every file of a data set, and write what was found to the folder ``out``.
+
+    Args:
+        out: holds probes.jsonl, which the next check goes on from, and the report.
+        min_frames: videos and segments with fewer frames are faults; training would repeat their last.
+        thorough: decode every frame; else the first, the middle and the last.
+        num_processes: by default one for each core.
+        timeout_seconds: for one file.
+
+    Raises:
+        OptionError: an option out of its range.
+    """
+    if min_frames < 1 or not timeout_seconds > 0:
+        raise OptionError(f"{min_frames = } should be at least 1, and {timeout_seconds = } more than 0")
+    out.mkdir(parents=True, exist_ok=True)
+    known = _known_probes(out / "probes.jsonl", thorough)
+    paths = list(dict.fromkeys(video.path for video in table.videos))
+    probes = {path: known[path] for path in paths if path in known and _is_same(known[path])}
+    num_cached = len(probes)
+    new = [path for path in paths if path not in probes]
+    looks = in_processes(
+        partial(probe_file, thorough=thorough),
+        new,
+        num_processes=num_processes or os.cpu_count() or 1,
+        timeout_seconds=timeout_seconds,
+    )
+    with (out / "probes.jsonl").open("ab") as file:
+        for path, found in track(looks, "looking", len(new), transient=True, disable=not show_progress):
+            if isinstance(found, Lost):
+                size, mtime_ns = stamp_of(path)
+                message = f"{path!r}: {found.reason}; leave it out, or convert it with another program"
+                found = Probe(
+                    path=path, size_bytes=size, mtime_ns=mtime_ns, thorough=thorough, reason="lost", message=message
+                )
+            probes[path] = found
+            # A line begins the write: where the one before was cut off, only that one is lost.
+            file.write(b"\n" + json.dumps(asdict(found)).encode("utf-8", "surrogateescape") + b"\n")
+            file.flush()
+    report = CheckReport(
+        table=table,
+        probes={path: probes[path] for path in paths},
+        findings=tuple(_findings(table, probes, min_frames)),
+        num_cached=num_cached,
+    )
+    report.save(out)
+    return report
+
+
+def probe_file(path: str, *, thorough: bool) -> Probe:
+    """Open a file, hash it, and decode some of its frames, or all."""
+    try:
+        size, mtime_ns = stamp_of(path)
+    except OSError as error:  # gone since the table was read
+        return Probe(path=path, size_bytes=0, mtime_ns=0, thorough=thorough, reason="not_found", message=str(error))
+    sha256 = ""
+    try:
+        with warnings.catch_warnings(record=True) as told, open_video(path) as video:
+            warnings.simplefilter("always")
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            times, info = video.times_seconds, video.info
+            last = len(times) - 1
+            for index in range(len(times)) if thorough else sorted({0, last // 2, last}):
+                video.frames([index])
+        gaps = np.diff(times)
+        return Probe(
+            path=path,
+            size_bytes=size,
+            mtime_ns=mtime_ns,
+            thorough=thorough,
+            sha256=sha256,
+            num_frames=info.num_frames,
+            duration_seconds=info.duration_seconds,
+            fps=info.fps,
+            longest_gap=float(gaps.max() / np.median(gaps)) if len(gaps) else 0.0,
+            width=info.width,
+            height=info.height,
+            codec=info.codec,
+            is_hdr=any("HDR" in str(warning.message) for warning in told),
+        )
+    except VideoError as error:
+        return Probe(
+            path=path,
+            size_bytes=size,
+            mtime_ns=mtime_ns,
+            thorough=thorough,
+            sha256=sha256,
+            reason=error.reason,
+            message=str(error),
+        )
+
+
+def _known_probes(file: Path, thorough: bool) -> dict[str, Probe]:
+    """What earlier checks found, by path. A crash or a timeout counts as nothing found: another try may fare better."""
+    known: dict[str, Probe] = {}
+    if file.exists():
+        for line in file.read_bytes().splitlines():
+            try:
+                probe = Probe(**json.loads(line.decode("utf-8", "surrogateescape")))
+            except (ValueError, TypeError):  # an empty line, one that was cut off, or one of another release
+                continue
+            if (probe.thorough or not thorough) and probe.reason not in ("lost", "timeout"):
+                known[probe.path] = probe
+    return known
+
+
+def _is_same(probe: Probe) -> bool:
+    try:
+        return stamp_of(probe.path) == (probe.size_bytes, probe.mtime_ns)
+    except OSError:
+        return False
+
+
+# -- what there is to tell --------------------------------------------------------------------------------------------
+
+
+def _findings(table: VideoTable, probes: dict[str, Probe], min_frames: int) -> Iterator[Finding]:
+    rows: dict[str, list[LabelledVideo]] = {}
+    for video in table.videos:
+        rows.setdefault(video.path, []).append(video)
+    rates = [probe.fps for probe in probes.values() if not probe.reason]
+    usual_fps = statistics.median(rates) if rates else 0.0
+    for path, videos in rows.items():
+        probe = probes[path]
+        if probe.reason:
+            yield Finding(kind=probe.reason, path=path, source=videos[0].source, message=probe.message)
+        else:
+            yield from _about_file(probe, videos[0].source, usual_fps)
+            for video in videos:
+                yield from _about_length(probe, video, min_frames)
+    yield from _about_content(table, probes, rows)
+    for missing in table.missing:
+        message = f"{missing.id!r} is listed, but its video is not there"
+        yield Finding(kind="missing", path="", source=missing.source, message=message)
+    for split in table.splits or (None,):
+        part = table if split is None else table.of_split(split)
+        for i, head in enumerate(table.heads):
+            empty = [label for label, count in part.counts(i).items() if count == 0]
+            if empty and any(video.labels for video in part.videos):
+                where = f"the {split} split has" if split else "there are"
+                message = f"{where} no videos of {len(empty)} {head.name} classes: {listed(empty)}"
+                yield Finding(kind="no_videos", path="", source=split or "", message=message)
+
+
+def _about_file(probe: Probe, source: str, usual_fps: float) -> Iterator[Finding]:
+    ratio = max(probe.fps, usual_fps) / min(probe.fps, usual_fps)
+    if probe.longest_gap > _LONG_GAP:
+        message = f"{probe.path!r}: a frame stays {probe.longest_gap:.0f} times as long as usual; sampled by time"
+        yield Finding(kind="uneven", path=probe.path, source=source, message=message)
+    elif probe.num_frames > 1 and (not USUAL_FPS[0] <= probe.fps <= USUAL_FPS[1] or ratio > _ODD_RATIO):
+        message = f"{probe.path!r} shows {probe.fps:.4g} frames a second; most files here show {usual_fps:.4g}"
+        yield Finding(kind="odd_rate", path=probe.path, source=source, message=message)
+    if probe.is_hdr:
+        message = f"{probe.path!r} is HDR and is cut to 8 bits without tone mapping; convert it if that matters"
+        yield Finding(kind="hdr", path=probe.path, source=source, message=message)
+
+
+def _about_length(probe: Probe, video: LabelledVideo, min_frames: int) -> Iterator[Finding]:
+    num_frames = probe.num_frames
+    if video.start_seconds is not None:
+        # As if frames were spread evenly: near enough to tell which segments a video holds.
+        times = np.arange(num_frames) * (probe.duration_seconds / num_frames)
+        try:
+            num_frames = len(segment_frames(times, video.start_seconds, video.end_seconds))
+        except OptionError as error:
+            message = f"{video.path!r}: {error}; mend the times"
+            yield Finding(kind="segment_outside", path=video.path, source=video.source, message=message)
+            return
+    if num_frames < min_frames:
+        message = f"{video.id!r} has {num_frames} frames, fewer than {min_frames}; leave it out, or allow it"
+        yield Finding(kind="too_short", path=video.path, source=video.source, message=message)
+
+
+def _about_content(
+    table: VideoTable, probes: dict[str, Probe], rows: dict[str, list[LabelledVideo]]
+) -> Iterator[Finding]:
+    """Files that are equal byte for byte."""
+    alike: dict[str, list[str]] = {}
+    for path in rows:
+        if probes[path].sha256:
+            alike.setdefault(probes[path].sha256, []).append(path)
+    for paths in alike.values():
+        for one, other in pairwise(paths):
+            first, second = rows[one][0], rows[other][0]
+            if first.split != second.split:
+                kind, how = "leak", f"there in {first.split!r} and here in {second.split!r}; keep it in one split"
+            elif _said_of(table, rows[one]) != _said_of(table, rows[other]):
+                kind = "two_labels"
+                how = f"there as {_said_of(table, rows[one])} and here as {_said_of(table, rows[other])}; keep one"
+            else:
+                kind, how = "double", "so it counts twice; keep one"
+            message = f"{other!r} has the same content as {one!r} ({first.source}), {how}"
+            yield Finding(kind=kind, path=other, source=second.source, message=message)
+
+
+def _said_of(table: VideoTable, videos: Sequence[LabelledVideo]) -> str:
+    return listed(sorted({" ".join(table.label_names(video)) for video in videos}))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)

@@ -1,0 +1,327 @@
+"""A copy of a data set that decodes many times faster: small frames, and a key frame every few.
+
+A clip of a long video costs the decoding of all frames from the key frame before it; at full size, most of it for
+pixels that training throws away. The copy holds, below OUT::
+
+    videos/             each file of the data set, at its place below the root, as H.264 in MP4
+    videos.csv          the same table, with the new paths: what `tada train` takes
+    manifest.jsonl      of each file: the original's and the copy's SHA-256, sizes, rates, frames
+
+The originals are only read. Every frame is kept, at its time, so that clips, segments and rates stay what they were;
+sound is left out.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import Interpolation, VideoReformatter
+from rich.progress import track
+
+from tada.data.annotations import write_table
+from tada.data.table import VideoTable, stamp_of
+from tada.data.workers import Lost, in_processes
+from tada.errors import DataError, OptionError, VideoError
+from tada.video.reader import Video, open_video
+from tada.video.sampling import average_fps
+from tada.video.writer import write_video
+
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # what the writer leaves where it was killed
+_EVEN_SECONDS = 2e-5  # frames that are off by less come at a fixed rate: times in MP4 are of 1/90000 s and finer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrepareOptions:
+    """How the copies are encoded. Part of the manifest: a copy made otherwise is not continued."""
+
+    short_side: int = 256
+    """Length of the short side, in pixels. Smaller videos keep their size. Training crops from 256 to 320 at most."""
+    keyframe_interval_frames: int = 16
+    """Frames from one key frame to the next."""
+    crf: float = 20.0
+    """Quality, from 0 to 51, the best first; 18 to 23 looks like the original."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for what the encoder does not take."""
+        if self.short_side < 16 or self.short_side % 2:
+            raise OptionError(f"short_side={self.short_side} should be an even number of pixels, 16 or more")
+        if self.keyframe_interval_frames < 1:
+            raise OptionError(f"keyframe_interval_frames={self.keyframe_interval_frames} should be at least 1")
+        if not 0 <= self.crf <= 51:
+            raise OptionError(f"crf={self.crf} should be from 0 to 51")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """A line of the manifest: one file and its copy."""
+
+    source: str
+    """Path below the data set's root."""
+    source_size_bytes: int
+    source_mtime_ns: int
+    source_sha256: str
+    file: str
+    """Path below OUT/videos."""
+    size_bytes: int
+    sha256: str
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    keyframe_interval_frames: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A file that could not be copied."""
+
+    source: str
+    message: str
+    is_disk_full: bool = False
+    """So that no other file can be written either."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What became of a data set."""
+
+    out: Path
+    copies: tuple[Copy, ...]
+    """All that are in OUT now."""
+    num_new: int
+    """Those that were made this time."""
+    failures: tuple[Failure, ...]
+    source_bytes: int
+    """Of the originals that were copied."""
+
+    @property
+    def table(self) -> Path:
+        """The CSV file of the copy, for ``tada train``."""
+        return self.out / "videos.csv"
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    source: str
+    relative: str
+    target: str
+
+
+def prepare(
+    table: VideoTable,
+    out: Path,
+    options: PrepareOptions | None = None,
+    *,
+    num_processes: int | None = None,
+    timeout_seconds: float = 3600.0,
+    show_progress: bool = True,
+) -> Prepared:
+    """Copy a data set's videos to ``out``, small and with many key frames; go on where an earlier call stopped.
+
+    Each file appears whole or not at all; a file is made anew if the original has changed. A file that cannot be
+    read, or over which the decoder crashes, is told of and left out, and the others are copied.
+
+    Args:
+        timeout_seconds: for one file.
+
+    Raises:
+        OptionError: ``out`` holds copies that were made with other options, or lies where the originals are.
+        DataError: two files would get the same name, the disk is full, or no file could be copied.
+    """
+    options = options or PrepareOptions()
+    tasks = _tasks(table, out)
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    _check_options(out / "options.json", options)
+    for folder, _, names in os.walk(out / "videos"):
+        for name in names:
+            if _PART.fullmatch(name):
+                os.unlink(os.path.join(folder, name))
+    manifest = out / "manifest.jsonl"
+    done = _read_manifest(manifest)
+    copies = {task.source: done[task.relative] for task in tasks if _is_done(task, done.get(task.relative))}
+    new = [task for task in tasks if task.source not in copies]
+    failures = []
+    work = in_processes(
+        partial(_copy, options=options),
+        new,
+        num_processes=num_processes or os.cpu_count() or 1,
+        timeout_seconds=timeout_seconds,
+    )
+    with manifest.open("ab") as file:
+        for task, made in track(work, "copying", len(new), transient=True, disable=not show_progress):
+            if isinstance(made, Lost):
+                made = Failure(
+                    source=task.relative, message=f"{task.source!r}: {made.reason}; leave it out, or convert it"
+                )
+            if isinstance(made, Copy):
+                copies[task.source] = made
+                # A line begins the write: where the one before was cut off, only that one is lost.
+                file.write(b"\n" + json.dumps(asdict(made)).encode("utf-8", "surrogateescape") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            elif made.is_disk_full:
+                raise DataError(
+                    f"{made.message}; {len(copies)} of {len(tasks)} files are done: make room, and give the same "
+                    "command again to go on"
+                )
+            else:
+                failures.append(made)
+    if not copies:
+        raise DataError(f"none of the {len(tasks)} files could be copied; the first: {failures[0].message}")
+    _write_tables(table, out, copies)
+    return Prepared(
+        out=out,
+        copies=tuple(copies[task.source] for task in tasks if task.source in copies),
+        num_new=len(new) - len(failures),
+        failures=tuple(failures),
+        source_bytes=sum(copy.source_size_bytes for copy in copies.values()),
+    )
+
+
+def _tasks(table: VideoTable, out: Path) -> list[_Task]:
+    videos = os.path.abspath(out / "videos")
+    if os.path.commonpath([os.path.realpath(videos), os.path.realpath(table.root)]) == os.path.realpath(videos):
+        raise OptionError(f"{str(out)!r} holds the originals; give another folder")
+    tasks: dict[str, _Task] = {}
+    source_of: dict[str, str] = {}
+    for video in table.videos:
+        if video.path in tasks:
+            continue
+        relative = table.relative(video)
+        target = os.path.join(videos, os.path.splitext(relative)[0] + ".mp4")
+        other = source_of.setdefault(target.casefold(), relative)
+        if other != relative:
+            raise DataError(f"{other!r} and {relative!r} would both become {target!r}; rename one of them")
+        if os.path.realpath(target) == os.path.realpath(video.path):
+            raise OptionError(f"{str(out)!r} holds the original {relative!r}; give another folder")
+        tasks[video.path] = _Task(video.path, relative, target)
+    return list(tasks.values())
+
+
+def _check_options(file: Path, options: PrepareOptions) -> None:
+    if file.exists():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before != asdict(options):
+            changed = ", ".join(name for name, value in asdict(options).items() if before.get(name) != value)
+            raise OptionError(
+                f"{str(file.parent)!r} was begun with another {changed} ({file.name}); give another folder"
+            )
+    part = file.with_name(file.name + ".part")
+    part.write_text(json.dumps(asdict(options), indent=2) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def _read_manifest(file: Path) -> dict[str, Copy]:
+    """The copies by their originals' paths; a later line replaces an earlier one."""
+    copies: dict[str, Copy] = {}
+    if file.exists():
+        for line in file.read_bytes().splitlines():
+            try:
+                copy = Copy(**json.loads(line.decode("utf-8", "surrogateescape")))
+            except (ValueError, TypeError):  # an empty line, or one that was cut off
+                continue
+            copies[copy.source] = copy
+    return copies
+
+
+def _is_done(task: _Task, copy: Copy | None) -> bool:
+    if copy is None:
+        return False
+    try:
+        size = os.stat(task.target).st_size
+    except OSError:
+        return False
+    return size == copy.size_bytes and stamp_of(task.source) == (copy.source_size_bytes, copy.source_mtime_ns)
+
+
+def _write_tables(table: VideoTable, out: Path, copies: dict[str, Copy]) -> None:
+    """videos.csv: the rows whose files are there, with the paths of the copies."""
+    videos = []
+    for video in table.videos:
+        if video.path in copies:
+            path = os.path.abspath(out / "videos" / copies[video.path].file)
+            videos.append(replace(video, path=path, stamp=None))
+    write_table(replace(table, videos=tuple(videos)), out / "videos.csv", root=out)
+
+
+# -- one file, in a process of its own --------------------------------------------------------------------------------
+
+
+def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
+    target = Path(task.target)
+    try:
+        size, mtime_ns = stamp_of(task.source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open_video(task.source) as video:
+            width, height = small_size(video.info.width, video.info.height, options.short_side)
+            write_video(
+                target,
+                _resized(video, width, height),
+                crf=options.crf,
+                keyframe_interval_frames=options.keyframe_interval_frames,
+                **_timing(video),
+            )
+            num_frames, fps = video.info.num_frames, video.info.fps
+        return Copy(
+            source=task.relative,
+            source_size_bytes=size,
+            source_mtime_ns=mtime_ns,
+            source_sha256=_sha256(task.source),
+            file=os.path.splitext(task.relative)[0] + ".mp4",
+            size_bytes=target.stat().st_size,
+            sha256=_sha256(task.target),
+            width=width,
+            height=height,
+            num_frames=num_frames,
+            fps=fps,
+            keyframe_interval_frames=options.keyframe_interval_frames,
+        )
+    except VideoError as error:
+        return Failure(source=task.relative, message=str(error))
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "the disk is full, or the file larger than allowed" if is_full else error.strerror
+        return Failure(source=task.relative, message=f"{task.target!r} cannot be written: {what}", is_disk_full=is_full)
+
+
+def small_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height with this short side, both even; not larger than they are.
+
+    1280x720 becomes 456x256, 321x241 with a short side of 256 becomes 322x242.
+    """
+    scale = min(short_side / min(width, height), 1.0)
+    return max(round(width * scale / 2) * 2, 2), max(round(height * scale / 2) * 2, 2)
+
+
+def _resized(video: Video, width: int, height: int) -> Iterator[npt.NDArray[np.uint8]]:
+    reformatter = VideoReformatter()
+    for _, pixels in video:
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+        # The mean over the area that a pixel stands for: no flicker from what falls between.
+        small = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
+        yield small.to_ndarray()
+
+
+def _timing(video: Video) -> dict[str, Any]:
+    """The rate, where frames come at a fixed one; else the time of each."""
+    times = video.times_seconds
+    fps = average_fps(times)
+    is_even = len(times) == 1 or float(np.abs(times - np.arange(len(times)) / fps).max()) < _EVEN_SECONDS
+    return {"fps": fps} if is_even else {"times_seconds": times.tolist()}
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,84 @@
+"""How fast clips come: the work of one clip, and how long training waits for it.
+
+The time of a clip is that of its process's thread, on the processor: opening, decoding and augmenting it, whatever
+else the machine does meanwhile.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from torch.utils.data import Dataset
+
+Sample = TypeVar("Sample")
+Batch = TypeVar("Batch")
+
+
+class TimedDataset(Dataset[tuple[Any, float]]):
+    """A data set whose samples come with the processor seconds they took."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> tuple[Any, float]:
+        started = time.thread_time()
+        return self.dataset[key], time.thread_time() - started
+
+
+class TimedCollate(Generic[Sample, Batch]):
+    """Makes a batch of such samples, beside their times."""
+
+    def __init__(self, collate: Callable[[Sequence[Sample]], Batch]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: Sequence[tuple[Sample, float]]) -> tuple[Batch, list[float]]:
+        return self.collate([sample for sample, _ in samples]), [seconds for _, seconds in samples]
+
+
+class LoaderTimes:
+    """What a loader's batches took, since the last ``clear``."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.clip_seconds: list[float] = []
+        self.waited_seconds = 0.0
+        self.used_seconds = 0.0
+
+    def measured(self, batches: Iterator[tuple[Batch, list[float]]]) -> Iterator[Batch]:
+        """The batches without their times. What passes between two of them is the time of the step."""
+        while True:
+            asked = time.perf_counter()
+            found = next(batches, None)
+            if found is None:
+                return
+            batch, clip_seconds = found
+            given = time.perf_counter()
+            self.waited_seconds += given - asked
+            self.clip_seconds += clip_seconds
+            yield batch
+            self.used_seconds += time.perf_counter() - given
+
+    def summary(self) -> dict[str, float]:
+        """Numbers for a log; empty where no batch came.
+
+        ``clip_ms_p50``, ``clip_ms_p95``: processor time of a clip, its median and what 95 of 100 stay below.
+        ``clips_per_second_per_core``: what one worker on one core can deliver. ``clips_per_second``: what came.
+        ``data_time_share``: the part of the time in which training waited for clips.
+        """
+        if not self.clip_seconds:
+            return {}
+        median, slow = np.percentile(self.clip_seconds, [50, 95]) * 1000
+        seconds = self.waited_seconds + self.used_seconds
+        return {
+            "clip_ms_p50": float(median),
+            "clip_ms_p95": float(slow),
+            "clips_per_second_per_core": len(self.clip_seconds) / max(sum(self.clip_seconds), 1e-9),
+            "clips_per_second": len(self.clip_seconds) / max(seconds, 1e-9),
+            "data_time_share": self.waited_seconds / max(seconds, 1e-9),
+        }

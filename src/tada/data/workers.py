@@ -1,0 +1,215 @@
+"""Work on many files in killable processes, one file at a time each.
+
+A decoder that crashes or hangs takes one file with it, and not the others.
+A pool of the standard library would not do: it breaks as a whole when a process dies, and cannot say over which file.
+The processes are started as programs (``python -m``), not forked: FFmpeg's threads do not survive a fork, and the
+user's own script is not run again.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Any, Generic, TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A task whose process died over it, or was killed because it took too long."""
+
+    reason: str
+    """In words: "the decoder crashed (signal SIGSEGV)", "no answer within 60 s"."""
+
+
+def in_processes(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    *,
+    num_processes: int,
+    timeout_seconds: float,
+) -> Iterator[tuple[Task, Result | Lost]]:
+    """Each task with ``function(task)``, in the order in which they are done; a lost one is tried no second time.
+
+    When the caller stops early, is interrupted or dies, the processes end too.
+
+    Args:
+        function: of a module, so that a process can find it by name.
+        timeout_seconds: for one task; a process that takes longer is killed.
+
+    Raises:
+        BaseException: what ``function`` raised. Faults of files belong into its result.
+    """
+    waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+    done: queue.SimpleQueue[tuple[Task, Result | Lost] | BaseException | None] = queue.SimpleQueue()
+    processes = [_Process(function, timeout_seconds) for _ in range(min(num_processes, len(tasks)))]
+    is_over = threading.Event()
+
+    def serve(process: _Process[Task, Result]) -> None:
+        try:
+            while not is_over.is_set():
+                task = waiting.get_nowait()
+                done.put((task, process.do(task)))
+        except queue.Empty:
+            pass
+        except BaseException as fault:  # it crosses to the caller's thread
+            done.put(fault)
+        done.put(None)
+
+    threads = [threading.Thread(target=serve, args=[process], daemon=True) for process in processes]
+    try:
+        for thread in threads:
+            thread.start()
+        running = len(threads)
+        while running:
+            found = done.get()
+            if found is None:
+                running -= 1
+            elif isinstance(found, BaseException):
+                raise found
+            else:
+                yield found
+    finally:
+        is_over.set()
+        for process in processes:
+            process.stop()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+        for process in processes:
+            process.close()
+
+
+class _Process(Generic[Task, Result]):
+    """One process, started at its first task and again after each that it did not survive."""
+
+    def __init__(self, function: Callable[[Task], Result], timeout_seconds: float) -> None:
+        self._function, self._timeout_seconds = function, timeout_seconds
+        self._program: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
+        self._is_stopped = False
+
+    def do(self, task: Task) -> Result | Lost:
+        program = self._started()
+        if program is None:
+            return Lost("stopped")
+        assert program.stdin is not None
+        assert program.stdout is not None
+        is_late = threading.Event()
+
+        def kill() -> None:
+            is_late.set()
+            program.kill()
+
+        timer = threading.Timer(self._timeout_seconds, kill)
+        timer.start()
+        try:
+            _send(program.stdin, (self._function, task))
+            is_fault, value = _receive(program.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):  # it died before or during its answer
+            code = _end(program)
+            self._program = None
+            return Lost(f"no answer within {self._timeout_seconds:g} s" if is_late.is_set() else _death(code))
+        finally:
+            timer.cancel()
+        if is_fault:
+            raise value
+        result: Result = value
+        return result
+
+    def _started(self) -> subprocess.Popen[bytes] | None:
+        with self._starting:
+            if self._program is None and not self._is_stopped:
+                self._program = subprocess.Popen(
+                    [sys.executable, "-m", "tada.data.workers"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    # So that it finds the function where we found it.
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                )
+            return self._program
+
+    def stop(self) -> None:
+        """End it, in the middle of a task too."""
+        with self._starting:
+            self._is_stopped = True
+            program = self._program
+        if program is not None:
+            program.kill()
+
+    def close(self) -> None:
+        if self._program is not None:
+            _end(self._program)
+
+
+def _end(program: subprocess.Popen[bytes]) -> int:
+    program.kill()
+    for pipe in (program.stdin, program.stdout):
+        assert pipe is not None
+        with suppress(OSError):  # of what was not written yet
+            pipe.close()
+    return program.wait()
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"the decoder ended its process (exit code {code})"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    memory = "; was memory short?" if name == "SIGKILL" else ""
+    return f"the decoder crashed (signal {name}{memory})"
+
+
+# -- the process's own side -------------------------------------------------------------------------------------------
+
+
+def _send(pipe: IO[bytes], value: object) -> None:
+    content = pickle.dumps(value)
+    pipe.write(len(content).to_bytes(8, "big") + content)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> Any:
+    size = pipe.read(8)
+    if len(size) < 8:
+        raise EOFError
+    content = pipe.read(int.from_bytes(size, "big"))
+    return pickle.loads(content)  # from our own process only; a part of one raises UnpicklingError
+
+
+def _serve() -> None:
+    """Answer tasks until the pipe ends, as it does when the caller dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when to stop
+    tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what anything prints must not get among the answers
+    while True:
+        try:
+            function, task = _receive(tasks)
+        except EOFError:
+            return
+        try:
+            answer = (False, function(task))
+        except Exception as fault:
+            answer = (True, fault)
+        try:
+            _send(answers, answer)
+        except BrokenPipeError:
+            return
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,250 @@
+"""The copy shows what the original shows, at the same times; what is there survives whatever goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from drawn_videos import draw_plain, draw_rotated, draw_variable_rate, draw_webm, read_stamps, truncate
+from tada.cli import main
+from tada.data import prepare as module
+from tada.data.annotations import read_dataset
+from tada.data.prepare import Prepared, PrepareOptions, prepare, small_size
+from tada.data.workers import Lost
+from tada.errors import DataError, OptionError
+from tada.video.reader import open_video
+from tada.video.sampling import average_fps
+
+SMALL = PrepareOptions(short_side=48, keyframe_interval_frames=8)
+
+
+def prepared(data: Path, out: Path, options: PrepareOptions = SMALL) -> Prepared:
+    return prepare(read_dataset(data), out, options, num_processes=1, show_progress=False)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "x").mkdir()
+    (folder / "y").mkdir()
+    draw_plain(folder / "x" / "long.mp4", 60, width=192, height=144, gop=250, with_sound_seconds=1.0)
+    draw_variable_rate(folder / "x" / "uneven.mkv", [0.0, 0.04, 0.5, 0.6, 1.7], width=96, height=72)
+    draw_webm(folder / "y" / "ntsc.webm", 30, width=128, height=96)
+    draw_rotated(folder / "y" / "turned.mp4", 1, 12, width=128, height=96)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def copy(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return prepared(data, tmp_path_factory.mktemp("copies") / "copy")
+
+
+def test_the_copy_shows_the_same_frames_at_the_same_times(data: Path, copy: Prepared) -> None:
+    before = hashes(data)
+    originals, copies = read_dataset(data), read_dataset(copy.table)
+    assert copies.labels == originals.labels
+    assert [copies.label_names(video) for video in copies.videos] == [
+        originals.label_names(v) for v in originals.videos
+    ]
+    assert [copies.relative(video) for video in copies.videos] == [
+        f"videos/{name}.mp4" for name in ("x/long", "x/uneven", "y/ntsc", "y/turned")
+    ]
+    for one, other in zip(originals.videos, copies.videos, strict=True):
+        with open_video(one.path) as original, open_video(other.path) as small:
+            np.testing.assert_allclose(small.times_seconds, original.times_seconds, atol=1 / 90_000)
+            assert average_fps(small.times_seconds) == pytest.approx(average_fps(original.times_seconds), rel=1e-6)
+            assert min(small.info.width, small.info.height) == 48
+            turned = original.info.height > original.info.width
+            assert (small.info.height > small.info.width) == turned
+            frames = small.frames(range(small.info.num_frames))
+            if not turned:
+                assert read_stamps(frames) == list(range(original.info.num_frames))
+    assert hashes(data) == before
+
+
+def test_the_copy_is_made_for_random_access(copy: Prepared) -> None:
+    path = copy.out / "videos" / "x" / "long.mp4"
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")  # faststart
+    with av.open(str(path)) as container:
+        assert len(container.streams) == 1  # no sound
+        assert container.streams[0].codec_context.pix_fmt == "yuv420p"
+        keys = [i for i, packet in enumerate(container.demux(video=0)) if packet.size and packet.is_keyframe]
+    assert keys == list(range(0, 60, 8))
+
+
+def test_the_manifest_names_both_files_by_their_hashes(data: Path, copy: Prepared) -> None:
+    lines = [json.loads(line) for line in (copy.out / "manifest.jsonl").read_text().splitlines() if line]
+    assert len(lines) == 4
+    for line in lines:
+        assert line["source_sha256"] == hashlib.sha256((data / line["source"]).read_bytes()).hexdigest()
+        assert line["sha256"] == hashlib.sha256((copy.out / "videos" / line["file"]).read_bytes()).hexdigest()
+    (long,) = [line for line in lines if line["source"] == "x/long.mp4"]
+    assert (long["width"], long["height"], long["num_frames"], long["fps"]) == (64, 48, 60, 30.0)
+
+
+def test_only_what_is_new_or_changed_is_copied_again(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    out = tmp_path / "out"
+    assert prepared(tmp_path / "data", out).num_new == 4
+    before = hashes(out / "videos")
+    (out / "videos" / "x" / ".0123456789abcdef.part").write_bytes(b"left by a writer that was killed")
+    manifest = out / "manifest.jsonl"
+    manifest.write_bytes(manifest.read_bytes()[:-9])  # and its line in the manifest was cut off
+    assert prepared(tmp_path / "data", out).num_new == 1
+    assert hashes(out / "videos") == before
+    draw_plain(tmp_path / "data" / "x" / "long.mp4", 20, width=192, height=144)
+    (out / "videos" / "y" / "ntsc.mp4").unlink()
+    assert prepared(tmp_path / "data", out).num_new == 2
+    with open_video(out / "videos" / "x" / "long.mp4") as video:
+        assert video.info.num_frames == 20
+    with pytest.raises(
+        OptionError, match=r"was begun with another short_side, crf \(options.json\); give another folder"
+    ):
+        prepared(tmp_path / "data", out, PrepareOptions(short_side=64, keyframe_interval_frames=8, crf=30))
+
+
+def test_a_file_that_cannot_be_read_is_told_and_the_others_are_copied(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    truncate(tmp_path / "data" / "x" / "long.mp4", 0.5)
+    command = ["prepare", str(tmp_path / "data"), str(tmp_path / "out"), "--short-side", "48", "--num-workers", "1"]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "3 files, 3 of them new" in printed.out
+    assert f"tada train {tmp_path / 'out' / 'videos.csv'}" in printed.out
+    assert "tada: not copied: " in printed.err
+    assert "long.mp4" in printed.err
+    assert len(read_dataset(tmp_path / "out" / "videos.csv")) == 3
+    assert not (tmp_path / "out" / "videos" / "x" / "long.mp4").exists()
+
+
+def test_a_decoder_that_crashes_takes_one_file_with_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.in_processes
+
+    def one_crashes(function: Any, tasks: Any, **options: Any) -> Any:
+        yield tasks[0], Lost("the decoder crashed (signal SIGSEGV)")
+        yield from real(function, tasks[1:], **options)
+
+    monkeypatch.setattr(module, "in_processes", one_crashes)
+    result = prepared(data, tmp_path / "out")
+    assert len(result.copies) == 3
+    assert [failure.source for failure in result.failures] == ["x/long.mp4"]
+    monkeypatch.undo()
+    assert prepared(data, tmp_path / "out").num_new == 1
+
+
+def test_an_interrupted_copy_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module.in_processes
+
+    def interrupted(function: Any, tasks: Any, **options: Any) -> Any:
+        for count, done in enumerate(real(function, tasks, **options)):
+            if count == 2:
+                raise KeyboardInterrupt
+            yield done
+
+    monkeypatch.setattr(module, "in_processes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepared(data, tmp_path / "out")
+    monkeypatch.undo()
+    assert not [path for path in (tmp_path / "out").rglob("*.part")]
+    result = prepared(data, tmp_path / "out")
+    assert (len(result.copies), result.num_new) == (4, 2)
+
+
+def test_a_full_disk_leaves_what_was_there(data: Path, tmp_path: Path) -> None:
+    """Simulated by a limit on the size of files, as a full disk cannot be had without rights."""
+    out = tmp_path / "out"
+    prepared(data, out)
+    before = hashes(out / "videos")
+    os.utime(data / "x" / "uneven.mkv")  # is to be copied anew
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    options = ["--short-side", "48", "--keyframe-interval", "8", "--num-workers", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tada.cli", "prepare", str(data), str(out), *options],
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert (
+        "uneven.mp4' cannot be written: the disk is full, or the file larger than allowed; 3 of 4 files" in done.stderr
+    )
+    assert hashes(out / "videos") == before
+    assert prepared(data, out).num_new == 1
+
+
+def test_lists_of_segments_and_published_lists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_plain(tmp_path / "a_000001_000011.avi", 40, codec="mpeg4")
+    (tmp_path / "clips.csv").write_text(
+        "path,start,end,label,group\na_000001_000011.avi,0,0.5,x,P\na_000001_000011.avi,0.5,1,y,P\n"
+    )
+    result = prepared(tmp_path / "clips.csv", tmp_path / "one")
+    assert len(result.copies) == 1
+    again = read_dataset(result.table)
+    assert [(video.id, video.group, video.end_seconds) for video in again.videos] == [
+        ("videos/a_000001_000011.mp4#t=0,0.5", "P", 0.5),
+        ("videos/a_000001_000011.mp4#t=0.5,1", "P", 1.0),
+    ]
+    (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end\nx,a,1,11\n")
+    command = ["prepare", str(tmp_path / "train.csv"), str(tmp_path / "two"), "--short-side", "48"]
+    shutil.rmtree(tmp_path / "one")
+    assert main([*command, "--num-workers", "1"]) == 0
+    assert f"tada train {tmp_path / 'train.csv'} --videos {tmp_path / 'two' / 'videos'}" in capsys.readouterr().out
+    assert len(read_dataset(tmp_path / "train.csv", root=tmp_path / "two" / "videos")) == 1
+
+
+def test_faults(data: Path, tmp_path: Path) -> None:
+    for options, message in (
+        ({"short_side": 47}, r"short_side=47 should be an even number of pixels, 16 or more"),
+        ({"keyframe_interval_frames": 0}, r"keyframe_interval_frames=0 should be at least 1"),
+        ({"crf": 52.0}, r"crf=52.0 should be from 0 to 51"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            PrepareOptions(**options)  # type: ignore[arg-type]
+    shutil.copytree(data, tmp_path / "videos")
+    with pytest.raises(OptionError, match=r"holds the originals; give another folder"):
+        prepared(tmp_path / "videos", tmp_path)
+    shutil.copy(tmp_path / "videos" / "x" / "long.mp4", tmp_path / "videos" / "x" / "long.mov")
+    with pytest.raises(DataError, match=r"'x/long.mov' and 'x/long.mp4' would both become .*long.mp4'; rename one"):
+        prepared(tmp_path / "videos", tmp_path / "out")
+    for path in (tmp_path / "videos").rglob("*.m*"):
+        path.write_text("no video")
+    shutil.rmtree(tmp_path / "videos" / "y")
+    (tmp_path / "videos" / "x" / "long.mov").unlink()
+    with pytest.raises(DataError, match=r"none of the 2 files could be copied; the first: .*is not a video"):
+        prepared(tmp_path / "videos", tmp_path / "out")
+
+
+def test_sizes() -> None:
+    assert small_size(1280, 720, 256) == (456, 256)
+    assert small_size(720, 1280, 256) == (256, 456)
+    assert small_size(321, 241, 256) == (320, 240)
+    assert small_size(16, 16, 256) == (16, 16)
+    assert small_size(3, 999, 256) == (4, 1000)

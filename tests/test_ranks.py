@@ -18,8 +18,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tada.data.annotations import read_dataset
+from tada.data.clips import Views
+from tada.evaluation import evaluate
 from tada.recipe import Recipe, recipe_yaml
 from tada.recognition import train
+from tada.results import load_scores
 
 TRAIN = """
 import json, os, signal, sys
@@ -188,3 +192,47 @@ def test_a_loss_that_is_no_number_on_one_rank_stops_all(recipe: Recipe, motion_v
         assert "the loss is nan in epoch 2, batch 2: lower learning_rate" in err
     # The two clips of the second rank.
     assert len((out / "non_finite_batch.txt").read_text().splitlines()) == 2
+
+
+EVALUATE = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from tada.data.annotations import read_dataset
+from tada.data.clips import Views
+from tada.evaluation import evaluate
+from tada.machine import Machine, is_first_process
+
+run, data, out = map(Path, sys.argv[1:])
+result = evaluate(
+    run, data, views=Views(num_clips=2, num_crops=3), num_workers=0, machine=Machine(accelerator="cpu"),
+    show_progress=False
+)
+if is_first_process():
+    result.save(out)
+print(len(result.ids))
+"""
+
+
+@pytest.mark.slow
+def test_three_ranks_count_each_of_ten_videos_once(
+    recipe: Recipe, alone: Path, motion_videos: Path, tmp_path: Path
+) -> None:
+    table = read_dataset(motion_videos)
+    data = tmp_path / "ten"
+    for i, video in enumerate(table.videos[::-1][:10]):
+        target = data / Path(video.path).relative_to(motion_videos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # One that cannot be read is listed once too.
+        target.write_bytes(Path(video.path).read_bytes() if i != 4 else b"no video")
+    ends = finish(start_ranks(3, EVALUATE, alone, data, tmp_path / "report"))
+    assert [code for code, _, _ in ends] == [0, 0, 0], ends
+    assert [out.split()[-1] for _, out, _ in ends] == ["9", "9", "9"]
+    together = load_scores(tmp_path / "report")
+    views = Views(num_clips=2, num_crops=3)
+    single = evaluate(alone, data, views=views, num_workers=0, show_progress=False, say=lambda line: None)
+    assert together.ids == single.ids
+    assert together.unreadable == single.unreadable
+    assert (together.targets == single.targets).all()
+    assert abs(together.scores - single.scores).max() < 1e-6

@@ -49,8 +49,10 @@ def make_trainer(
     Args:
         callbacks: run in this order, then what is added here.
     """
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    start = f"start_{len(list((out / 'logs').iterdir()))}"  # a resumed run adds a folder
+    start = "start_0"
+    if processes.is_first:  # which alone writes, and may still find that the folder is in use
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+        start = f"start_{len(list((out / 'logs').iterdir()))}"  # a resumed run adds a folder
     callbacks = list(callbacks)
     if recipe.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
@@ -106,7 +108,8 @@ class quiet(warnings.catch_warnings):
 
     def __enter__(self) -> None:
         super().__enter__()
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        for part in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(part).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", module=r"lightning\.")
 
 

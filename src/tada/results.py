@@ -198,7 +198,7 @@ def load_scores(path: Path) -> Evaluation:
     if file is None:
         raise DataError(f"{path} holds no {SCORES_FILE}: give the folder of a report, which `tada evaluate` writes")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             about = json.loads(bytes(arrays["about"]))
             return Evaluation(
                 heads=tuple(Head(name=head["name"], labels=tuple(head["labels"])) for head in about["heads"]),

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -62,6 +61,25 @@ def _with_norms_over_ranks(module: nn.Module) -> nn.Module:
     return module
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of all processes' tensors; each one's gradient is the sum of all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # it has no types there
+        return _SumOverRanks.forward(ctx, gradient)
+
+
+def _mean_over_ranks(tensor: Tensor) -> Tensor:
+    total: Tensor = _SumOverRanks.apply(tensor)  # type: ignore[no-untyped-call]
+    return total / dist.get_world_size()
+
+
 class _NormOverRanks(_BatchNorm):
     """A batch norm over the batches of all processes, which are of one size, written out."""
 
@@ -73,9 +91,9 @@ class _NormOverRanks(_BatchNorm):
             return super().forward(input)
         others = [i for i in range(input.ndim) if i != 1]
         shape = [-1 if i == 1 else 1 for i in range(input.ndim)]
-        mean: Tensor = all_reduce(input.mean(others)) / dist.get_world_size()
+        mean = _mean_over_ranks(input.mean(others))
         centred = input - mean.view(shape)
-        variance: Tensor = all_reduce(centred.square().mean(others)) / dist.get_world_size()
+        variance = _mean_over_ranks(centred.square().mean(others))
         if self.track_running_stats:
             assert self.running_mean is not None
             assert self.running_var is not None

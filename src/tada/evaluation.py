@@ -133,7 +133,8 @@ def _video_scores(
     if not len(batch.indices):
         return []
     n, v = batch.views.shape[:2]
-    scores = torch.cat([recognizer.scores(clips) for clips in batch.views.flatten(0, 1).split(clips_per_batch)])
+    clips = torch.split(batch.views.flatten(0, 1), clips_per_batch)
+    scores = torch.cat([recognizer.scores(some) for some in clips])
     return list(zip(batch.indices.tolist(), scores.view(n, v, -1).mean(1).numpy(), strict=True))
 
 

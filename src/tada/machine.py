@@ -97,7 +97,7 @@ class Processes:
 
     def lightning(self, machine: Machine) -> dict[str, Any]:
         """Arguments for Lightning's Trainer and Fabric, but for the strategy."""
-        from lightning.fabric.plugins.environments import SLURMEnvironment
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         # Lightning would save and requeue inside a signal's handler, which may be in the middle of anything.
         plugins = [SLURMEnvironment(auto_requeue=False)] if self.started_by == "srun" else []

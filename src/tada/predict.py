@@ -159,7 +159,7 @@ class Recognizer:
         """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU; those of each head add up to 1."""
         logits: Tensor = self.model(normalise(views.to(self.device)))
         sizes = [len(head.labels) for head in self.heads]
-        return torch.cat([of_head.softmax(1) for of_head in logits.float().split(sizes, dim=1)], dim=1).cpu()
+        return torch.cat([of_head.softmax(1) for of_head in torch.split(logits.float(), sizes, dim=1)], dim=1).cpu()
 
     def predict(
         self,
@@ -207,7 +207,7 @@ class Recognizer:
     def _joint(self, scores: Tensor) -> Tensor:
         """[K] -> the probabilities of ``answers``: products of those of the heads."""
         joint = torch.ones(1)
-        for of_head in scores.split([len(head.labels) for head in self.heads]):
+        for of_head in torch.split(scores, [len(head.labels) for head in self.heads]):
             joint = (joint[:, None] * of_head).flatten()
         return joint
 

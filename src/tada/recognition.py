@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -369,7 +369,7 @@ class RecognitionTask(L.LightningModule):
 
     def _heads(self, logits: Tensor) -> tuple[Tensor, ...]:
         """[N, K] -> those of each head."""
-        return logits.split(list(self.head_sizes.values()), dim=1)
+        return torch.split(logits, list(self.head_sizes.values()), dim=1)
 
     def on_validation_start(self) -> None:
         if self.trainer.world_size > 1 and not self.recipe.sync_batch_norm:
@@ -377,18 +377,21 @@ class RecognitionTask(L.LightningModule):
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, src=0)
 
+    def _tops(self) -> dict[str, MulticlassAccuracy]:
+        return cast(dict[str, MulticlassAccuracy], self.val_tops)
+
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
         if len(batch.labels):
             logits = self._heads(self.model(self._normalised(batch.views[:, 0])))
             right = torch.ones(len(batch.labels), dtype=torch.bool, device=self.device)
-            for metric, of_head, labels in zip(self.val_tops.values(), logits, batch.labels.unbind(1), strict=True):
+            for metric, of_head, labels in zip(self._tops().values(), logits, batch.labels.unbind(1), strict=True):
                 metric.update(of_head, labels)
                 right &= of_head.argmax(1) == labels
             self.val_action_top1.update(right.float())
 
     def on_validation_epoch_end(self) -> None:
         # Here and not in each step: the processes need not have the same number of batches.
-        for name, metric in self.val_tops.items():
+        for name, metric in self._tops().items():
             self.log(name, metric)
         if len(self.head_sizes) > 1:
             self.log("val_action_top1", self.val_action_top1)

@@ -96,7 +96,7 @@ class Evaluation:
 
         A combination's probability is the product of those of its classes.
         """
-        ranks = [self._joint_rank(i) for i in np.flatnonzero(self.known)]
+        ranks = [self._joint_rank(int(i)) for i in np.flatnonzero(self.known)]
         return float(np.mean([rank < top_k for rank in ranks])) if ranks else float("nan")
 
     def _joint_rank(self, video: int) -> int:

@@ -29,7 +29,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     Raises:
         OptionError: it has none.
     """
-    found = [module for module in model.modules() if isinstance(module, _BLOCKS)]
+    found: list[nn.Module] = [module for module in model.modules() if isinstance(module, _BLOCKS)]
     if not found:
         raise OptionError(
             f"a {type(model).__name__} has no residual blocks: gradients are not checkpointed, nor shared"
@@ -47,7 +47,7 @@ def synchronise_batch_norms(model: nn.Module, *, on_cpu: bool) -> nn.Module:
     """
     if on_cpu:
         return _with_norms_over_ranks(model)
-    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # PyTorch's
     return converted
 
 
@@ -163,4 +163,5 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a network that ``shard`` has divided, on the CPU of the first process; empty on the others."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    return dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)))
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}

@@ -7,7 +7,18 @@ import pytest
 from tada.errors import OptionError
 from tada.machine import Machine, Processes, default_num_workers, gathered, is_first_process, on_any
 
-VARIABLES = ["TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_NTASKS", "SLURM_NNODES", "SLURM_PROCID", "SLURM_JOB_NAME"]
+VARIABLES = (
+    "TORCHELASTIC_RUN_ID",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "SLURM_NTASKS",
+    "SLURM_NNODES",
+    "SLURM_PROCID",
+    "SLURM_JOB_NAME",
+)
 
 CASES: dict[str, tuple[dict[str, str], Machine, Processes, bool]] = {
     "alone": ({}, Machine(), Processes(rank=0, devices=1, num_nodes=1, started_by=None), True),

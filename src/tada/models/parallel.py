@@ -71,12 +71,12 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # it has no types there
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return _SumOverRanks.forward(ctx, gradient)
 
 
 def _mean_over_ranks(tensor: Tensor) -> Tensor:
-    total: Tensor = _SumOverRanks.apply(tensor)  # type: ignore[no-untyped-call]
+    total: Tensor = _SumOverRanks.apply(tensor)  # type: ignore[no-untyped-call]  # PyTorch's
     return total / dist.get_world_size()
 
 

@@ -246,3 +246,21 @@ def test_ranks_share_test_videos_without_a_double(table: VideoTable, videos: int
         for index in batch.indices
     ]
     assert sorted(found) == list(range(videos))
+
+
+def test_a_clip_of_one_frame_repeats_it(tmp_path: Path) -> None:
+    video = stamped(tmp_path, num_frames=1)
+    for spec in (WHOLE_FRAMES, replace(WHOLE_FRAMES, sampling="interval")):
+        assert read_stamps(read_views(video, spec, Views())[0].numpy()) == [0, 0, 0, 0]
+
+
+def test_a_video_that_vanishes_during_training_is_named(table: VideoTable, tmp_path: Path) -> None:
+    gone = replace(table, videos=(replace(table.videos[0], path=str(tmp_path / "gone.mp4")), *table.videos[1:]))
+    failures = {failure for batch in loader(gone) for failure in batch.unreadable}
+    failures |= {
+        failure
+        for batch in test_loader(TestVideos(gone, SPEC, Views()), clips_per_batch=4, num_workers=0)
+        for failure in batch.unreadable
+    }
+    assert {Path(path).name for path, _ in failures} == {"gone.mp4"}
+    assert all("gone.mp4': no such video (No such file or directory)" in message for _, message in failures)

@@ -12,7 +12,7 @@ import torch
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views, read_views
-from tada.data.table import VideoTable
+from tada.data.table import Head, VideoTable
 from tada.errors import CheckpointError, DataError
 from tada.evaluation import check_votes, evaluate
 from tada.predict import Recognizer, load
@@ -49,7 +49,7 @@ def test_scores_are_the_mean_of_the_softmax_of_all_views(run: Path, unseen: Vide
     recognizer = load(run)
     assert result.paths == tuple(video.path for video in unseen.videos)
     for i in (0, 7, 14):
-        scores = recognizer.scores(read_views(result.paths[i], recognizer.clip, views))
+        scores = recognizer.scores(read_views(unseen.videos[i], recognizer.clip, views))
         assert scores.shape == (6, 3)
         np.testing.assert_allclose(result.scores[i], scores.mean(0), rtol=1e-6)
 
@@ -126,10 +126,11 @@ def test_an_unreadable_video_is_listed(run: Path, unseen: VideoTable, tmp_path: 
 def test_labels_are_matched_by_name(run: Path, unseen: VideoTable) -> None:
     """A test set of some classes only, numbered otherwise, is scored as before."""
     some = [video for video in unseen.videos if unseen.labels[video.label] == "up"]
-    table = replace(unseen, labels=("up",), videos=tuple(replace(video, label=0) for video in some))
+    up = Head(name="action", labels=("up",))
+    table = replace(unseen, heads=(up,), videos=tuple(replace(video, labels=(0,)) for video in some))
     result = evaluate(run, table, num_workers=0, show_progress=False, say=silent)
     assert set(result.targets[:, 0]) == {2}
-    unknown = replace(table, labels=("somersault",))
+    unknown = replace(table, heads=(replace(up, labels=("somersault",)),))
     with pytest.raises(DataError, match=r"does not know 1 of the 1 classes: somersault; it knows left, right, up"):
         evaluate(run, unknown, num_workers=0, show_progress=False, say=silent)
 

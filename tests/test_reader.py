@@ -308,6 +308,15 @@ def test_kinds_of_pixels(tmp_path: Path, options: dict[str, str], width: int, he
     assert read_stamps(frames) == list(range(12))
 
 
+def test_pixels_that_are_not_square_stay_as_stored(tmp_path: Path) -> None:
+    path = draw_plain(tmp_path / "anamorphic.mp4", 5, options={"x264-params": "sar=2/1"})
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].sample_aspect_ratio == 2
+    with open_video(path) as video:
+        assert (video.info.width, video.info.height) == (64, 48)
+        assert read_stamps(video.frames([0, 4])) == [0, 4]
+
+
 def test_grey_has_three_equal_channels(tmp_path: Path) -> None:
     with open_video(draw_plain(tmp_path / "grey.mkv", 5, codec="ffv1", pix_fmt="gray")) as video:
         frames = video.frames(range(5))

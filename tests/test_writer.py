@@ -134,3 +134,15 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path, frames: Any, options:
     with pytest.raises(OptionError, match=message):
         write_video(tmp_path / "video.mp4", frames, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_fast_to_decode_shows_the_same(tmp_path: Path) -> None:
+    frames = stamped_frames(10)
+    write_video(tmp_path / "video.mp4", frames, fps=30)
+    write_video(tmp_path / "fast.mp4", frames, fps=30, fast_decode=True)
+    assert b"cabac=1" in (tmp_path / "video.mp4").read_bytes()
+    assert b"cabac=0" in (tmp_path / "fast.mp4").read_bytes()
+    with open_video(tmp_path / "fast.mp4") as video:
+        read = video.frames(range(10))
+    assert read_stamps(read) == list(range(10))
+    assert np.abs(read.astype(int) - frames).mean() < 4

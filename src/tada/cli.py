@@ -423,7 +423,7 @@ def _prepare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="the folder of the copy; one that was begun is gone on with")
     parser.add_argument("--short-side", type=PositiveInt, default=256, help="of the copies, in pixels: 256 to 320")
     parser.add_argument("--keyframe-interval", type=PositiveInt, default=16, help="frames from key frame to key frame")
-    parser.add_argument("--crf", type=float, default=20.0, help="quality, from 0 (best) to 51")
+    parser.add_argument("--crf", type=float, default=23.0, help="quality, from 0 (best) to 51")
     parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that copy videos")
     parser.add_argument("--timeout-seconds", type=float, default=3600.0, help="longest time for one file")
 

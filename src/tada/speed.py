@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from tada.data.timing import LoaderTimes
+
 _MUCH = 0.2  # of the time
+
+
+def _times(trainer: L.Trainer) -> LoaderTimes:
+    loader: Any = trainer.train_dataloader
+    times: LoaderTimes = loader.times
+    return times
 
 
 class LoaderSpeed(Callback):
@@ -21,10 +30,10 @@ class LoaderSpeed(Callback):
         self.is_said = False
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        trainer.train_dataloader.times.clear()
+        _times(trainer).clear()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        numbers = trainer.train_dataloader.times.summary()
+        numbers = _times(trainer).summary()
         if not numbers:
             return
         for logger in trainer.loggers:

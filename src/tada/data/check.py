@@ -335,7 +335,7 @@ def _about_length(probe: Probe, video: LabelledVideo, min_frames: int) -> Iterat
     num_frames = probe.num_frames
     if video.start_seconds is not None:
         # As if frames were spread evenly: near enough to tell which segments a video holds.
-        times = np.arange(num_frames) * (probe.duration_seconds / num_frames)
+        times = [i * probe.duration_seconds / num_frames for i in range(num_frames)]
         try:
             num_frames = len(segment_frames(times, video.start_seconds, video.end_seconds))
         except OptionError as error:

@@ -54,8 +54,8 @@ class _Entry:
     id: str
     stem: str
     """Name of its file without the ending."""
-    labels: tuple[str, ...] | tuple[int, ...]
-    """Names of classes, or their numbers where the list holds numbers."""
+    labels: tuple[str, ...]
+    """Names of the classes; none where the list keeps them secret."""
     split: str | None
     group: str | None
     source: str
@@ -119,11 +119,10 @@ def read_published(kind: str, lists: Sequence[Path], root: Path) -> VideoTable:
             missing.append(MissingVideo(id=entry.id, split=entry.split, source=entry.source))
             continue
         path, span = found
-        labels = (numbers[i][n] if isinstance(n, str) else n for i, n in enumerate(entry.labels))
         videos.append(
             LabelledVideo(
                 path=path,
-                labels=tuple(labels),
+                labels=tuple(numbers[head][label] for head, label in enumerate(entry.labels)),
                 split=entry.split,
                 group=entry.group,
                 source=entry.source,
@@ -201,7 +200,7 @@ def _find(entry: _Entry, files: dict[str, list[str]], root: Path) -> tuple[str, 
 
 
 def _sorted_classes(folder: Path, entries: Sequence[_Entry]) -> tuple[Head, ...]:
-    names = {str(label) for entry in entries for label in entry.labels}
+    names = {label for entry in entries for label in entry.labels}
     return (Head(name=ACTION, labels=tuple(sorted(names))),)
 
 
@@ -342,11 +341,10 @@ def _read_epic(file: Path, split: str | None) -> Iterator[_Entry]:
     is_labelled = "verb_class" in columns
     if is_labelled:
         check_known(columns, ["noun_class"], file)
-    sizes = [len(_epic_classes(file.parent, what)) for what in ("verb", "noun")] if is_labelled else []
+    classes = {f"{head.name}_class": head.labels for head in _epic_heads(file.parent, [])} if is_labelled else {}
     for source, cells in csv_rows(file, COLUMNS):
         labels = tuple(
-            class_number(source, cells[f"{what}_class"], size, f"{what}_class")
-            for what, size in zip(("verb", "noun"), sizes, strict=False)
+            names[class_number(source, cells[column], len(names), column)] for column, names in classes.items()
         )
         narration = required(source, cells, "narration_id")
         yield _Entry(

@@ -28,6 +28,7 @@ def write_video(
     times_seconds: Sequence[float] | None = None,
     crf: float = 18.0,
     keyframe_interval_frames: int = 16,
+    fast_decode: bool = False,
 ) -> None:
     """Encode ``frames`` as H.264 (yuv420p) in an MP4 that can be played before it is downloaded whole.
 
@@ -43,6 +44,8 @@ def write_video(
             1/90000 s. The last frame is shown for as long as the one before it.
         crf: quality from 0, without loss of what yuv420p holds, to 51; 18 looks like the original.
         keyframe_interval_frames: frames from one key frame to the next. Small ones make random access fast.
+        fast_decode: leave out what costs a decoder most (arithmetic coding, smoothing at block edges): half the time,
+            for a file a quarter larger.
 
     Raises:
         OptionError: an option out of range, no frames, or a frame of the wrong shape or type.
@@ -70,6 +73,8 @@ def write_video(
         "preset": "medium",
         "x264-params": f"keyint={keyframe_interval_frames}:min-keyint={keyframe_interval_frames}:scenecut=0:open-gop=0",
     }
+    if fast_decode:
+        options["tune"] = "fastdecode"
     try:
         with av.open(
             "file:" + os.path.abspath(part), "w", format="mp4", container_options={"movflags": "+faststart"}

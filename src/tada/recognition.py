@@ -259,6 +259,8 @@ def _check_divisible(recipe: Recipe, machine: Machine, world: int) -> None:
         )
     if machine.strategy == "fsdp" and recipe.ema_decay is not None:
         raise OptionError("weights that are divided among devices (fsdp) are not averaged: use ddp, or no ema_decay")
+    if machine.strategy == "fsdp" and recipe.precision == "fp64":
+        raise OptionError("weights that are divided among devices (fsdp) are fp32 or bf16: choose ddp for fp64")
 
 
 def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:

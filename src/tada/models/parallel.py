@@ -136,14 +136,17 @@ def _both_times(block: nn.Module) -> tuple[AbstractContextManager[None], Abstrac
 
 @contextmanager
 def _without_counting(block: nn.Module) -> Iterator[None]:
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        norm.track_running_stats = False
+    """Let batch norms leave their running statistics as they are, but otherwise do all that they did before."""
+    norms = [(module, module.momentum) for module in block.modules() if isinstance(module, _BatchNorm)]
+    for norm, _ in norms:
+        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum in norms:
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -154,6 +157,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()  # kernels lie channels last, which FSDP2 does not divide
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views
 from tada.evaluation import evaluate
+from tada.models.weights import load_model
 from tada.recipe import Recipe, recipe_yaml
 from tada.recognition import train
 from tada.results import load_scores
@@ -147,9 +148,7 @@ def assert_same_curve(run: Path, alone: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "options", ["{}", '{"machine": {"checkpoint_gradients": true}}', '{"machine": {"strategy": "fsdp"}}']
-)
+@pytest.mark.parametrize("options", ["{}", '{"machine": {"checkpoint_gradients": true}}'])
 def test_two_ranks_learn_as_one(options: str, recipe: Recipe, alone: Path, motion_videos: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(recipe_yaml(recipe))
     out = tmp_path / "run"
@@ -159,6 +158,19 @@ def test_two_ranks_learn_as_one(options: str, recipe: Recipe, alone: Path, motio
     assert "3 validation videos" in ends[0][1]
     assert losses(out) == pytest.approx(losses(alone), rel=1e-6)
     assert_same_curve(out, alone)
+
+
+@pytest.mark.slow
+def test_two_ranks_that_divide_the_weights_learn_as_one(recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+    """In single precision, the only one that FSDP has here; AdamW makes much of small differences."""
+    recipe = replace(recipe, precision="fp32")
+    train(recipe, motion_videos, tmp_path / "alone", num_workers=0, show_progress=False, say=lambda line: None)
+    (tmp_path / "own.yaml").write_text(recipe_yaml(recipe))
+    out, options = tmp_path / "run", '{"machine": {"strategy": "fsdp"}}'
+    ends = finish(start_ranks(2, TRAIN, tmp_path / "own.yaml", motion_videos, out, options, "none"))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert losses(out) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    load_model(out)
 
 
 @pytest.mark.slow

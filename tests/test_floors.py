@@ -20,6 +20,7 @@ FLOORS = [
         "tada.data.table",
         "tada.data.workers",
         "tada.machine",
+        "tada.ranks",
         "tada.tadaconv",
         "tada.video.container",
         "tada.video.sampling",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tada.errors import OptionError
-from tada.machine import Machine, Processes, default_num_workers, gathered, is_first_process, on_any
+from tada.machine import Machine, Processes, default_num_workers, is_first_process
+from tada.ranks import gathered, on_any
 
 VARIABLES = (
     "TORCHELASTIC_RUN_ID",
@@ -73,8 +75,6 @@ def test_options_that_contradict_the_launcher_are_refused(monkeypatch: pytest.Mo
 
 
 def test_alone_there_is_nobody_to_ask() -> None:
-    import torch
-
     assert gathered(["a", "b"]) == ["a", "b"]
     assert on_any(True, torch.device("cpu"))
     assert not on_any(False, torch.device("cpu"))

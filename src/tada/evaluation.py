@@ -23,8 +23,9 @@ from tada.data.annotations import read_dataset
 from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loader
 from tada.data.table import LabelledVideo, VideoTable
 from tada.errors import DataError
-from tada.machine import Machine, Processes, default_num_workers, gathered, leaving_together
+from tada.machine import Machine, Processes, default_num_workers
 from tada.predict import Recognizer, load
+from tada.ranks import gathered, leaving_together
 from tada.results import UNKNOWN, Evaluation
 
 

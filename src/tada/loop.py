@@ -25,7 +25,8 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 
 from tada.data.clips import Batch, Unreadable, ViewBatch
 from tada.errors import CheckpointError, DataError, OptionError
-from tada.machine import Machine, Processes, gathered, on_any
+from tada.machine import Machine, Processes
+from tada.ranks import gathered, on_any
 from tada.recipe import Recipe
 
 CHECKPOINT = Path("resume", "last.ckpt")

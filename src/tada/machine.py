@@ -1,23 +1,18 @@
-"""The machine that a command runs on: how many devices and processes, and what these tell each other.
+"""The machine that a command runs on: how many devices, and which process of how many this is.
 
 None of it is part of a recipe. Processes come from torchrun, from SLURM's srun, or are started by Lightning for each
-device of this machine; every one runs the whole command. Only the first says things and writes files.
+device of this machine; every one runs the whole command. Only the first says things and writes files. What they
+tell each other: ``ranks.py``. (Nothing here may import torch, not even for types: the command line reads the options.)
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 from tada.errors import OptionError
-
-if TYPE_CHECKING:
-    import torch
-
-T = TypeVar("T")
 
 
 # No slots: jsonargparse 4.53, which reads these from the command line, cannot take a slotted dataclass.
@@ -78,7 +73,7 @@ class Processes:
     """Processes on each machine."""
     num_nodes: int
     """Machines."""
-    started_by: Literal["torchrun", "srun"] | str | None
+    started_by: str | None
     """Who starts them; None: Lightning."""
 
     @property
@@ -121,47 +116,3 @@ def is_first_process() -> bool:
 def default_num_workers(devices: int = 1) -> int:
     """Processes that decode videos for each device: one for each core that is its, at most eight."""
     return min(max((os.cpu_count() or 1) // devices, 1), 8)
-
-
-# --- what processes tell each other ---------------------------------------------------------------------------------
-
-
-def _together() -> bool:
-    import torch.distributed as dist
-
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def on_any(flag: bool, device: torch.device) -> bool:
-    """Whether it holds in any of the processes. All must ask."""
-    import torch
-    import torch.distributed as dist
-
-    if not _together():
-        return flag
-    votes = torch.tensor([int(flag)], device=device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
-
-
-def gathered(items: list[T]) -> list[T]:
-    """The items of all processes, in the order of their ranks. All must ask. Plain values only: they are pickled."""
-    import torch.distributed as dist
-
-    if not _together():
-        return items
-    lists: list[list[T]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(lists, items)
-    return [item for some in lists for item in some]
-
-
-@contextmanager
-def leaving_together() -> Iterator[None]:
-    """Take leave of the other processes at the end, so that none waits for this one."""
-    import torch.distributed as dist
-
-    try:
-        yield
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()

@@ -50,11 +50,12 @@ from tada.data.clips import (
 from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
 from tada.errors import CheckpointError, DataError, OptionError, UserError
 from tada.loop import CHECKPOINT, EpochLines, SameRun, UnreadableVideos, make_trainer, own_sigterm, quiet
-from tada.machine import Machine, default_num_workers, gathered, leaving_together, on_any
+from tada.machine import Machine, default_num_workers
 from tada.models import create_model
 from tada.models.initial import start_from
 from tada.models.parallel import checkpoint_blocks, shard, synchronise_batch_norms, whole_weights
 from tada.models.weights import ModelCard, packaged, packaged_names, save_weights
+from tada.ranks import gathered, leaving_together, on_any
 from tada.recipe import Recipe, load_recipe, recipe_yaml
 from tada.speed import LoaderSpeed
 from tada.video.augment import draw_mixture

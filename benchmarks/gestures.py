@@ -67,8 +67,8 @@ def main() -> None:
             train(replace(recipe, model=model, init=init, seed=seed), table, run, val_groups=["A"], show_progress=False)
             result = evaluate(run, table, views=Views(num_clips=3), show_progress=False)
             result.save(run / "evaluation")
-            right = result.scores.argmax(1) == result.targets
-            directed = np.isin(result.targets, [result.labels.index(name) for name in DIRECTIONS])
+            right = result.scores.argmax(1) == result.targets[:, 0]
+            directed = np.isin(result.targets[:, 0], [result.labels.index(name) for name in DIRECTIONS])
             assert len(right) == 100, "group A has 100 clips"
             rows[row]["top1"].append(float(right.mean()))
             rows[row]["directions_top1"].append(float(right[directed].mean()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,9 @@ def loader(table: VideoTable, *, num_workers: int = 0, seed: int = 0, accumulate
     augmentation = Augmentation(
         short_side_range=(20, 26),
         flip_probability=0.5,
-        flip_swaps=flip_swaps(table.labels),
+        flip_swaps=[flip_swaps(table.labels)],
         reverse_probability=0.5,
-        reverse_swaps=reverse_swaps(table.labels),
+        reverse_swaps=[reverse_swaps(table.labels)],
         color_strength=0.2,
         grayscale_probability=0.2,
     )
@@ -61,7 +62,7 @@ def test_batches_have_the_promised_form(table: VideoTable) -> None:
     for batch in batches:
         assert batch.clips.shape == (4, 4, 20, 20, 3)
         assert batch.clips.dtype == torch.uint8
-        assert batch.labels.shape == (4,)
+        assert batch.labels.shape == (4, 1)
         assert batch.unreadable == []
 
 
@@ -225,6 +226,26 @@ def test_a_file_that_is_replaced_during_training_is_refused(tmp_path: Path) -> N
     draw_plain(Path(video.path), 30, width=64, height=64)
     with pytest.raises(ChangedVideoError, match=r"long.mp4' has changed since the data set was read"):
         read_views(video, WHOLE_FRAMES, Views())
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_share_the_same_batches(world: int) -> None:
+    """Joined in the order of ranks, their shares are what one process has."""
+    whole = list(ResumableBatches(30, batch_size=8, accumulate=2, seed=3))
+    shares = [list(ResumableBatches(30, batch_size=8, accumulate=2, seed=3, rank=r, world=world)) for r in range(world)]
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
+
+
+@pytest.mark.parametrize(("videos", "world"), [(10, 3), (2, 3), (7, 1)])
+def test_ranks_share_test_videos_without_a_double(table: VideoTable, videos: int, world: int) -> None:
+    some = TestVideos(replace(table, videos=table.videos[:videos]), SPEC, Views())
+    found = [
+        int(index)
+        for rank in range(world)
+        for batch in test_loader(some, clips_per_batch=4, num_workers=0, rank=rank, world=world)
+        for index in batch.indices
+    ]
+    assert sorted(found) == list(range(videos))
 
 
 def test_a_clip_of_one_frame_repeats_it(tmp_path: Path) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tada.data.annotations import read_dataset
-from tada.data.clips import Unreadable, Views, read_views
+from tada.data.clips import Views, read_views
 from tada.data.table import Head, VideoTable
 from tada.errors import CheckpointError, DataError
-from tada.evaluation import Evaluation, evaluate
-from tada.predict import load
+from tada.evaluation import check_votes, evaluate
+from tada.predict import Recognizer, load
 from tada.recipe import Recipe
 from tada.recognition import train
 
@@ -54,30 +54,30 @@ def test_scores_are_the_mean_of_the_softmax_of_all_views(run: Path, unseen: Vide
         np.testing.assert_allclose(result.scores[i], scores.mean(0), rtol=1e-6)
 
 
-def test_numbers_and_files_of_a_report(tmp_path: Path) -> None:
-    result = Evaluation(
-        labels=("a", "b", "c"),
-        paths=("1", "2", "3", "4"),
-        targets=np.array([0, 0, 1, 1]),
-        scores=np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.1, 0.8, 0.1], [0.1, 0.2, 0.7]], dtype=np.float32),
-        unreadable=(Unreadable("5", "5 is empty"),),
-        views=Views(num_clips=10, num_crops=3),
-    )
-    assert result.accuracy(1) == pytest.approx(0.5)
-    assert result.accuracy(2) == pytest.approx(1.0)
-    assert result.accuracy(5) == pytest.approx(1.0)  # more than there are classes
-    np.testing.assert_array_equal(result.confusion(), [[1, 1, 0], [0, 1, 1], [0, 0, 0]])
-    assert result.per_class() == {"a": (0.5, 2), "b": (0.5, 2)}
-    result.save(tmp_path / "report")
-    summary = json.loads((tmp_path / "report" / "evaluation.json").read_text())
-    assert summary["top1"] == pytest.approx(0.5)
-    assert summary["views"] == "10x3"
-    assert summary["videos_read"] == 4
-    assert summary["videos_unreadable"] == [{"path": "5", "message": "5 is empty"}]
-    with (tmp_path / "report" / "scores.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert rows[1] == {"path": "2", "label": "a", "a": "0.300000", "b": "0.600000", "c": "0.100000"}
-    assert (tmp_path / "report" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+def test_many_views_pass_the_model_a_few_at_a_time(
+    run: Path, unseen: VideoTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    scores = Recognizer.scores
+
+    def watched(recognizer: Recognizer, views: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(views))
+        return scores(recognizer, views)
+
+    options = {"views": Views(num_clips=3, num_crops=3), "num_workers": 0, "show_progress": False, "say": silent}
+    whole = evaluate(run, unseen, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(Recognizer, "scores", watched)
+    parts = evaluate(run, unseen, clips_per_batch=4, **options)  # type: ignore[arg-type]
+    assert max(sizes) == 4
+    assert sum(sizes) == 9 * len(unseen)
+    np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5)
+
+
+def test_votes_are_counted() -> None:
+    check_votes([2, 0], 3, 1)
+    for votes, videos, unreadable in (([0, 1, 1], 2, 0), ([0, 1], 3, 0), ([0, 1], 2, 1), ([0, 7], 2, 0)):
+        with pytest.raises(RuntimeError, match=r"videos have voted and . could not be read"):
+            check_votes(votes, videos, unreadable)
 
 
 def test_the_runs_own_data_is_tested_on_what_it_held_out(run: Path, motion_videos: Path) -> None:
@@ -129,7 +129,7 @@ def test_labels_are_matched_by_name(run: Path, unseen: VideoTable) -> None:
     up = Head(name="action", labels=("up",))
     table = replace(unseen, heads=(up,), videos=tuple(replace(video, labels=(0,)) for video in some))
     result = evaluate(run, table, num_workers=0, show_progress=False, say=silent)
-    assert set(result.targets) == {2}
+    assert set(result.targets[:, 0]) == {2}
     unknown = replace(table, heads=(replace(up, labels=("somersault",)),))
     with pytest.raises(DataError, match=r"does not know 1 of the 1 classes: somersault; it knows left, right, up"):
         evaluate(run, unknown, num_workers=0, show_progress=False, say=silent)

@@ -18,13 +18,14 @@ from safetensors.torch import load_file
 
 from tada.data.annotations import read_dataset
 from tada.errors import CheckpointError, DataError, OptionError
+from tada.loop import WholeFileCheckpoints
+from tada.machine import Machine
 from tada.models import create_model
 from tada.models.weights import load_model
 from tada.recipe import Recipe, load_recipe, recipe_yaml
 from tada.recognition import (
     NonFiniteLossError,
     RecognitionTask,
-    WholeFileCheckpoints,
     initialise,
     learning_rate_factor,
     train,
@@ -57,7 +58,11 @@ def test_the_learning_rate_follows_the_published_rule() -> None:
 
 def test_norms_and_biases_are_not_decayed(small_recipe: Recipe) -> None:
     model = create_model(small_recipe.model, num_classes=3, **small_recipe.model_options)
-    groups = RecognitionTask(model, small_recipe, steps_per_epoch=1).configure_optimizers()["optimizer"].param_groups
+    groups = (
+        RecognitionTask(model, small_recipe, steps_per_epoch=1, head_sizes={"action": 3})
+        .configure_optimizers()["optimizer"]
+        .param_groups
+    )
     assert [group["weight_decay"] for group in groups] == [small_recipe.weight_decay, 0.0] * 2
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     assert all(parameter.ndim <= 1 for group in groups[1::2] for parameter in group["params"])
@@ -68,7 +73,11 @@ def test_norms_and_biases_are_not_decayed(small_recipe: Recipe) -> None:
 def test_the_classifier_may_learn_faster(small_recipe: Recipe) -> None:
     model = create_model(small_recipe.model, num_classes=3, **small_recipe.model_options)
     recipe = replace(small_recipe, learning_rate=0.5, head_learning_rate_factor=3.0)
-    groups = RecognitionTask(model, recipe, steps_per_epoch=1).configure_optimizers()["optimizer"].param_groups
+    groups = (
+        RecognitionTask(model, recipe, steps_per_epoch=1, head_sizes={"action": 3})
+        .configure_optimizers()["optimizer"]
+        .param_groups
+    )
     assert [group["initial_lr"] for group in groups] == [0.5, 0.5, 1.5, 1.5]
     assert [parameter is model.head.weight for parameter in groups[2]["params"]] == [True]
     assert [parameter is model.head.bias for parameter in groups[3]["params"]] == [True]
@@ -240,8 +249,13 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     small_recipe: Recipe, motion_videos: Path, tmp_path: Path
 ) -> None:
     recipe = replace(small_recipe, optimizer="sgd", learning_rate=1e30, warmup_start=1.0)
-    with pytest.raises(NonFiniteLossError, match=r"the loss is (nan|inf) in epoch 1, batch [23]: lower learning_rate"):
+    with pytest.raises(
+        NonFiniteLossError, match=r"the loss is (nan|inf) in epoch 1, batch [23]: lower .* videos: .*\.mp4"
+    ):
         run(recipe, motion_videos, tmp_path / "run")
+    named = (tmp_path / "run" / "non_finite_batch.txt").read_text().splitlines()
+    assert len(set(named)) == recipe.batch_size
+    assert set(named) <= {video.path for video in read_dataset(motion_videos).videos}
 
 
 def test_starting_from_another_run_keeps_all_but_the_classifier(
@@ -284,3 +298,71 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monke
     with pytest.raises(OSError, match="No space left"):
         files.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "message"),
+    [
+        ({"batch_size": 3}, 2, r"batch_size 3 cannot be divided among 2 devices in 1 parts: choose a multiple of 2"),
+        ({"batch_size": 4, "accumulate": 2}, 4, r"among 4 devices in 2 parts: choose a multiple of 8"),
+        ({"batch_size": 2, "mixup_alpha": 0.1}, 2, r"mix clips in pairs, but each device has 1 at a time"),
+        ({"batch_size": 3, "cutmix_alpha": 0.1}, 1, r"mix clips in pairs, but each device has 3 at a time"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(
+    changes: dict[str, Any], devices: int, message: str, small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        run(replace(small_recipe, **changes), motion_videos, tmp_path / "run", machine=Machine(devices=devices))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scaled_learning_rate_is_said(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+    recipe = replace(small_recipe, epochs=1, learning_rate_batch=8)
+    lines: list[str] = []
+    train(recipe, motion_videos, tmp_path / "run", num_workers=0, show_progress=False, say=lines.append)
+    assert "learning_rate 0.01 is meant for batches of 8; for 4 it is scaled to 0.005" in lines
+    model = create_model(recipe.model, num_classes=3, **recipe.model_options)
+    task = RecognitionTask(model, recipe, steps_per_epoch=1, head_sizes={"action": 3})
+    assert task.configure_optimizers()["optimizer"].param_groups[0]["initial_lr"] == 0.005
+
+
+TERMINATED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import tada.recognition as recognition
+from tada.cli import main
+
+torch.set_num_threads(1)
+begin = recognition.RecognitionTask.on_train_batch_start
+def told(task, batch, batch_idx):
+    if task.global_step == 3:
+        os.killpg(os.getpid(), signal.SIGTERM)  # to all processes, as SLURM does: the workers too
+    begin(task, batch, batch_idx)
+recognition.RecognitionTask.on_train_batch_start = told
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_run_that_is_told_to_end_saves_once_and_goes_on(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    straight = run(small_recipe, motion_videos, tmp_path / "straight")
+    (tmp_path / "own.yaml").write_text(recipe_yaml(small_recipe))
+    out = tmp_path / "told"
+    command = ["train", motion_videos, "--recipe", tmp_path / "own.yaml", "--out", out, "--num-workers", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", TERMINATED, *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        start_new_session=True,
+    )
+    assert done.returncode == 143, done.stderr
+    assert "Traceback" not in done.stderr
+    state = torch.load(out / "resume" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 4  # the step was taken first
+    assert not (out / "model.safetensors").exists()
+    assert same(straight, run(small_recipe, motion_videos, out, resume=True))

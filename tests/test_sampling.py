@@ -140,6 +140,83 @@ def test_literal_lists(spec: ClipSpec, times: Any, view: int, num_views: int, ex
     assert view_indices(spec, times, view, num_views) == expected
 
 
+# The released code's frames, computed once by the two functions above and stated here, whatever becomes of them:
+# (frames in the video, fps, frames in a clip, interval, view, views) and the frames.
+OFFICIAL_INTERVAL = [
+    ((250, 25.0, 8, 8, 0, 10), [0, 7, 14, 22, 29, 37, 44, 52]),
+    ((250, 25.0, 8, 8, 5, 10), [98, 105, 113, 120, 128, 135, 143, 150]),
+    ((250, 25.0, 8, 8, 9, 10), [177, 184, 191, 199, 206, 214, 221, 229]),
+    ((300, 30000 / 1001, 8, 8, 4, 10), [94, 103, 112, 121, 130, 139, 148, 157]),
+    ((300, 30.0, 16, 5, 0, 10), [0, 5, 10, 15, 21, 26, 31, 36, 42, 47, 52, 57, 63, 68, 73, 79]),
+    ((300, 30.0, 16, 5, 7, 10), [154, 159, 164, 169, 175, 180, 185, 190, 196, 201, 206, 211, 217, 222, 227, 233]),
+    ((500, 50.0, 16, 5, 0, 1), [183, 192, 200, 209, 218, 227, 236, 245, 253, 262, 271, 280, 289, 298, 306, 315]),
+    ((120, 60.0, 8, 8, 2, 10), [0, 18, 36, 54, 72, 90, 108, 119]),
+    ((600, 60.0, 8, 8, 3, 4), [354, 372, 390, 408, 426, 444, 462, 481]),
+    ((90, 15.0, 16, 5, 3, 4), [37, 40, 42, 45, 47, 50, 53, 55, 58, 60, 63, 66, 68, 71, 73, 76]),
+    ((40, 30.0, 16, 5, 1, 4), [0, 5, 10, 15, 21, 26, 31, 36, 39, 39, 39, 39, 39, 39, 39, 39]),
+    (
+        (600, 60.0, 32, 2, 9, 10),
+        [
+            424,
+            428,
+            432,
+            437,
+            441,
+            445,
+            449,
+            453,
+            457,
+            461,
+            465,
+            469,
+            473,
+            478,
+            482,
+            486,
+            490,
+            494,
+            498,
+            502,
+            506,
+            510,
+            514,
+            519,
+            523,
+            527,
+            531,
+            535,
+            539,
+            543,
+            547,
+            551,
+        ],
+    ),
+]
+# (frames in the video, frames in a clip, view, views)
+OFFICIAL_SEGMENTS = [
+    ((48, 16, 0, 1), [2, 4, 8, 10, 14, 16, 20, 22, 26, 28, 32, 34, 38, 40, 44, 46]),
+    ((48, 16, 0, 2), [2, 4, 8, 10, 14, 16, 20, 22, 26, 28, 32, 34, 38, 40, 44, 46]),
+    ((48, 16, 1, 2), [3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45, 47]),
+    ((37, 8, 0, 2), [2, 7, 12, 16, 21, 25, 30, 35]),
+    ((37, 8, 1, 2), [5, 9, 14, 18, 23, 28, 32, 36]),
+    ((12, 16, 0, 1), [0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 11]),
+    ((12, 16, 1, 2), [1, 2, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 10, 11, 11]),
+    ((113, 8, 0, 1), [7, 21, 35, 49, 64, 78, 92, 106]),
+]
+
+
+@pytest.mark.parametrize(("case", "expected"), OFFICIAL_INTERVAL)
+def test_the_table_of_official_intervals(case: tuple[int, float, int, float, int, int], expected: list[int]) -> None:
+    length, fps, n, step, view, num_views = case
+    assert view_indices(interval(n, step, "official"), evenly(length, fps), view, num_views) == expected
+
+
+@pytest.mark.parametrize(("case", "expected"), OFFICIAL_SEGMENTS)
+def test_the_table_of_official_segments(case: tuple[int, int, int, int], expected: list[int]) -> None:
+    length, n, view, num_views = case
+    assert view_indices(segment(n, "official"), evenly(length), view, num_views) == expected
+
+
 @pytest.mark.parametrize("spec", [interval(), interval(mode="official"), segment(), segment(mode="official")])
 def test_a_video_of_one_frame_is_repeated(spec: ClipSpec) -> None:
     assert view_indices(spec, [0.0], 0, 1) == [0] * 8

@@ -203,9 +203,9 @@ def test_a_direction_without_its_mirror_is_never_mirrored() -> None:
     assert flip_swaps(["turn left", "Turn_Left", "turn right"]) == {0: None, 1: None, 2: None}
     clip = noise(8, 8)
     for seed in range(20):
-        flipped, label = random_flip(clip, 0, probability=1.0, swaps={0: None}, rng=np.random.default_rng(seed))
+        flipped, label = random_flip(clip, (0,), probability=1.0, swaps=[{0: None}], rng=np.random.default_rng(seed))
         assert flipped is clip
-        assert label == 0
+        assert label == (0,)
 
 
 def test_label_and_picture_always_agree() -> None:
@@ -215,14 +215,46 @@ def test_label_and_picture_always_agree() -> None:
     left[:, :, :4] = 255
     num_flipped = 0
     for _ in range(400):
-        clip, label = random_flip(left, 0, probability=0.5, swaps=swaps, rng=rng)
+        clip, (label,) = random_flip(left, (0,), probability=0.5, swaps=[swaps], rng=rng)
         assert label == (0 if clip[0, 0, 0, 0] == 255 else 1)
         num_flipped += label
-        clip, label = random_flip(left, 2, probability=0.5, swaps=swaps, rng=rng)
+        clip, (label,) = random_flip(left, (2,), probability=0.5, swaps=[swaps], rng=rng)
         assert label == 2
     assert 160 < num_flipped < 240
-    assert torch.equal(random_flip(left, 1, probability=1.0, swaps=swaps, rng=rng)[0], left.flip(2))
-    assert random_flip(left, 1, probability=0.0, swaps=swaps, rng=rng) == (left, 1)
+    assert torch.equal(random_flip(left, (1,), probability=1.0, swaps=[swaps], rng=rng)[0], left.flip(2))
+    assert random_flip(left, (1,), probability=0.0, swaps=[swaps], rng=rng) == (left, (1,))
+
+
+# The six classes of Something-Something-v2 that the released code swaps, with their numbers and names there.
+DIRECTED = {
+    86: "Pulling something from left to right",
+    87: "Pulling something from right to left",
+    93: "Pushing something from left to right",
+    94: "Pushing something from right to left",
+    166: "Turning the camera left while filming something",
+    167: "Turning the camera right while filming something",
+}
+
+
+def test_the_six_directed_classes_of_something_something_swap() -> None:
+    labels = [DIRECTED.get(i, f"Doing {i} with something") for i in range(174)]
+    swaps = flip_swaps(labels)
+    assert swaps == {86: 87, 87: 86, 93: 94, 94: 93, 166: 167, 167: 166}
+    clip = noise(8, 8)
+    for label in DIRECTED:
+        mirrored, (after,) = random_flip(clip, (label,), probability=1.0, swaps=[swaps], rng=np.random.default_rng(0))
+        assert torch.equal(mirrored, clip.flip(2))
+        exchanged = DIRECTED[label].replace("left", "LEFT").replace("right", "left").replace("LEFT", "right")
+        assert DIRECTED[after] == exchanged
+
+
+def test_all_labels_of_a_clip_turn_with_it_or_none() -> None:
+    clip, rng = noise(8, 8), np.random.default_rng(0)
+    mirrored, labels = random_flip(clip, (0, 5), probability=1.0, swaps=[{0: 1, 1: 0}, {}], rng=rng)
+    assert labels == (1, 5)
+    assert torch.equal(mirrored, clip.flip(2))
+    assert random_flip(clip, (0, 5), probability=1.0, swaps=[{0: 1}, {5: None}], rng=rng) == (clip, (0, 5))
+    assert random_reverse(clip, (0, 5), probability=1.0, swaps=[{0: 1}, {}], rng=rng) == (clip, (0, 5))
 
 
 # --- normalising ------------------------------------------------------------------------------------------------------
@@ -259,11 +291,11 @@ def test_classes_that_are_each_other_backwards() -> None:
 def test_a_reversed_clip_takes_the_other_label() -> None:
     clip = torch.arange(4, dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 2, 2, 3)
     rng = np.random.default_rng(0)
-    reversed_clip, label = random_reverse(clip, 0, probability=1.0, swaps={0: 1, 1: 0}, rng=rng)
+    reversed_clip, (label,) = random_reverse(clip, (0,), probability=1.0, swaps=[{0: 1, 1: 0}], rng=rng)
     assert label == 1
     assert reversed_clip[:, 0, 0, 0].tolist() == [3, 2, 1, 0]
     for probability, swaps in ((0.0, {0: 1}), (1.0, {1: 0})):
-        same, label = random_reverse(clip, 0, probability=probability, swaps=swaps, rng=rng)
+        same, (label,) = random_reverse(clip, (0,), probability=probability, swaps=[swaps], rng=rng)
         assert label == 0
         assert torch.equal(same, clip)
 

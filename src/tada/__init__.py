@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tada.adaptation import AdaptReport, adapt
     from tada.errors import UserError
-    from tada.evaluation import Evaluation, evaluate
+    from tada.evaluation import evaluate
     from tada.models import create_model, list_models
     from tada.models.hub import push_to_hub
     from tada.predict import Prediction, Recognizer, load
     from tada.recipe import Recipe, load_recipe
     from tada.recognition import train
+    from tada.results import Evaluation
     from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
     from tada.video.sampling import ClipSpec
 
@@ -48,7 +49,7 @@ __all__ = [
 _HOME = {
     "AdaptReport": "tada.adaptation",
     "ClipSpec": "tada.video.sampling",
-    "Evaluation": "tada.evaluation",
+    "Evaluation": "tada.results",
     "Prediction": "tada.predict",
     "Recipe": "tada.recipe",
     "Recognizer": "tada.predict",

@@ -1,11 +1,12 @@
 """The command line: reads arguments, calls the library, prints what came of it.
 
 Exit codes: 0 done; 1 done in part (some videos could not be read, something is missing); 2 a mistake in what was
-asked, said in one line; 130 interrupted.
+asked, said in one line; 130 interrupted; 143 told to end, with the state saved.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -18,13 +19,15 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.markup import escape
 
 from tada.errors import UserError, VideoError
-from tada.recipe import Recipe, find_recipe, load_recipe, named_recipes, recipe_of
+from tada.machine import Machine, is_first_process
+from tada.recipe import EXPECTED, Recipe, find_recipe, load_recipe, named_recipes, recipe_of
 from tada.video.sampling import ClipSpec
 
 if TYPE_CHECKING:
     from tada.data.check import CheckReport
     from tada.data.table import VideoTable
     from tada.predict import Prediction
+    from tada.results import Evaluation
 
 Command = tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]
 
@@ -48,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stdout = None  # nothing is left to flush
         return 0
-    print(f"tada: {message}", file=sys.stderr)
+    if is_first_process():  # the others meet the same mistake
+        print(f"tada: {message}", file=sys.stderr)
     return 2
 
 
@@ -93,7 +97,7 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
 
     A run that is resumed brings its own recipe.
     """
-    names = {field.name for field in fields(Recipe)}
+    names = {field.name for kind in (Recipe, Machine) for field in fields(kind)}
     recipe: list[str] = []
     others: list[str] = []
     rest = iter(arguments)
@@ -116,10 +120,12 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
 # --- the data of several commands ---
 
 
-def _data_arguments(parser: ArgumentParser) -> None:
+def _data_arguments(parser: ArgumentParser, *, optional: bool = False) -> None:
+    maybe = {"nargs": "?", "default": None} if optional else {}
     parser.add_argument(
         "data",
-        type=Path,
+        type=Path | None if optional else Path,
+        **maybe,
         help="a folder of class folders; a CSV with path,label[,split][,group][,start,end]; or the lists of Kinetics, "
         "Something-Something-v2, EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all",
     )
@@ -165,6 +171,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may turn out unreadable")
     parser.add_argument("--num-workers", type=NonNegativeInt | None, default=None, help="processes that decode videos")
     parser.add_argument("--save-every-steps", type=PositiveInt | None, help="steps between states to resume from")
+    parser.add_class_arguments(Machine)
     parser.add_class_arguments(Recipe)
 
 
@@ -182,35 +189,61 @@ def _train(options: Namespace) -> int:
         skip_unreadable=options.skip_unreadable,
         num_workers=options.num_workers,
         save_every_steps=options.save_every_steps,
+        machine=_machine(options),
         show_progress=sys.stderr.isatty(),
     )
-    print(f"trained in {result.seconds:.0f} s; next:")
-    print(f"  tada evaluate {result.run} {options.data}{_where(options)}")
-    print(f"  tada predict {result.run} VIDEO")
+    if is_first_process():
+        print(f"trained in {result.seconds:.0f} s; next:")
+        print(f"  tada evaluate {result.run} {options.data}{_where(options)}")
+        print(f"  tada predict {result.run} VIDEO")
     return 0
+
+
+def _machine(options: Namespace) -> Machine:
+    return Machine(**{field.name: options[field.name] for field in fields(Machine)})
 
 
 # --- evaluate ---
 
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="the folder of a run")
-    _data_arguments(parser)
+    parser.add_argument("run", type=Path | None, nargs="?", default=None, help="the folder of a run")
+    _data_arguments(parser, optional=True)
     parser.add_argument("--views", type=str, default="1x1", help="clips x crops of each video, such as 10x3")
     parser.add_argument("--split", type=str | None, default=None, help="the part of DATA to test on")
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="REPORT",
+        help="in place of RUN and DATA: score reports again; of several, the mean of their scores (an ensemble)",
+    )
     parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
+    parser.add_argument("--epic", type=Path | None, default=None, help="EPIC-KITCHENS-100's annotations: count subsets")
+    parser.add_argument("--challenge", type=Path | None, default=None, help="write EPIC-KITCHENS-100's challenge JSON")
     parser.add_argument("--num-workers", type=NonNegativeInt | None, default=None, help="processes that decode videos")
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU by default, if any")
+    parser.add_argument("--devices", type=PositiveInt | None, default=None, help="devices that share the videos")
+    parser.add_argument("--num_nodes", type=PositiveInt | None, default=None, help="machines, each with --devices")
 
 
 def _evaluate(options: Namespace) -> int:
-    """Test a trained model on videos it has not seen."""
-    from rich.console import Console
-    from rich.table import Table
+    """Test a trained model on videos it has not seen, or score and join earlier tests."""
+    result, out = _rescored(options) if options.scores else _tested(options)
+    if is_first_process():
+        _report(result, out, options)
+        for failure in result.unreadable:
+            print(f"tada: not tested: {failure.message}", file=sys.stderr)
+    return 1 if result.unreadable else 0
 
+
+def _tested(options: Namespace) -> tuple[Evaluation, Path]:
     from tada.data.clips import Views
     from tada.evaluation import evaluate
 
+    if options.run is None or options.data is None:
+        raise UserError("give the folder of a run and the data to test it on, or reports with --scores")
     result = evaluate(
         options.run,
         _dataset(options),
@@ -218,20 +251,53 @@ def _evaluate(options: Namespace) -> int:
         views=Views.parse(options.views),
         num_workers=options.num_workers,
         device=options.device,
+        machine=Machine(
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            accelerator="cpu" if options.device == "cpu" else "auto",
+        ),
         show_progress=sys.stderr.isatty(),
     )
-    out = options.out or options.run / "evaluation"
-    result.save(out)
-    table = Table("class", "top-1", "videos")
-    for label, (top1, count) in result.per_class().items():
-        table.add_row(label, f"{top1:.3f}", str(count))
-    Console().print(table)
+    return result, options.out or options.run / "evaluation"
+
+
+def _rescored(options: Namespace) -> tuple[Evaluation, Path]:
+    from tada.results import ensemble, load_scores
+
+    if options.run is not None:
+        raise UserError(f"--scores takes reports in place of RUN and DATA: leave {str(options.run)!r} away")
+    if options.out is None and len(options.scores) > 1:
+        raise UserError("say where the ensemble's report goes, with --out")
+    return ensemble([load_scores(path) for path in options.scores]), options.out or options.scores[0]
+
+
+def _report(result: Evaluation, out: Path, options: Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not out.is_file():  # one file of scores that is scored again has its report already
+        result.save(out)
+    metrics = result.metrics()
+    if options.epic is not None:
+        from tada.epic import challenge_metrics, read_subsets
+
+        metrics = challenge_metrics(result, read_subsets(options.epic))
+        (out / "challenge_metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if options.challenge is not None:
+        from tada.epic import write_challenge
+
+        write_challenge(result, options.challenge)
+        print(f"the challenge's JSON is in {options.challenge}: zip it as test.json")
+    if metrics and len(result.heads) == 1:
+        table = Table("class", "top-1", "videos")
+        for label, (top1, count) in result.per_class().items():
+            table.add_row(escape(label), f"{top1:.3f}", str(count))
+        Console().print(table)
     read, meant = len(result.paths), len(result.paths) + len(result.unreadable)
-    print(f"top-1 {result.accuracy(1):.4f}   top-5 {result.accuracy(5):.4f}   {read} of {meant} videos")
-    print(f"the report is in {out}: evaluation.json, scores.csv, confusion.png")
-    for failure in result.unreadable:
-        print(f"tada: not tested: {failure.message}", file=sys.stderr)
-    return 1 if result.unreadable else 0
+    names = {"top1": "top-1", "top5": "top-5"}
+    numbers = [f"{names.get(name, name)} {value:.4f}" for name, value in metrics.items()]
+    print("   ".join([*numbers, f"{read} of {meant} videos"]))
+    print(f"the report is in {out}: evaluation.json, scores.npz, scores.csv, pictures of what was confused")
 
 
 # --- predict ---
@@ -491,7 +557,9 @@ def _recipes(options: Namespace) -> int:
     for name, path in named_recipes().items():
         recipe = load_recipe(name)
         first_line = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        print(f"{name:<16}{recipe.model:<14}{first_line}")
+        print(f"{name:<26}{recipe.model:<16}{first_line}")
+        if name in EXPECTED:
+            print(f"{'':<42}{EXPECTED[name]}")
     return 0
 
 

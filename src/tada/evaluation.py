@@ -1,91 +1,32 @@
-"""Testing a trained recogniser: every video once, all its views, and what came out in numbers.
+"""Testing a trained recogniser: every video once, all its views, over any number of devices.
 
 The scores of a video are the mean of its views' softmax scores, as in the papers' protocols. A video that cannot be
 read is never left out in silence: it is listed, and the report says how many were meant and how many were read.
 
-Shapes: N videos, V views, K classes.
+Shapes: N videos, V views, H heads, K classes of all heads.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loader
-from tada.data.table import ACTION, Head, VideoTable
+from tada.data.table import LabelledVideo, VideoTable
 from tada.errors import DataError
-from tada.plots import save_confusion_matrix
+from tada.machine import Machine, Processes, default_num_workers
 from tada.predict import Recognizer, load
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """The result of a test."""
-
-    labels: tuple[str, ...]
-    """Class names."""
-    paths: tuple[str, ...]
-    """The N videos that were read."""
-    targets: NDArray[np.int64]
-    """[N], the true classes."""
-    scores: NDArray[np.float32]
-    """[N, K], the mean probabilities over a video's views."""
-    unreadable: tuple[Unreadable, ...]
-    """Videos of the test set that are not among the N."""
-    views: Views
-    """Views of each video."""
-
-    def accuracy(self, top_k: int = 1) -> float:
-        """Part of the videos read whose class is among the ``top_k`` most probable."""
-        k = min(top_k, len(self.labels))
-        scores, targets = torch.from_numpy(self.scores), torch.from_numpy(self.targets)
-        return float(multiclass_accuracy(scores, targets, len(self.labels), average="micro", top_k=k))
-
-    def confusion(self) -> NDArray[np.int64]:
-        """[K, K]: videos of each class (row) that were taken for each class (column)."""
-        scores, targets = torch.from_numpy(self.scores), torch.from_numpy(self.targets)
-        counts: NDArray[np.int64] = multiclass_confusion_matrix(scores, targets, len(self.labels)).numpy()
-        return counts
-
-    def per_class(self) -> dict[str, tuple[float, int]]:
-        """Top-1 accuracy and number of videos of each class that has some."""
-        confusion = self.confusion()
-        counts = confusion.sum(1)
-        return {
-            label: (float(confusion[i, i] / counts[i]), int(counts[i]))
-            for i, label in enumerate(self.labels)
-            if counts[i]
-        }
-
-    def save(self, folder: Path) -> None:
-        """Write evaluation.json, scores.csv and confusion.png."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_confusion_matrix(self.confusion(), self.labels, folder / "confusion.png")
-        with (folder / "scores.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["path", "label", *self.labels])
-            for path, target, scores in zip(self.paths, self.targets, self.scores, strict=True):
-                writer.writerow([path, self.labels[target], *(f"{score:.6f}" for score in scores)])
-        summary = {
-            "top1": self.accuracy(1),
-            "top5": self.accuracy(5),
-            "views": str(self.views),
-            "videos_read": len(self.paths),
-            "videos_unreadable": [failure._asdict() for failure in self.unreadable],
-            "per_class": {label: {"top1": top1, "videos": count} for label, (top1, count) in self.per_class().items()},
-        }
-        (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+from tada.ranks import gathered, leaving_together
+from tada.results import UNKNOWN, Evaluation
 
 
 def evaluate(
@@ -98,6 +39,7 @@ def evaluate(
     num_workers: int | None = None,
     clips_per_batch: int = 32,
     device: str | None = None,
+    machine: Machine | None = None,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
@@ -105,67 +47,117 @@ def evaluate(
 
     Args:
         data: what ``read_dataset`` takes, or a table it has read.
-        split: the part of the data to test on. By default "test" where there is one, else "val", else all that the
-            run was not trained on.
+        split: the part of the data to test on. By default "test" where there is one whose classes are known, else
+            "val", else all that the run was not trained on.
         views: views of each video; by default one, in the middle.
-        clips_per_batch: clips that pass the model at a time.
+        num_workers: processes that decode, for each device; by default one for each core, at most eight.
+        clips_per_batch: clips that pass the model at a time, whatever the number of views.
+        device: "cpu", "cuda", ...; by default a GPU where there is one. Several devices are ``machine``'s matter.
+        machine: devices that share the videos; all of their processes get the whole result.
 
     Raises:
         DataError: the data has classes the model does not know, or videos it was trained on.
         CheckpointError: the run holds no model, or a damaged one.
     """
-    recognizer = load(run, device=device)
+    machine = Machine() if machine is None else machine
+    processes = machine.processes()
+    say = processes.speaker(say)
+    recognizer = load(run, device="cpu" if processes.world > 1 else device)
     table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
     table = _choose_videos(table, run, split, say)
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; scores are of these")
-    table = table.numbered_as([Head(name=ACTION, labels=recognizer.labels)])
+    table = table.numbered_as(recognizer.heads)
     videos = TestVideos(table, recognizer.clip, Views() if views is None else views)
-    num_workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
-    loader = test_loader(videos, clips_per_batch=clips_per_batch, num_workers=num_workers)
-    indices, scores, unreadable = [], [], []
-    for batch in track(loader, "testing", transient=True, disable=not show_progress):
-        indices += batch.indices.tolist()
-        scores += _video_scores(recognizer, batch)
-        unreadable += batch.unreadable
-    if not indices:
+    loader = test_loader(
+        videos,
+        clips_per_batch=clips_per_batch,
+        num_workers=default_num_workers(processes.devices) if num_workers is None else num_workers,
+        rank=processes.rank,
+        world=processes.world,
+    )
+    with leaving_together():
+        if processes.world > 1:
+            recognizer = Recognizer(recognizer.model, recognizer.card, device=_join(machine, processes))
+        votes: list[tuple[int, NDArray[np.float32]]] = []
+        unreadable: list[Unreadable] = []
+        hidden = not (show_progress and processes.is_first)
+        for batch in track(loader, "testing", transient=True, disable=hidden):
+            votes += _video_scores(recognizer, batch, clips_per_batch)
+            unreadable += batch.unreadable
+        votes, unreadable = gathered(votes), gathered(unreadable)
+    if not votes:
         raise DataError(f"none of the {len(table.videos)} videos could be read; the first: {unreadable[0].message}")
+    votes.sort(key=lambda vote: vote[0])
+    check_votes((index for index, _ in votes), len(table.videos), len(unreadable))
+    read = [table.videos[index] for index, _ in votes]
+    unknown = (UNKNOWN,) * len(table.heads)
     return Evaluation(
-        labels=table.labels,
-        paths=tuple(table.videos[i].path for i in indices),
-        targets=np.array([table.videos[i].label for i in indices]),
-        scores=np.stack(scores),
+        heads=table.heads,
+        ids=tuple(video.id for video in read),
+        paths=tuple(video.path for video in read),
+        groups=tuple(video.group for video in read),
+        targets=np.array([video.labels or unknown for video in read], np.int64),
+        scores=np.stack([scores for _, scores in votes]),
         unreadable=tuple(unreadable),
-        views=videos.views,
+        views=(videos.views,),
     )
 
 
-def _video_scores(recognizer: Recognizer, batch: ViewBatch) -> list[NDArray[np.float32]]:
-    """The mean scores [K] of each video of a batch."""
+def check_votes(indices: Iterable[int], num_videos: int, num_unreadable: int) -> None:
+    """Make sure that each video that could be read has voted, and once.
+
+    Raises:
+        RuntimeError: a fault of ours.
+    """
+    counts = Counter(indices)
+    twice = [index for index, count in counts.items() if count > 1]
+    if twice or len(counts) + num_unreadable != num_videos or not counts.keys() <= set(range(num_videos)):
+        raise RuntimeError(
+            f"{len(counts)} videos have voted and {num_unreadable} could not be read, of {num_videos}; twice: {twice}"
+        )
+
+
+def _join(machine: Machine, processes: Processes) -> torch.device:
+    """Meet the other processes, and start them where Lightning has to; this process's device."""
+    from lightning import Fabric
+
+    fabric = Fabric(**processes.lightning(machine), strategy="ddp")
+    fabric.launch()
+    return fabric.device
+
+
+def _video_scores(
+    recognizer: Recognizer, batch: ViewBatch, clips_per_batch: int
+) -> list[tuple[int, NDArray[np.float32]]]:
+    """The place and the mean scores [K] of each video of a batch."""
     if not len(batch.indices):
         return []
     n, v = batch.views.shape[:2]
-    return list(recognizer.scores(batch.views.flatten(0, 1)).view(n, v, -1).mean(1).numpy())
+    clips = torch.split(batch.views.flatten(0, 1), clips_per_batch)
+    scores = torch.cat([recognizer.scores(some) for some in clips])
+    return list(zip(batch.indices.tolist(), scores.view(n, v, -1).mean(1).numpy(), strict=True))
 
 
 def _choose_videos(table: VideoTable, run: Path, split: str | None, say: Callable[[str], None]) -> VideoTable:
     """The videos to test on: never one that the run was trained on."""
     splits = _splits_of_run(run)
     if split is None and table.splits:
-        split = "test" if "test" in table.splits else "val" if "val" in table.splits else None
+        told = {video.split for video in table.videos if video.labels}
+        split = "test" if "test" in told else "val" if "val" in told else None
     if split is not None and table.splits:
         table = table.of_split(split)
         say(f"testing on the data's {split} split")
     else:
-        marks = {splits.get(video.path) for video in table.videos}
+        marks = {splits.get(_place(video)) for video in table.videos}
         if None not in marks:
             # The very videos of the run, which has held some of them out.
             split = split or "val"
-            table = replace(table, videos=tuple(v for v in table.videos if splits[v.path] == split))
+            table = replace(table, videos=tuple(v for v in table.videos if splits[_place(v)] == split))
             say(f"testing on the {len(table.videos)} videos that {run} held out for validation")
     if not table.videos:
         raise DataError(f"{run} has held out no videos of this data as its {split} split")
-    trained_on = [video for video in table.videos if splits.get(video.path) == "train"]
+    trained_on = [video for video in table.videos if splits.get(_place(video)) == "train"]
     if trained_on:
         raise DataError(
             f"{len(trained_on)} of {len(table.videos)} test videos were trained on, the first: "
@@ -174,10 +166,20 @@ def _choose_videos(table: VideoTable, run: Path, split: str | None, say: Callabl
     return table
 
 
-def _splits_of_run(run: Path) -> dict[str, str]:
-    """The part each of the run's own videos was in, by path."""
+Place = tuple[str, str, str]
+"""A file and the beginning and end of a segment, as videos.csv has them."""
+
+
+def _place(video: LabelledVideo) -> Place:
+    times = ("" if time is None else repr(time) for time in (video.start_seconds, video.end_seconds))
+    return (video.path, *times)  # type: ignore[return-value]  # two times
+
+
+def _splits_of_run(run: Path) -> dict[Place, str]:
+    """The part each of the run's own videos was in."""
     path = run / "videos.csv"
     if not path.exists():
         return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["path"]: row["split"] for row in csv.DictReader(file)}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = csv.DictReader(file)
+        return {(row["path"], row.get("start_seconds", ""), row.get("end_seconds", "")): row["split"] for row in rows}

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise, product
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tada.data.rows import guarded
-from tada.data.table import VIDEO_EXTENSIONS
+from tada.data.table import ACTION, VIDEO_EXTENSIONS, Head
 from tada.errors import OptionError, VideoNotFoundError
 from tada.models.hub import fetch_model, is_hub_id
 from tada.models.weights import ModelCard, load_model, packaged, packaged_names
@@ -135,15 +135,31 @@ class Recognizer:
         return self.card.labels
 
     @property
+    def heads(self) -> tuple[Head, ...]:
+        """What the model says of a video, and the class names of each; their logits lie side by side."""
+        sizes = self.card.head_sizes or {ACTION: len(self.labels)}
+        ends = list(accumulate(sizes.values()))
+        return tuple(
+            Head(name=name, labels=self.labels[end - size : end])
+            for (name, size), end in zip(sizes.items(), ends, strict=True)
+        )
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What a prediction tells apart: the classes; of several heads ("open", "drawer") all their combinations."""
+        return tuple(" ".join(names) for names in product(*(head.labels for head in self.heads)))
+
+    @property
     def clip(self) -> ClipSpec:
         """Which frames make a clip, and how large they are."""
         return self.card.clip
 
     @torch.inference_mode()
     def scores(self, views: Tensor) -> Tensor:
-        """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU."""
+        """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU; those of each head add up to 1."""
         logits: Tensor = self.model(normalise(views.to(self.device)))
-        return logits.float().softmax(1).cpu()
+        sizes = [len(head.labels) for head in self.heads]
+        return torch.cat([of_head.softmax(1) for of_head in torch.split(logits.float(), sizes, dim=1)], dim=1).cpu()
 
     def predict(
         self,
@@ -172,7 +188,7 @@ class Recognizer:
             clips = _choose_clips(reader, self.clip, num_clips, window_seconds)
             found = [self._score_clip(reader, indices) for indices in clips]
         mean = torch.tensor([clip.scores for clip in found]).mean(0)
-        return Prediction(path=fspath(video), labels=self.labels, scores=tuple(mean.tolist()), clips=tuple(found))
+        return Prediction(path=fspath(video), labels=self.answers, scores=tuple(mean.tolist()), clips=tuple(found))
 
     def _score_clip(self, reader: Video, indices: list[int]) -> ClipScores:
         views = test_crops(
@@ -185,8 +201,15 @@ class Recognizer:
         return ClipScores(
             start_seconds=float(reader.times_seconds[indices[0]]),
             end_seconds=float(reader.times_seconds[indices[-1]]),
-            scores=tuple(self.scores(torch.stack(views))[0].tolist()),
+            scores=tuple(self._joint(self.scores(torch.stack(views))[0]).tolist()),
         )
+
+    def _joint(self, scores: Tensor) -> Tensor:
+        """[K] -> the probabilities of ``answers``: products of those of the heads."""
+        joint = torch.ones(1)
+        for of_head in torch.split(scores, [len(head.labels) for head in self.heads]):
+            joint = (joint[:, None] * of_head).flatten()
+        return joint
 
 
 def _choose_clips(

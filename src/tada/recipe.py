@@ -44,6 +44,13 @@ class Recipe:
     """Which frames make a clip, and how large they are."""
     short_side_range: tuple[int, int] = (48, 64)
     """Range in which the short side of a training clip is drawn before cropping, in pixels."""
+    train_crop: int | None = None
+    """Side of the square that training cuts, in pixels; null: clip.crop, which testing cuts."""
+    crop_area_range: tuple[float, float] | None = None
+    """Cut rectangles of an area drawn from this range, as a part of the frame, and resize them (a random resized crop),
+    in place of a square after drawing the short side; null: no."""
+    crop_ratio_range: tuple[float, float] = (0.75, 1.3333)
+    """Range of such a rectangle's width to its height."""
     flip_probability: float = 0.5
     """How often a training clip is mirrored. Classes named left and right then swap."""
     reverse_probability: float = 0.0
@@ -57,10 +64,31 @@ class Recipe:
     """How often a training clip loses its colour."""
     invert_probability: float = 0.0
     """How often bright becomes dark in a training clip."""
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Strengths of changes in brightness, contrast, saturation and hue (at most 0.5), as ImageNet's recipes do it."""
+    color_jitter_probability: float = 1.0
+    """How often a training clip is changed so."""
+    randaugment_operations: int = 0
+    """Operations of RandAugment that are drawn for a training clip; 0 for none."""
+    randaugment_magnitude: float = 9.0
+    """Their strength, from 0 to 10."""
+    randaugment_magnitude_std: float = 0.5
+    """Standard deviation of the strength, drawn anew for each operation."""
+    erase_probability: float = 0.0
+    """How often a rectangle of a training clip is filled with noise."""
+    mixup_alpha: float = 0.0
+    """Mix the clips of a batch in pairs, in parts drawn from Beta(alpha, alpha), and their targets; 0: no."""
+    cutmix_alpha: float = 0.0
+    """The same by cutting a rectangle out of one clip into the other."""
+    cutmix_probability: float = 0.5
+    """How often a batch is cut and not blended, where both are on."""
     epochs: int = 45
     """Times that training sees every clip."""
     batch_size: int = 32
     """Clips of one optimiser step, over all devices and accumulated parts."""
+    learning_rate_batch: int | None = None
+    """The batch_size that learning_rate is meant for. With another, the rate is scaled in proportion, and training says
+    so; null: learning_rate is taken as it is."""
     accumulate: int = 1
     """Parts in which a step's clips are worked off, to save memory."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -81,8 +109,11 @@ class Recipe:
     """Decay per step of the averaged weights that are kept in place of the last ones; null keeps the last."""
     clip_gradient_norm: float | None = 5.0
     """Length to which a longer gradient is cut; null leaves it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the convolutions and matrix products."""
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    """Arithmetic of the convolutions and matrix products; fp64 is for checks, and slow."""
+    sync_batch_norm: bool = True
+    """Whether batch norms see the clips of all devices, so that the number of devices changes nothing, or each device
+    its own."""
     seed: int = 0
     """Decides the initial weights, the order of clips and their augmentation."""
 
@@ -91,11 +122,28 @@ class Recipe:
         # As YAML has them, so that a recipe that was written and read again is the same.
         options = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_options.items()}
         object.__setattr__(self, "model_options", options)
-        low, high = self.short_side_range
-        _require(self.clip.crop <= low <= high, "short_side_range", f"rising, from clip.crop ({self.clip.crop}) on")
-        for name in ("flip", "reverse", "color_shuffle", "grayscale", "invert"):
+        if self.crop_area_range is None:
+            low, high = self.short_side_range
+            crop, crop_name = (
+                (self.clip.crop, "clip.crop") if self.train_crop is None else (self.train_crop, "train_crop")
+            )
+            _require(crop <= low <= high, "short_side_range", f"rising, from {crop_name} ({crop}) on")
+        else:
+            smallest, largest = self.crop_area_range
+            _require(0 < smallest <= largest <= 1, "crop_area_range", "rising, above 0 and up to 1")
+        _require(self.train_crop is None or self.train_crop >= 1, "train_crop", "null, or 1 pixel or more")
+        _require(0 < self.crop_ratio_range[0] <= self.crop_ratio_range[1], "crop_ratio_range", "rising, and above 0")
+        for name in ("flip", "reverse", "color_shuffle", "grayscale", "invert", "color_jitter", "erase", "cutmix"):
             _require(0 <= getattr(self, f"{name}_probability") <= 1, f"{name}_probability", "between 0 and 1")
         _require(self.color_strength >= 0, "color_strength", "0 or more")
+        _require(
+            min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5, "color_jitter", "0 or more, hue up to 0.5"
+        )
+        _require(self.randaugment_operations >= 0, "randaugment_operations", "0 or more")
+        _require(0 <= self.randaugment_magnitude <= 10, "randaugment_magnitude", "between 0 and 10")
+        _require(self.randaugment_magnitude_std >= 0, "randaugment_magnitude_std", "0 or more")
+        _require(self.mixup_alpha >= 0, "mixup_alpha", "0 or more")
+        _require(self.cutmix_alpha >= 0, "cutmix_alpha", "0 or more")
         _require(self.epochs >= 1, "epochs", "1 or more")
         _require(self.accumulate >= 1, "accumulate", "1 or more")
         _require(
@@ -104,6 +152,7 @@ class Recipe:
             f"a multiple of accumulate ({self.accumulate})",
         )
         _require(self.learning_rate > 0, "learning_rate", "positive")
+        _require(self.learning_rate_batch is None or self.learning_rate_batch > 0, "learning_rate_batch", "positive")
         _require(self.head_learning_rate_factor > 0, "head_learning_rate_factor", "positive")
         _require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", f"between 0 and epochs ({self.epochs})")
         _require(0 <= self.warmup_start <= 1, "warmup_start", "between 0 and 1")
@@ -113,10 +162,65 @@ class Recipe:
         _require(self.clip_gradient_norm is None or self.clip_gradient_norm > 0, "clip_gradient_norm", "positive")
         _require(self.seed >= 0, "seed", "0 or more")
 
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate at its peak, scaled from ``learning_rate_batch`` to ``batch_size``."""
+        return self.learning_rate * self.batch_size / (self.learning_rate_batch or self.batch_size)
+
 
 def _require(holds: bool, name: str, rule: str) -> None:
     if not holds:
         raise OptionError(f"the recipe's {name} must be {rule}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expected:
+    """What a recipe is known to reach on the data set it is for."""
+
+    data: str
+    """The data set, and the part of it that is tested on."""
+    views: str
+    """Views of each video in the test, as `tada evaluate --views` takes them."""
+    metrics: dict[str, float]
+    """Accuracies in [0, 1] by name; empty where none was found."""
+    source: str
+    """Where the numbers are from."""
+
+    def __str__(self) -> str:
+        """In one line."""
+        if not self.metrics:
+            return f"{self.data}, {self.views} views: {self.source}"
+        numbers = ", ".join(f"{name} {100 * value:.1f} %" for name, value in self.metrics.items())
+        return f"{self.data}, {self.views} views: {numbers} ({self.source})"
+
+
+_AUTHORS = "the authors' table"
+_CARD = "the TAdaConvNeXt paper's table, quoted from memory"
+_NONE = "no published number was found"
+EXPECTED = {
+    "k400_tada2d_r50_8x8": Expected(
+        data="Kinetics-400 val", views="10x3", metrics={"top1": 0.767, "top5": 0.926}, source=_AUTHORS
+    ),
+    "k400_tada2d_r50_16x5": Expected(
+        data="Kinetics-400 val", views="10x3", metrics={"top1": 0.774, "top5": 0.931}, source=_AUTHORS
+    ),
+    "ssv2_tada2d_r50_8": Expected(
+        data="Something-Something-v2 val",
+        views="2x3",
+        metrics={"top1": 0.640, "top5": 0.880},
+        source="the authors' README; their model zoo says 64.2 %",
+    ),
+    "ssv2_tada2d_r50_16": Expected(
+        data="Something-Something-v2 val", views="2x3", metrics={"top1": 0.656, "top5": 0.891}, source=_AUTHORS
+    ),
+    "epic100_tada2d_r50_8x8": Expected(data="EPIC-KITCHENS-100 val", views="10x3", metrics={}, source=_NONE),
+    "k400_tadaconvnext_t_16x5": Expected(
+        data="Kinetics-400 val", views="4x3", metrics={"top1": 0.784, "top5": 0.935}, source=_CARD
+    ),
+    "k400_tadaconvnext_s_16x5": Expected(data="Kinetics-400 val", views="4x3", metrics={}, source=_NONE),
+    "k400_tadaconvnext_b_16x5": Expected(data="Kinetics-400 val", views="4x3", metrics={}, source=_NONE),
+}
+"""What the recipes for published data sets are held to, by their names."""
 
 
 def named_recipes() -> dict[str, Path]:
@@ -174,6 +278,5 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
 
 def recipe_yaml(recipe: Recipe) -> str:
     """The recipe as YAML that ``load_recipe`` reads back to the same value."""
-    values = asdict(recipe)
-    values["short_side_range"] = list(recipe.short_side_range)
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(recipe).items()}
     return yaml.safe_dump(values, sort_keys=False)

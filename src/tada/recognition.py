@@ -9,32 +9,30 @@ A run's folder holds::
     logs/               numbers of every epoch: CSV, and TensorBoard
     resume/last.ckpt    the state from which an interrupted run continues, bit for bit
     unreadable.csv      videos that could not be read, where some were allowed
+    non_finite_batch.txt    the clips of a batch whose loss was no number, where that ended the run
 
 Shapes: N clips or videos, V views, T frames, K classes.
 """
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import json
-import logging
 import math
-import os
-import pickle
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from tada.data.annotations import read_dataset, write_table
@@ -45,18 +43,22 @@ from tada.data.clips import (
     ResumableLoader,
     TestVideos,
     TrainingClips,
-    Unreadable,
     ViewBatch,
     Views,
     test_loader,
 )
-from tada.data.table import VideoTable, hold_out, hold_out_groups
+from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
 from tada.errors import CheckpointError, DataError, OptionError, UserError
+from tada.loop import CHECKPOINT, EpochLines, SameRun, UnreadableVideos, make_trainer, own_sigterm, quiet
+from tada.machine import Machine, default_num_workers
 from tada.models import create_model
 from tada.models.initial import start_from
-from tada.models.weights import ModelCard, packaged, packaged_names, save_model
+from tada.models.parallel import checkpoint_blocks, shard, synchronise_batch_norms, whole_weights
+from tada.models.weights import ModelCard, packaged, packaged_names, save_weights
+from tada.ranks import gathered, leaving_together, on_any
 from tada.recipe import Recipe, load_recipe, recipe_yaml
 from tada.speed import LoaderSpeed
+from tada.video.augment import draw_mixture
 from tada.video.transforms import flip_swaps, normalise, reverse_swaps
 
 
@@ -88,6 +90,7 @@ def train(
     skip_unreadable: int = 0,
     num_workers: int | None = None,
     save_every_steps: int | None = None,
+    machine: Machine | None = None,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> TrainingResult:
@@ -100,13 +103,17 @@ def train(
         val_groups: hold out these values of the CSV's group column instead.
         resume: continue the run in ``out`` from its last saved state, to the same numbers as if never stopped.
         skip_unreadable: how many videos may turn out unreadable; they are listed. One more stops the run.
-        num_workers: processes that decode; by default one for each core, at most eight.
+        num_workers: processes that decode, for each device; by default one for each core, at most eight.
         save_every_steps: optimiser steps between saved states; by default those of an epoch, at most 200.
+        machine: devices and how they are used; by default one device. The same run may go on with other ones.
         say: receives a line for each thing worth knowing.
 
     Raises:
         UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
     """
+    machine = Machine() if machine is None else machine
+    processes = machine.processes()
+    say = processes.speaker(say)
     table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
     table = _with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
     training = table.of_split("train")
@@ -115,79 +122,146 @@ def train(
         say(f"{table.kind}: {table.coverage()} are there; `tada check` lists the others")
     if table.ignored:
         say(f"left out, beside the videos: {', '.join(table.ignored[:5])} ({len(table.ignored)} in all)")
-    checkpoint = out / "resume" / "last.ckpt"
     if resume:
-        _check_same_run(out, recipe, table, checkpoint)
-    elif out.exists() and any(out.iterdir()):
+        _check_same_run(out, recipe, table)
+    elif processes.is_first and out.exists() and any(out.iterdir()):
         raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
+    _check_divisible(recipe, machine, processes.world)
 
     L.seed_everything(recipe.seed, verbose=False)
+    head_sizes = {head.name: len(head.labels) for head in table.heads}
     model = create_model(
-        recipe.model, num_classes=len(table.labels), num_frames=recipe.clip.num_frames, **recipe.model_options
+        recipe.model, num_classes=sum(head_sizes.values()), num_frames=recipe.clip.num_frames, **recipe.model_options
     )
     trained_from = initialise(model, recipe.model, recipe.init, say=say)
-    augmentation = Augmentation(
-        short_side_range=recipe.short_side_range,
-        flip_probability=recipe.flip_probability,
-        flip_swaps=flip_swaps(table.labels),
-        reverse_probability=recipe.reverse_probability,
-        reverse_swaps=reverse_swaps(table.labels),
-        color_strength=recipe.color_strength,
-        color_shuffle_probability=recipe.color_shuffle_probability,
-        grayscale_probability=recipe.grayscale_probability,
-        invert_probability=recipe.invert_probability,
-    )
     batches = ResumableBatches(
-        len(training), batch_size=recipe.batch_size, accumulate=recipe.accumulate, seed=recipe.seed
+        len(training),
+        batch_size=recipe.batch_size,
+        accumulate=recipe.accumulate,
+        seed=recipe.seed,
+        rank=processes.rank,
+        world=processes.world,
     )
-    num_workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
-    clips = TrainingClips(training, recipe.clip, augmentation, seed=recipe.seed)
+    num_workers = default_num_workers(processes.devices) if num_workers is None else num_workers
+    clips = TrainingClips(training, recipe.clip, _augmentation(recipe, table.heads), seed=recipe.seed)
     loader = ResumableLoader(clips, batches, num_workers=num_workers)
     val_loader = None
     if validation is not None:
         val_videos = TestVideos(validation, recipe.clip, Views())
-        val_loader = test_loader(val_videos, clips_per_batch=recipe.batch_size, num_workers=num_workers)
+        val_loader = test_loader(
+            val_videos,
+            clips_per_batch=max(recipe.batch_size // (recipe.accumulate * processes.world), 1),
+            num_workers=num_workers,
+            rank=processes.rank,
+            world=processes.world,
+        )
     num_held_out = 0 if validation is None else len(validation)
-    say(f"{len(training)} training and {num_held_out} validation videos of {len(table.labels)} classes")
+    classes = " and ".join(f"{len(head.labels)} {_kind_of_classes(head, table.heads)}" for head in table.heads)
+    say(f"{len(training)} training and {num_held_out} validation videos of {classes}")
     say(f"{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, starting from {trained_from}")
+    if recipe.peak_learning_rate != recipe.learning_rate:
+        say(
+            f"learning_rate {recipe.learning_rate:g} is meant for batches of {recipe.learning_rate_batch}; for "
+            f"{recipe.batch_size} it is scaled to {recipe.peak_learning_rate:g}"
+        )
 
-    if not resume:
+    if not resume and processes.is_first:
         out.mkdir(parents=True, exist_ok=True)
         (out / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
         write_table(table, out / "videos.csv")
     steps_per_epoch = len(batches) // recipe.accumulate
-    task = RecognitionTask(model, recipe, steps_per_epoch=steps_per_epoch)
-    save_every_steps = save_every_steps or min(steps_per_epoch, 200)
+    kind = ShardedRecognitionTask if machine.strategy == "fsdp" else RecognitionTask
+    task = kind(model, recipe, steps_per_epoch=steps_per_epoch, head_sizes=head_sizes)
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     lines = EpochLines(say)
-    speed = LoaderSpeed(say)
-    trainer = _trainer(
-        recipe, out, [unreadable, lines, speed], save_every_steps=save_every_steps, show_progress=show_progress
+    same_run = SameRun(hashlib.sha256((recipe_yaml(recipe) + table.fingerprint()).encode()).hexdigest())
+    trainer = make_trainer(
+        recipe,
+        out,
+        [same_run, unreadable, lines, LoaderSpeed(say)],
+        machine=machine,
+        processes=processes,
+        save_every_steps=save_every_steps or min(steps_per_epoch, 200),
+        show_progress=show_progress and processes.is_first,
     )
+    on_cpu = trainer.strategy.root_device.type == "cpu"
+    if processes.world > 1 and recipe.sync_batch_norm:
+        synchronise_batch_norms(model, on_cpu=on_cpu)
+    if machine.checkpoint_gradients:
+        checkpoint_blocks(model)
     started = time.perf_counter()
-    with _quiet():
+    with leaving_together(), own_sigterm(), quiet():
         trainer.fit(
             task,
             loader,
             val_loader,
-            ckpt_path=str(checkpoint) if resume else None,
+            ckpt_path=str(out / CHECKPOINT) if resume else None,
             weights_only=True,
         )
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        weights = whole_weights(model) if machine.strategy == "fsdp" else model.state_dict()
     seconds = time.perf_counter() - started
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    unreadable.write(out / "unreadable.csv")
-    card = ModelCard(
-        model=recipe.model,
-        options=recipe.model_options,
-        labels=table.labels,
-        clip=recipe.clip,
-        metrics=lines.metrics,
-        trained_from=trained_from,
-    )
-    save_model(out, model, card)
-    (out / "metrics.json").write_text(json.dumps(lines.metrics | {"seconds": seconds}, indent=2) + "\n")
+    if processes.is_first:
+        unreadable.write(out / "unreadable.csv")
+        card = ModelCard(
+            model=recipe.model,
+            options=recipe.model_options,
+            labels=tuple(label for head in table.heads for label in head.labels),
+            head_sizes=head_sizes if len(head_sizes) > 1 else {},
+            clip=recipe.clip,
+            metrics=lines.metrics,
+            trained_from=trained_from,
+        )
+        save_weights(out, weights, card)
+        (out / "metrics.json").write_text(json.dumps(lines.metrics | {"seconds": seconds}, indent=2) + "\n")
     return TrainingResult(run=out, metrics=lines.metrics, seconds=seconds)
+
+
+def _kind_of_classes(head: Head, heads: Sequence[Head]) -> str:
+    return "classes" if len(heads) == 1 else f"{head.name}s"
+
+
+def _augmentation(recipe: Recipe, heads: Sequence[Head]) -> Augmentation:
+    return Augmentation(
+        short_side_range=recipe.short_side_range,
+        crop=recipe.train_crop,
+        crop_area_range=recipe.crop_area_range,
+        crop_ratio_range=recipe.crop_ratio_range,
+        flip_probability=recipe.flip_probability,
+        flip_swaps=[flip_swaps(head.labels) for head in heads],
+        reverse_probability=recipe.reverse_probability,
+        reverse_swaps=[reverse_swaps(head.labels) for head in heads],
+        color_strength=recipe.color_strength,
+        color_shuffle_probability=recipe.color_shuffle_probability,
+        grayscale_probability=recipe.grayscale_probability,
+        invert_probability=recipe.invert_probability,
+        color_jitter=recipe.color_jitter,
+        color_jitter_probability=recipe.color_jitter_probability,
+        randaugment_operations=recipe.randaugment_operations,
+        randaugment_magnitude=recipe.randaugment_magnitude,
+        randaugment_magnitude_std=recipe.randaugment_magnitude_std,
+        erase_probability=recipe.erase_probability,
+    )
+
+
+def _check_divisible(recipe: Recipe, machine: Machine, world: int) -> None:
+    """A step's clips are dealt out evenly, in pairs where they are mixed in pairs."""
+    parts = recipe.accumulate * world
+    if recipe.batch_size % parts:
+        raise OptionError(
+            f"batch_size {recipe.batch_size} cannot be divided among {world} devices in {recipe.accumulate} parts: "
+            f"choose a multiple of {parts}"
+        )
+    if (recipe.mixup_alpha or recipe.cutmix_alpha) and recipe.batch_size // parts % 2:
+        raise OptionError(
+            f"mixup and cutmix mix clips in pairs, but each device has {recipe.batch_size // parts} at a time "
+            f"(batch_size {recipe.batch_size}, {world} devices, {recipe.accumulate} parts): choose an even number"
+        )
+    if machine.strategy == "fsdp" and recipe.ema_decay is not None:
+        raise OptionError("weights that are divided among devices (fsdp) are not averaged: use ddp, or no ema_decay")
+    if machine.strategy == "fsdp" and recipe.precision == "fp64":
+        raise OptionError("weights that are divided among devices (fsdp) are fp32 or bf16: choose ddp for fp64")
 
 
 def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:
@@ -223,42 +297,113 @@ def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, war
 
 
 class RecognitionTask(L.LightningModule):
-    """The loss, its optimiser and what is measured on the way."""
+    """The loss, its optimiser and what is measured on the way.
 
-    def __init__(self, model: nn.Module, recipe: Recipe, *, steps_per_epoch: int) -> None:
+    The network's logits are those of all heads side by side, [N, K]; the loss is the sum over the heads, as in the
+    released code (``BaseHeadx2``).
+    """
+
+    # Validation videos are dealt out to the processes; there may be fewer of them.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, *, steps_per_epoch: int, head_sizes: Mapping[str, int]
+    ) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
-        num_classes = int(model.head.out_features)  # type: ignore[arg-type, union-attr]
-        self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.head_sizes = head_sizes
+        names = [f"val_{name}_top1" for name in head_sizes] if len(head_sizes) > 1 else ["val_top1"]
+        tops = {
+            name: MulticlassAccuracy(size, average="micro")
+            for name, size in zip(names, head_sizes.values(), strict=True)
+        }
+        self.val_tops = nn.ModuleDict(tops)
+        self.val_action_top1 = MeanMetric()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout draws from the step's own seed: a resumed run draws what the uninterrupted one would have.
         torch.manual_seed(hash((self.recipe.seed, self.current_epoch, batch_idx, self.global_rank)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits = self.model(normalise(batch.clips))
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.recipe.label_smoothing)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
-                "learning_rate, or set clip_gradient_norm; the last saved state can be resumed"
-            )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels))
+        recipe = self.recipe
+        clips = self._normalised(batch.clips)
+        rng = np.random.default_rng((recipe.seed, self.current_epoch, batch_idx, 0))
+        mixture = draw_mixture(
+            mixup_alpha=recipe.mixup_alpha,
+            cutmix_alpha=recipe.cutmix_alpha,
+            cutmix_probability=recipe.cutmix_probability,
+            rng=rng,
+        )
+        targets = [
+            labels if mixture is None else mixture.targets(F.one_hot(labels, size).to(clips.dtype), clips)
+            for labels, size in zip(batch.labels.unbind(1), self.head_sizes.values(), strict=True)
+        ]
+        logits = self._heads(self.model(clips if mixture is None else mixture.clips(clips)))
+        losses = [
+            F.cross_entropy(of_head, target, label_smoothing=recipe.label_smoothing)
+            for of_head, target in zip(logits, targets, strict=True)
+        ]
+        loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+        self._check_finite(loss, batch, batch_idx)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
         return loss
+
+    def _check_finite(self, loss: Tensor, batch: Batch, batch_idx: int) -> None:
+        """Stop all processes before the step if the loss of one is no number; name its clips."""
+        fine = bool(torch.isfinite(loss))
+        if not on_any(not fine, self.device):
+            return
+        paths = gathered([] if fine else batch.paths)
+        value = gathered([] if fine else [loss.item()])[0]
+        more = f" and {len(paths) - 5} more, all in non_finite_batch.txt" if len(paths) > 5 else ""
+        if self.trainer.is_global_zero:
+            file = Path(self.trainer.default_root_dir) / "non_finite_batch.txt"
+            file.write_text("\n".join(paths) + "\n", encoding="utf-8", errors="surrogateescape")
+        raise NonFiniteLossError(
+            f"the loss is {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
+            "learning_rate, or set clip_gradient_norm; the last saved state can be resumed. The batch's videos: "
+            f"{', '.join(paths[:5])}{more}"
+        )
+
+    def _normalised(self, clips: Tensor) -> Tensor:
+        return normalise(clips, dtype=torch.float64 if self.recipe.precision == "fp64" else torch.float32)
+
+    def _heads(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """[N, K] -> those of each head."""
+        return torch.split(logits, list(self.head_sizes.values()), dim=1)
+
+    def on_validation_start(self) -> None:
+        if self.trainer.world_size > 1 and not self.recipe.sync_batch_norm:
+            # Each device has had its own batch norms: those of the first are kept, so they are the ones to test.
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def _tops(self) -> dict[str, MulticlassAccuracy]:
+        return cast(dict[str, MulticlassAccuracy], self.val_tops)
 
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
         if len(batch.labels):
-            logits = self.model(normalise(batch.views[:, 0]))
-            self.val_top1.update(logits, batch.labels)
-            self.log("val_top1", self.val_top1, batch_size=len(batch.labels))
+            logits = self._heads(self.model(self._normalised(batch.views[:, 0])))
+            right = torch.ones(len(batch.labels), dtype=torch.bool, device=self.device)
+            for metric, of_head, labels in zip(self._tops().values(), logits, batch.labels.unbind(1), strict=True):
+                metric.update(of_head, labels)
+                right &= of_head.argmax(1) == labels
+            self.val_action_top1.update(right.float())
+
+    def on_validation_epoch_end(self) -> None:
+        # Here and not in each step: the processes need not have the same number of batches.
+        for name, metric in self._tops().items():
+            self.log(name, metric)
+        if len(self.head_sizes) > 1:
+            self.log("val_action_top1", self.val_action_top1)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         recipe = self.recipe
         groups: list[dict[str, Any]] = []
         for is_head in (False, True):
-            rate = recipe.learning_rate * (recipe.head_learning_rate_factor if is_head else 1.0)
+            rate = recipe.peak_learning_rate * (recipe.head_learning_rate_factor if is_head else 1.0)
             parameters = [p for name, p in self.model.named_parameters() if name.startswith("head.") == is_head]
             decayed = [p for p in parameters if p.ndim > 1]
             others = [p for p in parameters if p.ndim <= 1]  # norms and biases
@@ -281,139 +426,6 @@ class RecognitionTask(L.LightningModule):
         )
 
 
-class UnreadableVideos(Callback):
-    """Collects the videos that could not be read, and stops the run when there are more than allowed."""
-
-    def __init__(self, *, allowed: int) -> None:
-        self.allowed = allowed
-        self.found: dict[str, str] = {}
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        self.add(batch.unreadable)
-
-    def on_validation_batch_start(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        batch: ViewBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self.add(batch.unreadable)
-
-    def add(self, videos: Sequence[Unreadable]) -> None:
-        """Note them.
-
-        Raises:
-            DataError: they are more than allowed.
-        """
-        self.found.update(videos)
-        if len(self.found) > self.allowed:
-            count = f"{len(self.found)} unreadable video{'s' if len(self.found) > 1 else ''}"
-            last = next(reversed(self.found.values()))
-            raise DataError(f"{last} ({count}, {self.allowed} allowed; --skip-unreadable N allows N)")
-
-    def write(self, path: Path) -> None:
-        """Write the list, where there is one."""
-        if self.found:
-            with path.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([("path", "reason"), *self.found.items()])
-
-
-class EpochLines(Callback):
-    """Says how each epoch went, and keeps the numbers of the last."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-        self.metrics: dict[str, float] = {}
-        self.started = time.perf_counter()
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.started = time.perf_counter()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        numbers = "  ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
-        seconds = time.perf_counter() - self.started
-        self.say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  ({seconds:.1f} s)")
-
-
-class WholeFileCheckpoints(TorchCheckpointIO):
-    """Writes a state whole or not at all: whoever reads it meets the old one or the new one.
-
-    Differs from Lightning's own, which may leave a part of a file where its temporary folder is on another disk.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path} is damaged and cannot be read: start anew without --resume") from error
-        return state
-
-
-def _trainer(
-    recipe: Recipe, out: Path, callbacks: list[Callback], *, save_every_steps: int, show_progress: bool
-) -> L.Trainer:
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-    start = f"start_{len(list((out / 'logs').iterdir()))}"  # a resumed run adds a folder
-    if recipe.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
-    if show_progress:
-        callbacks.append(RichProgressBar(leave=False))
-    callbacks.append(
-        ModelCheckpoint(
-            dirpath=out / "resume",
-            filename="last",
-            every_n_train_steps=save_every_steps,
-            save_top_k=1,
-            enable_version_counter=False,
-        )
-    )
-    with _quiet():
-        return L.Trainer(
-            default_root_dir=out,
-            max_epochs=recipe.epochs,
-            accelerator="auto",
-            devices=1,
-            precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
-            accumulate_grad_batches=recipe.accumulate,
-            gradient_clip_val=recipe.clip_gradient_norm,
-            callbacks=callbacks,
-            plugins=[WholeFileCheckpoints()],
-            logger=[
-                CSVLogger(out / "logs", name="", version=start),
-                TensorBoardLogger(out / "logs", name="", version=start),
-            ],
-            log_every_n_steps=1,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=show_progress,
-            enable_model_summary=False,
-        )
-
-
-class _quiet(warnings.catch_warnings):
-    """Keep Lightning's advice on settings that are chosen here out of the user's sight."""
-
-    def __enter__(self) -> None:
-        super().__enter__()
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-        warnings.filterwarnings("ignore", module=r"lightning\.")
-
-
 def _with_splits(table: VideoTable, *, val_fraction: float, val_groups: Sequence[str], seed: int) -> VideoTable:
     """The data's own split where it has one; else a part of it is held out."""
     if val_groups:
@@ -425,8 +437,18 @@ def _with_splits(table: VideoTable, *, val_fraction: float, val_groups: Sequence
     return hold_out(table, fraction=val_fraction, seed=seed)
 
 
-def _check_same_run(out: Path, recipe: Recipe, table: VideoTable, checkpoint: Path) -> None:
-    if not checkpoint.exists():
+class ShardedRecognitionTask(RecognitionTask):
+    """The same with the network's weights divided among the devices."""
+
+    def configure_model(self) -> None:
+        mesh = self.device_mesh
+        assert mesh is not None
+        if not isinstance(self.model, FSDPModule):
+            shard(self.model, mesh["data_parallel"])
+
+
+def _check_same_run(out: Path, recipe: Recipe, table: VideoTable) -> None:
+    if not (out / CHECKPOINT).exists():
         raise CheckpointError(f"{out} has no saved state (resume/last.ckpt): start anew without --resume")
     saved = asdict(load_recipe(out / "recipe.yaml"))
     changed = [name for name, value in asdict(recipe).items() if saved[name] != value]

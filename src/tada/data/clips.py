@@ -9,7 +9,8 @@ Shapes: N clips or videos, V views of a video, T frames, H x W pixels. Clips sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,11 +18,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from tada.data.table import LabelledVideo, VideoTable, stamp_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError
+from tada.video.augment import color_jitter, rand_augment, random_erase, random_resized_crop
 from tada.video.reader import Video, open_video
 from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices
 from tada.video.transforms import jitter_and_crop, random_flip, random_reverse, recolour, test_crops
@@ -40,9 +42,11 @@ class Batch(NamedTuple):
     clips: Tensor
     """uint8 [N, T, H, W, 3]"""
     labels: Tensor
-    """int64 [N]"""
+    """int64 [N, heads], the class of each thing that is said of a video"""
     unreadable: list[Unreadable]
     """Videos met on the way that could not be read; others stand in for them."""
+    paths: list[str]
+    """The N videos that the clips are from."""
 
 
 class ViewBatch(NamedTuple):
@@ -51,7 +55,7 @@ class ViewBatch(NamedTuple):
     indices: Tensor
     """int64 [N], the videos' places in the table"""
     labels: Tensor
-    """int64 [N]"""
+    """int64 [N, heads]"""
     views: Tensor
     """uint8 [N, V, T, H, W, 3]"""
     unreadable: list[Unreadable]
@@ -66,12 +70,12 @@ class Augmentation:
     """Range of the short side before cropping, in pixels."""
     flip_probability: float = 0.0
     """How often a clip is mirrored."""
-    flip_swaps: dict[int, int | None]
-    """The label of a mirrored clip, for classes that change; None for classes that are not mirrored."""
+    flip_swaps: Sequence[Mapping[int, int | None]]
+    """For each head the label of a mirrored clip, for classes that change; None for classes that are not mirrored."""
     reverse_probability: float = 0.0
     """How often a clip whose class allows it is played backwards."""
-    reverse_swaps: dict[int, int]
-    """The label of a reversed clip, for classes that may be reversed."""
+    reverse_swaps: Sequence[Mapping[int, int]]
+    """For each head the label of a reversed clip, for classes that may be reversed."""
     color_strength: float = 0.0
     """How much brightness, contrast and tint change."""
     color_shuffle_probability: float = 0.0
@@ -80,15 +84,46 @@ class Augmentation:
     """How often colour is taken away."""
     invert_probability: float = 0.0
     """How often bright becomes dark."""
+    crop: int | None = None
+    """Side of the square that is cut, in pixels; None: that of the clip specification."""
+    crop_area_range: tuple[float, float] | None = None
+    """Area of the rectangle that is cut and resized, as a part of the frame; None: a square is cut."""
+    crop_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
+    """Its width to its height."""
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """How much brightness, contrast, saturation and hue change."""
+    color_jitter_probability: float = 1.0
+    """How often they do."""
+    randaugment_operations: int = 0
+    """How many operations RandAugment draws."""
+    randaugment_magnitude: float = 9.0
+    """How strong they are, from 0 to 10."""
+    randaugment_magnitude_std: float = 0.5
+    """How much that varies."""
+    erase_probability: float = 0.0
+    """How often a rectangle is filled with noise."""
 
-    def __call__(self, clip: Tensor, label: int, spec: ClipSpec, rng: np.random.Generator) -> tuple[Tensor, int]:
-        """Uint8 [T, H, W, 3] of any size -> [T, crop, crop, 3], and its label."""
-        clip = jitter_and_crop(
-            clip, short_side_range=self.short_side_range, crop=spec.crop, antialias=spec.antialias, rng=rng
-        )
-        clip, label = random_flip(clip, label, probability=self.flip_probability, swaps=self.flip_swaps, rng=rng)
-        clip, label = random_reverse(
-            clip, label, probability=self.reverse_probability, swaps=self.reverse_swaps, rng=rng
+    def __call__(
+        self, clip: Tensor, labels: tuple[int, ...], spec: ClipSpec, rng: np.random.Generator
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """Uint8 [T, H, W, 3] of any size -> [T, crop, crop, 3], and its labels."""
+        side = self.crop or spec.crop
+        if self.crop_area_range is None:
+            clip = jitter_and_crop(
+                clip, short_side_range=self.short_side_range, crop=side, antialias=spec.antialias, rng=rng
+            )
+        else:
+            clip = random_resized_crop(
+                clip,
+                area_range=self.crop_area_range,
+                ratio_range=self.crop_ratio_range,
+                size=side,
+                antialias=spec.antialias,
+                rng=rng,
+            )
+        clip, labels = random_flip(clip, labels, probability=self.flip_probability, swaps=self.flip_swaps, rng=rng)
+        clip, labels = random_reverse(
+            clip, labels, probability=self.reverse_probability, swaps=self.reverse_swaps, rng=rng
         )
         clip = recolour(
             clip,
@@ -98,7 +133,34 @@ class Augmentation:
             invert_probability=self.invert_probability,
             rng=rng,
         )
-        return clip, label
+        # What follows came later: it draws last, and only if it is on, so that older recipes draw what they drew.
+        if any(self.color_jitter) and rng.random() < self.color_jitter_probability:
+            brightness, contrast, saturation, hue = self.color_jitter
+            clip = color_jitter(clip, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, rng=rng)
+        if self.randaugment_operations:
+            clip = rand_augment(
+                clip,
+                num_operations=self.randaugment_operations,
+                magnitude=self.randaugment_magnitude,
+                magnitude_std=self.randaugment_magnitude_std,
+                rng=rng,
+            )
+        if self.erase_probability:
+            clip = random_erase(clip, probability=self.erase_probability, rng=rng)
+        return clip, labels
+
+
+class Sample(NamedTuple):
+    """A training clip."""
+
+    clip: Tensor
+    """uint8 [T, crop, crop, 3]"""
+    labels: tuple[int, ...]
+    """One for each head."""
+    unreadable: list[Unreadable]
+    """Videos that failed before one could be read."""
+    path: str
+    """The video that it is from."""
 
 
 @contextmanager
@@ -124,7 +186,7 @@ def open_labelled(video: LabelledVideo) -> Iterator[tuple[Video, range]]:
         yield reader, frames
 
 
-class TrainingClips(Dataset[tuple[Tensor, int, list[Unreadable]]]):
+class TrainingClips(Dataset[Sample]):
     """One augmented clip of each video, another one in each epoch.
 
     A video that cannot be read is replaced by one drawn from (seed, epoch, sample), so that resuming draws the same;
@@ -140,8 +202,8 @@ class TrainingClips(Dataset[tuple[Tensor, int, list[Unreadable]]]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, list[Unreadable]]:
-        """The clip of (epoch, sample), its label, and the videos that failed before one could be read.
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The clip of (epoch, sample).
 
         Raises:
             DataError: ten videos in a row could not be read.
@@ -152,29 +214,32 @@ class TrainingClips(Dataset[tuple[Tensor, int, list[Unreadable]]]):
         for _ in range(10):
             video = self.videos[sample]
             try:
-                clip, label = self._clip(video, rng)
+                clip, labels = self._clip(video, rng)
             except VideoError as error:
                 failures.append(Unreadable(video.path, str(error)))
                 sample = int(rng.integers(len(self.videos)))
             else:
-                return clip, label, failures
+                return Sample(clip, labels, failures, video.path)
         raise DataError(f"ten videos in a row could not be read; the last: {failures[-1].message}")
 
-    def _clip(self, video: LabelledVideo, rng: np.random.Generator) -> tuple[Tensor, int]:
+    def _clip(self, video: LabelledVideo, rng: np.random.Generator) -> tuple[Tensor, tuple[int, ...]]:
         with open_labelled(video) as (reader, own):
             chosen = train_indices(self.spec, reader.times_seconds[own.start : own.stop], rng)
             frames = reader.frames([own[index] for index in chosen])
-        return self.augmentation(torch.from_numpy(frames), video.label, self.spec, rng)
+        return self.augmentation(torch.from_numpy(frames), video.labels, self.spec, rng)
 
 
 class ResumableBatches(Sampler[list[tuple[int, int]]]):
     """The keys (epoch, sample) of batches, epoch after epoch, in an order that only the seed decides.
 
-    A batch comes in ``accumulate`` parts. ``epoch`` and ``first_part`` say where the next iteration starts. Clips that
-    do not fill a batch are left out, others in each epoch.
+    A batch comes in ``accumulate`` parts, and of each part every process takes its share. ``epoch`` and
+    ``first_part`` say where the next iteration starts; they mean the same for any number of processes. Clips that do
+    not fill a batch are left out, others in each epoch.
     """
 
-    def __init__(self, num_samples: int, *, batch_size: int, accumulate: int = 1, seed: int) -> None:
+    def __init__(
+        self, num_samples: int, *, batch_size: int, accumulate: int = 1, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
         if num_samples < batch_size:
             raise DataError(
                 f"{num_samples} training videos do not fill a batch of {batch_size}: "
@@ -184,6 +249,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
         self.part_size = batch_size // accumulate
         self.num_parts = num_samples // batch_size * accumulate
         self.seed = seed
+        self.share = slice(self.part_size * rank // world, self.part_size * (rank + 1) // world)
         self.epoch = 0
         self.first_part = 0
 
@@ -195,7 +261,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
         for part in range(self.first_part, self.num_parts):
             samples = order[part * self.part_size : (part + 1) * self.part_size]
-            yield [(self.epoch, int(sample)) for sample in samples]
+            yield [(self.epoch, int(sample)) for sample in samples[self.share]]
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -212,6 +278,7 @@ class ResumableLoader(DataLoader[Any]):
             num_workers=num_workers,
             collate_fn=TimedCollate(collate_clips),
             persistent_workers=num_workers > 0,
+            worker_init_fn=leave_signals_to_the_parent,
         )
         self.batches = batches
         self.received = 0
@@ -238,10 +305,17 @@ class ResumableLoader(DataLoader[Any]):
         self.batches.first_part = state["part"]
 
 
-def collate_clips(samples: Sequence[tuple[Tensor, int, list[Unreadable]]]) -> Batch:
+def leave_signals_to_the_parent(worker: int) -> None:
+    """Who ends a run signals all its processes; the workers go on until the last state is saved."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def collate_clips(samples: Sequence[Sample]) -> Batch:
     """Stack clips of one size."""
-    clips, labels, failures = zip(*samples, strict=True)
-    return Batch(torch.stack(clips), torch.tensor(labels), [failure for some in failures for failure in some])
+    clips, labels, failures, paths = zip(*samples, strict=True)
+    failed = [failure for some in failures for failure in some]
+    return Batch(torch.stack(clips), torch.tensor(labels), failed, list(paths))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,7 +368,7 @@ def read_views(video: LabelledVideo, spec: ClipSpec, views: Views) -> Tensor:
     return torch.stack(crops)
 
 
-class TestVideos(Dataset[tuple[int, int, Tensor | Unreadable]]):
+class TestVideos(Dataset[tuple[int, tuple[int, ...], Tensor | Unreadable]]):
     """The views of each video of a table, in its order, or why there are none."""
 
     __test__ = False  # not a test case, though pytest would think so
@@ -307,35 +381,46 @@ class TestVideos(Dataset[tuple[int, int, Tensor | Unreadable]]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, index: int) -> tuple[int, int, Tensor | Unreadable]:
+    def __getitem__(self, index: int) -> tuple[int, tuple[int, ...], Tensor | Unreadable]:
         video = self.videos[index]
         try:
-            return index, video.label, read_views(video, self.spec, self.views)
+            return index, video.labels, read_views(video, self.spec, self.views)
         except VideoError as error:
-            return index, video.label, Unreadable(video.path, str(error))
+            return index, video.labels, Unreadable(video.path, str(error))
 
 
-def test_loader(videos: TestVideos, *, clips_per_batch: int, num_workers: int) -> DataLoader[Any]:
-    """Every video once, in order, decoded by worker processes; as many at a time as make up ``clips_per_batch``."""
+def test_loader(
+    videos: TestVideos,
+    *,
+    clips_per_batch: int,
+    num_workers: int,
+    rank: int = 0,  # noqa: PT028  # this is no test
+    world: int = 1,  # noqa: PT028
+) -> DataLoader[Any]:
+    """Every video once, in order, decoded by worker processes; as many at a time as make up ``clips_per_batch``.
+
+    Of ``world`` processes each has every ``world``-th, from its rank on: none twice, so some may have one more.
+    """
     views = videos.views.num_clips * videos.views.num_crops
     return DataLoader(
-        videos,
+        Subset(videos, range(rank, len(videos), world)),
         batch_size=max(1, clips_per_batch // views),
         num_workers=num_workers,
         collate_fn=collate_views,
         persistent_workers=num_workers > 0,
+        worker_init_fn=leave_signals_to_the_parent,
     )
 
 
 test_loader.__test__ = False  # type: ignore[attr-defined]
 
 
-def collate_views(samples: Sequence[tuple[int, int, Tensor | Unreadable]]) -> ViewBatch:
+def collate_views(samples: Sequence[tuple[int, tuple[int, ...], Tensor | Unreadable]]) -> ViewBatch:
     """Stack the videos that could be read; list the others."""
-    readable = [(index, label, views) for index, label, views in samples if isinstance(views, Tensor)]
+    readable = [(index, labels, views) for index, labels, views in samples if isinstance(views, Tensor)]
     return ViewBatch(
         torch.tensor([index for index, _, _ in readable], dtype=torch.int64),
-        torch.tensor([label for _, label, _ in readable], dtype=torch.int64),
+        torch.tensor([labels for _, labels, _ in readable], dtype=torch.int64),
         torch.stack([views for _, _, views in readable]) if readable else torch.empty(0, dtype=torch.uint8),
         [views for _, _, views in samples if isinstance(views, Unreadable)],
     )

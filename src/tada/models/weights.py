@@ -47,6 +47,9 @@ class ModelCard:
     """Arguments of ``create_model`` besides the number of classes: plain values, as JSON has them."""
     labels: tuple[str, ...]
     """Names of the classes, in the order of the logits."""
+    head_sizes: dict[str, int] = field(default_factory=dict)
+    """Where several things are said of a video: their names ("verb", "noun") and the number of classes of each, whose
+    logits lie side by side. Empty: one thing is said."""
     clip: ClipSpec
     """Which frames of a video the network expects, and how large."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -68,7 +71,12 @@ def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
     Raises:
         CheckpointError: the model is not the one that the card describes, or has weights that are not numbers.
     """
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    save_weights(folder, model.state_dict(), card)
+
+
+def save_weights(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
+    """As ``save_model``, from a model's state dict."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     differences = _differences(_skeleton(card), weights)
     if differences:
         raise CheckpointError(f"the model is no {card.model} with {card.options}: {differences}")
@@ -170,12 +178,16 @@ def _read_card(file: Path) -> tuple[ModelCard, str]:
     try:
         about["labels"] = tuple(about["labels"])
         about["clip"] = ClipSpec(**{name: _plain(value) for name, value in about["clip"].items()})
+        about.setdefault("head_sizes", {})  # which cards of the first models do not have
         card = ModelCard(**{entry.name: about[entry.name] for entry in fields(ModelCard)})
         sha256 = about["sha256"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{str(file)!r}, entry {error}: missing or not as tada writes it; {_RENEW}") from error
     if not (isinstance(card.options, dict) and card.labels and all(isinstance(label, str) for label in card.labels)):
         raise CheckpointError(f"{str(file)!r}: labels should be a list of names, and options a mapping; {_RENEW}")
+    sizes = card.head_sizes
+    if not isinstance(sizes, dict) or (sizes and sum(sizes.values()) != len(card.labels)):
+        raise CheckpointError(f"{str(file)!r}: head_sizes {sizes} do not add up to {len(card.labels)} labels; {_RENEW}")
     return card, sha256
 
 

@@ -53,7 +53,12 @@ def resize_short_side(clip: Tensor, short_side: int, *, antialias: bool, exact: 
     size = short_side, int(width / height * short_side)
     if height >= width:
         size = int(height / width * short_side), short_side
-    if size == (height, width):
+    return resize(clip, size, antialias=antialias, exact=exact)
+
+
+def resize(clip: Tensor, size: tuple[int, int], *, antialias: bool, exact: bool = True) -> Tensor:
+    """Resize frames to ``size``, (height, width); as ``resize_short_side`` otherwise."""
+    if size == tuple(clip.shape[1:3]):
         return clip
     frames = clip.permute(0, 3, 1, 2)  # [T, 3, H, W], channels last in memory
     if exact or clip.device.type != "cpu":
@@ -69,7 +74,12 @@ def crop(clip: Tensor, top: int, left: int, size: int) -> Tensor:
     height, width = clip.shape[1:3]
     if not (0 <= top <= height - size and 0 <= left <= width - size):
         raise OptionError(f"a square of {size} at ({top}, {left}) does not lie in frames of {width}x{height}")
-    return clip[:, top : top + size, left : left + size]
+    return crop_rectangle(clip, top, left, size, size)
+
+
+def crop_rectangle(clip: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """Cut [T, height, width, 3] whose upper left pixel is (top, left). Shares memory with ``clip``."""
+    return clip[:, top : top + height, left : left + width]
 
 
 _crop = crop  # for functions with an argument of that name
@@ -100,37 +110,50 @@ def jitter_and_crop(
 
 
 def random_flip(
-    clip: Tensor, label: int, *, probability: float, swaps: Mapping[int, int | None], rng: np.random.Generator
-) -> tuple[Tensor, int]:
-    """Mirror the clip left to right with ``probability``, and its label with it.
+    clip: Tensor,
+    labels: tuple[int, ...],
+    *,
+    probability: float,
+    swaps: Sequence[Mapping[int, int | None]],
+    rng: np.random.Generator,
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Mirror the clip left to right with ``probability``, and its labels with it.
 
     Args:
         clip: uint8 [T, H, W, 3].
-        swaps: from a class to its mirror image, by ``flip_swaps``. Classes that map to None are never mirrored;
-            those that are not in it look the same mirrored.
+        labels: one for each thing that is said of the clip (heads).
+        swaps: for each of them from a class to its mirror image, by ``flip_swaps``. Classes that map to None are
+            never mirrored; those that are not in it look the same mirrored.
 
     Differs from: the released code at its head, which mirrors once with the label and once without (base_dataset.py
         after its commit af7519e), so that directional labels are wrong half the time.
     """
-    mirror = swaps.get(label, label)
+    mirrored = [swap.get(label, label) for label, swap in zip(labels, swaps, strict=True)]
+    known = tuple(label for label in mirrored if label is not None)
     flips = rng.random() < probability  # drawn for every clip, so that the labels do not shift later draws
-    if mirror is None or not flips:
-        return clip, label
-    return clip.flip(2), mirror
+    if len(known) < len(labels) or not flips:
+        return clip, labels
+    return clip.flip(2), known
 
 
 def random_reverse(
-    clip: Tensor, label: int, *, probability: float, swaps: Mapping[int, int], rng: np.random.Generator
-) -> tuple[Tensor, int]:
-    """Play the clip backwards with ``probability``, if its class has one for that in ``swaps`` (``reverse_swaps``).
+    clip: Tensor,
+    labels: tuple[int, ...],
+    *,
+    probability: float,
+    swaps: Sequence[Mapping[int, int]],
+    rng: np.random.Generator,
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Play the clip backwards with ``probability``, if each of its classes has one for that (``reverse_swaps``).
 
     Args:
         clip: uint8 [T, H, W, 3].
     """
+    reversed_labels = tuple(swap[label] for label, swap in zip(labels, swaps, strict=True) if label in swap)
     reverses = rng.random() < probability
-    if label not in swaps or not reverses:
-        return clip, label
-    return clip.flip(0), swaps[label]
+    if len(reversed_labels) < len(labels) or not reverses:
+        return clip, labels
+    return clip.flip(0), reversed_labels
 
 
 def recolour(

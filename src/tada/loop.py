@@ -1,0 +1,260 @@
+"""The loop around a training step: Lightning's trainer, set up for our runs, and what is hung into it."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import pickle
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from tada.data.clips import Batch, Unreadable, ViewBatch
+from tada.errors import CheckpointError, DataError, OptionError
+from tada.machine import Machine, Processes
+from tada.ranks import gathered, on_any
+from tada.recipe import Recipe
+
+CHECKPOINT = Path("resume", "last.ckpt")
+"""Where a run's folder holds the state it goes on from."""
+TERMINATED = 128 + signal.SIGTERM
+"""The exit code of a run that was told to end."""
+
+
+def make_trainer(
+    recipe: Recipe,
+    out: Path,
+    callbacks: Sequence[Callback],
+    *,
+    machine: Machine,
+    processes: Processes,
+    save_every_steps: int,
+    show_progress: bool,
+) -> L.Trainer:
+    """Lightning's trainer with our loggers, saved states and strategy.
+
+    Args:
+        callbacks: run in this order, then what is added here.
+    """
+    start = "start_0"
+    if processes.is_first:  # which alone writes, and may still find that the folder is in use
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+        start = f"start_{len(list((out / 'logs').iterdir()))}"  # a resumed run adds a folder
+    callbacks = list(callbacks)
+    if recipe.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+    callbacks.append(EndOnSigterm(out / CHECKPOINT, accumulate=recipe.accumulate))
+    if show_progress:
+        callbacks.append(RichProgressBar(leave=False))
+    callbacks.append(
+        ModelCheckpoint(
+            dirpath=(out / CHECKPOINT).parent,
+            filename=CHECKPOINT.stem,
+            every_n_train_steps=save_every_steps,
+            save_top_k=1,
+            enable_version_counter=False,
+        )
+    )
+    arguments = processes.lightning(machine)
+    arguments["plugins"] += [WholeFileCheckpoints()]
+    with quiet():
+        return L.Trainer(
+            **arguments,
+            default_root_dir=out,
+            max_epochs=recipe.epochs,
+            strategy=_strategy(machine, processes),
+            precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}[recipe.precision],  # type: ignore[arg-type]  # each is one it has
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.clip_gradient_norm,
+            callbacks=callbacks,
+            logger=[
+                CSVLogger(out / "logs", name="", version=start),
+                TensorBoardLogger(out / "logs", name="", version=start),
+            ],
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=show_progress,
+            enable_model_summary=False,
+        )
+
+
+def _strategy(machine: Machine, processes: Processes) -> Strategy | str:
+    if machine.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=processes.world, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    if machine.strategy == "ddp" or processes.world > 1:
+        # Buffers are those of batch norms: alike where these are synchronised, and otherwise each device's own.
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return "auto"
+
+
+class quiet(warnings.catch_warnings):
+    """Keep Lightning's advice on settings that are chosen here out of the user's sight."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        for part in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(part).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+
+
+# --- callbacks ------------------------------------------------------------------------------------------------------
+
+
+class SameRun(Callback):
+    """Makes sure that all processes train the same thing."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if len(set(gathered([self.fingerprint]))) > 1:
+            raise OptionError("the processes of this run have different recipes or data: give all of them the same")
+
+
+class UnreadableVideos(Callback):
+    """Collects the videos that could not be read, and stops the run when there are more than allowed."""
+
+    def __init__(self, *, allowed: int) -> None:
+        self.allowed = allowed
+        self.found: dict[str, str] = {}
+        self.of_validation: list[Unreadable] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if on_any(bool(batch.unreadable), pl_module.device):
+            self.add(gathered(batch.unreadable))
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: ViewBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.of_validation += batch.unreadable
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not earlier: the processes do not have the same number of batches here.
+        self.add(gathered(self.of_validation))
+        self.of_validation = []
+
+    def add(self, videos: Sequence[Unreadable]) -> None:
+        """Note them.
+
+        Raises:
+            DataError: they are more than allowed.
+        """
+        self.found.update(videos)
+        if len(self.found) > self.allowed:
+            count = f"{len(self.found)} unreadable video{'s' if len(self.found) > 1 else ''}"
+            last = next(reversed(self.found.values()))
+            raise DataError(f"{last} ({count}, {self.allowed} allowed; --skip-unreadable N allows N)")
+
+    def write(self, path: Path) -> None:
+        """Write the list, where there is one."""
+        if self.found:
+            with path.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("path", "reason"), *self.found.items()])
+
+
+class EpochLines(Callback):
+    """Says how each epoch went, and keeps the numbers of the last."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.metrics: dict[str, float] = {}
+        self.started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
+        seconds = time.perf_counter() - self.started
+        self.say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  ({seconds:.1f} s)")
+
+
+class EndOnSigterm(Callback):
+    """Saves a state after the step in which any process was told to end, and ends all of them with exit code 143.
+
+    The signal's handler only notes it: what it interrupts may be in the middle of anything. While videos are
+    validated, it waits for the next step.
+    """
+
+    def __init__(self, checkpoint: Path, *, accumulate: int) -> None:
+        self.checkpoint = checkpoint
+        self.accumulate = accumulate
+        self.told = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler."""
+        self.told = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # In place of Lightning's, which talks to the other processes inside its handler.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.note)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % self.accumulate == 0 and on_any(self.told, pl_module.device):
+            trainer.save_checkpoint(self.checkpoint)
+            raise SystemExit(TERMINATED)
+
+
+@contextmanager
+def own_sigterm() -> Iterator[None]:
+    """Give SIGTERM back at the end to whom it was, and until then let none come in between."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class WholeFileCheckpoints(TorchCheckpointIO):
+    """Writes a state whole or not at all: whoever reads it meets the old one or the new one.
+
+    Differs from Lightning's own, which may leave a part of a file where its temporary folder is on another disk.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(target.name + ".part")
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path} is damaged and cannot be read: start anew without --resume") from error
+        return state

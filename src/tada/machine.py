@@ -1,0 +1,118 @@
+"""The machine that a command runs on: how many devices, and which process of how many this is.
+
+None of it is part of a recipe. Processes come from torchrun, from SLURM's srun, or are started by Lightning for each
+device of this machine; every one runs the whole command. Only the first says things and writes files. What they
+tell each other: ``ranks.py``. (Nothing here may import torch, not even for types: the command line reads the options.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tada.errors import OptionError
+
+
+# No slots: jsonargparse 4.53, which reads these from the command line, cannot take a slotted dataclass.
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a command may use, apart from the processes that decode videos."""
+
+    devices: int | None = None
+    """Devices of each machine, one process for each; by default 1, or what torchrun or srun have started."""
+    num_nodes: int | None = None
+    """Machines; by default 1, or what torchrun or srun have started."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """What the devices are; 'auto': GPUs where there are any."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """'ddp': each device holds the network; 'fsdp': its weights are divided among them; 'auto': ddp where there are
+    several devices."""
+    checkpoint_gradients: bool = False
+    """Forget what blocks compute and compute it again for the gradients: less memory, a third more time."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError where a field is out of its range."""
+        for name in ("devices", "num_nodes"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise OptionError(f"{name} must be 1 or more, not {number}")
+
+    def processes(self) -> Processes:
+        """Which process this is, and of how many.
+
+        Raises:
+            OptionError: ``devices`` or ``num_nodes`` are not those that torchrun or srun have started.
+        """
+        env = os.environ
+        if "TORCHELASTIC_RUN_ID" in env:
+            by, world, rank = "torchrun", int(env["WORLD_SIZE"]), int(env["RANK"])
+            num_nodes = world // int(env["LOCAL_WORLD_SIZE"])
+        elif "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+            by, world, rank = "srun", int(env["SLURM_NTASKS"]), int(env.get("SLURM_PROCID", "0"))
+            num_nodes = int(env.get("SLURM_NNODES", "1"))
+        else:
+            devices, num_nodes = self.devices or 1, self.num_nodes or 1
+            rank = int(env.get("NODE_RANK", "0")) * devices + int(env.get("LOCAL_RANK", "0"))
+            return Processes(rank=rank, devices=devices, num_nodes=num_nodes, started_by=None)
+        devices = world // num_nodes
+        for name, asked, started in (("devices", self.devices, devices), ("num_nodes", self.num_nodes, num_nodes)):
+            if asked not in (None, started):
+                raise OptionError(f"{name} is {asked}, but {by} has started {started}: leave the option away, or agree")
+        return Processes(rank=rank, devices=devices, num_nodes=num_nodes, started_by=by)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Processes:
+    """The processes of a command, one for each device."""
+
+    rank: int
+    """Which of them this is, from 0."""
+    devices: int
+    """Processes on each machine."""
+    num_nodes: int
+    """Machines."""
+    started_by: str | None
+    """Who starts them; None: Lightning."""
+
+    @property
+    def world(self) -> int:
+        """How many they are."""
+        return self.devices * self.num_nodes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that says things and writes files."""
+        return self.rank == 0
+
+    def speaker(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """``say``, on the first; silence on the others."""
+        return say if self.is_first else _silent
+
+    def lightning(self, machine: Machine) -> dict[str, Any]:
+        """Arguments for Lightning's Trainer and Fabric, but for the strategy."""
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        # Lightning would save and requeue inside a signal's handler, which may be in the middle of anything.
+        plugins = [SLURMEnvironment(auto_requeue=False)] if self.started_by == "srun" else []
+        return {
+            "accelerator": machine.accelerator,
+            "devices": self.devices,
+            "num_nodes": self.num_nodes,
+            "plugins": plugins,
+        }
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def is_first_process() -> bool:
+    """Whether this process should say things, from its surroundings alone."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def default_num_workers(devices: int = 1) -> int:
+    """Processes that decode videos for each device: one for each core that is its, at most eight."""
+    return min(max((os.cpu_count() or 1) // devices, 1), 8)

@@ -1,0 +1,241 @@
+"""What a test found: the scores of every video, accuracies, files, and ensembles of several tests.
+
+A report's folder holds evaluation.json (the numbers), scores.npz (all of it, to be scored again or joined with other
+tests without running a model), scores.csv (the same for people) and a confusion matrix of each head. An ensemble is
+the mean of several tests' scores of the same videos: TAda2D_En of the paper is that of 8 and of 16 frames.
+
+Shapes: N videos, H heads (things that are said of a video), K classes of all heads, side by side.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+from tada.data.clips import Unreadable, Views
+from tada.data.rows import guarded
+from tada.data.table import Head
+from tada.errors import DataError
+from tada.plots import save_confusion_matrix
+
+SCORES_FILE = "scores.npz"
+UNKNOWN = -1
+"""The target of a video whose class is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """The result of a test."""
+
+    heads: tuple[Head, ...]
+    """What is said of each video, with the names of the classes."""
+    ids: tuple[str, ...]
+    """What the data set calls the N videos that were read; each once."""
+    paths: tuple[str, ...]
+    """Their files."""
+    groups: tuple[str | None, ...]
+    """What they were recorded with: in EPIC-KITCHENS, the participant."""
+    targets: NDArray[np.int64]
+    """[N, H], the true classes; UNKNOWN where a data set keeps them secret."""
+    scores: NDArray[np.float32]
+    """[N, K], the mean probabilities over a video's views; those of a head add up to 1."""
+    unreadable: tuple[Unreadable, ...]
+    """Videos of the test set that are not among the N."""
+    views: tuple[Views, ...]
+    """Views of each video; of an ensemble, those of each of its tests."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names of a test of one head."""
+        (head,) = self.heads
+        return head.labels
+
+    def of_head(self, head: int) -> NDArray[np.float32]:
+        """The scores [N, classes] of one head."""
+        ends = np.cumsum([len(head.labels) for head in self.heads])
+        return np.split(self.scores, ends[:-1], axis=1)[head]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """[N], whether the true class is known."""
+        known: NDArray[np.bool_] = (self.targets != UNKNOWN).all(1)
+        return known
+
+    def part(self, chosen: NDArray[np.bool_]) -> Evaluation:
+        """The same for some of the videos: [N]."""
+        where = np.flatnonzero(chosen)
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in where),
+            paths=tuple(self.paths[i] for i in where),
+            groups=tuple(self.groups[i] for i in where),
+            targets=self.targets[chosen],
+            scores=self.scores[chosen],
+        )
+
+    def accuracy(self, top_k: int = 1, *, head: int = 0) -> float:
+        """Part of the videos read whose class is among the ``top_k`` most probable; nan if none is known."""
+        known, size = self.known, len(self.heads[head].labels)
+        if not known.any():
+            return float("nan")
+        scores, targets = self._pairs(head)
+        return float(multiclass_accuracy(scores, targets, size, average="micro", top_k=min(top_k, size)))
+
+    def action_accuracy(self, top_k: int = 1) -> float:
+        """Part of the videos whose classes of all heads, together, are among the ``top_k`` most probable combinations.
+
+        A combination's probability is the product of those of its classes.
+        """
+        ranks = [self._joint_rank(int(i)) for i in np.flatnonzero(self.known)]
+        return float(np.mean([rank < top_k for rank in ranks])) if ranks else float("nan")
+
+    def _joint_rank(self, video: int) -> int:
+        """How many combinations are more probable than the true one (ties count half of what they are)."""
+        joint, of_truth = np.ones(1, np.float64), 1.0
+        for head, label in enumerate(self.targets[video]):
+            scores = self.of_head(head)[video].astype(np.float64)
+            joint, of_truth = np.outer(joint, scores).ravel(), of_truth * scores[label]
+        # The same products in the same order, so that equal ones are equal.
+        return int((joint > of_truth).sum() + ((joint == of_truth).sum() - 1) // 2)
+
+    def confusion(self, *, head: int = 0) -> NDArray[np.int64]:
+        """[classes, classes]: videos of each class (row) that were taken for each class (column)."""
+        scores, targets = self._pairs(head)
+        counts: NDArray[np.int64] = multiclass_confusion_matrix(scores, targets, scores.shape[1]).numpy()
+        return counts
+
+    def _pairs(self, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+        known = self.known
+        return torch.from_numpy(self.of_head(head)[known]), torch.from_numpy(self.targets[known, head])
+
+    def per_class(self, *, head: int = 0) -> dict[str, tuple[float, int]]:
+        """Top-1 accuracy and number of videos of each class that has some."""
+        confusion = self.confusion(head=head)
+        counts = confusion.sum(1)
+        return {
+            label: (float(confusion[i, i] / counts[i]), int(counts[i]))
+            for i, label in enumerate(self.heads[head].labels)
+            if counts[i]
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """Top-1 and top-5 accuracies by name: top1, top5; of several heads verb_top1, ..., action_top1, ..."""
+        if not self.known.any():
+            return {}
+        if len(self.heads) == 1:
+            return {f"top{k}": self.accuracy(k) for k in (1, 5)}
+        found = {f"{h.name}_top{k}": self.accuracy(k, head=i) for i, h in enumerate(self.heads) for k in (1, 5)}
+        return found | {f"action_top{k}": self.action_accuracy(k) for k in (1, 5)}
+
+    def save(self, folder: Path) -> None:
+        """Write evaluation.json, scores.npz, scores.csv, and confusion.png or one of them for each head."""
+        folder.mkdir(parents=True, exist_ok=True)
+        summary: dict[str, Any] = {
+            **self.metrics(),
+            "views": " + ".join(map(str, self.views)),
+            "videos_read": len(self.paths),
+            "videos_unreadable": [failure._asdict() for failure in self.unreadable],
+        }
+        if self.known.any():
+            for i, head in enumerate(self.heads):
+                one = len(self.heads) == 1
+                picture = "confusion.png" if one else f"confusion_{head.name}.png"
+                save_confusion_matrix(self.confusion(head=i), head.labels, folder / picture)
+                per_class = {label: {"top1": top, "videos": n} for label, (top, n) in self.per_class(head=i).items()}
+                summary["per_class" if one else f"per_{head.name}"] = per_class
+        with (folder / "scores.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            names = ["label"] if len(self.heads) == 1 else [head.name for head in self.heads]
+            columns = [label for head in self.heads for label in head.labels]
+            writer.writerow(["path", *names, *map(guarded, columns)])
+            for path, targets, scores in zip(self.paths, self.targets, self.scores, strict=True):
+                truth = [
+                    "" if target == UNKNOWN else guarded(head.labels[target])
+                    for head, target in zip(self.heads, targets, strict=True)
+                ]
+                writer.writerow([guarded(path), *truth, *(f"{score:.6f}" for score in scores)])
+        self._save_scores(folder / SCORES_FILE)
+        (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+    def _save_scores(self, file: Path) -> None:
+        about = {
+            "format": 1,
+            "heads": [asdict(head) for head in self.heads],
+            "ids": self.ids,
+            "paths": self.paths,
+            "groups": self.groups,
+            "unreadable": self.unreadable,
+            "views": [str(views) for views in self.views],
+        }
+        part = file.with_name(file.name + ".part")
+        with part.open("wb") as out:
+            text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+            np.savez_compressed(out, scores=self.scores, targets=self.targets, about=text)
+        part.replace(file)
+
+
+def load_scores(path: Path) -> Evaluation:
+    """Read the scores of a test again.
+
+    Args:
+        path: scores.npz, the report's folder, or the folder of a run with the report in evaluation/.
+
+    Raises:
+        DataError: there are none, or the file is damaged.
+    """
+    places = [path, path / SCORES_FILE, path / "evaluation" / SCORES_FILE]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise DataError(f"{path} holds no {SCORES_FILE}: give the folder of a report, which `tada evaluate` writes")
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            about = json.loads(bytes(arrays["about"]))
+            return Evaluation(
+                heads=tuple(Head(name=head["name"], labels=tuple(head["labels"])) for head in about["heads"]),
+                ids=tuple(about["ids"]),
+                paths=tuple(about["paths"]),
+                groups=tuple(about["groups"]),
+                targets=arrays["targets"],
+                scores=arrays["scores"],
+                unreadable=tuple(Unreadable(*failure) for failure in about["unreadable"]),
+                views=tuple(Views.parse(views) for views in about["views"]),
+            )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} is damaged, or was not written by tada ({error}): evaluate again") from error
+
+
+def ensemble(tests: Sequence[Evaluation]) -> Evaluation:
+    """The mean of the scores of several tests on the same videos, in the order of the first.
+
+    Raises:
+        DataError: they are of other videos or classes, or contradict each other.
+    """
+    first = tests[0]
+    scores = [first.scores]
+    for number, test in enumerate(tests[1:], start=2):
+        if test.heads != first.heads:
+            raise DataError(f"the scores of test {number} are of other classes than those of the first")
+        lacks = sorted(set(first.ids) ^ set(test.ids))
+        if lacks:
+            raise DataError(
+                f"test {number} and the first have not the same videos: {len(lacks)} are in one only, such as "
+                f"{lacks[0]!r}; evaluate both on all of them"
+            )
+        place = {name: i for i, name in enumerate(test.ids)}
+        order = [place[name] for name in first.ids]
+        if not np.array_equal(test.targets[order], first.targets):
+            raise DataError(f"test {number} has other true classes than the first for some videos: evaluate it again")
+        scores.append(test.scores[order])
+    return replace(
+        first, scores=np.mean(scores, axis=0, dtype=np.float32), views=tuple(v for test in tests for v in test.views)
+    )

@@ -1,0 +1,359 @@
+"""Stronger augmentation, for large data sets: random resized crops, RandAugment, colour jitter, erasing, mixing.
+
+Everything is drawn once for a clip and done to all its frames alike, so that what moves in it is what moved in the
+video: also the histograms and means that some operations need are those of the whole clip. Clips are uint8
+[T, H, W, 3] in and out; only mixing works on normalised batches, on their device. All randomness comes from ``rng``.
+
+Shapes: N clips, T frames, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tada.video.transforms import MEAN, STD, crop_rectangle, resize
+
+_GREY = round(255 * MEAN)
+"""What comes in where a frame is moved away: 0 after ``normalise``."""
+
+
+# --- place ----------------------------------------------------------------------------------------------------------
+
+
+def random_resized_crop(
+    clip: Tensor,
+    *,
+    area_range: tuple[float, float],
+    ratio_range: tuple[float, float],
+    size: int,
+    antialias: bool,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Cut a rectangle of random area and shape at random, and resize it to a square [T, size, size, 3].
+
+    Args:
+        area_range: of the rectangle, as a part of the frame's area.
+        ratio_range: of width to height, drawn on a logarithmic scale.
+
+    As in torchvision: ten draws; if none fits in the frame, the largest rectangle in its middle that the ratios allow.
+    """
+    height, width = clip.shape[1:3]
+    for _ in range(10):
+        area = height * width * rng.uniform(*area_range)
+        ratio = math.exp(rng.uniform(math.log(ratio_range[0]), math.log(ratio_range[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(0, height - h, endpoint=True))
+            left = int(rng.integers(0, width - w, endpoint=True))
+            break
+    else:
+        ratio = min(max(width / height, ratio_range[0]), ratio_range[1])
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        top, left = (height - h) // 2, (width - w) // 2
+    return resize(crop_rectangle(clip, top, left, h, w), (size, size), antialias=antialias, exact=False)
+
+
+# --- colour ---------------------------------------------------------------------------------------------------------
+
+
+def color_jitter(
+    clip: Tensor, *, brightness: float, contrast: float, saturation: float, hue: float, rng: np.random.Generator
+) -> Tensor:
+    """Change brightness, contrast, saturation and hue, in random order.
+
+    Args:
+        brightness: the factor is drawn from [1 - brightness, 1 + brightness], not below 0; so contrast, saturation.
+        hue: the shift is drawn from [-hue, hue], as a part of the colour circle; at most 0.5.
+    """
+    changes: list[Callable[[Tensor], Tensor]] = []
+    for strength, change in ((brightness, _brightness), (contrast, _contrast), (saturation, _colour)):
+        factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
+        if strength:
+            changes.append(lambda clip, change=change, factor=factor: change(clip, factor))  # type: ignore[misc]
+    shift = rng.uniform(-hue, hue)
+    if hue:
+        changes.append(lambda clip: _turn_hue(clip, shift))
+    for i in rng.permutation(len(changes)):
+        clip = changes[int(i)](clip)
+    return clip
+
+
+def _blend(clip: Tensor, other: Tensor | float, factor: float) -> Tensor:
+    """``other`` at 0, the clip at 1, and beyond."""
+    return ((clip.float() - other) * factor + other).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _luma(clip: Tensor) -> Tensor:
+    """Brightness of each pixel, rounded, [T, H, W, 1], by the weights of ITU-R 601 (as in Pillow's convert("L"))."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=clip.device)
+    return (clip.float() @ weights).round_().unsqueeze(-1)
+
+
+def _brightness(clip: Tensor, factor: float) -> Tensor:
+    return _blend(clip, 0.0, factor)
+
+
+def _contrast(clip: Tensor, factor: float) -> Tensor:
+    return _blend(clip, float(_luma(clip).mean().add_(0.5).floor_()), factor)
+
+
+def _colour(clip: Tensor, factor: float) -> Tensor:
+    return _blend(clip, _luma(clip), factor)
+
+
+def _turn_hue(clip: Tensor, shift: float) -> Tensor:
+    """Turn colours by a part of the colour circle, in the hue-saturation-value space."""
+    colours = clip.float() / 255
+    value, value_at = colours.max(-1)
+    span = value - colours.amin(-1)
+    r, g, b = (colours[..., i] for i in range(3))
+    divisor = torch.where(span > 0, span, 1.0)
+    sector = torch.stack([(g - b) / divisor, 2 + (b - r) / divisor, 4 + (r - g) / divisor], -1)
+    hue = sector.gather(-1, value_at[..., None])[..., 0] / 6 + shift
+    # A channel lies at the value, below it by the span, or on the line between, by its distance on the circle.
+    channels = []
+    for offset in (5, 3, 1):
+        place = (offset + hue * 6) % 6
+        channels.append(value - span * torch.minimum(place, 4 - place).clamp(0, 1))
+    return (torch.stack(channels, -1) * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+# --- RandAugment ----------------------------------------------------------------------------------------------------
+
+
+def rand_augment(
+    clip: Tensor, *, num_operations: int, magnitude: float, magnitude_std: float, rng: np.random.Generator
+) -> Tensor:
+    """Apply random operations one after the other, each with probability 1/2.
+
+    With 4, 9 and 0.5 it is timm's ``rand-m9-n4-mstd0.5-inc1``: fifteen operations, chosen with replacement, whose
+    strength grows with the magnitude (0 to 10), drawn from a normal distribution around it for each.
+
+    Differs from: timm (auto_augment.py), where "equalize", "auto contrast" and "contrast" go by each image's own
+        histogram, so that a clip would flicker; here by the clip's. What comes in from outside is grey.
+    """
+    for name in rng.choice(list(OPERATIONS), num_operations):
+        applies, negative = rng.random(2) < 0.5
+        level = float(np.clip(rng.normal(magnitude, magnitude_std), 0, 10)) / 10
+        if applies:
+            clip = OPERATIONS[name](clip, level, -1 if negative else 1)
+    return clip
+
+
+def _auto_contrast(clip: Tensor, level: float, sign: int) -> Tensor:
+    return torch.stack([_stretched(clip[..., i]) for i in range(3)], -1)
+
+
+def _stretched(channel: Tensor) -> Tensor:
+    """Spread a channel's values over the full range, by Pillow's arithmetic, which cuts fractions off."""
+    low, high = int(channel.min()), int(channel.max())
+    if low >= high:
+        return channel
+    scale = 255 / (high - low)
+    values = torch.arange(256, dtype=torch.float64) * scale - low * scale
+    return values.clamp_(0, 255).to(torch.uint8)[channel.int()]
+
+
+def _equalize(clip: Tensor, level: float, sign: int) -> Tensor:
+    tables = [_equalizing_table(torch.bincount(clip[..., i].flatten().int(), minlength=256)) for i in range(3)]
+    return torch.stack([tables[i][clip[..., i].int()] for i in range(3)], -1)
+
+
+def _equalizing_table(histogram: Tensor) -> Tensor:
+    """Pillow's: [256] uint8."""
+    filled = histogram[histogram > 0]
+    step = int(filled[:-1].sum()) // 255
+    if step == 0:
+        return torch.arange(256, dtype=torch.uint8)
+    before = histogram.cumsum(0) - histogram
+    return ((before + step // 2) // step).clamp(0, 255).to(torch.uint8)
+
+
+def _invert(clip: Tensor, level: float, sign: int) -> Tensor:
+    return 255 - clip
+
+
+def _posterize(clip: Tensor, level: float, sign: int) -> Tensor:
+    bits = 4 - int(level * 4)
+    return clip & (256 - (1 << (8 - bits)))
+
+
+def _solarize(clip: Tensor, level: float, sign: int) -> Tensor:
+    return torch.where(clip < 256 - int(level * 256), clip, 255 - clip)
+
+
+def _solarize_add(clip: Tensor, level: float, sign: int) -> Tensor:
+    added = (clip.int() + int(level * 110)).clamp_(max=255).to(torch.uint8)
+    return torch.where(clip < 128, added, clip)
+
+
+def _sharpness(clip: Tensor, factor: float) -> Tensor:
+    """Blend with the clip smoothed by a 3x3 kernel; the frames' rims stay."""
+    kernel = torch.ones(3, 3, device=clip.device)
+    kernel[1, 1] = 5
+    frames = clip.permute(0, 3, 1, 2).flatten(0, 1)[:, None].float()
+    smooth = clip.float().clone()
+    inner = F.conv2d(frames, kernel[None, None] / 13).round_().view(clip.shape[0], 3, *(n - 2 for n in clip.shape[1:3]))
+    smooth[:, 1:-1, 1:-1] = inner.permute(0, 2, 3, 1)
+    return _blend(clip, smooth, factor)
+
+
+def _enhanced(change: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float, int], Tensor]:
+    return lambda clip, level, sign: change(clip, max(0.1, 1 + sign * 0.9 * level))
+
+
+def _affine(clip: Tensor, matrix: tuple[float, float, float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+    """The pixel at (x, y) of the result is that at ``matrix @ (x, y) + shift`` of the clip, both from the middle.
+
+    Bilinear; grey where that lies outside.
+    """
+    t, height, width = clip.shape[:3]
+    a, b, c, d = matrix
+    # From pixels to grid_sample's [-1, 1].
+    theta = torch.tensor(
+        [[a, b * height / width, 2 * shift[0] / width], [c * width / height, d, 2 * shift[1] / height]],
+        device=clip.device,
+    )
+    grid = F.affine_grid(theta[None], [1, 3, height, width], align_corners=False).expand(t, -1, -1, -1)
+    frames = clip.permute(0, 3, 1, 2).float() - _GREY
+    moved = F.grid_sample(frames, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + _GREY
+    return moved.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _rotate(clip: Tensor, level: float, sign: int) -> Tensor:
+    angle = math.radians(sign * 30 * level)
+    return _affine(clip, (math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)))
+
+
+def _shear_x(clip: Tensor, level: float, sign: int) -> Tensor:
+    return _affine(clip, (1.0, sign * 0.3 * level, 0.0, 1.0))
+
+
+def _shear_y(clip: Tensor, level: float, sign: int) -> Tensor:
+    return _affine(clip, (1.0, 0.0, sign * 0.3 * level, 1.0))
+
+
+def _translate_x(clip: Tensor, level: float, sign: int) -> Tensor:
+    return _affine(clip, (1.0, 0.0, 0.0, 1.0), (sign * 0.45 * level * clip.shape[2], 0.0))
+
+
+def _translate_y(clip: Tensor, level: float, sign: int) -> Tensor:
+    return _affine(clip, (1.0, 0.0, 0.0, 1.0), (0.0, sign * 0.45 * level * clip.shape[1]))
+
+
+OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
+    "auto_contrast": _auto_contrast,
+    "equalize": _equalize,
+    "invert": _invert,
+    "rotate": _rotate,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "solarize_add": _solarize_add,
+    "colour": _enhanced(_colour),
+    "contrast": _enhanced(_contrast),
+    "brightness": _enhanced(_brightness),
+    "sharpness": _enhanced(_sharpness),
+    "shear_x": _shear_x,
+    "shear_y": _shear_y,
+    "translate_x": _translate_x,
+    "translate_y": _translate_y,
+}
+"""RandAugment's: from a clip, a level in [0, 1] and a sign to a clip."""
+
+
+# --- erasing --------------------------------------------------------------------------------------------------------
+
+
+def random_erase(clip: Tensor, *, probability: float, rng: np.random.Generator) -> Tensor:
+    """Fill a random rectangle with noise of the data's mean and spread, the same in all frames.
+
+    The rectangle covers 2 % to a third of the frame, its sides 0.3 to 3.3 apart, as in timm (mode "pixel").
+    """
+    if rng.random() >= probability:
+        return clip
+    height, width = clip.shape[1:3]
+    for _ in range(10):
+        area = height * width * rng.uniform(0.02, 1 / 3)
+        ratio = math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < h < height and 0 < w < width:
+            top, left = int(rng.integers(0, height - h, endpoint=True)), int(rng.integers(0, width - w, endpoint=True))
+            noise = (MEAN + STD * rng.standard_normal((h, w, 3))) * 255
+            clip = clip.clone()
+            clip[:, top : top + h, left : left + w] = torch.from_numpy(noise.round().clip(0, 255).astype(np.uint8))
+            return clip
+    return clip
+
+
+# --- mixing ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixture:
+    """How the clips of a batch are mixed in pairs: neighbours, the first with the second, the third with the fourth.
+
+    Neighbours, so that a pair never lies on two devices and the number of devices changes nothing.
+    """
+
+    share: float
+    """What a clip keeps of itself, in its pixels' values or in their number."""
+    box: tuple[float, float, float, float] | None
+    """CutMix: top, bottom, left and right of what comes from the partner, as parts of the frame. None: mixup."""
+
+    def clips(self, clips: Tensor) -> Tensor:
+        """Mix float clips [N, 3, T, H, W]."""
+        others = clips[_neighbours(clips)]
+        if self.box is None:
+            return clips * self.share + others * (1 - self.share)
+        top, bottom, left, right = self._pixels(clips)
+        mixed = clips.clone()
+        mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
+        return mixed
+
+    def targets(self, targets: Tensor, clips: Tensor) -> Tensor:
+        """Mix the targets [N, K] of float clips [N, 3, T, H, W]."""
+        share = self.share
+        if self.box is not None:  # by whole pixels, what the clips show
+            top, bottom, left, right = self._pixels(clips)
+            share = 1 - (bottom - top) * (right - left) / (clips.shape[-2] * clips.shape[-1])
+        return targets * share + targets[_neighbours(targets)] * (1 - share)
+
+    def _pixels(self, clips: Tensor) -> tuple[int, int, int, int]:
+        assert self.box is not None
+        height, width = clips.shape[-2:]
+        top, bottom, left, right = self.box
+        return round(top * height), round(bottom * height), round(left * width), round(right * width)
+
+
+def draw_mixture(
+    *, mixup_alpha: float, cutmix_alpha: float, cutmix_probability: float, rng: np.random.Generator
+) -> Mixture | None:
+    """Draw how a batch is mixed; None where both alphas are 0.
+
+    Args:
+        mixup_alpha: of the Beta(alpha, alpha) that mixup's share is drawn from; 0 for no mixup.
+        cutmix_alpha: the same for CutMix, whose share is that of the frame's area.
+        cutmix_probability: how often CutMix is chosen, where both are on.
+    """
+    if not mixup_alpha and not cutmix_alpha:
+        return None
+    cuts = cutmix_alpha and (not mixup_alpha or rng.random() < cutmix_probability)
+    if not cuts:
+        return Mixture(share=float(rng.beta(mixup_alpha, mixup_alpha)), box=None)
+    share = float(rng.beta(cutmix_alpha, cutmix_alpha))
+    side, (y, x) = math.sqrt(1 - share), rng.random(2)
+    top, bottom = max(y - side / 2, 0.0), min(y + side / 2, 1.0)
+    left, right = max(x - side / 2, 0.0), min(x + side / 2, 1.0)
+    return Mixture(share=share, box=(top, bottom, left, right))
+
+
+def _neighbours(batch: Tensor) -> Tensor:
+    """For each of [N] the other of its pair; N is even."""
+    return torch.arange(len(batch), device=batch.device) ^ 1

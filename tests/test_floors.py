@@ -15,7 +15,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
-    {"tada.errors", "tada.data", "tada.video"},
+    {"tada.errors", "tada.data", "tada.localization", "tada.localization.segments", "tada.video"},
     {"tada.tadaconv", "tada.video.container", "tada.video.sampling"},
     {
         "tada.adaptation",
@@ -27,7 +27,7 @@ FLOORS = [
         "tada.video.transforms",
         "tada.video.writer",
     },
-    {"tada.models.hosts"},
+    {"tada.localization.annotations", "tada.models.hosts"},
     {"tada.data.clips", "tada.data.motion", "tada.models", "tada.recipe"},
     {"tada.models.weights"},
     {"tada.models.convert", "tada.models.hub"},

@@ -16,7 +16,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
     {"tada.errors", "tada.data", "tada.localization", "tada.localization.segments", "tada.video"},
-    {"tada.tadaconv", "tada.video.container", "tada.video.sampling"},
+    {
+        "tada.localization.detections",
+        "tada.localization.grid",
+        "tada.tadaconv",
+        "tada.video.container",
+        "tada.video.sampling",
+    },
     {
         "tada.adaptation",
         "tada.data.annotations",
@@ -27,7 +33,7 @@ FLOORS = [
         "tada.video.transforms",
         "tada.video.writer",
     },
-    {"tada.localization.annotations", "tada.models.hosts"},
+    {"tada.localization.actionformer", "tada.localization.annotations", "tada.localization.bmn", "tada.models.hosts"},
     {"tada.data.clips", "tada.data.motion", "tada.models", "tada.recipe"},
     {"tada.models.weights"},
     {"tada.models.convert", "tada.models.hub"},

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reference import detections as slow
 
+from reference import detections as slow
 from tada.errors import DataError, OptionError
 from tada.localization.metrics import (
     ANET_TIOUS,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import detections as slow
 
+from reference import detections as slow
 from tada.localization.segments import nms, soft_nms, tiou, vote
 
 UNITS = json.loads((Path(__file__).parent / "golden" / "tal_unit_values.json").read_text())

@@ -91,7 +91,7 @@ def test_padding_changes_nothing(window: int) -> None:
 
 
 def test_lengths_that_do_not_halve_are_refused() -> None:
-    with pytest.raises(ValueError, match="18 steps should be a multiple of 4: pad them"):
+    with pytest.raises(ValueError, match="18 steps should be a multiple of 4: pad"):
         ActionFormer(small())(torch.zeros(1, 6, 18), torch.ones(1, 18, dtype=torch.bool))
 
 
@@ -127,6 +127,7 @@ def test_losses_are_the_released_ones() -> None:
     np.testing.assert_allclose(diou_loss(torch.tensor(case["pred"]), torch.tensor(case["gt"])), case["loss"], rtol=1e-6)
 
 
+@torch.no_grad()
 def test_a_batchs_losses_are_the_sums_over_its_videos() -> None:
     torch.manual_seed(0)
     model = ActionFormer(small(num_classes=(3, 2))).eval()
@@ -192,7 +193,7 @@ def test_what_it_learned_by_heart_is_found_again() -> None:
     features[0, 2] = torch.linspace(0, 1, 32)
     mask = torch.ones(1, 32, dtype=torch.bool)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(60):
+    for _ in range(40):
         loss = losses(model(features, mask), [truth], [labels])
         total = (loss.classification + loss.regression) / max(loss.num_positive, 1)
         optimizer.zero_grad()

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from tada.adaptation import AdaptReport, adapt
     from tada.errors import UserError
     from tada.evaluation import Evaluation, evaluate
+    from tada.loading import load
+    from tada.localization.localizer import Localization, Localizer
     from tada.models import create_model, list_models
     from tada.models.hub import push_to_hub
-    from tada.predict import Prediction, Recognizer, load
+    from tada.predict import Prediction, Recognizer
     from tada.recipe import Recipe, load_recipe
     from tada.recognition import train
     from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
@@ -27,6 +29,8 @@ __all__ = [
     "AdaptReport",
     "ClipSpec",
     "Evaluation",
+    "Localization",
+    "Localizer",
     "Prediction",
     "Recipe",
     "Recognizer",
@@ -49,6 +53,8 @@ _HOME = {
     "AdaptReport": "tada.adaptation",
     "ClipSpec": "tada.video.sampling",
     "Evaluation": "tada.evaluation",
+    "Localization": "tada.localization.localizer",
+    "Localizer": "tada.localization.localizer",
     "Prediction": "tada.predict",
     "Recipe": "tada.recipe",
     "Recognizer": "tada.predict",
@@ -61,7 +67,7 @@ _HOME = {
     "create_model": "tada.models",
     "evaluate": "tada.evaluation",
     "list_models": "tada.models",
-    "load": "tada.predict",
+    "load": "tada.loading",
     "load_recipe": "tada.recipe",
     "push_to_hub": "tada.models.hub",
     "train": "tada.recognition",

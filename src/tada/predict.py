@@ -111,11 +111,11 @@ def predictions_csv(predictions: Sequence[Prediction], count: int = 5) -> str:
     writer.writerow(["video", "rank", "label", "score"])
     for prediction in predictions:
         for rank, (label, score) in enumerate(prediction.top(count), start=1):
-            writer.writerow([_cell(prediction.path), rank, _cell(label), f"{score:.6f}"])
+            writer.writerow([cell(prediction.path), rank, cell(label), f"{score:.6f}"])
     return text.getvalue()
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Keep a spreadsheet from running a name as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 

@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
@@ -156,9 +156,11 @@ def train(
     save_every_steps = save_every_steps or min(steps_per_epoch, 200)
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     lines = EpochLines(say)
-    trainer = _trainer(recipe, out, [unreadable, lines], save_every_steps=save_every_steps, show_progress=show_progress)
+    trainer = make_trainer(
+        recipe, out, [unreadable, lines], save_every_steps=save_every_steps, show_progress=show_progress
+    )
     started = time.perf_counter()
-    with _quiet():
+    with quiet():
         trainer.fit(
             task,
             loader,
@@ -357,9 +359,29 @@ class WholeFileCheckpoints(TorchCheckpointIO):
         return state
 
 
-def _trainer(
-    recipe: Recipe, out: Path, callbacks: list[Callback], *, save_every_steps: int, show_progress: bool
+class LoopRecipe(Protocol):
+    """What the training loop needs of a recipe."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def accumulate(self) -> int: ...
+
+    @property
+    def ema_decay(self) -> float | None: ...
+
+    @property
+    def clip_gradient_norm(self) -> float | None: ...
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]: ...
+
+
+def make_trainer(
+    recipe: LoopRecipe, out: Path, callbacks: list[Callback], *, save_every_steps: int, show_progress: bool
 ) -> L.Trainer:
+    """The loop of a run in the folder ``out``: its logs, its state to resume from, its averaged weights."""
     (out / "logs").mkdir(parents=True, exist_ok=True)
     start = f"start_{len(list((out / 'logs').iterdir()))}"  # a resumed run adds a folder
     if recipe.ema_decay is not None:
@@ -375,7 +397,7 @@ def _trainer(
             enable_version_counter=False,
         )
     )
-    with _quiet():
+    with quiet():
         return L.Trainer(
             default_root_dir=out,
             max_epochs=recipe.epochs,
@@ -398,7 +420,7 @@ def _trainer(
         )
 
 
-class _quiet(warnings.catch_warnings):
+class quiet(warnings.catch_warnings):
     """Keep Lightning's advice on settings that are chosen here out of the user's sight."""
 
     def __enter__(self) -> None:

@@ -9,7 +9,7 @@ Shapes: N clips or videos, V views of a video, T frames, H x W pixels. Clips sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -179,12 +179,19 @@ class ResumableLoader(DataLoader[Any]):
     number of workers.
     """
 
-    def __init__(self, clips: TrainingClips, batches: ResumableBatches, *, num_workers: int) -> None:
+    def __init__(
+        self,
+        clips: Dataset[Any],
+        batches: ResumableBatches,
+        *,
+        num_workers: int,
+        collate: Callable[[Any], Any] | None = None,
+    ) -> None:
         super().__init__(
             clips,
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=collate_clips,
+            collate_fn=collate or collate_clips,
             persistent_workers=num_workers > 0,
         )
         self.batches = batches

@@ -73,7 +73,7 @@ class ActionFormerConfig:
     @property
     def stride_of_last(self) -> int:
         """Steps from one point of the coarsest level to the next."""
-        return 2 ** (self.num_levels - 1)
+        return 1 << (self.num_levels - 1)
 
     @classmethod
     def for_data(
@@ -168,9 +168,7 @@ class ActionFormer(nn.Module):
             mask: bool [B, T], true where there is a video.
         """
         if features.shape[2] % self.config.stride_of_last:
-            raise ValueError(
-                f"{features.shape[2]} steps should be a multiple of {self.config.stride_of_last}: pad them"
-            )
+            raise ValueError(f"{features.shape[2]} steps should be a multiple of {self.config.stride_of_last}: pad")
         keep = mask[:, None].to(features.dtype)  # [B, 1, T]
         x = self.input_dropout(features * keep)
         for layer in self.embed:
@@ -481,7 +479,7 @@ def decode(outputs: LevelOutputs, grid: FeatureGrid, *, min_score: float, max_ca
         (verb, verbs), (noun, nouns) = (p.topk(min(_NUM_FUSED, p.shape[1]), dim=1) for p in probabilities)
         fused = (verb[:, :, None] * noun[:, None, :]).sqrt()  # [P, V, N]
         scores, num_pairs = fused.flatten(), fused.shape[1] * fused.shape[2]
-        pairs = torch.broadcast_tensors(verbs[:, :, None], nouns[:, None, :])
+        pairs = verbs[:, :, None].expand(fused.shape), nouns[:, None, :].expand(fused.shape)
         classes = torch.stack(pairs, dim=3).reshape(-1, 2)
     candidates = torch.nonzero(scores > min_score)[:, 0]
     best = candidates[scores[candidates].argsort(descending=True, stable=True)[:max_candidates]]

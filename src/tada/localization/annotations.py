@@ -492,8 +492,8 @@ def with_durations(table: SegmentTable, durations: Mapping[str, float]) -> Segme
             continue
         if video.duration_seconds and abs(video.duration_seconds - duration) > max(2.0, 0.05 * duration):
             notes.append(
-                f"{table.name} video {video.name!r}: {video.duration_seconds:.1f} s by the annotations, {duration:.1f} s "
-                "by the video: the latter counts"
+                f"{table.name} video {video.name!r}: {video.duration_seconds:.1f} s by the annotations, {duration:.1f} "
+                "s by the video: the latter counts"
             )
         segments = []
         for segment in video.segments:

@@ -64,7 +64,7 @@ class BMNConfig:
     def for_data(
         cls, *, in_channels: int, segment_seconds: Floats, video_seconds: Floats, stride_seconds: float
     ) -> BMNConfig:
-        """Whole videos in 100 bins where the shortest tenth of segments has two bins; else windows of twice the longest.
+        """Whole videos in 100 bins where nine of ten segments have two bins or more; else windows of twice the longest.
 
         Args:
             segment_seconds: lengths of the training segments.
@@ -153,10 +153,12 @@ class BoundaryMatching(nn.Module):
             x, weight = x.to(self.weight.dtype), self.weight
             sampling, transposed, cells = self._matrices(x.device, x.dtype)
             projected = torch.einsum("ocn,bct->ntbo", weight, x).reshape(self.num_samples * t, b * _MATCHED)
-            sampled = _SparseProduct.apply(sampling, transposed, projected)  # [valid cells, B * 512]
+            # [valid cells, B * 512]
+            sampled: Tensor = _SparseProduct.apply(sampling, transposed, projected)  # type: ignore[no-untyped-call]  # torch does not say
         maps = sampled.new_zeros(self.num_durations * t, b * _MATCHED).index_copy(0, cells, sampled)
         maps = maps.view(self.num_durations, t, b, _MATCHED).permute(2, 3, 0, 1)
-        return maps + self.bias[:, None, None]
+        matched: Tensor = maps + self.bias[:, None, None]
+        return matched
 
     def _matrices(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         key = (device, dtype)
@@ -182,10 +184,11 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
         ctx.transposed = transposed
-        return torch.sparse.mm(matrix, dense)
+        product: Tensor = torch.sparse.mm(matrix, dense)
+        return product
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]  # one output
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
         return None, None, torch.sparse.mm(ctx.transposed, gradient.contiguous())
 
 
@@ -349,7 +352,7 @@ def windows(config: BMNConfig, duration_seconds: float) -> list[Window]:
 
 
 def at_times(features: Tensor, grid: FeatureGrid, seconds: Floats) -> Tensor:
-    """Features [C, M] interpolated at times [n] -> [C, n]; zero beyond the first and last by more than half a stride."""
+    """Features [C, M] interpolated at times [n] -> [C, n]; zero from half a stride beyond the outermost on."""
     index = torch.from_numpy(np.asarray(grid.index(seconds), np.float64)).to(features.device)
     last = features.shape[1] - 1
     inside = (index > -0.5 - 1e-6) & (index < last + 0.5 + 1e-6)
@@ -483,7 +486,8 @@ def name(
         best verbs and thirty best nouns; the score is the proposal's times the classes' probability.
     """
     num = len(found.scores)
-    where = found.segments[:, :1] + (found.segments[:, 1:] - found.segments[:, :1]) * np.linspace(0, 1, num_points)
+    places: Floats = np.linspace(0, 1, num_points)
+    where = found.segments[:, :1] + (found.segments[:, 1:] - found.segments[:, :1]) * places
     means = []
     for rows in probabilities:
         if whole_video:

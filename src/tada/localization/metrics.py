@@ -200,41 +200,54 @@ def _verb_and_noun(label: Any) -> tuple[int, int]:
         raise DataError(f"verb {verb!r} and noun {noun!r} of a prediction should be class numbers") from error
 
 
+class _Ranked(NamedTuple):
+    """The predictions of one class, best first."""
+
+    right: NDArray[np.bool_]
+    """[H, P]"""
+    scores: Floats
+    """[P]"""
+    num_truths: int
+
+
 def _detection_scores(truth: _Events, found: _Events, tious: Floats) -> DetectionScores:
+    ranked = _ranked(truth, found, tious)
+    precisions = {label: _average_precision(own.right, own.num_truths) for label, own in ranked.items()}  # each [H]
+    return DetectionScores(
+        tiou_thresholds=tuple(tious.tolist()),
+        per_threshold=tuple(np.mean(list(precisions.values()), axis=0).tolist()),
+        per_class={str(label): tuple(values.tolist()) for label, values in precisions.items()},
+        num_ground_truth=len(truth.labels),
+        num_predictions=sum(len(own.scores) for own in ranked.values()),
+    )
+
+
+def _ranked(truth: _Events, found: _Events, tious: Floats) -> dict[Hashable, _Ranked]:
+    """For each class of the ground truth its predictions, and which of them are right."""
     if not truth.labels:
         raise DataError("the ground truth has no segments to look for; see whether subset and annotations are right")
     classes = sorted(set(truth.labels), key=str)
     class_of = {label: i for i, label in enumerate(classes)}
-    known = np.array([label in class_of for label in found.labels], bool)
-    num_classes = len(classes)
     numbers = {name: i for i, name in enumerate(dict.fromkeys([*truth.videos, *found.videos]))}
 
     # One number for each (class, video), to bring together what can match.
-    def keys(events: _Events, chosen: NDArray[np.bool_]) -> Ints:
-        kept = np.flatnonzero(chosen).tolist()
-        of_class = np.array([class_of[events.labels[i]] for i in kept], np.int64)
-        return of_class * len(numbers) + np.array([numbers[events.videos[i]] for i in kept], np.int64)
+    def keys(events: _Events, places: list[int]) -> Ints:
+        return np.array(
+            [class_of[events.labels[i]] * len(numbers) + numbers[events.videos[i]] for i in places], np.int64
+        )
 
-    truth_keys = keys(truth, np.ones(len(truth.labels), bool))
-    found_keys = keys(found, known)
+    known = [i for i, label in enumerate(found.labels) if label in class_of]
+    truth_keys, found_keys = keys(truth, list(range(len(truth.labels)))), keys(found, known)
     segments, scores = found.segments[known], found.scores[known]
     order = np.lexsort((-scores, found_keys // len(numbers)))  # by class, then falling score; stable
     segments, scores, found_keys = segments[order], scores[order], found_keys[order]
-
     right = _match(segments, found_keys, truth.segments, truth_keys, tious)
-    of_class = found_keys // len(numbers)
-    num_truths = np.bincount(truth_keys // len(numbers), minlength=num_classes)
-    ends = np.searchsorted(of_class, np.arange(num_classes + 1))
-    precisions = [
-        _average_precision(right[:, ends[i] : ends[i + 1]], int(num_truths[i])) for i in range(num_classes)
-    ]  # each [H]
-    return DetectionScores(
-        tiou_thresholds=tuple(tious.tolist()),
-        per_threshold=tuple(np.mean(precisions, axis=0).tolist()),
-        per_class={str(label): tuple(p.tolist()) for label, p in zip(classes, precisions, strict=True)},
-        num_ground_truth=len(truth.labels),
-        num_predictions=len(scores),
-    )
+    num_truths = np.bincount(truth_keys // len(numbers), minlength=len(classes))
+    ends = np.searchsorted(found_keys // len(numbers), np.arange(len(classes) + 1))
+    return {
+        label: _Ranked(right[:, ends[i] : ends[i + 1]], scores[ends[i] : ends[i + 1]], int(num_truths[i]))
+        for i, label in enumerate(classes)
+    }
 
 
 def _match(segments: Floats, keys: Ints, truths: Floats, truth_keys: Ints, tious: Floats) -> NDArray[np.bool_]:
@@ -269,7 +282,7 @@ def _match(segments: Floats, keys: Ints, truths: Floats, truth_keys: Ints, tious
 def _overlapping_pairs(
     segments: Floats, keys: Ints, truths: Floats, truth_keys: Ints, least: float
 ) -> tuple[Ints, Ints, Floats]:
-    """All pairs of a prediction and a segment of the same key that overlap by ``least``: places of both, and overlap."""
+    """All pairs of a key that overlap by ``least``: the prediction's place, the segment's, and the overlap."""
     by_key = np.argsort(truth_keys, kind="stable")
     first = np.searchsorted(truth_keys[by_key], keys, side="left")
     counts = np.searchsorted(truth_keys[by_key], keys, side="right") - first
@@ -310,6 +323,22 @@ def _average_precision(right: NDArray[np.bool_], num_truths: int) -> Floats:
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     average: Floats = (envelope * right).sum(1) / num_truths
     return average
+
+
+def best_thresholds(
+    ground_truth: Mapping[str, Any], results: Mapping[str, Any], *, subset: str, tiou_threshold: float = 0.5
+) -> dict[str, float]:
+    """For each class the score from which on detections are best shown: where F1 is highest.
+
+    A class of which nothing is found has none.
+    """
+    truth = _drop_faulty(_ground_truth(ground_truth, subset))
+    chosen = {}
+    for label, (right, scores, num_truths) in _ranked(truth, _predictions(results), _checked([tiou_threshold])).items():
+        if right.any():
+            f1 = 2 * right[0].cumsum() / (np.arange(1, len(scores) + 1) + num_truths)
+            chosen[str(label)] = float(scores[int(f1.argmax())])
+    return chosen
 
 
 # -- recall -----------------------------------------------------------------------------------------------------------

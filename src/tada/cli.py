@@ -543,9 +543,7 @@ def _localize_import(options: Namespace) -> int:
         described_as=options.source.name,
         allow_pickle=options.allow_pickle,
     )
-    print(
-        f"{len(cards)} videos, {cards[0].channels} channels every {grid.stride_seconds:.4g} s; they are in {options.out}"
-    )
+    print(f"{len(cards)} videos, {cards[0].channels} channels every {grid.stride_seconds:.4g} s, are in {options.out}")
     return 0
 
 

@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tada.errors import OptionError
@@ -351,9 +352,9 @@ def windows(config: BMNConfig, duration_seconds: float) -> list[Window]:
     return [Window(i * hop, config.bin_seconds) for i in range(count)]
 
 
-def at_times(features: Tensor, grid: FeatureGrid, seconds: Floats) -> Tensor:
+def at_times(features: Tensor, grid: FeatureGrid, seconds: NDArray[np.floating[Any]]) -> Tensor:
     """Features [C, M] interpolated at times [n] -> [C, n]; zero from half a stride beyond the outermost on."""
-    index = torch.from_numpy(np.asarray(grid.index(seconds), np.float64)).to(features.device)
+    index = torch.from_numpy(grid.index(np.asarray(seconds, np.float64))).to(features.device)
     last = features.shape[1] - 1
     inside = (index > -0.5 - 1e-6) & (index < last + 0.5 + 1e-6)
     index = index.clamp(0, last)

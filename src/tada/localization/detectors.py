@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from tada.errors import CheckpointError, DataError, OptionError
 from tada.localization import actionformer, bmn
 from tada.localization.annotations import LabelSet, SegmentTable, UntrimmedVideo
-from tada.localization.detections import Detections, Selection, select
+from tada.localization.detections import Detections, select
 from tada.localization.features import FeatureFolder, VideoFeatures
 from tada.localization.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
+from tada.localization.segments import Floats
 
 _CROP_TRIES = 200
 
@@ -180,7 +181,7 @@ class ActionFormerDetector(nn.Module):
 class BMNDetector(nn.Module):
     """BMN, with the settings of its training and testing; the backbone's scores name what it finds."""
 
-    def __init__(self, config: bmn.BMNConfig, *, recipe: LocalizationRecipe, label_sets: Sequence[str]) -> None:
+    def __init__(self, config: bmn.BMNConfig, *, recipe: LocalizationRecipe, label_sets: Sequence[LabelSet]) -> None:
         super().__init__()
         self.config = config
         self.recipe = recipe
@@ -224,14 +225,28 @@ class BMNDetector(nn.Module):
         found = bmn.bmn_losses(outputs, wanted)
         return {"loss": found.total(), **found._asdict()}
 
+    def naming_scores(self, found: VideoFeatures) -> list[Floats]:
+        """The backbone's probabilities by which segments are named, [T, K] of each label set.
+
+        Raises:
+            DataError: the features have none, or those of other classes.
+        """
+        rows = []
+        for label_set in self.label_sets:
+            known = found.card.score_labels.get(label_set.name, [])
+            missing = [name for name in label_set.classes if name not in known]
+            if missing:
+                raise DataError(
+                    f"the features of {found.card.video!r} come without scores of the {label_set.name} {missing[0]!r} "
+                    f"({len(missing)} of {len(label_set.classes)} classes), and by these BMN's segments are named: "
+                    "extract them with a backbone that was trained on these classes, or train ActionFormer"
+                )
+            columns = [known.index(name) for name in label_set.classes]
+            rows.append(found.scores[label_set.name][:, columns].astype(np.float64))
+        return rows
+
     def detect(self, found: VideoFeatures) -> Detections:
-        missing = [name for name in self.label_sets if name not in found.scores]
-        if missing:
-            raise DataError(
-                f"the features of {found.card.video!r} come without scores of {' and '.join(missing)}, by which BMN's "
-                "segments are named: extract them with a backbone that was trained on these classes, or train "
-                "ActionFormer"
-            )
+        scores = self.naming_scores(found)
         duration = found.card.duration_seconds
         places = bmn.windows(self.config, duration)
         features, grid = torch.from_numpy(found.features.T.copy()), found.card.grid
@@ -243,7 +258,6 @@ class BMNDetector(nn.Module):
         )  # fmt: skip
         is_whole = self.config.bin_seconds is None
         thinned = bmn.thinned(proposals, duration_seconds=duration, thresholds=(0.5, 0.9) if is_whole else (0.25, 0.9))
-        scores = [found.scores[name].astype(np.float64) for name in self.label_sets]
         return bmn.name(thinned, scores, grid, whole_video=is_whole)
 
 
@@ -264,7 +278,7 @@ def new_detector(
             video_seconds=np.array([card.duration_seconds for card in cards]),
             stride_seconds=folder.grid.stride_seconds,
         )
-        return BMNDetector(bmn_config, recipe=recipe, label_sets=[s.name for s in table.label_sets])
+        return BMNDetector(bmn_config, recipe=recipe, label_sets=table.label_sets)
     strides = {card.video: card.grid.stride_seconds for card in cards}
     steps = np.array([card.num_features for card in cards], np.float64)
     if recipe.resize_to is not None:
@@ -299,16 +313,9 @@ def detector_of(
     """
     try:
         if recipe.detector == "bmn":
-            return BMNDetector(bmn.BMNConfig(**shape), recipe=recipe, label_sets=[s.name for s in label_sets])
+            return BMNDetector(bmn.BMNConfig(**shape), recipe=recipe, label_sets=label_sets)
         ranges = tuple((float(low), float(high)) for low, high in shape["regression_ranges"])
         values = shape | {"num_classes": tuple(shape["num_classes"]), "regression_ranges": ranges}
         return ActionFormerDetector(actionformer.ActionFormerConfig(**values), recipe=recipe)
     except (TypeError, KeyError, ValueError, OptionError) as error:
         raise CheckpointError(f"the shape of the detector is not as tada writes it ({error}); train anew") from error
-
-
-def with_selection(detector: ActionFormerDetector | BMNDetector, selection: Selection) -> None:
-    """Let a detector give out another choice of its segments."""
-    from dataclasses import replace
-
-    detector.recipe = replace(detector.recipe, selection=selection)

@@ -206,6 +206,7 @@ def extract_video(
         channels=rows.shape[1],
         backbone=backbone_sha256 or backbone_hash(backbone.model),
         settings=settings_of(backbone, settings),
+        score_labels={"action": list(backbone.labels)},
     )
     return VideoFeatures(card=card, features=rows, scores={"action": torch.cat(scores).numpy()})
 

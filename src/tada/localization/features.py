@@ -23,7 +23,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ class FeatureCard:
     """SHA-256 of the network's weights; for published features where they are from, in words."""
     settings: dict[str, Any]
     """How clips were cut: plain values, as JSON has them."""
+    score_labels: dict[str, list[str]] = field(default_factory=dict)
+    """The classes that the columns of each scores stand for."""
 
     @property
     def key(self) -> str:
@@ -177,7 +179,7 @@ class FeatureFolder:
             )
         file = self.folder / f"{name}.npz"
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 found = {key: arrays[key].astype(np.float32) for key in arrays.files}
             features = found.pop("feats")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -207,7 +209,7 @@ def read_published(file: Path, *, allow_pickle: bool = False) -> Array:
     ending = file.suffix.lower()
     readers: dict[str, Callable[[], Any]] = {
         ".npy": lambda: np.load(file, allow_pickle=allow_pickle),
-        ".npz": lambda: _only(dict(np.load(file, allow_pickle=allow_pickle))),
+        ".npz": lambda: _only(_read_npz(file, allow_pickle)),
         ".pt": lambda: _only(torch.load(file, map_location="cpu", weights_only=not allow_pickle)),
         ".pth": lambda: _only(torch.load(file, map_location="cpu", weights_only=not allow_pickle)),
         ".safetensors": lambda: _only(_read_safetensors(file)),
@@ -244,6 +246,11 @@ def _only(content: Any) -> Any:
     return next(iter(content.values()))
 
 
+def _read_npz(file: Path, allow_pickle: bool) -> dict[str, Any]:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=allow_pickle) as arrays:
+        return dict(arrays)
+
+
 def _read_safetensors(file: Path) -> Any:
     from safetensors.torch import load_file
 
@@ -272,7 +279,7 @@ def _unpickle(file: Path, allow_pickle: bool) -> Any:
         raise DataError(f"{str(file)!r} is a pickle, and reading one can run any code; if you trust it: --allow-pickle")
     try:
         return torch.load(file, map_location="cpu", weights_only=False)  # as TAdaConv's authors wrote theirs
-    except (RuntimeError, pickle.UnpicklingError):
+    except (RuntimeError, ValueError, pickle.UnpicklingError):  # a pickle, but not torch's
         with file.open("rb") as opened:
             return pickle.load(opened)
 
@@ -318,7 +325,7 @@ def import_features(
             if name in chunks:
                 raise DataError(f"{str(file)!r}: features of {name!r} lie there twice; keep one file of each video")
             chunks[name] = [(0.0, np.inf, file)]
-    cards = []
+    cards: list[FeatureCard] = []
     for name, parts in chunks.items():
         features = _join_chunks(sorted(parts, key=lambda part: part[:2]), grid, allow_pickle=allow_pickle)
         ending = float(grid.seconds(float(len(features))) - grid.stride_seconds / 2)

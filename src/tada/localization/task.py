@@ -264,7 +264,7 @@ def train_localizer(
     test_loader = None
     if tested is not None:
         if isinstance(detector, BMNDetector):
-            detector.detect(folder.read(tested.videos[0].name))  # before hours are spent: can it name what it finds?
+            detector.naming_scores(folder.read(tested.videos[0].name))  # before hours are spent
         test_loader = DataLoader(TestFeatures(tested, folder), batch_size=None, num_workers=num_workers)
     num_tested = 0 if tested is None else len(tested)
     classes = " and ".join(f"{len(s.classes)} {s.name} classes" for s in table.label_sets)

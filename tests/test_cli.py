@@ -36,7 +36,22 @@ def run(recipe_file: Path, motion_videos: Path, tmp_path_factory: pytest.TempPat
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "evaluate", "predict", "quickstart", "convert", "publish", "models", "recipes", "doctor"],
+    [
+        "",
+        "train",
+        "evaluate",
+        "predict",
+        "extract",
+        "localize",
+        "localize-train",
+        "localize-evaluate",
+        "quickstart",
+        "convert",
+        "publish",
+        "models",
+        "recipes",
+        "doctor",
+    ],
 )
 def test_help_needs_no_torch(command: str) -> None:
     """It answers within a second or two, since nothing heavy is loaded for it."""

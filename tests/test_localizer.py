@@ -170,7 +170,10 @@ def test_verbs_and_nouns_share_a_trunk(data: tuple[Path, Path], tmp_path: Path) 
 FAULTS = {
     "no segments to test": (lambda text: text.replace(",val", ",held"), r"row \d+: the split 'held' should be"),
     "only validation": (lambda text: text.replace(",train", ",val"), r"no segments in the split 'train'"),
-    "other videos": (lambda text: text.replace("\nv0", "\nw0"), r"1 of 6 annotated videos have no features .*'w0'"),
+    "other videos": (
+        lambda text: text.replace("\nv0", "\nw0"),
+        r"the video 'w0' has no features in .*lies 'v0'.*1 such videos, 0 allowed",
+    ),
     "outside": (lambda text: text + "v1,9,10,a,train\n", r"row 14: the segment from 9 to 10 s lies outside"),
     "reversed": (lambda text: text + "v1,3,2,a,train\n", r"row 14: the segment ends \(2.0 s\) before it starts"),
 }
@@ -190,6 +193,22 @@ def test_features_of_another_backbone_are_refused(run: Path, data: tuple[Path, P
     write_features(tmp_path / "f", replace(found, card=replace(found.card, backbone="another")))
     with pytest.raises(DataError, match="holds features of another backbone or setting than the localizer"):
         evaluate_localizer(load_localizer(run), tmp_path / "f", data[1], tiou_thresholds=(0.5,), show_progress=False)
+
+
+def test_features_are_not_another_backbones(data: tuple[Path, Path], backbone: Path, tmp_path: Path) -> None:
+    own = tada.predict.load(backbone)
+    with pytest.raises(DataError, match=r"holds features of another backbone \(drawn\) than the one given"):
+        train_localizer(RECIPE, *data, tmp_path / "run", backbone=own, show_progress=False, say=silent)
+
+
+def test_videos_without_features_are_left_out_where_that_is_allowed(data: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text(data[1].read_text() + "w,1,2,a,train\n")
+    said: list[str] = []
+    recipe = replace(RECIPE, epochs=1)
+    train_localizer(
+        recipe, data[0], tmp_path / "s.csv", tmp_path / "run", skip_missing=1, show_progress=False, say=said.append
+    )
+    assert said[0].startswith("left out: s.csv: the video 'w' has no features")
 
 
 def test_a_damaged_localizer_is_refused(run: Path, tmp_path: Path) -> None:
@@ -347,7 +366,7 @@ def test_videos_that_are_missing_or_broken_are_told_first(videos: Path, tmp_path
     with pytest.raises(DataError, match=r"1 of 3 videos are not in .*, the first: 'v2'; put them there"):
         match_videos(table, tmp_path, show_progress=False)
     (tmp_path / "v2.mp4").write_bytes(b"no video")
-    with pytest.raises(DataError, match=r"v2.mp4.*\(1 unreadable, 0 allowed; --skip-unreadable N allows N\)"):
+    with pytest.raises(DataError, match=r"v2.mp4.*\(1 such videos, 0 allowed; --skip-unreadable N allows N\)"):
         match_videos(table, tmp_path, show_progress=False)
     left, files = match_videos(table, tmp_path, skip_unreadable=1, show_progress=False, say=silent)
     assert [video.name for video in left.videos] == list(files) == ["v0", "v1"]

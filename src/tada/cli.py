@@ -408,7 +408,9 @@ def _localize_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", type=Path | None, metavar="RUN", help="continue this run, which was interrupted")
     parser.add_argument("--recipe", action=_LocalizationRecipeFile, metavar="NAME", help="by name, or a YAML file")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="part of the videos held out for validation")
-    parser.add_argument("--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may turn out unreadable")
+    parser.add_argument(
+        "--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may lack, or be unreadable"
+    )
     parser.add_argument("--num-workers", type=NonNegativeInt | None, default=None, help="processes that decode videos")
     _clip_arguments(parser)
     parser.add_class_arguments(LocalizationRecipe)
@@ -433,6 +435,7 @@ def _localize_train(options: Namespace) -> int:
             backbone=None if options.backbone is None else load(options.backbone, device=options.device),
             val_fraction=options.val_fraction,
             resume=options.resume is not None,
+            skip_missing=options.skip_unreadable,
             show_progress=sys.stderr.isatty(),
         )
     else:

@@ -119,6 +119,22 @@ class SegmentTable:
             )
         return chosen
 
+    def without(self, reasons: Mapping[str, str], *, allowed: int, say: Callable[[str], None]) -> SegmentTable:
+        """The table without some videos, where they are not too many; each reason is said.
+
+        Args:
+            reasons: by the videos' names.
+
+        Raises:
+            DataError: they are more than ``allowed``.
+        """
+        if len(reasons) > allowed:
+            first = next(iter(reasons.values()))
+            raise DataError(f"{first} ({len(reasons)} such videos, {allowed} allowed; --skip-unreadable N allows N)")
+        for reason in reasons.values():
+            say(f"left out: {reason}")
+        return replace(self, videos=tuple(video for video in self.videos if video.name not in reasons))
+
     def _count(self, split: str) -> int:
         return sum(len(video.segments) for video in self.videos if video.split == split)
 

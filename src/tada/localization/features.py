@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tada.errors import DataError, OptionError
+from tada.errors import DataError
 from tada.localization.annotations import video_name
 from tada.localization.grid import FeatureGrid
 
@@ -322,6 +322,8 @@ def import_features(
             chunks.setdefault(match[1], []).append((int(match[2]) / 1000, int(match[3]) / 1000, file))
         else:
             name = video_name(file.stem)
+            if durations is not None and name not in durations and name.removeprefix("v_") in durations:
+                name = name.removeprefix("v_")  # ActivityNet's features carry it, its annotations do not
             if name in chunks:
                 raise DataError(f"{str(file)!r}: features of {name!r} lie there twice; keep one file of each video")
             chunks[name] = [(0.0, np.inf, file)]
@@ -329,7 +331,7 @@ def import_features(
     for name, parts in chunks.items():
         features = _join_chunks(sorted(parts, key=lambda part: part[:2]), grid, allow_pickle=allow_pickle)
         ending = float(grid.seconds(float(len(features))) - grid.stride_seconds / 2)
-        duration = ending if durations is None else durations.get(name, durations.get(name.removeprefix("v_"), ending))
+        duration = ending if durations is None else durations.get(name, ending)
         grid.check_length(len(features), duration, f"features of {name!r} in {str(source)!r}")
         card = FeatureCard(
             video=name,
@@ -377,13 +379,3 @@ def count_between(grid: FeatureGrid, start_seconds: float, end_seconds: float) -
     """How many features have their middle in [start, end)."""
     first, last = (max(int(np.ceil(float(grid.index(t)) - 1e-6)), 0) for t in (start_seconds, end_seconds))
     return last - first
-
-
-def check_same_channels(folder: FeatureFolder, channels: int, what: str) -> None:
-    """Refuse features of another width.
-
-    Raises:
-        OptionError: they differ.
-    """
-    if folder.channels != channels:
-        raise OptionError(f"{str(folder.folder)!r} has {folder.channels} channels, {what} expects {channels}")

@@ -38,6 +38,8 @@ from tada.video.reader import open_video
 WEIGHTS_FILE = "localizer.safetensors"
 CARD_FILE = "localizer.json"
 BACKBONE_FOLDER = "backbone"
+UNTESTED_THRESHOLD = 0.2
+"""The score from which on segments are shown where none was found by validation."""
 _FORMAT = 1
 
 
@@ -58,7 +60,7 @@ class LocalizerCard:
     backbone: str
     """SHA-256 of the network that makes them; for published features where they are from, in words."""
     thresholds: dict[str, float] = field(default_factory=dict)
-    """The score from which on segments of a class are shown, by validation; classes without one are not shown."""
+    """The score from which on segments of a class are shown, by validation; the others take the median of these."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was measured, by name."""
 
@@ -236,12 +238,11 @@ class Localizer:
         self, found: Detections, path: str, duration_seconds: float, *, min_score: float | None = None
     ) -> Localization:
         """Detections with the names of their classes, those below the threshold left out."""
+        usual = float(np.median(list(self.card.thresholds.values()))) if self.card.thresholds else UNTESTED_THRESHOLD
         segments = []
         for (start, end), score, labels in zip(*(rows.tolist() for rows in found), strict=True):
             label = ",".join(s.classes[i] for s, i in zip(self.label_sets, labels, strict=True))
-            least = min_score
-            if least is None:
-                least = self.card.thresholds.get(label, np.inf) if self.card.thresholds else 0.0
+            least = self.card.thresholds.get(label, usual) if min_score is None else min_score
             if score >= least:
                 segments.append(LocalizedSegment(start_seconds=start, end_seconds=end, label=label, score=score))
         by_start = sorted(segments, key=lambda s: (s.start_seconds, s.end_seconds))

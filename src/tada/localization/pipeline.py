@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +72,7 @@ def train_on_videos(
     Raises:
         UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
     """
+    out = out if out.name else out.resolve()  # the folders beside it are named after it
     table = read_segments(segments)
     table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     table = with_splits(table, val_fraction=val_fraction, seed=recipe.seed)
@@ -102,13 +102,8 @@ def train_on_videos(
     features = out.with_name(f"{out.name}_features")
     done = extract(recognizer, files, features, settings, show_progress=show_progress)
     say(f"features of {len(done.written)} videos extracted, of {len(done.kept)} there already")
-    table = _without(
-        table,
-        [video_name(Path(f.path).name) for f in done.failures],
-        [f.message for f in done.failures],
-        skip_unreadable,
-        say,
-    )
+    reasons = {video_name(Path(failure.path).name): failure.message for failure in done.failures}
+    table = table.without(reasons, allowed=skip_unreadable, say=say)
     return train_localizer(
         recipe,
         features,
@@ -150,19 +145,8 @@ def match_videos(
             durations[name] = probe(file).duration_seconds
         except VideoError as error:
             unreadable[name] = str(error)
-    table = _without(table, list(unreadable), list(unreadable.values()), skip_unreadable, say)
+    table = table.without(unreadable, allowed=skip_unreadable, say=say)
     return with_durations(table, durations), {name: files[name] for name in durations}
-
-
-def _without(
-    table: SegmentTable, names: list[str], reasons: list[str], allowed: int, say: Callable[[str], None]
-) -> SegmentTable:
-    """The table without videos that cannot be read, if they are not too many."""
-    if len(names) > allowed:
-        raise DataError(f"{reasons[0]} ({len(names)} unreadable, {allowed} allowed; --skip-unreadable N allows N)")
-    for reason in reasons:
-        say(f"left out: {reason}")
-    return replace(table, videos=tuple(video for video in table.videos if video.name not in names))
 
 
 def cut_clips(

@@ -38,6 +38,7 @@ from tada.localization.annotations import (
 )
 from tada.localization.detections import Detections
 from tada.localization.detectors import ActionFormerDetector, BMNDetector, Sample, SampleBatch, new_detector
+from tada.localization.extraction import backbone_hash
 from tada.localization.features import FeatureFolder, VideoFeatures
 from tada.localization.localizer import Localizer, LocalizerCard, results_of, save_localizer
 from tada.localization.metrics import best_thresholds, detection_map
@@ -184,7 +185,13 @@ class LocalizationTask(L.LightningModule):
 
 
 def prepare_table(
-    table: SegmentTable, folder: FeatureFolder, *, val_fraction: float, seed: int, say: Callable[[str], None]
+    table: SegmentTable,
+    folder: FeatureFolder,
+    *,
+    val_fraction: float,
+    seed: int,
+    skip_missing: int,
+    say: Callable[[str], None],
 ) -> SegmentTable:
     """Match annotations with features, and refuse what would waste hours.
 
@@ -192,14 +199,14 @@ def prepare_table(
         DataError: annotated videos without features, a length that contradicts the duration, no segments in a split.
     """
     table = with_splits(table, val_fraction=val_fraction, seed=seed)
-    used = tuple(video for video in table.videos if video.segments)
-    missing = [video.name for video in used if video.name not in folder.cards]
-    if missing:
-        example = next(iter(folder.cards))
-        raise DataError(
-            f"{len(missing)} of {len(used)} annotated videos have no features in {str(folder.folder)!r}, the first: "
-            f"{missing[0]!r} (there lies {example!r}); extract them, or take their rows away"
-        )
+    example = next(iter(folder.cards))
+    missing = {
+        video.name: f"{table.name}: the video {video.name!r} has no features in {str(folder.folder)!r} (there lies "
+        f"{example!r}): extract them, or take its rows away"
+        for video in table.videos
+        if video.segments and video.name not in folder.cards
+    }
+    table = table.without(missing, allowed=skip_missing, say=say)
     table = replace(table, videos=tuple(video for video in table.videos if video.name in folder.cards))
     for card in folder.cards.values():
         card.grid.check_length(card.num_features, card.duration_seconds, f"features of {card.video!r}")
@@ -223,6 +230,7 @@ def train_localizer(
     backbone: Recognizer | None = None,
     val_fraction: float = 0.2,
     resume: bool = False,
+    skip_missing: int = 0,
     num_workers: int = 0,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
@@ -238,13 +246,21 @@ def train_localizer(
         backbone: the network that made the features; saved with the run, so that it can localize in videos.
         val_fraction: part of the videos held out where the annotations have no splits.
         resume: continue the run in ``out`` from its last saved state.
+        skip_missing: how many annotated videos may have no features; they are named, and left out.
 
     Raises:
         UserError: of the data, the recipe, or a folder that is already in use; each says the way out.
     """
-    folder = FeatureFolder(features)
     table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
-    table = prepare_table(table, folder, val_fraction=val_fraction, seed=recipe.seed, say=say)
+    folder = FeatureFolder(features)
+    if backbone is not None and backbone_hash(backbone.model) != folder.backbone:
+        raise DataError(
+            f"{str(features)!r} holds features of another backbone ({folder.backbone[:12]}) than the one given: extract "
+            "them with it, into a new folder"
+        )
+    table = prepare_table(
+        table, folder, val_fraction=val_fraction, seed=recipe.seed, skip_missing=skip_missing, say=say
+    )
     state = out / "resume" / "last.ckpt"
     if resume:
         _check_same_run(out, recipe, table, folder, state)

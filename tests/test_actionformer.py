@@ -193,7 +193,7 @@ def test_what_it_learned_by_heart_is_found_again() -> None:
     features[0, 2] = torch.linspace(0, 1, 32)
     mask = torch.ones(1, 32, dtype=torch.bool)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(40):
+    for _ in range(60):
         loss = losses(model(features, mask), [truth], [labels])
         total = (loss.classification + loss.regression) / max(loss.num_positive, 1)
         optimizer.zero_grad()

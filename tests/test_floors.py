@@ -42,7 +42,7 @@ FLOORS = [
     {"tada.doctor", "tada.evaluation", "tada.localization.extraction"},
     {"tada.localization.localizer", "tada.quickstart"},
     {"tada.localization.evaluation", "tada.localization.task", "tada.loading"},
-    {"tada.localization.pipeline"},
+    {"tada.localization.pipeline", "tada.localization.report"},
     {"tada.cli"},
     {"tada"},
 ]

@@ -359,6 +359,15 @@ def test_clips_are_cut_out_of_videos(videos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "clips" / "clips.csv").stat().st_mtime_ns == before
 
 
+def test_a_class_of_one_split_leaves_the_training_clips(videos: Path, tmp_path: Path) -> None:
+    text = (videos / "segments.csv").read_text()
+    (tmp_path / "s.csv").write_text(text.replace("up,val", "down,val"))
+    table, files = match_videos(read_segments(tmp_path / "s.csv"), videos, show_progress=False)
+    clips = cut_clips(table, files, tmp_path / "clips", show_progress=False)
+    assert clips.splits == ("train",)
+    assert clips.counts() == {"left": 2, "up": 2}
+
+
 def test_videos_that_are_missing_or_broken_are_told_first(videos: Path, tmp_path: Path) -> None:
     table = read_segments(videos / "segments.csv")
     for name in ("v0", "v1"):
@@ -396,6 +405,7 @@ def test_one_command_from_videos_to_a_localizer(
     features = out.with_name("run_features")
     assert call("localize", "evaluate", "--model", out, "--features", features, "--segments", segments) == 0
     assert "average" in capsys.readouterr().out
+    assert "wrong class" in (out / "evaluation" / "report.html").read_text()
     found = json.loads((out / "evaluation" / "detections.json").read_text())["results"]["v2"]
     mine = sorted((s["start_seconds"], s["end_seconds"]) for s in entry["segments"])
     theirs = sorted((round(s["segment"][0], 3), round(s["segment"][1], 3)) for s in found)

@@ -480,14 +480,18 @@ def _localize_evaluate(options: Namespace) -> int:
     from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
     from tada.localization.localizer import load_localizer
     from tada.localization.metrics import PRESETS
+    from tada.localization.report import write_report
 
+    thresholds: dict[str, float] = {}
     tious = PRESETS[options.preset]
     if options.predictions is not None and options.model is None:
         result = evaluate_predictions(options.predictions, options.segments, tiou_thresholds=tious, split=options.split)
         out = options.out
     elif options.model is not None and options.features is not None and options.predictions is None:
+        localizer = load_localizer(options.model, device=options.device)
+        thresholds = localizer.card.thresholds
         result = evaluate_localizer(
-            load_localizer(options.model, device=options.device),
+            localizer,
             options.features,
             options.segments,
             tiou_thresholds=tious,
@@ -506,7 +510,9 @@ def _localize_evaluate(options: Namespace) -> int:
         Console().print(table)
     if out is not None:
         result.save(out)
-        print(f"the report is in {out}: evaluation.json, detections.json")
+        title = f"{options.model or options.predictions} on {options.segments}"
+        write_report(out / "report.html", result.table, result.results, result.tasks(), thresholds, title=title)
+        print(f"the report is in {out}: report.html, evaluation.json, detections.json")
     return 0
 
 

@@ -25,6 +25,8 @@ class LocalizationEvaluation:
     """EpicScores where the annotations have verbs and nouns."""
     results: dict[str, Any]
     """The detections, in ActivityNet's form."""
+    table: SegmentTable
+    """What was looked for."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -77,7 +79,7 @@ def evaluate_localizer(
         for video in track(table.videos, "testing", transient=True, disable=not show_progress)
     }
     results = results_of(found, localizer.label_sets)
-    return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results)
+    return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results, table=table)
 
 
 def evaluate_predictions(
@@ -97,7 +99,7 @@ def evaluate_predictions(
             f"{str(predictions)!r} holds no detections ({error}); expected JSON with 'results': an entry for each video"
         ) from error
     table = _tested(segments, split)
-    return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results)
+    return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results, table=table)
 
 
 def _tested(segments: Path | SegmentTable, split: str | None) -> SegmentTable:

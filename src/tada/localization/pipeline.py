@@ -19,6 +19,7 @@ from rich.progress import track
 from tada.data.annotations import VideoTable, read_dataset
 from tada.errors import DataError, VideoError
 from tada.localization.annotations import (
+    Segment,
     SegmentTable,
     check_for_training,
     read_segments,
@@ -94,7 +95,7 @@ def train_on_videos(
             )
         backbone = str(run)
     recognizer = load(backbone, device=device)
-    lengths = [s.seconds for video in table.videos if video.split == "train" for s in video.segments]
+    lengths = [segment.seconds for segment in _segments_of(table, "train")]
     settings = ExtractionSettings.for_clips(
         recognizer.clip, window_seconds=window_seconds, stride_seconds=stride_seconds, segment_seconds=lengths
     )
@@ -155,7 +156,8 @@ def cut_clips(
     """Cut every segment out of its video into a file of its own, to train a recogniser on.
 
     Args:
-        table: with splits. Of two label sets both names together are the class.
+        table: with splits. Of two label sets both names together are the class. Where a class is in one split only, a
+            recogniser cannot be tested fairly: then clips are cut of the training videos alone.
         out: receives the clips and clips.csv (path, label, split), which is written last; a folder with one is kept.
         short_side: larger videos are made so small.
 
@@ -167,6 +169,9 @@ def cut_clips(
         return read_dataset(listing)
     out.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, str, str]] = []
+    classes = {split: {table.label_of(s) for s in _segments_of(table, split)} for split in table.splits}
+    if any(labels != classes["train"] for labels in classes.values()):
+        table = table.of_split("train")
     for video in track(table.videos, "cutting clips", transient=True, disable=not show_progress):
         with open_video(files[video.name]) as reader:
             times = reader.times_seconds
@@ -184,3 +189,7 @@ def cut_clips(
     csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
     write_whole(listing, text.getvalue().encode())
     return read_dataset(listing)
+
+
+def _segments_of(table: SegmentTable, split: str) -> list[Segment]:
+    return [segment for video in table.videos if video.split == split for segment in video.segments]

@@ -255,8 +255,8 @@ def train_localizer(
     folder = FeatureFolder(features)
     if backbone is not None and backbone_hash(backbone.model) != folder.backbone:
         raise DataError(
-            f"{str(features)!r} holds features of another backbone ({folder.backbone[:12]}) than the one given: extract "
-            "them with it, into a new folder"
+            f"{str(features)!r} holds features of another backbone ({folder.backbone[:12]}) than the one given: "
+            "extract them with it, into a new folder"
         )
     table = prepare_table(
         table, folder, val_fraction=val_fraction, seed=recipe.seed, skip_missing=skip_missing, say=say

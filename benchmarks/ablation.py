@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py --out OUT [--seeds 3] [--variants NAME ...]
 
-Draws videos of eight motions, four pairs of which one is the other backwards, so that only the order of frames tells
+Draws the quickstart's videos of eight motions, four pairs of which one is the other backwards, so that only the order of frames tells
 the two apart: a network that is blind to order is right on half of them at best. Trains every variant of tada2d_tiny on
 them by the same recipe and tests it on unseen videos. A variant is nothing but ``model_options`` of the recipe.
 
@@ -33,9 +33,10 @@ from rich.console import Console
 from rich.table import Table
 
 import tada
-from tada.data.motion import MOTIONS, write_motion_videos
+from tada.data.motion import MOTIONS
 from tada.evaluation import evaluate
 from tada.models.weights import load_model
+from tada.quickstart import draw_videos
 from tada.recognition import train
 
 MODEL = "tada2d_tiny"
@@ -141,11 +142,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipe", default="quickstart")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--videos-per-class", type=int, default=60, help="to train on; half as many are tested on")
+    parser.add_argument("--videos-per-class", type=int, default=150, help="to train on; half as many are tested on")
     arguments = parser.parse_args()
 
     out: Path = arguments.out
-    videos = draw_videos(out, arguments.videos_per_class)
+    videos = videos_in(out, arguments.videos_per_class)
     recipe = tada.load_recipe(arguments.recipe, init="none", model=MODEL)
     if arguments.epochs:
         recipe = replace(recipe, epochs=arguments.epochs, warmup_epochs=min(recipe.warmup_epochs, arguments.epochs))
@@ -189,12 +190,12 @@ def main() -> None:
     (out / "ablation.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def draw_videos(out: Path, videos_per_class: int) -> Path:
+def videos_in(out: Path, videos_per_class: int) -> Path:
     """The folder of the videos; they are drawn unless they are there."""
     videos, part = out / "videos", out / "videos.part"
     if not videos.exists():
-        write_motion_videos(part / "train", videos_per_class=videos_per_class, seed=1)
-        write_motion_videos(part / "test", videos_per_class=max(videos_per_class // 2, 1), seed=2)
+        test_videos_per_class = max(videos_per_class // 2, 1)
+        draw_videos(part, train_videos_per_class=videos_per_class, test_videos_per_class=test_videos_per_class, seed=1)
         part.rename(videos)
     elif len(list((videos / "train").glob("*/*.mp4"))) != videos_per_class * len(MOTIONS):
         raise SystemExit(f"{videos} holds another number of videos: choose another --out")

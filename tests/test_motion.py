@@ -13,8 +13,8 @@ from tada.data.motion import MOTIONS, STROKES, draw_motion, twin, write_motion_v
 from tada.errors import OptionError, UnknownNameError
 
 
-def draw(motion: str, seed: int, num_frames: int = 16) -> NDArray[np.uint8]:
-    return draw_motion(motion, np.random.default_rng(seed), num_frames=num_frames, width=80, height=64)
+def draw(motion: str, seed: int, num_frames: int = 16, *, easy: bool = False) -> NDArray[np.uint8]:
+    return draw_motion(motion, np.random.default_rng(seed), num_frames=num_frames, width=80, height=64, easy=easy)
 
 
 @pytest.mark.parametrize("motion", MOTIONS + STROKES)
@@ -26,11 +26,12 @@ def test_a_clip_is_a_function_of_the_generator(motion: str) -> None:
     assert (clip != draw(motion, seed=4)).mean() > 0.5
 
 
+@pytest.mark.parametrize("easy", [False, True])
 @pytest.mark.parametrize("motion", MOTIONS + STROKES)
-def test_backwards_a_class_is_its_twin(motion: str) -> None:
+def test_backwards_a_class_is_its_twin(motion: str, easy: bool) -> None:
     assert twin(motion) != motion
     assert twin(twin(motion)) == motion
-    np.testing.assert_array_equal(draw(motion, seed=5), draw(twin(motion), seed=5)[::-1])
+    np.testing.assert_array_equal(draw(motion, seed=5, easy=easy), draw(twin(motion), seed=5, easy=easy)[::-1])
 
 
 def seen_motion(clip: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -57,10 +58,20 @@ def seen_motion(clip: NDArray[np.uint8]) -> NDArray[np.float64]:
     return total
 
 
+@pytest.mark.parametrize("easy", [False, True])
 @pytest.mark.parametrize(("motion", "axis"), [("right", 0), ("down", 1), ("towards", 2), ("clockwise", 3)])
-def test_a_class_moves_as_its_name_says(motion: str, axis: int) -> None:
-    right = [seen_motion(draw(motion, seed, num_frames=40))[axis] > 0 for seed in range(20)]
+def test_a_class_moves_as_its_name_says(motion: str, axis: int, easy: bool) -> None:
+    right = [seen_motion(draw(motion, seed, num_frames=40, easy=easy))[axis] > 0 for seed in range(20)]
     assert sum(right) >= 18
+
+
+def test_easy_videos_have_a_bright_patch_over_a_dark_scene() -> None:
+    for seed in range(10):
+        clip = draw_motion("right", np.random.default_rng(seed), num_frames=8, width=80, height=64, clutter=0, easy=True)
+        scene = np.median(clip[0].reshape(-1, 3), axis=0)
+        assert scene.max() < 128
+        changed = np.abs(clip[0].astype(int) - clip[-1]).sum(2) > 60
+        assert clip[0][changed].mean() > scene.mean()
 
 
 def test_the_files_depend_on_seed_class_and_number_alone(tmp_path: Path) -> None:

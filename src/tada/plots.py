@@ -136,7 +136,7 @@ def save_comparison(per_class: Mapping[str, Mapping[str, float]], path: Path, *,
         axes.bar(places, [per_class[model][label] for label in labels], width, label=model)
     axes.set_xticks(range(len(labels)), labels, rotation=20)
     axes.set(ylim=(0, 1.05), ylabel="top-1 accuracy", title=title)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=len(models), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
 

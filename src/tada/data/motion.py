@@ -63,12 +63,13 @@ def write_motion_videos(
     height: int = 64,
     fps: float = 8.0,
     clutter: tuple[float, float] = (0.0, 1.0),
+    easy: bool = False,
     motions: Sequence[str] = MOTIONS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write a folder of class folders: ``out/<class>/<class>_<number>.mp4``.
 
-    Each video is a function of (seed, class, number) and of its clutter, whatever else is written.
+    Each video is a function of (seed, class, number), of its clutter and of ``easy``, whatever else is written.
 
     Args:
         num_frames: frames in a video.
@@ -76,6 +77,7 @@ def write_motion_videos(
         height: of a video, in pixels, even.
         fps: frames per second.
         clutter: of the first and of the last video of a class, as in ``draw_motion``; evenly spread between.
+        easy: as in ``draw_motion``.
         motions: of MOTIONS and STROKES.
         progress: called after each video with how many are written, and how many there will be.
     """
@@ -91,7 +93,9 @@ def write_motion_videos(
             rng = np.random.default_rng([seed, known.index(motion), number])
             part = (number + 0.5) / videos_per_class
             level = clutter[0] + part * (clutter[1] - clutter[0])
-            frames = draw_motion(motion, rng, num_frames=num_frames, width=width, height=height, clutter=level)
+            frames = draw_motion(
+                motion, rng, num_frames=num_frames, width=width, height=height, clutter=level, easy=easy
+            )
             write_video(folder / f"{motion}_{number:03d}.mp4", frames, fps=fps)
             progress(i * videos_per_class + number + 1, len(motions) * videos_per_class)
 
@@ -104,6 +108,7 @@ def draw_motion(
     width: int,
     height: int,
     clutter: float = 1.0,
+    easy: bool = False,
 ) -> NDArray[np.uint8]:
     """Draw one clip, RGB [T, H, W, 3].
 
@@ -111,18 +116,48 @@ def draw_motion(
 
     Args:
         clutter: how much the background's texture, the shaking camera and noise disturb: 0 is a plain scene.
+        easy: for a network that has only minutes to learn: bright patches over dark scenes, longer ways, and turning
+            like the hand of a clock. Order tells the classes apart as before.
     """
     _check(motion)
     if num_frames < 2 or min(width, height) < 16:
         raise OptionError(f"{num_frames = } should be at least 2, {width = } and {height = } at least 16")
-    path = _draw_path(
-        _TWINS.get(motion, motion), rng, num_frames, width / min(width, height), height / min(width, height)
-    )
-    background = _draw_background(rng, num_frames, width, height, clutter)
-    clip = _paint(background, path, rng)
+    ranges = _EASY if easy else _Ranges()
+    short = min(width, height)
+    path = _draw_path(_TWINS.get(motion, motion), ranges, rng, num_frames, width / short, height / short)
+    background = _draw_background(ranges, rng, num_frames, width, height, clutter)
+    clip = _paint(background, path, ranges, rng)
     noise = clutter * rng.uniform(0, 0.03) * rng.standard_normal(clip.shape, dtype=np.float32)
     frames: NDArray[np.uint8] = (np.clip(clip + noise, 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(frames[::-1]) if motion in _TWINS else frames
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Ranges:
+    """What is drawn at random, from where to where, where easy videos differ from others."""
+
+    reach: tuple[float, float] = (0.18, 0.4)
+    """How far a way leads to either side, in parts of the frame."""
+    half_turns: tuple[float, float] = (0.5, 0.9)
+    """How far the patch turns."""
+    turning_length: float = 1.7
+    """Length of a patch that turns, as a multiple of the others'."""
+    pivot: float = 0.0
+    """What it turns about: its middle (0), or one end (1)."""
+    background: tuple[float, float] = (0.0, 1.0)
+    """Brightness of each colour of the scene."""
+    patch: tuple[float, float] = (0.0, 1.0)
+    """Brightness of each colour of the patch."""
+
+
+_EASY = _Ranges(
+    reach=(0.28, 0.42),
+    half_turns=(1.0, 1.6),
+    turning_length=1.3,
+    pivot=1.0,
+    background=(0.0, 0.45),
+    patch=(0.55, 1.0),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +176,9 @@ class _Path:
     """Half of its width, in halves of its length."""
 
 
-def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: float, high: float) -> _Path:
+def _draw_path(
+    motion: str, ranges: _Ranges, rng: np.random.Generator, num_frames: int, wide: float, high: float
+) -> _Path:
     progress = _draw_progress(rng, num_frames)
     shape = str(rng.choice(["arm", "bar", "ellipse", "wedge"], p=[0.4, 0.2, 0.2, 0.2]))
     size, thick = rng.uniform(0.14, 0.28), rng.uniform(0.35, 0.6)
@@ -153,7 +190,7 @@ def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: flo
         if shape == "arm":  # reaches in from below, or from one side
             angle = np.pi / 2 + rng.uniform(-1.2, 1.2)
             turn *= 0.5
-        reach = rng.uniform(0.18, 0.4, 2) * (wide, high)
+        reach = rng.uniform(*ranges.reach, 2) * (wide, high)
         tilt = rng.uniform(-0.2, 0.2)
         x, y = _along(np.array(_CORNERS[motion]) * reach, progress).T
         x, y = x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)
@@ -166,10 +203,13 @@ def _draw_path(motion: str, rng: np.random.Generator, num_frames: int, wide: flo
             growth = rng.uniform(0.9, 1.5)
         else:
             # Long, thin and by itself: the direction of turning is the hardest to see.
-            turn = rng.uniform(0.5, 0.9) * np.pi
-            shape, size, thick = "bar", 1.7 * size, 0.55 * thick
+            turn = rng.uniform(*ranges.half_turns) * np.pi
+            shape, size, thick = "bar", ranges.turning_length * size, 0.55 * thick
             drift, growth = 0.3 * drift, 0.5 * growth
         x, y = progress * drift[:, None]
+        if motion == "clockwise":
+            arm = ranges.pivot * size
+            x, y = x + arm * np.cos(angle + turn * progress), y + arm * np.sin(angle + turn * progress)
     room = np.maximum((0.5 * wide, 0.5 * high) - reach - 0.05, 0)
     middle = rng.uniform(-room, room) * (1.0 if motion in _CORNERS else 0.35)
     return _Path(
@@ -197,12 +237,13 @@ def _along(corners: NDArray[np.float64], progress: NDArray[np.float64]) -> NDArr
     return np.stack([np.interp(progress * length[-1], length, corners[:, i]) for i in (0, 1)], axis=1)
 
 
-def _draw_background(rng: np.random.Generator, num_frames: int, width: int, height: int, clutter: float) -> Floats:
+def _draw_background(
+    ranges: _Ranges, rng: np.random.Generator, num_frames: int, width: int, height: int, clutter: float
+) -> Floats:
     """A still scene, seen through a camera that may shake: [T, H, W, 3]."""
     margin = max(min(width, height) // 16, 1)
-    scene = _draw_texture(
-        rng, height + 2 * margin, width + 2 * margin, rng.uniform(0, 1, 3), clutter * rng.uniform(0.05, 0.4)
-    )
+    colour = rng.uniform(*ranges.background, 3)
+    scene = _draw_texture(rng, height + 2 * margin, width + 2 * margin, colour, clutter * rng.uniform(0.05, 0.4))
     shake = clutter * rng.uniform(0, 0.6) * (rng.random() < 0.3)
     steps = np.cumsum(rng.normal(0, shake, (num_frames, 2)), axis=0)
     corner = np.clip(np.rint(steps - steps.mean(0)).astype(int) + margin, 0, 2 * margin)
@@ -238,13 +279,13 @@ def _enlarged(grid: Floats, height: int, width: int, *, smooth: bool) -> Floats:
     return grid
 
 
-def _paint(background: Floats, path: _Path, rng: np.random.Generator) -> Floats:
+def _paint(background: Floats, path: _Path, ranges: _Ranges, rng: np.random.Generator) -> Floats:
     """Lay the patch over every frame of the background."""
     height, width = background.shape[1:3]
     short = min(height, width)
-    colour = rng.uniform(0, 1, 3)
+    colour = rng.uniform(*ranges.patch, 3)
     while np.abs(colour - background[0].mean((0, 1))).max() < 0.25:  # to be seen at all
-        colour = rng.uniform(0, 1, 3)
+        colour = rng.uniform(*ranges.patch, 3)
     texture = _draw_texture(rng, 64, 64, colour, rng.uniform(0.05, 0.4))
     # Each pixel in the patch's own lengths: a along its axis, b across.
     x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / short - path.x[:, None]  # [T, W]

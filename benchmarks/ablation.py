@@ -2,9 +2,10 @@
 
     python benchmarks/ablation.py --out OUT [--seeds 3] [--variants NAME ...]
 
-Draws the quickstart's videos of eight motions, four pairs of which one is the other backwards, so that only the order of frames tells
-the two apart: a network that is blind to order is right on half of them at best. Trains every variant of tada2d_tiny on
-them by the same recipe and tests it on unseen videos. A variant is nothing but ``model_options`` of the recipe.
+Draws the quickstart's videos of eight motions, four pairs of which one is the other backwards, so that only the order
+of frames tells the two apart: a network that is blind to order is right on half of them at best. Trains every variant
+of tada2d_tiny on them by the same recipe and tests it on unseen videos. A variant is nothing but ``model_options`` of
+the recipe.
 
 Prints top-1 of each variant (mean and standard deviation of the seeds), then, for each of the paper's questions, its
 answer beside the measured one. A difference of two variants, taken seed by seed, counts as measured from twice its

@@ -15,11 +15,13 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
-    {"tada.errors", "tada.data", "tada.video"},
+    {"tada.errors", "tada.data", "tada.localization", "tada.localization.segments", "tada.video"},
     {
         "tada.data.table",
         "tada.data.timing",
         "tada.data.workers",
+        "tada.localization.detections",
+        "tada.localization.grid",
         "tada.machine",
         "tada.ranks",
         "tada.tadaconv",
@@ -36,7 +38,13 @@ FLOORS = [
         "tada.video.transforms",
         "tada.video.writer",
     },
-    {"tada.data.lists", "tada.models.hosts", "tada.video.augment"},
+    {
+        "tada.data.lists",
+        "tada.localization.actionformer",
+        "tada.localization.bmn",
+        "tada.models.hosts",
+        "tada.video.augment",
+    },
     {
         "tada.data.clips",
         "tada.data.motion",
@@ -46,11 +54,13 @@ FLOORS = [
         "tada.recipe",
     },
     {"tada.data.annotations", "tada.data.check", "tada.loop", "tada.models.weights", "tada.speed"},
-    {"tada.data.prepare", "tada.models.convert", "tada.models.hub"},
-    {"tada.models.initial"},
-    {"tada.predict", "tada.recognition", "tada.results"},
-    {"tada.evaluation", "tada.doctor", "tada.epic"},
-    {"tada.quickstart"},
+    {"tada.data.prepare", "tada.localization.annotations", "tada.models.convert", "tada.models.hub"},
+    {"tada.localization.features", "tada.localization.metrics", "tada.localization.recipe", "tada.models.initial"},
+    {"tada.localization.detectors", "tada.predict", "tada.recognition", "tada.results"},
+    {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.extraction"},
+    {"tada.localization.localizer", "tada.quickstart"},
+    {"tada.localization.evaluation", "tada.localization.task", "tada.loading"},
+    {"tada.localization.pipeline", "tada.localization.report"},
     {"tada.cli"},
     {"tada"},
 ]

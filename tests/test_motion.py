@@ -67,7 +67,8 @@ def test_a_class_moves_as_its_name_says(motion: str, axis: int, easy: bool) -> N
 
 def test_easy_videos_have_a_bright_patch_over_a_dark_scene() -> None:
     for seed in range(10):
-        clip = draw_motion("right", np.random.default_rng(seed), num_frames=8, width=80, height=64, clutter=0, easy=True)
+        rng = np.random.default_rng(seed)
+        clip = draw_motion("right", rng, num_frames=8, width=80, height=64, clutter=0, easy=True)
         scene = np.median(clip[0].reshape(-1, 3), axis=0)
         assert scene.max() < 128
         changed = np.abs(clip[0].astype(int) - clip[-1]).sum(2) > 60

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from tada.adaptation import AdaptReport, adapt
     from tada.errors import UserError
     from tada.evaluation import evaluate
+    from tada.loading import load
+    from tada.localization.localizer import Localization, Localizer
     from tada.models import create_model, list_models
     from tada.models.hub import push_to_hub
-    from tada.predict import Prediction, Recognizer, load
+    from tada.predict import Prediction, Recognizer
     from tada.recipe import Recipe, load_recipe
     from tada.recognition import train
     from tada.results import Evaluation
@@ -28,6 +30,8 @@ __all__ = [
     "AdaptReport",
     "ClipSpec",
     "Evaluation",
+    "Localization",
+    "Localizer",
     "Prediction",
     "Recipe",
     "Recognizer",
@@ -50,6 +54,8 @@ _HOME = {
     "AdaptReport": "tada.adaptation",
     "ClipSpec": "tada.video.sampling",
     "Evaluation": "tada.results",
+    "Localization": "tada.localization.localizer",
+    "Localizer": "tada.localization.localizer",
     "Prediction": "tada.predict",
     "Recipe": "tada.recipe",
     "Recognizer": "tada.predict",
@@ -62,7 +68,7 @@ _HOME = {
     "create_model": "tada.models",
     "evaluate": "tada.evaluation",
     "list_models": "tada.models",
-    "load": "tada.predict",
+    "load": "tada.loading",
     "load_recipe": "tada.recipe",
     "push_to_hub": "tada.models.hub",
     "train": "tada.recognition",

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
@@ -27,7 +27,6 @@ from tada.data.clips import Batch, Unreadable, ViewBatch
 from tada.errors import CheckpointError, DataError, OptionError
 from tada.machine import Machine, Processes
 from tada.ranks import gathered, on_any
-from tada.recipe import Recipe
 
 CHECKPOINT = Path("resume", "last.ckpt")
 """Where a run's folder holds the state it goes on from."""
@@ -35,8 +34,27 @@ TERMINATED = 128 + signal.SIGTERM
 """The exit code of a run that was told to end."""
 
 
+class LoopRecipe(Protocol):
+    """What the loop needs of a recipe."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def accumulate(self) -> int: ...
+
+    @property
+    def ema_decay(self) -> float | None: ...
+
+    @property
+    def clip_gradient_norm(self) -> float | None: ...
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16", "fp64"]: ...
+
+
 def make_trainer(
-    recipe: Recipe,
+    recipe: LoopRecipe,
     out: Path,
     callbacks: Sequence[Callback],
     *,

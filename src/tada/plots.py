@@ -75,6 +75,51 @@ def save_prediction(
     figure.savefig(path, dpi=110)
 
 
+def save_timeline(
+    frames: NDArray[np.uint8],
+    rows: Mapping[str, Sequence[tuple[float, float, str, float]]],
+    duration_seconds: float,
+    path: Path,
+    *,
+    title: str = "",
+) -> None:
+    """Draw frames of a video over a line of time, and below them the segments of each class.
+
+    Args:
+        frames: [F, H, W, 3], evenly spread over the video.
+        rows: for each kind of segments, such as "found" and "annotated", their start, end, class and score; the
+            score is how dark they are. A class's kinds stand below each other.
+    """
+    labels = sorted({label for segments in rows.values() for _, _, label, _ in segments})
+    height = 0.32 * max(len(labels) * len(rows), 1)
+    figure = _figure(14, 1.9 + height + 1.0)
+    grid = figure.add_gridspec(2, len(frames), height_ratios=[1.5, height + 0.4])
+    for i, frame in enumerate(frames):
+        axes = figure.add_subplot(grid[0, i])
+        axes.imshow(frame)
+        axes.axis("off")
+    axes = figure.add_subplot(grid[1, :])
+    colours = ("#3273a8", "#5a9e4b", "#b0703a")
+    thick = 0.8 / len(rows)
+    for kind, (name, segments) in enumerate(rows.items()):
+        colour = colours[kind % len(colours)]
+        for start, end, label, score in segments:
+            place = labels.index(label) - 0.4 + kind * thick
+            box = axes.broken_barh(
+                [(start, end - start)], (place, 0.9 * thick), color=colour, alpha=0.25 + 0.75 * score
+            )
+            box.set_gid(f"{name} {label}")
+        axes.barh([0], [0], color=colour, label=name)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set(xlim=(0, duration_seconds), ylim=(max(len(labels), 1) - 0.5, -0.5), xlabel="seconds")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="upper right", fontsize=8)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
 def save_comparison(per_class: Mapping[str, Mapping[str, float]], path: Path, *, title: str = "") -> None:
     """Draw the accuracy of several models on every class, side by side.
 

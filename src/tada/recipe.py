@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from tada.errors import OptionError, UnknownNameError
 from tada.video.sampling import ClipSpec
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R")
 
 # The line under a field is its help on the command line.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -249,12 +254,20 @@ def load_recipe(name_or_path: str | Path, **changes: Any) -> Recipe:
     Raises:
         OptionError: the file cannot be read, or a field is unknown or of the wrong type.
     """
-    path = find_recipe(str(name_or_path))
+    return replace(read_recipe(find_recipe(str(name_or_path)), Recipe), **changes)
+
+
+def read_recipe(path: Path, kind: type[R]) -> R:
+    """Read a recipe of some kind from a YAML file.
+
+    Raises:
+        OptionError: the file cannot be read, or a field is unknown or of the wrong type.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):
             raise OptionError("a recipe is a mapping of fields to values, a line for each: 'epochs: 30'")
-        return replace(recipe_of(values), **changes)
+        return typed_recipe(values, kind)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
     except OptionError as error:
@@ -262,21 +275,26 @@ def load_recipe(name_or_path: str | Path, **changes: Any) -> Recipe:
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """As ``typed_recipe``, for the recipes of recognisers."""
+    return typed_recipe(values, Recipe)
+
+
+def typed_recipe(values: Mapping[str, Any], kind: type[R]) -> R:
     """Build a recipe from plain values, each checked against its field's type.
 
     Raises:
         OptionError: a field is unknown or of the wrong type.
     """
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe, as_group=False)
+    parser.add_class_arguments(kind, as_group=False)
     try:
         parsed = parser.instantiate(parser.parse_object(dict(values)))
     except ArgumentError as error:
         raise OptionError(" ".join(str(error.message).split())) from error
-    return Recipe(**parsed.as_dict())
+    return kind(**parsed.as_dict())
 
 
-def recipe_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML that ``load_recipe`` reads back to the same value."""
+def recipe_yaml(recipe: DataclassInstance) -> str:
+    """The recipe as YAML that ``read_recipe`` reads back to the same value."""
     values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(recipe).items()}
     return yaml.safe_dump(values, sort_keys=False)

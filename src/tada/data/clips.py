@@ -10,7 +10,7 @@ Shapes: N clips or videos, V views of a video, T frames, H x W pixels. Clips sta
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -271,12 +271,19 @@ class ResumableLoader(DataLoader[Any]):
     number of workers.
     """
 
-    def __init__(self, clips: TrainingClips, batches: ResumableBatches, *, num_workers: int) -> None:
+    def __init__(
+        self,
+        clips: Dataset[Any],
+        batches: ResumableBatches,
+        *,
+        num_workers: int,
+        collate: Callable[[Any], Any] | None = None,
+    ) -> None:
         super().__init__(
             TimedDataset(clips),
             batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=TimedCollate(collate_clips),
+            collate_fn=TimedCollate(collate or collate_clips),
             persistent_workers=num_workers > 0,
             worker_init_fn=leave_signals_to_the_parent,
         )

@@ -1,0 +1,1 @@
+"""Temporal action localization: when, in an untrimmed video, does what happen."""

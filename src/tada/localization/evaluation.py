@@ -1,0 +1,137 @@
+"""Testing a localizer: its detections on videos it has not seen, and what the benchmarks measure of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import track
+
+from tada.errors import DataError
+from tada.localization.annotations import SegmentTable, read_segments, split_name, with_durations
+from tada.localization.features import FeatureFolder, write_whole
+from tada.localization.localizer import Localizer, results_of
+from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalizationEvaluation:
+    """The result of a test."""
+
+    scores: DetectionScores | EpicScores
+    """EpicScores where the annotations have verbs and nouns."""
+    results: dict[str, Any]
+    """The detections, in ActivityNet's form."""
+    table: SegmentTable
+    """What was looked for."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        if isinstance(self.scores, DetectionScores):
+            return self.scores.as_dict()
+        return {task: scores.as_dict() for task, scores in self.tasks().items()}
+
+    def tasks(self) -> dict[str, DetectionScores]:
+        """The scores by what they are of: action; or verb, noun and action."""
+        if isinstance(self.scores, DetectionScores):
+            return {"action": self.scores}
+        return {"verb": self.scores.verb, "noun": self.scores.noun, "action": self.scores.action}
+
+    def save(self, folder: Path) -> None:
+        """Write evaluation.json and detections.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / "detections.json", (json.dumps(self.results) + "\n").encode())
+        write_whole(folder / "evaluation.json", (json.dumps(self.as_dict(), indent=2) + "\n").encode())
+
+
+def evaluate_localizer(
+    localizer: Localizer,
+    features: Path,
+    segments: Path | SegmentTable,
+    *,
+    tiou_thresholds: Sequence[float],
+    split: str | None = None,
+    show_progress: bool = True,
+) -> LocalizationEvaluation:
+    """Test a localizer on features of videos.
+
+    Args:
+        split: the part of the annotations to test on; by default test where there is one, else val.
+
+    Raises:
+        DataError: features of another backbone or setting than the localizer was trained on, or missing ones.
+    """
+    folder = FeatureFolder(features)
+    first = next(iter(folder.cards.values()))
+    if (first.backbone, first.settings) != (localizer.card.backbone, localizer.card.feature_settings):
+        raise DataError(
+            f"{str(features)!r} holds features of another backbone or setting than the localizer was trained on "
+            f"({first.backbone[:8]}, {first.settings}; it knows {localizer.card.backbone[:8]}, "
+            f"{localizer.card.feature_settings}); extract them with its own: tada extract RUN/backbone"
+        )
+    table = _tested(segments, split)
+    table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})
+    found = {
+        video.name: localizer.detect(folder.read(video.name))
+        for video in track(table.videos, "testing", transient=True, disable=not show_progress)
+    }
+    results = results_of(found, localizer.label_sets)
+    return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results, table=table)
+
+
+def evaluate_predictions(
+    predictions: Path, segments: Path | SegmentTable, *, tiou_thresholds: Sequence[float], split: str | None = None
+) -> LocalizationEvaluation:
+    """Score a file of detections in ActivityNet's form (or EPIC-KITCHENS').
+
+    Raises:
+        DataError: the file is not of that form.
+    """
+    try:
+        results = json.loads(predictions.read_text(encoding="utf-8"))
+        if not isinstance(results["results"], dict):
+            raise ValueError("'results' is no object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{str(predictions)!r} holds no detections ({error}); expected JSON with 'results': an entry for each video"
+        ) from error
+    table = _tested(segments, split)
+    return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results, table=table)
+
+
+def _tested(segments: Path | SegmentTable, split: str | None) -> SegmentTable:
+    table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
+    chosen = split_name(split) if split else next((name for name in ("test", "val") if name in table.splits), None)
+    return table if chosen is None else table.of_split(chosen)
+
+
+def score(
+    table: SegmentTable, results: dict[str, Any], tiou_thresholds: Sequence[float]
+) -> DetectionScores | EpicScores:
+    """Score detections in ActivityNet's form (or EPIC-KITCHENS') against a table of one split."""
+    if len(table.label_sets) == 1:
+        split = table.videos[0].split or "val"
+        return detection_map(table.ground_truth(), results, subset=split, tiou_thresholds=tiou_thresholds)
+    numbers = [{name: i for i, name in enumerate(s.classes)} for s in table.label_sets]
+    rows = [
+        {
+            "video_id": video.name,
+            "start_timestamp": segment.start_seconds,
+            "stop_timestamp": segment.end_seconds,
+            "verb_class": segment.labels[0],
+            "noun_class": segment.labels[1],
+        }
+        for video in table.videos
+        for segment in video.segments
+    ]
+    predicted = {
+        video: [
+            entry | {name: numbers[i].get(str(entry[name]), -1) for i, name in enumerate(("verb", "noun"))}
+            for entry in entries
+        ]
+        for video, entries in results["results"].items()
+    }
+    return epic_map(rows, {"results": predicted}, tiou_thresholds=tiou_thresholds)

@@ -1,0 +1,308 @@
+"""From untrimmed videos to features: clips side by side, at times and not at frame numbers.
+
+Each frame is decoded once and made small at once, however many clips it is part of. A clip's frames are those shown at
+times spread evenly around its middle; before the first and after the last frame these stand still.
+
+Shapes: T frames of a clip, N clips, D features of the network, V crops, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from os import fspath
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from tada.errors import DataError, OptionError, VideoError
+from tada.localization.annotations import video_name
+from tada.localization.features import FeatureCard, VideoFeatures, read_card, write_features
+from tada.localization.grid import FeatureGrid
+from tada.predict import Recognizer
+from tada.video.reader import Video, open_video
+from tada.video.sampling import ClipSpec
+from tada.video.transforms import normalise, test_crops
+
+_FRAMES_AT_ONCE = 32
+_DENSE_SECONDS, _SPARSE_SECONDS = 2 / 15, 8 / 15  # 0.133 and 0.533 s, the strides of the published features
+_SHORT_ACTION_SECONDS = 4.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExtractionSettings:
+    """How clips lie in a video."""
+
+    window_seconds: float
+    """What a clip spans."""
+    stride_seconds: float
+    """From one clip's middle to the next."""
+    num_crops: Literal[1, 3] = 1
+    """The middle of the frame; or three, side by side, as channels one after the other."""
+
+    def __post_init__(self) -> None:
+        for name in ("window_seconds", "stride_seconds"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise OptionError(f"{name}={getattr(self, name)} should be a positive number of seconds")
+        if self.num_crops not in (1, 3):
+            raise OptionError(f"num_crops={self.num_crops} should be 1 or 3")
+
+    @classmethod
+    def for_clips(
+        cls,
+        clip: ClipSpec,
+        *,
+        window_seconds: float | None = None,
+        stride_seconds: float | None = None,
+        num_crops: Literal[1, 3] = 1,
+        segment_seconds: Sequence[float] = (),
+    ) -> ExtractionSettings:
+        """Fill in what was not given.
+
+        The window is what the network's clips span. A network of segments has seen whole actions: then it is the median
+        of ``segment_seconds``. The stride is 0.133 s for actions of less than 4 s, else 0.533 s, as published features
+        have it, but at most a fourth of the window.
+
+        Raises:
+            OptionError: a network of segments, and neither a window nor segments.
+        """
+        median = float(np.median(segment_seconds)) if len(segment_seconds) else None
+        if window_seconds is None:
+            if clip.sampling == "interval" and clip.fps is not None:
+                window_seconds = clip.num_frames * clip.interval / clip.fps
+            elif median is not None:
+                window_seconds = median
+            else:
+                raise OptionError(
+                    "the network was trained on whole videos cut into segments, so it does not say how long a clip "
+                    "lasts: give --window-seconds, about as long as what it is to see"
+                )
+        if stride_seconds is None:
+            dense = median is not None and median < _SHORT_ACTION_SECONDS
+            stride_seconds = min(_DENSE_SECONDS if dense else _SPARSE_SECONDS, window_seconds / 4)
+        return cls(window_seconds=window_seconds, stride_seconds=stride_seconds, num_crops=num_crops)
+
+    @property
+    def grid(self) -> FeatureGrid:
+        """Feature k stands for the k-th stride of the video, its middle."""
+        return FeatureGrid(
+            start_seconds=self.stride_seconds / 2,
+            stride_seconds=self.stride_seconds,
+            window_seconds=self.window_seconds,
+        )
+
+    def count(self, duration_seconds: float) -> int:
+        """Features of a video: each whole or half-filled stride has one, and there is at least one."""
+        return max(1, math.floor(duration_seconds / self.stride_seconds + 0.5))
+
+    def clip_times(self, index: int, num_frames: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+        """When the frames of clip ``index`` are shown, [T]: the middles of T equal parts of its window."""
+        middle = float(self.grid.seconds(float(index)))
+        parts: np.ndarray[tuple[int], np.dtype[np.float64]] = (np.arange(num_frames) + 0.5) / num_frames - 0.5
+        return middle + parts * self.window_seconds
+
+
+def backbone_hash(model: nn.Module) -> str:
+    """SHA-256 of a network's weights: that of the model.safetensors they are saved in."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
+
+
+def settings_of(backbone: Recognizer, settings: ExtractionSettings) -> dict[str, object]:
+    """All that decides what features are, beside the weights: plain values."""
+    return {
+        **asdict(settings),
+        "model": backbone.card.model,
+        "num_frames": backbone.clip.num_frames,
+        "short_side": backbone.clip.short_side,
+        "crop": backbone.clip.crop,
+        "antialias": backbone.clip.antialias,
+    }
+
+
+def clips_of(reader: Video, spec: ClipSpec, settings: ExtractionSettings, clip_range: range) -> Iterator[Tensor]:
+    """The crops of each clip, uint8 [V, T, crop, crop, 3], in order; every frame is decoded once.
+
+    Frames wait, resized and cut, until no later clip needs them.
+    """
+    times = reader.times_seconds
+    needed: list[list[int]] = []
+    for index in clip_range:
+        # A millisecond's grace, as in testing: WebM and MKV round times to milliseconds.
+        shown = np.searchsorted(times, settings.clip_times(index, spec.num_frames) + 1e-3, side="right") - 1
+        needed.append(np.clip(shown, 0, len(times) - 1).tolist())
+    wanted = iter(sorted({frame for clip in needed for frame in clip}))
+    ready: dict[int, Tensor] = {}  # [V, crop, crop, 3]
+    for clip in needed:
+        while clip[-1] not in ready:
+            part = [frame for _, frame in zip(range(_FRAMES_AT_ONCE), wanted, strict=False)]
+            crops = test_crops(
+                torch.from_numpy(reader.frames(part)),
+                short_side=spec.short_side,
+                crop=spec.crop,
+                num_crops=settings.num_crops,
+                antialias=spec.antialias,
+            )
+            ready.update(zip(part, torch.stack(crops, dim=1), strict=True))
+        for frame in [frame for frame in ready if frame < clip[0]]:
+            del ready[frame]
+        yield torch.stack([ready[frame] for frame in clip], dim=1)
+
+
+@torch.inference_mode()
+def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Clips of all crops, uint8 [N, V, T, H, W, 3] -> features [N, V * D] and the mean probabilities [N, K]."""
+    n, v = clips.shape[:2]
+    model = backbone.model
+    features = model.features(normalise(clips.flatten(0, 1).to(backbone.device)))  # type: ignore[operator]  # a method
+    scores = model.head(features).float().softmax(1).view(n, v, -1).mean(1)  # type: ignore[operator]  # a module
+    return features.float().reshape(n, -1).cpu(), scores.cpu()
+
+
+def extract_video(
+    backbone: Recognizer,
+    path: Path,
+    settings: ExtractionSettings,
+    *,
+    batch_size: int = 16,
+    backbone_sha256: str | None = None,
+    advance: Callable[[float], None] = lambda part: None,
+) -> VideoFeatures:
+    """The features of one video.
+
+    Args:
+        backbone_sha256: ``backbone_hash`` of the network, where it is known.
+        advance: told after each batch which part of the video it was.
+
+    Raises:
+        VideoError: the video cannot be read to its end.
+    """
+    features, scores = [], []
+    with open_video(path) as reader:
+        duration = reader.info.duration_seconds
+        count = settings.count(duration)
+        batch: list[Tensor] = []
+        for i, clip in enumerate(clips_of(reader, backbone.clip, settings, range(count)), start=1):
+            batch.append(clip)
+            if len(batch) == batch_size or i == count:
+                found, probabilities = clip_outputs(backbone, torch.stack(batch))
+                features.append(found)
+                scores.append(probabilities)
+                advance(len(batch) / count)
+                batch = []
+    rows = torch.cat(features).numpy()
+    card = FeatureCard(
+        video=video_name(path.name),
+        duration_seconds=duration,
+        grid=settings.grid,
+        num_features=len(rows),
+        channels=rows.shape[1],
+        backbone=backbone_sha256 or backbone_hash(backbone.model),
+        settings=settings_of(backbone, settings),
+        score_labels={"action": list(backbone.labels)},
+    )
+    return VideoFeatures(card=card, features=rows, scores={"action": torch.cat(scores).numpy()})
+
+
+class Failure(NamedTuple):
+    """A video without features, and why."""
+
+    path: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Extraction:
+    """What became of a folder of videos."""
+
+    written: tuple[str, ...]
+    """Names of videos whose features are new."""
+    kept: tuple[str, ...]
+    """Names of those that had theirs already."""
+    failures: tuple[Failure, ...]
+    """Videos that could not be read."""
+
+
+def extract(
+    backbone: Recognizer,
+    videos: Mapping[str, Path],
+    out: Path,
+    settings: ExtractionSettings,
+    *,
+    batch_size: int = 16,
+    show_progress: bool = True,
+) -> Extraction:
+    """Extract the features of videos into a folder; those that are there, of this backbone and setting, are kept.
+
+    So an extraction that was interrupted goes on where it was. A video that cannot be read, even in its middle, leaves
+    nothing behind and does not keep the others from being read.
+
+    Args:
+        videos: files by the videos' names.
+
+    Raises:
+        DataError: the folder holds features of another backbone or setting.
+    """
+    sha256 = backbone_hash(backbone.model)
+    expected = settings_of(backbone, settings)
+    missing, kept, written, failures = [], [], [], []
+    for name in videos:
+        file = out / f"{name}.json"
+        if not (file.exists() and file.with_suffix(".npz").exists()):
+            missing.append(name)
+            continue
+        card = read_card(file)
+        if card.backbone != sha256 or card.settings != expected:
+            changed = [key for key in expected if card.settings.get(key) != expected[key]] or ["backbone"]
+            raise DataError(
+                f"{str(file)!r} holds features of another {', '.join(changed)}; extract into another folder, or remove "
+                "this one"
+            )
+        kept.append(name)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, transient=True, disable=not show_progress) as progress:
+        bar = progress.add_task("extracting", total=len(missing))
+        for done, name in enumerate(missing):
+            progress.update(bar, description=f"extracting {name}", completed=done)
+            try:
+                found = extract_video(
+                    backbone,
+                    videos[name],
+                    settings,
+                    batch_size=batch_size,
+                    backbone_sha256=sha256,
+                    advance=lambda part: progress.advance(bar, part),
+                )
+            except VideoError as error:
+                failures.append(Failure(fspath(videos[name]), str(error)))
+            else:
+                write_features(out, found)
+                written.append(name)
+    return Extraction(written=tuple(written), kept=tuple(kept), failures=tuple(failures))
+
+
+def videos_by_name(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """Files by the names of their videos.
+
+    Raises:
+        DataError: two files have one name.
+    """
+    found: dict[str, Path] = {}
+    for path in map(Path, paths):
+        name = video_name(path.name)
+        if name in found:
+            raise DataError(f"{str(path)!r} and {str(found[name])!r} are both called {name!r}; rename one")
+        found[name] = path
+    return found

@@ -1,0 +1,309 @@
+"""A trained localizer in one folder, and its use: video -> features -> detector -> segments with names.
+
+The folder holds the detector (localizer.safetensors), what it is (localizer.json) and the network that makes its
+features (backbone/), so that it needs nothing else.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from tada.data.rows import guarded
+from tada.errors import CheckpointError
+from tada.localization.annotations import LabelSet, UntrimmedVideo
+from tada.localization.detections import Detections
+from tada.localization.detectors import ActionFormerDetector, BMNDetector, detector_of
+from tada.localization.extraction import ExtractionSettings, extract_video
+from tada.localization.features import VideoFeatures, write_whole
+from tada.localization.grid import FeatureGrid
+from tada.localization.recipe import LocalizationRecipe
+from tada.models.weights import restore, save_model
+from tada.plots import save_timeline
+from tada.predict import Prediction, Recognizer, load
+from tada.recipe import read_recipe
+from tada.video.reader import open_video
+
+WEIGHTS_FILE = "localizer.safetensors"
+CARD_FILE = "localizer.json"
+BACKBONE_FOLDER = "backbone"
+UNTESTED_THRESHOLD = 0.2
+"""The score from which on segments are shown where none was found by validation."""
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalizerCard:
+    """What a detector's weights are the weights of."""
+
+    detector: str
+    """"actionformer" or "bmn"."""
+    shape: dict[str, Any]
+    """Its config, as plain values."""
+    label_sets: tuple[LabelSet, ...]
+    """The classes that it names."""
+    grid: FeatureGrid
+    """When the features it expects are taken."""
+    feature_settings: dict[str, Any]
+    """How their clips are cut."""
+    backbone: str
+    """SHA-256 of the network that makes them; for published features where they are from, in words."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """The score from which on segments of a class are shown, by validation; the others take the median of these."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was measured, by name."""
+
+
+# -- what is found ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalizedSegment:
+    """Something that happens in a video."""
+
+    start_seconds: float
+    end_seconds: float
+    label: str
+    """The class; of a verb and a noun both, joined by a comma."""
+    score: float
+    """How sure, from 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Localization:
+    """What happens when in a video."""
+
+    path: str
+    duration_seconds: float
+    segments: tuple[LocalizedSegment, ...]
+    """By start."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        segments = [
+            {
+                "start_seconds": round(segment.start_seconds, 3),
+                "end_seconds": round(segment.end_seconds, 3),
+                "label": segment.label,
+                "score": round(segment.score, 6),
+            }
+            for segment in self.segments
+        ]
+        return {"video": self.path, "duration_seconds": round(self.duration_seconds, 3), "segments": segments}
+
+    def srt(self) -> str:
+        """Subtitles that name what happens, for any video player."""
+        lines = []
+        for number, segment in enumerate(self.segments, start=1):
+            times = f"{_srt_time(segment.start_seconds)} --> {_srt_time(segment.end_seconds)}"
+            lines.append(f"{number}\n{times}\n{segment.label} ({segment.score:.2f})\n")
+        return "\n".join(lines)
+
+    def plot(
+        self, picture: Path, *, truth: UntrimmedVideo | None = None, names: Sequence[str] = (), num_frames: int = 10
+    ) -> None:
+        """Draw frames of the video and below them a row of segments for each class, as a PNG file.
+
+        Args:
+            truth: what is annotated in the video; drawn below what was found.
+            names: of its segments, in their order.
+
+        Raises:
+            VideoError: the video cannot be read any more.
+        """
+        times = (np.arange(num_frames) + 0.5) / num_frames * self.duration_seconds
+        with open_video(self.path) as reader:
+            frames = reader.frames_at([min(float(t), float(reader.times_seconds[-1])) for t in times])
+        rows = {"found": [(s.start_seconds, s.end_seconds, s.label, s.score) for s in self.segments]}
+        if truth is not None:
+            true = zip(truth.segments, names, strict=True)
+            rows["annotated"] = [(s.start_seconds, s.end_seconds, name, 1.0) for s, name in true]
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        save_timeline(frames, rows, self.duration_seconds, picture, title=Path(self.path).name)
+
+
+def _srt_time(seconds: float) -> str:
+    milliseconds = round(seconds * 1000)
+    hours, rest = divmod(milliseconds, 3_600_000)
+    minutes, rest = divmod(rest, 60_000)
+    return f"{hours:02}:{minutes:02}:{rest // 1000:02},{rest % 1000:03}"
+
+
+def localizations_json(found: Sequence[Localization]) -> str:
+    """A JSON list, one entry for each video."""
+    return json.dumps([localization.as_dict() for localization in found], indent=2)
+
+
+def localizations_csv(found: Sequence[Localization]) -> str:
+    """One row for each segment: video, start, end, label, score. What `tada localize train` reads as annotations."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video", "start", "end", "label", "score"])
+    for localization in found:
+        for s in localization.segments:
+            row = [guarded(localization.path), f"{s.start_seconds:.3f}", f"{s.end_seconds:.3f}", guarded(s.label)]
+            writer.writerow([*row, f"{s.score:.6f}"])
+    return text.getvalue()
+
+
+def results_of(found: Mapping[str, Detections], label_sets: Sequence[LabelSet]) -> dict[str, Any]:
+    """Detections by video in ActivityNet's form, with class names; of two label sets with verb and noun, too."""
+    results: dict[str, list[dict[str, Any]]] = {}
+    for video, detections in found.items():
+        entries = []
+        for segment, score, labels in zip(*(rows.tolist() for rows in detections), strict=True):
+            names = [s.classes[i] for s, i in zip(label_sets, labels, strict=True)]
+            entry: dict[str, Any] = {"segment": segment, "score": score, "label": ",".join(names)}
+            if len(names) > 1:
+                entry |= {s.name: name for s, name in zip(label_sets, names, strict=True)}
+            entries.append(entry)
+        results[video] = entries
+    return {"version": "VERSION 1.3", "results": results, "external_data": {}}
+
+
+# -- the localizer ----------------------------------------------------------------------------------------------------
+
+
+class Localizer:
+    """A trained detector with all it needs to read a video.
+
+    Attributes:
+        detector: features of a video -> segments.
+        card: its classes, the time grid of its features, its thresholds.
+        backbone: the network that makes the features; None where they came from files.
+    """
+
+    def __init__(
+        self,
+        detector: ActionFormerDetector | BMNDetector,
+        card: LocalizerCard,
+        recipe: LocalizationRecipe,
+        *,
+        backbone: Recognizer | None = None,
+    ) -> None:
+        self.detector = detector.eval()
+        self.card = card
+        self.recipe = recipe
+        self.backbone = backbone
+        if backbone is not None:
+            self.detector.to(backbone.device)
+
+    @property
+    def label_sets(self) -> tuple[LabelSet, ...]:
+        """The classes that it names."""
+        return self.card.label_sets
+
+    @torch.inference_mode()
+    def detect(self, features: VideoFeatures) -> Detections:
+        """All segments of a video, from its features, best first; for scores such as ``detection_map``."""
+        return self.detector.detect(features)
+
+    def localize(
+        self,
+        video: str | PathLike[str],
+        *,
+        min_score: float | None = None,
+        advance: Callable[[float], None] = lambda part: None,
+    ) -> Localization:
+        """Say what happens when in a video.
+
+        Args:
+            min_score: the score from which on segments are given; by default each class has its own, the one that was
+                best in validation.
+            advance: told now and then which part of the video has been read since.
+
+        Raises:
+            VideoError: the video cannot be read.
+            CheckpointError: the localizer was trained on features from files, and has no network to make its own.
+        """
+        backbone = self._backbone()
+        settings = ExtractionSettings(
+            **{entry.name: self.card.feature_settings[entry.name] for entry in fields(ExtractionSettings)}
+        )
+        features = extract_video(backbone, Path(video), settings, backbone_sha256=self.card.backbone, advance=advance)
+        return self.named(self.detect(features), fspath(video), features.card.duration_seconds, min_score=min_score)
+
+    def named(
+        self, found: Detections, path: str, duration_seconds: float, *, min_score: float | None = None
+    ) -> Localization:
+        """Detections with the names of their classes, those below the threshold left out."""
+        usual = float(np.median(list(self.card.thresholds.values()))) if self.card.thresholds else UNTESTED_THRESHOLD
+        segments = []
+        for (start, end), score, labels in zip(*(rows.tolist() for rows in found), strict=True):
+            label = ",".join(s.classes[i] for s, i in zip(self.label_sets, labels, strict=True))
+            least = self.card.thresholds.get(label, usual) if min_score is None else min_score
+            if score >= least:
+                segments.append(LocalizedSegment(start_seconds=start, end_seconds=end, label=label, score=score))
+        by_start = sorted(segments, key=lambda s: (s.start_seconds, s.end_seconds))
+        return Localization(path=path, duration_seconds=duration_seconds, segments=tuple(by_start))
+
+    def predict(self, video: str | PathLike[str], **options: Any) -> Prediction:
+        """What the backbone says of the video as a whole: see ``Recognizer.predict``."""
+        return self._backbone().predict(video, **options)
+
+    def _backbone(self) -> Recognizer:
+        if self.backbone is None:
+            raise CheckpointError(
+                f"this localizer was trained on features from files ({self.card.backbone}) and has no network to make "
+                "them of a video; train one on features of `tada extract`"
+            )
+        return self.backbone
+
+
+def save_localizer(folder: Path, localizer: Localizer) -> None:
+    """Write a localizer so that ``load_localizer`` gives it back; localizer.json last, each file whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().cpu().contiguous() for name, value in localizer.detector.state_dict().items()}
+    data = safetensors.torch.save(weights)
+    if localizer.backbone is not None:
+        save_model(folder / BACKBONE_FOLDER, localizer.backbone.model, localizer.backbone.card)
+    about = {"format": _FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **asdict(localizer.card)}
+    write_whole(folder / WEIGHTS_FILE, data)
+    write_whole(folder / CARD_FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def load_localizer(folder: str | PathLike[str], *, device: str | None = None) -> Localizer:
+    """Load a localizer from the folder of a run.
+
+    Raises:
+        CheckpointError: the folder holds none, or a damaged one.
+    """
+    path = Path(folder)
+    file = path / CARD_FILE
+    if not file.exists():
+        raise CheckpointError(
+            f"{str(path)!r} holds no {CARD_FILE}: it is written when `tada localize train` ends; give the folder of "
+            "such a run, or continue it with --resume"
+        )
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        if about.pop("format") != _FORMAT:
+            raise ValueError("of another version of tada")
+        sha256 = about.pop("sha256")
+        label_sets = tuple(LabelSet(name=s["name"], classes=tuple(s["classes"])) for s in about["label_sets"])
+        card = LocalizerCard(**about | {"label_sets": label_sets, "grid": FeatureGrid(**about["grid"])})
+        data = (path / WEIGHTS_FILE).read_bytes()
+        weights = safetensors.torch.load(data)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{str(path)!r} is damaged ({error}); copy the folder again, or train anew") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(
+            f"{str(path / WEIGHTS_FILE)!r} is damaged, or its {CARD_FILE} belongs to other weights; copy it again"
+        )
+    recipe = read_recipe(path / "recipe.yaml", LocalizationRecipe)
+    detector = detector_of(card.shape, recipe, card.label_sets)
+    restore(detector, weights)
+    backbone = load(path / BACKBONE_FOLDER, device=device) if (path / BACKBONE_FOLDER).is_dir() else None
+    return Localizer(detector, card, recipe, backbone=backbone)

@@ -1,0 +1,522 @@
+"""How good detections are: mAP, average recall, EPIC-KITCHENS' verb, noun and action, recall at k times.
+
+Ground truth and results are the ActivityNet JSON forms, as dicts::
+
+    {"database": {"v1": {"duration": 60.0, "subset": "validation",
+                         "annotations": [{"segment": [5.0, 15.0], "label": "jump"}]}}}
+    {"results": {"v1": [{"segment": [5.75, 15.0], "label": "jump", "score": 0.6}]}}
+
+The rules are those that the official evaluations of ActivityNet, HACS, THUMOS and EPIC-KITCHENS share. Where they leave
+a choice: predictions of equal score keep the order of the results (official code reverses or shuffles them), all
+numbers are float64, and an overlap counts as reaching a threshold from 1e-9 below.
+
+Shapes: P predictions, G ground-truth segments, H thresholds.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tada.errors import DataError, OptionError
+from tada.localization.annotations import DUPLICATE_SECONDS, NUM_EPIC_NOUNS, parse_seconds, split_name
+from tada.localization.segments import Floats, Ints, tiou, tiou_of_pairs
+
+ANET_TIOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+"""ActivityNet and HACS. Written out: numpy's linspace gives 0.8999999999999999."""
+THUMOS_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
+EPIC_TIOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
+PRESETS = {"anet": ANET_TIOUS, "hacs": ANET_TIOUS, "thumos": THUMOS_TIOUS, "epic": EPIC_TIOUS}
+"""The thresholds of each benchmark, by its short name."""
+
+_GRACE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectionScores:
+    """What ``detection_map`` measured."""
+
+    tiou_thresholds: tuple[float, ...]
+    """[H], as they were given."""
+    per_threshold: tuple[float, ...]
+    """[H], the mean over classes of the average precision at each threshold."""
+    per_class: dict[str, tuple[float, ...]]
+    """[H] average precisions of each class that the ground truth has."""
+    num_ground_truth: int
+    """Segments that were looked for."""
+    num_predictions: int
+    """Predictions of the classes that the ground truth has."""
+
+    @property
+    def average(self) -> float:
+        """The mean over the thresholds: the number that papers report."""
+        return float(np.mean(self.per_threshold))
+
+    def class_average(self) -> dict[str, float]:
+        """The mean over the thresholds, of each class."""
+        return {label: float(np.mean(values)) for label, values in self.per_class.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        per_threshold = {f"{t:g}": value for t, value in zip(self.tiou_thresholds, self.per_threshold, strict=True)}
+        return {
+            "average_map": self.average,
+            "map": per_threshold,
+            "per_class": self.class_average(),
+            "ground_truth": self.num_ground_truth,
+            "predictions": self.num_predictions,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecallScores:
+    """What ``average_recall`` measured."""
+
+    average_proposals: tuple[float, ...]
+    """Proposals of a video, on average: 1, 2, ... up to the most."""
+    average_recall: tuple[float, ...]
+    """The part of the ground truth that is found among so many, averaged over the thresholds."""
+
+    @property
+    def auc(self) -> float:
+        """The area under that curve, as a part of the greatest possible."""
+        area = np.trapezoid(self.average_recall, self.average_proposals)
+        return float(area / self.average_proposals[-1])
+
+    def at(self, count: int) -> float:
+        """AR@count."""
+        if not 1 <= count <= len(self.average_recall):
+            raise OptionError(f"AR@{count} was not measured; it was from 1 to {len(self.average_recall)}")
+        return self.average_recall[count - 1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpicScores:
+    """What ``epic_map`` measured: one list of predictions, three tasks."""
+
+    verb: DetectionScores
+    noun: DetectionScores
+    action: DetectionScores
+
+
+class _Events(NamedTuple):
+    """Segments of many videos, [N]; ``scores`` are ones for ground truth."""
+
+    videos: list[str]
+    labels: list[Hashable]
+    segments: Floats
+    scores: Floats
+
+
+# -- mean average precision -------------------------------------------------------------------------------------------
+
+
+def detection_map(
+    ground_truth: Mapping[str, Any],
+    results: Mapping[str, Any],
+    *,
+    subset: str,
+    tiou_thresholds: Sequence[float] = ANET_TIOUS,
+) -> DetectionScores:
+    """Mean average precision of detections, at each threshold and on average.
+
+    For each class and threshold, predictions are worked off by falling score, over all videos at once. One is right if
+    it overlaps a free segment of its video and class by the threshold or more, which it then claims; the best
+    overlap is tried first, then the next. Precision is interpolated at every recall. The mean is over the classes of
+    the ground truth, with 0 for one that was never predicted. Predictions on videos outside the subset are wrong;
+    those of classes that the ground truth lacks are left out.
+
+    Empty segments of the ground truth (end not after start) and duplicates are dropped with a warning.
+
+    Args:
+        subset: of the ground truth's videos; "val" and "validation" are one, as are "train" and "training", "test"
+            and "testing", whatever their capitals.
+
+    Raises:
+        DataError: no ground truth in the subset; a segment or score that is no finite number.
+        OptionError: thresholds outside of (0, 1].
+    """
+    truth = _drop_faulty(_ground_truth(ground_truth, subset))
+    return _detection_scores(truth, _predictions(results), _checked(tiou_thresholds))
+
+
+def epic_map(
+    ground_truth: Iterable[Mapping[str, Any]],
+    results: Mapping[str, Any],
+    *,
+    tiou_thresholds: Sequence[float] = EPIC_TIOUS,
+) -> EpicScores:
+    """Mean average precision of verbs, nouns and actions by the rules of EPIC-KITCHENS-100's detection challenge.
+
+    Args:
+        ground_truth: rows of EPIC_100_validation.csv: video_id, start_timestamp, stop_timestamp (seconds or
+            HH:MM:SS.ss), verb_class and noun_class. As in the challenge, none is dropped.
+        results: the challenge's form: each prediction has segment, score, verb and noun.
+
+    Raises:
+        DataError: as ``detection_map``; a row without one of its columns.
+    """
+    videos, verbs, nouns, segments = [], [], [], []
+    for number, row in enumerate(ground_truth, start=1):
+        try:
+            videos.append(str(row["video_id"]))
+            verbs.append(int(row["verb_class"]))
+            nouns.append(int(row["noun_class"]))
+            segments.append([parse_seconds(row["start_timestamp"]), parse_seconds(row["stop_timestamp"])])
+        except (KeyError, ValueError) as error:
+            raise DataError(
+                f"ground truth row {number}: {error}; each row needs video_id, start_timestamp, stop_timestamp, "
+                "verb_class and noun_class"
+            ) from error
+    found = _predictions(results, labels=("verb", "noun"))
+    pairs = [_verb_and_noun(label) for label in found.labels]
+    times = np.array(segments, np.float64).reshape(-1, 2)
+
+    def task(truths: Iterable[int], predicted: Iterable[int]) -> DetectionScores:
+        truth = _Events(videos, list(truths), times, np.ones(len(videos)))
+        return _detection_scores(truth, found._replace(labels=list(predicted)), _checked(tiou_thresholds))
+
+    return EpicScores(
+        verb=task(verbs, (verb for verb, _ in pairs)),
+        noun=task(nouns, (noun for _, noun in pairs)),
+        action=task(
+            (verb * NUM_EPIC_NOUNS + noun for verb, noun in zip(verbs, nouns, strict=True)),
+            (verb * NUM_EPIC_NOUNS + noun for verb, noun in pairs),
+        ),
+    )
+
+
+def _verb_and_noun(label: Any) -> tuple[int, int]:
+    verb, noun = label
+    try:
+        return int(verb), int(noun)
+    except ValueError as error:
+        raise DataError(f"verb {verb!r} and noun {noun!r} of a prediction should be class numbers") from error
+
+
+class _Ranked(NamedTuple):
+    """The predictions of one class, best first."""
+
+    right: NDArray[np.bool_]
+    """[H, P]"""
+    scores: Floats
+    """[P]"""
+    num_truths: int
+
+
+def _detection_scores(truth: _Events, found: _Events, tious: Floats) -> DetectionScores:
+    ranked = _ranked(truth, found, tious)
+    precisions = {label: _average_precision(own.right, own.num_truths) for label, own in ranked.items()}  # each [H]
+    return DetectionScores(
+        tiou_thresholds=tuple(tious.tolist()),
+        per_threshold=tuple(np.mean(list(precisions.values()), axis=0).tolist()),
+        per_class={str(label): tuple(values.tolist()) for label, values in precisions.items()},
+        num_ground_truth=len(truth.labels),
+        num_predictions=sum(len(own.scores) for own in ranked.values()),
+    )
+
+
+def _ranked(truth: _Events, found: _Events, tious: Floats) -> dict[Hashable, _Ranked]:
+    """For each class of the ground truth its predictions, and which of them are right."""
+    if not truth.labels:
+        raise DataError("the ground truth has no segments to look for; see whether subset and annotations are right")
+    classes = sorted(set(truth.labels), key=str)
+    class_of = {label: i for i, label in enumerate(classes)}
+    numbers = {name: i for i, name in enumerate(dict.fromkeys([*truth.videos, *found.videos]))}
+
+    # One number for each (class, video), to bring together what can match.
+    def keys(events: _Events, places: list[int]) -> Ints:
+        return np.array(
+            [class_of[events.labels[i]] * len(numbers) + numbers[events.videos[i]] for i in places], np.int64
+        )
+
+    known = [i for i, label in enumerate(found.labels) if label in class_of]
+    truth_keys, found_keys = keys(truth, list(range(len(truth.labels)))), keys(found, known)
+    segments, scores = found.segments[known], found.scores[known]
+    order = np.lexsort((-scores, found_keys // len(numbers)))  # by class, then falling score; stable
+    segments, scores, found_keys = segments[order], scores[order], found_keys[order]
+    right = _match(segments, found_keys, truth.segments, truth_keys, tious)
+    num_truths = np.bincount(truth_keys // len(numbers), minlength=len(classes))
+    ends = np.searchsorted(found_keys // len(numbers), np.arange(len(classes) + 1))
+    return {
+        label: _Ranked(right[:, ends[i] : ends[i + 1]], scores[ends[i] : ends[i + 1]], int(num_truths[i]))
+        for i, label in enumerate(classes)
+    }
+
+
+def _match(segments: Floats, keys: Ints, truths: Floats, truth_keys: Ints, tious: Floats) -> NDArray[np.bool_]:
+    """Which predictions claim a segment, [H, P].
+
+    Predictions of a key meet the segments of the same key, one after the other; those of different keys have nothing to
+    do with each other. So all keys take their first prediction's best overlap at once, then its next, and so on.
+
+    Args:
+        segments: [P, 2], by falling score.
+        keys: [P].
+        truths: [G, 2].
+        truth_keys: [G].
+    """
+    prediction, truth, overlap = _overlapping_pairs(segments, keys, truths, truth_keys, float(tious.min()) - _GRACE)
+    turn = _count_within(keys)[prediction]  # of the prediction, among those of its key
+    order = np.lexsort((-overlap, prediction))
+    prediction, truth, overlap, turn = prediction[order], truth[order], overlap[order], turn[order]
+    trial = _count_within(prediction)  # of the overlap, among those of its prediction
+    rounds = turn * (int(trial.max(initial=0)) + 1) + trial
+    reaches = overlap[:, None] >= tious - _GRACE
+    right = np.zeros((len(segments), len(tious)), bool)
+    free = np.ones((len(truths), len(tious)), bool)
+    for pairs in _groups(rounds).values():
+        mine, theirs = prediction[pairs], truth[pairs]  # no prediction and no segment is in a round twice
+        claims = reaches[pairs] & ~right[mine] & free[theirs]
+        free[theirs] &= ~claims
+        right[mine] |= claims
+    return right.T
+
+
+def _overlapping_pairs(
+    segments: Floats, keys: Ints, truths: Floats, truth_keys: Ints, least: float
+) -> tuple[Ints, Ints, Floats]:
+    """All pairs of a key that overlap by ``least``: the prediction's place, the segment's, and the overlap."""
+    by_key = np.argsort(truth_keys, kind="stable")
+    first = np.searchsorted(truth_keys[by_key], keys, side="left")
+    counts = np.searchsorted(truth_keys[by_key], keys, side="right") - first
+    found: list[tuple[Ints, Ints, Floats]] = []
+    # In parts, so that memory stays small where videos have many of both.
+    for part in np.array_split(np.arange(len(keys)), counts.sum() // 1_000_000 + 1):
+        prediction = np.repeat(part, counts[part])
+        truth = by_key[np.repeat(first[part], counts[part]) + _count_within(prediction)]
+        overlap = tiou_of_pairs(segments[prediction], truths[truth])
+        enough = overlap >= least
+        found.append((prediction[enough], truth[enough], overlap[enough]))
+    predictions, places, overlaps = zip(*found, strict=True)
+    return np.concatenate(predictions), np.concatenate(places), np.concatenate(overlaps)
+
+
+def _count_within(keys: Ints) -> Ints:
+    """For each entry, how many equal ones stand before it: 5 7 5 5 -> 0 0 1 2."""
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    starts = np.searchsorted(ranked, ranked, side="left")
+    counts = np.empty(len(keys), np.int64)
+    counts[order] = np.arange(len(keys)) - starts
+    return counts
+
+
+def _groups(keys: Ints) -> dict[int, Ints]:
+    """Where each key stands, by rising key."""
+    order = np.argsort(keys, kind="stable")
+    unique, first = np.unique(keys[order], return_index=True)
+    return dict(zip(unique.tolist(), np.split(order, first[1:]), strict=True)) if len(keys) else {}
+
+
+def _average_precision(right: NDArray[np.bool_], num_truths: int) -> Floats:
+    """[H, P], best prediction first -> [H]: the interpolated precision at each right one, summed over recall."""
+    if right.shape[1] == 0:
+        return np.zeros(len(right))
+    precision = right.cumsum(1) / np.arange(1, right.shape[1] + 1)
+    envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    average: Floats = (envelope * right).sum(1) / num_truths
+    return average
+
+
+def best_thresholds(
+    ground_truth: Mapping[str, Any], results: Mapping[str, Any], *, subset: str, tiou_threshold: float = 0.5
+) -> dict[str, float]:
+    """For each class the score from which on detections are best shown: where F1 is highest.
+
+    A class of which nothing is found has none.
+    """
+    truth = _drop_faulty(_ground_truth(ground_truth, subset))
+    chosen = {}
+    for label, (right, scores, num_truths) in _ranked(truth, _predictions(results), _checked([tiou_threshold])).items():
+        if right.any():
+            f1 = 2 * right[0].cumsum() / (np.arange(1, len(scores) + 1) + num_truths)
+            chosen[str(label)] = float(scores[int(f1.argmax())])
+    return chosen
+
+
+# -- recall -----------------------------------------------------------------------------------------------------------
+
+
+def average_recall(
+    ground_truth: Mapping[str, Any],
+    results: Mapping[str, Any],
+    *,
+    subset: str,
+    max_average_proposals: int = 100,
+    tiou_thresholds: Sequence[float] = ANET_TIOUS,
+) -> RecallScores:
+    """Average recall against the average number of proposals of a video (AR@AN): classes play no part.
+
+    A segment is found if any of the proposals kept reaches the threshold; several may share one. Of each video the same
+    part of its proposals is kept, so videos with more have more, as in ActivityNet's evaluation.
+
+    Raises:
+        DataError: as ``detection_map``; no proposals on the subset's videos.
+    """
+    if max_average_proposals < 1:
+        raise OptionError(f"{max_average_proposals = } should be at least 1")
+    tious = _checked(tiou_thresholds)
+    truth = _drop_faulty(_ground_truth(ground_truth, subset))
+    found = _predictions(results, labels=())
+    truths, founds = _by_video(truth), _by_video(found)
+    total = len(found.scores)
+    if not any(video in founds for video in truths):
+        raise DataError("there are no proposals on the videos of the ground truth; see whether their names are equal")
+    # (P, [H, G] rank from which on a segment is found) of each video
+    ranks: list[tuple[int, Ints]] = []
+    ratio = max_average_proposals * len(truths) / total
+    for video, places in truths.items():
+        mine = founds.get(video, np.array([], np.int64))
+        kept = min(int(len(mine) * ratio + _GRACE), len(mine))
+        mine = mine[np.argsort(-found.scores[mine], kind="stable")][:kept]
+        overlap = tiou(found.segments[mine], truth.segments[places])  # [P, G]
+        reaches = overlap >= tious[:, None, None] - _GRACE
+        first = np.where(reaches.any(1), reaches.argmax(1), kept) if kept else np.zeros(reaches.shape[::2], np.int64)
+        ranks.append((kept, first))
+    retained = sum(kept for kept, _ in ranks)
+    parts = np.arange(1, max_average_proposals + 1) / max_average_proposals
+    parts = parts * (max_average_proposals * len(truths) / retained)
+    hits = np.zeros((len(tious), len(parts)))
+    for kept, first in ranks:
+        counts = np.minimum((kept * parts + _GRACE).astype(np.int64), kept)
+        hits += (first[:, :, None] < counts).sum(1)
+    recall = hits.mean(0) / len(truth.labels)
+    return RecallScores(
+        average_proposals=tuple((parts * retained / len(truths)).tolist()), average_recall=tuple(recall.tolist())
+    )
+
+
+def recall_at_kx(
+    ground_truth: Mapping[str, Any],
+    results: Mapping[str, Any],
+    *,
+    subset: str,
+    k: int,
+    tiou_thresholds: Sequence[float] = EPIC_TIOUS,
+) -> tuple[float, ...]:
+    """Recall@kx of Ego4D, at each threshold: the mean over classes of the part of the ground truth that is found.
+
+    Of each video and class the best k times as many predictions count as there are segments to find; a segment is
+    found if any of them reaches the threshold.
+
+    Raises:
+        DataError: as ``detection_map``.
+    """
+    if k < 1:
+        raise OptionError(f"{k = } should be at least 1")
+    tious = _checked(tiou_thresholds)
+    truth = _drop_faulty(_ground_truth(ground_truth, subset))
+    found = _predictions(results)
+    founds: dict[tuple[str, Hashable], list[int]] = {}
+    for i in np.argsort(-found.scores, kind="stable"):
+        founds.setdefault((found.videos[i], found.labels[i]), []).append(i)
+    truths: dict[tuple[str, Hashable], list[int]] = {}
+    for i, key in enumerate(zip(truth.videos, truth.labels, strict=True)):
+        truths.setdefault(key, []).append(i)
+    hits: dict[Hashable, Floats] = {}
+    for key, places in truths.items():
+        best = founds.get(key, [])[: k * len(places)]
+        overlap = tiou(found.segments[best], truth.segments[places]).max(0, initial=0.0)  # [G]
+        reached = (overlap >= tious[:, None] - _GRACE).sum(1)
+        hits[key[1]] = hits.get(key[1], np.zeros(len(tious))) + reached
+    recalls = [hit / truth.labels.count(label) for label, hit in hits.items()]
+    return tuple(np.mean(recalls, axis=0).tolist())
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _checked(tious: Sequence[float]) -> Floats:
+    values = np.asarray(tious, np.float64)
+    if values.ndim != 1 or len(values) == 0 or not ((values > 0) & (values <= 1)).all():
+        raise OptionError(f"tiou_thresholds {list(tious)} should be a list of numbers in (0, 1]")
+    return values
+
+
+def _ground_truth(ground_truth: Mapping[str, Any], subset: str) -> _Events:
+    videos, labels, segments = [], [], []
+    subsets = set()
+    for video, about in ground_truth["database"].items():
+        subsets.add(str(about["subset"]))
+        if split_name(about["subset"]) == split_name(subset):
+            for annotation in about["annotations"]:
+                videos.append(video)
+                labels.append(annotation["label"])
+                segments.append(_finite(annotation["segment"], f"ground truth of video {video!r}"))
+    if not labels:
+        raise DataError(
+            f"the ground truth has no segments in its subset {subset!r}; its subsets are {', '.join(sorted(subsets))}"
+        )
+    return _Events(videos, labels, np.array(segments, np.float64), np.ones(len(labels)))
+
+
+def _predictions(results: Mapping[str, Any], *, labels: tuple[str, ...] = ("label",)) -> _Events:
+    """All predictions in their order; with several ``labels`` each has a tuple of them, with none None."""
+    videos: list[str] = []
+    found: list[Hashable] = []
+    segments, scores = [], []
+    for video, predictions in results["results"].items():
+        for number, prediction in enumerate(predictions, start=1):
+            try:
+                segments.append(_finite(prediction["segment"], f"prediction {number} of video {video!r}"))
+                scores.append(_finite([prediction["score"]], f"score of prediction {number} of video {video!r}")[0])
+                values = [prediction[name] for name in labels]
+            except KeyError as error:
+                raise DataError(f"prediction {number} of video {video!r} has no {error}; give it one") from error
+            videos.append(video)
+            found.append(values[0] if len(values) == 1 else tuple(values) or None)
+    return _Events(videos, found, np.array(segments, np.float64).reshape(-1, 2), np.array(scores, np.float64))
+
+
+def _finite(values: Sequence[Any], what: str) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what}: {values!r} should be numbers") from error
+    if not all(map(math.isfinite, numbers)):
+        raise DataError(f"{what}: {values!r} is not finite; correct it or take it away")
+    return numbers
+
+
+def _drop_faulty(truth: _Events) -> _Events:
+    """Leave out empty segments and those written twice, with a warning."""
+    kept: list[int] = []
+    num_empty = 0
+    seen: dict[tuple[str, Hashable], list[int]] = {}
+    for i, key in enumerate(zip(truth.videos, truth.labels, strict=True)):
+        if not truth.segments[i, 1] > truth.segments[i, 0]:
+            num_empty += 1
+            continue
+        mine = seen.setdefault(key, [])
+        if any(np.abs(truth.segments[i] - truth.segments[j]).max() <= DUPLICATE_SECONDS for j in mine):
+            continue
+        mine.append(i)
+        kept.append(i)
+    num_dropped = len(truth.labels) - len(kept)
+    if num_dropped:
+        first = min(set(range(len(truth.labels))) - set(kept))
+        warnings.warn(
+            f"{num_dropped} of {len(truth.labels)} ground-truth segments do not count ({num_empty} empty, "
+            f"{num_dropped - num_empty} duplicates); the first: {truth.videos[first]!r} "
+            f"{truth.segments[first].tolist()} {truth.labels[first]!r}",
+            stacklevel=3,
+        )
+    if not kept:
+        raise DataError("all segments of the ground truth are empty: no end lies after its start")
+    return _Events(
+        [truth.videos[i] for i in kept], [truth.labels[i] for i in kept], truth.segments[kept], truth.scores[kept]
+    )
+
+
+def _by_video(events: _Events) -> dict[str, Ints]:
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(events.videos))}
+    names = list(numbers)
+    groups = _groups(np.array([numbers[name] for name in events.videos], np.int64))
+    return {names[number]: places for number, places in groups.items()}

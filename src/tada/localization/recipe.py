@@ -1,0 +1,122 @@
+"""How a localizer is trained, as one typed value and as a YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from tada.errors import OptionError, UnknownNameError
+from tada.localization.detections import Selection
+from tada.recipe import read_recipe
+
+
+# No slots: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
+@dataclass(frozen=True, kw_only=True)
+class LocalizationRecipe:
+    """How a detector is trained on features.
+
+    The defaults are for some hundreds of videos. Levels, ranges and lengths are chosen from the data.
+    """
+
+    detector: Literal["actionformer", "bmn"] = "actionformer"
+    """ActionFormer finds and names segments; BMN finds them, and the backbone names them."""
+    dim: int = 256
+    """Channels inside ActionFormer."""
+    input_dropout: float = 0.2
+    """Part of the feature channels dropped in training; ActionFormer's."""
+    resize_to: int | None = None
+    """Resize every video's features to so many, as on ActivityNet; null keeps their times. ActionFormer's."""
+    visible_part: float = 0.5
+    """Part of a segment that a training crop must hold for the segment to count; ActionFormer's."""
+    regression_weight: float = 1.0
+    """Weight of ActionFormer's regression loss beside that of classification."""
+    normaliser: float = 100.0
+    """Positive points of a batch that ActionFormer's losses first assume; then the running mean."""
+    label_smoothing: float = 0.0
+    """Part of the target spread over all classes; ActionFormer's."""
+    boundary_scores: bool = False
+    """Whether the probabilities of start and end are factors of BMN's scores, as on ActivityNet."""
+    selection: Selection = field(default_factory=Selection)
+    """Which of the many segments are given out."""
+    tiou_thresholds: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
+    """Overlaps at which mean average precision is measured, and by which the best epoch is chosen."""
+    epochs: int = 30
+    """Times that training sees every video, or every window."""
+    batch_size: int = 8
+    """Videos, or windows, of one optimiser step."""
+    accumulate: int = 1
+    """Parts in which a step's videos are worked off, to save memory."""
+    learning_rate: float = 5e-4
+    """The peak, at the end of the warm-up; then half a cosine down to zero."""
+    warmup_epochs: float = 3.0
+    """Epochs over which the learning rate rises in a line."""
+    weight_decay: float = 0.05
+    """Decay of kernels and matrices; norms, biases and scales have none."""
+    ema_decay: float | None = 0.99
+    """Decay per step of the averaged weights, which are tested and kept; null keeps the plain ones."""
+    clip_gradient_norm: float | None = 1.0
+    """Length to which a longer gradient is cut; null leaves it."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the convolutions and matrix products."""
+    seed: int = 0
+    """Decides the initial weights, the order of videos and how they are cropped."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError where a field is out of its range."""
+        # As YAML has them, so that a recipe that was written and read again is the same.
+        object.__setattr__(self, "tiou_thresholds", tuple(self.tiou_thresholds))
+        rules = (
+            (self.dim >= 4 and self.dim % 4 == 0, "dim", "a multiple of 4"),
+            (0 <= self.input_dropout < 1, "input_dropout", "in [0, 1)"),
+            (self.resize_to is None or self.resize_to >= 16, "resize_to", "null or 16 or more"),
+            (0 < self.visible_part <= 1, "visible_part", "in (0, 1]"),
+            (self.regression_weight > 0, "regression_weight", "positive"),
+            (self.normaliser >= 1, "normaliser", "1 or more"),
+            (0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
+            (bool(self.tiou_thresholds), "tiou_thresholds", "a list of numbers in (0, 1]"),
+            (all(0 < t <= 1 for t in self.tiou_thresholds), "tiou_thresholds", "a list of numbers in (0, 1]"),
+            (self.epochs >= 1, "epochs", "1 or more"),
+            (self.accumulate >= 1, "accumulate", "1 or more"),
+            (self.batch_size >= 1 and self.batch_size % self.accumulate == 0, "batch_size", "a multiple of accumulate"),
+            (self.learning_rate > 0, "learning_rate", "positive"),
+            (0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", f"between 0 and epochs ({self.epochs})"),
+            (self.weight_decay >= 0, "weight_decay", "0 or more"),
+            (self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "null or between 0 and 1"),
+            (self.clip_gradient_norm is None or self.clip_gradient_norm > 0, "clip_gradient_norm", "positive"),
+            (self.seed >= 0, "seed", "0 or more"),
+        )
+        for holds, name, rule in rules:
+            if not holds:
+                raise OptionError(f"the recipe's {name} must be {rule}")
+
+
+def named_localization_recipes() -> dict[str, Path]:
+    """The recipes that come with tada: their names, and the YAML files."""
+    folder = Path(str(resources.files("tada"))) / "recipes" / "localization"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_localization_recipe(name_or_path: str) -> Path:
+    """The file of a named recipe, or the path itself where it looks like one.
+
+    Raises:
+        UnknownNameError: no recipe has the name.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        return Path(name_or_path)
+    recipes = named_localization_recipes()
+    if name_or_path not in recipes:
+        raise UnknownNameError.of("localization recipe", name_or_path, recipes)
+    return recipes[name_or_path]
+
+
+def load_localization_recipe(name_or_path: str | Path, **changes: Any) -> LocalizationRecipe:
+    """Read a recipe by name or from a YAML file, and change some of its fields.
+
+    Raises:
+        UnknownNameError: no recipe has the name.
+        OptionError: the file cannot be read, or a field is unknown or of the wrong type.
+    """
+    return replace(read_recipe(find_localization_recipe(str(name_or_path)), LocalizationRecipe), **changes)

@@ -1,0 +1,120 @@
+"""Segments of time: how much two overlap, and which of many that overlap are kept.
+
+A segment is (start, end), in any unit as long as all are in the same. Scores are sorted stably: of two equal ones the
+first comes first, on every machine.
+
+Shapes: N and M segments, K of them kept.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_SMALLEST_UNION = 1e-8  # two empty segments overlap by 0, not by 0/0
+
+
+def tiou(one: Floats, other: Floats) -> Floats:
+    """Intersection over union of every pair: [N, 2], [M, 2] -> [N, M]."""
+    one, other = np.asarray(one, np.float64).reshape(-1, 2), np.asarray(other, np.float64).reshape(-1, 2)
+    return tiou_of_pairs(one[:, None], other[None, :])
+
+
+def tiou_of_pairs(one: Floats, other: Floats) -> Floats:
+    """Intersection over union of segments side by side: two [..., 2] that broadcast -> [...]."""
+    inter = np.maximum(np.minimum(one[..., 1], other[..., 1]) - np.maximum(one[..., 0], other[..., 0]), 0.0)
+    lengths = (one[..., 1] - one[..., 0]) + (other[..., 1] - other[..., 0])
+    overlap: Floats = inter / np.maximum(lengths - inter, _SMALLEST_UNION)
+    return overlap
+
+
+def soft_nms(
+    segments: Floats,
+    scores: Floats,
+    *,
+    sigma: float,
+    labels: Ints | None = None,
+    thresholds: tuple[float, float] = (0.0, 0.0),
+    extent: float = 1.0,
+    min_score: float = 0.0,
+    max_kept: int | None = None,
+) -> tuple[Ints, Floats]:
+    """Take the best segment, lower the scores of those that overlap it, and so on.
+
+    Each taken segment multiplies the others' scores by exp(-IoU^2 / sigma).
+
+    Args:
+        segments: [N, 2].
+        scores: [N].
+        sigma: small values suppress more. BMN calls it alpha.
+        labels: [N]; segments then suppress those of their own class only.
+        thresholds: (t1, t2) of BMN: only segments whose IoU exceeds t1 + (t2 - t1) * width are suppressed, where
+            width is the taken segment's, as a part of ``extent``. (0, 0) suppresses all that overlap.
+        extent: the video's length, in the segments' unit.
+        min_score: ends with the first segment that is not above it.
+        max_kept: ends with so many.
+
+    Returns:
+        Which segments are kept, [K] indices in the order they were taken, and their lowered scores [K].
+
+    Differs from: the released BMN post-processing, whose loop never gives out the last segment and fails on fewer
+        than two.
+    """
+    segments = np.asarray(segments, np.float64).reshape(-1, 2)
+    remaining = np.array(scores, np.float64)
+    widths = (segments[:, 1] - segments[:, 0]) / extent
+    limits = thresholds[0] + (thresholds[1] - thresholds[0]) * widths
+    kept: list[int] = []
+    kept_scores: list[float] = []
+    for _ in range(len(remaining) if max_kept is None else min(max_kept, len(remaining))):
+        best = int(remaining.argmax())
+        if not remaining[best] > min_score:
+            break
+        kept.append(best)
+        kept_scores.append(float(remaining[best]))
+        overlap = tiou(segments[best], segments)[0]
+        suppressed = overlap > limits[best]
+        if labels is not None:
+            suppressed &= labels == labels[best]
+        remaining[suppressed] *= np.exp(-(overlap[suppressed] ** 2) / sigma)
+        remaining[best] = -np.inf
+    return np.array(kept, np.int64), np.array(kept_scores, np.float64)
+
+
+def nms(segments: Floats, scores: Floats, *, threshold: float, labels: Ints | None = None) -> Ints:
+    """Take the best segment, drop those that overlap it by more than ``threshold``, and so on.
+
+    Returns:
+        [K] indices of those kept, best first.
+    """
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    segments = np.asarray(segments, np.float64).reshape(-1, 2)
+    kept: list[int] = []
+    while len(order):
+        best, order = int(order[0]), order[1:]
+        kept.append(best)
+        dropped = tiou(segments[best], segments[order])[0] > threshold
+        if labels is not None:
+            dropped &= labels[order] == labels[best]
+        order = order[~dropped]
+    return np.array(kept, np.int64)
+
+
+def vote(kept: Floats, segments: Floats, scores: Floats, *, threshold: float) -> Floats:
+    """Replace each kept segment by the mean of all that overlap it by ``threshold`` or more, weighted by score.
+
+    Args:
+        kept: [K, 2], from among ``segments``.
+        segments: [N, 2], before any were dropped.
+        scores: [N], before any were lowered.
+
+    Returns:
+        [K, 2].
+    """
+    overlap = tiou(kept, segments)
+    weights = np.where(overlap >= threshold, np.asarray(scores, np.float64), 0.0)  # [K, N]
+    voted: Floats = weights @ segments / weights.sum(1, keepdims=True)
+    return voted

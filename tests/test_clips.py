@@ -202,10 +202,10 @@ def test_clips_of_a_segment_lie_within_it(tmp_path: Path, start: float, end: flo
     assert max(seen) <= last
     assert max(seen) - min(seen) >= 0.7 * (last - first)
     table = VideoTable(heads=(Head(name="action", labels=("x",)),), videos=(video,), root=str(tmp_path), kind="CSV")
-    augmentation = Augmentation(short_side_range=(64, 64), flip_swaps={}, reverse_swaps={})
+    augmentation = Augmentation(short_side_range=(64, 64), flip_swaps=[{}], reverse_swaps=[{}])
     clips = TrainingClips(table, WHOLE_FRAMES, augmentation, seed=0)
     for epoch in range(8):
-        clip, _, failures = clips[epoch, 0]
+        clip, _, failures, _ = clips[epoch, 0]
         assert not failures
         numbers = read_stamps(clip.numpy())
         assert first <= min(numbers) <= max(numbers) <= last

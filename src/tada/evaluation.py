@@ -23,6 +23,7 @@ from tada.data.annotations import read_dataset
 from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loader
 from tada.data.table import LabelledVideo, VideoTable
 from tada.errors import DataError
+from tada.loop import quiet
 from tada.machine import Machine, Processes, default_num_workers
 from tada.predict import Recognizer, load
 from tada.ranks import gathered, leaving_together
@@ -122,8 +123,9 @@ def _join(machine: Machine, processes: Processes) -> torch.device:
     """Meet the other processes, and start them where Lightning has to; this process's device."""
     from lightning import Fabric
 
-    fabric = Fabric(**processes.lightning(machine), strategy="ddp")
-    fabric.launch()
+    with quiet():
+        fabric = Fabric(**processes.lightning(machine), strategy="ddp")
+        fabric.launch()
     return fabric.device
 
 

@@ -15,7 +15,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
-    {"tada.errors", "tada.data", "tada.localization", "tada.localization.segments", "tada.video"},
+    {"tada.errors", "tada.files", "tada.data", "tada.localization", "tada.localization.segments", "tada.video"},
     {
         "tada.data.table",
         "tada.data.timing",

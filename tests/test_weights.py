@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tada import files
 from tada.errors import CheckpointError, UnknownNameError
 from tada.models import create_model, weights
 from tada.models.weights import (
@@ -92,7 +93,7 @@ class TestTrainedModel:
         def full(descriptor: int) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(weights.os, "fsync", full)
+        monkeypatch.setattr(files.os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             save_model(folder, small_model(), CARD)
         assert sorted(file.name for file in folder.iterdir()) == ["model.json", "model.safetensors"]

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from tada.errors import DataError, OptionError
+from tada.files import write_whole
 from tada.results import Evaluation
 
 T = TypeVar("T")
@@ -115,9 +116,7 @@ def write_challenge(
             "action": {f"{k // nouns.shape[1]},{k % nouns.shape[1]}": float(joint.flat[k]) for k in best},
         }
     whole = {"version": "0.2", "challenge": "action_recognition", **levels, "results": results}
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(whole) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(file, (json.dumps(whole) + "\n").encode())
 
 
 def _check(test: Evaluation) -> None:

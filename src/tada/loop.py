@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import pickle
 import signal
 import threading
@@ -25,6 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 
 from tada.data.clips import Batch, Unreadable, ViewBatch
 from tada.errors import CheckpointError, DataError, OptionError
+from tada.files import whole_file
 from tada.machine import Machine, Processes
 from tada.ranks import gathered, on_any
 
@@ -263,12 +263,8 @@ class WholeFileCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(target.name + ".part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        with whole_file(target) as part:
+            torch.save(checkpoint, part)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         try:

@@ -26,6 +26,7 @@ from tada.data.clips import Unreadable, Views
 from tada.data.rows import guarded
 from tada.data.table import Head
 from tada.errors import DataError
+from tada.files import whole_file
 from tada.plots import save_confusion_matrix
 
 SCORES_FILE = "scores.npz"
@@ -177,11 +178,9 @@ class Evaluation:
             "unreadable": self.unreadable,
             "views": [str(views) for views in self.views],
         }
-        part = file.with_name(file.name + ".part")
-        with part.open("wb") as out:
-            text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        with whole_file(file) as part, part.open("wb") as out:
             np.savez_compressed(out, scores=self.scores, targets=self.targets, about=text)
-        part.replace(file)
 
 
 def load_scores(path: Path) -> Evaluation:

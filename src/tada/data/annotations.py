@@ -36,6 +36,7 @@ from tada.data.table import (
     stamp_of,
 )
 from tada.errors import DataError, OptionError
+from tada.files import whole_file
 
 _MEANINGS = {"video": "path", "start": "start_seconds", "end": "end_seconds"}
 _KNOWN_COLUMNS = frozenset(
@@ -216,8 +217,10 @@ def write_table(table: VideoTable, file: Path, *, root: Path | None = None) -> N
     """
     names = ["label"] if len(table.heads) == 1 else [head.name for head in table.heads]
     has_segments = any(video.start_seconds is not None for video in table.videos)
-    part = file.with_name(file.name + ".part")
-    with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
+    with (
+        whole_file(file) as part,
+        part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines,
+    ):
         writer = csv.writer(lines)
         writer.writerow(["path", *names, "split", "group", *(("start_seconds", "end_seconds") if has_segments else ())])
         for video in table.videos:
@@ -226,7 +229,6 @@ def write_table(table: VideoTable, file: Path, *, root: Path | None = None) -> N
                 cells = [path, *table.label_names(video), video.split or "", video.group or ""]
                 times = [video.start_seconds, video.end_seconds] if has_segments else []
                 writer.writerow([*map(guarded, cells), *("" if time is None else repr(time) for time in times)])
-    part.replace(file)
 
 
 # -- what both have in common -----------------------------------------------------------------------------------------

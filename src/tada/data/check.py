@@ -27,6 +27,7 @@ from tada.data.rows import guarded
 from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.errors import OptionError, VideoError
+from tada.files import whole_file, write_whole
 from tada.video.reader import open_video
 from tada.video.sampling import segment_frames
 
@@ -153,15 +154,16 @@ class CheckReport:
     def save(self, folder: Path) -> None:
         """Write report.json and findings.csv."""
         text = json.dumps(self.as_dict(), indent=2).encode("utf-8", "surrogateescape")
-        _replace(folder / "report.json", text + b"\n")
-        part = folder / "findings.csv.part"
-        with part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        write_whole(folder / "report.json", text + b"\n")
+        with (
+            whole_file(folder / "findings.csv") as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["kind", "is_fault", "path", "source", "message"])
             for found in self.findings:
                 cells = map(guarded, (found.path, found.source, found.message))
                 writer.writerow([found.kind, int(found.is_fault), *cells])
-        part.replace(folder / "findings.csv")
 
 
 def check_dataset(
@@ -320,11 +322,13 @@ def _findings(table: VideoTable, probes: dict[str, Probe], min_frames: int) -> I
 
 def _about_file(probe: Probe, source: str, usual_fps: float) -> Iterator[Finding]:
     ratio = max(probe.fps, usual_fps) / min(probe.fps, usual_fps)
+    low, high = USUAL_FPS
     if probe.longest_gap > _LONG_GAP:
         message = f"{probe.path!r}: a frame stays {probe.longest_gap:.0f} times as long as usual; sampled by time"
         yield Finding(kind="uneven", path=probe.path, source=source, message=message)
-    elif probe.num_frames > 1 and (not USUAL_FPS[0] <= probe.fps <= USUAL_FPS[1] or ratio > _ODD_RATIO):
-        message = f"{probe.path!r} shows {probe.fps:.4g} frames a second; most files here show {usual_fps:.4g}"
+    elif probe.num_frames > 1 and (not low <= probe.fps <= high or ratio > _ODD_RATIO):
+        others = f"most files here show {usual_fps:.4g}" if ratio > _ODD_RATIO else f"{low:g} to {high:g} are usual"
+        message = f"{probe.path!r} shows {probe.fps:.4g} frames a second; {others}"
         yield Finding(kind="odd_rate", path=probe.path, source=source, message=message)
     if probe.is_hdr:
         message = f"{probe.path!r} is HDR and is cut to 8 bits without tone mapping; convert it if that matters"
@@ -371,9 +375,3 @@ def _about_content(
 
 def _said_of(table: VideoTable, videos: Sequence[LabelledVideo]) -> str:
     return listed(sorted({" ".join(table.label_names(video)) for video in videos}))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)

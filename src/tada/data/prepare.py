@@ -34,6 +34,7 @@ from tada.data.annotations import write_table
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.errors import DataError, OptionError, VideoError
+from tada.files import write_whole
 from tada.video.reader import Video, open_video
 from tada.video.sampling import average_fps
 from tada.video.writer import write_video
@@ -216,9 +217,7 @@ def _check_options(file: Path, options: PrepareOptions) -> None:
             raise OptionError(
                 f"{str(file.parent)!r} was begun with another {changed} ({file.name}); give another folder"
             )
-    part = file.with_name(file.name + ".part")
-    part.write_text(json.dumps(asdict(options), indent=2) + "\n", encoding="utf-8")
-    part.replace(file)
+    write_whole(file, (json.dumps(asdict(options), indent=2) + "\n").encode())
 
 
 def _remove_parts(folder: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from rich.progress import track
 
 from tada.errors import DataError
+from tada.files import write_whole
 from tada.localization.annotations import SegmentTable, read_segments, split_name, with_durations
-from tada.localization.features import FeatureFolder, write_whole
+from tada.localization.features import FeatureFolder
 from tada.localization.localizer import Localizer, results_of
 from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
 

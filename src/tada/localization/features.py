@@ -18,7 +18,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import pickle
 import re
 import zipfile
@@ -32,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from tada.errors import DataError
+from tada.files import write_whole
 from tada.localization.annotations import video_name
 from tada.localization.grid import FeatureGrid
 
@@ -101,19 +101,6 @@ def write_features(folder: Path, found: VideoFeatures) -> None:
     about = {"format": _FORMAT, "key": found.card.key, **asdict(found.card)}
     write_whole(folder / f"{name}.npz", data.getvalue())
     write_whole(folder / f"{name}.json", (json.dumps(about, indent=2) + "\n").encode())
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file so that a reader meets the old one or the new one, never a part."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_card(file: Path) -> FeatureCard:

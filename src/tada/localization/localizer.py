@@ -23,11 +23,12 @@ from safetensors import SafetensorError
 
 from tada.data.rows import guarded
 from tada.errors import CheckpointError
+from tada.files import write_whole
 from tada.localization.annotations import LabelSet, UntrimmedVideo
 from tada.localization.detections import Detections
 from tada.localization.detectors import ActionFormerDetector, BMNDetector, detector_of
 from tada.localization.extraction import ExtractionSettings, extract_video
-from tada.localization.features import VideoFeatures, write_whole
+from tada.localization.features import VideoFeatures
 from tada.localization.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
 from tada.models.weights import restore, save_model

@@ -19,6 +19,7 @@ from rich.progress import track
 from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
 from tada.errors import DataError, VideoError
+from tada.files import write_whole
 from tada.localization.annotations import (
     Segment,
     SegmentTable,
@@ -29,7 +30,6 @@ from tada.localization.annotations import (
     with_splits,
 )
 from tada.localization.extraction import ExtractionSettings, extract, videos_by_name
-from tada.localization.features import write_whole
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import LocalizationResult, train_localizer
 from tada.models.weights import CARD_FILE

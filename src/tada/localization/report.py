@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from tada.errors import DataError
+from tada.files import write_whole
 from tada.localization.annotations import SegmentTable
 from tada.localization.evaluation import score
-from tada.localization.features import write_whole
 from tada.localization.metrics import DetectionScores
 from tada.localization.segments import tiou
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import stat
 import zipfile
@@ -29,6 +28,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tada.errors import CheckpointError, OptionError, UnknownNameError
+from tada.files import write_whole
 from tada.models import create_model
 from tada.video.sampling import ClipSpec
 
@@ -90,8 +90,8 @@ def save_weights(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -
     }
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS_FILE, data)
-    _write(folder / CARD_FILE, text.encode())
+    write_whole(folder / WEIGHTS_FILE, data)
+    write_whole(folder / CARD_FILE, text.encode())
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
@@ -193,19 +193,6 @@ def _read_card(file: Path) -> tuple[ModelCard, str]:
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Write ``file`` whole or not at all: a reader meets the old file or the new one."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> bytes:

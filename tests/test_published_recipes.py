@@ -1,23 +1,27 @@
 """One short epoch of each published recipe, with its network, frames and augmentation; only clips are small and few.
 
-The lists are plain CSV files here; the published forms are read in test_published.py.
+The data sets are miniatures in the forms in which they are published: lists, folders and kinds of video files.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from drawn_videos import draw_plain, draw_webm
 from tada.data.annotations import read_dataset
+from tada.data.table import VideoTable
 from tada.evaluation import evaluate
 from tada.predict import load
 from tada.recipe import EXPECTED, Recipe, load_recipe
 from tada.recognition import train
 from tada.results import load_scores
+from test_published import EPIC, EPIC_ROW, KINETICS
 
 
 def silent(line: str) -> None:
@@ -79,24 +83,70 @@ def miniature(name: str) -> Recipe:
     )
 
 
+def kinetics(folder: Path) -> VideoTable:
+    """Four clips to train on and two to test on, cut from their videos as their names say."""
+    for list_name, split, count in (("train", "train", 4), ("validate", "validate", 2)):
+        rows = ""
+        for i in range(count):
+            label = ("abseiling", "waving hand")[i % 2]
+            rows += f"{label},{split}{i},{i},{i + 10},{split}\n"
+            file = folder / "videos" / split / label / f"{split}{i}_{i:06}_{i + 10:06}.mp4"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draw_plain(file, 30)
+        (folder / f"{list_name}.csv").write_text(KINETICS + rows)
+    return read_dataset(folder, root=folder / "videos")
+
+
+def something(folder: Path) -> VideoTable:
+    """Four and two WebM files, with the lists and the labels in JSON; one class is another one mirrored."""
+    templates = ["Pushing [something] from left to right", "Pushing [something] from right to left"]
+    labels = {template.replace("[", "").replace("]", ""): str(i) for i, template in enumerate(templates)}
+    lists: dict[str, object] = {"labels": labels}
+    for name, numbers in (("train", range(4)), ("validation", range(4, 6))):
+        lists[name] = [{"id": str(i), "template": templates[i % 2], "placeholders": ["a cup"]} for i in numbers]
+    for name, content in lists.items():
+        (folder / f"something-something-v2-{name}.json").write_text(json.dumps(content))
+    (folder / "20bn-something-something-v2").mkdir()
+    for i in range(6):
+        draw_webm(folder / "20bn-something-something-v2" / f"{i}.webm", 12, fps=12)
+    return read_dataset(folder)
+
+
+def epic_kitchens(folder: Path) -> VideoTable:
+    """Segments of two untrimmed recordings, four of one to train on and two of the other to test on."""
+    (folder / "EPIC_100_verb_classes.csv").write_text("id,key,instances,category\n0,take,[],x\n1,put,[],y\n")
+    (folder / "EPIC_100_noun_classes.csv").write_text("id,key,instances,category\n0,tap,[],a\n1,spoon,[],b\n")
+    for name, person, count in (("train", "P01", 4), ("validation", "P02", 2)):
+        rows = ""
+        for i in range(count):
+            row = EPIC_ROW.format(
+                id=f"P01_01_{i}",
+                start=f"00:00:00.{i}0",
+                stop=f"00:00:01.{i}0",
+                verb=("take", "put")[i % 2],
+                v=i % 2,
+                noun=("tap", "spoon")[i // 2],
+                n=i // 2,
+            )
+            rows += row.replace("P01", person)
+        (folder / f"EPIC_100_{name}.csv").write_text(EPIC + rows)
+        (folder / person / "videos").mkdir(parents=True)
+        draw_plain(folder / person / "videos" / f"{person}_01.MP4", 100, fps=50)
+    return read_dataset(folder, root=folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_an_epoch_of_each_recipe(name: str, motion_videos: Path, verbs_and_nouns: Path, tmp_path: Path) -> None:
-    epic = name.startswith("epic100")
-    table = read_dataset(verbs_and_nouns, root=Path("/")) if epic else read_dataset(motion_videos)
-    if not epic:
-        splits = ["train", "train", "val"] * 5
-        table = replace(
-            table, videos=tuple(replace(v, split=split) for v, split in zip(table.videos, splits, strict=True))
-        )
-    # Four videos to train on.
-    few = [video for video in table.videos if video.split == "train"][:4]
-    table = replace(table, videos=tuple(v for v in table.videos if v.split == "val" or v in few))
+def test_an_epoch_of_each_recipe(name: str, tmp_path: Path) -> None:
+    draw = {"k400": kinetics, "ssv2": something, "epic100": epic_kitchens}[name.split("_")[0]]
+    (tmp_path / "data").mkdir()
+    table = draw(tmp_path / "data")
+    assert len(table.of_split("train")) == 4
     lines: list[str] = []
-    recipe = miniature(name)
-    result = train(recipe, table, tmp_path / "run", num_workers=0, show_progress=False, say=lines.append)
+    result = train(miniature(name), table, tmp_path / "run", num_workers=0, show_progress=False, say=lines.append)
     assert any("it is scaled to" in line for line in lines)
     assert result.metrics["train_loss"] < 20
     test = evaluate(tmp_path / "run", table, num_workers=0, show_progress=False, say=silent)
+    assert len(test.ids) == 2
     test.save(tmp_path / "run" / "evaluation")
     assert load_scores(tmp_path / "run").metrics() == test.metrics()

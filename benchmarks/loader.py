@@ -111,7 +111,7 @@ def draw_videos(folder: Path, count: int, seconds: float) -> None:
 
 def measure(videos: VideoTable, spec: ClipSpec, num_clips: int) -> dict[str, float]:
     """Processor milliseconds of a clip: to open and decode it, and with its augmentation."""
-    augmentation = Augmentation(short_side_range=(256, 320), flip_probability=0.5, flip_swaps={}, reverse_swaps={})
+    augmentation = Augmentation(short_side_range=(256, 320), flip_probability=0.5, flip_swaps=[{}], reverse_swaps=[{}])
     decode_ms, clip_ms = [], []
     for i in range(num_clips):
         video = videos.videos[i % len(videos)]
@@ -121,7 +121,7 @@ def measure(videos: VideoTable, spec: ClipSpec, num_clips: int) -> dict[str, flo
             chosen = train_indices(spec, reader.times_seconds[own.start : own.stop], rng)
             frames = reader.frames([own[index] for index in chosen])
         decoded = time.thread_time()
-        augmentation(torch.from_numpy(frames), 0, spec, rng)
+        augmentation(torch.from_numpy(frames), (0,), spec, rng)
         decode_ms.append((decoded - started) * 1000)
         clip_ms.append((time.thread_time() - started) * 1000)
     median, slow = np.percentile(decode_ms, [50, 95])
@@ -136,7 +136,7 @@ def measure(videos: VideoTable, spec: ClipSpec, num_clips: int) -> dict[str, flo
 def beside_training(videos: VideoTable, num_workers: int) -> dict[str, float]:
     """Clips a second that the loader delivers, and that tada2d_tiny trains on, each by itself."""
     spec = ClipSpec(num_frames=8, sampling="segment", short_side=128, crop=112, antialias=True)
-    augmentation = Augmentation(short_side_range=(112, 144), flip_probability=0.5, flip_swaps={}, reverse_swaps={})
+    augmentation = Augmentation(short_side_range=(112, 144), flip_probability=0.5, flip_swaps=[{}], reverse_swaps=[{}])
     some = replace(videos, videos=(videos.videos * 64)[: max(len(videos), 64)])
     clips = TrainingClips(some, spec, augmentation, seed=0)
     loader = ResumableLoader(clips, ResumableBatches(len(some), batch_size=8, seed=0), num_workers=num_workers)
@@ -150,7 +150,7 @@ def beside_training(videos: VideoTable, num_workers: int) -> dict[str, float]:
     loader_rate = count / (time.perf_counter() - started)
     started = time.perf_counter()
     for _ in range(4):
-        loss = F.cross_entropy(model(normalise(batch.clips)), batch.labels)
+        loss = F.cross_entropy(model(normalise(batch.clips)), batch.labels[:, 0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -52,10 +52,17 @@ def main() -> None:
     data: Path = arguments.data or out / "videos"
     if arguments.data is None:
         count = arguments.videos_per_class
-        # As the quickstart's, but with all the clutter.
-        size = {"num_frames": 12, "width": 64, "height": 48, "easy": True}
-        write_motion_videos(data / "train", videos_per_class=count, seed=1, **size)
-        write_motion_videos(data / "val", videos_per_class=max(count // 3, 1), seed=2, **size)
+        for split, videos_per_class, seed in (("train", count, 1), ("val", max(count // 3, 1), 2)):
+            # As the quickstart's, but with all the clutter.
+            write_motion_videos(
+                data / split,
+                videos_per_class=videos_per_class,
+                seed=seed,
+                num_frames=12,
+                width=64,
+                height=48,
+                easy=True,
+            )
     table = read_dataset(data)
     groups = [arguments.val_group] if arguments.val_group else []
     recipe = replace(tada.load_recipe(arguments.recipe), init="none")

@@ -114,7 +114,7 @@ def save_timeline(
     axes.set(xlim=(0, duration_seconds), ylim=(max(len(labels), 1) - 0.5, -0.5), xlabel="seconds")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(rows), frameon=False)
     if title:
         figure.suptitle(title)
     figure.savefig(path, dpi=110)

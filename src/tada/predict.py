@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tada.data.rows import guarded
 from tada.data.table import ACTION, VIDEO_EXTENSIONS, Head
 from tada.errors import OptionError, VideoNotFoundError
+from tada.models.exported import ONNX_SUFFIX, load_onnx
 from tada.models.hub import fetch_model, is_hub_id
 from tada.models.weights import ModelCard, load_model, packaged, packaged_names
 from tada.plots import save_prediction
@@ -239,15 +240,18 @@ def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:
 
 
 def load(run: str | PathLike[str], *, device: str | None = None) -> Recognizer:
-    """Load a trained model: the folder of a run, the name of weights that ship with tada, or ``hf-hub:OWNER/NAME``.
+    """Load a trained model: a run's folder, a file of `tada export`, weights that ship with tada, or one of the hub.
 
     Args:
-        device: "cpu", "cuda", ...; by default a GPU where there is one.
+        run: a folder, OUT.onnx, a name, or ``hf-hub:OWNER/NAME``.
+        device: "cpu", "cuda", ...; by default a GPU where there is one. What is in an ONNX file runs on the CPU.
 
     Raises:
-        CheckpointError: the folder holds no model, or a damaged one; or the hub has none or is out of reach.
+        CheckpointError: the folder or file holds no model, or a damaged one; or the hub has none or is out of reach.
     """
     name = fspath(run)
+    if name.lower().endswith(ONNX_SUFFIX):
+        return Recognizer(*load_onnx(Path(name)), device="cpu")
     if is_hub_id(name):
         folder = fetch_model(name)
     else:

@@ -228,23 +228,27 @@ EXPECTED = {
 """What the recipes for published data sets are held to, by their names."""
 
 
-def named_recipes() -> dict[str, Path]:
-    """The recipes that come with tada: their names, and the YAML files."""
-    folder = Path(str(resources.files("tada"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+def named_recipes(folder: Literal["", "localization"] = "") -> dict[str, Path]:
+    """The recipes that come with tada: their names, and the YAML files.
+
+    Args:
+        folder: inside of the folder of recipes; there lie those that are not for recognisers.
+    """
+    files = Path(str(resources.files("tada"))) / "recipes" / folder
+    return {path.stem: path for path in sorted(files.glob("*.yaml"))}
 
 
-def find_recipe(name_or_path: str) -> Path:
-    """The file of a named recipe, or the path itself where it looks like one.
+def find_recipe(name_or_path: str, folder: Literal["", "localization"] = "") -> Path:
+    """The file of a named recipe, or the path itself where it looks like one; ``folder`` as in ``named_recipes``.
 
     Raises:
         UnknownNameError: no recipe has the name.
     """
     if name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path)
-    recipes = named_recipes()
+    recipes = named_recipes(folder)
     if name_or_path not in recipes:
-        raise UnknownNameError.of("recipe", name_or_path, recipes)
+        raise UnknownNameError.of(f"{folder} recipe".strip(), name_or_path, recipes)
     return recipes[name_or_path]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -55,11 +55,12 @@ def data_options(options: Namespace) -> str:
 class RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is not typed
     """``--recipe NAME``: the fields of a recipe that comes with tada, or of a YAML file."""
 
-    find = staticmethod(find_recipe)
+    folder: Literal["", "localization"] = ""
+    """Which recipes: as in ``named_recipes``."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         try:
-            path = self.find(str(values))
+            path = find_recipe(str(values), self.folder)
         except UserError as error:
             raise ArgumentError(self, str(error)) from error
         super().__call__(parser, cfg, str(path), option_string)

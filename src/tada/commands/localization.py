@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from tada.commands.arguments import Command, RecipeFile, add_device, add_workers, report_failures
 from tada.errors import UserError, VideoError
-from tada.localization.recipe import LocalizationRecipe, find_localization_recipe
+from tada.localization.recipe import LocalizationRecipe
 from tada.recipe import load_recipe, typed_recipe
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _print_localizations(found: Sequence[Localization]) -> None:
 class _LocalizationRecipeFile(RecipeFile):
     """The same for localizers."""
 
-    find = staticmethod(find_localization_recipe)
+    folder = "localization"
 
 
 def _localize_train_arguments(parser: ArgumentParser) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from tada.errors import OptionError, UnknownNameError
+from tada.errors import OptionError
 from tada.localization.detections import Selection
-from tada.recipe import read_recipe
+from tada.recipe import find_recipe, named_recipes, read_recipe
 
 
 # No slots: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
@@ -94,22 +93,7 @@ class LocalizationRecipe:
 
 def named_localization_recipes() -> dict[str, Path]:
     """The recipes that come with tada: their names, and the YAML files."""
-    folder = Path(str(resources.files("tada"))) / "recipes" / "localization"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_localization_recipe(name_or_path: str) -> Path:
-    """The file of a named recipe, or the path itself where it looks like one.
-
-    Raises:
-        UnknownNameError: no recipe has the name.
-    """
-    if name_or_path.endswith((".yaml", ".yml")):
-        return Path(name_or_path)
-    recipes = named_localization_recipes()
-    if name_or_path not in recipes:
-        raise UnknownNameError.of("localization recipe", name_or_path, recipes)
-    return recipes[name_or_path]
+    return named_recipes("localization")
 
 
 def load_localization_recipe(name_or_path: str | Path, **changes: Any) -> LocalizationRecipe:
@@ -119,4 +103,4 @@ def load_localization_recipe(name_or_path: str | Path, **changes: Any) -> Locali
         UnknownNameError: no recipe has the name.
         OptionError: the file cannot be read, or a field is unknown or of the wrong type.
     """
-    return replace(read_recipe(find_localization_recipe(str(name_or_path)), LocalizationRecipe), **changes)
+    return replace(read_recipe(find_recipe(str(name_or_path), "localization"), LocalizationRecipe), **changes)

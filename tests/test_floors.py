@@ -67,6 +67,7 @@ FLOORS = [
         "tada.data.prepare",
         "tada.localization.annotations",
         "tada.models.convert",
+        "tada.models.exported",
         "tada.models.hub",
     },
     {"tada.localization.features", "tada.localization.metrics", "tada.localization.recipe", "tada.models.initial"},
@@ -74,7 +75,7 @@ FLOORS = [
     {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.extraction"},
     {"tada.localization.localizer", "tada.quickstart"},
     {"tada.localization.evaluation", "tada.localization.task", "tada.loading"},
-    {"tada.localization.pipeline", "tada.localization.report"},
+    {"tada.export", "tada.localization.pipeline", "tada.localization.report"},
     {
         "tada.commands.datasets",
         "tada.commands.library",

@@ -53,7 +53,7 @@ FLOORS = [
         "tada.models.parallel",
         "tada.recipe",
     },
-    {"tada.data.annotations", "tada.data.check", "tada.loop", "tada.models.weights", "tada.speed"},
+    {"tada.data.annotations", "tada.data.check", "tada.loop", "tada.models.fuse", "tada.models.weights", "tada.speed"},
     {"tada.data.prepare", "tada.localization.annotations", "tada.models.convert", "tada.models.hub"},
     {"tada.localization.features", "tada.localization.metrics", "tada.localization.recipe", "tada.models.initial"},
     {"tada.localization.detectors", "tada.predict", "tada.recognition", "tada.results"},

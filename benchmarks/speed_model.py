@@ -1,4 +1,4 @@
-"""What whole networks cost: TAda models as released and as they are here, the same without TAdaConv, and what else is used.
+"""What whole networks cost: TAda models as released, as they are here, without TAdaConv, and what else is used.
 
     python benchmarks/speed_model.py [--networks tada2d_r50 tadaconvnext_t] [--rows PATTERN ...] [--eager]
     python benchmarks/speed_model.py --scaling

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -269,7 +270,7 @@ def measure_chip(device: torch.device, precisions: Iterable[str]) -> Chip:
     runs: dict[str, Run] = {"copy": lambda: target.copy_(source)}
     for precision in precisions:
         a = torch.randn(side, side, device=device).to(PRECISIONS[precision])
-        runs[f"product in {precision}"] = lambda a=a, out=torch.empty_like(a): torch.mm(a, a, out=out)
+        runs[f"product in {precision}"] = partial(torch.mm, a, a, out=torch.empty_like(a))
     best = {name: min(seconds) for name, seconds in interleaved(runs, rounds=10, device=device).items()}
     return Chip(
         copy_bytes_per_second=2 * _COPIED_BYTES / best["copy"],

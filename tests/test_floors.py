@@ -17,6 +17,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "tada"
 FLOORS = [
     {"tada.errors", "tada.files", "tada.data", "tada.localization", "tada.localization.segments", "tada.video"},
     {
+        "tada.ahead",
         "tada.data.table",
         "tada.data.timing",
         "tada.data.workers",
@@ -25,7 +26,8 @@ FLOORS = [
         "tada.machine",
         "tada.ranks",
         "tada.tadaconv",
-        "tada.video.container",
+        "tada.video.live",
+        "tada.video.pixels",
         "tada.video.sampling",
     },
     {
@@ -34,7 +36,7 @@ FLOORS = [
         "tada.models.tada2d",
         "tada.models.tadaconvnext",
         "tada.plots",
-        "tada.video.reader",
+        "tada.video.container",
         "tada.video.transforms",
         "tada.video.writer",
     },
@@ -44,6 +46,7 @@ FLOORS = [
         "tada.localization.bmn",
         "tada.models.hosts",
         "tada.video.augment",
+        "tada.video.reader",
     },
     {
         "tada.data.clips",
@@ -52,6 +55,7 @@ FLOORS = [
         "tada.models",
         "tada.models.parallel",
         "tada.recipe",
+        "tada.video.stream",
     },
     {"tada.data.annotations", "tada.data.check", "tada.loop", "tada.models.weights", "tada.speed"},
     {"tada.data.prepare", "tada.localization.annotations", "tada.models.convert", "tada.models.hub"},
@@ -59,7 +63,7 @@ FLOORS = [
     {"tada.localization.detectors", "tada.predict", "tada.recognition", "tada.results"},
     {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.extraction"},
     {"tada.localization.localizer", "tada.quickstart"},
-    {"tada.localization.evaluation", "tada.localization.task", "tada.loading"},
+    {"tada.localization.evaluation", "tada.localization.streaming", "tada.localization.task", "tada.loading"},
     {"tada.localization.pipeline", "tada.localization.report"},
     {"tada.cli"},
     {"tada"},

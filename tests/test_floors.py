@@ -25,6 +25,7 @@ FLOORS = [
         "tada.video",
     },
     {
+        "tada.ahead",
         "tada.data.table",
         "tada.data.timing",
         "tada.data.workers",
@@ -33,7 +34,8 @@ FLOORS = [
         "tada.machine",
         "tada.ranks",
         "tada.tadaconv",
-        "tada.video.container",
+        "tada.video.live",
+        "tada.video.pixels",
         "tada.video.sampling",
     },
     {
@@ -42,7 +44,7 @@ FLOORS = [
         "tada.models.tada2d",
         "tada.models.tadaconvnext",
         "tada.plots",
-        "tada.video.reader",
+        "tada.video.container",
         "tada.video.transforms",
         "tada.video.writer",
     },
@@ -52,6 +54,7 @@ FLOORS = [
         "tada.localization.bmn",
         "tada.models.hosts",
         "tada.video.augment",
+        "tada.video.reader",
     },
     {
         "tada.data.clips",
@@ -60,6 +63,7 @@ FLOORS = [
         "tada.models",
         "tada.models.parallel",
         "tada.recipe",
+        "tada.video.stream",
     },
     {"tada.data.annotations", "tada.data.check", "tada.loop", "tada.models.fuse", "tada.models.weights", "tada.speed"},
     {
@@ -73,7 +77,7 @@ FLOORS = [
     {"tada.localization.detectors", "tada.predict", "tada.recognition", "tada.results"},
     {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.extraction"},
     {"tada.localization.localizer", "tada.quickstart"},
-    {"tada.localization.evaluation", "tada.localization.task", "tada.loading"},
+    {"tada.localization.evaluation", "tada.localization.streaming", "tada.localization.task", "tada.loading"},
     {"tada.localization.pipeline", "tada.localization.report"},
     {
         "tada.commands.datasets",

@@ -210,6 +210,13 @@ def test_an_example_that_does_not_fit_is_asked_for() -> None:
     torch.testing.assert_close(fuse(network, example_clips=clips)(clips), network(clips))
 
 
+def test_a_network_without_norms_or_weights_is_run_as_it_is() -> None:
+    network = nn.Sequential(nn.AvgPool3d(2), nn.Flatten())
+    assert_same(fuse(network), network, clips_of())
+    with pytest.raises(ValueError, match="a Sequential has no features"):
+        fuse(network).features(clips_of())
+
+
 @pytest.mark.parametrize("name", ["tada2d_tiny", "tadaconvnext_mini"])
 def test_bfloat16_inside_and_the_clips_type_outside(name: str) -> None:
     network = with_drawn_weights(tada.create_model(name, num_classes=5)).float()

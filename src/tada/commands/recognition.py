@@ -206,15 +206,14 @@ def _predict(options: Namespace) -> int:
     recognizer = load(options.run, device=options.device)
     paths = find_videos(options.videos)
     predictions, failures = [], []
-    for path in paths:
-        try:
-            prediction = recognizer.predict(path, num_clips=options.clips, window_seconds=options.window_seconds)
-        except VideoError as error:
-            failures.append(str(error))
+    found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)
+    for path, answer in zip(paths, found, strict=True):
+        if isinstance(answer, VideoError):
+            failures.append(str(answer))
         else:
-            predictions.append(prediction)
+            predictions.append(answer)
             if options.plots is not None:
-                prediction.plot(options.plots / f"{Path(path).stem}.png")
+                answer.plot(options.plots / f"{Path(path).stem}.png")
     if options.format == "json":
         print(predictions_json(predictions, options.top))
     elif options.format == "csv":

@@ -174,10 +174,10 @@ def frame_crops(frames: NDArray[np.uint8], spec: ClipSpec, settings: ExtractionS
 def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Clips of all crops, uint8 [N, V, T, H, W, 3] -> features [N, V * D] and the mean probabilities [N, K]."""
     n, v = clips.shape[:2]
-    model = backbone.model
-    features = model.features(normalise(clips.flatten(0, 1).to(backbone.device)))  # type: ignore[operator]  # a method
-    scores = model.head(features).float().softmax(1).view(n, v, -1).mean(1)  # type: ignore[operator]  # a module
-    return features.float().reshape(n, -1).cpu(), scores.cpu()
+    features = backbone.network.features(normalise(clips.flatten(0, 1).to(backbone.device)))
+    head: Any = backbone.model.head
+    scores = head(features).softmax(1).view(n, v, -1).mean(1)
+    return features.reshape(n, -1).cpu(), scores.cpu()
 
 
 def extract_video(

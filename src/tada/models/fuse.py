@@ -75,12 +75,13 @@ def fuse(
             _fold(module.reduce, module.norm)
             module.norm = nn.Identity()
     if isinstance(network, tada2d.TAda2D):
+        assert isinstance(network.stem_norm, nn.BatchNorm2d)
         _fold(network.stem_conv, network.stem_norm)
         network.stem_norm = nn.Identity()
         _fuse_blocks(network.stages)
     elif isinstance(network, tadaconvnext.TAdaConvNeXt):
         _fuse_blocks(network.stages)
-    else:
+    elif any(isinstance(module, _BatchNorm) for module in network.modules()):
         _fold_any(network, _example(network) if example_clips is None else example_clips)
     network.requires_grad_(False).to(dtype=dtype)
     return FusedNetwork(network, compile=compile)
@@ -132,7 +133,8 @@ class FusedNetwork(nn.Module):
         return self
 
     def _prepared(self, clips: Tensor) -> Tensor:
-        return clips.to(next(self.network.parameters()).dtype)
+        weights = next(self.network.parameters(), clips)
+        return clips.to(weights.dtype)
 
 
 # -- TAda2D and TSN ---------------------------------------------------------------------------------------------------

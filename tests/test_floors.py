@@ -42,6 +42,7 @@ FLOORS = [
         "tada.data.lists",
         "tada.localization.actionformer",
         "tada.localization.bmn",
+        "tada.localization.forms",
         "tada.models.hosts",
         "tada.video.augment",
     },

@@ -541,7 +541,8 @@ def _localize(options: Namespace) -> int:
     """Say what happens when in videos. `tada localize train` trains, `tada localize evaluate` tests."""
     from rich.progress import Progress
 
-    from tada.localization.annotations import read_segments, video_name
+    from tada.localization.annotations import read_segments
+    from tada.localization.forms import video_name
     from tada.localization.localizer import load_localizer, localizations_csv, localizations_json
     from tada.predict import find_videos
 

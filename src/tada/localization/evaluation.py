@@ -12,8 +12,9 @@ from rich.progress import track
 
 from tada.errors import DataError
 from tada.files import write_whole
-from tada.localization.annotations import SegmentTable, read_segments, split_name, with_durations
+from tada.localization.annotations import SegmentTable, read_segments, with_durations
 from tada.localization.features import FeatureFolder
+from tada.localization.forms import split_name
 from tada.localization.localizer import Localizer, results_of
 from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
 

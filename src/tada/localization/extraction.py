@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from tada.errors import DataError, OptionError, VideoError
-from tada.localization.annotations import video_name
 from tada.localization.features import FeatureCard, VideoFeatures, read_card, write_features
+from tada.localization.forms import video_name
 from tada.localization.grid import FeatureGrid
 from tada.predict import Recognizer
 from tada.video.reader import Video, open_video

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from tada.errors import DataError
 from tada.files import write_whole
-from tada.localization.annotations import video_name
+from tada.localization.forms import video_name
 from tada.localization.grid import FeatureGrid
 
 _FORMAT = 1

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import DataError, OptionError
-from tada.localization.annotations import DUPLICATE_SECONDS, NUM_EPIC_NOUNS, parse_seconds, split_name
+from tada.localization.annotations import DUPLICATE_SECONDS
+from tada.localization.forms import NUM_EPIC_NOUNS, parse_seconds, split_name
 from tada.localization.segments import Floats, Ints, tiou, tiou_of_pairs
 
 ANET_TIOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)

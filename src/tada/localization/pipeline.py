@@ -25,11 +25,11 @@ from tada.localization.annotations import (
     SegmentTable,
     check_for_training,
     read_segments,
-    video_name,
     with_durations,
     with_splits,
 )
 from tada.localization.extraction import ExtractionSettings, extract, videos_by_name
+from tada.localization.forms import video_name
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import LocalizationResult, train_localizer
 from tada.models.weights import CARD_FILE

@@ -204,7 +204,7 @@ def test_a_faulty_file_is_refused(content: str, name: str, message: str, tmp_pat
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no file; give a JSON or CSV file of segments"):
-        read_segments(tmp_path)
+        read_segments(tmp_path / "nowhere.csv")
 
 
 def test_durations_cut_a_little_and_refuse_much(tmp_path: Path) -> None:

@@ -91,6 +91,22 @@ def check_text(file: Path, hint: str) -> None:
         raise DataError(f"{file.name} holds zero bytes: it is no text, or text in UTF-16; save it as CSV UTF-8")
 
 
+def text_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Each line that is not empty: where it stands ("classInd.txt line 3"), and its text without margins.
+
+    Raises:
+        DataError: the file cannot be read, or is empty or no text.
+    """
+    check_text(file, "it should hold a video in each line, as it was published")
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file.name} line {number}", line.strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.name} is not text in UTF-8; copy or download it again") from error
+
+
 def _opened(file: Path) -> TextIO:
     return file.open(encoding="utf-8-sig", newline="")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class SegmentTable:
     videos: tuple[UntrimmedVideo, ...]
     """By name."""
     name: str
-    """The file it was read from."""
+    """The file or folder it was read from."""
     refuses: bool
     """Whether segments outside of their video are refused (a CSV), or left out and noted (a published file)."""
     notes: tuple[str, ...] = ()
@@ -162,7 +162,7 @@ class SegmentTable:
 
 
 def read_segments(path: Path) -> SegmentTable:
-    """Read an annotation file (``tada.localization.forms`` lists the forms), and check all that needs no videos.
+    """Read an annotation file or folder of a form that ``tada.localization.forms`` lists, and check it without videos.
 
     A mistake in a CSV is refused with its row: its owner can mend it. Published files are known to have empty, reversed
     and far-out segments; those are left out and noted. What is neither a time nor a label is refused everywhere.
@@ -171,7 +171,7 @@ def read_segments(path: Path) -> SegmentTable:
         DataError: the file is not there or of no form that is known, or an entry is wrong; the message names it and
             the way out.
     """
-    return _table(path.name, read_content(path))
+    return _table(path.absolute().name, read_content(path))
 
 
 def _table(name: str, content: Content) -> SegmentTable:
@@ -181,8 +181,8 @@ def _table(name: str, content: Content) -> SegmentTable:
     for place, label_name in enumerate(content.label_names):
         occur = {row.labels[place] for row in content.rows}
         classes = tuple(sorted(occur)) if content.classes is None else content.classes[place]
-        unknown = next((row for row in content.rows if row.labels[place] not in classes), None)
-        if unknown is not None:
+        if occur - set(classes):
+            unknown = next(row for row in content.rows if row.labels[place] not in classes)
             raise DataError(
                 f"{unknown.source}: {label_name} {unknown.labels[place]!r} is no class of EPIC-KITCHENS-100, which "
                 f"numbers them from 0 to {len(classes) - 1}"
@@ -272,6 +272,18 @@ def with_durations(table: SegmentTable, durations: Mapping[str, float]) -> Segme
             segments.append(replace(segment, start_seconds=start, end_seconds=end))
         videos.append(replace(video, duration_seconds=duration, segments=tuple(segments)))
     return replace(table, videos=tuple(videos), notes=tuple(notes))
+
+
+def named_like(table: SegmentTable, names: Collection[str]) -> SegmentTable:
+    """The table with its videos called as they are called there.
+
+    ActivityNet's and HACS's annotations say ID, while files of their videos and features are called v_ID.
+    """
+
+    def there(name: str) -> str:
+        return next((n for n in (name, f"v_{name}", name.removeprefix("v_")) if n in names), name)
+
+    return replace(table, videos=tuple(replace(video, name=there(video.name)) for video in table.videos))
 
 
 def with_splits(table: SegmentTable, *, val_fraction: float, seed: int) -> SegmentTable:

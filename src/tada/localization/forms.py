@@ -4,8 +4,12 @@ These forms are read, told apart by what is in them:
 
     *.json   ActivityNet-1.3, HACS Segments, THUMOS14 (ActionFormer's and OpenTAD's form), EPIC-KITCHENS-100 (labels
              "verb,noun", or verb_label and noun_label), and mmaction2's (one entry for each video, no subsets)
-    *.csv    EPIC-KITCHENS-100 (video_id, start_timestamp, stop_timestamp, verb_class, noun_class, by header name)
+    *.csv    EPIC-KITCHENS-100 (video_id, start_timestamp, stop_timestamp, verb_class, noun_class, by header name); the
+             names of the classes and the videos' durations are in files beside it
+    *.csv    HACS Clips (classname, youtube_id, subset, start, end, label: 1, or -1 where it does not happen)
+    *.txt    THUMOS14 and MultiTHUMOS as first published: one file for each class, "video start end" in each line
     *.csv    plain: video,start,end,label[,split]; or verb and noun in place of label. Times are seconds or HH:MM:SS.
+    folder   EPIC_100_train.csv and EPIC_100_validation.csv; or THUMOS14's CLASS_val.txt and CLASS_test.txt
 
 Nothing here knows whether rows fit together: ``tada.localization.annotations`` checks them.
 """
@@ -15,12 +19,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tada.data.rows import csv_columns, csv_rows
+from tada.data.lists import epic_classes
+from tada.data.rows import check_known, csv_columns, csv_rows, required, seconds, text_lines
 from tada.data.table import VIDEO_EXTENSIONS
 from tada.errors import DataError
 
@@ -39,8 +45,8 @@ def parse_seconds(written: Any) -> float:
     text = str(written).strip()
     clock = _CLOCK.fullmatch(text)
     if clock:
-        hours, minutes, seconds = clock.groups()
-        return int(hours or 0) * 3600 + int(minutes) * 60 + float(seconds)
+        hours, minutes, rest = clock.groups()
+        return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest)
     try:
         value = float(text)
     except ValueError:
@@ -92,17 +98,32 @@ class Content:
 
 
 def read_content(path: Path) -> Content:
-    """Read a file of any of the forms.
+    """Read a file or folder of any of the forms.
 
     Raises:
         DataError: the file is not there or of no form that is known, or an entry is wrong; the message names it and
             the way out.
     """
+    if path.is_dir():
+        epic = [path / f"EPIC_100_{part}.csv" for part in ("train", "validation")]
+        epic = [file for file in epic if file.is_file()]
+        thumos = [file for file in sorted(path.rglob("*.txt")) if _is_thumos(file)]
+        if not epic and not thumos:
+            raise DataError(
+                f"{str(path)!r} holds no annotations that are read from a folder (EPIC_100_train.csv and "
+                "EPIC_100_validation.csv, or THUMOS14's CLASS_val.txt and CLASS_test.txt); give the file of segments"
+            )
+        return _read_epic(epic) if epic else _read_thumos(thumos)
     if not path.is_file():
         raise DataError(f"{str(path)!r} is no file; give a JSON or CSV file of segments")
     if path.suffix.lower() == ".json" or _begins(path).startswith(b"{"):
         return _read_json(path)
-    return _read_csv(path)
+    if _is_thumos(path):
+        return _read_thumos([path])
+    header = csv_columns(path, _KNOWN, example="video,start,end,label")
+    if "verb_class" in header and "noun_class" in header:
+        return _read_epic([path])
+    return _read_hacs_clips(path) if {"classname", "youtube_id"} <= set(header) else _read_plain(path, header)
 
 
 def _begins(path: Path) -> bytes:
@@ -214,54 +235,169 @@ _COLUMNS = {
     "end": ("end", "end_seconds", "stop_timestamp"),
     "split": ("split", "subset"),
 }
-_LABELS = ("label", "verb", "noun", "verb_class", "noun_class")
-_KNOWN = frozenset((*_LABELS, *(name for names in _COLUMNS.values() for name in names)))
+_EPIC_COLUMNS = ("video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class")
+_HACS_COLUMNS = ("classname", "youtube_id", "subset", "start", "end", "label")
+_KNOWN = frozenset(
+    (
+        "label",
+        "verb",
+        "noun",
+        "duration",
+        *_EPIC_COLUMNS,
+        *_HACS_COLUMNS,
+        *(n for names in _COLUMNS.values() for n in names),
+    )
+)
 
 
-def _read_csv(file: Path) -> Content:
-    header = csv_columns(file, _KNOWN, example="video,start,end,label")
-    columns = {column: next((known for known in names if known in header), None) for column, names in _COLUMNS.items()}
-    is_epic = "verb_class" in header and "noun_class" in header
-    names = ("verb_class", "noun_class") if is_epic else ("verb", "noun") if "verb" in header else ("label",)
-    missing = [column for column in ("video", "start", "end") if columns[column] is None]
-    missing += [column for column in names if column not in header]
+def _read_plain(file: Path, header: Sequence[str]) -> Content:
+    columns = {what: next((known for known in names if known in header), "") for what, names in _COLUMNS.items()}
+    labels = ("verb", "noun") if "verb" in header else ("label",)
+    missing = [what for what in ("video", "start", "end") if not columns[what]]
+    missing += [column for column in labels if column not in header]
     if missing:
         raise DataError(
             f"{file.name} row 1: no column {', '.join(missing)} among {', '.join(header)}; expected "
             "video,start,end,label[,split], or EPIC-KITCHENS-100's columns with verb_class and noun_class"
         )
-    content = Content()
-    if is_epic:
-        _number_classes(content)
-    elif names != ("label",):
-        content.label_names = ("verb", "noun")
-    others = [column for column in header if column not in columns.values() and column not in names]
-    if others and not is_epic:
+    content = Content() if len(labels) == 1 else Content(label_names=("verb", "noun"))
+    others = [column for column in header if column not in columns.values() and column not in labels]
+    if others:
         content.notes.append(f"{file.name}: columns without a use here: {', '.join(others)}")
     for source, cells in csv_rows(file, _KNOWN):
-        _csv_row(source, cells, columns, names, content)
+        _add(content, source, cells, columns, labels)
     return content
 
 
-def _csv_row(
-    source: str, cells: Mapping[str, str], columns: Mapping[str, str | None], names: Sequence[str], content: Content
+def _add(
+    content: Content, source: str, cells: Mapping[str, str], columns: Mapping[str, str], labels: Sequence[str]
 ) -> None:
-    def cell(what: str) -> str:
-        column = columns[what]
-        return "" if column is None else cells[column]
-
-    video = video_name(cell("video"))
-    labels = tuple(cells[name] for name in names)
-    if not video or not all(labels):
+    """Add a row; ``columns`` says which holds the video, start, end and split ("" for none)."""
+    video = video_name(cells[columns["video"]])
+    names = tuple(cells[column] for column in labels)
+    if not video or not all(names):
         raise DataError(f"{source}: no {'label' if video else 'video'}; fill in the cell or take the row away")
     split = None
-    if columns["split"] is not None:
-        split = split_name(cell("split"))
+    if columns["split"]:
+        written = cells[columns["split"]]
+        split = split_name(written)
         if split not in ("train", "val", "test"):
-            raise DataError(f"{source}: the split {cell('split')!r} should be train, val or test")
+            raise DataError(f"{source}: the split {written!r} should be train, val or test")
+    start, end = (cells[columns[what]] for what in ("start", "end"))
+    _place(content, video, split, source)
+    content.rows.append(Row(video=video, start=start, end=end, labels=names, source=source))
+
+
+def _place(content: Content, video: str, split: str | None, source: str) -> None:
     if content.splits.setdefault(video, split) != split:
         raise DataError(
             f"{source}: {video!r} is in the split {split!r} here and in {content.splits[video]!r} before; a video "
             "belongs to one split: else what is tested was trained on"
         )
-    content.rows.append(Row(video=video, start=cell("start"), end=cell("end"), labels=labels, source=source))
+
+
+def _read_hacs_clips(file: Path) -> Content:
+    """Clips of two seconds, of which many were looked at and found not to show the class."""
+    check_known(csv_columns(file, _KNOWN), _HACS_COLUMNS, file)
+    columns = {"video": "youtube_id", "start": "start", "end": "end", "split": "subset"}
+    content = Content(refuses=False)
+    left_out: Counter[str] = Counter()
+    for source, cells in csv_rows(file, _KNOWN):
+        if not cells["classname"] or not cells["label"]:
+            left_out["without a class, which is kept secret"] += 1
+        elif cells["label"] == "-1":
+            left_out["in which the class does not happen (label -1)"] += 1
+        elif cells["label"] in ("1", "+1"):
+            _add(content, source, cells, columns, ("classname",))
+        else:
+            raise DataError(f"{source}: label = {cells['label']!r} should be 1 (it happens) or -1 (it does not)")
+    content.notes += [f"{file.name}: {count} clips {what}: left out" for what, count in left_out.items()]
+    return content
+
+
+# -- EPIC-KITCHENS-100 ------------------------------------------------------------------------------------------------
+
+
+def _read_epic(files: Sequence[Path]) -> Content:
+    """EPIC_100_train.csv, EPIC_100_validation.csv: by the header's names, and by times.
+
+    Frame numbers are of another extraction. Of several files each is a split, which its name tells. The classes have
+    names where EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv lie there too, else numbers; durations are those
+    of EPIC_100_video_info.csv, or of epic_videos_len.txt, which comes with the released code.
+    """
+    folder = files[0].parent
+    content = Content(refuses=False)
+    _number_classes(content)
+    assert content.classes is not None
+    named = [epic_classes(folder, what) for what in content.label_names]
+    verbs, nouns = (
+        dict(enumerate(own if all(named) and own else numbers))
+        for own, numbers in zip(named, content.classes, strict=True)
+    )
+    content.classes = tuple(verbs.values()), tuple(nouns.values())
+    for file in files:
+        check_known(csv_columns(file, _KNOWN), _EPIC_COLUMNS, file)
+        split = None if len(files) == 1 else "train" if file.stem.endswith("_train") else "val"
+        for source, cells in csv_rows(file, _KNOWN):
+            video = video_name(required(source, cells, "video_id"))
+            numbers = [required(source, cells, column) for column in ("verb_class", "noun_class")]
+            # What is no class stays as it is written, and is refused with all others.
+            labels = tuple(
+                names.get(int(number), number) if number.isdecimal() else number
+                for names, number in zip((verbs, nouns), numbers, strict=True)
+            )
+            _place(content, video, split, source)
+            start, end = cells["start_timestamp"], cells["stop_timestamp"]
+            content.rows.append(Row(video=video, start=start, end=end, labels=labels, source=source))
+    content.durations = _epic_durations(folder)
+    return content
+
+
+def _epic_durations(folder: Path) -> dict[str, float]:
+    durations = {}
+    table, text = folder / "EPIC_100_video_info.csv", folder / "epic_videos_len.txt"
+    if table.is_file():
+        check_known(csv_columns(table, _KNOWN), ("video_id", "duration"), table)
+        for source, cells in csv_rows(table, _KNOWN):
+            durations[video_name(required(source, cells, "video_id"))] = seconds(source, cells["duration"], "duration")
+    elif text.is_file():
+        for source, line in text_lines(text):  # P01_01.MP4,1652.15
+            name, _, duration = line.partition(",")
+            durations[video_name(name)] = seconds(source, duration.strip(), "duration")
+    return durations
+
+
+# -- THUMOS14 ---------------------------------------------------------------------------------------------------------
+
+_THUMOS_VIDEO = re.compile(r"video_(validation|test)_\d+")
+
+
+def _is_thumos(file: Path) -> bool:
+    return file.suffix.lower() == ".txt" and (
+        file.stem.endswith(("_val", "_test")) or _THUMOS_VIDEO.match(_begins(file).decode(errors="replace")) is not None
+    )
+
+
+def _read_thumos(files: Sequence[Path]) -> Content:
+    """BaseballPitch_val.txt, BaseballPitch_test.txt, ...: ``video_validation_0000051  67.5 71.9`` in each line.
+
+    All train on the "validation" part, since the training videos are trimmed. MultiTHUMOS has both parts in one file.
+    What the files called Ambiguous hold is left out.
+    """
+    content = Content(refuses=False)
+    for file in files:
+        label = re.sub(r"_(val|test)$", "", file.stem)
+        num_ambiguous = 0
+        for source, line in text_lines(file):
+            cells = line.split()
+            match = _THUMOS_VIDEO.fullmatch(video_name(cells[0]))
+            if len(cells) != 3 or match is None:
+                raise DataError(f"{source}: {line!r} should be a video, a start and an end: video_test_0000004 0.2 1.1")
+            if label == "Ambiguous":
+                num_ambiguous += 1
+                continue
+            content.splits[match[0]] = "train" if match[1] == "validation" else "test"
+            content.rows.append(Row(video=match[0], start=cells[1], end=cells[2], labels=(label,), source=source))
+        if num_ambiguous:
+            content.notes.append(f"{file.name}: {num_ambiguous} segments marked as ambiguous: left out")
+    return content

@@ -29,12 +29,10 @@ from tada.localization.features import (
     FeatureCard,
     FeatureFolder,
     VideoFeatures,
-    count_between,
-    import_features,
-    read_published,
     write_features,
 )
 from tada.localization.grid import FeatureGrid
+from tada.localization.importing import count_between, import_features, read_published
 from tada.models import create_model
 from tada.models.weights import ModelCard
 from tada.predict import Recognizer

@@ -730,8 +730,8 @@ def _localize_import_arguments(parser: ArgumentParser) -> None:
 def _localize_import(options: Namespace) -> int:
     """Bring published features into our form, with the times at which they were taken."""
     from tada.localization.annotations import read_segments
-    from tada.localization.features import import_features
     from tada.localization.grid import FeatureGrid
+    from tada.localization.importing import import_features
 
     durations = None
     if options.segments is not None:

@@ -12,11 +12,12 @@ from rich.progress import track
 
 from tada.errors import DataError
 from tada.files import write_whole
-from tada.localization.annotations import SegmentTable, read_segments, with_durations
+from tada.localization.annotations import SegmentTable, named_like, read_segments, with_durations
 from tada.localization.features import FeatureFolder
 from tada.localization.forms import split_name
 from tada.localization.localizer import Localizer, results_of
 from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
+from tada.localization.naming import check_naming, scores_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,17 +57,22 @@ def evaluate_localizer(
     *,
     tiou_thresholds: Sequence[float],
     split: str | None = None,
+    classifier: Path | None = None,
     show_progress: bool = True,
 ) -> LocalizationEvaluation:
     """Test a localizer on features of videos.
 
     Args:
+        classifier: scores of whole videos (``read_video_scores``) by which segments are named in place of the
+            backbone's, where the detector does not name them.
         split: the part of the annotations to test on; by default test where there is one, else val.
 
     Raises:
-        DataError: features of another backbone or setting than the localizer was trained on, or missing ones.
+        DataError: features of another backbone or setting than the localizer was trained on, or missing ones; no
+            scores to name segments by.
+        OptionError: a classifier for a detector that names segments itself.
     """
-    folder = FeatureFolder(features)
+    folder = FeatureFolder(features, classifier=scores_for(localizer.recipe, classifier))
     first = next(iter(folder.cards.values()))
     if (first.backbone, first.settings) != (localizer.card.backbone, localizer.card.feature_settings):
         raise DataError(
@@ -74,8 +80,16 @@ def evaluate_localizer(
             f"({first.backbone[:8]}, {first.settings}; it knows {localizer.card.backbone[:8]}, "
             f"{localizer.card.feature_settings}); extract them with its own: tada extract RUN/backbone"
         )
-    table = _tested(segments, split)
+    table = named_like(_tested(segments, split), folder.cards)
+    missing = [video.name for video in table.videos if video.name not in folder.cards]
+    if missing:
+        raise DataError(
+            f"{str(features)!r} has no features of {len(missing)} of the {len(table)} videos to test on, the first: "
+            f"{missing[0]!r}; extract them, or take these videos out of {table.name}"
+        )
     table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})
+    if localizer.recipe.names_by_scores:
+        check_naming(folder, table.videos, localizer.label_sets)
     found = {
         video.name: localizer.detect(folder.read(video.name))
         for video in track(table.videos, "testing", transient=True, disable=not show_progress)
@@ -117,7 +131,11 @@ def score(
     if len(table.label_sets) == 1:
         split = table.videos[0].split or "val"
         return detection_map(table.ground_truth(), results, subset=split, tiou_thresholds=tiou_thresholds)
-    numbers = [{name: i for i, name in enumerate(s.classes)} for s in table.label_sets]
+    # By name, or by number, as EPIC-KITCHENS' challenge takes them.
+    numbers = [
+        {str(i): i for i in range(len(s.classes))} | {name: i for i, name in enumerate(s.classes)}
+        for s in table.label_sets
+    ]
     rows = [
         {
             "video_id": video.name,

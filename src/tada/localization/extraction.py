@@ -162,7 +162,7 @@ def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
     n, v = clips.shape[:2]
     model = backbone.model
     features = model.features(normalise(clips.flatten(0, 1).to(backbone.device)))  # type: ignore[operator]  # a method
-    scores = model.head(features).float().softmax(1).view(n, v, -1).mean(1)  # type: ignore[operator]  # a module
+    scores = backbone.probabilities(model.head(features)).view(n, v, -1).mean(1)  # type: ignore[operator]  # a module
     return features.float().reshape(n, -1).cpu(), scores.cpu()
 
 
@@ -206,9 +206,11 @@ def extract_video(
         channels=rows.shape[1],
         backbone=backbone_sha256 or backbone_hash(backbone.model),
         settings=settings_of(backbone, settings),
-        score_labels={"action": list(backbone.labels)},
+        score_labels={head.name: list(head.labels) for head in backbone.heads},
     )
-    return VideoFeatures(card=card, features=rows, scores={"action": torch.cat(scores).numpy()})
+    of_heads = torch.split(torch.cat(scores), [len(head.labels) for head in backbone.heads], dim=1)
+    by_name = {head.name: own.numpy() for head, own in zip(backbone.heads, of_heads, strict=True)}
+    return VideoFeatures(card=card, features=rows, scores=by_name)
 
 
 class Failure(NamedTuple):

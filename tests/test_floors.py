@@ -15,7 +15,15 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
-    {"tada.errors", "tada.files", "tada.data", "tada.localization", "tada.localization.segments", "tada.video"},
+    {
+        "tada.commands",
+        "tada.data",
+        "tada.errors",
+        "tada.files",
+        "tada.localization",
+        "tada.localization.segments",
+        "tada.video",
+    },
     {
         "tada.data.table",
         "tada.data.timing",
@@ -56,6 +64,7 @@ FLOORS = [
     },
     {"tada.data.annotations", "tada.data.check", "tada.loop", "tada.models.weights", "tada.speed"},
     {
+        "tada.commands.arguments",
         "tada.data.prepare",
         "tada.localization.annotations",
         "tada.localization.classifiers",
@@ -68,6 +77,12 @@ FLOORS = [
     {"tada.localization.localizer", "tada.quickstart"},
     {"tada.localization.evaluation", "tada.localization.task", "tada.loading"},
     {"tada.localization.pipeline", "tada.localization.report"},
+    {
+        "tada.commands.datasets",
+        "tada.commands.library",
+        "tada.commands.localization",
+        "tada.commands.recognition",
+    },
     {"tada.cli"},
     {"tada"},
 ]

@@ -28,6 +28,11 @@ class LabelSet:
     classes: tuple[str, ...]
     """Their names; a segment's label is an index into them."""
 
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the names are the numbers from 0 on, as in EPIC-KITCHENS-100's files."""
+        return list(self.classes) == [str(i) for i in range(len(self.classes))]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
@@ -97,7 +102,7 @@ class SegmentTable:
         """
         chosen = replace(self, videos=tuple(video for video in self.videos if video.split == split))
         if not chosen.num_segments:
-            have = ", ".join(f"{name} ({self._count(name)})" for name in self.splits) or "none"
+            have = ", ".join(f"{name} ({self.segments_of(name)})" for name in self.splits) or "none"
             raise DataError(
                 f"{self.name}: no segments in the split {split!r}; splits with their segments are: {have}. Name the "
                 "splits train, val and test (training, validation and testing are understood)"
@@ -120,7 +125,8 @@ class SegmentTable:
             say(f"left out: {reason}")
         return replace(self, videos=tuple(video for video in self.videos if video.name not in reasons))
 
-    def _count(self, split: str) -> int:
+    def segments_of(self, split: str) -> int:
+        """How many segments a split has; test splits are often published without."""
         return sum(len(video.segments) for video in self.videos if video.split == split)
 
     def counts(self) -> list[dict[str, int]]:

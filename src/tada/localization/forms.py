@@ -126,6 +126,20 @@ def read_content(path: Path) -> Content:
     return _read_hacs_clips(path) if {"classname", "youtube_id"} <= set(header) else _read_plain(path, header)
 
 
+def read_names(file: Path) -> frozenset[str]:
+    """Names of videos: a JSON list of them, or an object with an entry for each; or a text file, one in each line.
+
+    Raises:
+        DataError: the file cannot be read, or holds no names.
+    """
+    if _begins(file)[:1] in (b"[", b"{"):
+        document = _load_json(file)
+        if not isinstance(document, list | dict) or not document:
+            raise DataError(f"{file.name} holds no names of videos; give a JSON list, or a name in each line")
+        return frozenset(video_name(str(name)) for name in document)
+    return frozenset(video_name(line) for _, line in text_lines(file))
+
+
 def _begins(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
@@ -137,14 +151,17 @@ def _begins(path: Path) -> bytes:
 # -- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _read_json(path: Path) -> Content:
-    name = path.name
+def _load_json(path: Path) -> Any:
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r} is not text in UTF-8: {error}; save it as JSON in UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{name} is no JSON: {error}; save it again") from error
+        raise DataError(f"{path.name} is no JSON: {error}; save it again") from error
+
+
+def _read_json(path: Path) -> Content:
+    name, document = path.name, _load_json(path)
     database = document.get("database", document) if isinstance(document, dict) else None
     if not isinstance(database, dict) or not all(isinstance(about, dict) for about in database.values()):
         raise DataError(f"{name}: expected an object with an entry for each video, or one below 'database'")

@@ -79,11 +79,12 @@ def _columns(video: str, known: Mapping[str, Sequence[str]], label_sets: Sequenc
     """For each label set the columns of the scores that are its classes."""
     found = []
     for label_set in label_sets:
-        names, classes = list(known.get(label_set.name, ())), list(label_set.classes)
-        numbered = [str(i) for i in range(len(classes))]
-        if len(names) == len(classes) and numbered in (names, classes):
+        classes = label_set.classes
+        scored = LabelSet(name=label_set.name, classes=tuple(known.get(label_set.name, ())))
+        if len(scored.classes) == len(classes) and (scored.is_numbered or label_set.is_numbered):
             found.append(list(range(len(classes))))  # numbers on one side, names on the other: EPIC-KITCHENS
             continue
+        names = scored.classes
         missing = [name for name in classes if name not in names]
         if missing:
             raise DataError(

@@ -24,6 +24,7 @@ from tada.localization.annotations import (
     Segment,
     SegmentTable,
     check_for_training,
+    named_like,
     read_segments,
     with_durations,
     with_splits,
@@ -134,6 +135,7 @@ def match_videos(
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give the folder of the videos")
     files = videos_by_name(find_videos([str(folder)]))
+    table = named_like(table, files)
     missing = [video.name for video in table.videos if video.segments and video.name not in files]
     if missing:
         raise DataError(

@@ -174,9 +174,12 @@ class Recognizer:
     @torch.inference_mode()
     def scores(self, views: Tensor) -> Tensor:
         """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU; those of each head add up to 1."""
-        logits: Tensor = self.network(normalise(views.to(self.device)))
+        return self.probabilities(self.network(normalise(views.to(self.device)))).cpu()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [V, K] -> probabilities [V, K]; those of each head add up to 1."""
         sizes = [len(head.labels) for head in self.heads]
-        return torch.cat([of_head.softmax(1) for of_head in torch.split(logits.float(), sizes, dim=1)], dim=1).cpu()
+        return torch.cat([of_head.softmax(1) for of_head in torch.split(logits.float(), sizes, dim=1)], dim=1)
 
     def predict(
         self,

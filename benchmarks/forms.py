@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from reference.released import released, stir
 from tada.models import create_model
+from tada.models.fuse import fuse
 from tada.models.tada2d import Bottleneck
 from tada.models.tadaconvnext import Stem
 from tada.tadaconv import TAdaConv2d
@@ -56,8 +57,6 @@ def build(form: Form, num_frames: int, device: torch.device, **options: Any) -> 
     dtype = PRECISIONS[form.precision]
     model = network(form.network, num_frames, **options).to(device).eval()
     if form.kind == "fused" and form.network.startswith(("tada", "tsn", "convnext")):
-        from tada.models.fuse import fuse
-
         return fuse(model, dtype=dtype, compile=form.compiled)
     if form.kind == "literal":
         model = released(model)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,10 +39,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "create_model", narrow)
     monkeypatch.setattr(timing, "_COPIED_BYTES", 2**16)
     monkeypatch.setattr(timing, "_MATRIX_SIDES", {"cpu": 16})
-    if importlib.util.find_spec("tada.models.fuse") is None:
-        stand_in = ModuleType("tada.models.fuse")
-        stand_in.fuse = lambda model, *, dtype, compile: model.to(dtype)  # type: ignore[attr-defined]  # made here
-        monkeypatch.setitem(sys.modules, "tada.models.fuse", stand_in)
 
 
 def report(file: Path) -> dict[str, Any]:

@@ -73,6 +73,7 @@ FLOORS = [
         "tada.localization.annotations",
         "tada.localization.classifiers",
         "tada.models.convert",
+        "tada.models.exported",
         "tada.models.hub",
     },
     {"tada.localization.features", "tada.localization.metrics", "tada.localization.recipe", "tada.models.initial"},
@@ -80,7 +81,7 @@ FLOORS = [
     {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.detectors", "tada.localization.extraction"},
     {"tada.localization.localizer", "tada.quickstart"},
     {"tada.localization.evaluation", "tada.localization.streaming", "tada.localization.task", "tada.loading"},
-    {"tada.localization.pipeline", "tada.localization.report"},
+    {"tada.export", "tada.localization.pipeline", "tada.localization.report"},
     {
         "tada.commands.datasets",
         "tada.commands.library",

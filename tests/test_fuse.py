@@ -235,6 +235,22 @@ def test_another_type_is_refused() -> None:
         fuse(tada.create_model("tsn_tiny", num_classes=5), dtype=torch.int8)
 
 
+@pytest.mark.parametrize("name", ["tada2d_tiny", "tsn_tiny", "tadaconvnext_mini"])
+@pytest.mark.parametrize("form", ["trained", "fused"])
+def test_a_compiler_takes_it_in_one_piece(name: str, form: str) -> None:
+    network: nn.Module = tada.create_model(name, num_classes=5, dropout=0.0).double().train()
+    if form == "fused":
+        network = fuse(network).network
+    # The compiler's front ends, without the one that writes machine code: fullgraph refuses whatever breaks the graph.
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    clips = clips_of()
+    logits = compiled(clips)
+    torch.testing.assert_close(logits, network(clips))
+    if form == "trained":
+        logits.sum().backward()
+        assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own use
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")

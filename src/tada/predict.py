@@ -25,7 +25,8 @@ from tada.ahead import Ahead
 from tada.data.rows import guarded
 from tada.data.table import ACTION, VIDEO_EXTENSIONS, Head
 from tada.errors import OptionError, VideoError, VideoNotFoundError
-from tada.models.fuse import fuse
+from tada.models.exported import ONNX_SUFFIX, OnnxNetwork, load_onnx
+from tada.models.fuse import FusedNetwork, fuse
 from tada.models.hub import fetch_model, is_hub_id
 from tada.models.weights import ModelCard, load_model, packaged, packaged_names
 from tada.plots import save_prediction
@@ -143,7 +144,11 @@ class Recognizer:
     ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
-        self.network = fuse(self.model, dtype=dtype, compile=compile)
+        self.network: FusedNetwork | OnnxNetwork
+        if isinstance(model, OnnxNetwork):
+            self.network = model
+        else:
+            self.network = fuse(self.model, dtype=dtype, compile=compile)
         self.card = card
 
     @property
@@ -318,17 +323,23 @@ def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:
 def load(
     run: str | PathLike[str], *, device: str | None = None, dtype: torch.dtype | None = None, compile: bool = False
 ) -> Recognizer:
-    """Load a trained model: the folder of a run, the name of weights that ship with tada, or ``hf-hub:OWNER/NAME``.
+    """Load a trained model: a run's folder, a file of `tada export`, weights that ship with tada, or one of the hub.
 
     Args:
-        device: "cpu", "cuda", ...; by default a GPU where there is one.
+        run: a folder, OUT.onnx, a name, or ``hf-hub:OWNER/NAME``.
+        device: "cpu", "cuda", ...; by default a GPU where there is one. What is in an ONNX file runs on the CPU.
         dtype: in which the network computes, such as torch.bfloat16; by default that of the weights.
         compile: whether torch.compile works on the network, when it first sees clips: takes a minute.
 
     Raises:
-        CheckpointError: the folder holds no model, or a damaged one; or the hub has none or is out of reach.
+        CheckpointError: the folder or file holds no model, or a damaged one; or the hub has none or is out of reach.
+        OptionError: dtype or compile for an ONNX file, which says itself how it computes.
     """
     name = fspath(run)
+    if name.lower().endswith(ONNX_SUFFIX):
+        if dtype is not None or compile:
+            raise OptionError(f"{name!r} says itself how it computes: load it without dtype and compile")
+        return Recognizer(*load_onnx(Path(name)), device="cpu")
     if is_hub_id(name):
         folder = fetch_model(name)
     else:

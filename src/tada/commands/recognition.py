@@ -94,7 +94,9 @@ def _machine(options: Namespace) -> Machine:
 
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=Path | None, nargs="?", default=None, help="the folder of a run")
+    parser.add_argument(
+        "run", type=Path | None, nargs="?", default=None, help="the folder of a run, or a file of `tada export`"
+    )
     add_data(parser, optional=True)
     parser.add_argument("--views", type=str, default="1x1", help="clips x crops of each video, such as 10x3")
     parser.add_argument("--split", type=str | None, default=None, help="the part of DATA to test on")
@@ -143,7 +145,9 @@ def _tested(options: Namespace) -> tuple[Evaluation, Path]:
         ),
         show_progress=sys.stderr.isatty(),
     )
-    return result, options.out or options.run / "evaluation"
+    run: Path = options.run
+    beside = run.with_name(f"{run.stem}_evaluation") if run.is_file() else run / "evaluation"
+    return result, options.out or beside
 
 
 def _rescored(options: Namespace) -> tuple[Evaluation, Path]:
@@ -189,7 +193,9 @@ def _report(result: Evaluation, out: Path, options: Namespace) -> None:
 
 
 def _predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME")
+    parser.add_argument(
+        "run", type=str, help="the folder of a run, OUT.onnx, weights that ship with tada, or hf-hub:OWNER/NAME"
+    )
     parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
     parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")

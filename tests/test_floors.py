@@ -15,7 +15,15 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
-    {"tada.errors", "tada.files", "tada.data", "tada.localization", "tada.localization.segments", "tada.video"},
+    {
+        "tada.commands",
+        "tada.data",
+        "tada.errors",
+        "tada.files",
+        "tada.localization",
+        "tada.localization.segments",
+        "tada.video",
+    },
     {
         "tada.ahead",
         "tada.data.table",
@@ -58,13 +66,25 @@ FLOORS = [
         "tada.video.stream",
     },
     {"tada.data.annotations", "tada.data.check", "tada.loop", "tada.models.weights", "tada.speed"},
-    {"tada.data.prepare", "tada.localization.annotations", "tada.models.convert", "tada.models.hub"},
+    {
+        "tada.commands.arguments",
+        "tada.data.prepare",
+        "tada.localization.annotations",
+        "tada.models.convert",
+        "tada.models.hub",
+    },
     {"tada.localization.features", "tada.localization.metrics", "tada.localization.recipe", "tada.models.initial"},
     {"tada.localization.detectors", "tada.predict", "tada.recognition", "tada.results"},
     {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.extraction"},
     {"tada.localization.localizer", "tada.quickstart"},
     {"tada.localization.evaluation", "tada.localization.streaming", "tada.localization.task", "tada.loading"},
     {"tada.localization.pipeline", "tada.localization.report"},
+    {
+        "tada.commands.datasets",
+        "tada.commands.library",
+        "tada.commands.localization",
+        "tada.commands.recognition",
+    },
     {"tada.cli"},
     {"tada"},
 ]

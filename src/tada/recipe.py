@@ -27,9 +27,50 @@ R = TypeVar("R")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
+def require(holds: bool, name: str, rule: str) -> None:
+    """Raise OptionError where a field of a recipe breaks its rule."""
+    if not holds:
+        raise OptionError(f"the recipe's {name} must be {rule}")
+
+
+class Schedule:
+    """The fields of every recipe, and their ranges.
+
+    No dataclass: the order of the fields, their defaults and what they mean in words are each recipe's own.
+    """
+
+    epochs: int
+    batch_size: int
+    accumulate: int
+    learning_rate: float
+    warmup_epochs: float
+    weight_decay: float
+    label_smoothing: float
+    ema_decay: float | None
+    clip_gradient_norm: float | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Raise OptionError where a field is out of its range."""
+        require(self.epochs >= 1, "epochs", "1 or more")
+        require(self.accumulate >= 1, "accumulate", "1 or more")
+        require(
+            self.batch_size >= 1 and self.batch_size % self.accumulate == 0,
+            "batch_size",
+            f"a multiple of accumulate ({self.accumulate})",
+        )
+        require(self.learning_rate > 0, "learning_rate", "positive")
+        require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", f"between 0 and epochs ({self.epochs})")
+        require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+        require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "null or between 0 and 1")
+        require(self.clip_gradient_norm is None or self.clip_gradient_norm > 0, "clip_gradient_norm", "positive")
+        require(self.seed >= 0, "seed", "0 or more")
+
+
 # No slots here and in ClipSpec: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Schedule):
     """How a recogniser is trained.
 
     The defaults are for a small network and some hundreds of short clips, from weights that know motion.
@@ -132,50 +173,30 @@ class Recipe:
             crop, crop_name = (
                 (self.clip.crop, "clip.crop") if self.train_crop is None else (self.train_crop, "train_crop")
             )
-            _require(crop <= low <= high, "short_side_range", f"rising, from {crop_name} ({crop}) on")
+            require(crop <= low <= high, "short_side_range", f"rising, from {crop_name} ({crop}) on")
         else:
             smallest, largest = self.crop_area_range
-            _require(0 < smallest <= largest <= 1, "crop_area_range", "rising, above 0 and up to 1")
-        _require(self.train_crop is None or self.train_crop >= 1, "train_crop", "null, or 1 pixel or more")
-        _require(0 < self.crop_ratio_range[0] <= self.crop_ratio_range[1], "crop_ratio_range", "rising, and above 0")
+            require(0 < smallest <= largest <= 1, "crop_area_range", "rising, above 0 and up to 1")
+        require(self.train_crop is None or self.train_crop >= 1, "train_crop", "null, or 1 pixel or more")
+        require(0 < self.crop_ratio_range[0] <= self.crop_ratio_range[1], "crop_ratio_range", "rising, and above 0")
         for name in ("flip", "reverse", "color_shuffle", "grayscale", "invert", "color_jitter", "erase", "cutmix"):
-            _require(0 <= getattr(self, f"{name}_probability") <= 1, f"{name}_probability", "between 0 and 1")
-        _require(self.color_strength >= 0, "color_strength", "0 or more")
-        _require(
-            min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5, "color_jitter", "0 or more, hue up to 0.5"
-        )
-        _require(self.randaugment_operations >= 0, "randaugment_operations", "0 or more")
-        _require(0 <= self.randaugment_magnitude <= 10, "randaugment_magnitude", "between 0 and 10")
-        _require(self.randaugment_magnitude_std >= 0, "randaugment_magnitude_std", "0 or more")
-        _require(self.mixup_alpha >= 0, "mixup_alpha", "0 or more")
-        _require(self.cutmix_alpha >= 0, "cutmix_alpha", "0 or more")
-        _require(self.epochs >= 1, "epochs", "1 or more")
-        _require(self.accumulate >= 1, "accumulate", "1 or more")
-        _require(
-            self.batch_size >= 1 and self.batch_size % self.accumulate == 0,
-            "batch_size",
-            f"a multiple of accumulate ({self.accumulate})",
-        )
-        _require(self.learning_rate > 0, "learning_rate", "positive")
-        _require(self.learning_rate_batch is None or self.learning_rate_batch > 0, "learning_rate_batch", "positive")
-        _require(self.head_learning_rate_factor > 0, "head_learning_rate_factor", "positive")
-        _require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", f"between 0 and epochs ({self.epochs})")
-        _require(0 <= self.warmup_start <= 1, "warmup_start", "between 0 and 1")
-        _require(self.weight_decay >= 0, "weight_decay", "0 or more")
-        _require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
-        _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "null or between 0 and 1")
-        _require(self.clip_gradient_norm is None or self.clip_gradient_norm > 0, "clip_gradient_norm", "positive")
-        _require(self.seed >= 0, "seed", "0 or more")
+            require(0 <= getattr(self, f"{name}_probability") <= 1, f"{name}_probability", "between 0 and 1")
+        require(self.color_strength >= 0, "color_strength", "0 or more")
+        require(min(self.color_jitter) >= 0 and self.color_jitter[3] <= 0.5, "color_jitter", "0 or more, hue up to 0.5")
+        require(self.randaugment_operations >= 0, "randaugment_operations", "0 or more")
+        require(0 <= self.randaugment_magnitude <= 10, "randaugment_magnitude", "between 0 and 10")
+        require(self.randaugment_magnitude_std >= 0, "randaugment_magnitude_std", "0 or more")
+        require(self.mixup_alpha >= 0, "mixup_alpha", "0 or more")
+        require(self.cutmix_alpha >= 0, "cutmix_alpha", "0 or more")
+        require(self.learning_rate_batch is None or self.learning_rate_batch > 0, "learning_rate_batch", "positive")
+        require(self.head_learning_rate_factor > 0, "head_learning_rate_factor", "positive")
+        require(0 <= self.warmup_start <= 1, "warmup_start", "between 0 and 1")
+        super().__post_init__()
 
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate at its peak, scaled from ``learning_rate_batch`` to ``batch_size``."""
         return self.learning_rate * self.batch_size / (self.learning_rate_batch or self.batch_size)
-
-
-def _require(holds: bool, name: str, rule: str) -> None:
-    if not holds:
-        raise OptionError(f"the recipe's {name} must be {rule}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,23 +249,27 @@ EXPECTED = {
 """What the recipes for published data sets are held to, by their names."""
 
 
-def named_recipes() -> dict[str, Path]:
-    """The recipes that come with tada: their names, and the YAML files."""
-    folder = Path(str(resources.files("tada"))) / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+def named_recipes(folder: Literal["", "localization"] = "") -> dict[str, Path]:
+    """The recipes that come with tada: their names, and the YAML files.
+
+    Args:
+        folder: inside of the folder of recipes; there lie those that are not for recognisers.
+    """
+    files = Path(str(resources.files("tada"))) / "recipes" / folder
+    return {path.stem: path for path in sorted(files.glob("*.yaml"))}
 
 
-def find_recipe(name_or_path: str) -> Path:
-    """The file of a named recipe, or the path itself where it looks like one.
+def find_recipe(name_or_path: str, folder: Literal["", "localization"] = "") -> Path:
+    """The file of a named recipe, or the path itself where it looks like one; ``folder`` as in ``named_recipes``.
 
     Raises:
         UnknownNameError: no recipe has the name.
     """
     if name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path)
-    recipes = named_recipes()
+    recipes = named_recipes(folder)
     if name_or_path not in recipes:
-        raise UnknownNameError.of("recipe", name_or_path, recipes)
+        raise UnknownNameError.of(f"{folder} recipe".strip(), name_or_path, recipes)
     return recipes[name_or_path]
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from tada.errors import OptionError, UnknownNameError
 from tada.localization.detections import Selection
-from tada.recipe import read_recipe
+from tada.recipe import Schedule, find_recipe, named_recipes, read_recipe, require
 
 
 # No slots: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
 @dataclass(frozen=True, kw_only=True)
-class LocalizationRecipe:
+class LocalizationRecipe(Schedule):
     """How a detector is trained on features.
 
     The defaults are for some hundreds of videos. Levels, ranges and lengths are chosen from the data.
@@ -67,49 +65,20 @@ class LocalizationRecipe:
         """Raise OptionError where a field is out of its range."""
         # As YAML has them, so that a recipe that was written and read again is the same.
         object.__setattr__(self, "tiou_thresholds", tuple(self.tiou_thresholds))
-        rules = (
-            (self.dim >= 4 and self.dim % 4 == 0, "dim", "a multiple of 4"),
-            (0 <= self.input_dropout < 1, "input_dropout", "in [0, 1)"),
-            (self.resize_to is None or self.resize_to >= 16, "resize_to", "null or 16 or more"),
-            (0 < self.visible_part <= 1, "visible_part", "in (0, 1]"),
-            (self.regression_weight > 0, "regression_weight", "positive"),
-            (self.normaliser >= 1, "normaliser", "1 or more"),
-            (0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)"),
-            (bool(self.tiou_thresholds), "tiou_thresholds", "a list of numbers in (0, 1]"),
-            (all(0 < t <= 1 for t in self.tiou_thresholds), "tiou_thresholds", "a list of numbers in (0, 1]"),
-            (self.epochs >= 1, "epochs", "1 or more"),
-            (self.accumulate >= 1, "accumulate", "1 or more"),
-            (self.batch_size >= 1 and self.batch_size % self.accumulate == 0, "batch_size", "a multiple of accumulate"),
-            (self.learning_rate > 0, "learning_rate", "positive"),
-            (0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", f"between 0 and epochs ({self.epochs})"),
-            (self.weight_decay >= 0, "weight_decay", "0 or more"),
-            (self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "null or between 0 and 1"),
-            (self.clip_gradient_norm is None or self.clip_gradient_norm > 0, "clip_gradient_norm", "positive"),
-            (self.seed >= 0, "seed", "0 or more"),
-        )
-        for holds, name, rule in rules:
-            if not holds:
-                raise OptionError(f"the recipe's {name} must be {rule}")
+        require(self.dim >= 4 and self.dim % 4 == 0, "dim", "a multiple of 4")
+        require(0 <= self.input_dropout < 1, "input_dropout", "in [0, 1)")
+        require(self.resize_to is None or self.resize_to >= 16, "resize_to", "null or 16 or more")
+        require(0 < self.visible_part <= 1, "visible_part", "in (0, 1]")
+        require(self.regression_weight > 0, "regression_weight", "positive")
+        require(self.normaliser >= 1, "normaliser", "1 or more")
+        fine = bool(self.tiou_thresholds) and all(0 < t <= 1 for t in self.tiou_thresholds)
+        require(fine, "tiou_thresholds", "a list of numbers in (0, 1]")
+        super().__post_init__()
 
 
 def named_localization_recipes() -> dict[str, Path]:
     """The recipes that come with tada: their names, and the YAML files."""
-    folder = Path(str(resources.files("tada"))) / "recipes" / "localization"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def find_localization_recipe(name_or_path: str) -> Path:
-    """The file of a named recipe, or the path itself where it looks like one.
-
-    Raises:
-        UnknownNameError: no recipe has the name.
-    """
-    if name_or_path.endswith((".yaml", ".yml")):
-        return Path(name_or_path)
-    recipes = named_localization_recipes()
-    if name_or_path not in recipes:
-        raise UnknownNameError.of("localization recipe", name_or_path, recipes)
-    return recipes[name_or_path]
+    return named_recipes("localization")
 
 
 def load_localization_recipe(name_or_path: str | Path, **changes: Any) -> LocalizationRecipe:
@@ -119,4 +88,4 @@ def load_localization_recipe(name_or_path: str | Path, **changes: Any) -> Locali
         UnknownNameError: no recipe has the name.
         OptionError: the file cannot be read, or a field is unknown or of the wrong type.
     """
-    return replace(read_recipe(find_localization_recipe(str(name_or_path)), LocalizationRecipe), **changes)
+    return replace(read_recipe(find_recipe(str(name_or_path), "localization"), LocalizationRecipe), **changes)

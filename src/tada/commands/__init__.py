@@ -1,0 +1,1 @@
+"""The commands of the command line, a chapter each: their arguments, and what they print."""

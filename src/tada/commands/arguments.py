@@ -1,0 +1,87 @@
+"""What commands of several chapters share: arguments, and how they say which videos were left out.
+
+Each chapter has its ``COMMANDS``. Nothing heavy is imported at the top of these files: ``tada --help`` reads them all.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from tada.errors import UserError
+from tada.machine import is_first_process
+from tada.recipe import find_recipe
+
+if TYPE_CHECKING:
+    from tada.data.table import VideoTable
+
+Command = tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]
+"""What adds a command's arguments, and what runs it and returns the exit code. The docstring of the latter is its help;
+`tada --help` shows the first line."""
+
+
+def add_data(parser: ArgumentParser, *, optional: bool = False) -> None:
+    maybe = {"nargs": "?", "default": None} if optional else {}
+    parser.add_argument(
+        "data",
+        type=Path | None if optional else Path,
+        **maybe,
+        help="a folder of class folders; a CSV with path,label[,split][,group][,start,end]; or the lists of Kinetics, "
+        "Something-Something-v2, EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all",
+    )
+    parser.add_argument(
+        "--videos", "--root", type=Path | None, default=None, help="the folder where the videos of a CSV or list lie"
+    )
+    parser.add_argument("--fold", type=PositiveInt, default=1, help="which division of UCF101 or HMDB51")
+
+
+def read_data(options: Namespace) -> VideoTable:
+    from tada.data.annotations import read_dataset
+
+    return read_dataset(options.data, root=options.videos, fold=options.fold)
+
+
+def data_options(options: Namespace) -> str:
+    """How the same data are named again, behind DATA."""
+    fold = f" --fold {options.fold}" if options.fold != 1 else ""
+    return (f" --videos {options.videos}" if options.videos is not None else "") + fold
+
+
+class RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is not typed
+    """``--recipe NAME``: the fields of a recipe that comes with tada, or of a YAML file."""
+
+    folder: Literal["", "localization"] = ""
+    """Which recipes: as in ``named_recipes``."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        try:
+            path = find_recipe(str(values), self.folder)
+        except UserError as error:
+            raise ArgumentError(self, str(error)) from error
+        super().__call__(parser, cfg, str(path), option_string)
+
+
+def add_workers(parser: ArgumentParser) -> None:
+    parser.add_argument("--num-workers", type=NonNegativeInt | None, default=None, help="processes that decode videos")
+
+
+def add_device(parser: ArgumentParser) -> None:
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU by default, if any")
+
+
+def report_failures(outcome: str, failures: Iterable[str]) -> int:
+    """Say which videos were left out, and why.
+
+    Returns:
+        The exit code: 0, or 1 where there were any.
+    """
+    messages = list(failures)
+    if is_first_process():
+        for message in messages:
+            print(f"tada: {outcome}: {message}", file=sys.stderr)
+    return 1 if messages else 0

@@ -1,0 +1,114 @@
+"""Data sets, before they are learned from: ``tada check`` and ``prepare``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+from rich.markup import escape
+
+from tada.commands.arguments import Command, add_data, read_data, report_failures
+
+if TYPE_CHECKING:
+    from tada.data.check import CheckReport
+
+
+def _check_arguments(parser: ArgumentParser) -> None:
+    add_data(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/check"), help="a folder for the report, and what it knows"
+    )
+    parser.add_argument("--min-frames", type=PositiveInt, default=8, help="videos with fewer are told of as too short")
+    parser.add_argument("--thorough", action="store_true", help="decode every frame, not three of each file")
+    parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that read videos")
+    parser.add_argument("--timeout-seconds", type=float, default=120.0, help="longest time for one file")
+
+
+def _check(options: Namespace) -> int:
+    """Look at every file of a data set: unreadable, too short, odd rates, the same in two splits."""
+    from tada.data.check import check_dataset
+
+    report = check_dataset(
+        read_data(options),
+        options.out,
+        min_frames=options.min_frames,
+        thorough=options.thorough,
+        num_processes=options.num_workers,
+        timeout_seconds=options.timeout_seconds,
+        show_progress=sys.stderr.isatty(),
+    )
+    _print_report(report)
+    print(f"all of it is in {options.out}: report.json, findings.csv")
+    return 1 if report.faults else 0
+
+
+def _print_report(report: CheckReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if report.findings:
+        table = Table("what", "", "count")
+        table.add_column("the first", overflow="fold")  # paths whole
+        for kind, count in report.counts().items():
+            first = next(finding for finding in report.findings if finding.kind == kind)
+            table.add_row(kind, "fault" if first.is_fault else "note", str(count), escape(first.message))
+        console.print(table)
+    for name, classes in report.class_counts().items():
+        of_class = sorted((sum(counts.values()), label) for label, counts in classes.items())
+        (least, rarest), (most, commonest) = of_class[0], of_class[-1]
+        console.print(
+            f"{len(of_class)} {name} classes, from {least} ({rarest}) to {most} videos ({commonest})", markup=False
+        )
+    for name, values in report.spread().items():
+        shown = ", ".join(f"{value} ({count})" for value, count in list(values.items())[:5])
+        console.print(f"{name}: {shown}{', ...' if len(values) > 5 else ''}", markup=False)
+    splits = ", ".join(f"{split} {len(report.table.of_split(split))}" for split in report.table.splits)
+    print(f"{len(report.table)} videos{f' ({splits})' if splits else ''} in {len(report.probes)} files", end="")
+    print(f", {report.table.coverage()} of those listed" if report.table.missing else "", end="")
+    print(f"; {len(report.faults)} faults")
+
+
+def _prepare_arguments(parser: ArgumentParser) -> None:
+    add_data(parser)
+    parser.add_argument("out", type=Path, help="the folder of the copy; one that was begun is gone on with")
+    parser.add_argument("--short-side", type=PositiveInt, default=256, help="of the copies, in pixels: 256 to 320")
+    parser.add_argument("--keyframe-interval", type=PositiveInt, default=16, help="frames from key frame to key frame")
+    parser.add_argument("--crf", type=float, default=23.0, help="quality, from 0 (best) to 51")
+    parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that copy videos")
+    parser.add_argument("--timeout-seconds", type=float, default=3600.0, help="longest time for one file")
+
+
+def _prepare(options: Namespace) -> int:
+    """Copy a data set's videos, small and with many key frames, so that training reads them many times faster."""
+    from tada.data.prepare import PrepareOptions, prepare
+
+    table = read_data(options)
+    prepared = prepare(
+        table,
+        options.out,
+        PrepareOptions(
+            short_side=options.short_side, keyframe_interval_frames=options.keyframe_interval, crf=options.crf
+        ),
+        num_processes=options.num_workers,
+        timeout_seconds=options.timeout_seconds,
+        show_progress=sys.stderr.isatty(),
+    )
+    megabytes = [size / 1e6 for size in (prepared.source_bytes, sum(copy.size_bytes for copy in prepared.copies))]
+    print(
+        f"{len(prepared.copies)} files, {prepared.num_new} of them new: {megabytes[0]:.1f} MB became {megabytes[1]:.1f}"
+    )
+    if table.kind in ("folder", "CSV"):
+        print(f"next:\n  tada train {prepared.table}")
+    else:
+        print(f"next:\n  tada train {options.data} --videos {options.out / 'videos'}")
+    return report_failures("not copied", (failure.message for failure in prepared.failures))
+
+
+COMMANDS: dict[str, Command] = {
+    "check": (_check_arguments, _check),
+    "prepare": (_prepare_arguments, _prepare),
+}

@@ -1,0 +1,129 @@
+"""What tada brings and what it passes on: ``tada convert``, ``publish``, ``models``, ``recipes`` and ``doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from tada.commands.arguments import Command
+from tada.errors import UserError
+from tada.recipe import EXPECTED, find_recipe, load_recipe, named_recipes
+from tada.video.sampling import ClipSpec
+
+
+def _convert_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="a released checkpoint: .pyth, .pth, .pt or .safetensors")
+    parser.add_argument("out", type=Path, help="a new folder for the model")
+    parser.add_argument("--protocol", type=str | None, default=None, help="k400-8x8, k400-16x5, ssv2-8 or ssv2-16")
+    parser.add_argument(
+        "--clip", type=ClipSpec | None, default=None, help="or: which frames, as --clip.num_frames 8 ..."
+    )
+    parser.add_argument(
+        "--labels", type=Path | None, default=None, help="a text file, the name of a class on each line"
+    )
+    parser.add_argument("--licence", type=str | None, default=None, help="under which terms the weights may be used")
+
+
+def _convert(options: Namespace) -> int:
+    """Make a model of a checkpoint that the authors released."""
+    from tada.models.convert import PROTOCOLS, convert_checkpoint, protocol
+
+    if options.protocol is None and options.clip is None:
+        raise UserError(
+            f"say which frames the checkpoint was trained on: --protocol, one of {', '.join(PROTOCOLS)}, or "
+            "--clip.num_frames and what else differs from its defaults"
+        )
+    if options.protocol is not None and options.clip is not None:
+        raise UserError("--protocol and --clip both say which frames: give one of them")
+    clip = protocol(options.protocol) if options.clip is None else ClipSpec(**dict(options.clip))
+    card = convert_checkpoint(options.file, options.out, clip=clip, labels=options.labels, licence=options.licence)
+    print(f"{card.model}, {len(card.labels)} classes ({card.labels[0]}, ...), {clip.num_frames} frames; next:")
+    print(f"  tada predict {options.out} VIDEO")
+    return 0
+
+
+def _publish_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="the folder of a run")
+    parser.add_argument("repository", type=str, help="where to, as OWNER/NAME")
+    parser.add_argument("--licence", type=str | None, default=None, help="under which terms it may be used: Apache-2.0")
+    parser.add_argument("--private", action="store_true", help="make a new repository private")
+
+
+def _publish(options: Namespace) -> int:
+    """Put a trained model on the Hugging Face hub, with a card that says what it is."""
+    from tada.models.hub import PREFIX, push_to_hub
+
+    print(push_to_hub(options.run, options.repository, licence=options.licence, private=options.private))
+    print(f"anyone who may read it says: tada predict {PREFIX}{options.repository} VIDEO")
+    return 0
+
+
+# --- models, recipes, doctor ---
+
+
+def _models_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("pattern", type=str, nargs="?", default="*", help="such as 'tada2d*'")
+
+
+def _models(options: Namespace) -> int:
+    """List the models, with their size."""
+    import torch
+
+    from tada.models import create_model, list_models
+    from tada.models.weights import packaged_names
+
+    names = list_models(options.pattern)
+    if not names:
+        raise UserError(f"no model's name fits {options.pattern!r}; `tada models` lists all")
+    for name in names:
+        with torch.device("meta"):
+            model = create_model(name)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        weights = ", ".join(packed for packed in packaged_names() if packed.startswith(f"{name}_"))
+        print(f"{name:<16}{millions:7.2f} M parameters (400 classes)  {weights}".rstrip())
+    return 0
+
+
+def _recipes_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("name", type=str, nargs="?", default=None, help="print this one as YAML")
+
+
+def _recipes(options: Namespace) -> int:
+    """List the recipes that come with tada, or print one."""
+    if options.name is not None:
+        print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
+        return 0
+    for name, path in named_recipes().items():
+        recipe = load_recipe(name)
+        first_line = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        print(f"{name:<26}{recipe.model:<16}{first_line}")
+        if name in EXPECTED:
+            print(f"{'':<42}{EXPECTED[name]}")
+    return 0
+
+
+def _doctor_arguments(parser: ArgumentParser) -> None:
+    pass
+
+
+def _doctor(options: Namespace) -> int:
+    """Check this machine: versions, devices, codecs, and what is missing."""
+    from tada.doctor import examine
+
+    checks = examine()
+    for check in checks:
+        state = "ok" if check.fine else "none" if check.optional else "FAULT"
+        print(f"{state:<7}{check.name:<14}{check.found}")
+        if check.remedy:
+            print(f"{'':<21}-> {check.remedy}")
+    return 0 if all(check.fine or check.optional for check in checks) else 1
+
+
+COMMANDS: dict[str, Command] = {
+    "convert": (_convert_arguments, _convert),
+    "publish": (_publish_arguments, _publish),
+    "models": (_models_arguments, _models),
+    "recipes": (_recipes_arguments, _recipes),
+    "doctor": (_doctor_arguments, _doctor),
+}

@@ -1,0 +1,306 @@
+"""When in untrimmed videos things happen: ``tada extract`` and ``localize``, which also trains, evaluates, imports."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from rich.markup import escape
+
+from tada.commands.arguments import Command, RecipeFile, add_device, add_workers, report_failures
+from tada.errors import UserError, VideoError
+from tada.localization.recipe import LocalizationRecipe
+from tada.recipe import load_recipe, typed_recipe
+
+if TYPE_CHECKING:
+    from tada.localization.localizer import Localization
+
+
+def _extract_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME")
+    parser.add_argument("videos", type=str, help="a file, a folder, or a pattern such as 'clips/*.mp4'")
+    parser.add_argument("out", type=Path, help="a folder for the features; what is in it already is kept")
+    _clip_arguments(parser)
+    parser.add_argument("--num-crops", type=Literal[1, 3], default=1, help="the frame's middle, or three side by side")
+    parser.add_argument("--batch-size", type=PositiveInt, default=16, help="clips that pass the network at a time")
+
+
+def _clip_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--window-seconds", type=float | None, default=None, help="what a feature's clip spans")
+    parser.add_argument("--stride-seconds", type=float | None, default=None, help="from one feature to the next")
+    add_device(parser)
+
+
+def _extract(options: Namespace) -> int:
+    """Write the features of untrimmed videos, for `tada localize train --features` or other work."""
+    from tada.localization.extraction import ExtractionSettings, extract, videos_by_name
+    from tada.predict import find_videos, load
+
+    recognizer = load(options.run, device=options.device)
+    settings = ExtractionSettings.for_clips(
+        recognizer.clip,
+        window_seconds=options.window_seconds,
+        stride_seconds=options.stride_seconds,
+        num_crops=options.num_crops,
+    )
+    done = extract(
+        recognizer,
+        videos_by_name(find_videos([options.videos])),
+        options.out,
+        settings,
+        batch_size=options.batch_size,
+        show_progress=sys.stderr.isatty(),
+    )
+    print(f"{len(done.written)} videos extracted, {len(done.kept)} were there already; one feature every")
+    print(
+        f"{settings.stride_seconds:.3f} s, of {settings.window_seconds:.3f} s of video each; they are in {options.out}"
+    )
+    return report_failures("no features", (failure.message for failure in done.failures))
+
+
+def _localize_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns; or train, evaluate, import")
+    parser.add_argument("--model", type=Path, required=True, metavar="RUN", help="a run of `tada localize train`")
+    parser.add_argument(
+        "--format", type=Literal["table", "json", "csv", "srt"], default="table", help="what is printed"
+    )
+    parser.add_argument("--min-score", type=float | None, default=None, help="in place of each class's own threshold")
+    parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one timeline of each video")
+    parser.add_argument("--segments", type=Path | None, default=None, help="annotations to draw below what is found")
+    add_device(parser)
+
+
+def _localize(options: Namespace) -> int:
+    """Say what happens when in videos. `tada localize train` trains, `tada localize evaluate` tests."""
+    from rich.progress import Progress
+
+    from tada.localization.annotations import read_segments, video_name
+    from tada.localization.localizer import load_localizer, localizations_csv, localizations_json
+    from tada.predict import find_videos
+
+    localizer = load_localizer(options.model, device=options.device)
+    table = None if options.segments is None else read_segments(options.segments)
+    annotated = {} if table is None else {video.name: video for video in table.videos}
+    found, failures = [], []
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+        for path in find_videos(options.videos):
+            bar = progress.add_task(Path(path).name, total=1.0)
+            try:
+                localization = localizer.localize(
+                    path, min_score=options.min_score, advance=partial(progress.advance, bar)
+                )
+            except VideoError as error:
+                failures.append(str(error))
+            else:
+                found.append(localization)
+                if options.plots is not None:
+                    truth = annotated.get(video_name(path))
+                    names = [] if truth is None or table is None else [table.label_of(s) for s in truth.segments]
+                    localization.plot(options.plots / f"{Path(path).stem}.png", truth=truth, names=names)
+            progress.remove_task(bar)
+    if options.format == "json":
+        print(localizations_json(found))
+    elif options.format == "csv":
+        print(localizations_csv(found), end="")
+    elif options.format == "srt":
+        print("\n".join(localization.srt() for localization in found), end="")
+    else:
+        _print_localizations(found)
+    return report_failures("not localized", failures)
+
+
+def _print_localizations(found: Sequence[Localization]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("video", "start", "end", "what happens", "score")
+    for localization in found:
+        for i, s in enumerate(localization.segments):
+            video = escape(localization.path) if i == 0 else ""
+            times = f"{s.start_seconds:.2f} s", f"{s.end_seconds:.2f} s"
+            table.add_row(video, *times, escape(s.label), f"{s.score:.2f}")
+        if not localization.segments:
+            table.add_row(escape(localization.path), "", "", "nothing that reaches its threshold", "")
+    Console().print(table)
+
+
+# --- localize train, evaluate, import ---
+
+
+class _LocalizationRecipeFile(RecipeFile):
+    """The same for localizers."""
+
+    folder = "localization"
+
+
+def _localize_train_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--segments", type=Path, required=True, help="a CSV (video,start,end,label[,split]) or a JSON")
+    parser.add_argument("--videos", type=Path | None, default=None, help="the folder of the videos")
+    parser.add_argument("--features", type=Path | None, default=None, help="or: a folder of features")
+    parser.add_argument("--backbone", type=str | None, default=None, help="the network that makes the features, a run")
+    parser.add_argument("--backbone-recipe", type=str | None, default=None, help="or: train one by a recipe")
+    parser.add_argument("--out", type=Path, default=Path("runs/localize"), help="the folder of the new run")
+    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="continue this run, which was interrupted")
+    parser.add_argument("--recipe", action=_LocalizationRecipeFile, metavar="NAME", help="by name, or a YAML file")
+    parser.add_argument("--val-fraction", type=float, default=0.2, help="part of the videos held out for validation")
+    parser.add_argument(
+        "--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may lack, or be unreadable"
+    )
+    add_workers(parser)
+    _clip_arguments(parser)
+    parser.add_class_arguments(LocalizationRecipe)
+
+
+def _localize_train(options: Namespace) -> int:
+    """Train a localizer on untrimmed videos and a list of segments."""
+    if (options.videos is None) == (options.features is None):
+        raise UserError("say what to train on: --videos with a folder of videos, or --features with one of features")
+    from tada.localization.pipeline import train_on_videos
+    from tada.localization.task import train_localizer
+    from tada.predict import load
+
+    recipe = typed_recipe({field.name: options[field.name] for field in fields(LocalizationRecipe)}, LocalizationRecipe)
+    out = options.resume or options.out
+    if options.features is not None:
+        result = train_localizer(
+            recipe,
+            options.features,
+            options.segments,
+            out,
+            backbone=None if options.backbone is None else load(options.backbone, device=options.device),
+            val_fraction=options.val_fraction,
+            resume=options.resume is not None,
+            skip_missing=options.skip_unreadable,
+            show_progress=sys.stderr.isatty(),
+        )
+    else:
+        result = train_on_videos(
+            recipe,
+            options.videos,
+            options.segments,
+            out,
+            backbone=options.backbone,
+            backbone_recipe=None if options.backbone_recipe is None else load_recipe(options.backbone_recipe),
+            window_seconds=options.window_seconds,
+            stride_seconds=options.stride_seconds,
+            val_fraction=options.val_fraction,
+            resume=options.resume is not None,
+            skip_unreadable=options.skip_unreadable,
+            num_workers=options.num_workers,
+            device=options.device,
+            show_progress=sys.stderr.isatty(),
+        )
+    best = f", mAP {result.metrics['val_map']:.4f}" if "val_map" in result.metrics else ""
+    print(f"trained in {result.seconds:.0f} s{best}; next:")
+    print(f"  tada localize VIDEO --model {result.run}")
+    return 0
+
+
+def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--segments", type=Path, required=True, help="the annotations, as for training")
+    parser.add_argument("--model", type=Path | None, default=None, metavar="RUN", help="a run of `tada localize train`")
+    parser.add_argument("--features", type=Path | None, default=None, help="features of the videos to test it on")
+    parser.add_argument("--predictions", type=Path | None, default=None, help="or: detections in ActivityNet's form")
+    parser.add_argument("--preset", type=Literal["anet", "hacs", "thumos", "epic"], default="thumos", help="thresholds")
+    parser.add_argument("--split", type=str | None, default=None, help="the part of the annotations to test on")
+    parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
+    add_device(parser)
+
+
+def _localize_evaluate(options: Namespace) -> int:
+    """Measure the mean average precision of a localizer, or of detections in a file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
+    from tada.localization.localizer import load_localizer
+    from tada.localization.metrics import PRESETS
+    from tada.localization.report import write_report
+
+    thresholds: dict[str, float] = {}
+    tious = PRESETS[options.preset]
+    if options.predictions is not None and options.model is None:
+        result = evaluate_predictions(options.predictions, options.segments, tiou_thresholds=tious, split=options.split)
+        out = options.out
+    elif options.model is not None and options.features is not None and options.predictions is None:
+        localizer = load_localizer(options.model, device=options.device)
+        thresholds = localizer.card.thresholds
+        result = evaluate_localizer(
+            localizer,
+            options.features,
+            options.segments,
+            tiou_thresholds=tious,
+            split=options.split,
+            show_progress=sys.stderr.isatty(),
+        )
+        out = options.out or options.model / "evaluation"
+    else:
+        raise UserError("say what to measure: --model RUN with --features DIR, or --predictions FILE")
+    for task, scores in result.tasks().items():
+        table = Table(task, *(f"{t:g}" for t in tious), "average")
+        for label, values in scores.per_class.items() if len(scores.per_class) <= 40 else ():
+            table.add_row(escape(label), *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
+        table.add_section()
+        table.add_row("mAP", *(f"{value:.4f}" for value in scores.per_threshold), f"{scores.average:.4f}")
+        Console().print(table)
+    if out is not None:
+        result.save(out)
+        title = f"{options.model or options.predictions} on {options.segments}"
+        write_report(out / "report.html", result.table, result.results, result.tasks(), thresholds, title=title)
+        print(f"the report is in {out}: report.html, evaluation.json, detections.json")
+    return 0
+
+
+def _localize_import_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, help="a folder of published features: npy, npz, pt, h5, csv, pkl")
+    parser.add_argument("out", type=Path, help="a new folder for them in our form")
+    parser.add_argument("--fps", type=float, required=True, help="the rate that their frames were counted at")
+    parser.add_argument("--stride", type=float, required=True, help="frames from one feature to the next")
+    parser.add_argument("--clip-frames", type=float, required=True, help="frames that a clip spans")
+    parser.add_argument(
+        "--offset", type=float | None, default=None, help="middle of the first clip; half a clip if not"
+    )
+    parser.add_argument("--segments", type=Path | None, default=None, help="annotations, for the videos' durations")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="read pickles, which may run code: only trusted ones"
+    )
+
+
+def _localize_import(options: Namespace) -> int:
+    """Bring published features into our form, with the times at which they were taken."""
+    from tada.localization.annotations import read_segments
+    from tada.localization.features import import_features
+    from tada.localization.grid import FeatureGrid
+
+    durations = None
+    if options.segments is not None:
+        videos = read_segments(options.segments).videos
+        durations = {video.name: video.duration_seconds for video in videos if video.duration_seconds is not None}
+    grid = FeatureGrid.of_frames(
+        fps=options.fps, stride=options.stride, clip_frames=options.clip_frames, offset=options.offset
+    )
+    cards = import_features(
+        options.source,
+        options.out,
+        grid,
+        durations=durations,
+        described_as=options.source.name,
+        allow_pickle=options.allow_pickle,
+    )
+    print(f"{len(cards)} videos, {cards[0].channels} channels every {grid.stride_seconds:.4g} s, are in {options.out}")
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    "extract": (_extract_arguments, _extract),
+    "localize": (_localize_arguments, _localize),
+    "localize-train": (_localize_train_arguments, _localize_train),
+    "localize-evaluate": (_localize_evaluate_arguments, _localize_evaluate),
+    "localize-import": (_localize_import_arguments, _localize_import),
+}

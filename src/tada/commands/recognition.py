@@ -1,0 +1,250 @@
+"""What happens in videos: ``tada quickstart``, ``train``, ``evaluate`` and ``predict``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+from rich.markup import escape
+
+from tada.commands.arguments import (
+    Command,
+    RecipeFile,
+    add_data,
+    add_device,
+    add_workers,
+    data_options,
+    read_data,
+    report_failures,
+)
+from tada.errors import UserError, VideoError
+from tada.machine import Machine, is_first_process
+from tada.recipe import Recipe, recipe_of
+
+if TYPE_CHECKING:
+    from tada.predict import Prediction
+    from tada.results import Evaluation
+
+
+def _quickstart_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="a new folder for everything it makes")
+    parser.add_argument("--seed", type=int, default=0, help="decides the videos and the training")
+
+
+def _quickstart(options: Namespace) -> int:
+    """See it work: videos of motion are made, two models learn them, and are tested. Takes a few minutes."""
+    from tada.quickstart import quickstart
+
+    quickstart(options.out, seed=options.seed, show_progress=sys.stderr.isatty())
+    return 0
+
+
+# --- train ---
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    add_data(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs/train"), help="the folder of the new run")
+    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="continue this run, which was interrupted")
+    parser.add_argument("--recipe", action=RecipeFile, metavar="NAME", help="one of `tada recipes`, or a YAML file")
+    parser.add_argument("--val-fraction", type=float, default=0.2, help="part of each class held out for validation")
+    parser.add_argument("--val-groups", type=str, default="", help="or: hold out these groups of the CSV, as A,B")
+    parser.add_argument("--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may turn out unreadable")
+    add_workers(parser)
+    parser.add_argument("--save-every-steps", type=PositiveInt | None, help="steps between states to resume from")
+    parser.add_class_arguments(Machine)
+    parser.add_class_arguments(Recipe)
+
+
+def _train(options: Namespace) -> int:
+    """Train a model on your videos."""
+    from tada.recognition import train
+
+    result = train(
+        recipe_of({field.name: options[field.name] for field in fields(Recipe)}),
+        read_data(options),
+        options.resume or options.out,
+        val_fraction=options.val_fraction,
+        val_groups=[group for group in options.val_groups.split(",") if group],
+        resume=options.resume is not None,
+        skip_unreadable=options.skip_unreadable,
+        num_workers=options.num_workers,
+        save_every_steps=options.save_every_steps,
+        machine=_machine(options),
+        show_progress=sys.stderr.isatty(),
+    )
+    if is_first_process():
+        print(f"trained in {result.seconds:.0f} s; next:")
+        print(f"  tada evaluate {result.run} {options.data}{data_options(options)}")
+        print(f"  tada predict {result.run} VIDEO")
+    return 0
+
+
+def _machine(options: Namespace) -> Machine:
+    return Machine(**{field.name: options[field.name] for field in fields(Machine)})
+
+
+# --- evaluate ---
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path | None, nargs="?", default=None, help="the folder of a run")
+    add_data(parser, optional=True)
+    parser.add_argument("--views", type=str, default="1x1", help="clips x crops of each video, such as 10x3")
+    parser.add_argument("--split", type=str | None, default=None, help="the part of DATA to test on")
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="REPORT",
+        help="in place of RUN and DATA: score reports again; of several, the mean of their scores (an ensemble)",
+    )
+    parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
+    parser.add_argument("--epic", type=Path | None, default=None, help="EPIC-KITCHENS-100's annotations: count subsets")
+    parser.add_argument("--challenge", type=Path | None, default=None, help="write EPIC-KITCHENS-100's challenge JSON")
+    add_workers(parser)
+    add_device(parser)
+    parser.add_argument("--devices", type=PositiveInt | None, default=None, help="devices that share the videos")
+    parser.add_argument("--num_nodes", type=PositiveInt | None, default=None, help="machines, each with --devices")
+
+
+def _evaluate(options: Namespace) -> int:
+    """Test a trained model on videos it has not seen, or score and join earlier tests."""
+    result, out = _rescored(options) if options.scores else _tested(options)
+    if is_first_process():
+        _report(result, out, options)
+    return report_failures("not tested", (failure.message for failure in result.unreadable))
+
+
+def _tested(options: Namespace) -> tuple[Evaluation, Path]:
+    from tada.data.clips import Views
+    from tada.evaluation import evaluate
+
+    if options.run is None or options.data is None:
+        raise UserError("give the folder of a run and the data to test it on, or reports with --scores")
+    result = evaluate(
+        options.run,
+        read_data(options),
+        split=options.split,
+        views=Views.parse(options.views),
+        num_workers=options.num_workers,
+        device=options.device,
+        machine=Machine(
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            accelerator="cpu" if options.device == "cpu" else "auto",
+        ),
+        show_progress=sys.stderr.isatty(),
+    )
+    return result, options.out or options.run / "evaluation"
+
+
+def _rescored(options: Namespace) -> tuple[Evaluation, Path]:
+    from tada.results import ensemble, load_scores
+
+    if options.run is not None:
+        raise UserError(f"--scores takes reports in place of RUN and DATA: leave {str(options.run)!r} away")
+    if options.out is None and len(options.scores) > 1:
+        raise UserError("say where the ensemble's report goes, with --out")
+    return ensemble([load_scores(path) for path in options.scores]), options.out or options.scores[0]
+
+
+def _report(result: Evaluation, out: Path, options: Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not out.is_file():  # one file of scores that is scored again has its report already
+        result.save(out)
+    metrics = result.metrics()
+    if options.epic is not None:
+        from tada.epic import challenge_metrics, read_subsets
+
+        metrics = challenge_metrics(result, read_subsets(options.epic))
+        (out / "challenge_metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    if options.challenge is not None:
+        from tada.epic import write_challenge
+
+        write_challenge(result, options.challenge)
+        print(f"the challenge's JSON is in {options.challenge}: zip it as test.json")
+    if metrics and len(result.heads) == 1:
+        table = Table("class", "top-1", "videos")
+        for label, (top1, count) in result.per_class().items():
+            table.add_row(escape(label), f"{top1:.3f}", str(count))
+        Console().print(table)
+    read, meant = len(result.paths), len(result.paths) + len(result.unreadable)
+    names = {"top1": "top-1", "top5": "top-5"}
+    numbers = [f"{names.get(name, name)} {value:.4f}" for name, value in metrics.items()]
+    print("   ".join([*numbers, f"{read} of {meant} videos"]))
+    print(f"the report is in {out}: evaluation.json, scores.npz, scores.csv, pictures of what was confused")
+
+
+# --- predict ---
+
+
+def _predict_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME")
+    parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
+    parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
+    parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
+    parser.add_argument("--clips", type=int | None, default=None, help="clips spread over a video or window")
+    parser.add_argument("--window-seconds", type=float | None, default=None, help="cut videos into windows this long")
+    parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one picture of each video")
+    add_device(parser)
+
+
+def _predict(options: Namespace) -> int:
+    """Say what happens in videos."""
+    from tada.predict import find_videos, load, predictions_csv, predictions_json
+
+    recognizer = load(options.run, device=options.device)
+    paths = find_videos(options.videos)
+    predictions, failures = [], []
+    for path in paths:
+        try:
+            prediction = recognizer.predict(path, num_clips=options.clips, window_seconds=options.window_seconds)
+        except VideoError as error:
+            failures.append(str(error))
+        else:
+            predictions.append(prediction)
+            if options.plots is not None:
+                prediction.plot(options.plots / f"{Path(path).stem}.png")
+    if options.format == "json":
+        print(predictions_json(predictions, options.top))
+    elif options.format == "csv":
+        print(predictions_csv(predictions, options.top), end="")
+    else:
+        _print_predictions(predictions, options.top)
+    return report_failures("no prediction", failures)
+
+
+def _print_predictions(predictions: Sequence[Prediction], top: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("video", "seconds", "what happens")
+    for prediction in predictions:
+        table.add_row(escape(prediction.path), "all", _scores_text(prediction.top(top)))
+        if len(prediction.clips) > 1:
+            for clip in prediction.clips:
+                when = f"{clip.start_seconds:.1f}-{clip.end_seconds:.1f}"
+                table.add_row("", when, _scores_text(prediction.top(top, clip)))
+    Console().print(table)
+
+
+def _scores_text(scores: Sequence[tuple[str, float]]) -> str:
+    return "  ".join(f"{escape(label)} {score:.2f}" for label, score in scores)
+
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": (_quickstart_arguments, _quickstart),
+    "train": (_train_arguments, _train),
+    "evaluate": (_evaluate_arguments, _evaluate),
+    "predict": (_predict_arguments, _predict),
+}

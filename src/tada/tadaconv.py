@@ -356,7 +356,7 @@ class Routing(nn.Module):
         self.context = nn.Linear(in_channels, in_channels) if global_context else None
         hidden = in_channels
         self.reduce: nn.Conv1d | None = None
-        self.norm: nn.BatchNorm1d | nn.LayerNorm | None = None
+        self.norm: nn.Module | None = None
         if len(kernel_sizes) == 2:
             hidden = max(in_channels // ratio, 1)
             self.reduce = nn.Conv1d(in_channels, hidden, kernel_sizes[0], padding=kernel_sizes[0] // 2)

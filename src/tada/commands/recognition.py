@@ -202,25 +202,29 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--clips", type=int | None, default=None, help="clips spread over a video or window")
     parser.add_argument("--window-seconds", type=float | None, default=None, help="cut videos into windows this long")
     parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one picture of each video")
+    parser.add_argument("--precision", type=Literal["fp32", "bf16"], default="fp32", help="of the network's numbers")
+    parser.add_argument("--compile", action="store_true", help="compile the network first: worth it for many videos")
     add_device(parser)
 
 
 def _predict(options: Namespace) -> int:
     """Say what happens in videos."""
+    import torch
+
     from tada.predict import find_videos, load, predictions_csv, predictions_json
 
-    recognizer = load(options.run, device=options.device)
+    dtype = torch.bfloat16 if options.precision == "bf16" else None
+    recognizer = load(options.run, device=options.device, dtype=dtype, compile=options.compile)
     paths = find_videos(options.videos)
     predictions, failures = [], []
-    for path in paths:
-        try:
-            prediction = recognizer.predict(path, num_clips=options.clips, window_seconds=options.window_seconds)
-        except VideoError as error:
-            failures.append(str(error))
+    found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)
+    for path, answer in zip(paths, found, strict=True):
+        if isinstance(answer, VideoError):
+            failures.append(str(answer))
         else:
-            predictions.append(prediction)
+            predictions.append(answer)
             if options.plots is not None:
-                prediction.plot(options.plots / f"{Path(path).stem}.png")
+                answer.plot(options.plots / f"{Path(path).stem}.png")
     if options.format == "json":
         print(predictions_json(predictions, options.top))
     elif options.format == "csv":

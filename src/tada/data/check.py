@@ -14,7 +14,7 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -226,27 +226,24 @@ def check_dataset(
 
 def probe_file(path: str, *, thorough: bool) -> Probe:
     """Open a file, hash it, and decode some of its frames, or all."""
+    probe = Probe(path=path, size_bytes=0, mtime_ns=0, thorough=thorough)
     try:
         size, mtime_ns = stamp_of(path)
     except OSError as error:  # gone since the table was read
-        return Probe(path=path, size_bytes=0, mtime_ns=0, thorough=thorough, reason="not_found", message=str(error))
-    sha256 = ""
+        return replace(probe, reason="not_found", message=str(error))
+    probe = replace(probe, size_bytes=size, mtime_ns=mtime_ns)
     try:
         with warnings.catch_warnings(record=True) as told, open_video(path) as video:
             warnings.simplefilter("always")
             with open(path, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                probe = replace(probe, sha256=hashlib.file_digest(file, "sha256").hexdigest())
             times, info = video.times_seconds, video.info
             last = len(times) - 1
             for index in range(len(times)) if thorough else sorted({0, last // 2, last}):
                 video.frames([index])
         gaps = np.diff(times)
-        return Probe(
-            path=path,
-            size_bytes=size,
-            mtime_ns=mtime_ns,
-            thorough=thorough,
-            sha256=sha256,
+        return replace(
+            probe,
             num_frames=info.num_frames,
             duration_seconds=info.duration_seconds,
             fps=info.fps,
@@ -257,15 +254,7 @@ def probe_file(path: str, *, thorough: bool) -> Probe:
             is_hdr=any("HDR" in str(warning.message) for warning in told),
         )
     except VideoError as error:
-        return Probe(
-            path=path,
-            size_bytes=size,
-            mtime_ns=mtime_ns,
-            thorough=thorough,
-            sha256=sha256,
-            reason=error.reason,
-            message=str(error),
-        )
+        return replace(probe, reason=error.reason, message=str(error))
 
 
 def _known_probes(file: Path, thorough: bool) -> dict[str, Probe]:

@@ -3,15 +3,15 @@
     tada quickstart
     python benchmarks/quantization.py quickstart/tada2d quickstart/tsn --data quickstart/videos --out OUT
 
-Accuracy is of videos that the runs were not trained on; the time is that of one clip, the median of --repeats, on as
-many threads as PyTorch has (OMP_NUM_THREADS). It prints a table and writes OUT/quantization.json.
+Accuracy is of videos that the runs were not trained on; the time is that of one clip, the least of --repeats (other
+work on the machine only adds to it), on as many threads as PyTorch has (OMP_NUM_THREADS). It prints a table and writes
+OUT/quantization.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,9 @@ def main() -> None:
         table = read_dataset(arguments.data).numbered_as(recognizer.heads)
         files = {form: arguments.out / f"{run.name}_{form}.onnx" for form in ("float32", "int8")}
         export(run, files["float32"])
-        done = export(run, files["int8"], int8=table, calibration_clips=arguments.calibration_clips)
+        done = export(
+            run, files["int8"], int8=table, calibration_clips=arguments.calibration_clips, show_progress=False
+        )
         assert done.int8 is not None
         tested = evaluate(files["float32"], choose_videos(table, run, None, print), show_progress=False)
         for form, metrics, file in (
@@ -54,7 +56,7 @@ def main() -> None:
             ("ONNX float32", tested.metrics(), files["float32"]),
             ("ONNX int8", done.int8.metrics, files["int8"]),
         ):
-            network = recognizer.model if form == "PyTorch" else load(file).model
+            network = recognizer.network if form == "PyTorch" else load(file).network
             rows[f"{name}, {form}"] = {
                 "metrics": metrics,
                 "bytes": file.stat().st_size,
@@ -67,14 +69,14 @@ def main() -> None:
 
 @torch.inference_mode()
 def milliseconds(network: nn.Module, clip: ClipSpec, repeats: int) -> float:
-    """The median time of one clip."""
+    """The least time that one clip took."""
     clips = torch.randn(1, 3, clip.num_frames, clip.crop, clip.crop)
     times = []
-    for _ in range(repeats + 5):
+    for _ in range(repeats):
         started = time.perf_counter()
         network(clips)
         times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times[5:])
+    return 1000 * min(times)
 
 
 def show(rows: dict[str, dict[str, Any]]) -> None:

@@ -192,7 +192,10 @@ def test_faulty_segments_are_refused_before_training(fault: str, data: tuple[Pat
 def test_features_of_another_backbone_are_refused(run: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
     found = FeatureFolder(data[0]).read("v5")
     write_features(tmp_path / "f", replace(found, card=replace(found.card, backbone="another")))
-    with pytest.raises(DataError, match="holds features of another backbone or setting than the localizer"):
+    with pytest.raises(
+        DataError,
+        match="holds features of another backbone than the localizer was trained on; extract them with its own",
+    ):
         evaluate_localizer(load_localizer(run), tmp_path / "f", data[1], tiou_thresholds=(0.5,), show_progress=False)
 
 

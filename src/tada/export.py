@@ -117,6 +117,10 @@ def export(
     if isinstance(recognizer.model, OnnxNetwork):
         raise OptionError(f"{str(run)!r} was exported already; give the run it comes from")
 
+    if int8 is not None:  # before the work, for there may be something wrong with them
+        table = (int8 if isinstance(int8, VideoTable) else read_dataset(int8)).numbered_as(recognizer.heads)
+        tested = choose_videos(table, Path(run), None, say)
+        calibration = _calibration_videos(table, tested, calibration_clips, say)
     loss: Int8Loss | None = None
     with TemporaryDirectory(prefix="tada_export_") as folder:
         file = Path(folder) / f"float32{suffix}"
@@ -125,9 +129,6 @@ def export(
         if not difference <= TOLERANCE:  # nor nan
             raise RuntimeError(f"{str(out)!r} was not written: its logits differ by {difference:.1g} of the largest")
         if int8 is not None:
-            table = (int8 if isinstance(int8, VideoTable) else read_dataset(int8)).numbered_as(recognizer.heads)
-            tested = choose_videos(table, Path(run), None, say)
-            calibration = _calibration_videos(table, tested, calibration_clips, say)
             file = _quantize(file, _clips_of(calibration, recognizer.clip))
             _write_card(file, recognizer)
             options: dict[str, Any] = {"num_workers": num_workers, "show_progress": show_progress, "say": _unsaid}
@@ -145,8 +146,8 @@ def export(
 def _write(recognizer: Recognizer, file: Path) -> nn.Module:
     """Write the file, and give what computes from it."""
     clip = recognizer.clip
-    # No size is 1, for that would be taken for a constant.
-    example = torch.zeros(2, 3, max(clip.num_frames, 2), clip.crop, clip.crop)
+    # Longer and larger than usual: a size of 1 is taken for a constant, wherever in the network frames or pixels shrink.
+    example = torch.zeros(2, 3, 4 * max(clip.num_frames, 2), max(clip.crop, 96), max(clip.crop, 96))
     with _quiet():
         if file.suffix == PROGRAM_SUFFIX:
             axes = dict.fromkeys((0, 2, 3, 4), Dim.DYNAMIC)
@@ -201,14 +202,13 @@ def _quiet() -> Iterator[None]:
 def largest_difference(network: nn.Module, exported: nn.Module, clip: ClipSpec) -> float:
     """The largest difference between the logits of two networks, as a part of the largest logit.
 
-    Compared on noise whose brightness changes over time: a clip as ``clip`` has them, and batches of more clips and
-    frames, and of frames half as high.
+    Compared on noise whose brightness changes over time: a clip as ``clip`` has them, several of half the height, and
+    one of more frames that are higher.
     """
     t, size = clip.num_frames, clip.crop
-    flat = max(size // 2, 32)
     generator = torch.Generator().manual_seed(0)
     differences = []
-    for n, frames, height in ((1, t, size), (3, t, flat), (2, 2 * t, flat)):
+    for n, frames, height in ((1, t, size), (3, t, max(size // 2, 32)), (1, 2 * t, size + 32)):
         clips = torch.randn(n, 3, frames, height, size, generator=generator)
         clips += torch.randn(n, 3, frames, 1, 1, generator=generator)
         with torch.inference_mode():

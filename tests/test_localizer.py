@@ -111,6 +111,11 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(run: Path, data: t
     assert again.scores.num_ground_truth == 4
 
 
+def test_its_features_are_those_it_was_trained_on(run: Path) -> None:
+    with pytest.raises(OptionError, match="is a localizer: it is loaded without dtype and compile"):
+        tada.load(run, dtype=torch.bfloat16)
+
+
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     run: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -445,7 +445,8 @@ def _unfold(output: Any, n: int, t: int) -> Any:
     if isinstance(output, Tensor):
         return output.reshape(n, t, *output.shape[1:]) if output.ndim and output.shape[0] == n * t else output
     if isinstance(output, Mapping):
-        return type(output)({key: _unfold(value, n, t) for key, value in output.items()})  # type: ignore[call-arg]
+        unfolded = {key: _unfold(value, n, t) for key, value in output.items()}
+        return type(output)(unfolded)  # type: ignore[call-arg]  # mappings are made of a dict, as dict itself is
     if isinstance(output, tuple) and hasattr(output, "_fields"):
         return type(output)(*(_unfold(value, n, t) for value in output))
     if isinstance(output, list | tuple):

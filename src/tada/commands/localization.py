@@ -274,9 +274,8 @@ def _localize_evaluate(options: Namespace) -> int:
         table.add_section()
         table.add_row("mAP", *(f"{value:.4f}" for value in scores.per_threshold), f"{scores.average:.4f}")
         # Ten thresholds are wider than 80 columns: then lines are long, and no number is cut.
-        console = Console()
         width = max(map(len, ("mAP", *classes))) + 10 * len(table.columns)
-        console.print(table, width=max(console.width, width), crop=False)
+        Console(width=max(Console().width, width)).print(table)
     if out is not None:
         result.save(out)
         title = f"{options.model or options.predictions} on {options.segments}"

@@ -402,7 +402,7 @@ def test_loader(
     clips_per_batch: int,
     num_workers: int,
     rank: int = 0,  # noqa: PT028  # this is no test
-    world: int = 1,  # noqa: PT028
+    world: int = 1,  # noqa: PT028  # as above
 ) -> DataLoader[Any]:
     """Every video once, in order, decoded by worker processes; as many at a time as make up ``clips_per_batch``.
 
@@ -419,7 +419,7 @@ def test_loader(
     )
 
 
-test_loader.__test__ = False  # type: ignore[attr-defined]
+test_loader.__test__ = False  # type: ignore[attr-defined]  # for pytest, which goes by the name
 
 
 def collate_views(samples: Sequence[tuple[int, tuple[int, ...], Tensor | Unreadable]]) -> ViewBatch:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from tada.errors import DataError, OptionError, UnknownNameError
 
 VIDEO_EXTENSIONS = frozenset(
+    # Split, since a literal would be sixteen lines.
     ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
 """Endings, in small letters, by which a folder's videos are told from other files. A CSV file may name any file."""

@@ -5,6 +5,7 @@ Shapes: B samples of a batch, C channels, T steps (ActionFormer) or bins (BMN), 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +25,7 @@ from tada.localization.naming import named, naming_scores
 from tada.localization.recipe import LocalizationRecipe
 
 _CROP_TRIES = 200
+_ROLLING_SECONDS = 60.0
 
 
 class Sample(NamedTuple):
@@ -56,6 +58,15 @@ class Piece:
     window: int = 0
 
 
+class RollingView(NamedTuple):
+    """What part of an endless video a detector is best shown at once, in features."""
+
+    num_features: int
+    """As many, or up to ``multiple`` more."""
+    multiple: int
+    """The part begins at a multiple of this, so that the detector's own steps lie where they do in a whole video."""
+
+
 class Detector(Protocol):
     """What training and testing need of a detector; an ``nn.Module``."""
 
@@ -73,6 +84,9 @@ class Detector(Protocol):
 
     def detect(self, found: VideoFeatures) -> Detections:
         """The segments of a video, in seconds, best first."""
+
+    def rolling_view(self, stride_seconds: float) -> RollingView | None:
+        """For videos without an end; None where the detector's steps depend on how long a video is."""
 
     def shape(self) -> dict[str, Any]:
         """The config as plain values, for ``detector_of``."""
@@ -188,6 +202,13 @@ class ActionFormerDetector(nn.Module):
         scores = naming_scores(found, self.label_sets)
         return named(chosen.segments, chosen.scores, scores, found.card.grid, video_classes=self.recipe.video_classes)
 
+    def rolling_view(self, stride_seconds: float) -> RollingView | None:
+        """A minute; or eight steps of the coarsest level, four times as much as nine in ten segments last."""
+        if self.recipe.resize_to is not None:
+            return None
+        coarsest = self.config.stride_of_last
+        return RollingView(max(math.ceil(_ROLLING_SECONDS / stride_seconds), 8 * coarsest), coarsest)
+
 
 class BMNDetector(nn.Module):
     """BMN, with the settings of its training and testing; scores beside the features name what it finds."""
@@ -250,6 +271,13 @@ class BMNDetector(nn.Module):
         is_whole = self.config.bin_seconds is None
         thinned = bmn.thinned(proposals, duration_seconds=duration, thresholds=(0.5, 0.9) if is_whole else (0.25, 0.9))
         return named(thinned.segments, thinned.scores, scores, grid, video_classes=self.recipe.video_classes)
+
+    def rolling_view(self, stride_seconds: float) -> RollingView | None:
+        """A window, which begins where one of a whole video's windows would."""
+        bins, hop, seconds = self.config.num_bins, self.config.max_duration_bins, self.config.bin_seconds
+        if seconds is None:
+            return None
+        return RollingView(math.ceil(bins * seconds / stride_seconds), max(round(hop * seconds / stride_seconds), 1))
 
 
 def new_detector(

@@ -11,17 +11,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from os import fspath
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from tada.ahead import Ahead
 from tada.errors import DataError, OptionError, VideoError
 from tada.localization.features import FeatureCard, VideoFeatures, read_card, write_features
 from tada.localization.forms import video_name
@@ -89,6 +91,11 @@ class ExtractionSettings:
             stride_seconds = min(_DENSE_SECONDS if dense else _SPARSE_SECONDS, window_seconds / 4)
         return cls(window_seconds=window_seconds, stride_seconds=stride_seconds, num_crops=num_crops)
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> ExtractionSettings:
+        """Those among the plain values that ``settings_of`` gave."""
+        return cls(**{entry.name: plain[entry.name] for entry in fields(cls)})
+
     @property
     def grid(self) -> FeatureGrid:
         """Feature k stands for the k-th stride of the video, its middle."""
@@ -103,10 +110,13 @@ class ExtractionSettings:
         return max(1, math.floor(duration_seconds / self.stride_seconds + 0.5))
 
     def clip_times(self, index: int, num_frames: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """When the frames of clip ``index`` are shown, [T]: the middles of T equal parts of its window."""
+        """When the frames of clip ``index`` are shown, [T]: the middles of T equal parts of its window.
+
+        With a millisecond's grace, as in testing: WebM and MKV round times to milliseconds.
+        """
         middle = float(self.grid.seconds(float(index)))
         parts: np.ndarray[tuple[int], np.dtype[np.float64]] = (np.arange(num_frames) + 0.5) / num_frames - 0.5
-        return middle + parts * self.window_seconds
+        return middle + parts * self.window_seconds + 1e-3
 
 
 def backbone_hash(model: nn.Module) -> str:
@@ -135,35 +145,39 @@ def clips_of(reader: Video, spec: ClipSpec, settings: ExtractionSettings, clip_r
     times = reader.times_seconds
     needed: list[list[int]] = []
     for index in clip_range:
-        # A millisecond's grace, as in testing: WebM and MKV round times to milliseconds.
-        shown = np.searchsorted(times, settings.clip_times(index, spec.num_frames) + 1e-3, side="right") - 1
+        shown = np.searchsorted(times, settings.clip_times(index, spec.num_frames), side="right") - 1
         needed.append(np.clip(shown, 0, len(times) - 1).tolist())
     wanted = iter(sorted({frame for clip in needed for frame in clip}))
     ready: dict[int, Tensor] = {}  # [V, crop, crop, 3]
     for clip in needed:
         while clip[-1] not in ready:
             part = [frame for _, frame in zip(range(_FRAMES_AT_ONCE), wanted, strict=False)]
-            crops = test_crops(
-                torch.from_numpy(reader.frames(part)),
-                short_side=spec.short_side,
-                crop=spec.crop,
-                num_crops=settings.num_crops,
-                antialias=spec.antialias,
-            )
-            ready.update(zip(part, torch.stack(crops, dim=1), strict=True))
+            ready.update(zip(part, frame_crops(reader.frames(part), spec, settings), strict=True))
         for frame in [frame for frame in ready if frame < clip[0]]:
             del ready[frame]
         yield torch.stack([ready[frame] for frame in clip], dim=1)
+
+
+def frame_crops(frames: NDArray[np.uint8], spec: ClipSpec, settings: ExtractionSettings) -> Tensor:
+    """Frames [N, H, W, 3], made small and cut: uint8 [N, V, crop, crop, 3]."""
+    crops = test_crops(
+        torch.from_numpy(frames),
+        short_side=spec.short_side,
+        crop=spec.crop,
+        num_crops=settings.num_crops,
+        antialias=spec.antialias,
+    )
+    return torch.stack(crops, dim=1)
 
 
 @torch.inference_mode()
 def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Clips of all crops, uint8 [N, V, T, H, W, 3] -> features [N, V * D] and the mean probabilities [N, K]."""
     n, v = clips.shape[:2]
-    model = backbone.model
-    features = model.features(normalise(clips.flatten(0, 1).to(backbone.device)))  # type: ignore[operator]  # a method
-    scores = backbone.probabilities(model.head(features)).view(n, v, -1).mean(1)  # type: ignore[operator]  # a module
-    return features.float().reshape(n, -1).cpu(), scores.cpu()
+    features = backbone.network.features(normalise(clips.flatten(0, 1).to(backbone.device)))
+    head: Any = backbone.model.head
+    scores = backbone.probabilities(head(features)).view(n, v, -1).mean(1)
+    return features.reshape(n, -1).cpu(), scores.cpu()
 
 
 def extract_video(
@@ -189,14 +203,16 @@ def extract_video(
         duration = reader.info.duration_seconds
         count = settings.count(duration)
         batch: list[Tensor] = []
-        for i, clip in enumerate(clips_of(reader, backbone.clip, settings, range(count)), start=1):
-            batch.append(clip)
-            if len(batch) == batch_size or i == count:
-                found, probabilities = clip_outputs(backbone, torch.stack(batch))
-                features.append(found)
-                scores.append(probabilities)
-                advance(len(batch) / count)
-                batch = []
+        # The next batch is decoded while the network is busy with this one.
+        with Ahead(clips_of(reader, backbone.clip, settings, range(count)), size=batch_size) as clips:
+            for i, clip in enumerate(clips, start=1):
+                batch.append(clip)
+                if len(batch) == batch_size or i == count:
+                    found, probabilities = clip_outputs(backbone, torch.stack(batch))
+                    features.append(found)
+                    scores.append(probabilities)
+                    advance(len(batch) / count)
+                    batch = []
     rows = torch.cat(features).numpy()
     card = FeatureCard(
         video=video_name(path.name),

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -230,10 +230,7 @@ class Localizer:
             VideoError: the video cannot be read.
             CheckpointError: the localizer was trained on features from files, and has no network to make its own.
         """
-        backbone = self._backbone()
-        settings = ExtractionSettings(
-            **{entry.name: self.card.feature_settings[entry.name] for entry in fields(ExtractionSettings)}
-        )
+        backbone, settings = self.feature_maker()
         features = extract_video(backbone, Path(video), settings, backbone_sha256=self.card.backbone, advance=advance)
         return self.named(self.detect(features), fspath(video), features.card.duration_seconds, min_score=min_score)
 
@@ -253,15 +250,20 @@ class Localizer:
 
     def predict(self, video: str | PathLike[str], **options: Any) -> Prediction:
         """What the backbone says of the video as a whole: see ``Recognizer.predict``."""
-        return self._backbone().predict(video, **options)
+        return self.feature_maker()[0].predict(video, **options)
 
-    def _backbone(self) -> Recognizer:
+    def feature_maker(self) -> tuple[Recognizer, ExtractionSettings]:
+        """The network that makes the features, and how it is shown a video.
+
+        Raises:
+            CheckpointError: the localizer was trained on features from files, and has no network to make its own.
+        """
         if self.backbone is None:
             raise CheckpointError(
                 f"this localizer was trained on features from files ({self.card.backbone}) and has no network to make "
                 "them of a video; train one on features of `tada extract`"
             )
-        return self.backbone
+        return self.backbone, ExtractionSettings.of(self.card.feature_settings)
 
 
 def save_localizer(folder: Path, localizer: Localizer) -> None:

@@ -25,6 +25,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -48,11 +49,11 @@ from tada.localization.localizer import Localizer, LocalizerCard, results_of, sa
 from tada.localization.metrics import best_thresholds, detection_map
 from tada.localization.naming import can_name, check_naming, scores_for
 from tada.localization.recipe import LocalizationRecipe
-from tada.loop import EpochLines, WholeFileCheckpoints, make_trainer, own_sigterm, quiet
+from tada.loop import EpochLines, WholeFileCheckpoints, make_trainer, own_sigterm, quiet, scheduled
 from tada.machine import Machine
 from tada.predict import Recognizer
 from tada.recipe import read_recipe, recipe_yaml
-from tada.recognition import NonFiniteLossError, learning_rate_factor
+from tada.recognition import NonFiniteLossError
 
 _SHORTEST_STEPS = 2
 _ENOUGH_VIDEOS, _MOST_VIDEOS = 5, 100  # that thresholds of classes without validation are learned from
@@ -161,7 +162,7 @@ class LocalizationTask(L.LightningModule):
         )
         self.log("val_map", scores.average, batch_size=1)
 
-    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = dict(self.detector.named_parameters())
         # Kernels and matrices decay; norms, biases and scales do not.
         is_decayed = {name: p.ndim > 1 and not name.endswith(".scale") for name, p in parameters.items()}
@@ -173,12 +174,9 @@ class LocalizationTask(L.LightningModule):
             {"params": [p for name, p in parameters.items() if not is_decayed[name]], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _factor(self, step: int) -> float:
-        return learning_rate_factor(
-            step / self.steps_per_epoch,
+        return scheduled(
+            optimizer,
+            steps_per_epoch=self.steps_per_epoch,
             epochs=self.recipe.epochs,
             warmup_epochs=self.recipe.warmup_epochs,
             warmup_start=0.01,

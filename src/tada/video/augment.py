@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -76,10 +77,10 @@ def color_jitter(
     for strength, change in ((brightness, _brightness), (contrast, _contrast), (saturation, _colour)):
         factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
         if strength:
-            changes.append(lambda clip, change=change, factor=factor: change(clip, factor))  # type: ignore[misc]
+            changes.append(partial(change, factor=factor))
     shift = rng.uniform(-hue, hue)
     if hue:
-        changes.append(lambda clip: _turn_hue(clip, shift))
+        changes.append(partial(_turn_hue, shift=shift))
     for i in rng.permutation(len(changes)):
         clip = changes[int(i)](clip)
     return clip

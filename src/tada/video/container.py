@@ -3,6 +3,8 @@
 Only a regular file on this machine is opened, never an address, and FFmpeg may use only the formats of videos:
 a play list or a list of other files, which could make it read elsewhere, is refused whatever its name. What
 FFmpeg says of a file it cannot open becomes one of the errors of ``tada.errors``.
+
+Pipes, files that still grow and cameras are opened only for a caller who asks for what is live.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import stat
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import av
 import av.error
@@ -33,9 +35,11 @@ from tada.errors import (
     VideoError,
     VideoNotFoundError,
 )
+from tada.video.live import LiveBytes
 
 # The control that keeps play lists out: with "file" as the only protocol they could still name other files.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
+_CAMERA_FORMAT = "video4linux2"
 _MAX_STREAMS = 100
 _BEGINNINGS = re.compile(rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|G.{187}G", re.DOTALL)
 _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
@@ -58,29 +62,41 @@ class Limits:
 class MediaFile:
     """An open container and its first video stream that is not cover art.
 
+    Args:
+        live: bytes that still come, which are read in place of the file at ``path``; or "camera": it is a camera.
+
     Raises:
         VideoError: one of its subclasses, by what is wrong.
     """
 
-    def __init__(self, path: str, limits: Limits) -> None:
-        _check_regular_file(path)
+    def __init__(self, path: str, limits: Limits, *, live: LiveBytes | Literal["camera"] | None = None) -> None:
         self.path, self.limits = path, limits
+        timeout: tuple[float, float] | None = (limits.timeout_seconds, limits.timeout_seconds)
+        source: str | LiveBytes
+        if live is None:
+            _check_regular_file(path)
+            source, form, formats, protocol = "file:" + os.path.abspath(path), None, _FORMATS, "file"
+        elif live == "camera":
+            source, form, formats, protocol = path, _CAMERA_FORMAT, _CAMERA_FORMAT, "none"
+        else:  # these know themselves when to give up; nothing that they hold may lead to a file
+            source, form, formats, protocol, timeout = live, None, _FORMATS, "none", None
         pixels = {"max_pixels": str(limits.max_pixels)}
         try:
             self.container = av.open(
-                "file:" + os.path.abspath(path),
+                source,
                 mode="r",
+                format=form,
                 options=pixels,  # or FFmpeg would decode a frame, however large, to know the stream
                 container_options={
-                    "protocol_whitelist": "file",
-                    "format_whitelist": _FORMATS,
+                    "protocol_whitelist": protocol,
+                    "format_whitelist": formats,
                     "max_streams": str(_MAX_STREAMS),
                 },
                 metadata_errors="replace",
-                timeout=(limits.timeout_seconds, limits.timeout_seconds),
+                timeout=timeout,
             )
         except (av.error.FFmpegError, OSError, MemoryError) as fault:
-            raise _opening_fault(fault, path, limits) from fault
+            raise (_opening_fault(fault, path, limits) if live is None else _live_fault(fault, path, live)) from fault
         try:
             self.kind = self.container.format.name.split(",")[0]
             cover = av.stream.Disposition.attached_pic
@@ -89,9 +105,8 @@ class MediaFile:
                 raise NoVideoStreamError(f"{path!r} holds no video, only sound or cover art", path)
             self.stream = videos[0]
             if self.stream.codec_context is None:
-                raise UnsupportedCodecError(
-                    f"{path!r}: no decoder for its codec {_codec_mark(path)}; convert it to H.264", path
-                )
+                mark = _codec_mark(path) if live is None else "(unknown)"
+                raise UnsupportedCodecError(f"{path!r}: no decoder for its codec {mark}; convert it to H.264", path)
             self.context = self.stream.codec_context
             self.codec: str = self.context.codec.canonical_name
             self.context.thread_type, self.context.thread_count = "NONE", 1
@@ -273,6 +288,22 @@ def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
         "if players show it, convert it to MP4",
         path,
     )
+
+
+def _live_fault(fault: Exception, path: str, live: LiveBytes | Literal["camera"]) -> VideoError:
+    """The typed form of what FFmpeg says of a camera, or of bytes that still come."""
+    if live == "camera":
+        why = getattr(fault, "strerror", None) or str(fault)
+        return VideoNotFoundError(f"{path!r}: the camera cannot be opened ({why}); does something else use it?", path)
+    if not live.beginning:
+        return EmptyFileError(f"{path!r}: nothing came for {live.idle_seconds:g} s; start its writer first", path)
+    remedy = (
+        "what is still being written should be Matroska, MPEG-TS, or MP4 in fragments "
+        "(ffmpeg: -movflags frag_keyframe+empty_moov)"
+    )
+    if _BEGINNINGS.match(live.beginning):
+        return TruncatedVideoError(f"{path!r} begins as a video, but no frame of it can be read yet; {remedy}", path)
+    return NotAVideoError(f"{path!r} is not a video in a format that is opened; {remedy}", path)
 
 
 def _timeout(path: str, limits: Limits) -> VideoError:

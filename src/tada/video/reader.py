@@ -27,6 +27,7 @@ from av.video.reformatter import VideoReformatter
 
 from tada.errors import CorruptVideoError, OptionError
 from tada.video.container import Limits, MediaFile, Packets
+from tada.video.pixels import Geometry, to_rgb
 
 MAX_PIXELS = 7680 * 4320
 """Largest frame that is decoded unless the caller allows more: 8K."""
@@ -214,8 +215,7 @@ class Video:
         )
 
     @cached_property
-    def _geometry(self) -> tuple[int, int, int]:
-        """Width and height as stored, in pixels, and quarter turns counterclockwise to show a frame."""
+    def _geometry(self) -> Geometry:
         self._check_usable()
         if not (self._is_timed and self._seek(self._keys[0])):
             self._restart()
@@ -223,11 +223,7 @@ class Video:
         if first is None:
             raise self._file.breaks_off(0)
         self._decoder = chain([first], self._decoder)  # for one who reads on from here
-        return self._geometry_of(first[1])
-
-    def _geometry_of(self, frame: av.VideoFrame) -> tuple[int, int, int]:
-        width, height = self._size if all(self._size) else (frame.width, frame.height)
-        return width, height, round(frame.rotation / 90) % 4
+        return Geometry.of(first[1], self._size)
 
     # --- frames -----------------------------------------------------------------------------------------------
 
@@ -383,13 +379,5 @@ class Video:
     def _to_rgb(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         """[H, W, 3], turned and of the first frame's size."""
         if "_geometry" not in self.__dict__:
-            self._geometry = self._geometry_of(frame)
-        width, height, quarter_turns = self._geometry
-        has_alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
-        pixels = self._reformatter.reformat(
-            frame, width, height, "rgba" if has_alpha else "rgb24", threads=1
-        ).to_ndarray()
-        if has_alpha:
-            weighted = pixels[..., :3].astype(np.uint16) * pixels[..., 3:]
-            pixels = ((weighted + 127) // 255).astype(np.uint8)
-        return np.rot90(pixels, quarter_turns)
+            self._geometry = Geometry.of(frame, self._size)
+        return to_rgb(frame, self._geometry, self._reformatter)

@@ -1,0 +1,99 @@
+"""Bytes that are still being written: of a file that grows, or of a pipe. Reading waits at the end for more."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import sys
+import threading
+import time
+
+from tada.errors import ChangedVideoError, NotARegularFileError, VideoNotFoundError
+
+STDIN = "-"
+"""Names the standard input, as for other commands."""
+_POLL_SECONDS = 0.02
+_VIDEO4LINUX = 81  # major number of the devices /dev/video*: linux/Documentation/admin-guide/devices.txt
+_BEGINNING_BYTES = 1 << 16
+
+
+def is_camera(path: str) -> bool:
+    """Whether the path is that of a camera (Video4Linux)."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISCHR(status.st_mode) and os.major(status.st_rdev) == _VIDEO4LINUX
+
+
+class LiveBytes:
+    """A growing file, a named pipe or the standard input, as FFmpeg reads it: from beginning to end, without seeking.
+
+    It ends when nothing came for ``idle_seconds``, when the pipe's writer closes it, or when ``stop`` is set.
+
+    Raises:
+        VideoError: there is nothing at the path, or neither a file nor a pipe.
+    """
+
+    def __init__(self, path: str, *, idle_seconds: float, stop: threading.Event) -> None:
+        self.path, self.idle_seconds = path, idle_seconds
+        self.beginning = b""
+        """The first bytes, for messages."""
+        self._stop = stop
+        self._position, self._has_ended = 0, False
+        try:
+            if path == STDIN:
+                self._file = os.dup(sys.stdin.fileno())
+            else:
+                kind = os.stat(path).st_mode
+                if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+                    what = "a folder" if stat.S_ISDIR(kind) else "a socket or a device that is no camera"
+                    raise NotARegularFileError(f"{path!r} is {what}; a file, a pipe or a camera is needed", path)
+                self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe opens before it has a writer
+        except (OSError, ValueError) as fault:  # ValueError: a zero byte in the name, or no standard input
+            if isinstance(fault, NotARegularFileError):
+                raise
+            why = getattr(fault, "strerror", None) or str(fault)
+            raise VideoNotFoundError(f"{path!r} cannot be opened ({why}); check the path", path) from fault
+        self._can_wait = not stat.S_ISREG(os.fstat(self._file).st_mode)
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes, as soon as there are some; none at the end.
+
+        Raises:
+            ChangedVideoError: the file became shorter than what was read of it.
+        """
+        data = b"" if self._has_ended else self._read(size)
+        self._has_ended = not data
+        self._position += len(data)
+        self.beginning += data[: _BEGINNING_BYTES - len(self.beginning)]
+        return data
+
+    def _read(self, size: int) -> bytes:
+        given_up = time.monotonic() + self.idle_seconds
+        while not self._stop.is_set():
+            if self._can_wait:
+                if select.select([self._file], [], [], _POLL_SECONDS)[0]:
+                    return os.read(self._file, size)
+            else:
+                data = os.read(self._file, size)
+                if data:
+                    return data
+                length = os.fstat(self._file).st_size
+                if length < self._position:
+                    raise ChangedVideoError(
+                        f"{self.path!r} became shorter while it was read ({length} bytes, of which {self._position} "
+                        "are read); let its writer only add to it",
+                        self.path,
+                    )
+                self._stop.wait(_POLL_SECONDS)
+            if time.monotonic() > given_up:
+                break
+        return b""
+
+    def close(self) -> None:
+        """Let go of the file. May be called twice."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)

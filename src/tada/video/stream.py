@@ -1,0 +1,156 @@
+"""Frames as they come: of a file that still grows, of a pipe, or of a camera."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.packet import Packet
+from av.video.reformatter import VideoReformatter
+
+from tada.errors import CorruptVideoError, EmptyFileError, OptionError
+from tada.video.container import Limits, MediaFile
+from tada.video.live import LiveBytes, is_camera
+from tada.video.pixels import Geometry, to_rgb
+from tada.video.reader import MAX_PIXELS
+
+_OPENING_SECONDS = 30.0  # for a camera
+_LONGEST_JUMP_BACK_SECONDS = 1.0
+
+
+class LiveFrame(NamedTuple):
+    """A frame of a stream."""
+
+    seconds: float
+    """When it is shown, from the stream's first frame."""
+    arrived: float
+    """``time.perf_counter()`` when its last byte had been read."""
+    pixels: Callable[[], npt.NDArray[np.uint8]]
+    """Makes it RGB, [H, W, 3]; so frames that nobody looks at cost less."""
+
+
+class FrameStream:
+    """The frames of a source that is still being written, each decoded once, in the order of presentation.
+
+    Args:
+        source: a file, a named pipe, "-" for the standard input, or a camera such as /dev/video0. Addresses are not
+            opened: let ffmpeg fetch them into a pipe.
+        idle_seconds: the stream has ended when nothing came for so long.
+        max_pixels: largest frame, width times height, that is decoded.
+
+    Frames are as ``Video`` has them. One that decodes with errors or is not shown after its predecessor is left out and
+    counted: until the next one the frame before it stands still.
+    """
+
+    duration_seconds: float
+    """From the start of the first frame to the end of the last, as far as they have been read."""
+    num_frames: int
+    """Frames given out."""
+    num_left_out: int
+    """Frames that decoded with errors, and packets that did not decode at all."""
+
+    def __init__(
+        self, source: str | os.PathLike[str], *, idle_seconds: float = 10.0, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        if not idle_seconds > 0:
+            raise OptionError(f"idle_seconds={idle_seconds:g} should be positive")
+        self.path = os.fspath(source)
+        self.duration_seconds, self.num_frames, self.num_left_out = 0.0, 0, 0
+        self._idle_seconds, self._max_pixels = idle_seconds, max_pixels
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Let the stream end after the frames that have been read. From any thread, or a signal's handler."""
+        self._stop.set()
+
+    def __iter__(self) -> Iterator[LiveFrame]:
+        """Wait for frame after frame; to be used once.
+
+        Raises:
+            VideoError: one of its subclasses: the source cannot be opened, holds no video, became shorter, or its
+                times are missing or jump back.
+        """
+        if is_camera(self.path):
+            limits = Limits(max_pixels=self._max_pixels, max_frames=0, timeout_seconds=_OPENING_SECONDS)
+            media = MediaFile(self.path, limits, live="camera")
+        else:
+            limits = Limits(max_pixels=self._max_pixels, max_frames=0, timeout_seconds=self._idle_seconds)
+            live = LiveBytes(self.path, idle_seconds=self._idle_seconds, stop=self._stop)
+            try:
+                media = MediaFile(self.path, limits, live=live)
+            except BaseException:
+                live.close()
+                raise
+        try:
+            yield from self._frames(media)
+        finally:
+            media.close()
+        if self.num_frames == 0:
+            raise EmptyFileError(f"{self.path!r} ended before a frame could be decoded; see to its writer", self.path)
+
+    def _frames(self, media: MediaFile) -> Iterator[LiveFrame]:
+        stored = media.context.width, media.context.height
+        geometry, reformatter = None, VideoReformatter()
+        unit = media.stream.time_base  # a frame's own is not set when the decoder is emptied
+        first, last, seconds = 0, 0, 0.0  # the first two in ticks
+        for frame, arrived in self._decoded(media):
+            if frame.is_corrupt:
+                self.num_left_out += 1
+                continue
+            if frame.pts is None or unit is None:
+                raise CorruptVideoError(
+                    f"{self.path!r} does not say when its frames are shown: send it as Matroska or MPEG-TS", self.path
+                )
+            if geometry is None:
+                geometry, first = Geometry.of(frame, stored), frame.pts
+            elif frame.pts <= last:
+                back = float((last - frame.pts) * unit)
+                if back > _LONGEST_JUMP_BACK_SECONDS:
+                    raise CorruptVideoError(
+                        f"{self.path!r}: after {seconds:.1f} s its times jump back by {back:.1f} s; its writer began "
+                        "anew: start again",
+                        self.path,
+                    )
+                self.num_left_out += 1
+                continue
+            last = frame.pts
+            # In the order of the reader's operations, so that times are the same to the last bit.
+            before, seconds = seconds, (last - first) * unit.numerator / unit.denominator
+            self.num_frames += 1
+            lasts = float(frame.duration * unit)
+            if media.kind == "mov" and self.num_frames > 1:  # there durations are those from one decoding to the next
+                lasts = seconds - before
+            self.duration_seconds = seconds + (lasts or 1 / float(media.stream.average_rate or 25))
+            yield LiveFrame(seconds, arrived, partial(to_rgb, frame, geometry, reformatter))
+
+    def _decoded(self, media: MediaFile) -> Iterator[tuple[av.VideoFrame, float]]:
+        """Frames in the order of presentation, and when their packets had been read."""
+        arrivals: dict[int | None, float] = {}
+        arrived = time.perf_counter()
+        for packet in self._packets(media):
+            if packet is not None:
+                arrived = arrivals[packet.pts] = time.perf_counter()
+            try:
+                frames = media.context.decode(packet)
+            except av.error.FFmpegError:
+                self.num_left_out += 1
+                continue
+            for frame in frames:
+                yield frame, arrivals.pop(frame.pts, arrived)
+                for older in [pts for pts in arrivals if pts is None or (frame.pts is not None and pts < frame.pts)]:
+                    del arrivals[older]
+
+    def _packets(self, media: MediaFile) -> Iterator[Packet[Any] | None]:
+        for packet in media.packets():
+            yield packet
+            if self._stop.is_set():  # a camera does not end by itself
+                break
+        yield None  # for the decoder: give out what you hold

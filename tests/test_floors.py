@@ -78,7 +78,7 @@ FLOORS = [
     {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.extraction"},
     {"tada.localization.localizer", "tada.quickstart"},
     {"tada.localization.evaluation", "tada.localization.streaming", "tada.localization.task", "tada.loading"},
-    {"tada.localization.pipeline", "tada.localization.report"},
+    {"tada.commands.streaming", "tada.localization.pipeline", "tada.localization.report"},
     {
         "tada.commands.datasets",
         "tada.commands.library",

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--backbone-recipe", default="gestures")
     parser.add_argument("--tsn-motion", type=Path, help="the folder of TSN's motion weights")
     parser.add_argument("--stride-frames", type=float, default=2, help="from one feature to the next")
-    parser.add_argument("--only", help="one row alone, such as 'tada2d_tiny actionformer'")
+    parser.add_argument("--only", default="", help="rows that begin so, such as 'tada2d_tiny' or 'tsn_tiny bmn'")
     parser.add_argument("--videos", type=int, help="only so many of each split, to see that it runs")
     parser.add_argument("--epochs", type=int, help="of all trainings, to see that it runs")
     arguments = parser.parse_args()
@@ -78,11 +78,13 @@ def main() -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
         for model, init in inits.items():
-            if arguments.only is not None and not arguments.only.startswith(model):
+            detectors = {name: own for name, own in DETECTORS.items() if f"{model} {name}".startswith(arguments.only)}
+            if not detectors:
                 continue
             started = time.perf_counter()
             folder = arguments.out / f"{model}_seed_{seed}"
             recipe = replace(tada.load_recipe(arguments.backbone_recipe), model=model, init=init, seed=seed)
+            recipe = replace(recipe, flip_probability=0.5)  # the room has no left and right, and no class has
             recipe = _shortened(recipe, arguments.epochs)
             backbone = folder / "backbone"
             if not (backbone / CARD_FILE).exists():
@@ -95,10 +97,8 @@ def main() -> None:
             )
             extract(recognizer, files, folder / "features", settings, show_progress=False)
             seconds = time.perf_counter() - started
-            for detector, own in DETECTORS.items():
+            for detector, own in detectors.items():
                 row = f"{model} {detector}"
-                if arguments.only not in (None, row):
-                    continue
                 found = _detect(replace(_shortened(own, arguments.epochs), seed=seed), table, folder, detector)
                 rows.setdefault(row, []).append(found | {"trimmed_top1": trimmed, "backbone_seconds": seconds})
                 print(f"{row}, seed {seed}: mAP {found['average_map']:.3f}, trimmed top-1 {trimmed:.3f}", flush=True)

@@ -19,11 +19,9 @@ from tada.localization.bmn import (
     BMNOutputs,
     BMNTargets,
     BoundaryMatching,
-    Proposals,
     Window,
     at_times,
     bmn_losses,
-    name,
     proposals,
     sampling_weights,
     targets,
@@ -247,23 +245,6 @@ def test_one_proposal_a_second_is_kept() -> None:
     kept = thinned(found, duration_seconds=6.0)
     assert len(kept.scores) == min(7, len(found.scores))
     assert kept.scores[0] == found.scores.max()
-
-
-def test_classes_are_those_of_the_clips_inside() -> None:
-    grid = FeatureGrid(start_seconds=0.5, stride_seconds=1.0, window_seconds=1.0)
-    rows = np.zeros((10, 3))
-    rows[:5, 0], rows[5:, 1], rows[:, 2] = 0.8, 0.7, 0.2
-    found = Proposals(np.array([[1.0, 3.0], [6.0, 9.0]]), np.array([0.5, 0.9]))
-    named = name(found, [rows], grid, whole_video=False)
-    assert named.labels[:, 0].tolist() == [1, 0, 2, 2]
-    assert named.segments[:2].tolist() == [[6.0, 9.0], [1.0, 3.0]]
-    assert named.scores == pytest.approx([0.63, 0.4, 0.18, 0.1])
-    whole = name(found, [rows], grid, whole_video=True)
-    assert whole.labels[0, 0] == 0  # 0.4 on average, against 0.35
-    pairs = name(found, [rows, rows[:, ::-1]], grid, whole_video=False)
-    assert pairs.labels[0].tolist() == [1, 1]
-    assert pairs.labels.shape == (2 * 5, 2)
-    assert pairs.scores[0] == pytest.approx(0.9 * 0.7 * 0.7)
 
 
 def test_the_data_decide_between_whole_videos_and_windows() -> None:

@@ -12,13 +12,11 @@ from tada.errors import DataError, OptionError
 from tada.localization.annotations import (
     SegmentTable,
     check_for_training,
-    parse_seconds,
     read_segments,
-    split_name,
-    video_name,
     with_durations,
     with_splits,
 )
+from tada.localization.forms import parse_seconds, split_name, video_name
 from tada.localization.metrics import detection_map
 
 PLAIN = """video,start,end,label,split
@@ -191,7 +189,7 @@ def test_a_faulty_row_is_refused_by_its_number(fault: str, tmp_path: Path) -> No
     [
         ("", "s.csv", "s.csv is empty; its first row should name the columns"),
         ("video,label\na,b\n", "s.csv", "s.csv row 1: no column start, end among video, label; expected"),
-        ("video,start,end,label\n", "s.csv", "s.csv has no segments"),
+        ("video,start,end,label\n", "s.csv", "s.csv has no rows below its header"),
         ("{", "s.json", "s.json is no JSON"),
         ("[]", "s.json", "expected an object with an entry for each video"),
         ('{"database": {"v": {"annotations": [{"segment": [1], "label": "a"}]}}}', "s.json", "video 'v' annotation 1"),
@@ -206,7 +204,7 @@ def test_a_faulty_file_is_refused(content: str, name: str, message: str, tmp_pat
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no file; give a JSON or CSV file of segments"):
-        read_segments(tmp_path)
+        read_segments(tmp_path / "nowhere.csv")
 
 
 def test_durations_cut_a_little_and_refuse_much(tmp_path: Path) -> None:

@@ -29,12 +29,10 @@ from tada.localization.features import (
     FeatureCard,
     FeatureFolder,
     VideoFeatures,
-    count_between,
-    import_features,
-    read_published,
     write_features,
 )
 from tada.localization.grid import FeatureGrid
+from tada.localization.importing import count_between, import_features, read_published
 from tada.models import create_model
 from tada.models.weights import ModelCard
 from tada.predict import Recognizer
@@ -350,3 +348,73 @@ def test_five_second_chunks_are_put_together(tmp_path: Path) -> None:
         import_features(
             source, tmp_path / "o", replace(grid, window_seconds=0.1), durations={"other": 99.0}, described_as=""
         )
+
+
+def epic_scores(folder: Path, name: str, count: int, *, seed: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Logits of three crops, as torch.save writes them into a .pkl."""
+    rng = np.random.default_rng(seed)
+    logits = {f"{what}_class": rng.normal(size=(count, 3 * k)).astype(np.float32) for what, k in SIZES.items()}
+    folder.mkdir(exist_ok=True)
+    torch.save(logits, folder / f"{name}.pkl")
+    return logits
+
+
+SIZES = {"verb": 97, "noun": 300}
+
+
+def test_epic_kitchens_scores_lie_beside_its_features(tmp_path: Path) -> None:
+    """Chunks in a folder for each split, as published; scores of the validation's alone."""
+    grid = FeatureGrid.of_frames(fps=60, stride=8, clip_frames=64, offset=7)
+    rng = np.random.default_rng(0)
+    source, scores = tmp_path / "epic", tmp_path / "scores"
+    for split, name, count in (
+        ("train", "P01_01_0000000_0005000", 37),
+        ("val", "P01_11_0000000_0005000", 37),
+        ("val", "P01_11_0005000_0006000", 8),
+    ):
+        (source / f"features_s8_fps60_320_-1_{split}").mkdir(parents=True, exist_ok=True)
+        file = source / f"features_s8_fps60_320_-1_{split}" / f"{name}.npy"
+        np.save(file, rng.normal(size=(count, 6)))
+    first = epic_scores(scores, "P01_11_0000000_0005000", 37, seed=1)
+    epic_scores(scores, "P01_11_0005000_0006000", 8, seed=2)
+    with pytest.raises(DataError, match=r"P01_11_0000000_0005000.pkl' is a pickle, .* --allow-pickle"):
+        import_features(source, tmp_path / "o", grid, described_as="TAda2D", scores=scores)
+    cards = import_features(source, tmp_path / "out", grid, described_as="TAda2D", scores=scores, allow_pickle=True)
+    assert {card.video: list(card.score_labels) for card in cards} == {"P01_01": [], "P01_11": ["verb", "noun"]}
+    found = FeatureFolder(tmp_path / "out").read("P01_11")
+    assert found.scores["noun"].shape == (45, 300)
+    assert found.card.score_labels["verb"][:3] == ["0", "1", "2"]
+    crops = first["verb_class"][5].reshape(3, 97).astype(np.float64)
+    expected = np.mean([np.exp(crop) / np.exp(crop).sum() for crop in crops], axis=0)
+    np.testing.assert_allclose(found.scores["verb"][5], expected, rtol=2e-3)  # sixteen bits
+
+
+def test_faults_of_epic_kitchens_scores(tmp_path: Path) -> None:
+    source, scores = tmp_path / "epic", tmp_path / "scores"
+    source.mkdir()
+    np.save(source / "P01_11.npy", np.random.default_rng(0).normal(size=(8, 6)))
+
+    def run() -> None:
+        import_features(source, tmp_path / "out", GRID, described_as="", scores=scores, allow_pickle=True)
+
+    epic_scores(scores, "P01_12", 8, seed=0)
+    with pytest.raises(DataError, match=r"none of the scores in .* is called as a file of features, such as 'P01_11'"):
+        run()
+    epic_scores(scores, "P01_11", 7, seed=0)
+    with pytest.raises(DataError, match=r"scores of 'P01_11' in .* 7 rows, while there are 8 features"):
+        run()
+    torch.save({"verb_class": np.zeros((8, 97))}, scores / "P01_11.pkl")
+    with pytest.raises(DataError, match="scores are a mapping of verb_class and noun_class to arrays"):
+        run()
+    torch.save({"verb_class": np.zeros((8, 90)), "noun_class": np.zeros((8, 300))}, scores / "P01_11.pkl")
+    with pytest.raises(DataError, match="verb_class has 90 columns, no multiple of 97 classes"):
+        run()
+
+
+def test_a_backbone_of_verbs_and_nouns_scores_both(tmp_path: Path) -> None:
+    path = draw_plain(tmp_path / "a.mp4", 20, fps=20)
+    own = recognizer()
+    own.card = replace(own.card, labels=("open", "door"), head_sizes={"verb": 1, "noun": 1})
+    found = extract_video(own, path, ExtractionSettings(window_seconds=0.8, stride_seconds=0.4))
+    assert found.card.score_labels == {"verb": ["open"], "noun": ["door"]}
+    np.testing.assert_allclose(found.scores["noun"], 1.0)  # a softmax for each

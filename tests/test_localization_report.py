@@ -77,3 +77,10 @@ def test_the_page_holds_all_of_it(tmp_path: Path) -> None:
             title="",
             pictures={"v": tmp_path / "gone.png"},
         )
+
+
+def test_a_third_without_segments_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("video,start,end,label\nv,0,10,a\nv,20,40,a\n")
+    found = {"results": {"v": [{"segment": [0, 10], "label": "a", "score": 0.5}]}}
+    parts = map_by_length(read_segments(tmp_path / "s.csv"), found, (0.5,))
+    assert parts == {"short (10.0 to 13.3 s)": 1.0, "long (16.7 to 20.0 s)": 0.0}

@@ -33,6 +33,7 @@ from tada.localization.localizer import (
     localizations_csv,
     localizations_json,
 )
+from tada.localization.naming import naming_scores
 from tada.localization.pipeline import cut_clips, match_videos, train_on_videos
 from tada.localization.recipe import LocalizationRecipe, load_localization_recipe, named_localization_recipes
 from tada.localization.task import train_localizer
@@ -110,6 +111,11 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(run: Path, data: t
     assert again.scores.num_ground_truth == 4
 
 
+def test_its_features_are_those_it_was_trained_on(run: Path) -> None:
+    with pytest.raises(OptionError, match="is a localizer: it is loaded without dtype and compile"):
+        tada.load(run, dtype=torch.bfloat16)
+
+
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     run: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,7 +146,7 @@ def test_bmn_is_trained_too_and_named_by_the_backbones_scores(data: tuple[Path, 
     localizer = load_localizer(result.run)
     assert localizer.card.detector == "bmn"
     found = localizer.detect(FeatureFolder(data[0]).read("v5"))
-    rows = localizer.detector.naming_scores(FeatureFolder(data[0]).read("v5"))[0]  # type: ignore[union-attr]  # BMN
+    rows = naming_scores(FeatureFolder(data[0]).read("v5"), localizer.label_sets)[0]
     first = read_segments(data[1]).videos[5].segments[0]
     middle = round(GRID.index((first.start_seconds + first.end_seconds) / 2))
     assert rows[middle] == pytest.approx([0.9, 0.1], abs=1e-3)  # "a", which the backbone has as its second class

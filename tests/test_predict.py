@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,33 @@ def test_a_video_that_is_none_raises(tmp_path: Path) -> None:
     (tmp_path / "song.mp4").write_bytes(b"la la la" * 100)
     with pytest.raises(VideoError, match=r"song\.mp4"):
         recognizer().predict(tmp_path / "song.mp4")
+
+
+def test_many_videos_in_their_order_with_the_faults_among_them(video: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    model = recognizer()
+    first, fault, last = model.predict_all([video, broken, video])
+    assert first == last == model.predict(video)
+    assert isinstance(fault, VideoError)
+    assert str(broken) in str(fault)
+
+
+def test_answers_stop_when_nobody_asks_any_more(video: Path) -> None:
+    before = threading.active_count()
+    answers = recognizer().predict_all([video] * 1000)
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]  # it is a generator
+    assert threading.active_count() == before
+
+
+def test_bfloat16_answers_nearly_the_same(video: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = create_model("tada2d_tiny", num_classes=2)
+    save_model(tmp_path / "run", network, recognizer().card)
+    exact, rounded = load(tmp_path / "run"), load(tmp_path / "run", dtype=torch.bfloat16)
+    assert rounded.predict(video).scores != exact.predict(video).scores
+    assert rounded.predict(video).scores == pytest.approx(exact.predict(video).scores, abs=0.02)
 
 
 def test_json_and_csv_say_the_same(video: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tada.data.annotations import read_dataset
 from tada.errors import CheckpointError, DataError, OptionError
-from tada.loop import WholeFileCheckpoints
+from tada.loop import WholeFileCheckpoints, learning_rate_factor
 from tada.machine import Machine
 from tada.models import create_model
 from tada.models.weights import load_model
@@ -27,7 +27,6 @@ from tada.recognition import (
     NonFiniteLossError,
     RecognitionTask,
     initialise,
-    learning_rate_factor,
     train,
 )
 

@@ -18,7 +18,7 @@ from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
 from tada.errors import UserError
 from tada.localization.recipe import LocalizationRecipe
-from tada.machine import is_first_process
+from tada.machine import Machine, is_first_process
 from tada.recipe import Recipe
 
 COMMANDS: dict[str, Command] = {
@@ -76,11 +76,11 @@ def _version() -> str:
 
 
 def _normalised(arguments: Sequence[str]) -> list[str]:
-    """Let recipe fields be written with dashes, and read the recipe before the options that change it.
+    """Let fields be written with dashes, and read the recipe before the options that change it.
 
     A run that is resumed brings its own recipe.
     """
-    names = {field.name for kind in (Recipe, LocalizationRecipe) for field in fields(kind)}
+    names = {field.name for kind in (Recipe, LocalizationRecipe, Machine) for field in fields(kind)}
     if arguments[0] == "localize" and arguments[1:2] and arguments[1] in ("train", "evaluate", "import"):
         arguments = [f"localize-{arguments[1]}", *arguments[2:]]
     recipe: list[str] = []

@@ -65,7 +65,7 @@ def evaluate(
     say = processes.speaker(say)
     recognizer = load(run, device="cpu" if processes.world > 1 else device)
     table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
-    table = _choose_videos(table, run, split, say)
+    table = choose_videos(table, run, split, say)
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; scores are of these")
     table = table.numbered_as(recognizer.heads)
@@ -141,8 +141,12 @@ def _video_scores(
     return list(zip(batch.indices.tolist(), scores.view(n, v, -1).mean(1).numpy(), strict=True))
 
 
-def _choose_videos(table: VideoTable, run: Path, split: str | None, say: Callable[[str], None]) -> VideoTable:
-    """The videos to test on: never one that the run was trained on."""
+def choose_videos(table: VideoTable, run: Path, split: str | None, say: Callable[[str], None]) -> VideoTable:
+    """The videos to test on: never one that the run was trained on.
+
+    Raises:
+        DataError: there are none, or those asked for were trained on.
+    """
     splits = _splits_of_run(run)
     if split is None and table.splits:
         told = {video.split for video in table.videos if video.labels}
@@ -178,8 +182,8 @@ def _place(video: LabelledVideo) -> Place:
 
 
 def _splits_of_run(run: Path) -> dict[Place, str]:
-    """The part each of the run's own videos was in."""
-    path = run / "videos.csv"
+    """The part each of the run's own videos was in; a file that was exported into a run's folder is of that run."""
+    path = (run.parent if run.is_file() else run) / "videos.csv"
     if not path.exists():
         return {}
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:

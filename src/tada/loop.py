@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import pickle
 import signal
 import threading
@@ -21,6 +22,7 @@ from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheck
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 from tada.data.clips import Batch, Unreadable, ViewBatch
 from tada.errors import CheckpointError, DataError, OptionError
@@ -130,6 +132,35 @@ class quiet(warnings.catch_warnings):
         for part in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(part).setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", module=r"lightning\.")
+
+
+# --- the learning rate ----------------------------------------------------------------------------------------------
+
+
+def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, warmup_start: float) -> float:
+    """The learning rate at a (fractional) epoch, as a part of the peak.
+
+    Half a cosine over all epochs; during the warm-up a line from ``warmup_start`` up to the cosine's value at its
+    end, as in the released code.
+    """
+    if epoch < warmup_epochs:
+        end = (1 + math.cos(math.pi * warmup_epochs / epochs)) / 2
+        return warmup_start + (end - warmup_start) * epoch / warmup_epochs
+    return (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def scheduled(
+    optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, epochs: int, warmup_epochs: float, warmup_start: float
+) -> OptimizerLRSchedulerConfig:
+    """For Lightning: the optimiser, whose learning rates are peaks, and ``learning_rate_factor`` of each step."""
+
+    def factor(step: int) -> float:
+        return learning_rate_factor(
+            step / steps_per_epoch, epochs=epochs, warmup_epochs=warmup_epochs, warmup_start=warmup_start
+        )
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 # --- callbacks ------------------------------------------------------------------------------------------------------

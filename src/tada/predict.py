@@ -10,20 +10,23 @@ import glob
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, product
+from itertools import accumulate, groupby, pairwise, product
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tada.ahead import Ahead
 from tada.data.rows import guarded
 from tada.data.table import ACTION, VIDEO_EXTENSIONS, Head
-from tada.errors import OptionError, VideoNotFoundError
+from tada.errors import OptionError, VideoError, VideoNotFoundError
+from tada.models.exported import ONNX_SUFFIX, OnnxNetwork, load_onnx
+from tada.models.fuse import FusedNetwork, fuse
 from tada.models.hub import fetch_model, is_hub_id
 from tada.models.weights import ModelCard, load_model, packaged, packaged_names
 from tada.plots import save_prediction
@@ -31,6 +34,7 @@ from tada.video.reader import Video, open_video
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import normalise, test_crops
 
+_CLIPS_AHEAD = 4
 MAX_CLIPS = 10
 """Clips that a prediction spreads over a long video unless told otherwise, as in the papers' tests."""
 
@@ -119,14 +123,32 @@ def predictions_csv(predictions: Sequence[Prediction], count: int = 5) -> str:
 class Recognizer:
     """A trained model with all it needs to read a video: its labels and its clip specification.
 
+    Args:
+        dtype: of the inference form's weights and features, such as torch.bfloat16; by default the model's.
+        compile: whether torch.compile works on the inference form, when it first sees clips.
+
     Attributes:
-        model: clips [N, 3, T, H, W] -> logits [N, K], in evaluation mode.
+        model: clips [N, 3, T, H, W] -> logits [N, K], in evaluation mode; its weights are those that were saved.
+        network: its inference form (``tada.models.fuse``), which answers: the same logits in less time.
         card: labels, clip specification and origin of the weights.
     """
 
-    def __init__(self, model: nn.Module, card: ModelCard, *, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        card: ModelCard,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> None:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model = model.to(self.device).eval()
+        self.network: FusedNetwork | OnnxNetwork
+        if isinstance(model, OnnxNetwork):
+            self.network = model
+        else:
+            self.network = fuse(self.model, dtype=dtype, compile=compile)
         self.card = card
 
     @property
@@ -157,9 +179,12 @@ class Recognizer:
     @torch.inference_mode()
     def scores(self, views: Tensor) -> Tensor:
         """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU; those of each head add up to 1."""
-        logits: Tensor = self.model(normalise(views.to(self.device)))
+        return self.probabilities(self.network(normalise(views.to(self.device)))).cpu()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [V, K] -> probabilities [V, K]; those of each head add up to 1."""
         sizes = [len(head.labels) for head in self.heads]
-        return torch.cat([of_head.softmax(1) for of_head in torch.split(logits.float(), sizes, dim=1)], dim=1).cpu()
+        return torch.cat([of_head.softmax(1) for of_head in torch.split(logits.float(), sizes, dim=1)], dim=1)
 
     def predict(
         self,
@@ -180,29 +205,53 @@ class Recognizer:
             VideoError: the video cannot be read.
             OptionError: an argument out of its range.
         """
+        found = next(iter(self.predict_all([video], num_clips=num_clips, window_seconds=window_seconds)))
+        if isinstance(found, VideoError):
+            raise found
+        return found
+
+    def predict_all(
+        self,
+        videos: Sequence[str | PathLike[str]],
+        *,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+    ) -> Iterator[Prediction | VideoError]:
+        """Say what happens in each of many videos, in their order; the next clips are decoded meanwhile.
+
+        Arguments are those of ``predict``. A video that cannot be read gives the error that says why.
+
+        Raises:
+            OptionError: an argument out of its range.
+        """
         if num_clips is not None and num_clips < 1:
             raise OptionError(f"{num_clips = } should be at least 1")
         if window_seconds is not None and not window_seconds > 0:
             raise OptionError(f"{window_seconds = } should be more than 0")
-        with open_video(video) as reader:
-            clips = _choose_clips(reader, self.clip, num_clips, window_seconds)
-            found = [self._score_clip(reader, indices) for indices in clips]
-        mean = torch.tensor([clip.scores for clip in found]).mean(0)
-        return Prediction(path=fspath(video), labels=self.answers, scores=tuple(mean.tolist()), clips=tuple(found))
+        return self._predictions(videos, num_clips, window_seconds)
 
-    def _score_clip(self, reader: Video, indices: list[int]) -> ClipScores:
-        views = test_crops(
-            torch.from_numpy(reader.frames(indices)),
-            short_side=self.clip.short_side,
-            crop=self.clip.crop,
-            num_crops=1,
-            antialias=self.clip.antialias,
-        )
+    def _predictions(
+        self, videos: Sequence[str | PathLike[str]], num_clips: int | None, window_seconds: float | None
+    ) -> Iterator[Prediction | VideoError]:
+        with Ahead(_read_clips(videos, self.clip, num_clips, window_seconds), size=_CLIPS_AHEAD) as clips:
+            for place, of_video in groupby(clips, key=lambda clip: clip.place):
+                found, fault = [], None
+                for clip in of_video:
+                    if clip.fault is None:
+                        found.append(self._score(clip))
+                    fault = clip.fault
+                yield fault or self._mean(videos[place], found)
+
+    def _score(self, clip: _Clip) -> ClipScores:
         return ClipScores(
-            start_seconds=float(reader.times_seconds[indices[0]]),
-            end_seconds=float(reader.times_seconds[indices[-1]]),
-            scores=tuple(self._joint(self.scores(torch.stack(views))[0]).tolist()),
+            start_seconds=clip.start_seconds,
+            end_seconds=clip.end_seconds,
+            scores=tuple(self._joint(self.scores(clip.views)[0]).tolist()),
         )
+
+    def _mean(self, video: str | PathLike[str], clips: list[ClipScores]) -> Prediction:
+        mean = torch.tensor([clip.scores for clip in clips]).mean(0)
+        return Prediction(path=fspath(video), labels=self.answers, scores=tuple(mean.tolist()), clips=tuple(clips))
 
     def _joint(self, scores: Tensor) -> Tensor:
         """[K] -> the probabilities of ``answers``: products of those of the heads."""
@@ -210,6 +259,39 @@ class Recognizer:
         for of_head in torch.split(scores, [len(head.labels) for head in self.heads]):
             joint = (joint[:, None] * of_head).flatten()
         return joint
+
+
+class _Clip(NamedTuple):
+    """What a video's clip shows; or why the video cannot be read."""
+
+    place: int
+    """of the video among those that are read"""
+    start_seconds: float = 0.0
+    end_seconds: float = 0.0
+    views: Tensor = torch.empty(0)
+    """uint8 [1, T, H, W, 3]"""
+    fault: VideoError | None = None
+
+
+def _read_clips(
+    videos: Sequence[str | PathLike[str]], spec: ClipSpec, num_clips: int | None, window_seconds: float | None
+) -> Iterator[_Clip]:
+    """The clips of each video, one after the other; a video's last is its fault, if it has one."""
+    for place, video in enumerate(videos):
+        try:
+            with open_video(video) as reader:
+                for indices in _choose_clips(reader, spec, num_clips, window_seconds):
+                    views = test_crops(
+                        torch.from_numpy(reader.frames(indices)),
+                        short_side=spec.short_side,
+                        crop=spec.crop,
+                        num_crops=1,
+                        antialias=spec.antialias,
+                    )
+                    first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
+                    yield _Clip(place, first, last, torch.stack(views))
+        except VideoError as error:
+            yield _Clip(place, fault=error)
 
 
 def _choose_clips(
@@ -238,22 +320,32 @@ def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:
     return min(max(1, math.ceil(seconds / span_seconds)), MAX_CLIPS)
 
 
-def load(run: str | PathLike[str], *, device: str | None = None) -> Recognizer:
-    """Load a trained model: the folder of a run, the name of weights that ship with tada, or ``hf-hub:OWNER/NAME``.
+def load(
+    run: str | PathLike[str], *, device: str | None = None, dtype: torch.dtype | None = None, compile: bool = False
+) -> Recognizer:
+    """Load a trained model: a run's folder, a file of `tada export`, weights that ship with tada, or one of the hub.
 
     Args:
-        device: "cpu", "cuda", ...; by default a GPU where there is one.
+        run: a folder, OUT.onnx, a name, or ``hf-hub:OWNER/NAME``.
+        device: "cpu", "cuda", ...; by default a GPU where there is one. What is in an ONNX file runs on the CPU.
+        dtype: in which the network computes, such as torch.bfloat16; by default that of the weights.
+        compile: whether torch.compile works on the network, when it first sees clips: takes a minute.
 
     Raises:
-        CheckpointError: the folder holds no model, or a damaged one; or the hub has none or is out of reach.
+        CheckpointError: the folder or file holds no model, or a damaged one; or the hub has none or is out of reach.
+        OptionError: dtype or compile for an ONNX file, which says itself how it computes.
     """
     name = fspath(run)
+    if name.lower().endswith(ONNX_SUFFIX):
+        if dtype is not None or compile:
+            raise OptionError(f"{name!r} says itself how it computes: load it without dtype and compile")
+        return Recognizer(*load_onnx(Path(name)), device="cpu")
     if is_hub_id(name):
         folder = fetch_model(name)
     else:
         folder = packaged(name) if name in packaged_names() and not Path(name).exists() else Path(name)
     model, card = load_model(folder)
-    return Recognizer(model, card, device=device)
+    return Recognizer(model, card, device=device, dtype=dtype, compile=compile)
 
 
 def find_videos(names: Sequence[str]) -> list[str]:

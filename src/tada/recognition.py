@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
@@ -49,7 +49,7 @@ from tada.data.clips import (
 )
 from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
 from tada.errors import CheckpointError, DataError, OptionError, UserError
-from tada.loop import CHECKPOINT, EpochLines, SameRun, UnreadableVideos, make_trainer, own_sigterm, quiet
+from tada.loop import CHECKPOINT, EpochLines, SameRun, UnreadableVideos, make_trainer, own_sigterm, quiet, scheduled
 from tada.machine import Machine, default_num_workers
 from tada.models import create_model
 from tada.models.initial import start_from
@@ -284,18 +284,6 @@ def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], N
     return report.source
 
 
-def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, warmup_start: float) -> float:
-    """The learning rate at a (fractional) epoch, as a part of the peak.
-
-    Half a cosine over all epochs; during the warm-up a line from ``warmup_start`` up to the cosine's value at its
-    end, as in the released code.
-    """
-    if epoch < warmup_epochs:
-        end = (1 + math.cos(math.pi * warmup_epochs / epochs)) / 2
-        return warmup_start + (end - warmup_start) * epoch / warmup_epochs
-    return (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-
 class RecognitionTask(L.LightningModule):
     """The loss, its optimiser and what is measured on the way.
 
@@ -399,7 +387,7 @@ class RecognitionTask(L.LightningModule):
         if len(self.head_sizes) > 1:
             self.log("val_action_top1", self.val_action_top1)
 
-    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         recipe = self.recipe
         groups: list[dict[str, Any]] = []
         for is_head in (False, True):
@@ -414,15 +402,12 @@ class RecognitionTask(L.LightningModule):
             optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
         else:
             optimizer = torch.optim.AdamW(groups)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _factor(self, step: int) -> float:
-        return learning_rate_factor(
-            step / self.steps_per_epoch,
-            epochs=self.recipe.epochs,
-            warmup_epochs=self.recipe.warmup_epochs,
-            warmup_start=self.recipe.warmup_start,
+        return scheduled(
+            optimizer,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=recipe.epochs,
+            warmup_epochs=recipe.warmup_epochs,
+            warmup_start=recipe.warmup_start,
         )
 
 

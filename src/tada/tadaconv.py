@@ -356,7 +356,7 @@ class Routing(nn.Module):
         self.context = nn.Linear(in_channels, in_channels) if global_context else None
         hidden = in_channels
         self.reduce: nn.Conv1d | None = None
-        self.norm: nn.BatchNorm1d | nn.LayerNorm | None = None
+        self.norm: nn.Module | None = None
         if len(kernel_sizes) == 2:
             hidden = max(in_channels // ratio, 1)
             self.reduce = nn.Conv1d(in_channels, hidden, kernel_sizes[0], padding=kernel_sizes[0] // 2)
@@ -416,6 +416,12 @@ def pool_over_time(frames: Tensor, num_frames: int, pool: TemporalPool) -> Tenso
 
     An average counts the zeros beyond a clip's ends; a maximum leaves them out.
     """
+    if torch.compiler.is_exporting():  # as operators that every runtime has; how memory lies is its own matter
+        rows = frames.reshape(-1, 1, num_frames, frames[0].numel())
+        pooled = F.max_pool2d(rows, (3, 1), 1, (1, 0)) if pool != "avg" else F.avg_pool2d(rows, (3, 1), 1, (1, 0))
+        if pool == "mix":
+            pooled = (F.avg_pool2d(rows, (3, 1), 1, (1, 0)) + pooled) / 2
+        return pooled.view(frames.shape)
     # With channels last, the pixels of a frame are one run of memory.
     pixels = frames.permute(0, 2, 3, 1)  # [N*T, H, W, C]
     rows = pixels.reshape(-1, num_frames, pixels[0].numel())  # [N, T, H*W*C]

@@ -20,9 +20,9 @@ def literal_tadaconv(
     beta: Tensor | None = None,
     *,
     calibrate: str,
-    stride: int = 1,
-    padding: int = 0,
-    dilation: int = 1,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ) -> Tensor:
     """One kernel for every frame, all frames of all clips as groups of one convolution, as the released code does.
@@ -42,7 +42,7 @@ def literal_tadaconv(
     kernels = (kernels * scale[..., None, None]).reshape(n * t * d, c_of_group, k, k)
     biases = None
     if bias is not None:
-        factor = torch.ones(n, d, t, dtype=x.dtype) if beta is None else beta
+        factor = x.new_ones(n, d, t) if beta is None else beta
         biases = (bias[:, None] * factor).transpose(1, 2).reshape(n * t * d)
     frames = x.transpose(1, 2).reshape(1, n * t * c, h, w)
     y = F.conv2d(frames, kernels, biases, stride, padding, dilation, groups=n * t * groups)

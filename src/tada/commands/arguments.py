@@ -25,14 +25,18 @@ Command = tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]
 `tada --help` shows the first line."""
 
 
-def add_data(parser: ArgumentParser, *, optional: bool = False) -> None:
-    maybe = {"nargs": "?", "default": None} if optional else {}
+def add_data(parser: ArgumentParser, name: str = "data", *, optional: bool = False, purpose: str = "") -> None:
+    """Add the data, as an argument or, if ``name`` begins with dashes, an option; and what goes with them."""
+    maybe: dict[str, Any] = {"default": None} if optional else {}
+    if optional and not name.startswith("--"):
+        maybe["nargs"] = "?"
     parser.add_argument(
-        "data",
+        name,
         type=Path | None if optional else Path,
+        metavar="DATA",
         **maybe,
-        help="a folder of class folders; a CSV with path,label[,split][,group][,start,end]; or the lists of Kinetics, "
-        "Something-Something-v2, EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all",
+        help=f"{purpose}a folder of class folders; a CSV with path,label[,split][,group][,start,end]; or the lists of "
+        "Kinetics, Something-Something-v2, EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all",
     )
     parser.add_argument(
         "--videos", "--root", type=Path | None, default=None, help="the folder where the videos of a CSV or list lie"
@@ -40,10 +44,10 @@ def add_data(parser: ArgumentParser, *, optional: bool = False) -> None:
     parser.add_argument("--fold", type=PositiveInt, default=1, help="which division of UCF101 or HMDB51")
 
 
-def read_data(options: Namespace) -> VideoTable:
+def read_data(options: Namespace, name: str = "data") -> VideoTable:
     from tada.data.annotations import read_dataset
 
-    return read_dataset(options.data, root=options.videos, fold=options.fold)
+    return read_dataset(options[name], root=options.videos, fold=options.fold)
 
 
 def data_options(options: Namespace) -> str:

@@ -1,12 +1,14 @@
-"""What tada brings and what it passes on: ``tada convert``, ``publish``, ``models``, ``recipes`` and ``doctor``."""
+"""What tada brings and passes on: ``tada convert``, ``export``, ``publish``, ``models``, ``recipes`` and ``doctor``."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 
-from tada.commands.arguments import Command
+from tada.commands.arguments import Command, add_data, add_workers, read_data
 from tada.errors import UserError
 from tada.recipe import EXPECTED, find_recipe, load_recipe, named_recipes
 from tada.video.sampling import ClipSpec
@@ -40,6 +42,38 @@ def _convert(options: Namespace) -> int:
     card = convert_checkpoint(options.file, options.out, clip=clip, labels=options.labels, licence=options.licence)
     print(f"{card.model}, {len(card.labels)} classes ({card.labels[0]}, ...), {clip.num_frames} frames; next:")
     print(f"  tada predict {options.out} VIDEO")
+    return 0
+
+
+def _export_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME")
+    parser.add_argument("out", type=Path, help="OUT.onnx, for ONNX Runtime and others, or OUT.pt2, for PyTorch alone")
+    add_data(parser, "--int8", optional=True, purpose="8-bit integers, calibrated and tested on these videos: ")
+    parser.add_argument("--calibration-clips", type=PositiveInt, default=128, help="clips that --int8 calibrates with")
+    add_workers(parser)
+
+
+def _export(options: Namespace) -> int:
+    """Write a trained model as one file that needs no tada: ONNX, or PyTorch's exported program."""
+    from tada.export import export
+
+    exported = export(
+        options.run,
+        options.out,
+        int8=None if options.int8 is None else read_data(options, "int8"),
+        calibration_clips=options.calibration_clips,
+        num_workers=options.num_workers,
+        show_progress=sys.stderr.isatty(),
+    )
+    if exported.int8 is not None:
+        print(f"of {exported.int8.num_videos} videos    float32    int8")
+        for name, value in exported.int8.metrics.items():
+            print(f"  {name:<15}{exported.int8.float_metrics[name]:9.4f}{value:9.4f}")
+        print(f"  the same answer for {exported.int8.agreement:.4f} of them")
+    print(
+        f"{exported.file}: {exported.num_bytes / 1e6:.2f} MB, for any number of clips, frames and pixels; in float32 "
+        f"its logits differ from the network's by {exported.difference:.1g} of the largest"
+    )
     return 0
 
 
@@ -122,6 +156,7 @@ def _doctor(options: Namespace) -> int:
 
 COMMANDS: dict[str, Command] = {
     "convert": (_convert_arguments, _convert),
+    "export": (_export_arguments, _export),
     "publish": (_publish_arguments, _publish),
     "models": (_models_arguments, _models),
     "recipes": (_recipes_arguments, _recipes),

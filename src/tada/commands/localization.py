@@ -82,7 +82,8 @@ def _localize(options: Namespace) -> int:
     """Say what happens when in videos. `tada localize train` trains, `tada localize evaluate` tests."""
     from rich.progress import Progress
 
-    from tada.localization.annotations import read_segments, video_name
+    from tada.localization.annotations import read_segments
+    from tada.localization.forms import video_name
     from tada.localization.localizer import load_localizer, localizations_csv, localizations_json
     from tada.predict import find_videos
 
@@ -145,11 +146,14 @@ class _LocalizationRecipeFile(RecipeFile):
 
 
 def _localize_train_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--segments", type=Path, required=True, help="a CSV (video,start,end,label[,split]) or a JSON")
+    parser.add_argument(
+        "--segments", type=Path, required=True, help="a CSV (video,start,end,label[,split]), a JSON, ..."
+    )
     parser.add_argument("--videos", type=Path | None, default=None, help="the folder of the videos")
     parser.add_argument("--features", type=Path | None, default=None, help="or: a folder of features")
     parser.add_argument("--backbone", type=str | None, default=None, help="the network that makes the features, a run")
     parser.add_argument("--backbone-recipe", type=str | None, default=None, help="or: train one by a recipe")
+    _classifier_argument(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/localize"), help="the folder of the new run")
     parser.add_argument("--resume", type=Path | None, metavar="RUN", help="continue this run, which was interrupted")
     parser.add_argument("--recipe", action=_LocalizationRecipeFile, metavar="NAME", help="by name, or a YAML file")
@@ -162,10 +166,20 @@ def _localize_train_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(LocalizationRecipe)
 
 
+def _classifier_argument(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--classifier", type=Path | None, default=None, help="JSON of a classifier's scores of videos to name segments"
+    )
+
+
 def _localize_train(options: Namespace) -> int:
     """Train a localizer on untrimmed videos and a list of segments."""
     if (options.videos is None) == (options.features is None):
         raise UserError("say what to train on: --videos with a folder of videos, or --features with one of features")
+    if options.classifier is not None and options.features is None:
+        raise UserError(
+            "--classifier names segments of videos whose --features are there; with --videos the backbone does"
+        )
     from tada.localization.pipeline import train_on_videos
     from tada.localization.task import train_localizer
     from tada.predict import load
@@ -179,6 +193,7 @@ def _localize_train(options: Namespace) -> int:
             options.segments,
             out,
             backbone=None if options.backbone is None else load(options.backbone, device=options.device),
+            classifier=options.classifier,
             val_fraction=options.val_fraction,
             resume=options.resume is not None,
             skip_missing=options.skip_unreadable,
@@ -214,6 +229,8 @@ def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path | None, default=None, help="or: detections in ActivityNet's form")
     parser.add_argument("--preset", type=Literal["anet", "hacs", "thumos", "epic"], default="thumos", help="thresholds")
     parser.add_argument("--split", type=str | None, default=None, help="the part of the annotations to test on")
+    parser.add_argument("--leave-out", type=Path | None, default=None, help="a list of videos that do not count")
+    _classifier_argument(parser)
     parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
     add_device(parser)
 
@@ -230,8 +247,14 @@ def _localize_evaluate(options: Namespace) -> int:
 
     thresholds: dict[str, float] = {}
     tious = PRESETS[options.preset]
-    if options.predictions is not None and options.model is None:
-        result = evaluate_predictions(options.predictions, options.segments, tiou_thresholds=tious, split=options.split)
+    if options.predictions is not None and options.model is None and options.classifier is None:
+        result = evaluate_predictions(
+            options.predictions,
+            options.segments,
+            tiou_thresholds=tious,
+            split=options.split,
+            leave_out=options.leave_out,
+        )
         out = options.out
     elif options.model is not None and options.features is not None and options.predictions is None:
         localizer = load_localizer(options.model, device=options.device)
@@ -242,6 +265,8 @@ def _localize_evaluate(options: Namespace) -> int:
             options.segments,
             tiou_thresholds=tious,
             split=options.split,
+            leave_out=options.leave_out,
+            classifier=options.classifier,
             show_progress=sys.stderr.isatty(),
         )
         out = options.out or options.model / "evaluation"
@@ -273,6 +298,10 @@ def _localize_import_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--segments", type=Path | None, default=None, help="annotations, for the videos' durations")
     parser.add_argument(
+        "--scores", type=Path | None, default=None, help="a folder of EPIC-KITCHENS-100's classification scores"
+    )
+    parser.add_argument("--described-as", type=str | None, default=None, help="whose features; SOURCE's name if not")
+    parser.add_argument(
         "--allow-pickle", action="store_true", help="read pickles, which may run code: only trusted ones"
     )
 
@@ -280,8 +309,8 @@ def _localize_import_arguments(parser: ArgumentParser) -> None:
 def _localize_import(options: Namespace) -> int:
     """Bring published features into our form, with the times at which they were taken."""
     from tada.localization.annotations import read_segments
-    from tada.localization.features import import_features
     from tada.localization.grid import FeatureGrid
+    from tada.localization.importing import import_features
 
     durations = None
     if options.segments is not None:
@@ -295,10 +324,13 @@ def _localize_import(options: Namespace) -> int:
         options.out,
         grid,
         durations=durations,
-        described_as=options.source.name,
+        described_as=options.described_as or options.source.absolute().name,
+        scores=options.scores,
         allow_pickle=options.allow_pickle,
     )
     print(f"{len(cards)} videos, {cards[0].channels} channels every {grid.stride_seconds:.4g} s, are in {options.out}")
+    if options.scores is not None:
+        print(f"{sum(bool(card.score_labels) for card in cards)} of them have scores of verbs and nouns")
     return 0
 
 

@@ -94,7 +94,9 @@ def _machine(options: Namespace) -> Machine:
 
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=Path | None, nargs="?", default=None, help="the folder of a run")
+    parser.add_argument(
+        "run", type=Path | None, nargs="?", default=None, help="the folder of a run, or a file of `tada export`"
+    )
     add_data(parser, optional=True)
     parser.add_argument("--views", type=str, default="1x1", help="clips x crops of each video, such as 10x3")
     parser.add_argument("--split", type=str | None, default=None, help="the part of DATA to test on")
@@ -143,7 +145,9 @@ def _tested(options: Namespace) -> tuple[Evaluation, Path]:
         ),
         show_progress=sys.stderr.isatty(),
     )
-    return result, options.out or options.run / "evaluation"
+    run: Path = options.run
+    beside = run.with_name(f"{run.stem}_evaluation") if run.is_file() else run / "evaluation"
+    return result, options.out or beside
 
 
 def _rescored(options: Namespace) -> tuple[Evaluation, Path]:
@@ -189,32 +193,38 @@ def _report(result: Evaluation, out: Path, options: Namespace) -> None:
 
 
 def _predict_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME")
+    parser.add_argument(
+        "run", type=str, help="the folder of a run, OUT.onnx, weights that ship with tada, or hf-hub:OWNER/NAME"
+    )
     parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
     parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
     parser.add_argument("--clips", type=int | None, default=None, help="clips spread over a video or window")
     parser.add_argument("--window-seconds", type=float | None, default=None, help="cut videos into windows this long")
     parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one picture of each video")
+    parser.add_argument("--precision", type=Literal["fp32", "bf16"], default="fp32", help="of the network's numbers")
+    parser.add_argument("--compile", action="store_true", help="compile the network first: worth it for many videos")
     add_device(parser)
 
 
 def _predict(options: Namespace) -> int:
     """Say what happens in videos."""
+    import torch
+
     from tada.predict import find_videos, load, predictions_csv, predictions_json
 
-    recognizer = load(options.run, device=options.device)
+    dtype = torch.bfloat16 if options.precision == "bf16" else None
+    recognizer = load(options.run, device=options.device, dtype=dtype, compile=options.compile)
     paths = find_videos(options.videos)
     predictions, failures = [], []
-    for path in paths:
-        try:
-            prediction = recognizer.predict(path, num_clips=options.clips, window_seconds=options.window_seconds)
-        except VideoError as error:
-            failures.append(str(error))
+    found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)
+    for path, answer in zip(paths, found, strict=True):
+        if isinstance(answer, VideoError):
+            failures.append(str(answer))
         else:
-            predictions.append(prediction)
+            predictions.append(answer)
             if options.plots is not None:
-                prediction.plot(options.plots / f"{Path(path).stem}.png")
+                answer.plot(options.plots / f"{Path(path).stem}.png")
     if options.format == "json":
         print(predictions_json(predictions, options.top))
     elif options.format == "csv":

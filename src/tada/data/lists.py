@@ -17,7 +17,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tada.data.rows import check_known, check_text, class_number, csv_columns, csv_rows, required, segment
+from tada.data.rows import (
+    check_known,
+    check_text,
+    class_number,
+    csv_columns,
+    csv_rows,
+    required,
+    segment,
+    text_lines,
+)
 from tada.data.table import ACTION, SPLIT_OF, Head
 from tada.errors import DataError, OptionError
 
@@ -230,15 +239,33 @@ def _read_epic(file: Path, split: str | None) -> Iterator[Entry]:
 
 
 def _epic_heads(folder: Path, entries: Sequence[Entry]) -> tuple[Head, ...]:
-    return tuple(Head(name=what, labels=_epic_classes(folder, what)) for what in ("verb", "noun"))
+    heads = []
+    for what in ("verb", "noun"):
+        labels = epic_classes(folder, what)
+        if labels is None:
+            raise DataError(
+                f"EPIC_100_{what}_classes.csv is not in {str(folder)!r}; copy it there, it comes with the annotations"
+            )
+        heads.append(Head(name=what, labels=labels))
+    return tuple(heads)
 
 
-def _epic_classes(folder: Path, what: str) -> tuple[str, ...]:
-    """The classes' keys, of ``id,key,...``. EPIC_100_noun_classes_v2.csv has five more nouns, for other tasks."""
+def epic_classes(folder: Path, what: str) -> tuple[str, ...] | None:
+    """The keys of EPIC-KITCHENS-100's classes by number, of ``id,key,...``; None where their file is not there.
+
+    EPIC_100_noun_classes_v2.csv, which has five more nouns for other tasks, is not read.
+
+    Args:
+        folder: that of the annotations.
+        what: "verb" or "noun".
+
+    Raises:
+        DataError: a fault in the file.
+    """
     names = (f"EPIC_100_{what}_classes.csv", f"{what}_classes.csv")
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
-        raise DataError(f"{names[0]} is not in {str(folder)!r}; copy it there, it comes with the annotations")
+        return None
     check_known(csv_columns(file, COLUMNS), ("id", "key"), file)
     rows = [
         (source.removeprefix(f"{file.name} "), required(source, cells, "key"), cells["id"])
@@ -268,21 +295,10 @@ def _of_fold(data: Path, pattern: str, name: re.Pattern[str], fold: int) -> list
     return [file for file, match in found if int(match[2]) == fold]
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    check_text(file, "it should hold a video in each line, as it was published")
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{file.name} line {number}", line.strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file.name} is not text in UTF-8; copy or download it again") from error
-
-
 def _read_ucf(file: Path, split: str | None) -> Iterator[Entry]:
     """``ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1``: the class is the folder; test lists have no number."""
     labels = _ucf_classes(file.parent)
-    for source, line in _lines(file):
+    for source, line in text_lines(file):
         path, *rest = line.split()
         label, slash, name = path.partition("/")
         if not slash or len(rest) > 1:
@@ -310,7 +326,7 @@ def _ucf_classes(folder: Path) -> tuple[str, ...]:
     if not file.is_file():
         raise DataError(f"classInd.txt is not in {str(folder)!r}; copy it there, it comes with the lists")
     classes = []
-    for source, line in _lines(file):
+    for source, line in text_lines(file):
         number, _, name = line.partition(" ")
         if not number.isdecimal() or not name.strip():
             raise DataError(f"{source}: {line!r} should be a number and a class")
@@ -327,7 +343,7 @@ def _read_hmdb(file: Path, split: str | None) -> Iterator[Entry]:
     match = _HMDB_LIST.fullmatch(file.name)
     assert match is not None
     label = match[1]
-    for source, line in _lines(file):
+    for source, line in text_lines(file):
         name, _, part = line.rpartition(" ")
         if part not in ("0", "1", "2") or not name.strip():
             raise DataError(f"{source}: {line!r} should be VIDEO.avi and 1 (training), 2 (testing) or 0 (neither)")

@@ -22,16 +22,17 @@ _PROTOCOL = re.compile(
 _FORMULA = ("=", "+", "-", "@")
 
 
-def csv_columns(file: Path, known: Collection[str]) -> list[str]:
+def csv_columns(file: Path, known: Collection[str], *, example: str = "path,label") -> list[str]:
     """The columns that a CSV file's header names, in small letters.
 
     Args:
         known: names that tell the delimiter (comma, semicolon or tab), and that may stand there once only.
+        example: of such a header, for the message about an empty file.
 
     Raises:
         DataError: the file cannot be read, is empty or no text, or names a known column twice.
     """
-    check_text(file, "its first row should name the columns: path,label")
+    check_text(file, f"its first row should name the columns: {example}")
     with _opened(file) as lines:
         columns = [_plain(column) for column in next(csv.reader(lines, delimiter=_delimiter(lines, known)), [])]
     for column in columns:
@@ -72,7 +73,7 @@ def csv_rows(file: Path, known: Collection[str]) -> Iterator[tuple[str, dict[str
         except UnicodeDecodeError as error:
             raise DataError(f"{name} is not text in UTF-8; save it as CSV UTF-8") from error
     if is_empty:
-        raise DataError(f"{name} has no rows below its header; give each video a row")
+        raise DataError(f"{name} has no rows below its header; see whether it is the right file")
 
 
 def check_text(file: Path, hint: str) -> None:
@@ -88,6 +89,22 @@ def check_text(file: Path, hint: str) -> None:
         raise DataError(f"{file.name} is in UTF-16; save it as CSV UTF-8")
     if b"\0" in head:
         raise DataError(f"{file.name} holds zero bytes: it is no text, or text in UTF-16; save it as CSV UTF-8")
+
+
+def text_lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Each line that is not empty: where it stands ("classInd.txt line 3"), and its text without margins.
+
+    Raises:
+        DataError: the file cannot be read, or is empty or no text.
+    """
+    check_text(file, "it should hold a video in each line, as it was published")
+    try:
+        with file.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{file.name} line {number}", line.strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.name} is not text in UTF-8; copy or download it again") from error
 
 
 def _opened(file: Path) -> TextIO:

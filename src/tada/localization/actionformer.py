@@ -86,6 +86,7 @@ class ActionFormerConfig:
         stride_seconds: float,
         overlapping: bool,
         dim: int = 256,
+        position_encoding: bool = False,
         input_dropout: float = 0.0,
     ) -> ActionFormerConfig:
         """Choose levels, ranges, window and length from the training data.
@@ -113,6 +114,7 @@ class ActionFormerConfig:
             num_levels=num_levels,
             regression_ranges=ranges,
             max_length=length,
+            position_encoding=position_encoding,
             input_dropout=input_dropout,
         )
 

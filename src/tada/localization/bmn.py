@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tada.errors import OptionError
-from tada.localization.detections import Detections
 from tada.localization.grid import FeatureGrid
 from tada.localization.segments import Floats, soft_nms
 
@@ -466,50 +465,3 @@ def thinned(
         max_kept=int(duration_seconds) + 1,
     )
     return Proposals(found.segments[best][kept], scores)
-
-
-def name(
-    found: Proposals,
-    probabilities: Sequence[Floats],
-    grid: FeatureGrid,
-    *,
-    whole_video: bool,
-    num_points: int = 6,
-) -> Detections:
-    """Give proposals classes, from what the backbone said of the clips in them.
-
-    Args:
-        probabilities: of each label set [M, K], one row for each feature of ``grid``.
-        whole_video: name all by the video's mean, as on ActivityNet and HACS; else by ``num_points`` points in each.
-
-    Returns:
-        For one label set each proposal with its best two classes, for verb and noun with its best five pairs of the ten
-        best verbs and thirty best nouns; the score is the proposal's times the classes' probability.
-    """
-    num = len(found.scores)
-    places: Floats = np.linspace(0, 1, num_points)
-    where = found.segments[:, :1] + (found.segments[:, 1:] - found.segments[:, :1]) * places
-    means = []
-    for rows in probabilities:
-        if whole_video:
-            means.append(np.broadcast_to(rows.mean(0), (num, rows.shape[1])))
-        else:
-            sampled = at_times(torch.from_numpy(rows.T.astype(np.float64)), grid, where.reshape(-1)).numpy()
-            means.append(sampled.reshape(rows.shape[1], num, num_points).mean(2).T)
-    if len(means) == 1:
-        classes = np.argsort(-means[0], axis=1, kind="stable")[:, :2, None]  # [N, 2, 1]
-        parts = np.take_along_axis(means[0], classes[:, :, 0], axis=1)
-    else:
-        verbs, nouns = (np.argsort(-m, axis=1, kind="stable")[:, :k] for m, k in zip(means, (10, 30), strict=True))
-        verb, noun = np.take_along_axis(means[0], verbs, axis=1), np.take_along_axis(means[1], nouns, axis=1)
-        product = (verb[:, :, None] * noun[:, None, :]).reshape(num, verbs.shape[1] * nouns.shape[1])
-        best = np.argsort(-product, axis=1, kind="stable")[:, :5]
-        pairs = (
-            np.take_along_axis(verbs, best // nouns.shape[1], 1),
-            np.take_along_axis(nouns, best % nouns.shape[1], 1),
-        )
-        classes, parts = np.stack(pairs, axis=2), np.take_along_axis(product, best, axis=1)
-    scores = (found.scores[:, None] * parts).reshape(-1)
-    order = np.argsort(-scores, kind="stable")
-    segments = np.repeat(found.segments, parts.shape[1], axis=0)
-    return Detections(segments[order], scores[order], classes.reshape(num * parts.shape[1], -1)[order].astype(np.int64))

@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tada.errors import CheckpointError, DataError, OptionError
+from tada.errors import CheckpointError, OptionError
 from tada.localization import actionformer, bmn
 from tada.localization.annotations import LabelSet, SegmentTable, UntrimmedVideo
 from tada.localization.detections import Detections, select
 from tada.localization.features import FeatureFolder, VideoFeatures
 from tada.localization.grid import FeatureGrid
+from tada.localization.naming import named, naming_scores
 from tada.localization.recipe import LocalizationRecipe
-from tada.localization.segments import Floats
 
 _CROP_TRIES = 200
 _ROLLING_SECONDS = 60.0
@@ -114,17 +114,22 @@ def pad(samples: Sequence[Sample], multiple: int) -> SampleBatch:
 
 
 class ActionFormerDetector(nn.Module):
-    """ActionFormer, with the settings of its training and testing."""
+    """ActionFormer, with the settings of its training and testing.
+
+    Where its recipe is class-agnostic, all segments are of one class to it, and scores name what it finds.
+    """
 
     def __init__(
         self,
         config: actionformer.ActionFormerConfig,
         *,
         recipe: LocalizationRecipe,
+        label_sets: Sequence[LabelSet],
     ) -> None:
         super().__init__()
         self.config = config
         self.recipe = recipe
+        self.label_sets = tuple(label_sets)
         self.network = actionformer.ActionFormer(config)
         self.register_buffer("normaliser", torch.tensor(recipe.normaliser))
         self.normaliser: Tensor
@@ -150,7 +155,9 @@ class ActionFormerDetector(nn.Module):
         drawn again.
         """
         features, grid = self._at_steps(found)
-        seconds, labels = truths(piece.video, len(self.config.num_classes))
+        seconds, labels = truths(piece.video, len(self.label_sets))
+        if self.recipe.class_agnostic:
+            labels = np.zeros((len(labels), 1), np.int64)
         steps = grid.index(seconds)
         total = features.shape[1]
         for _ in range(_CROP_TRIES):
@@ -189,7 +196,11 @@ class ActionFormerDetector(nn.Module):
         candidates = actionformer.decode(
             outputs, grid, min_score=selection.min_score, max_candidates=selection.max_candidates
         )
-        return select(candidates, selection, duration_seconds=found.card.duration_seconds)
+        chosen = select(candidates, selection, duration_seconds=found.card.duration_seconds)
+        if not self.recipe.class_agnostic:
+            return chosen
+        scores = naming_scores(found, self.label_sets)
+        return named(chosen.segments, chosen.scores, scores, found.card.grid, video_classes=self.recipe.video_classes)
 
     def rolling_view(self, stride_seconds: float) -> RollingView | None:
         """A minute; or eight steps of the coarsest level, four times as much as nine in ten segments last."""
@@ -200,7 +211,7 @@ class ActionFormerDetector(nn.Module):
 
 
 class BMNDetector(nn.Module):
-    """BMN, with the settings of its training and testing; the backbone's scores name what it finds."""
+    """BMN, with the settings of its training and testing; scores beside the features name what it finds."""
 
     def __init__(self, config: bmn.BMNConfig, *, recipe: LocalizationRecipe, label_sets: Sequence[LabelSet]) -> None:
         super().__init__()
@@ -246,28 +257,8 @@ class BMNDetector(nn.Module):
         found = bmn.bmn_losses(outputs, wanted)
         return {"loss": found.total(), **found._asdict()}
 
-    def naming_scores(self, found: VideoFeatures) -> list[Floats]:
-        """The backbone's probabilities by which segments are named, [T, K] of each label set.
-
-        Raises:
-            DataError: the features have none, or those of other classes.
-        """
-        rows = []
-        for label_set in self.label_sets:
-            known = found.card.score_labels.get(label_set.name, [])
-            missing = [name for name in label_set.classes if name not in known]
-            if missing:
-                raise DataError(
-                    f"the features of {found.card.video!r} come without scores of the {label_set.name} {missing[0]!r} "
-                    f"({len(missing)} of {len(label_set.classes)} classes), and by these BMN's segments are named: "
-                    "extract them with a backbone that was trained on these classes, or train ActionFormer"
-                )
-            columns = [known.index(name) for name in label_set.classes]
-            rows.append(found.scores[label_set.name][:, columns].astype(np.float64))
-        return rows
-
     def detect(self, found: VideoFeatures) -> Detections:
-        scores = self.naming_scores(found)
+        scores = naming_scores(found, self.label_sets)
         duration = found.card.duration_seconds
         places = bmn.windows(self.config, duration)
         features, grid = torch.from_numpy(found.features.T.copy()), found.card.grid
@@ -279,7 +270,7 @@ class BMNDetector(nn.Module):
         )  # fmt: skip
         is_whole = self.config.bin_seconds is None
         thinned = bmn.thinned(proposals, duration_seconds=duration, thresholds=(0.5, 0.9) if is_whole else (0.25, 0.9))
-        return bmn.name(thinned, scores, grid, whole_video=is_whole)
+        return named(thinned.segments, thinned.scores, scores, grid, video_classes=self.recipe.video_classes)
 
     def rolling_view(self, stride_seconds: float) -> RollingView | None:
         """A window, which begins where one of a whole video's windows would."""
@@ -314,15 +305,16 @@ def new_detector(
         steps = np.full(len(cards), float(recipe.resize_to))
     config = actionformer.ActionFormerConfig.for_data(
         in_channels=folder.channels,
-        num_classes=tuple(len(label_set.classes) for label_set in table.label_sets),
+        num_classes=(1,) if recipe.class_agnostic else tuple(len(s.classes) for s in table.label_sets),
         segment_steps=np.array([s.seconds / strides[video.name] for video in table.videos for s in video.segments]),
         video_steps=steps,
         stride_seconds=folder.grid.stride_seconds,
         overlapping=_overlap_often(table),
         dim=recipe.dim,
+        position_encoding=recipe.position_encoding,
         input_dropout=recipe.input_dropout,
     )
-    return ActionFormerDetector(config, recipe=recipe)
+    return ActionFormerDetector(config, recipe=recipe, label_sets=table.label_sets)
 
 
 def _overlap_often(table: SegmentTable) -> bool:
@@ -344,6 +336,7 @@ def detector_of(
             return BMNDetector(bmn.BMNConfig(**shape), recipe=recipe, label_sets=label_sets)
         ranges = tuple((float(low), float(high)) for low, high in shape["regression_ranges"])
         values = shape | {"num_classes": tuple(shape["num_classes"]), "regression_ranges": ranges}
-        return ActionFormerDetector(actionformer.ActionFormerConfig(**values), recipe=recipe)
+        actionformer_config = actionformer.ActionFormerConfig(**values)
+        return ActionFormerDetector(actionformer_config, recipe=recipe, label_sets=label_sets)
     except (TypeError, KeyError, ValueError, OptionError) as error:
         raise CheckpointError(f"the shape of the detector is not as tada writes it ({error}); train anew") from error

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
+from tada.data.table import listed
 from tada.errors import DataError
 from tada.files import write_whole
-from tada.localization.annotations import SegmentTable, read_segments, split_name, with_durations
+from tada.localization.annotations import LabelSet, SegmentTable, named_like, read_segments, with_durations
 from tada.localization.features import FeatureFolder
+from tada.localization.forms import read_names, split_name
 from tada.localization.localizer import Localizer, results_of
 from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
+from tada.localization.naming import check_naming, scores_for
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,17 +58,24 @@ def evaluate_localizer(
     *,
     tiou_thresholds: Sequence[float],
     split: str | None = None,
+    leave_out: Path | None = None,
+    classifier: Path | None = None,
     show_progress: bool = True,
 ) -> LocalizationEvaluation:
     """Test a localizer on features of videos.
 
     Args:
-        split: the part of the annotations to test on; by default test where there is one, else val.
+        split: the part of the annotations to test on; by default test where it has segments, else val.
+        leave_out: a list of videos that do not count (``read_names``); published scores on ActivityNet have one.
+        classifier: scores of whole videos (``read_video_scores``) by which segments are named in place of the
+            backbone's, where the detector does not name them.
 
     Raises:
-        DataError: features of another backbone or setting than the localizer was trained on, or missing ones.
+        DataError: features of another backbone or setting than the localizer was trained on, or missing ones; no
+            scores to name segments by.
+        OptionError: a classifier for a detector that names segments itself.
     """
-    folder = FeatureFolder(features)
+    folder = FeatureFolder(features, classifier=scores_for(localizer.recipe, classifier))
     first = next(iter(folder.cards.values()))
     if (first.backbone, first.settings) != (localizer.card.backbone, localizer.card.feature_settings):
         raise DataError(
@@ -73,8 +83,17 @@ def evaluate_localizer(
             f"({first.backbone[:8]}, {first.settings}; it knows {localizer.card.backbone[:8]}, "
             f"{localizer.card.feature_settings}); extract them with its own: tada extract RUN/backbone"
         )
-    table = _tested(segments, split)
+    table = named_like(_tested(segments, split, _names(leave_out)), folder.cards)
+    missing = [video.name for video in table.videos if video.name not in folder.cards]
+    if missing:
+        raise DataError(
+            f"{str(features)!r} has no features of {len(missing)} of the {len(table)} videos to test on, the first: "
+            f"{missing[0]!r}; extract them, or list these videos in a file for --leave-out, and say so beside the score"
+        )
     table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})
+    _check_classes(table, localizer.label_sets)
+    if localizer.recipe.names_by_scores:
+        check_naming(folder, table.videos, localizer.label_sets)
     found = {
         video.name: localizer.detect(folder.read(video.name))
         for video in track(table.videos, "testing", transient=True, disable=not show_progress)
@@ -84,9 +103,17 @@ def evaluate_localizer(
 
 
 def evaluate_predictions(
-    predictions: Path, segments: Path | SegmentTable, *, tiou_thresholds: Sequence[float], split: str | None = None
+    predictions: Path,
+    segments: Path | SegmentTable,
+    *,
+    tiou_thresholds: Sequence[float],
+    split: str | None = None,
+    leave_out: Path | None = None,
 ) -> LocalizationEvaluation:
     """Score a file of detections in ActivityNet's form (or EPIC-KITCHENS').
+
+    Args:
+        split: as for ``evaluate_localizer``, like ``leave_out``.
 
     Raises:
         DataError: the file is not of that form.
@@ -99,14 +126,36 @@ def evaluate_predictions(
         raise DataError(
             f"{str(predictions)!r} holds no detections ({error}); expected JSON with 'results': an entry for each video"
         ) from error
-    table = _tested(segments, split)
+    names = _names(leave_out)
+    results["results"] = {video: found for video, found in results["results"].items() if video not in names}
+    table = named_like(_tested(segments, split, names), results["results"])
     return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results, table=table)
 
 
-def _tested(segments: Path | SegmentTable, split: str | None) -> SegmentTable:
+def _names(leave_out: Path | None) -> frozenset[str]:
+    return frozenset() if leave_out is None else read_names(leave_out)
+
+
+def _tested(segments: Path | SegmentTable, split: str | None, leave_out: Collection[str]) -> SegmentTable:
     table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
-    chosen = split_name(split) if split else next((name for name in ("test", "val") if name in table.splits), None)
-    return table if chosen is None else table.of_split(chosen)
+    chosen = split_name(split) if split else next((name for name in ("test", "val") if table.segments_of(name)), None)
+    table = table if chosen is None else table.of_split(chosen)
+    return replace(table, videos=tuple(video for video in table.videos if video.name not in leave_out))
+
+
+def _check_classes(table: SegmentTable, known: Sequence[LabelSet]) -> None:
+    """Refuse annotations that have nothing in common with what a localizer names."""
+    of_table, of_model = ({s.name: s.classes for s in label_sets} for label_sets in (table.label_sets, known))
+    strange = [s.name for s in known if not (s.is_numbered or set(s.classes) & set(of_table.get(s.name, ())))]
+    if of_table.keys() != of_model.keys() or strange:
+        shown = [
+            " and ".join(f"{name} ({listed(classes, quote=False, at_most=3)})" for name, classes in of.items())
+            for of in (of_table, of_model)
+        ]
+        raise DataError(
+            f"{table.name} is of {shown[0]}, while the localizer names {shown[1]}: they have no class in common; give "
+            "the annotations of what it was trained on"
+        )
 
 
 def score(
@@ -116,7 +165,11 @@ def score(
     if len(table.label_sets) == 1:
         split = table.videos[0].split or "val"
         return detection_map(table.ground_truth(), results, subset=split, tiou_thresholds=tiou_thresholds)
-    numbers = [{name: i for i, name in enumerate(s.classes)} for s in table.label_sets]
+    # By name, or by number, as EPIC-KITCHENS' challenge takes them.
+    numbers = [
+        {str(i): i for i in range(len(s.classes))} | {name: i for i, name in enumerate(s.classes)}
+        for s in table.label_sets
+    ]
     rows = [
         {
             "video_id": video.name,
@@ -128,11 +181,14 @@ def score(
         for video in table.videos
         for segment in video.segments
     ]
-    predicted = {
-        video: [
-            entry | {name: numbers[i].get(str(entry[name]), -1) for i, name in enumerate(("verb", "noun"))}
-            for entry in entries
-        ]
-        for video, entries in results["results"].items()
-    }
+    predicted: dict[str, list[dict[str, Any]]] = {}
+    for video, entries in results["results"].items():
+        predicted[video] = []
+        for place, entry in enumerate(entries, start=1):
+            if not {"verb", "noun"} <= entry.keys():
+                raise DataError(
+                    f"prediction {place} of video {video!r} names no verb and noun; {table.name} is of both"
+                )
+            own = {name: numbers[i].get(str(entry[name]), -1) for i, name in enumerate(("verb", "noun"))}
+            predicted[video].append(entry | own)
     return epic_map(rows, {"results": predicted}, tiou_thresholds=tiou_thresholds)

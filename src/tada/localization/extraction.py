@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from tada.ahead import Ahead
 from tada.errors import DataError, OptionError, VideoError
-from tada.localization.annotations import video_name
 from tada.localization.features import FeatureCard, VideoFeatures, read_card, write_features
+from tada.localization.forms import video_name
 from tada.localization.grid import FeatureGrid
 from tada.predict import Recognizer
 from tada.video.reader import Video, open_video
@@ -174,10 +174,10 @@ def frame_crops(frames: NDArray[np.uint8], spec: ClipSpec, settings: ExtractionS
 def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Clips of all crops, uint8 [N, V, T, H, W, 3] -> features [N, V * D] and the mean probabilities [N, K]."""
     n, v = clips.shape[:2]
-    model = backbone.model
-    features = model.features(normalise(clips.flatten(0, 1).to(backbone.device)))  # type: ignore[operator]  # a method
-    scores = model.head(features).float().softmax(1).view(n, v, -1).mean(1)  # type: ignore[operator]  # a module
-    return features.float().reshape(n, -1).cpu(), scores.cpu()
+    features = backbone.network.features(normalise(clips.flatten(0, 1).to(backbone.device)))
+    head: Any = backbone.model.head
+    scores = backbone.probabilities(head(features)).view(n, v, -1).mean(1)
+    return features.reshape(n, -1).cpu(), scores.cpu()
 
 
 def extract_video(
@@ -222,9 +222,11 @@ def extract_video(
         channels=rows.shape[1],
         backbone=backbone_sha256 or backbone_hash(backbone.model),
         settings=settings_of(backbone, settings),
-        score_labels={"action": list(backbone.labels)},
+        score_labels={head.name: list(head.labels) for head in backbone.heads},
     )
-    return VideoFeatures(card=card, features=rows, scores={"action": torch.cat(scores).numpy()})
+    of_heads = torch.split(torch.cat(scores), [len(head.labels) for head in backbone.heads], dim=1)
+    by_name = {head.name: own.numpy() for head, own in zip(backbone.heads, of_heads, strict=True)}
+    return VideoFeatures(card=card, features=rows, scores=by_name)
 
 
 class Failure(NamedTuple):

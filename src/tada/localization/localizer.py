@@ -62,7 +62,8 @@ class LocalizerCard:
     backbone: str
     """SHA-256 of the network that makes them; for published features where they are from, in words."""
     thresholds: dict[str, float] = field(default_factory=dict)
-    """The score from which on segments of a class are shown, by validation; the others take the median of these."""
+    """The score from which on segments of a class are shown, by validation, or by training where that lacks the class;
+    the others take the median of these."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was measured, by name."""
 

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import DataError, OptionError
-from tada.localization.annotations import DUPLICATE_SECONDS, NUM_EPIC_NOUNS, parse_seconds, split_name
+from tada.localization.annotations import DUPLICATE_SECONDS
+from tada.localization.forms import NUM_EPIC_NOUNS, parse_seconds, split_name
 from tada.localization.segments import Floats, Ints, tiou, tiou_of_pairs
 
 ANET_TIOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -330,14 +331,16 @@ def best_thresholds(
 ) -> dict[str, float]:
     """For each class the score from which on detections are best shown: where F1 is highest.
 
-    A class of which nothing is found has none.
+    It lies midway between the last detection that is shown and the first that is not. A class of which nothing is found
+    has none.
     """
     truth = _drop_faulty(_ground_truth(ground_truth, subset))
     chosen = {}
     for label, (right, scores, num_truths) in _ranked(truth, _predictions(results), _checked([tiou_threshold])).items():
         if right.any():
             f1 = 2 * right[0].cumsum() / (np.arange(1, len(scores) + 1) + num_truths)
-            chosen[str(label)] = float(scores[int(f1.argmax())])
+            shown = int(f1.argmax()) + 1
+            chosen[str(label)] = float(scores[shown - 1 : shown + 1].mean())
     return chosen
 
 

@@ -24,12 +24,13 @@ from tada.localization.annotations import (
     Segment,
     SegmentTable,
     check_for_training,
+    named_like,
     read_segments,
-    video_name,
     with_durations,
     with_splits,
 )
 from tada.localization.extraction import ExtractionSettings, extract, videos_by_name
+from tada.localization.forms import video_name
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import LocalizationResult, train_localizer
 from tada.models.weights import CARD_FILE
@@ -134,6 +135,7 @@ def match_videos(
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give the folder of the videos")
     files = videos_by_name(find_videos([str(folder)]))
+    table = named_like(table, files)
     missing = [video.name for video in table.videos if video.segments and video.name not in files]
     if missing:
         raise DataError(

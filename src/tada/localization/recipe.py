@@ -19,9 +19,16 @@ class LocalizationRecipe(Schedule):
     """
 
     detector: Literal["actionformer", "bmn"] = "actionformer"
-    """ActionFormer finds and names segments; BMN finds them, and the backbone names them."""
+    """ActionFormer finds and names segments; BMN finds them, and scores beside the features name them."""
+    class_agnostic: bool = False
+    """Whether ActionFormer only finds segments too, and the backbone's or an external classifier's scores name them."""
+    video_classes: int | None = None
+    """Name all segments of a video by so many classes, its most probable ones, as on ActivityNet (2) and HACS (3); null
+    names each by what is seen in it. Of BMN and class-agnostic ActionFormer."""
     dim: int = 256
     """Channels inside ActionFormer."""
+    position_encoding: bool = False
+    """Whether ActionFormer's steps are told their places, as on ActivityNet and HACS."""
     input_dropout: float = 0.2
     """Part of the feature channels dropped in training; ActionFormer's."""
     resize_to: int | None = None
@@ -65,6 +72,7 @@ class LocalizationRecipe(Schedule):
         """Raise OptionError where a field is out of its range."""
         # As YAML has them, so that a recipe that was written and read again is the same.
         object.__setattr__(self, "tiou_thresholds", tuple(self.tiou_thresholds))
+        require(self.video_classes is None or self.video_classes >= 1, "video_classes", "null or 1 or more")
         require(self.dim >= 4 and self.dim % 4 == 0, "dim", "a multiple of 4")
         require(0 <= self.input_dropout < 1, "input_dropout", "in [0, 1)")
         require(self.resize_to is None or self.resize_to >= 16, "resize_to", "null or 16 or more")
@@ -74,6 +82,11 @@ class LocalizationRecipe(Schedule):
         fine = bool(self.tiou_thresholds) and all(0 < t <= 1 for t in self.tiou_thresholds)
         require(fine, "tiou_thresholds", "a list of numbers in (0, 1]")
         super().__post_init__()
+
+    @property
+    def names_by_scores(self) -> bool:
+        """Whether scores beside the features name what the detector finds."""
+        return self.detector == "bmn" or self.class_agnostic
 
 
 def named_localization_recipes() -> dict[str, Path]:

@@ -100,6 +100,8 @@ def map_by_length(table: SegmentTable, results: dict[str, Any], tiou_thresholds:
             return least <= seconds <= most
 
         videos = tuple(replace(v, segments=tuple(s for s in v.segments if is_in(s.seconds))) for v in table.videos)
+        if not any(video.segments for video in videos):
+            continue
         chosen = {
             video: [p for p in predictions if is_in(p["segment"][1] - p["segment"][0])]
             for video, predictions in results["results"].items()

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,7 +33,9 @@ from tada.data.clips import ResumableBatches, ResumableLoader
 from tada.errors import CheckpointError, DataError, OptionError
 from tada.localization.annotations import (
     SegmentTable,
+    UntrimmedVideo,
     check_for_training,
+    named_like,
     read_segments,
     with_durations,
     with_splits,
@@ -42,14 +46,16 @@ from tada.localization.extraction import backbone_hash
 from tada.localization.features import FeatureFolder, VideoFeatures
 from tada.localization.localizer import Localizer, LocalizerCard, results_of, save_localizer
 from tada.localization.metrics import best_thresholds, detection_map
+from tada.localization.naming import can_name, check_naming, scores_for
 from tada.localization.recipe import LocalizationRecipe
-from tada.loop import EpochLines, WholeFileCheckpoints, make_trainer, own_sigterm, quiet
+from tada.loop import EpochLines, WholeFileCheckpoints, make_trainer, own_sigterm, quiet, scheduled
 from tada.machine import Machine
 from tada.predict import Recognizer
 from tada.recipe import read_recipe, recipe_yaml
-from tada.recognition import NonFiniteLossError, learning_rate_factor
+from tada.recognition import NonFiniteLossError
 
 _SHORTEST_STEPS = 2
+_ENOUGH_VIDEOS, _MOST_VIDEOS = 5, 100  # that thresholds of classes without validation are learned from
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +161,7 @@ class LocalizationTask(L.LightningModule):
         )
         self.log("val_map", scores.average, batch_size=1)
 
-    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         parameters = dict(self.detector.named_parameters())
         # Kernels and matrices decay; norms, biases and scales do not.
         is_decayed = {name: p.ndim > 1 and not name.endswith(".scale") for name, p in parameters.items()}
@@ -167,12 +173,9 @@ class LocalizationTask(L.LightningModule):
             {"params": [p for name, p in parameters.items() if not is_decayed[name]], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _factor(self, step: int) -> float:
-        return learning_rate_factor(
-            step / self.steps_per_epoch,
+        return scheduled(
+            optimizer,
+            steps_per_epoch=self.steps_per_epoch,
             epochs=self.recipe.epochs,
             warmup_epochs=self.recipe.warmup_epochs,
             warmup_start=0.01,
@@ -193,7 +196,7 @@ def prepare_table(
     Raises:
         DataError: annotated videos without features, a length that contradicts the duration, no segments in a split.
     """
-    table = with_splits(table, val_fraction=val_fraction, seed=seed)
+    table = with_splits(named_like(table, folder.cards), val_fraction=val_fraction, seed=seed)
     example = next(iter(folder.cards))
     missing = {
         video.name: f"{table.name}: the video {video.name!r} has no features in {str(folder.folder)!r} (there lies "
@@ -223,6 +226,7 @@ def train_localizer(
     out: Path,
     *,
     backbone: Recognizer | None = None,
+    classifier: Path | None = None,
     val_fraction: float = 0.2,
     resume: bool = False,
     skip_missing: int = 0,
@@ -239,6 +243,7 @@ def train_localizer(
         features: a folder that ``tada extract`` or ``import_features`` wrote.
         segments: what ``read_segments`` takes, or a table it has read.
         backbone: the network that made the features; saved with the run, so that it can localize in videos.
+        classifier: as for ``evaluate_localizer``, for the validation.
         val_fraction: part of the videos held out where the annotations have no splits.
         resume: continue the run in ``out`` from its last saved state.
         skip_missing: how many annotated videos may have no features; they are named, and left out.
@@ -247,7 +252,7 @@ def train_localizer(
         UserError: of the data, the recipe, or a folder that is already in use; each says the way out.
     """
     table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
-    folder = FeatureFolder(features)
+    folder = FeatureFolder(features, classifier=scores_for(recipe, classifier))
     if backbone is not None and backbone_hash(backbone.model) != folder.backbone:
         raise DataError(
             f"{str(features)!r} holds features of another backbone ({folder.backbone[:12]}) than the one given: "
@@ -274,8 +279,8 @@ def train_localizer(
     loader = ResumableLoader(samples, batches, num_workers=num_workers, collate=detector.collate)
     test_loader = None
     if tested is not None:
-        if isinstance(detector, BMNDetector):
-            detector.naming_scores(folder.read(tested.videos[0].name))  # before hours are spent
+        if recipe.names_by_scores:
+            check_naming(folder, tested.videos, table.label_sets)
         test_loader = DataLoader(TestFeatures(tested, folder), batch_size=None, num_workers=num_workers)
     num_tested = 0 if tested is None else len(tested)
     classes = " and ".join(f"{len(s.classes)} {s.name} classes" for s in table.label_sets)
@@ -339,14 +344,43 @@ def train_localizer(
     )
     localizer = Localizer(detector, card, recipe, backbone=backbone)
     if tested is not None:
-        found = {video.name: localizer.detect(folder.read(video.name)) for video in tested.videos}
-        thresholds = best_thresholds(
-            tested.ground_truth(), results_of(found, tested.label_sets), subset=tested.videos[0].split or "val"
-        )
-        localizer.card = replace(card, thresholds=thresholds)
+        localizer.card = replace(card, thresholds=thresholds_of(localizer, folder, tested, training))
     save_localizer(out, localizer)
     (out / "metrics.json").write_text(json.dumps(metrics | {"seconds": seconds}, indent=2) + "\n")
     return LocalizationResult(run=out, metrics=metrics, seconds=seconds)
+
+
+def thresholds_of(
+    localizer: Localizer, folder: FeatureFolder, tested: SegmentTable, training: SegmentTable
+) -> dict[str, float]:
+    """The score from which on each class is shown: where F1 is highest on the tested videos.
+
+    Where a class has no examples there, or none is found, all that these videos can tell is which scores wrong ones
+    reach. Then some training videos with the class are counted too: their right detections, however sure of themselves,
+    have to stand above those wrong ones.
+    """
+
+    def best(videos: Sequence[UntrimmedVideo], found: Mapping[str, Detections]) -> dict[str, float]:
+        truth = replace(tested, videos=tuple(replace(video, split="val") for video in videos)).ground_truth()
+        return best_thresholds(truth, results_of(found, tested.label_sets), subset="val")
+
+    def detected(videos: Sequence[UntrimmedVideo]) -> dict[str, Detections]:
+        return {video.name: localizer.detect(folder.read(video.name)) for video in videos}
+
+    found = detected(tested.videos)
+    thresholds = best(tested.videos, found)
+    added: list[UntrimmedVideo] = []
+    examples: Counter[str] = Counter()
+    for video in training.videos:
+        lacking = {training.label_of(segment) for segment in video.segments} - thresholds.keys()
+        if len(added) == _MOST_VIDEOS or all(examples[label] >= _ENOUGH_VIDEOS for label in lacking):
+            continue
+        if localizer.recipe.names_by_scores and not can_name(folder, video, tested.label_sets):
+            continue
+        added.append(video)
+        examples.update(lacking)
+    joint = best([*tested.videos, *added], found | detected(added)) if added else {}
+    return {label: value for label, value in joint.items() if label in examples} | thresholds
 
 
 def _check_same_run(

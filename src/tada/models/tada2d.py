@@ -79,7 +79,7 @@ class TAda2D(nn.Module):
         self.config = config
         k = config.stem_kernel
         self.stem_conv = nn.Conv2d(3, config.stem_width, k, stride=2, padding=k // 2, bias=False)
-        self.stem_norm = nn.BatchNorm2d(config.stem_width)
+        self.stem_norm: nn.Module = nn.BatchNorm2d(config.stem_width)
         block = BasicBlock if config.block == "basic" else Bottleneck
         channels, stages = config.stem_width, []
         for depth, width in zip(config.depths, config.widths, strict=True):
@@ -102,7 +102,7 @@ class TAda2D(nn.Module):
         """Clips [N, 3, T, H, W], normalised -> features [N, D], the mean over frames and pixels."""
         n, _, t = clips.shape[:3]
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        frames = F.relu(self.stem_norm(self.stem_conv(frames)))
+        frames = F.relu(self.stem_norm(self.stem_conv(frames)), inplace=True)
         for stage in self.stages:
             assert isinstance(stage, nn.ModuleList)
             for block in stage:

@@ -82,13 +82,7 @@ def save_weights(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -
         raise CheckpointError(f"the model is no {card.model} with {card.options}: {differences}")
     _check_finite(weights, "the model")
     data = safetensors.torch.save(weights)
-    about = {
-        "format": _FORMAT,
-        "tada": metadata.version("tada-video"),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        **asdict(card),
-    }
-    text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    text = write_card(card, sha256=hashlib.sha256(data).hexdigest())
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / WEIGHTS_FILE, data)
     write_whole(folder / CARD_FILE, text.encode())
@@ -103,7 +97,7 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
     """
     card, sha256 = _read_card(folder / CARD_FILE)
     file = folder / WEIGHTS_FILE
-    data = _read(file)
+    data = read_bytes(file)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(
             f"{str(file)!r} is damaged, or its {CARD_FILE} belongs to other weights: its SHA-256 is not the one that "
@@ -165,8 +159,26 @@ def _read_card(file: Path) -> tuple[ModelCard, str]:
             f"{str(file)!r} is not there: it is written last, when training ends; give the folder of a finished "
             "run, or continue this one"
         )
+    card, about = parse_card(file, read_bytes(file))
+    if "sha256" not in about:
+        raise CheckpointError(f"{str(file)!r}, entry 'sha256': missing or not as tada writes it; {_RENEW}")
+    return card, about["sha256"]
+
+
+def write_card(card: ModelCard, **more: Any) -> str:
+    """A card as JSON, with more entries beside its own."""
+    about = {"format": _FORMAT, "tada": metadata.version("tada-video"), **more, **asdict(card)}
+    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+
+
+def parse_card(file: Path, text: str | bytes) -> tuple[ModelCard, dict[str, Any]]:
+    """Read what ``write_card`` wrote into a file: the card, and all entries.
+
+    Raises:
+        CheckpointError: it is damaged, of another version, or nothing that tada has written.
+    """
     try:
-        about = json.loads(_read(file))
+        about = json.loads(text)
         written = about["format"]
     except (ValueError, TypeError, KeyError, RecursionError) as error:  # JSON's and UTF-8's are ValueErrors
         raise CheckpointError(f"{str(file)!r} is damaged, or was not written by tada ({error}); {_RENEW}") from error
@@ -180,7 +192,6 @@ def _read_card(file: Path) -> tuple[ModelCard, str]:
         about["clip"] = ClipSpec(**{name: _plain(value) for name, value in about["clip"].items()})
         about.setdefault("head_sizes", {})  # which cards of the first models do not have
         card = ModelCard(**{entry.name: about[entry.name] for entry in fields(ModelCard)})
-        sha256 = about["sha256"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{str(file)!r}, entry {error}: missing or not as tada writes it; {_RENEW}") from error
     if not (isinstance(card.options, dict) and card.labels and all(isinstance(label, str) for label in card.labels)):
@@ -188,14 +199,19 @@ def _read_card(file: Path) -> tuple[ModelCard, str]:
     sizes = card.head_sizes
     if not isinstance(sizes, dict) or (sizes and sum(sizes.values()) != len(card.labels)):
         raise CheckpointError(f"{str(file)!r}: head_sizes {sizes} do not add up to {len(card.labels)} labels; {_RENEW}")
-    return card, sha256
+    return card, about
 
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _read(file: Path) -> bytes:
+def read_bytes(file: Path) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        CheckpointError: there is none, it is empty or cannot be read.
+    """
     with _open(file) as opened:
         return opened.read()
 
@@ -226,7 +242,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: a file that is none of these, is damaged or unsafe, or has weights that are not numbers.
     """
     if path.suffix.lower() == ".safetensors":
-        content: Any = _parse_safetensors(path, _read(path))
+        content: Any = _parse_safetensors(path, read_bytes(path))
     elif path.suffix.lower() in (".pth", ".pyth", ".pt"):
         content = _unpickle(path)
     else:

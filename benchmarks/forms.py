@@ -1,0 +1,145 @@
+"""The networks that the speed benchmarks compare, each in the forms in which it can be run.
+
+Shapes: N clips, T frames, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from reference.released import released, stir
+from tada.models import create_model
+from tada.models.fuse import fuse
+from tada.models.tada2d import Bottleneck
+from tada.models.tadaconvnext import Stem
+from tada.tadaconv import TAdaConv2d
+from timing import PRECISIONS
+
+FormName = Literal["literal", "unfolded", "fused"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """A network, and how it is run."""
+
+    network: str
+    """By the name that ``create_model`` knows; or tsm_r50."""
+    kind: FormName
+    """As released; ours as it is trained; or ready for inference, its norms folded."""
+    precision: str = "fp32"
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        """In a table."""
+        return f"{self.network} {self.kind} {self.precision}{' compiled' if self.compiled else ''}"
+
+
+def build(form: Form, num_frames: int, device: torch.device, **options: Any) -> nn.Module:
+    """The network of a form, in evaluation mode; it takes clips [N, 3, T, H, W] of the form's precision.
+
+    Args:
+        num_frames: T, which a TSM has to know.
+        options: of ``create_model``.
+    """
+    dtype = PRECISIONS[form.precision]
+    model = network(form.network, num_frames, **options).to(device).eval()
+    if form.kind == "fused" and form.network.startswith(("tada", "tsn", "convnext")):
+        return fuse(model, dtype=dtype, compile=form.compiled)
+    if form.kind == "literal":
+        model = released(model)
+    elif form.kind == "fused":
+        fold_norms(model)
+    model = model.to(device, dtype)
+    return torch.compile(model) if form.compiled else model
+
+
+def network(name: str, num_frames: int, **options: Any) -> nn.Module:
+    """A network by its name, with norms and routing functions as if it were trained."""
+    torch.manual_seed(0)
+    if name != "tsm_r50":
+        return stir(create_model(name, **options))
+    model = stir(create_model("tsn_r50", **options))
+    for block in list(model.modules()):
+        if isinstance(block, Bottleneck):
+            block.conv1 = Shifted(block.conv1, num_frames)
+    return model
+
+
+class Shifted(nn.Module):
+    """A convolution that sees an eighth of the channels one frame late and another eighth one frame early.
+
+    So does TSM (arXiv 1811.08383) before the first convolution of each block. Beyond a clip's ends there are zeros.
+    """
+
+    def __init__(self, conv: nn.Module, num_frames: int) -> None:
+        super().__init__()
+        self.conv = conv
+        self.num_frames = num_frames
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Frames [N*T, C, H, W] -> frames [N*T, D, H, W]."""
+        eighth = frames.shape[1] // 8
+        shifted = frames.clone()  # channels last, as frames are
+        clips, moved = (x.view(-1, self.num_frames, *x.shape[1:]) for x in (frames, shifted))
+        moved[:, 1:, :eighth] = clips[:, :-1, :eighth]
+        moved[:, 0, :eighth] = 0
+        moved[:, :-1, eighth : 2 * eighth] = clips[:, 1:, eighth : 2 * eighth]
+        moved[:, -1, eighth : 2 * eighth] = 0
+        return self.conv(shifted)
+
+
+def fold_norms(model: nn.Module) -> None:
+    """Move every batch norm that follows a convolution into its kernel, in place: for networks in evaluation mode.
+
+    For those that ``tada.models.fuse`` is not made for: hosts and TSM. Of a pair one is called "conv" where the other
+    is called "norm"; or they follow each other in a Sequential.
+    """
+    for module in list(model.modules()):
+        children = dict(module.named_children())
+        pairs = ((name, name.replace("conv", "norm")) for name in children if "conv" in name)
+        for first, second in pairwise(children) if isinstance(module, nn.Sequential) else pairs:
+            conv, norm = children[first], children.get(second)
+            if not isinstance(norm, _BatchNorm):
+                continue
+            if isinstance(conv, _ConvNd):
+                setattr(module, first, fuse_conv_bn_eval(conv, norm))
+            elif isinstance(conv, Shifted):
+                conv.conv = fuse_conv_bn_eval(conv.conv, norm)
+            else:
+                continue
+            setattr(module, second, nn.Identity())
+
+
+def least_values_moved(model: nn.Module, clips: Tensor) -> int:
+    """Values read and written by the network's layers, if each reads input and weights once and writes its output.
+
+    All else (norms, activations, sums) could be done on the way. Nothing is computed where both are on "meta".
+    """
+    moved: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        out = output[0] if isinstance(output, tuple) else output
+        weights = sum(p.numel() for p in module.parameters())
+        moved.append(inputs[0].numel() + out.numel() + weights)
+
+    layers = [m for m in model.modules() if isinstance(m, Stem | TAdaConv2d | nn.Linear | _ConvNd)]
+    inner = {part for layer in layers for part in layer.modules() if part is not layer}  # a routing function's
+    handles = [layer.register_forward_hook(count) for layer in layers if layer not in inner]
+    with torch.no_grad():
+        model(clips)
+    for handle in handles:
+        handle.remove()
+    return sum(moved)

@@ -1,0 +1,150 @@
+"""Names for segments that a detector found without saying what they are: BMN's, and class-agnostic ActionFormer's.
+
+They come from scores that lie beside the features: those of the backbone for each clip, those that EPIC-KITCHENS-100's
+features are published with, or an external classifier's of the whole video.
+
+Shapes: T features, N segments, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tada.errors import DataError, OptionError
+from tada.localization.annotations import LabelSet, UntrimmedVideo
+from tada.localization.bmn import at_times
+from tada.localization.classifiers import VideoScores, read_video_scores
+from tada.localization.detections import Detections
+from tada.localization.features import FeatureFolder, VideoFeatures
+from tada.localization.grid import FeatureGrid
+from tada.localization.recipe import LocalizationRecipe
+from tada.localization.segments import Floats
+
+_NUM_POINTS = 6
+_NUM_CLASSES = 2
+_NUM_VERBS, _NUM_NOUNS, _NUM_PAIRS = 10, 30, 5
+
+
+def check_naming(folder: FeatureFolder, videos: Sequence[UntrimmedVideo], label_sets: Sequence[LabelSet]) -> None:
+    """Look whether segments in all of these videos can be named, before hours are spent.
+
+    Raises:
+        DataError: a video has no scores, or those of other classes.
+    """
+    for video in videos:
+        _columns(video.name, folder.score_labels(video.name), label_sets)
+
+
+def can_name(folder: FeatureFolder, video: UntrimmedVideo, label_sets: Sequence[LabelSet]) -> bool:
+    """Whether segments in a video can be named."""
+    try:
+        check_naming(folder, [video], label_sets)
+    except DataError:
+        return False
+    return True
+
+
+def scores_for(recipe: LocalizationRecipe, classifier: Path | None) -> VideoScores | None:
+    """An external classifier's scores, where they are of use.
+
+    Raises:
+        OptionError: the recipe's detector names segments itself.
+        DataError: the file is none of scores.
+    """
+    if classifier is None:
+        return None
+    if not recipe.names_by_scores:
+        raise OptionError(
+            f"--classifier {classifier}: this ActionFormer names its segments itself; leave the classifier away, or "
+            "train one with --class_agnostic true"
+        )
+    return read_video_scores(classifier)
+
+
+def naming_scores(found: VideoFeatures, label_sets: Sequence[LabelSet]) -> list[Floats]:
+    """The probabilities by which segments of a video are named: of each label set [T, K]; [1, K] of the whole video.
+
+    Raises:
+        DataError: the features have none, or those of other classes.
+    """
+    columns = _columns(found.card.video, found.card.score_labels, label_sets)
+    return [found.scores[s.name][:, own].astype(np.float64) for s, own in zip(label_sets, columns, strict=True)]
+
+
+def _columns(video: str, known: Mapping[str, Sequence[str]], label_sets: Sequence[LabelSet]) -> list[list[int]]:
+    """For each label set the columns of the scores that are its classes."""
+    found = []
+    for label_set in label_sets:
+        classes = label_set.classes
+        scored = LabelSet(name=label_set.name, classes=tuple(known.get(label_set.name, ())))
+        if len(scored.classes) == len(classes) and (scored.is_numbered or label_set.is_numbered):
+            found.append(list(range(len(classes))))  # numbers on one side, names on the other: EPIC-KITCHENS
+            continue
+        names = scored.classes
+        missing = [name for name in classes if name not in names]
+        if missing:
+            raise DataError(
+                f"the features of {video!r} come without scores of the {label_set.name} {missing[0]!r} "
+                f"({len(missing)} of {len(classes)} classes), and by these its segments are to be named: extract them "
+                "with a backbone that was trained on these classes, give an external classifier's scores "
+                "(--classifier), or train ActionFormer to name them itself (--detector actionformer --class_agnostic "
+                "false)"
+            )
+        found.append([names.index(name) for name in classes])
+    return found
+
+
+def named(
+    segments: Floats,
+    scores: Floats,
+    probabilities: Sequence[Floats],
+    grid: FeatureGrid,
+    *,
+    video_classes: int | None = None,
+) -> Detections:
+    """Give segments [N, 2] with scores [N] classes, from what was said of the clips in them.
+
+    Args:
+        probabilities: of each label set [T, K], one row for each feature of ``grid``; or [1, K], of the whole video.
+        video_classes: name all by so many best classes of the video's mean, as on ActivityNet and HACS; None names each
+            by six points in it.
+
+    Returns:
+        For one label set each segment with its best classes (two of its own, or ``video_classes``), for verb and noun
+        with its best five pairs of the ten best verbs and thirty best nouns; the score is the segment's times the
+        classes' probability.
+    """
+    num = len(scores)
+    places: Floats = np.linspace(0, 1, _NUM_POINTS)
+    where = segments[:, :1] + (segments[:, 1:] - segments[:, :1]) * places
+    means = []
+    for rows in probabilities:
+        if video_classes is not None or len(rows) == 1:
+            means.append(np.broadcast_to(rows.mean(0), (num, rows.shape[1])))
+        else:
+            sampled = at_times(torch.from_numpy(rows.T.astype(np.float64)), grid, where.reshape(-1)).numpy()
+            means.append(sampled.reshape(rows.shape[1], num, _NUM_POINTS).mean(2).T)
+    if len(means) == 1:
+        classes = np.argsort(-means[0], axis=1, kind="stable")[:, : video_classes or _NUM_CLASSES, None]
+        parts = np.take_along_axis(means[0], classes[:, :, 0], axis=1)
+    else:
+        verbs, nouns = (
+            np.argsort(-m, axis=1, kind="stable")[:, :k] for m, k in zip(means, (_NUM_VERBS, _NUM_NOUNS), strict=True)
+        )
+        verb, noun = np.take_along_axis(means[0], verbs, axis=1), np.take_along_axis(means[1], nouns, axis=1)
+        product = (verb[:, :, None] * noun[:, None, :]).reshape(num, verbs.shape[1] * nouns.shape[1])
+        best = np.argsort(-product, axis=1, kind="stable")[:, :_NUM_PAIRS]
+        pairs = (
+            np.take_along_axis(verbs, best // nouns.shape[1], 1),
+            np.take_along_axis(nouns, best % nouns.shape[1], 1),
+        )
+        classes, parts = np.stack(pairs, axis=2), np.take_along_axis(product, best, axis=1)
+    joint = (scores[:, None] * parts).reshape(-1)
+    order = np.argsort(-joint, kind="stable")
+    repeated = np.repeat(segments, parts.shape[1], axis=0)
+    labels = classes.reshape(num * parts.shape[1], -1).astype(np.int64)
+    return Detections(repeated[order], joint[order], labels[order])

@@ -1,0 +1,87 @@
+"""Networks as ONNX files: what is written beside the graph, and running it with ONNX Runtime.
+
+The file's metadata has an entry ``tada``: the model's card as JSON, with what else an input needs (``MEAN``, ``STD``).
+So the file is enough to run the network, with tada or without.
+
+Shapes: N clips, T frames, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from tada.errors import CheckpointError, OptionError
+from tada.models.weights import ModelCard, parse_card, read_bytes
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+ONNX_SUFFIX = ".onnx"
+CARD_ENTRY = "tada"
+"""The name of the card in the metadata of an ONNX file."""
+INPUT, OUTPUT = "clips", "logits"
+"""[N, 3, T, H, W] float32, normalised; and [N, K]."""
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file's network, run by ONNX Runtime on the CPU with as many threads as PyTorch has."""
+
+    def __init__(self, session: InferenceSession) -> None:
+        super().__init__()
+        self.session = session
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips [N, 3, T, H, W], normalised -> logits [N, K], where the clips are."""
+        (logits,) = self.session.run([OUTPUT], {INPUT: clips.cpu().numpy()})
+        return torch.from_numpy(logits).to(clips.device)
+
+    def features(self, clips: Tensor) -> Tensor:
+        """What other networks have, and the file does not.
+
+        Raises:
+            OptionError: always.
+        """
+        raise OptionError("an ONNX file gives logits and no features: give the run that it was exported from")
+
+
+def load_onnx(file: Path) -> tuple[OnnxNetwork, ModelCard]:
+    """Open what ``tada export`` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or was not written by tada.
+        OptionError: ONNX Runtime is not installed.
+    """
+    network = open_session(file)
+    entries = network.session.get_modelmeta().custom_metadata_map
+    if CARD_ENTRY not in entries:
+        raise CheckpointError(
+            f"{str(file)!r} has no labels and no clip specification (metadata {CARD_ENTRY!r}): it was not written by "
+            "`tada export`"
+        )
+    card, _ = parse_card(file, entries[CARD_ENTRY])
+    return network, card
+
+
+def open_session(file: Path) -> OnnxNetwork:
+    """As ``load_onnx``, without the card."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise OptionError(f"{str(file)!r}: ONNX needs the package onnxruntime: pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone; its warnings speak of its own optimisations
+    try:
+        session = onnxruntime.InferenceSession(read_bytes(file), options, providers=["CPUExecutionProvider"])
+    except CheckpointError:
+        raise
+    except Exception as error:  # what the bytes of a damaged file lead to has no end of names
+        raise CheckpointError(
+            f"{str(file)!r} is no ONNX file that ONNX Runtime {onnxruntime.__version__} runs, or it is damaged "
+            f"({type(error).__name__}); export it again"
+        ) from error
+    return OnnxNetwork(session)

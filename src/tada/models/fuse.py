@@ -1,0 +1,421 @@
+"""The inference form of a network: the same numbers, with fewer passes over the features.
+
+What training needs apart is joined once and for all:
+
+    a batch norm behind a convolution    goes into its kernel and bias
+    the two norms of the aggregation     are one filter over three frames, a depthwise convolution over time
+    ReLU, scales, sums                   are written over their input where nobody else reads it
+    the wide layers of TAdaConvNeXt      take the pixels in parts that stay in the processor's cache
+
+``fuse`` leaves the network it is given as it is. The simple form in tada2d.py and tadaconvnext.py says what is computed
+here; the tests hold both to the same numbers.
+
+Shapes: N clips, T frames, C channels in, D channels out, H x W pixels, P pixels of all frames, K classes. Frames are
+[N*T, C, H, W], channels last.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from tada.adaptation import ClipNetwork
+from tada.errors import OptionError
+from tada.models import tada2d, tadaconvnext
+from tada.tadaconv import (
+    Routing,
+    TAdaConv2d,
+    TAdaConv3d,
+    TemporalAggregation,
+    frame_descriptors,
+    frame_scale,
+)
+
+# Numbers in the widened features of one part: 8 MB in fp32. More would leave the cache, and come from memory that the
+# system has to clear first, which takes longer than the GELU.
+_PART = 2**21
+
+
+def fuse(
+    model: nn.Module,
+    *,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
+    example_clips: Tensor | None = None,
+) -> FusedNetwork:
+    """Make a network's inference form; the network itself stays as it is.
+
+    Args:
+        model: TAda2D, TSN, TAdaConvNeXt; or any other network of clips, such as one that ``tada.adapt`` changed: there
+            the norms are folded, and the rest is left.
+        dtype: of weights and features inside, such as torch.bfloat16; by default the model's. Clips may come in any,
+            and logits go out in that of the clips.
+        compile: whether torch.compile works on the result, when it first sees clips. Takes a minute, and a C++
+            compiler on a CPU.
+        example_clips: clips that another network can read, to see which norm follows which convolution; by default
+            [1, 3, 8, 64, 64], or as many frames as the network was adapted to.
+
+    Raises:
+        OptionError: dtype is no floating type, or another network cannot read the example, or cannot be folded.
+    """
+    if dtype is not None and not dtype.is_floating_point:
+        raise OptionError(f"{dtype = } should be a floating type, such as torch.bfloat16")
+    network = copy.deepcopy(model).eval()
+    for module in network.modules():
+        if isinstance(module, Routing) and module.reduce is not None and isinstance(module.norm, nn.BatchNorm1d):
+            _fold(module.reduce, module.norm)
+            module.norm = nn.Identity()
+    if isinstance(network, tada2d.TAda2D):
+        assert isinstance(network.stem_norm, nn.BatchNorm2d)
+        _fold(network.stem_conv, network.stem_norm)
+        network.stem_norm = nn.Identity()
+        _fuse_blocks(network.stages)
+    elif isinstance(network, tadaconvnext.TAdaConvNeXt):
+        _fuse_blocks(network.stages)
+    elif any(isinstance(module, _BatchNorm) for module in network.modules()):
+        _fold_any(network, _example(network) if example_clips is None else example_clips)
+    network.requires_grad_(False).to(dtype=dtype)
+    return FusedNetwork(network, compile=compile)
+
+
+class FusedNetwork(nn.Module):
+    """A network in its inference form: clips in, logits out, as of the network it was made from.
+
+    It cannot be trained: ``train()`` raises ValueError.
+    """
+
+    def __init__(self, network: nn.Module, *, compile: bool) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.training = False
+        self._run: Callable[[Tensor], Any] = network
+        self._features: Callable[[Tensor], Tensor] | None = getattr(network, "features", None)
+        if compile:
+            # Frozen: weights are laid out once as the processor's convolutions want them.
+            options: dict[str, Any] = {"freezing": True}
+            self._run = torch.compile(network, options=options)
+            if self._features is not None:
+                self._features = torch.compile(self._features, options=options)
+
+    @torch.no_grad()
+    def forward(self, clips: Tensor) -> Any:
+        """Clips [N, 3, T, H, W], normalised -> logits [N, K]; or whatever the network returns."""
+        return tree_map_only(Tensor, lambda tensor: tensor.to(clips.dtype), self._run(self._prepared(clips)))
+
+    @torch.no_grad()
+    def features(self, clips: Tensor) -> Tensor:
+        """Clips [N, 3, T, H, W], normalised -> features [N, D].
+
+        Raises:
+            ValueError: the network it was made from has none.
+        """
+        if self._features is None:
+            raise ValueError(f"a {type(self.network).__name__} has no features")
+        return self._features(self._prepared(clips)).to(clips.dtype)
+
+    def train(self, mode: bool = True) -> FusedNetwork:
+        """Stay in evaluation mode.
+
+        Raises:
+            ValueError: it is asked to train.
+        """
+        if mode:
+            raise ValueError("a fused network cannot be trained: train the network it was made from, and fuse it again")
+        return self
+
+    def _prepared(self, clips: Tensor) -> Tensor:
+        weights = next(self.network.parameters(), clips)
+        return clips.to(weights.dtype)
+
+
+# -- TAda2D and TSN ---------------------------------------------------------------------------------------------------
+
+
+class FusedBasicBlock(nn.Module):
+    """Two temporal 3x3 convolutions and a shortcut."""
+
+    def __init__(self, block: tada2d.BasicBlock) -> None:
+        super().__init__()
+        self.conv1 = FusedConv3x3(block.conv1, overwrites=False)  # the shortcut reads its input too
+        self.conv2 = FusedConv3x3(block.conv2, overwrites=True)
+        self.shortcut = _folded_shortcut(block.shortcut)
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        y: Tensor = self.conv1(frames, num_frames).relu_()
+        y = self.conv2(y, num_frames)
+        y += self.shortcut(frames)
+        return y.relu_()
+
+
+class FusedBottleneck(nn.Module):
+    """1x1, temporal 3x3, 1x1 and a shortcut."""
+
+    def __init__(self, block: tada2d.Bottleneck) -> None:
+        super().__init__()
+        self.conv1 = _fold(block.conv1, block.norm1)
+        self.conv2 = FusedConv3x3(block.conv2, overwrites=True)
+        self.conv3 = _fold(block.conv3, block.norm3)
+        self.shortcut = _folded_shortcut(block.shortcut)
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        y: Tensor = self.conv1(frames).relu_()
+        y = self.conv2(y, num_frames).relu_()
+        y = self.conv3(y)
+        y += self.shortcut(frames)
+        return y.relu_()
+
+
+class FusedConv3x3(nn.Module):
+    """A 3x3 convolution with its norm: scaled for every frame, filtered over time, or plain, as it was.
+
+    Args:
+        overwrites: whether nobody else reads the frames it is given.
+    """
+
+    def __init__(self, layer: tada2d.TemporalConv3x3, *, overwrites: bool) -> None:
+        super().__init__()
+        self.overwrites = overwrites
+        conv, norm = layer.conv, layer.norm
+        if isinstance(norm, nn.BatchNorm2d):
+            _fold(conv, norm)
+        self.stride, self.padding = conv.stride, conv.padding
+        self.weight, self.bias = conv.weight, conv.bias
+        self.routing = conv.routing if isinstance(conv, TAdaConv2d) else None
+        self.scales_output = isinstance(conv, TAdaConv2d) and conv.calibrate == "out"
+        self.aggregation: nn.Module | None = None
+        if isinstance(norm, TemporalAggregation):
+            self.aggregation = FilterOverTime(norm) if norm.pool == "avg" else norm
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        scale = None
+        if self.routing is not None:
+            scale = frame_scale(self.routing(frame_descriptors(frames, num_frames)).alpha, frames)
+            if not self.scales_output:
+                frames = frames.mul_(scale) if self.overwrites else frames * scale
+        y = F.conv2d(frames, self.weight, None if self.scales_output else self.bias, self.stride, self.padding)
+        if scale is not None and self.scales_output:
+            y.mul_(scale)
+            if self.bias is not None:
+                y += self.bias[:, None, None]
+        if self.aggregation is not None:
+            y = self.aggregation(y, num_frames)
+        return y
+
+
+class FilterOverTime(nn.Module):
+    """``norm(y) + pooled_norm(mean of three frames)`` of the temporal aggregation, as one filter.
+
+    With the norms' factors a and b, a channel's three taps are b/3, a + b/3, b/3: a depthwise convolution of the
+    "image" whose rows are a clip's frames and whose columns are their pixels. That is how frames lie, channels last.
+    """
+
+    def __init__(self, aggregation: TemporalAggregation) -> None:
+        super().__init__()
+        factor, shift = _factor_and_shift(aggregation.norm)
+        pooled_factor, pooled_shift = _factor_and_shift(aggregation.pooled_norm)
+        beside = pooled_factor / 3
+        taps = torch.stack([beside, factor + beside, beside], dim=1)  # [C, 3]
+        like = aggregation.norm.weight
+        self.weight = nn.Parameter(taps[:, None, :, None].to(like))
+        self.bias = nn.Parameter((shift + pooled_shift).to(like))
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        pixels = frames.permute(0, 2, 3, 1)  # [N*T, H, W, C]
+        c = pixels.shape[-1]
+        images = pixels.reshape(-1, num_frames, pixels[0, ..., 0].numel(), c).permute(0, 3, 1, 2)  # [N, C, T, H*W]
+        filtered = F.conv2d(images, self.weight, self.bias, padding=(1, 0), groups=c)
+        return filtered.permute(0, 2, 3, 1).reshape(pixels.shape).permute(0, 3, 1, 2)
+
+
+def _folded_shortcut(shortcut: nn.Module) -> nn.Module:
+    if isinstance(shortcut, nn.Sequential):
+        norm = shortcut[1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        return _fold(shortcut[0], norm)
+    return shortcut
+
+
+# -- TAdaConvNeXt -----------------------------------------------------------------------------------------------------
+
+
+class FusedNextBlock(nn.Module):
+    """Depthwise convolution, norm, a layer to four times the channels, GELU, a layer back; added to what came in.
+
+    The layers take parts of the pixels, so that the widened features, the largest of the network, are never there as
+    a whole; and they add to their sum in place. The scale of the block's channels is in the last layer.
+    """
+
+    def __init__(self, block: tadaconvnext.Block) -> None:
+        super().__init__()
+        conv = block.conv
+        assert conv.bias is not None
+        self.weight, self.bias = conv.weight, conv.bias
+        self.padding = conv.padding
+        self.routing = conv.routing if isinstance(conv, TAdaConv2d) else None
+        self.norm = block.norm
+        self.widen = block.widen
+        scale = block.layer_scale.detach()
+        self.narrow = block.narrow
+        self.narrow.weight.data *= scale[:, None]
+        self.narrow.bias.data *= scale
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        """Frames [N*T, C, H, W] -> the same, written over them."""
+        c = frames.shape[1]
+        if self.routing is None:
+            y = F.conv2d(frames, self.weight, self.bias, padding=self.padding, groups=c)
+        else:
+            y = F.conv2d(frames, self.weight, None, padding=self.padding, groups=c)
+            alpha, beta = self.routing(frame_descriptors(frames, num_frames))
+            # A depthwise kernel has one channel in and one out: either side's scale is the output's.
+            y.mul_(frame_scale(alpha, y))
+            bias = self.bias[:, None, None]
+            y += bias if beta is None else bias * frame_scale(beta, y)
+        pixels = frames.permute(0, 2, 3, 1).contiguous()  # as it lies
+        total = pixels.view(-1, c)
+        rows = y.permute(0, 2, 3, 1).reshape(-1, c)
+        # A compiler merges what can be merged by itself, and would only unroll the loop.
+        part = len(rows) if torch.compiler.is_compiling() else max(_PART // self.widen.out_features, 1)
+        for some, their_total in zip(torch.split(rows, part), torch.split(total, part), strict=True):
+            wide = torch.ops.aten.gelu_(self.widen(self.norm(some)))
+            their_total += self.narrow(wide)
+        return pixels.permute(0, 3, 1, 2)
+
+
+def _fuse_blocks(stages: nn.ModuleList) -> None:
+    fused: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+        tada2d.BasicBlock: FusedBasicBlock,
+        tada2d.Bottleneck: FusedBottleneck,
+        tadaconvnext.Block: FusedNextBlock,
+    }
+    for stage in stages:
+        assert isinstance(stage, nn.ModuleList)
+        for i, block in enumerate(stage):
+            stage[i] = fused[type(block)](block)
+
+
+# -- folding ----------------------------------------------------------------------------------------------------------
+
+
+def _factor_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """A batch norm in evaluation as ``factor * x + shift``, in float64."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.affine:
+        factor = factor * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * factor
+    return factor, shift + norm.bias.detach().double() if norm.affine else shift
+
+
+def _fold(conv: Any, norm: _BatchNorm) -> nn.Module:
+    """Put a norm into the convolution before it; returns that."""
+    factor, shift = _factor_and_shift(norm)
+    weight = conv.weight.detach()
+    if conv.bias is not None:
+        shift = shift + factor * conv.bias.detach().double()
+    conv.weight = nn.Parameter(weight * factor.to(weight).view(-1, *[1] * (weight.ndim - 1)))
+    conv.bias = nn.Parameter(shift.to(weight))
+    folded: nn.Module = conv
+    return folded
+
+
+def _fold_any(network: nn.Module, example_clips: Tensor) -> None:
+    """Fold each norm of any network that reads a convolution's output, where nothing else reads that."""
+    try:
+        before, pairs = _watch(network, example_clips)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise OptionError(
+            f"this {type(network).__name__} cannot read example_clips {tuple(example_clips.shape)} "
+            f"({str(error).splitlines()[0]}); give example_clips as it takes them"
+        ) from error
+    for conv, norm in pairs:
+        _fold(conv, norm)
+        for module in network.modules():
+            for name, child in module.named_children():
+                if child is norm:
+                    setattr(module, name, nn.Identity())
+    with torch.no_grad():
+        after = network(example_clips)
+    for old, new in zip(_tensors(before), _tensors(after), strict=True):
+        if not torch.allclose(old, new, rtol=1e-3, atol=1e-3 * float(old.detach().abs().max())):
+            raise OptionError(f"this {type(network).__name__} gives other numbers when its norms are folded")
+
+
+def _watch(network: nn.Module, clips: Tensor) -> tuple[Any, list[tuple[nn.Module, _BatchNorm]]]:
+    """Run a network once; what it returns, and each convolution with the norm that alone reads its output.
+
+    Autograd's graph tells who reads what: the node of a convolution's output has one edge to it, from the norm's.
+    """
+    written: dict[Node, nn.Module] = {}
+    read: dict[Node, _BatchNorm] = {}
+    calls: Counter[nn.Module] = Counter()
+
+    def note_output(module: nn.Module, arguments: Any, output: Tensor) -> None:
+        calls[module] += 1
+        if output.grad_fn is not None:
+            written[output.grad_fn] = module
+
+    def note_input(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        calls[module] += 1
+        if isinstance(module, _BatchNorm) and arguments[0].grad_fn is not None:
+            read[arguments[0].grad_fn] = module
+
+    hooks = [module.register_forward_hook(note_output) for module in network.modules() if _can_fold(module)]
+    hooks += [
+        module.register_forward_pre_hook(note_input)
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    network.requires_grad_(True)
+    with torch.enable_grad():
+        output = network(clips)
+    for hook in hooks:
+        hook.remove()
+    readers = Counter(below for node in _nodes(output) for below, _ in node.next_functions if below is not None)
+    pairs = [
+        (written[node], norm)
+        for node, norm in read.items()
+        if node in written and readers[node] == calls[norm] == calls[written[node]] == 1
+    ]
+    return output, pairs
+
+
+def _can_fold(module: nn.Module) -> bool:
+    if isinstance(module, TAdaConv2d | TAdaConv3d):
+        return module.routing is None or module.routing.beta is None  # a scaled bias has no place for a fixed shift
+    return type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and not module._forward_hooks
+
+
+def _nodes(output: Any) -> Iterator[Node]:
+    """All nodes of autograd's graph below tensors."""
+    waiting = [tensor.grad_fn for tensor in _tensors(output) if tensor.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for below, _ in node.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                waiting.append(below)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """The tensors in whatever a network returns."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _example(network: nn.Module) -> Tensor:
+    known = network.clip.num_frames if isinstance(network, ClipNetwork) and network.clip.fixed else None
+    like = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, 3, known or 8, 64, 64, generator=generator).to(like)

@@ -1,0 +1,252 @@
+"""TAda2D and TAdaConvNeXt computed as the authors' released code computes them: what benchmarks call the literal form.
+
+A clip stays [N, C, T, H, W] from end to end, contiguous. All convolutions, norms and pools are the 3-D ones; every
+TAdaConv builds a kernel for each frame and runs all frames of all clips as groups of one convolution
+(``literal_tadaconv``); norms are not folded. The networks are made from ours and have copies of their weights, so their
+logits can be held against each other. Written after the description in the papers and what the released code does
+(commit 75b7839; TAdaConvNeXt as published in ModelScope), not taken from it.
+
+Shapes: N clips, T frames, C channels, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reference.tadaconv import literal_tadaconv
+from tada.models.tada2d import Bottleneck, TAda2D
+from tada.models.tadaconvnext import Block, Downsampling, TAdaConvNeXt
+from tada.tadaconv import Calibration, Routing, TAdaConv2d, TemporalAggregation
+
+
+def released(model: nn.Module) -> nn.Module:
+    """The released form of a TAda2D of bottlenecks or of a TAdaConvNeXt, its weights copied from ``model``.
+
+    Raises:
+        TypeError: no released form of such a network, or of its options, is known.
+    """
+    if isinstance(model, TAda2D):
+        return ReleasedTAda2D(model).train(model.training)
+    if isinstance(model, TAdaConvNeXt):
+        return ReleasedTAdaConvNeXt(model).train(model.training)
+    raise TypeError(f"a {type(model).__name__} has no released form")
+
+
+def stir(model: nn.Module, *, seed: int = 0) -> nn.Module:
+    """Move norms, routing functions and layer scales away from where they start, as training does.
+
+    A new routing function gives 1 and a new pooled norm 0, whatever else is wrong with them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: Tensor, low: float, high: float) -> None:
+        tensor.copy_(torch.empty(tensor.shape).uniform_(low, high, generator=generator))
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                uniform(module.weight, 0.3, 0.7)
+                uniform(module.bias, -0.2, 0.2)
+                uniform(module.running_mean, -0.2, 0.2)
+                uniform(module.running_var, 0.8, 1.2)
+            elif isinstance(module, Routing):
+                for last in (module.alpha, module.beta):
+                    if last is not None:
+                        uniform(last.weight, -0.2, 0.2)
+            elif isinstance(module, Block):
+                uniform(module.layer_scale, 0.1, 0.5)
+    return model
+
+
+# --- what both networks have -----------------------------------------------------------------------------------------
+
+
+def _conv3d(layer: nn.Module) -> nn.Conv3d:
+    """A layer as a 3-D convolution: of images, over time, on channels alone, or one that is 3-D already."""
+    assert isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    weight, sides, stride, padding = layer.weight, (1, 1, 1), (1, 1, 1), (0, 0, 0)
+    if isinstance(layer, nn.Conv1d):
+        sides, padding = (*layer.kernel_size, 1, 1), (*layer.padding, 0, 0)
+    elif isinstance(layer, nn.Conv2d):
+        sides, stride, padding = (1, *layer.kernel_size), (1, *layer.stride), (0, *layer.padding)
+    elif isinstance(layer, nn.Conv3d):
+        sides, stride, padding = layer.kernel_size, layer.stride, layer.padding
+    groups = 1 if isinstance(layer, nn.Linear) else layer.groups
+    conv = nn.Conv3d(
+        weight.shape[1] * groups, weight.shape[0], sides, stride, padding, groups=groups, bias=layer.bias is not None
+    )
+    conv.weight = nn.Parameter(weight.detach().reshape(conv.weight.shape).clone(memory_format=torch.contiguous_format))
+    if layer.bias is not None:
+        conv.bias = nn.Parameter(layer.bias.detach().clone())
+    return conv
+
+
+def _norm3d(norm: nn.Module) -> nn.BatchNorm3d:
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    copy = nn.BatchNorm3d(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+    copy.load_state_dict(norm.state_dict())
+    return copy.to(norm.weight.dtype)
+
+
+class ChannelsFirstNorm(nn.Module):
+    """A layer norm over the channels of [N, C, T, H, W], in elementary operations."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(norm.weight.detach().clone())
+        self.bias = nn.Parameter(norm.bias.detach().clone())
+        self.eps = norm.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        normed = centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + self.eps)
+        return self.weight[:, None, None, None] * normed + self.bias[:, None, None, None]
+
+
+class ReleasedRouting(nn.Module):
+    """Pools, 1x1x1 and 3x1x1 convolutions on clips of one pixel."""
+
+    def __init__(self, routing: Routing) -> None:
+        super().__init__()
+        if routing.context is None or routing.reduce is None or routing.norm is None:
+            raise TypeError("the released routing function has global context and two layers")
+        self.frame_pool = nn.AdaptiveAvgPool3d((None, 1, 1))
+        self.clip_pool = nn.AdaptiveAvgPool3d(1)
+        self.context = _conv3d(routing.context)
+        self.reduce = _conv3d(routing.reduce)
+        if isinstance(routing.norm, nn.LayerNorm):
+            self.norm = nn.Sequential(ChannelsFirstNorm(routing.norm), nn.GELU())
+        else:
+            self.norm = nn.Sequential(_norm3d(routing.norm), nn.ReLU(inplace=True))
+        self.alpha = _conv3d(routing.alpha)
+        self.beta = None if routing.beta is None else _conv3d(routing.beta)
+
+    def forward(self, x: Tensor) -> Calibration:
+        h = self.frame_pool(x) + self.context(self.clip_pool(x))
+        h = self.norm(self.reduce(h))
+        alpha = (self.alpha(h) + 1).flatten(2)
+        return Calibration(alpha, None if self.beta is None else (self.beta(h) + 1).flatten(2))
+
+
+class ReleasedTAdaConv(nn.Module):
+    """The operator with its routing function, on clips [N, C, T, H, W]."""
+
+    def __init__(self, conv: TAdaConv2d) -> None:
+        super().__init__()
+        assert conv.routing is not None
+        self.routing = ReleasedRouting(conv.routing)
+        self.weight = nn.Parameter(conv.weight.detach().clone(memory_format=torch.contiguous_format))
+        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
+        self.calibrate, self.groups = conv.calibrate, conv.groups
+        self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        alpha, beta = self.routing(x)
+        return literal_tadaconv(
+            x,
+            self.weight,
+            self.bias,
+            alpha,
+            beta,
+            calibrate=self.calibrate,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+
+
+# --- TAda2D ----------------------------------------------------------------------------------------------------------
+
+
+class ReleasedTAda2D(nn.Module):
+    """TAda2D of bottlenecks; ``forward`` takes clips [N, 3, T, H, W] and gives logits [N, K], as ours."""
+
+    def __init__(self, model: TAda2D) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv3d(model.stem_conv), _norm3d(model.stem_norm), nn.ReLU(inplace=True))
+        self.blocks = nn.Sequential(*(ReleasedBottleneck(block) for stage in model.stages for block in stage))
+        self.pool = nn.AdaptiveAvgPool3d(1)
+        self.dropout = deepcopy(model.dropout)
+        self.head = deepcopy(model.head)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        features = self.pool(self.blocks(self.stem(clips))).flatten(1)
+        return self.head(self.dropout(features))
+
+
+class ReleasedBottleneck(nn.Module):
+    """1x1x1, TAdaConv with both norms, 1x1x1, and a shortcut."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        temporal = block.conv2 if isinstance(block, Bottleneck) else None
+        if temporal is None or not isinstance(temporal.conv, TAdaConv2d):
+            raise TypeError("the released TAda2D is of bottlenecks with TAdaConv")
+        if not isinstance(temporal.norm, TemporalAggregation) or temporal.norm.pool != "avg":
+            raise TypeError("the released TAda2D aggregates by average")
+        assert isinstance(block, Bottleneck)
+        self.conv1, self.norm1 = _conv3d(block.conv1), _norm3d(block.norm1)
+        self.conv2 = ReleasedTAdaConv(temporal.conv)
+        self.norm2, self.pooled_norm2 = _norm3d(temporal.norm.norm), _norm3d(temporal.norm.pooled_norm)
+        self.pool = nn.AvgPool3d((3, 1, 1), stride=1, padding=(1, 0, 0))
+        self.conv3, self.norm3 = _conv3d(block.conv3), _norm3d(block.norm3)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if isinstance(block.shortcut, nn.Sequential):
+            self.shortcut = nn.Sequential(_conv3d(block.shortcut[0]), _norm3d(block.shortcut[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.norm1(self.conv1(x)))
+        y = self.conv2(y)
+        y = self.relu(self.norm2(y) + self.pooled_norm2(self.pool(y)))
+        y = self.norm3(self.conv3(y))
+        return self.relu(self.shortcut(x) + y)
+
+
+# --- TAdaConvNeXt ----------------------------------------------------------------------------------------------------
+
+
+class ReleasedTAdaConvNeXt(nn.Module):
+    """TAdaConvNeXt; ``forward`` takes clips [N, 3, T, H, W] and gives logits [N, K], as ours."""
+
+    def __init__(self, model: TAdaConvNeXt) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [_conv3d(model.stem.conv), ChannelsFirstNorm(model.stem.norm)]
+        for downsampling, stage in zip(model.downsamplings, model.stages, strict=True):
+            if isinstance(downsampling, Downsampling):
+                layers += [ChannelsFirstNorm(downsampling.norm), _conv3d(downsampling.conv)]
+            layers += [ReleasedBlock(block) for block in stage]
+        self.layers = nn.Sequential(*layers)
+        self.norm = deepcopy(model.norm)
+        self.dropout = deepcopy(model.dropout)
+        self.head = deepcopy(model.head)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.head(self.dropout(self.norm(self.layers(clips).mean((-3, -2, -1)))))
+
+
+class ReleasedBlock(nn.Module):
+    """TAdaConv, then norm and layers on channels laid out last, and back."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        if not isinstance(block.conv, TAdaConv2d):
+            raise TypeError("the released TAdaConvNeXt has TAdaConv in its blocks")
+        self.drop = block.drop
+        self.conv = ReleasedTAdaConv(block.conv)
+        self.norm, self.widen, self.narrow = map(deepcopy, (block.norm, block.widen, block.narrow))
+        self.layer_scale = nn.Parameter(block.layer_scale.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).permute(0, 2, 3, 4, 1)  # [N, T, H, W, C], a view
+        y = self.layer_scale * self.narrow(F.gelu(self.widen(self.norm(y))))
+        y = y.permute(0, 4, 1, 2, 3)
+        if self.training and self.drop:
+            kept = y.new_empty(y.shape[0], 1, 1, 1, 1).bernoulli_(1 - self.drop)
+            y = y.div(1 - self.drop) * kept
+        return x + y

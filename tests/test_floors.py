@@ -88,7 +88,7 @@ FLOORS = [
     {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.detectors", "tada.localization.extraction"},
     {"tada.localization.localizer", "tada.quickstart"},
     {"tada.localization.evaluation", "tada.localization.streaming", "tada.localization.task", "tada.loading"},
-    {"tada.export", "tada.localization.pipeline", "tada.localization.report"},
+    {"tada.commands.streaming", "tada.export", "tada.localization.pipeline", "tada.localization.report"},
     {
         "tada.commands.datasets",
         "tada.commands.library",

@@ -14,6 +14,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.markup import escape
 
 from tada.commands.arguments import Command, RecipeFile, add_device, add_workers, report_failures
+from tada.commands.streaming import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError
 from tada.localization.recipe import LocalizationRecipe
 from tada.recipe import load_recipe, typed_recipe
@@ -74,6 +75,7 @@ def _localize_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one timeline of each video")
     parser.add_argument("--segments", type=Path | None, default=None, help="annotations to draw below what is found")
     add_device(parser)
+    add_stream(parser)
 
 
 def _localize(options: Namespace) -> int:
@@ -85,7 +87,10 @@ def _localize(options: Namespace) -> int:
     from tada.localization.localizer import load_localizer, localizations_csv, localizations_json
     from tada.predict import find_videos
 
+    check_stream_options(options)
     localizer = load_localizer(options.model, device=options.device)
+    if options.stream:
+        return localize_live(localizer, options)
     table = None if options.segments is None else read_segments(options.segments)
     annotated = {} if table is None else {video.name: video for video in table.videos}
     found, failures = [], []

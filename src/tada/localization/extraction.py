@@ -180,6 +180,12 @@ def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
     return features.reshape(n, -1).cpu(), scores.cpu()
 
 
+def scores_by_head(backbone: Recognizer, scores: Tensor) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Probabilities of all heads [N, K] -> those of each, by its name."""
+    of_heads = torch.split(scores, [len(head.labels) for head in backbone.heads], dim=1)
+    return {head.name: own.numpy() for head, own in zip(backbone.heads, of_heads, strict=True)}
+
+
 def extract_video(
     backbone: Recognizer,
     path: Path,
@@ -224,9 +230,7 @@ def extract_video(
         settings=settings_of(backbone, settings),
         score_labels={head.name: list(head.labels) for head in backbone.heads},
     )
-    of_heads = torch.split(torch.cat(scores), [len(head.labels) for head in backbone.heads], dim=1)
-    by_name = {head.name: own.numpy() for head, own in zip(backbone.heads, of_heads, strict=True)}
-    return VideoFeatures(card=card, features=rows, scores=by_name)
+    return VideoFeatures(card=card, features=rows, scores=scores_by_head(backbone, torch.cat(scores)))
 
 
 class Failure(NamedTuple):

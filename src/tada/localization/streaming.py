@@ -34,7 +34,7 @@ from tada.ahead import Ahead
 from tada.errors import OptionError
 from tada.localization.detections import Detections
 from tada.localization.detectors import RollingView
-from tada.localization.extraction import ExtractionSettings, clip_outputs, frame_crops
+from tada.localization.extraction import ExtractionSettings, clip_outputs, frame_crops, scores_by_head
 from tada.localization.features import FeatureCard, VideoFeatures
 from tada.localization.localizer import LocalizedSegment, Localizer
 from tada.localization.segments import tiou
@@ -241,9 +241,10 @@ class RollingDetector:
             channels=len(self._features[0]),
             backbone=localizer.card.backbone,
             settings=localizer.card.feature_settings,
-            score_labels={"action": list(backbone.labels)},
+            score_labels={head.name: list(head.labels) for head in backbone.heads},
         )
-        part = VideoFeatures(card=card, features=np.stack(self._features), scores={"action": np.stack(self._scores)})
+        scores = scores_by_head(backbone, torch.from_numpy(np.stack(self._scores)))
+        part = VideoFeatures(card=card, features=np.stack(self._features), scores=scores)
         found = localizer.detect(part)
         moved = Detections(found.segments + begin_seconds, found.scores, found.labels)
         return localizer.named(moved, "stream", seen_seconds, min_score=self.min_score).segments

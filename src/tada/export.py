@@ -146,7 +146,7 @@ def export(
 def _write(recognizer: Recognizer, file: Path) -> nn.Module:
     """Write the file, and give what computes from it."""
     clip = recognizer.clip
-    # Longer and larger than usual: a size of 1 is taken for a constant, wherever in the network frames or pixels shrink.
+    # Longer and larger than usual: a size of 1 is taken for a constant, wherever frames or pixels shrink.
     example = torch.zeros(2, 3, 4 * max(clip.num_frames, 2), max(clip.crop, 96), max(clip.crop, 96))
     with _quiet():
         if file.suffix == PROGRAM_SUFFIX:

@@ -146,12 +146,14 @@ def export(
 def _write(recognizer: Recognizer, file: Path) -> nn.Module:
     """Write the file, and give what computes from it."""
     clip = recognizer.clip
-    # Longer and larger than usual: a size of 1 is taken for a constant, wherever frames or pixels shrink.
+    # Longer and larger than usual: a size of 1 would be a constant, wherever in the network frames or pixels shrink.
     example = torch.zeros(2, 3, 4 * max(clip.num_frames, 2), max(clip.crop, 96), max(clip.crop, 96))
     with _quiet():
         if file.suffix == PROGRAM_SUFFIX:
             axes = dict.fromkeys((0, 2, 3, 4), Dim.DYNAMIC)
             program = torch.export.export(recognizer.model, (example,), dynamic_shapes=(axes,))
+            for node in program.graph.nodes:
+                node.meta.pop("stack_trace", None)  # where on this machine the code lies
             torch.export.save(program, file, extra_files={CARD_ENTRY: _card_text(recognizer)})
             return torch.export.load(file).module()
         onnx_program = torch.onnx.export(
@@ -170,10 +172,17 @@ def _write(recognizer: Recognizer, file: Path) -> nn.Module:
 
 
 def _write_card(file: Path, recognizer: Recognizer, **more: Any) -> None:
-    """Put what ``load_onnx`` reads into an ONNX file."""
+    """Put what ``load_onnx`` reads into an ONNX file, and take out what the exporter notes of itself.
+
+    That is more than a tenth of a small file, and says where on this machine the code lies.
+    """
     import onnx
 
     model = onnx.load(file)
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]
+    del graph.value_info[:]  # sizes inside, which every runtime finds itself
     onnx.helper.set_model_props(model, {CARD_ENTRY: _card_text(recognizer, **more)})
     onnx.save_model(model, file)
 

@@ -37,7 +37,9 @@ def add_stream(parser: ArgumentParser) -> None:
         "(/dev/video0); segments are printed as soon as they have settled, JSON and CSV line by line",
     )
     parser.add_argument("--every-seconds", type=float | None, default=None, help="from one look to the next; else 1")
-    parser.add_argument("--settle-seconds", type=float | None, default=None, help="how long to wait after an end; else 2")
+    parser.add_argument(
+        "--settle-seconds", type=float | None, default=None, help="how long to wait after an end; else 2"
+    )
     parser.add_argument("--span-seconds", type=float | None, default=None, help="what the detector sees at once")
     parser.add_argument("--idle-seconds", type=float | None, default=None, help="silence that ends it; else 10")
 

@@ -235,6 +235,7 @@ def test_another_type_is_refused() -> None:
         fuse(tada.create_model("tsn_tiny", num_classes=5), dtype=torch.int8)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch does it, when tracing
 @pytest.mark.parametrize("name", ["tada2d_tiny", "tsn_tiny", "tadaconvnext_mini"])
 @pytest.mark.parametrize("form", ["trained", "fused"])
 def test_a_compiler_takes_it_in_one_piece(name: str, form: str) -> None:

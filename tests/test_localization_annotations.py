@@ -194,6 +194,11 @@ def test_a_faulty_row_is_refused_by_its_number(fault: str, tmp_path: Path) -> No
         ("[]", "s.json", "expected an object with an entry for each video"),
         ('{"database": {"v": {"annotations": [{"segment": [1], "label": "a"}]}}}', "s.json", "video 'v' annotation 1"),
         ('{"database": {"v": {"duration": 0, "annotations": []}}}', "s.json", "a duration of 0.0 s"),
+        (
+            '{"database": {"v": {"subset": "evaluation", "annotations": []}}}',
+            "s.json",
+            "s.json video 'v': the subset 'evaluation' should be training, validation or testing",
+        ),
         ('{"v": {"annotations": []}, "v.mp4": {"annotations": []}}', "s.json", "the name stands there twice"),
     ],
 )
@@ -241,6 +246,9 @@ def test_training_needs_something_to_learn_and_to_look_for(tmp_path: Path) -> No
     assert said == []
     check_for_training(read(tmp_path, PLAIN.replace("0,2,run", "0,2,swim")), said.append)
     assert said == ["action classes in val that training never sees: swim"]
+    said.clear()
+    check_for_training(read(tmp_path, PLAIN.replace(",validation", ",train")), said.append)
+    assert said == ["segments.csv: nothing is held out for validation: the last epoch is kept, as good or bad as it is"]
     with pytest.raises(DataError, match=r"no segments in the split 'train'; splits with their segments are: val \(1\)"):
         check_for_training(read(tmp_path, "video,start,end,label,split\na,0,1,jump,valid\n"), said.append)
     document = anet()

@@ -8,6 +8,7 @@ import pytest
 
 from tada.errors import DataError
 from tada.localization.annotations import SegmentTable, named_like, read_segments
+from tada.localization.forms import read_names
 from test_localization_annotations import seen
 
 
@@ -180,6 +181,17 @@ def test_hacs_clips(tmp_path: Path) -> None:
     write(tmp_path, c__csv=CLIPS.replace("subset", "part"))
     with pytest.raises(DataError, match=r"c.csv row 1: no column 'subset'; found"):
         read_segments(tmp_path / "c.csv")
+
+
+def test_lists_of_videos_to_leave_out(tmp_path: Path) -> None:
+    write(tmp_path, a__json='["v_x", "y.mp4"]', b__json='{"v_x": {}, "y": {}}', c__txt="v_x\n\ny\n", d__json="[]")
+    assert all(read_names(tmp_path / name) == {"v_x", "y"} for name in ("a.json", "b.json", "c.txt"))
+    with pytest.raises(DataError, match=r"d.json holds no names of videos; give a JSON list, or a name in each line"):
+        read_names(tmp_path / "d.json")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_names(tmp_path / "e.json")
+    table = read_segments(write(tmp_path, c__csv=CLIPS) / "c.csv")
+    assert [video.name for video in table.leaving_out({"v_a2X2hz1G6i8"}).videos] == ["-0O_qMHxBfXg"]
 
 
 def test_videos_may_be_called_with_or_without_their_prefix(tmp_path: Path) -> None:

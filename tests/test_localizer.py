@@ -20,7 +20,7 @@ from tada.errors import CheckpointError, DataError, OptionError
 from tada.localization.annotations import LabelSet, read_segments
 from tada.localization.detections import Detections
 from tada.localization.detectors import ActionFormerDetector
-from tada.localization.evaluation import evaluate_localizer
+from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
 from tada.localization.extraction import ExtractionSettings, settings_of
 from tada.localization.features import FeatureCard, FeatureFolder, VideoFeatures, write_features
 from tada.localization.grid import FeatureGrid
@@ -197,7 +197,10 @@ def test_faulty_segments_are_refused_before_training(fault: str, data: tuple[Pat
 def test_features_of_another_backbone_are_refused(run: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
     found = FeatureFolder(data[0]).read("v5")
     write_features(tmp_path / "f", replace(found, card=replace(found.card, backbone="another")))
-    with pytest.raises(DataError, match="holds features of another backbone or setting than the localizer"):
+    with pytest.raises(
+        DataError,
+        match="holds features of another backbone than the localizer was trained on; extract them with its own",
+    ):
         evaluate_localizer(load_localizer(run), tmp_path / "f", data[1], tiou_thresholds=(0.5,), show_progress=False)
 
 
@@ -215,6 +218,49 @@ def test_videos_without_features_are_left_out_where_that_is_allowed(data: tuple[
         recipe, data[0], tmp_path / "s.csv", tmp_path / "run", skip_missing=1, show_progress=False, say=said.append
     )
     assert said[0].startswith("left out: s.csv: the video 'w' has no features")
+
+
+def test_features_of_another_setting_and_other_classes_are_refused(
+    run: Path, data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    localizer = load_localizer(run)
+
+    def test(features: Path, segments: Path) -> None:
+        evaluate_localizer(localizer, features, segments, tiou_thresholds=(0.5,), show_progress=False)
+
+    found = FeatureFolder(data[0]).read("v5")
+    write_features(tmp_path / "f", replace(found, card=replace(found.card, settings={"stride_seconds": 0.3})))
+    with pytest.raises(DataError, match="holds features of another stride_seconds than the localizer was trained on"):
+        test(tmp_path / "f", data[1])
+    (tmp_path / "s.csv").write_text("video,start,end,label\nv5,1,2,swim\n")
+    with pytest.raises(DataError, match=r"s.csv is of action \(swim\), while the localizer names action \(a, b\)"):
+        test(data[0], tmp_path / "s.csv")
+    (tmp_path / "s.csv").write_text("video,start,end,label\nv5,1,2,a\nw,1,2,a\n")
+    with pytest.raises(DataError, match=r"has no features of 1 of the 2 videos to test on, the first: 'w'; extract"):
+        test(data[0], tmp_path / "s.csv")
+
+
+def test_predictions_that_cannot_be_meant_are_refused(data: tuple[Path, Path], tmp_path: Path) -> None:
+    def test(video: str, predictions: object, segments: Path = data[1], leave_out: Path | None = None) -> float:
+        (tmp_path / "p.json").write_text(json.dumps({"results": {video: predictions}}))
+        found = evaluate_predictions(tmp_path / "p.json", segments, tiou_thresholds=(0.1,), leave_out=leave_out)
+        average: float = found.tasks()["action"].average
+        return average
+
+    entry = {"segment": [0, 8], "label": "a", "score": 0.5}
+    assert test("v_v4", [entry]) > 0  # with a prefix
+    (tmp_path / "blocked.txt").write_text("v5\n")
+    assert test("v4", [entry | {"segment": [0.7, 2.6]}], leave_out=tmp_path / "blocked.txt") == 0.5
+    for video, predictions, message in (
+        ("v0", [entry], r"has predictions on none of the 2 videos of segments.csv, but on others such as 'v0'"),
+        ("v4", [entry | {"label": "swim"}], r"has predictions of none of the classes of segments.csv, such as 'a'"),
+        ("v4", entry, "predictions of video 'v4' are no list of objects with segment, label and score"),
+    ):
+        with pytest.raises(DataError, match=message):
+            test(video, predictions)
+    (tmp_path / "pairs.csv").write_text("video,start,end,verb,noun\nv4,0,1,open,door\n")
+    with pytest.raises(DataError, match=r"prediction 1 of video 'v4' names no verb and noun; pairs.csv is of both"):
+        test("v4", [entry], tmp_path / "pairs.csv")
 
 
 def test_a_damaged_localizer_is_refused(run: Path, tmp_path: Path) -> None:
@@ -365,6 +411,32 @@ def test_clips_are_cut_out_of_videos(videos: Path, tmp_path: Path) -> None:
     assert (tmp_path / "clips" / "clips.csv").stat().st_mtime_ns == before
 
 
+def test_clips_of_other_segments_are_not_taken(videos: Path, tmp_path: Path) -> None:
+    table, files = match_videos(read_segments(videos / "segments.csv"), videos, show_progress=False)
+    cut_clips(table, files, tmp_path / "clips", show_progress=False)
+    (tmp_path / "s.csv").write_text((videos / "segments.csv").read_text().replace("0.5,1.5", "0.5,1.25"))
+    changed, _ = match_videos(read_segments(tmp_path / "s.csv"), videos, show_progress=False)
+    with pytest.raises(DataError, match=r"clips' holds clips of other segments than s.csv has now; remove it"):
+        cut_clips(changed, files, tmp_path / "clips", show_progress=False)
+
+
+def test_a_video_that_breaks_while_clips_are_cut_is_left_out_where_that_is_allowed(
+    videos: Path, tmp_path: Path
+) -> None:
+    table, files = match_videos(read_segments(videos / "segments.csv"), videos, show_progress=False)
+    content = bytearray((videos / "v1.mp4").read_bytes())
+    start = content.index(b"mdat") + len(content) // 3
+    content[start : start + 400] = bytes(400)
+    (tmp_path / "v1.mp4").write_bytes(content)
+    files["v1"] = tmp_path / "v1.mp4"
+    with pytest.raises(DataError, match=r"v1.mp4.*\(1 such videos, 0 allowed"):
+        cut_clips(table, files, tmp_path / "clips", show_progress=False, say=silent)
+    said: list[str] = []
+    clips = cut_clips(table, files, tmp_path / "clips", skip_unreadable=1, show_progress=False, say=said.append)
+    assert clips.counts() == {"left": 2, "up": 2}
+    assert said[0].startswith("left out: ")
+
+
 def test_a_class_of_one_split_leaves_the_training_clips(videos: Path, tmp_path: Path) -> None:
     text = (videos / "segments.csv").read_text()
     (tmp_path / "s.csv").write_text(text.replace("up,val", "down,val"))
@@ -380,6 +452,8 @@ def test_videos_that_are_missing_or_broken_are_told_first(videos: Path, tmp_path
         (tmp_path / f"{name}.mp4").write_bytes((videos / f"{name}.mp4").read_bytes())
     with pytest.raises(DataError, match=r"1 of 3 videos are not in .*, the first: 'v2'; put them there"):
         match_videos(table, tmp_path, show_progress=False)
+    left, _ = match_videos(table, tmp_path, skip_unreadable=1, show_progress=False, say=silent)
+    assert [video.name for video in left.videos] == ["v0", "v1"]
     (tmp_path / "v2.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"v2.mp4.*\(1 such videos, 0 allowed; --skip-unreadable N allows N\)"):
         match_videos(table, tmp_path, show_progress=False)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import forms
+import localize_speed
 import speed_e2e
 import speed_model
 import speed_op
@@ -252,3 +253,14 @@ def test_speed_e2e(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["videos"] == row["network_calls"] == 3
         assert 0 <= row["wait_share"] < 1
     assert not list((tmp_path / "out").glob("many_*"))
+
+
+def test_localize_speed(tmp_path: Path) -> None:
+    options = "--models tada2d_tiny --side 32 --seconds 2 --parts-seconds 1"
+    localize_speed.main([*options.split(), "--out", str(tmp_path / "out"), "--json", str(tmp_path / "speed.json")])
+    (row,) = report(tmp_path / "speed.json")["rows"]
+    assert row["parts"].keys() == {*localize_speed.PARTS, "together"}
+    assert row["parts"]["together"] == pytest.approx(sum(row["parts"][part] for part in localize_speed.PARTS))
+    assert min(*row["parts"].values(), row["seconds"]) > 0
+    written = (tmp_path / "out" / "2s.mp4").stat().st_mtime_ns
+    assert localize_speed.drawn_video(tmp_path / "out", 2.0).stat().st_mtime_ns == written  # not drawn again

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +22,7 @@ import torch
 from torch import nn
 
 from drawn_videos import draw_plain
+from tada.cli import main
 from tada.data.motion import draw_motion
 from tada.errors import CheckpointError, NotAVideoError, OptionError
 from tada.localization.actionformer import ActionFormerConfig
@@ -24,11 +32,13 @@ from tada.localization.detections import Detections
 from tada.localization.detectors import ActionFormerDetector, BMNDetector, RollingView, Sample
 from tada.localization.extraction import ExtractionSettings, clips_of, extract_video, settings_of
 from tada.localization.features import VideoFeatures
-from tada.localization.localizer import LocalizedSegment, Localizer, LocalizerCard
+from tada.localization.localizer import LocalizedSegment, Localizer, LocalizerCard, save_localizer
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.streaming import Look, RollingDetector, StreamSettings, clips_as_they_come, localize_stream
+from tada.models import create_model
 from tada.models.weights import ModelCard
 from tada.predict import Recognizer
+from tada.recipe import recipe_yaml
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 from tada.video.stream import FrameStream, LiveFrame
@@ -77,7 +87,7 @@ def trained() -> Localizer:
         max_length=64,
         drop_path=0.0,
     )
-    detector = ActionFormerDetector(config, recipe=RECIPE).train()
+    detector = ActionFormerDetector(config, recipe=RECIPE, label_sets=LABELS).train()
     optimizer = torch.optim.AdamW(detector.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=100)
     for _ in range(100):
@@ -389,10 +399,10 @@ def test_leaving_early_lets_go_of_the_stream(trained: Localizer, day: Path) -> N
 def test_each_detector_has_its_own_view() -> None:
     ranges = tuple((0.0, 9.0) for _ in range(6))
     shape = {"in_channels": 2, "num_classes": (1,), "num_levels": 6, "max_length": 2304, "regression_ranges": ranges}
-    actionformer = ActionFormerDetector(ActionFormerConfig(**shape), recipe=RECIPE)
+    actionformer = ActionFormerDetector(ActionFormerConfig(**shape), recipe=RECIPE, label_sets=LABELS)
     assert actionformer.rolling_view(2 / 15) == RollingView(450, 32)  # a minute
     assert actionformer.rolling_view(8 / 15) == RollingView(256, 32)  # longer actions
-    whole = ActionFormerDetector(ActionFormerConfig(**shape), recipe=replace(RECIPE, resize_to=192))
+    whole = ActionFormerDetector(ActionFormerConfig(**shape), recipe=replace(RECIPE, resize_to=192), label_sets=LABELS)
     assert whole.rolling_view(0.5) is None
     bmn = {"in_channels": 4, "num_bins": 20, "max_duration_bins": 10}
     windows = BMNDetector(BMNConfig(**bmn, bin_seconds=0.4), recipe=RECIPE, label_sets=LABELS)
@@ -419,3 +429,96 @@ def test_a_stream_is_refused_where_it_makes_no_sense(day: Path) -> None:
         StreamSettings(every_seconds=0)
     with pytest.raises(OptionError, match="settle_seconds=-1 should be 0 or more"):
         StreamSettings(settle_seconds=-1)
+
+
+# -- by the command line -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(trained: Localizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose backbone can be saved: a real one, though it knows nothing."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    torch.manual_seed(0)
+    options = {"widths": [8, 8, 8, 8], "stem_width": 8}
+    card = ModelCard(model="tada2d_tiny", options=options, labels=("a", "b"), clip=SPEC, trained_from="random weights")
+    backbone = Recognizer(create_model("tada2d_tiny", num_classes=2, **options), card, device="cpu")
+    config = replace(trained.detector.config, in_channels=8)  # type: ignore[union-attr]  # ActionFormer's
+    detector = ActionFormerDetector(config, recipe=RECIPE, label_sets=LABELS)
+    about = replace(trained.card, shape=detector.shape(), feature_settings=settings_of(backbone, EXTRACTION))
+    save_localizer(folder, Localizer(detector, about, RECIPE, backbone=backbone))
+    (folder / "recipe.yaml").write_text(recipe_yaml(RECIPE))
+    return folder
+
+
+def call(*arguments: str | Path | float) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_a_stream_is_written_line_by_line(run: Path, day: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["localize", day, "--model", run, "--stream", "--idle-seconds", IDLE, "--min-score", 0.009]
+    words += ["--every-seconds", 5, "--span-seconds", 20]
+    assert call(*words, "--format", "json") == 0
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    looks = [event for event in events if event["event"] == "look"]
+    segments = [event for event in events if event["event"] == "segment"]
+    assert len(looks) == 13
+    assert looks[-1]["seen_seconds"] == 59.9
+    assert segments
+    assert segments[0].keys() == {
+        *("event", "video", "start_seconds", "end_seconds", "label", "score", "behind_seconds", "latency_seconds")
+    }
+    assert all(event["latency_seconds"] >= 0 for event in looks + segments)
+    end = events[-1]
+    assert (end["event"], end["num_frames"], end["num_left_out"], end["num_looks"]) == ("end", 600, 0, 12)
+    assert end["num_segments"] == len(segments)
+    assert 0 < end["latency_seconds"]["median"] <= end["latency_seconds"]["p95"] <= end["latency_seconds"]["max"]
+
+    assert call(*words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["start", "end", "score", "behind", "latency", "what", "happens"]
+    assert len(lines) == 1 + len(segments) + 3
+    assert lines[1].endswith("moves")
+    assert lines[-3] == f"{len(segments)} segments in 59.9 s, 600 frames"
+    times = r"median \d+ ms, p95 \d+ ms, max \d+ ms"
+    assert re.fullmatch(rf"from a frame's arrival to the answer: {times} \(12 looks\)", lines[-2])
+
+    assert call(*words, "--format", "csv") == 0
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    assert [float(row["start"]) for row in rows] == [segment["start_seconds"] for segment in segments]
+    assert rows[0].keys() == {"video", "start", "end", "label", "score", "behind_seconds", "latency_seconds"}
+    assert "600 frames" in captured.err
+
+    assert call(*words, "--format", "srt") == 0
+    assert capsys.readouterr().out.startswith("1\n00:00:")
+
+
+def test_ctrl_c_ends_a_stream_with_what_was_found(run: Path, day: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = [sys.executable, "-m", "tada.cli", "localize", "-", "--model", run, "--stream", "--format", "json"]
+    words += ["--idle-seconds", "600", "--min-score", "0.009", "--device", "cpu"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(day.read_bytes())
+        process.stdin.flush()  # and stays open: the stream has not ended
+        early = [process.stdout.readline() for _ in range(5)]
+        process.send_signal(signal.SIGINT)
+        events = [json.loads(line) for line in [*early, *process.stdout.read().splitlines()]]
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+    assert events[-1]["event"] == "end"
+    assert events[-1]["num_segments"] == sum(event["event"] == "segment" for event in events)
+
+
+def test_options_that_would_do_nothing_are_refused(run: Path, day: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        ((day, "--every-seconds", 1), "--every-seconds is for --stream: leave it away"),
+        ((day, "--idle-seconds", 1), "--idle-seconds is for --stream: leave it away"),
+        ((day, "--stream", "--plots", "p"), "--plots is for finished videos: leave it away"),
+        ((day, day, "--stream"), "--stream takes one source, not 2: start one command for each"),
+        ((day, "--stream", "--span-seconds", 1), "span_seconds=1 should be more than twice settle_seconds=2"),
+        ((day.parent, "--stream"), "is a folder; a file, a pipe or a camera is needed"),
+    ):
+        assert call("localize", *words, "--model", run) == 2
+        assert message in capsys.readouterr().err

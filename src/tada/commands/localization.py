@@ -14,6 +14,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.markup import escape
 
 from tada.commands.arguments import Command, RecipeFile, add_device, add_workers, report_failures
+from tada.commands.streaming import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError
 from tada.localization.recipe import LocalizationRecipe
 from tada.recipe import load_recipe, typed_recipe
@@ -74,6 +75,7 @@ def _localize_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one timeline of each video")
     parser.add_argument("--segments", type=Path | None, default=None, help="annotations to draw below what is found")
     add_device(parser)
+    add_stream(parser)
 
 
 def _localize(options: Namespace) -> int:
@@ -85,7 +87,10 @@ def _localize(options: Namespace) -> int:
     from tada.localization.localizer import load_localizer, localizations_csv, localizations_json
     from tada.predict import find_videos
 
+    check_stream_options(options)
     localizer = load_localizer(options.model, device=options.device)
+    if options.stream:
+        return localize_live(localizer, options)
     table = None if options.segments is None else read_segments(options.segments)
     annotated = {} if table is None else {video.name: video for video in table.videos}
     found, failures = [], []
@@ -148,7 +153,7 @@ def _localize_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--features", type=Path | None, default=None, help="or: a folder of features")
     parser.add_argument("--backbone", type=str | None, default=None, help="the network that makes the features, a run")
     parser.add_argument("--backbone-recipe", type=str | None, default=None, help="or: train one by a recipe")
-    _classifier_argument(parser)
+    _protocol_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/localize"), help="the folder of the new run")
     parser.add_argument("--resume", type=Path | None, metavar="RUN", help="continue this run, which was interrupted")
     parser.add_argument("--recipe", action=_LocalizationRecipeFile, metavar="NAME", help="by name, or a YAML file")
@@ -161,7 +166,8 @@ def _localize_train_arguments(parser: ArgumentParser) -> None:
     parser.add_class_arguments(LocalizationRecipe)
 
 
-def _classifier_argument(parser: ArgumentParser) -> None:
+def _protocol_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--leave-out", type=Path | None, default=None, help="a list of videos that do not count")
     parser.add_argument(
         "--classifier", type=Path | None, default=None, help="JSON of a classifier's scores of videos to name segments"
     )
@@ -171,10 +177,8 @@ def _localize_train(options: Namespace) -> int:
     """Train a localizer on untrimmed videos and a list of segments."""
     if (options.videos is None) == (options.features is None):
         raise UserError("say what to train on: --videos with a folder of videos, or --features with one of features")
-    if options.classifier is not None and options.features is None:
-        raise UserError(
-            "--classifier names segments of videos whose --features are there; with --videos the backbone does"
-        )
+    if options.features is None and (options.classifier is not None or options.leave_out is not None):
+        raise UserError("--classifier and --leave-out go with --features; with --videos the backbone names segments")
     from tada.localization.pipeline import train_on_videos
     from tada.localization.task import train_localizer
     from tada.predict import load
@@ -192,6 +196,7 @@ def _localize_train(options: Namespace) -> int:
             val_fraction=options.val_fraction,
             resume=options.resume is not None,
             skip_missing=options.skip_unreadable,
+            leave_out=options.leave_out,
             show_progress=sys.stderr.isatty(),
         )
     else:
@@ -224,8 +229,7 @@ def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--predictions", type=Path | None, default=None, help="or: detections in ActivityNet's form")
     parser.add_argument("--preset", type=Literal["anet", "hacs", "thumos", "epic"], default="thumos", help="thresholds")
     parser.add_argument("--split", type=str | None, default=None, help="the part of the annotations to test on")
-    parser.add_argument("--leave-out", type=Path | None, default=None, help="a list of videos that do not count")
-    _classifier_argument(parser)
+    _protocol_arguments(parser)
     parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
     add_device(parser)
 
@@ -268,12 +272,15 @@ def _localize_evaluate(options: Namespace) -> int:
     else:
         raise UserError("say what to measure: --model RUN with --features DIR, or --predictions FILE")
     for task, scores in result.tasks().items():
+        classes = scores.per_class if len(scores.per_class) <= 40 else {}
         table = Table(task, *(f"{t:g}" for t in tious), "average")
-        for label, values in scores.per_class.items() if len(scores.per_class) <= 40 else ():
+        for label, values in classes.items():
             table.add_row(escape(label), *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
         table.add_section()
         table.add_row("mAP", *(f"{value:.4f}" for value in scores.per_threshold), f"{scores.average:.4f}")
-        Console().print(table)
+        # Ten thresholds are wider than 80 columns: then lines are long, and no number is cut.
+        width = max(map(len, ("mAP", *classes))) + 10 * len(table.columns)
+        Console(width=max(Console().width, width)).print(table)
     if out is not None:
         result.save(out)
         title = f"{options.model or options.predictions} on {options.segments}"

@@ -109,6 +109,12 @@ class SegmentTable:
             )
         return chosen
 
+    def leaving_out(self, names: Collection[str]) -> SegmentTable:
+        """The table without the videos of a list; ID there and v_ID here, or the reverse, are one."""
+        listed_names = {name.removeprefix("v_") for name in names}
+        videos = tuple(video for video in self.videos if video.name.removeprefix("v_") not in listed_names)
+        return replace(self, videos=videos)
+
     def without(self, reasons: Mapping[str, str], *, allowed: int, say: Callable[[str], None]) -> SegmentTable:
         """The table without some videos, where they are not too many; each reason is said.
 
@@ -335,5 +341,7 @@ def check_for_training(table: SegmentTable, say: Callable[[str], None]) -> None:
             only = [name for name, count in counted.items() if count and not trained[name]]
             if only:
                 say(f"{label_set.name} classes in {tested} that training never sees: {listed(only, quote=False)}")
+    else:
+        say(f"{table.name}: nothing is held out for validation: the last epoch is kept, as good or bad as it is")
     if table.notes:
         say(f"{table.name}: {len(table.notes)} notes, the first: {table.notes[0]}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,7 @@ class LocalizationEvaluation:
 
     def tasks(self) -> dict[str, DetectionScores]:
         """The scores by what they are of: action; or verb, noun and action."""
-        if isinstance(self.scores, DetectionScores):
-            return {"action": self.scores}
-        return {"verb": self.scores.verb, "noun": self.scores.noun, "action": self.scores.action}
+        return _parts(self.scores)
 
     def save(self, folder: Path) -> None:
         """Write evaluation.json and detections.json."""
@@ -77,13 +75,14 @@ def evaluate_localizer(
     """
     folder = FeatureFolder(features, classifier=scores_for(localizer.recipe, classifier))
     first = next(iter(folder.cards.values()))
-    if (first.backbone, first.settings) != (localizer.card.backbone, localizer.card.feature_settings):
+    known = localizer.card.feature_settings
+    changed = [key for key in known | first.settings if first.settings.get(key) != known.get(key)]
+    if first.backbone != localizer.card.backbone or changed:
         raise DataError(
-            f"{str(features)!r} holds features of another backbone or setting than the localizer was trained on "
-            f"({first.backbone[:8]}, {first.settings}; it knows {localizer.card.backbone[:8]}, "
-            f"{localizer.card.feature_settings}); extract them with its own: tada extract RUN/backbone"
+            f"{str(features)!r} holds features of another {', '.join(changed) or 'backbone'} than the localizer was "
+            "trained on; extract them with its own: tada extract RUN/backbone, or import them as those for training"
         )
-    table = named_like(_tested(segments, split, _names(leave_out)), folder.cards)
+    table = named_like(_tested(segments, split, leave_out), folder.cards)
     missing = [video.name for video in table.videos if video.name not in folder.cards]
     if missing:
         raise DataError(
@@ -126,21 +125,37 @@ def evaluate_predictions(
         raise DataError(
             f"{str(predictions)!r} holds no detections ({error}); expected JSON with 'results': an entry for each video"
         ) from error
-    names = _names(leave_out)
-    results["results"] = {video: found for video, found in results["results"].items() if video not in names}
-    table = named_like(_tested(segments, split, names), results["results"])
-    return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results, table=table)
+    whole = named_like(_tested(segments, split, None), results["results"])
+    table = whole if leave_out is None else whole.leaving_out(read_names(leave_out))
+    left_out = {video.name for video in whole.videos} - {video.name for video in table.videos}
+    results["results"] = {video: found for video, found in results["results"].items() if video not in left_out}
+    scores = score(table, results, tiou_thresholds)
+    found = results["results"]
+    if any(found.values()) and not any(found.get(video.name) for video in table.videos):
+        raise DataError(
+            f"{str(predictions)!r} has predictions on none of the {len(table)} videos of {table.name}, but on others "
+            f"such as {next(iter(found))!r}; see whether their names and the split are right"
+        )
+    if any(found.values()) and not any(part.num_predictions for part in _parts(scores).values()):
+        raise DataError(
+            f"{str(predictions)!r} has predictions of none of the classes of {table.name}, such as "
+            f"{table.label_of(next(s for video in table.videos for s in video.segments))!r}; name them alike"
+        )
+    return LocalizationEvaluation(scores=scores, results=results, table=table)
 
 
-def _names(leave_out: Path | None) -> frozenset[str]:
-    return frozenset() if leave_out is None else read_names(leave_out)
+def _parts(scores: DetectionScores | EpicScores) -> dict[str, DetectionScores]:
+    """The scores by what they are of: action; or verb, noun and action."""
+    if isinstance(scores, DetectionScores):
+        return {"action": scores}
+    return {"verb": scores.verb, "noun": scores.noun, "action": scores.action}
 
 
-def _tested(segments: Path | SegmentTable, split: str | None, leave_out: Collection[str]) -> SegmentTable:
+def _tested(segments: Path | SegmentTable, split: str | None, leave_out: Path | None) -> SegmentTable:
     table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
     chosen = split_name(split) if split else next((name for name in ("test", "val") if table.segments_of(name)), None)
     table = table if chosen is None else table.of_split(chosen)
-    return replace(table, videos=tuple(video for video in table.videos if video.name not in leave_out))
+    return table if leave_out is None else table.leaving_out(read_names(leave_out))
 
 
 def _check_classes(table: SegmentTable, known: Sequence[LabelSet]) -> None:

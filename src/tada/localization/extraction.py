@@ -213,20 +213,42 @@ def extract_video(
                     scores.append(probabilities)
                     advance(len(batch) / count)
                     batch = []
-    rows = torch.cat(features).numpy()
-    card = FeatureCard(
+    return joined(
+        backbone,
+        settings,
+        torch.cat(features).numpy(),
+        torch.cat(scores).numpy(),
         video=video_name(path.name),
         duration_seconds=duration,
+        backbone_sha256=backbone_sha256,
+    )
+
+
+def joined(
+    backbone: Recognizer,
+    settings: ExtractionSettings,
+    features: NDArray[np.float32],
+    scores: NDArray[np.float32],
+    *,
+    video: str,
+    duration_seconds: float,
+    backbone_sha256: str | None = None,
+) -> VideoFeatures:
+    """What ``clip_outputs`` gave, features [N, C] and probabilities [N, K], with the card that says what they are."""
+    card = FeatureCard(
+        video=video,
+        duration_seconds=duration_seconds,
         grid=settings.grid,
-        num_features=len(rows),
-        channels=rows.shape[1],
+        num_features=len(features),
+        channels=features.shape[1],
         backbone=backbone_sha256 or backbone_hash(backbone.model),
         settings=settings_of(backbone, settings),
         score_labels={head.name: list(head.labels) for head in backbone.heads},
     )
-    of_heads = torch.split(torch.cat(scores), [len(head.labels) for head in backbone.heads], dim=1)
-    by_name = {head.name: own.numpy() for head, own in zip(backbone.heads, of_heads, strict=True)}
-    return VideoFeatures(card=card, features=rows, scores=by_name)
+    ends = np.cumsum([len(head.labels) for head in backbone.heads])[:-1]
+    names = [head.name for head in backbone.heads]
+    of_heads = dict(zip(names, np.split(scores, ends, axis=1), strict=True))
+    return VideoFeatures(card=card, features=features, scores=of_heads)
 
 
 class Failure(NamedTuple):

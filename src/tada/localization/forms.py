@@ -175,6 +175,11 @@ def _read_json(path: Path) -> Content:
         if key in content.splits:
             raise DataError(f"{source}: the name stands there twice; keep one")
         split = None if about.get("subset") is None else split_name(about["subset"])
+        if split not in (None, "train", "val", "test"):
+            raise DataError(
+                f"{source}: the subset {about['subset']!r} should be training, validation or testing; rename it, or "
+                "take its videos away"
+            )
         if is_thumos and subsets == {"Validation", "Test"} and split == "val":
             split = "train"
         content.splits[key] = split

@@ -82,6 +82,20 @@ class LocalizedSegment:
     score: float
     """How sure, from 0 to 1."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "start_seconds": round(self.start_seconds, 3),
+            "end_seconds": round(self.end_seconds, 3),
+            "label": self.label,
+            "score": round(self.score, 6),
+        }
+
+    def srt(self, number: int) -> str:
+        """A subtitle that names it, with an empty line below."""
+        times = f"{_srt_time(self.start_seconds)} --> {_srt_time(self.end_seconds)}"
+        return f"{number}\n{times}\n{self.label} ({self.score:.2f})\n"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Localization:
@@ -94,24 +108,12 @@ class Localization:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        segments = [
-            {
-                "start_seconds": round(segment.start_seconds, 3),
-                "end_seconds": round(segment.end_seconds, 3),
-                "label": segment.label,
-                "score": round(segment.score, 6),
-            }
-            for segment in self.segments
-        ]
+        segments = [segment.as_dict() for segment in self.segments]
         return {"video": self.path, "duration_seconds": round(self.duration_seconds, 3), "segments": segments}
 
     def srt(self) -> str:
         """Subtitles that name what happens, for any video player."""
-        lines = []
-        for number, segment in enumerate(self.segments, start=1):
-            times = f"{_srt_time(segment.start_seconds)} --> {_srt_time(segment.end_seconds)}"
-            lines.append(f"{number}\n{times}\n{segment.label} ({segment.score:.2f})\n")
-        return "\n".join(lines)
+        return "\n".join(segment.srt(number) for number, segment in enumerate(self.segments, start=1))
 
     def plot(
         self, picture: Path, *, truth: UntrimmedVideo | None = None, names: Sequence[str] = (), num_frames: int = 10
@@ -152,12 +154,19 @@ def localizations_csv(found: Sequence[Localization]) -> str:
     """One row for each segment: video, start, end, label, score. What `tada localize train` reads as annotations."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video", "start", "end", "label", "score"])
+    writer.writerow(CSV_COLUMNS)
     for localization in found:
-        for s in localization.segments:
-            row = [guarded(localization.path), f"{s.start_seconds:.3f}", f"{s.end_seconds:.3f}", guarded(s.label)]
-            writer.writerow([*row, f"{s.score:.6f}"])
+        writer.writerows(csv_row(localization.path, segment) for segment in localization.segments)
     return text.getvalue()
+
+
+CSV_COLUMNS = ("video", "start", "end", "label", "score")
+
+
+def csv_row(video: str, segment: LocalizedSegment) -> list[str]:
+    """The cells of a segment, in the order of ``CSV_COLUMNS``."""
+    times = [f"{segment.start_seconds:.3f}", f"{segment.end_seconds:.3f}"]
+    return [guarded(video), *times, guarded(segment.label), f"{segment.score:.6f}"]
 
 
 def results_of(found: Mapping[str, Detections], label_sets: Sequence[LabelSet]) -> dict[str, Any]:

@@ -15,8 +15,6 @@ Shapes: P predictions, G ground-truth segments, H thresholds.
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import DataError, OptionError
-from tada.localization.annotations import DUPLICATE_SECONDS
-from tada.localization.forms import NUM_EPIC_NOUNS, parse_seconds, split_name
+from tada.localization.events import Events, ground_truth_events, predicted_events, without_faulty
+from tada.localization.forms import NUM_EPIC_NOUNS, parse_seconds
 from tada.localization.segments import Floats, Ints, tiou, tiou_of_pairs
 
 ANET_TIOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -106,15 +104,6 @@ class EpicScores:
     action: DetectionScores
 
 
-class _Events(NamedTuple):
-    """Segments of many videos, [N]; ``scores`` are ones for ground truth."""
-
-    videos: list[str]
-    labels: list[Hashable]
-    segments: Floats
-    scores: Floats
-
-
 # -- mean average precision -------------------------------------------------------------------------------------------
 
 
@@ -143,8 +132,8 @@ def detection_map(
         DataError: no ground truth in the subset; a segment or score that is no finite number.
         OptionError: thresholds outside of (0, 1].
     """
-    truth = _drop_faulty(_ground_truth(ground_truth, subset))
-    return _detection_scores(truth, _predictions(results), _checked(tiou_thresholds))
+    truth = without_faulty(ground_truth_events(ground_truth, subset))
+    return _detection_scores(truth, predicted_events(results), _checked(tiou_thresholds))
 
 
 def epic_map(
@@ -175,12 +164,12 @@ def epic_map(
                 f"ground truth row {number}: {error}; each row needs video_id, start_timestamp, stop_timestamp, "
                 "verb_class and noun_class"
             ) from error
-    found = _predictions(results, labels=("verb", "noun"))
+    found = predicted_events(results, labels=("verb", "noun"))
     pairs = [_verb_and_noun(label) for label in found.labels]
     times = np.array(segments, np.float64).reshape(-1, 2)
 
     def task(truths: Iterable[int], predicted: Iterable[int]) -> DetectionScores:
-        truth = _Events(videos, list(truths), times, np.ones(len(videos)))
+        truth = Events(videos, list(truths), times, np.ones(len(videos)))
         return _detection_scores(truth, found._replace(labels=list(predicted)), _checked(tiou_thresholds))
 
     return EpicScores(
@@ -211,7 +200,7 @@ class _Ranked(NamedTuple):
     num_truths: int
 
 
-def _detection_scores(truth: _Events, found: _Events, tious: Floats) -> DetectionScores:
+def _detection_scores(truth: Events, found: Events, tious: Floats) -> DetectionScores:
     ranked = _ranked(truth, found, tious)
     precisions = {label: _average_precision(own.right, own.num_truths) for label, own in ranked.items()}  # each [H]
     return DetectionScores(
@@ -223,7 +212,7 @@ def _detection_scores(truth: _Events, found: _Events, tious: Floats) -> Detectio
     )
 
 
-def _ranked(truth: _Events, found: _Events, tious: Floats) -> dict[Hashable, _Ranked]:
+def _ranked(truth: Events, found: Events, tious: Floats) -> dict[Hashable, _Ranked]:
     """For each class of the ground truth its predictions, and which of them are right."""
     if not truth.labels:
         raise DataError("the ground truth has no segments to look for; see whether subset and annotations are right")
@@ -232,7 +221,7 @@ def _ranked(truth: _Events, found: _Events, tious: Floats) -> dict[Hashable, _Ra
     numbers = {name: i for i, name in enumerate(dict.fromkeys([*truth.videos, *found.videos]))}
 
     # One number for each (class, video), to bring together what can match.
-    def keys(events: _Events, places: list[int]) -> Ints:
+    def keys(events: Events, places: list[int]) -> Ints:
         return np.array(
             [class_of[events.labels[i]] * len(numbers) + numbers[events.videos[i]] for i in places], np.int64
         )
@@ -334,9 +323,11 @@ def best_thresholds(
     It lies midway between the last detection that is shown and the first that is not. A class of which nothing is found
     has none.
     """
-    truth = _drop_faulty(_ground_truth(ground_truth, subset))
+    truth = without_faulty(ground_truth_events(ground_truth, subset))
     chosen = {}
-    for label, (right, scores, num_truths) in _ranked(truth, _predictions(results), _checked([tiou_threshold])).items():
+    for label, (right, scores, num_truths) in _ranked(
+        truth, predicted_events(results), _checked([tiou_threshold])
+    ).items():
         if right.any():
             f1 = 2 * right[0].cumsum() / (np.arange(1, len(scores) + 1) + num_truths)
             shown = int(f1.argmax()) + 1
@@ -366,8 +357,8 @@ def average_recall(
     if max_average_proposals < 1:
         raise OptionError(f"{max_average_proposals = } should be at least 1")
     tious = _checked(tiou_thresholds)
-    truth = _drop_faulty(_ground_truth(ground_truth, subset))
-    found = _predictions(results, labels=())
+    truth = without_faulty(ground_truth_events(ground_truth, subset))
+    found = predicted_events(results, labels=())
     truths, founds = _by_video(truth), _by_video(found)
     total = len(found.scores)
     if not any(video in founds for video in truths):
@@ -415,8 +406,8 @@ def recall_at_kx(
     if k < 1:
         raise OptionError(f"{k = } should be at least 1")
     tious = _checked(tiou_thresholds)
-    truth = _drop_faulty(_ground_truth(ground_truth, subset))
-    found = _predictions(results)
+    truth = without_faulty(ground_truth_events(ground_truth, subset))
+    found = predicted_events(results)
     founds: dict[tuple[str, Hashable], list[int]] = {}
     for i in np.argsort(-found.scores, kind="stable"):
         founds.setdefault((found.videos[i], found.labels[i]), []).append(i)
@@ -433,7 +424,7 @@ def recall_at_kx(
     return tuple(np.mean(recalls, axis=0).tolist())
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------
+# -- small parts ------------------------------------------------------------------------------------------------------
 
 
 def _checked(tious: Sequence[float]) -> Floats:
@@ -443,82 +434,7 @@ def _checked(tious: Sequence[float]) -> Floats:
     return values
 
 
-def _ground_truth(ground_truth: Mapping[str, Any], subset: str) -> _Events:
-    videos, labels, segments = [], [], []
-    subsets = set()
-    for video, about in ground_truth["database"].items():
-        subsets.add(str(about["subset"]))
-        if split_name(about["subset"]) == split_name(subset):
-            for annotation in about["annotations"]:
-                videos.append(video)
-                labels.append(annotation["label"])
-                segments.append(_finite(annotation["segment"], f"ground truth of video {video!r}"))
-    if not labels:
-        raise DataError(
-            f"the ground truth has no segments in its subset {subset!r}; its subsets are {', '.join(sorted(subsets))}"
-        )
-    return _Events(videos, labels, np.array(segments, np.float64), np.ones(len(labels)))
-
-
-def _predictions(results: Mapping[str, Any], *, labels: tuple[str, ...] = ("label",)) -> _Events:
-    """All predictions in their order; with several ``labels`` each has a tuple of them, with none None."""
-    videos: list[str] = []
-    found: list[Hashable] = []
-    segments, scores = [], []
-    for video, predictions in results["results"].items():
-        for number, prediction in enumerate(predictions, start=1):
-            try:
-                segments.append(_finite(prediction["segment"], f"prediction {number} of video {video!r}"))
-                scores.append(_finite([prediction["score"]], f"score of prediction {number} of video {video!r}")[0])
-                values = [prediction[name] for name in labels]
-            except KeyError as error:
-                raise DataError(f"prediction {number} of video {video!r} has no {error}; give it one") from error
-            videos.append(video)
-            found.append(values[0] if len(values) == 1 else tuple(values) or None)
-    return _Events(videos, found, np.array(segments, np.float64).reshape(-1, 2), np.array(scores, np.float64))
-
-
-def _finite(values: Sequence[Any], what: str) -> list[float]:
-    try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{what}: {values!r} should be numbers") from error
-    if not all(map(math.isfinite, numbers)):
-        raise DataError(f"{what}: {values!r} is not finite; correct it or take it away")
-    return numbers
-
-
-def _drop_faulty(truth: _Events) -> _Events:
-    """Leave out empty segments and those written twice, with a warning."""
-    kept: list[int] = []
-    num_empty = 0
-    seen: dict[tuple[str, Hashable], list[int]] = {}
-    for i, key in enumerate(zip(truth.videos, truth.labels, strict=True)):
-        if not truth.segments[i, 1] > truth.segments[i, 0]:
-            num_empty += 1
-            continue
-        mine = seen.setdefault(key, [])
-        if any(np.abs(truth.segments[i] - truth.segments[j]).max() <= DUPLICATE_SECONDS for j in mine):
-            continue
-        mine.append(i)
-        kept.append(i)
-    num_dropped = len(truth.labels) - len(kept)
-    if num_dropped:
-        first = min(set(range(len(truth.labels))) - set(kept))
-        warnings.warn(
-            f"{num_dropped} of {len(truth.labels)} ground-truth segments do not count ({num_empty} empty, "
-            f"{num_dropped - num_empty} duplicates); the first: {truth.videos[first]!r} "
-            f"{truth.segments[first].tolist()} {truth.labels[first]!r}",
-            stacklevel=3,
-        )
-    if not kept:
-        raise DataError("all segments of the ground truth are empty: no end lies after its start")
-    return _Events(
-        [truth.videos[i] for i in kept], [truth.labels[i] for i in kept], truth.segments[kept], truth.scores[kept]
-    )
-
-
-def _by_video(events: _Events) -> dict[str, Ints]:
+def _by_video(events: Events) -> dict[str, Ints]:
     numbers = {name: i for i, name in enumerate(dict.fromkeys(events.videos))}
     names = list(numbers)
     groups = _groups(np.array([numbers[name] for name in events.videos], np.int64))

@@ -24,20 +24,20 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tada.ahead import Ahead
 from tada.errors import OptionError
 from tada.localization.detections import Detections
 from tada.localization.detectors import RollingView
-from tada.localization.extraction import ExtractionSettings, clip_outputs, frame_crops
-from tada.localization.features import FeatureCard, VideoFeatures
+from tada.localization.extraction import ExtractionSettings, clip_outputs, frame_crops, joined
 from tada.localization.localizer import LocalizedSegment, Localizer
-from tada.localization.segments import tiou
+from tada.localization.segments import Floats, tiou
 from tada.video.sampling import ClipSpec
 from tada.video.stream import FrameStream, LiveFrame
 
@@ -152,8 +152,8 @@ class RollingDetector:
         self.every = max(1, round(settings.every_seconds / self.stride_seconds))
         self.num_features = 0
         self._first = 0  # number of the first feature that is kept
-        self._features: list[np.ndarray[Any, np.dtype[np.float32]]] = []  # [C] each
-        self._scores: list[np.ndarray[Any, np.dtype[np.float32]]] = []  # [K] each
+        self._features: list[NDArray[np.float32]] = []  # [C] each
+        self._scores: list[NDArray[np.float32]] = []  # [K] each
         self._given_out: list[LocalizedSegment] = []
         self._found_before: Sequence[LocalizedSegment] = ()
 
@@ -231,19 +231,14 @@ class RollingDetector:
     def _found(self, seen_seconds: float) -> Sequence[LocalizedSegment]:
         """What the detector finds in the features that are kept, in the stream's time."""
         localizer, begin_seconds = self.localizer, self._first * self.stride_seconds
-        grid = localizer.card.grid
-        backbone, _ = localizer.feature_maker()
-        card = FeatureCard(
+        part = joined(
+            *localizer.feature_maker(),
+            np.stack(self._features),
+            np.stack(self._scores),
             video="stream",
             duration_seconds=seen_seconds - begin_seconds,
-            grid=grid,
-            num_features=len(self._features),
-            channels=len(self._features[0]),
-            backbone=localizer.card.backbone,
-            settings=localizer.card.feature_settings,
-            score_labels={"action": list(backbone.labels)},
+            backbone_sha256=localizer.card.backbone,
         )
-        part = VideoFeatures(card=card, features=np.stack(self._features), scores={"action": np.stack(self._scores)})
         found = localizer.detect(part)
         moved = Detections(found.segments + begin_seconds, found.scores, found.labels)
         return localizer.named(moved, "stream", seen_seconds, min_score=self.min_score).segments
@@ -261,7 +256,7 @@ class RollingDetector:
         return [segment for i, segment in enumerate(found) if i not in known]
 
 
-def _times(segments: Sequence[LocalizedSegment]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _times(segments: Sequence[LocalizedSegment]) -> Floats:
     return np.array([(s.start_seconds, s.end_seconds) for s in segments], np.float64).reshape(-1, 2)
 
 

@@ -44,6 +44,7 @@ from tada.localization.detections import Detections
 from tada.localization.detectors import ActionFormerDetector, BMNDetector, Sample, SampleBatch, new_detector
 from tada.localization.extraction import backbone_hash
 from tada.localization.features import FeatureFolder, VideoFeatures
+from tada.localization.forms import read_names
 from tada.localization.localizer import Localizer, LocalizerCard, results_of, save_localizer
 from tada.localization.metrics import best_thresholds, detection_map
 from tada.localization.naming import can_name, check_naming, scores_for
@@ -230,6 +231,7 @@ def train_localizer(
     val_fraction: float = 0.2,
     resume: bool = False,
     skip_missing: int = 0,
+    leave_out: Path | None = None,
     num_workers: int = 0,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
@@ -247,11 +249,13 @@ def train_localizer(
         val_fraction: part of the videos held out where the annotations have no splits.
         resume: continue the run in ``out`` from its last saved state.
         skip_missing: how many annotated videos may have no features; they are named, and left out.
+        leave_out: a list of videos that do not count, as for ``evaluate_localizer``.
 
     Raises:
         UserError: of the data, the recipe, or a folder that is already in use; each says the way out.
     """
     table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
+    table = table if leave_out is None else table.leaving_out(read_names(leave_out))
     folder = FeatureFolder(features, classifier=scores_for(recipe, classifier))
     if backbone is not None and backbone_hash(backbone.model) != folder.backbone:
         raise DataError(
@@ -264,8 +268,7 @@ def train_localizer(
     state = out / "resume" / "last.ckpt"
     if resume:
         _check_same_run(out, recipe, table, folder, state)
-    elif out.exists() and any(out.iterdir()):
-        raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
+    check_out(out, resume=resume)
     L.seed_everything(recipe.seed, verbose=False)
     training = table.of_split("train")
     tested = next((table.of_split(split) for split in ("val", "test") if split in table.splits), None)
@@ -381,6 +384,12 @@ def thresholds_of(
         examples.update(lacking)
     joint = best([*tested.videos, *added], found | detected(added)) if added else {}
     return {label: value for label, value in joint.items() if label in examples} | thresholds
+
+
+def check_out(out: Path, *, resume: bool) -> None:
+    """Refuse to write a new run into a folder that holds something."""
+    if not resume and out.exists() and any(out.iterdir()):
+        raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
 
 
 def _check_same_run(

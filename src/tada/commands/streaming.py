@@ -1,0 +1,222 @@
+"""``tada localize SOURCE --stream``: what happens is printed while it comes, and how long each answer took."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.markup import escape
+
+from tada.errors import UserError
+
+if TYPE_CHECKING:
+    from tada.localization.localizer import Localizer
+    from tada.localization.streaming import Look, StreamedSegment
+    from tada.video.stream import FrameStream
+
+_SETTINGS = ("every_seconds", "settle_seconds", "span_seconds")
+_ONLY_FOR_STREAMS = (*_SETTINGS, "idle_seconds")
+_ONLY_FOR_FILES = ("plots", "segments")
+
+
+def add_stream(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="of one video that is still being written: a file, a named pipe, - (standard input) or a camera "
+        "(/dev/video0); segments are printed as soon as they have settled, JSON and CSV line by line",
+    )
+    parser.add_argument("--every-seconds", type=float | None, default=None, help="from one look to the next; else 1")
+    parser.add_argument(
+        "--settle-seconds", type=float | None, default=None, help="how long to wait after an end; else 2"
+    )
+    parser.add_argument("--span-seconds", type=float | None, default=None, help="what the detector sees at once")
+    parser.add_argument("--idle-seconds", type=float | None, default=None, help="silence that ends it; else 10")
+
+
+def check_stream_options(options: Namespace) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        UserError: one of streams without --stream, one of finished videos with it, or several sources.
+    """
+    for name in _ONLY_FOR_FILES if options.stream else _ONLY_FOR_STREAMS:
+        if options[name] is not None:
+            rule = "is for finished videos" if options.stream else "is for --stream"
+            raise UserError(f"--{name.replace('_', '-')} {rule}: leave it away")
+    if options.stream and len(options.videos) > 1:
+        raise UserError(f"--stream takes one source, not {len(options.videos)}: start one command for each")
+
+
+def localize_live(localizer: Localizer, options: Namespace) -> int:
+    """Print what a localizer finds in a stream, until it ends or is interrupted."""
+    from rich.console import Console
+
+    from tada.localization.streaming import StreamSettings, localize_stream
+    from tada.video.stream import FrameStream
+
+    (source,) = options.videos
+    idle = {} if options.idle_seconds is None else {"idle_seconds": options.idle_seconds}
+    stream = FrameStream(source, **idle)
+    settings = StreamSettings(**{name: options[name] for name in _SETTINGS if options[name] is not None})
+    say = _WRITERS[options.format](source)
+    latencies = _Latencies()
+    with (
+        _stopped_by_signals(stream.stop),
+        Console(stderr=True).status("waiting for frames") as status,
+    ):
+        if not sys.stderr.isatty():
+            status.stop()
+        for look in localize_stream(localizer, stream, settings, min_score=options.min_score):
+            latencies.add(look)
+            say(look)
+            sys.stdout.flush()
+            now = ", ".join(f"{escape(s.label)} ({s.score:.2f})" for s in look.pending)
+            status.update(f"{look.seen_seconds:.1f} s seen{'; perhaps: ' + now if now else ''}")
+    end = latencies.summary(stream)
+    if options.format == "json":
+        print(json.dumps({"event": "end", **end}))
+    else:
+        print(_in_words(end), file=sys.stdout if options.format == "table" else sys.stderr)
+    return 0
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM end the stream in order; a second one does not wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Latencies:
+    """How long the looks took, and whether they keep up with the stream."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Of each look; the last one, which waits for the stream's end, does not count."""
+    seen: list[tuple[float, float]] = field(default_factory=list)
+    """At each of them, how much of the stream had been seen and what the clock said."""
+    num_segments: int = 0
+    seen_seconds: float = 0.0
+
+    def add(self, look: Look) -> None:
+        self.num_segments += len(look.settled)
+        self.seen_seconds = look.seen_seconds
+        if not look.is_last:
+            self.seconds.append(look.latency_seconds)
+            self.seen.append((look.seen_seconds, time.perf_counter()))
+
+    def summary(self, stream: FrameStream) -> dict[str, Any]:
+        """Plain values for JSON."""
+        ordered = sorted(self.seconds)
+        parts = {"median": 0.5, "p95": 0.95, "max": 1.0}
+        at = {name: ordered[min(int(part * len(ordered)), len(ordered) - 1)] for name, part in parts.items() if ordered}
+        speed = None
+        if len(self.seen) > 1:
+            (first, began), (last, ended) = self.seen[0], self.seen[-1]
+            speed = round((last - first) / (ended - began), 3)
+        return {
+            "seen_seconds": round(self.seen_seconds, 3),
+            "num_segments": self.num_segments,
+            "num_frames": stream.num_frames,
+            "num_left_out": stream.num_left_out,
+            "num_looks": len(ordered),
+            "latency_seconds": {name: round(seconds, 4) for name, seconds in at.items()},
+            "speed": speed,
+        }
+
+
+def _in_words(end: dict[str, Any]) -> str:
+    lines = [f"{end['num_segments']} segments in {end['seen_seconds']:.1f} s, {end['num_frames']} frames"]
+    if end["num_left_out"]:
+        lines[0] += f"; {end['num_left_out']} damaged ones were left out"
+    if end["latency_seconds"]:
+        times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in end["latency_seconds"].items())
+        lines.append(f"from a frame's arrival to the answer: {times} ({end['num_looks']} looks)")
+    if end["speed"] is not None:
+        lines.append(f"{end['speed']:.2f} s of the stream in a second")
+    return "\n".join(lines)
+
+
+# -- the forms, line by line ------------------------------------------------------------------------------------------
+
+
+def _write_table(source: str) -> Callable[[Look], None]:
+    print(f"{'start':>10}  {'end':>10}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens")
+
+    def write(look: Look) -> None:
+        for given in look.settled:
+            s = given.segment
+            times = f"{s.start_seconds:>8.2f} s  {s.end_seconds:>8.2f} s  {s.score:>5.2f}"
+            print(f"{times}  {given.behind_seconds:>6.2f} s  {given.latency_seconds:>6.2f} s  {s.label}")
+
+    return write
+
+
+def _write_json(source: str) -> Callable[[Look], None]:
+    def write(look: Look) -> None:
+        for given in look.settled:
+            late = {
+                "behind_seconds": round(given.behind_seconds, 3),
+                "latency_seconds": round(given.latency_seconds, 4),
+            }
+            print(json.dumps({"event": "segment", "video": source, **given.segment.as_dict(), **late}))
+        about = {"seen_seconds": round(look.seen_seconds, 3), "latency_seconds": round(look.latency_seconds, 4)}
+        print(json.dumps({"event": "look", **about, "pending": [s.as_dict() for s in look.pending]}))
+
+    return write
+
+
+def _rounded(answer: Look | StreamedSegment) -> float:
+    return round(answer.latency_seconds, 4)
+
+
+def _write_csv(source: str) -> Callable[[Look], None]:
+    from tada.localization.localizer import CSV_COLUMNS, csv_row
+
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*CSV_COLUMNS, "behind_seconds", "latency_seconds"])
+
+    def write(look: Look) -> None:
+        for given in look.settled:
+            late = [f"{given.behind_seconds:.3f}", f"{given.latency_seconds:.4f}"]
+            writer.writerow([*csv_row(source, given.segment), *late])
+
+    return write
+
+
+def _write_srt(source: str) -> Callable[[Look], None]:
+    number = 0
+
+    def write(look: Look) -> None:
+        nonlocal number
+        for given in look.settled:
+            number += 1
+            print(given.segment.srt(number))
+
+    return write
+
+
+_WRITERS = {"table": _write_table, "json": _write_json, "csv": _write_csv, "srt": _write_srt}

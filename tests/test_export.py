@@ -146,6 +146,8 @@ def test_pytorchs_program_computes_what_the_network_does(model: str, tmp_path: P
     files: dict[str, Any] = {"tada": ""}
     program = torch.export.load(done.file, extra_files=files).module()
     assert json.loads(files["tada"])["labels"] == ["a", "b", "c"]
+    num_bytes = sum(parameter.numel() for parameter in load_model(run)[0].parameters()) * 4
+    assert done.num_bytes == done.file.stat().st_size < num_bytes + 500_000, "weights, and a graph"
     assert b"tadaconv.py" not in done.file.read_bytes(), "where this machine's code lies"
     network, _ = load_model(run)
     for shape in ((1, 3, 8, 32, 32), (3, 3, 12, 40, 48)):

@@ -154,6 +154,7 @@ def _write(recognizer: Recognizer, file: Path) -> nn.Module:
             program = torch.export.export(recognizer.model, (example,), dynamic_shapes=(axes,))
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # where on this machine the code lies
+            program.example_inputs = None  # which would be written too, and be larger than some networks
             torch.export.save(program, file, extra_files={CARD_ENTRY: _card_text(recognizer)})
             return torch.export.load(file).module()
         onnx_program = torch.onnx.export(

@@ -54,7 +54,8 @@ def saved(
     network = create_model(model, num_classes=len(labels), **options).eval()
     for name, parameter in network.named_parameters():
         if "routing" in name or "norm" in name:
-            nn.init.normal_(parameter, mean=float("norm.weight" in name), std=0.3)
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1  # wide layers would overflow otherwise
+            nn.init.normal_(parameter, mean=float("norm.weight" in name), std=0.3 / fan_in**0.5)
     save_model(
         folder,
         network,

@@ -4,6 +4,7 @@ What training needs apart is joined once and for all:
 
     a batch norm behind a convolution    goes into its kernel and bias
     the two norms of the aggregation     are one filter over three frames, a depthwise convolution over time
+    the routing functions                are layers on frames' means that lie as frames do, channels beside each other
     ReLU, scales, sums                   are written over their input where nobody else reads it
     the wide layers of TAdaConvNeXt      take the pixels in parts that stay in the processor's cache
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,14 +33,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from tada.adaptation import ClipNetwork
 from tada.errors import OptionError
 from tada.models import tada2d, tadaconvnext
-from tada.tadaconv import (
-    Routing,
-    TAdaConv2d,
-    TAdaConv3d,
-    TemporalAggregation,
-    frame_descriptors,
-    frame_scale,
-)
+from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
 
 # Numbers in the widened features of one part: 8 MB in fp32. More would leave the cache, and come from memory that the
 # system has to clear first, which takes longer than the GELU.
@@ -99,17 +94,18 @@ class FusedNetwork(nn.Module):
         self.training = False
         self._run: Callable[[Tensor], Any] = network
         self._features: Callable[[Tensor], Tensor] | None = getattr(network, "features", None)
+        self._compiles = compile
         if compile:
-            # Frozen: weights are laid out once as the processor's convolutions want them.
-            options: dict[str, Any] = {"freezing": True}
-            self._run = torch.compile(network, options=options)
+            self._run = torch.compile(network)
             if self._features is not None:
-                self._features = torch.compile(self._features, options=options)
+                self._features = torch.compile(self._features)
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Any:
         """Clips [N, 3, T, H, W], normalised -> logits [N, K]; or whatever the network returns."""
-        return tree_map_only(Tensor, lambda tensor: tensor.to(clips.dtype), self._run(self._prepared(clips)))
+        with self._compiling(clips):
+            outputs = self._run(self._prepared(clips))
+        return tree_map_only(Tensor, lambda tensor: tensor.to(clips.dtype), outputs)
 
     @torch.no_grad()
     def features(self, clips: Tensor) -> Tensor:
@@ -120,7 +116,8 @@ class FusedNetwork(nn.Module):
         """
         if self._features is None:
             raise ValueError(f"a {type(self.network).__name__} has no features")
-        return self._features(self._prepared(clips)).to(clips.dtype)
+        with self._compiling(clips):
+            return self._features(self._prepared(clips)).to(clips.dtype)
 
     def train(self, mode: bool = True) -> FusedNetwork:
         """Stay in evaluation mode.
@@ -132,9 +129,86 @@ class FusedNetwork(nn.Module):
             raise ValueError("a fused network cannot be trained: train the network it was made from, and fuse it again")
         return self
 
+    def _compiling(self, clips: Tensor) -> AbstractContextManager[object]:
+        """How torch.compile is to treat the network, if it should: on a CPU its weights are constants.
+
+        They are then laid out once as convolutions want them, and ReLU, GELU and sums are done by the convolution or
+        layer before. The compiler asks for it while it traces, before it reads the options given to torch.compile; so
+        those would not do.
+        """
+        if self._compiles and clips.device.type == "cpu":
+            from torch._inductor import config
+
+            return config.patch(freezing=True)
+        return nullcontext()
+
     def _prepared(self, clips: Tensor) -> Tensor:
         weights = next(self.network.parameters(), clips)
         return clips.to(weights.dtype)
+
+
+# -- routing functions ------------------------------------------------------------------------------------------------
+
+
+class FusedRouting(nn.Module):
+    """A routing function whose batch norm is folded: frames [N*T, C, H, W] -> their scales [N*T, D].
+
+    Its convolutions over time are layers on what they see, a frame's descriptor and those beside it in one row. So
+    scales come out with channels beside each other, as the frames they multiply have them.
+
+    Args:
+        bias: of the convolution, [D]; where the routing function scales it too, behind the scales come ``beta * bias``:
+            [N*T, 2*D].
+    """
+
+    def __init__(self, routing: Routing, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.context = routing.context
+        self.reduce: nn.Module | None = None
+        self.norm = routing.norm if isinstance(routing.norm, nn.LayerNorm) else None
+        if routing.reduce is not None:
+            assert routing.reduce.bias is not None
+            self.reduce = LayerOverTime(routing.reduce.weight, routing.reduce.bias)
+        weight, shift = routing.alpha.weight.detach(), torch.ones_like(routing.alpha.weight[:, 0, 0])
+        if routing.beta is not None:
+            assert bias is not None
+            weight = torch.cat([weight, routing.beta.weight.detach() * bias[:, None, None]])
+            shift = torch.cat([shift, bias])
+        self.scales = LayerOverTime(weight, shift.detach())
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        means = _means_of_frames(frames)
+        h = means.view(-1, num_frames, means.shape[1])  # [N, T, C]
+        if self.context is not None:
+            h = h + self.context(h.mean(1, keepdim=True))
+        if self.reduce is not None:
+            h = self.reduce(h)
+            h = F.relu(h) if self.norm is None else F.gelu(self.norm(h))
+        scales: Tensor = self.scales(h)
+        return scales.flatten(0, 1)
+
+
+class LayerOverTime(nn.Module):
+    """A convolution over time, its kernel [D, C, k], as a layer on rows of k frames: [N, T, C] -> [N, T, D]."""
+
+    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.num_frames = kernel.shape[2]
+        self.weight = nn.Parameter(kernel.detach().transpose(1, 2).flatten(1).contiguous())
+        self.bias = nn.Parameter(bias.detach())
+
+    def forward(self, h: Tensor) -> Tensor:
+        t, beside = h.shape[1], self.num_frames // 2
+        padded = F.pad(h, (0, 0, beside, beside))
+        seen = torch.cat([padded[:, i : i + t] for i in range(self.num_frames)], dim=2)
+        return F.linear(seen, self.weight, self.bias)
+
+
+def _means_of_frames(frames: Tensor) -> Tensor:
+    """Each frame's mean over its pixels, [N*T, C, H, W] -> [N*T, C]."""
+    if frames.device.type == "cpu":  # where a pool is faster than a mean, in bf16 five times
+        return F.avg_pool2d(frames, frames.shape[2:]).flatten(1)
+    return frames.mean((2, 3))
 
 
 # -- TAda2D and TSN ---------------------------------------------------------------------------------------------------
@@ -189,23 +263,26 @@ class FusedConv3x3(nn.Module):
             _fold(conv, norm)
         self.stride, self.padding = conv.stride, conv.padding
         self.weight, self.bias = conv.weight, conv.bias
-        self.routing = conv.routing if isinstance(conv, TAdaConv2d) else None
-        self.scales_output = isinstance(conv, TAdaConv2d) and conv.calibrate == "out"
+        self.scales_input = self.scales_output = False
+        if isinstance(conv, TAdaConv2d):
+            assert conv.routing is not None
+            self.routing = FusedRouting(conv.routing)
+            self.scales_input, self.scales_output = conv.calibrate == "in", conv.calibrate == "out"
         self.aggregation: nn.Module | None = None
         if isinstance(norm, TemporalAggregation):
             self.aggregation = FilterOverTime(norm) if norm.pool == "avg" else norm
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
-        scale = None
-        if self.routing is not None:
-            scale = frame_scale(self.routing(frame_descriptors(frames, num_frames)).alpha, frames)
-            if not self.scales_output:
-                frames = frames.mul_(scale) if self.overwrites else frames * scale
-        y = F.conv2d(frames, self.weight, None if self.scales_output else self.bias, self.stride, self.padding)
-        if scale is not None and self.scales_output:
-            y.mul_(scale)
+        if self.scales_input:
+            scale = self.routing(frames, num_frames)[:, :, None, None]
+            frames = frames.mul_(scale) if self.overwrites else frames * scale
+        if self.scales_output:
+            y = F.conv2d(frames, self.weight, None, self.stride, self.padding)
+            y *= self.routing(frames, num_frames)[:, :, None, None]
             if self.bias is not None:
                 y += self.bias[:, None, None]
+        else:
+            y = F.conv2d(frames, self.weight, self.bias, self.stride, self.padding)
         if self.aggregation is not None:
             y = self.aggregation(y, num_frames)
         return y
@@ -260,7 +337,10 @@ class FusedNextBlock(nn.Module):
         assert conv.bias is not None
         self.weight, self.bias = conv.weight, conv.bias
         self.padding = conv.padding
-        self.routing = conv.routing if isinstance(conv, TAdaConv2d) else None
+        self.routing: FusedRouting | None = None
+        if isinstance(conv, TAdaConv2d):
+            assert conv.routing is not None
+            self.routing = FusedRouting(conv.routing, conv.bias)
         self.norm = block.norm
         self.widen = block.widen
         scale = block.layer_scale.detach()
@@ -275,12 +355,11 @@ class FusedNextBlock(nn.Module):
             y = F.conv2d(frames, self.weight, self.bias, padding=self.padding, groups=c)
         else:
             y = F.conv2d(frames, self.weight, None, padding=self.padding, groups=c)
-            alpha, beta = self.routing(frame_descriptors(frames, num_frames))
             # A depthwise kernel has one channel in and one out: either side's scale is the output's.
-            y.mul_(frame_scale(alpha, y))
-            bias = self.bias[:, None, None]
-            y += bias if beta is None else bias * frame_scale(beta, y)
-        pixels = frames.permute(0, 2, 3, 1).contiguous()  # as it lies
+            scale, bias = self.routing(frames, num_frames)[:, None, None].split(c, dim=3)
+            y = y.permute(0, 2, 3, 1).contiguous()  # as it lies
+            y = torch.addcmul(bias, y, scale, out=y).permute(0, 3, 1, 2)
+        pixels = frames.permute(0, 2, 3, 1).contiguous()
         total = pixels.view(-1, c)
         rows = y.permute(0, 2, 3, 1).reshape(-1, c)
         # A compiler merges what can be merged by itself, and would only unroll the loop.

@@ -219,12 +219,12 @@ class FusedBasicBlock(nn.Module):
 
     def __init__(self, block: tada2d.BasicBlock) -> None:
         super().__init__()
-        self.conv1 = FusedConv3x3(block.conv1, overwrites=False)  # the shortcut reads its input too
-        self.conv2 = FusedConv3x3(block.conv2, overwrites=True)
+        self.conv1 = FusedConv3x3(block.conv1, relu=True, overwrites=False)  # the shortcut reads its input too
+        self.conv2 = FusedConv3x3(block.conv2, relu=False, overwrites=True)
         self.shortcut = _folded_shortcut(block.shortcut)
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
-        y: Tensor = self.conv1(frames, num_frames).relu_()
+        y: Tensor = self.conv1(frames, num_frames)
         y = self.conv2(y, num_frames)
         y += self.shortcut(frames)
         return y.relu_()
@@ -236,13 +236,13 @@ class FusedBottleneck(nn.Module):
     def __init__(self, block: tada2d.Bottleneck) -> None:
         super().__init__()
         self.conv1 = _fold(block.conv1, block.norm1)
-        self.conv2 = FusedConv3x3(block.conv2, overwrites=True)
+        self.conv2 = FusedConv3x3(block.conv2, relu=True, overwrites=True)
         self.conv3 = _fold(block.conv3, block.norm3)
         self.shortcut = _folded_shortcut(block.shortcut)
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
         y: Tensor = self.conv1(frames).relu_()
-        y = self.conv2(y, num_frames).relu_()
+        y = self.conv2(y, num_frames)
         y = self.conv3(y)
         y += self.shortcut(frames)
         return y.relu_()
@@ -252,12 +252,13 @@ class FusedConv3x3(nn.Module):
     """A 3x3 convolution with its norm: scaled for every frame, filtered over time, or plain, as it was.
 
     Args:
+        relu: whether a ReLU follows.
         overwrites: whether nobody else reads the frames it is given.
     """
 
-    def __init__(self, layer: tada2d.TemporalConv3x3, *, overwrites: bool) -> None:
+    def __init__(self, layer: tada2d.TemporalConv3x3, *, relu: bool, overwrites: bool) -> None:
         super().__init__()
-        self.overwrites = overwrites
+        self.relu, self.overwrites = relu, overwrites
         conv, norm = layer.conv, layer.norm
         if isinstance(norm, nn.BatchNorm2d):
             _fold(conv, norm)
@@ -270,7 +271,7 @@ class FusedConv3x3(nn.Module):
             self.scales_input, self.scales_output = conv.calibrate == "in", conv.calibrate == "out"
         self.aggregation: nn.Module | None = None
         if isinstance(norm, TemporalAggregation):
-            self.aggregation = FilterOverTime(norm) if norm.pool == "avg" else norm
+            self.aggregation = FilterOverTime(norm, relu=relu) if norm.pool == "avg" else norm
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
         if self.scales_input:
@@ -285,7 +286,7 @@ class FusedConv3x3(nn.Module):
             y = F.conv2d(frames, self.weight, self.bias, self.stride, self.padding)
         if self.aggregation is not None:
             y = self.aggregation(y, num_frames)
-        return y
+        return y.relu_() if self.relu and not isinstance(self.aggregation, FilterOverTime) else y
 
 
 class FilterOverTime(nn.Module):
@@ -293,10 +294,13 @@ class FilterOverTime(nn.Module):
 
     With the norms' factors a and b, a channel's three taps are b/3, a + b/3, b/3: a depthwise convolution of the
     "image" whose rows are a clip's frames and whose columns are their pixels. That is how frames lie, channels last.
+
+    A ReLU that follows is done on the image: there a compiler joins it to the convolution.
     """
 
-    def __init__(self, aggregation: TemporalAggregation) -> None:
+    def __init__(self, aggregation: TemporalAggregation, *, relu: bool) -> None:
         super().__init__()
+        self.relu = relu
         factor, shift = _factor_and_shift(aggregation.norm)
         pooled_factor, pooled_shift = _factor_and_shift(aggregation.pooled_norm)
         beside = pooled_factor / 3
@@ -310,6 +314,8 @@ class FilterOverTime(nn.Module):
         c = pixels.shape[-1]
         images = pixels.reshape(-1, num_frames, pixels[0, ..., 0].numel(), c).permute(0, 3, 1, 2)  # [N, C, T, H*W]
         filtered = F.conv2d(images, self.weight, self.bias, padding=(1, 0), groups=c)
+        if self.relu:
+            filtered = filtered.relu_()
         return filtered.permute(0, 2, 3, 1).reshape(pixels.shape).permute(0, 3, 1, 2)
 
 

@@ -129,7 +129,7 @@ class FusedNetwork(nn.Module):
             raise ValueError("a fused network cannot be trained: train the network it was made from, and fuse it again")
         return self
 
-    def _compiling(self, clips: Tensor) -> AbstractContextManager[object]:
+    def _compiling(self, clips: Tensor) -> AbstractContextManager[Any]:
         """How torch.compile is to treat the network, if it should: on a CPU its weights are constants.
 
         They are then laid out once as convolutions want them, and ReLU, GELU and sums are done by the convolution or
@@ -139,7 +139,8 @@ class FusedNetwork(nn.Module):
         if self._compiles and clips.device.type == "cpu":
             from torch._inductor import config
 
-            return config.patch(freezing=True)
+            frozen: AbstractContextManager[Any] = config.patch(freezing=True)
+            return frozen
         return nullcontext()
 
     def _prepared(self, clips: Tensor) -> Tensor:

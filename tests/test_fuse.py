@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import tada
@@ -262,3 +263,15 @@ def test_compiled_the_same(name: str) -> None:
     for clips in (clips_of().float(), clips_of(n=1, t=6).float()):
         torch.testing.assert_close(fused(clips), network(clips), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(fused.features(clips), network.features(clips), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own use
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_compiled_convolutions_take_in_what_follows() -> None:
+    # Only where the compiler takes the weights as constants, which is easily asked for in vain.
+    torch._dynamo.reset()
+    counters.clear()
+    fuse(tada.create_model("tsn_tiny", num_classes=5), compile=True)(clips_of().float())
+    assert counters["inductor"]["mkldnn_unary_fusion_matcher_count"] > 0

@@ -260,7 +260,7 @@ def test_a_compiler_takes_it_in_one_piece(name: str, form: str) -> None:
 def test_compiled_the_same(name: str) -> None:
     network = with_drawn_weights(tada.create_model(name, num_classes=5)).float()
     fused = fuse(network, compile=True)
-    for clips in (clips_of().float(), clips_of(n=1, t=6).float()):
+    for clips in (clips_of().float(), clips_of(n=1, t=6).float(), clips_of(side=48).float()):
         torch.testing.assert_close(fused(clips), network(clips), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(fused.features(clips), network.features(clips), rtol=1e-3, atol=1e-4)
 

@@ -144,8 +144,11 @@ class FusedNetwork(nn.Module):
         return nullcontext()
 
     def _prepared(self, clips: Tensor) -> Tensor:
-        weights = next(self.network.parameters(), clips)
-        return clips.to(weights.dtype)
+        clips = clips.to(next(self.network.parameters(), clips).dtype)
+        if self._compiles:
+            for pixels in (3, 4):  # any number of clips and frames, but another compilation for frames of another size:
+                torch._dynamo.mark_static(clips, pixels)  # the compiler gets lost in how strides divide them
+        return clips
 
 
 # -- routing functions ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@
 DATA holds segments.csv (video, start, end, label, subject, split) and its videos: thermal recordings of a room from
 above, 64 x 64 pixels, six people, ten classes. Trains on the training split (subjects 1 to 4), tests on the validation
 split (5 and 6), TAda2D against TSN: a backbone on the trimmed segments, dense features with it, then ActionFormer and
-BMN on these. Nothing is chosen by the test: a detector keeps the averaged weights of its last epoch. Prints mAP at
+BMN on these. Nothing is chosen by the test: a detector keeps the weights of its last epoch. Prints mAP at
 tIoU 0.3 to 0.7 and every class: mean, lowest and highest of the seeds. Sitting down against standing up shows whether
 the order of time is used: no single frame tells them apart. Writes OUT/thermal.json, and a folder for each run; a run
 that was interrupted goes on where it was.

@@ -167,24 +167,33 @@ class FusedRouting(nn.Module):
 
     def __init__(self, routing: Routing, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.context = routing.context
-        self.reduce: nn.Module | None = None
         self.norm = routing.norm if isinstance(routing.norm, nn.LayerNorm) else None
-        if routing.reduce is not None:
-            assert routing.reduce.bias is not None
-            self.reduce = LayerOverTime(routing.reduce.weight, routing.reduce.bias)
         weight, shift = routing.alpha.weight.detach(), torch.ones_like(routing.alpha.weight[:, 0, 0])
         if routing.beta is not None:
             assert bias is not None
             weight = torch.cat([weight, routing.beta.weight.detach() * bias[:, None, None]])
             shift = torch.cat([shift, bias])
-        self.scales = LayerOverTime(weight, shift.detach())
+        layers = [(weight, shift.detach())]
+        if routing.reduce is not None:
+            assert routing.reduce.bias is not None
+            layers.insert(0, (routing.reduce.weight.detach(), routing.reduce.bias.detach()))
+        self.context_bias: nn.Parameter | None = None
+        if routing.context is not None:
+            # What a frame's context is, a layer on the clip's mean, is in the kernel that reads it: of that mean, which
+            # the rows hold beside the frame's own. The bias stays with the frame, for there is none beyond the ends.
+            kernel, its_bias = layers[0]
+            of_clip = torch.einsum("dck,cb->dbk", kernel.double(), routing.context.weight.detach().double())
+            layers[0] = torch.cat([kernel, of_clip.to(kernel)], dim=1), its_bias
+            self.context_bias = nn.Parameter(routing.context.bias.detach())
+        *reduce, scales = (LayerOverTime(*layer) for layer in layers)
+        self.reduce = reduce[0] if reduce else None
+        self.scales = scales
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
         means = _means_of_frames(frames)
         h = means.view(-1, num_frames, means.shape[1])  # [N, T, C]
-        if self.context is not None:
-            h = h + self.context(h.mean(1, keepdim=True))
+        if self.context_bias is not None:
+            h = torch.cat([h + self.context_bias, h.mean(1, keepdim=True).expand_as(h)], dim=2)
         if self.reduce is not None:
             h = self.reduce(h)
             h = F.relu(h) if self.norm is None else F.gelu(self.norm(h))

@@ -70,6 +70,7 @@ def norms_of(network: nn.Module) -> list[nn.Module]:
         ("tada2d_tiny", {"aggregation": None}),
         ("tada2d_tiny", {"calibrate": "out", "aggregation": None}),
         ("tada2d_tiny", {"routing_kernel_sizes": (1,), "routing_global_context": False}),
+        ("tada2d_tiny", {"routing_kernel_sizes": (3,)}),
         ("tadaconvnext_mini", {}),
         ("tadaconvnext_mini", {"calibrate": "in"}),
         ("convnext_mini", {}),
@@ -101,6 +102,23 @@ def test_wide_layers_take_the_pixels_in_parts(monkeypatch: pytest.MonkeyPatch) -
     network = with_drawn_weights(tada.create_model("tadaconvnext_mini", num_classes=5))
     monkeypatch.setattr(fuse_module, "_PART", 7 * 128)  # seven pixels of the first stage, one of the last
     assert_same(fuse(network), network, clips_of())
+
+
+@pytest.mark.parametrize("name", ["tada2d_tiny", "tadaconvnext_mini"])
+def test_many_clips_are_taken_a_few_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = with_drawn_weights(tada.create_model(name, num_classes=5))
+    fused = fuse(network)
+    taken: list[int] = []
+    fused.network.register_forward_pre_hook(lambda module, arguments: taken.append(len(arguments[0])))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(fuse_module, "_PIXELS_OF_A_THREAD", 2 * 4 * 32 * 32 // 4)  # of two clips
+    clips = clips_of(n=5)
+    assert_same(fused, network, clips)
+    assert taken == [2, 2, 1]
+    torch.testing.assert_close(fused.features(clips), network.features(clips), rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(fuse_module, "_PIXELS_OF_A_THREAD", 1)  # less than a clip
+    assert_same(fused, network, clips_of())
+    assert taken[3:] == [1, 1]
 
 
 def test_the_network_stays_as_it_is() -> None:

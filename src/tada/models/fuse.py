@@ -7,6 +7,7 @@ What training needs apart is joined once and for all:
     the routing functions                are layers on frames' means that lie as frames do, channels beside each other
     ReLU, scales, sums                   are written over their input where nobody else reads it
     the wide layers of TAdaConvNeXt      take the pixels in parts that stay in the processor's cache
+    many clips on a CPU                  are taken a few at a time
 
 ``fuse`` leaves the network it is given as it is. The simple form in tada2d.py and tadaconvnext.py says what is computed
 here; the tests hold both to the same numbers.
@@ -38,6 +39,11 @@ from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
 # Numbers in the widened features of one part: 8 MB in fp32. More would leave the cache, and come from memory that the
 # system has to clear first, which takes longer than the GELU.
 _PART = 2**21
+
+# Pixels for each thread that our networks take at a time on a CPU: two threads one clip of 8 x 224 x 224. With more of
+# them a ResNet-50's features pass 32 MB, from where on glibc has the system clear new memory for each, and a clip takes
+# up to half as long again.
+_PIXELS_OF_A_THREAD = 2**18
 
 
 def fuse(
@@ -94,6 +100,7 @@ class FusedNetwork(nn.Module):
         self.training = False
         self._run: Callable[[Tensor], Any] = network
         self._features: Callable[[Tensor], Tensor] | None = getattr(network, "features", None)
+        self._takes_parts = isinstance(network, tada2d.TAda2D | tadaconvnext.TAdaConvNeXt)
         self._compiles = compile
         if compile:
             self._run = torch.compile(network)
@@ -103,8 +110,7 @@ class FusedNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Any:
         """Clips [N, 3, T, H, W], normalised -> logits [N, K]; or whatever the network returns."""
-        with self._compiling(clips):
-            outputs = self._run(self._prepared(clips))
+        outputs = self._of_all(self._run, clips)
         return tree_map_only(Tensor, lambda tensor: tensor.to(clips.dtype), outputs)
 
     @torch.no_grad()
@@ -116,8 +122,8 @@ class FusedNetwork(nn.Module):
         """
         if self._features is None:
             raise ValueError(f"a {type(self.network).__name__} has no features")
-        with self._compiling(clips):
-            return self._features(self._prepared(clips)).to(clips.dtype)
+        features: Tensor = self._of_all(self._features, clips)
+        return features.to(clips.dtype)
 
     def train(self, mode: bool = True) -> FusedNetwork:
         """Stay in evaluation mode.
@@ -128,6 +134,14 @@ class FusedNetwork(nn.Module):
         if mode:
             raise ValueError("a fused network cannot be trained: train the network it was made from, and fuse it again")
         return self
+
+    def _of_all(self, run: Callable[[Tensor], Any], clips: Tensor) -> Any:
+        with self._compiling(clips):
+            if not self._takes_parts or clips.device.type != "cpu":
+                return run(self._prepared(clips))
+            pixels = _PIXELS_OF_A_THREAD * max(torch.get_num_threads(), 2)
+            at_a_time = max(pixels // clips.shape[2:].numel(), 1)
+            return torch.cat([run(self._prepared(some)) for some in clips.split(at_a_time)])
 
     def _compiling(self, clips: Tensor) -> AbstractContextManager[Any]:
         """How torch.compile is to treat the network, if it should: on a CPU its weights are constants.

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -55,14 +53,10 @@ def build(form: Form, num_frames: int, device: torch.device, **options: Any) -> 
         options: of ``create_model``.
     """
     dtype = PRECISIONS[form.precision]
-    model = network(form.network, num_frames, **options).to(device).eval()
-    if form.kind == "fused" and form.network.startswith(("tada", "tsn", "convnext")):
-        return fuse(model, dtype=dtype, compile=form.compiled)
-    if form.kind == "literal":
-        model = released(model)
-    elif form.kind == "fused":
-        fold_norms(model)
-    model = model.to(device, dtype)
+    model = network(form.network, num_frames, **options).eval()
+    if form.kind == "fused":
+        return fuse(model, dtype=dtype, compile=form.compiled).to(device)
+    model = (released(model) if form.kind == "literal" else model).to(device, dtype)
     return torch.compile(model) if form.compiled else model
 
 
@@ -72,55 +66,27 @@ def network(name: str, num_frames: int, **options: Any) -> nn.Module:
     if name != "tsm_r50":
         return stir(create_model(name, **options))
     model = stir(create_model("tsn_r50", **options))
-    for block in list(model.modules()):
+    for block in model.modules():
         if isinstance(block, Bottleneck):
-            block.conv1 = Shifted(block.conv1, num_frames)
+            block.conv1.register_forward_pre_hook(partial(shift_channels, num_frames))
     return model
 
 
-class Shifted(nn.Module):
-    """A convolution that sees an eighth of the channels one frame late and another eighth one frame early.
+def shift_channels(num_frames: int, conv: nn.Module, arguments: tuple[Tensor]) -> Tensor:
+    """Let a convolution see an eighth of the channels one frame late and another eighth one frame early.
 
     So does TSM (arXiv 1811.08383) before the first convolution of each block. Beyond a clip's ends there are zeros.
+    Takes and gives frames [N*T, C, H, W].
     """
-
-    def __init__(self, conv: nn.Module, num_frames: int) -> None:
-        super().__init__()
-        self.conv = conv
-        self.num_frames = num_frames
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Frames [N*T, C, H, W] -> frames [N*T, D, H, W]."""
-        eighth = frames.shape[1] // 8
-        shifted = frames.clone()  # channels last, as frames are
-        clips, moved = (x.view(-1, self.num_frames, *x.shape[1:]) for x in (frames, shifted))
-        moved[:, 1:, :eighth] = clips[:, :-1, :eighth]
-        moved[:, 0, :eighth] = 0
-        moved[:, :-1, eighth : 2 * eighth] = clips[:, 1:, eighth : 2 * eighth]
-        moved[:, -1, eighth : 2 * eighth] = 0
-        return self.conv(shifted)
-
-
-def fold_norms(model: nn.Module) -> None:
-    """Move every batch norm that follows a convolution into its kernel, in place: for networks in evaluation mode.
-
-    For those that ``tada.models.fuse`` is not made for: hosts and TSM. Of a pair one is called "conv" where the other
-    is called "norm"; or they follow each other in a Sequential.
-    """
-    for module in list(model.modules()):
-        children = dict(module.named_children())
-        pairs = ((name, name.replace("conv", "norm")) for name in children if "conv" in name)
-        for first, second in pairwise(children) if isinstance(module, nn.Sequential) else pairs:
-            conv, norm = children[first], children.get(second)
-            if not isinstance(norm, _BatchNorm):
-                continue
-            if isinstance(conv, _ConvNd):
-                setattr(module, first, fuse_conv_bn_eval(conv, norm))
-            elif isinstance(conv, Shifted):
-                conv.conv = fuse_conv_bn_eval(conv.conv, norm)
-            else:
-                continue
-            setattr(module, second, nn.Identity())
+    (frames,) = arguments
+    eighth = frames.shape[1] // 8
+    shifted = frames.clone()  # channels last, as frames are
+    clips, moved = (x.view(-1, num_frames, *x.shape[1:]) for x in (frames, shifted))
+    moved[:, 1:, :eighth] = clips[:, :-1, :eighth]
+    moved[:, 0, :eighth] = 0
+    moved[:, :-1, eighth : 2 * eighth] = clips[:, 1:, eighth : 2 * eighth]
+    moved[:, -1, eighth : 2 * eighth] = 0
+    return shifted
 
 
 def least_values_moved(model: nn.Module, clips: Tensor) -> int:

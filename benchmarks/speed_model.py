@@ -7,8 +7,8 @@ Rows are called "network form precision", and "compiled" where torch.compile was
 
     literal   the released computation (tests/reference/released.py): kernels for each frame, 3-D layers, norms unfolded
     unfolded  tada's network as it is trained
-    fused     ready for inference, norms folded: TAda models and their plain twins by ``tada.models.fuse``; SlowOnly,
-              R(2+1)D, R3D and a TSM (a ResNet-50 that shifts an eighth of its channels by a frame) by ``fold_norms``
+    fused     ready for inference, by ``tada.models.fuse``; a TSM is a ResNet-50 that shifts an eighth of its channels
+              by a frame
 
 Prints time of a clip batch, clips per second, ratios to the literal form and to the plain twin in the same precision,
 peak memory, multiply-adds, the part of the chip's measured rates that this is, and published accuracy. A row's memory

@@ -19,22 +19,20 @@ Shapes: N clips, T frames, C channels in, D channels out, H x W pixels, P pixels
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from tada.adaptation import ClipNetwork
 from tada.errors import OptionError
 from tada.models import tada2d, tadaconvnext
-from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
+from tada.models.fold import example_for, factor_and_shift, fold, fold_norms
+from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
 
 # Numbers in the widened features of one part: 8 MB in fp32. More would leave the cache, and come from memory that the
 # system has to clear first, which takes longer than the GELU.
@@ -73,17 +71,17 @@ def fuse(
     network = copy.deepcopy(model).eval()
     for module in network.modules():
         if isinstance(module, Routing) and module.reduce is not None and isinstance(module.norm, nn.BatchNorm1d):
-            _fold(module.reduce, module.norm)
+            fold(module.reduce, module.norm)
             module.norm = nn.Identity()
     if isinstance(network, tada2d.TAda2D):
         assert isinstance(network.stem_norm, nn.BatchNorm2d)
-        _fold(network.stem_conv, network.stem_norm)
+        fold(network.stem_conv, network.stem_norm)
         network.stem_norm = nn.Identity()
         _fuse_blocks(network.stages)
     elif isinstance(network, tadaconvnext.TAdaConvNeXt):
         _fuse_blocks(network.stages)
     elif any(isinstance(module, _BatchNorm) for module in network.modules()):
-        _fold_any(network, _example(network) if example_clips is None else example_clips)
+        fold_norms(network, example_for(network) if example_clips is None else example_clips)
     network.requires_grad_(False).to(dtype=dtype)
     return FusedNetwork(network, compile=compile)
 
@@ -141,7 +139,7 @@ class FusedNetwork(nn.Module):
                 return run(self._prepared(clips))
             pixels = _PIXELS_OF_A_THREAD * max(torch.get_num_threads(), 2)
             at_a_time = max(pixels // clips.shape[2:].numel(), 1)
-            return torch.cat([run(self._prepared(some)) for some in clips.split(at_a_time)])
+            return torch.cat([run(self._prepared(some)) for some in torch.split(clips, at_a_time)])
 
     def _compiling(self, clips: Tensor) -> AbstractContextManager[Any]:
         """How torch.compile is to treat the network, if it should: on a CPU its weights are constants.
@@ -262,9 +260,9 @@ class FusedBottleneck(nn.Module):
 
     def __init__(self, block: tada2d.Bottleneck) -> None:
         super().__init__()
-        self.conv1 = _fold(block.conv1, block.norm1)
+        self.conv1 = fold(block.conv1, block.norm1)
         self.conv2 = FusedConv3x3(block.conv2, relu=True, overwrites=True)
-        self.conv3 = _fold(block.conv3, block.norm3)
+        self.conv3 = fold(block.conv3, block.norm3)
         self.shortcut = _folded_shortcut(block.shortcut)
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
@@ -288,7 +286,7 @@ class FusedConv3x3(nn.Module):
         self.relu, self.overwrites = relu, overwrites
         conv, norm = layer.conv, layer.norm
         if isinstance(norm, nn.BatchNorm2d):
-            _fold(conv, norm)
+            fold(conv, norm)
         self.stride, self.padding = conv.stride, conv.padding
         self.weight, self.bias = conv.weight, conv.bias
         self.scales_input = self.scales_output = False
@@ -328,8 +326,8 @@ class FilterOverTime(nn.Module):
     def __init__(self, aggregation: TemporalAggregation, *, relu: bool) -> None:
         super().__init__()
         self.relu = relu
-        factor, shift = _factor_and_shift(aggregation.norm)
-        pooled_factor, pooled_shift = _factor_and_shift(aggregation.pooled_norm)
+        factor, shift = factor_and_shift(aggregation.norm)
+        pooled_factor, pooled_shift = factor_and_shift(aggregation.pooled_norm)
         beside = pooled_factor / 3
         taps = torch.stack([beside, factor + beside, beside], dim=1)  # [C, 3]
         like = aggregation.norm.weight
@@ -350,7 +348,7 @@ def _folded_shortcut(shortcut: nn.Module) -> nn.Module:
     if isinstance(shortcut, nn.Sequential):
         norm = shortcut[1]
         assert isinstance(norm, nn.BatchNorm2d)
-        return _fold(shortcut[0], norm)
+        return fold(shortcut[0], norm)
     return shortcut
 
 
@@ -413,121 +411,3 @@ def _fuse_blocks(stages: nn.ModuleList) -> None:
         assert isinstance(stage, nn.ModuleList)
         for i, block in enumerate(stage):
             stage[i] = fused[type(block)](block)
-
-
-# -- folding ----------------------------------------------------------------------------------------------------------
-
-
-def _factor_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """A batch norm in evaluation as ``factor * x + shift``, in float64."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.affine:
-        factor = factor * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * factor
-    return factor, shift + norm.bias.detach().double() if norm.affine else shift
-
-
-def _fold(conv: Any, norm: _BatchNorm) -> nn.Module:
-    """Put a norm into the convolution before it; returns that."""
-    factor, shift = _factor_and_shift(norm)
-    weight = conv.weight.detach()
-    if conv.bias is not None:
-        shift = shift + factor * conv.bias.detach().double()
-    conv.weight = nn.Parameter(weight * factor.to(weight).view(-1, *[1] * (weight.ndim - 1)))
-    conv.bias = nn.Parameter(shift.to(weight))
-    folded: nn.Module = conv
-    return folded
-
-
-def _fold_any(network: nn.Module, example_clips: Tensor) -> None:
-    """Fold each norm of any network that reads a convolution's output, where nothing else reads that."""
-    try:
-        before, pairs = _watch(network, example_clips)
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise OptionError(
-            f"this {type(network).__name__} cannot read example_clips {tuple(example_clips.shape)} "
-            f"({str(error).splitlines()[0]}); give example_clips as it takes them"
-        ) from error
-    for conv, norm in pairs:
-        _fold(conv, norm)
-        for module in network.modules():
-            for name, child in module.named_children():
-                if child is norm:
-                    setattr(module, name, nn.Identity())
-    with torch.no_grad():
-        after = network(example_clips)
-    for old, new in zip(_tensors(before), _tensors(after), strict=True):
-        if not torch.allclose(old, new, rtol=1e-3, atol=1e-3 * float(old.detach().abs().max())):
-            raise OptionError(f"this {type(network).__name__} gives other numbers when its norms are folded")
-
-
-def _watch(network: nn.Module, clips: Tensor) -> tuple[Any, list[tuple[nn.Module, _BatchNorm]]]:
-    """Run a network once; what it returns, and each convolution with the norm that alone reads its output.
-
-    Autograd's graph tells who reads what: the node of a convolution's output has one edge to it, from the norm's.
-    """
-    written: dict[Node, nn.Module] = {}
-    read: dict[Node, _BatchNorm] = {}
-    calls: Counter[nn.Module] = Counter()
-
-    def note_output(module: nn.Module, arguments: Any, output: Tensor) -> None:
-        calls[module] += 1
-        if output.grad_fn is not None:
-            written[output.grad_fn] = module
-
-    def note_input(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        calls[module] += 1
-        if isinstance(module, _BatchNorm) and arguments[0].grad_fn is not None:
-            read[arguments[0].grad_fn] = module
-
-    hooks = [module.register_forward_hook(note_output) for module in network.modules() if _can_fold(module)]
-    hooks += [
-        module.register_forward_pre_hook(note_input)
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
-    network.requires_grad_(True)
-    with torch.enable_grad():
-        output = network(clips)
-    for hook in hooks:
-        hook.remove()
-    readers = Counter(below for node in _nodes(output) for below, _ in node.next_functions if below is not None)
-    pairs = [
-        (written[node], norm)
-        for node, norm in read.items()
-        if node in written and readers[node] == calls[norm] == calls[written[node]] == 1
-    ]
-    return output, pairs
-
-
-def _can_fold(module: nn.Module) -> bool:
-    if isinstance(module, TAdaConv2d | TAdaConv3d):
-        return module.routing is None or module.routing.beta is None  # a scaled bias has no place for a fixed shift
-    return type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and not module._forward_hooks
-
-
-def _nodes(output: Any) -> Iterator[Node]:
-    """All nodes of autograd's graph below tensors."""
-    waiting = [tensor.grad_fn for tensor in _tensors(output) if tensor.grad_fn is not None]
-    seen = set(waiting)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        for below, _ in node.next_functions:
-            if below is not None and below not in seen:
-                seen.add(below)
-                waiting.append(below)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """The tensors in whatever a network returns."""
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _example(network: nn.Module) -> Tensor:
-    known = network.clip.num_frames if isinstance(network, ClipNetwork) and network.clip.fixed else None
-    like = next(network.parameters())
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(1, 3, known or 8, 64, 64, generator=generator).to(like)

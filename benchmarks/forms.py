@@ -79,14 +79,12 @@ def shift_channels(num_frames: int, conv: nn.Module, arguments: tuple[Tensor]) -
     Takes and gives frames [N*T, C, H, W].
     """
     (frames,) = arguments
-    eighth = frames.shape[1] // 8
-    shifted = frames.clone()  # channels last, as frames are
-    clips, moved = (x.view(-1, num_frames, *x.shape[1:]) for x in (frames, shifted))
-    moved[:, 1:, :eighth] = clips[:, :-1, :eighth]
-    moved[:, 0, :eighth] = 0
-    moved[:, :-1, eighth : 2 * eighth] = clips[:, 1:, eighth : 2 * eighth]
-    moved[:, -1, eighth : 2 * eighth] = 0
-    return shifted
+    pixels = frames.permute(0, 2, 3, 1)  # as they lie
+    clips = pixels.reshape(-1, num_frames, *pixels.shape[1:])
+    late, early, rest = clips.split([clips.shape[-1] // 8] * 2 + [clips.shape[-1] * 3 // 4], dim=-1)
+    late = torch.cat([torch.zeros_like(late[:, :1]), late[:, :-1]], dim=1)
+    early = torch.cat([early[:, 1:], torch.zeros_like(early[:, :1])], dim=1)
+    return torch.cat([late, early, rest], dim=-1).reshape(pixels.shape).permute(0, 3, 1, 2)
 
 
 def least_values_moved(model: nn.Module, clips: Tensor) -> int:

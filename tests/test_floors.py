@@ -52,6 +52,7 @@ FLOORS = [
         "tada.data.lists",
         "tada.localization.actionformer",
         "tada.localization.bmn",
+        "tada.models.fold",
         "tada.models.hosts",
         "tada.video.augment",
         "tada.video.reader",

@@ -116,6 +116,8 @@ def test_training_learns(small_recipe: Recipe, motion_videos: Path, tmp_path: Pa
     recipe = replace(
         small_recipe,
         epochs=60,
+        batch_size=6,
+        learning_rate=4e-3,  # eight seeds end between 0.04 and 0.31
         flip_probability=0.0,
         color_strength=0.0,
         grayscale_probability=0.0,

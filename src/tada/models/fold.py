@@ -44,15 +44,17 @@ def fold(conv: Any, norm: _BatchNorm) -> nn.Module:
     return folded
 
 
-def fold_norms(network: nn.Module, example_clips: Tensor) -> None:
+def fold_norms(network: nn.Module, example_clips: Tensor | None = None) -> None:
     """Fold each norm of any network that reads a convolution's output, where nothing else reads that.
 
     Args:
-        example_clips: what the network is run on, to see which norm that is, and that its numbers stay.
+        example_clips: what the network is run on, to see which norm that is, and that its numbers stay; by default
+            [1, 3, 8, 64, 64], or as many frames as the network was adapted to.
 
     Raises:
         OptionError: the network cannot read the example, or gives other numbers when folded.
     """
+    example_clips = _example(network) if example_clips is None else example_clips
     try:
         before, pairs = _watch(network, example_clips)
     except (RuntimeError, ValueError, IndexError) as error:
@@ -136,8 +138,7 @@ def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def example_for(network: nn.Module) -> Tensor:
-    """Clips [1, 3, T, 64, 64] that a network should be able to read: of the frames it was adapted to, or of 8."""
+def _example(network: nn.Module) -> Tensor:
     known = network.clip.num_frames if isinstance(network, ClipNetwork) and network.clip.fixed else None
     like = next(network.parameters())
     generator = torch.Generator().manual_seed(0)

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map_only
 
 from tada.errors import OptionError
 from tada.models import tada2d, tadaconvnext
-from tada.models.fold import example_for, factor_and_shift, fold, fold_norms
+from tada.models.fold import factor_and_shift, fold, fold_norms
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
 
 # Numbers in the widened features of one part: 8 MB in fp32. More would leave the cache, and come from memory that the
@@ -81,7 +81,7 @@ def fuse(
     elif isinstance(network, tadaconvnext.TAdaConvNeXt):
         _fuse_blocks(network.stages)
     elif any(isinstance(module, _BatchNorm) for module in network.modules()):
-        fold_norms(network, example_for(network) if example_clips is None else example_clips)
+        fold_norms(network, example_clips)
     network.requires_grad_(False).to(dtype=dtype)
     return FusedNetwork(network, compile=compile)
 
@@ -98,7 +98,6 @@ class FusedNetwork(nn.Module):
         self.training = False
         self._run: Callable[[Tensor], Any] = network
         self._features: Callable[[Tensor], Tensor] | None = getattr(network, "features", None)
-        self._takes_parts = isinstance(network, tada2d.TAda2D | tadaconvnext.TAdaConvNeXt)
         self._compiles = compile
         if compile:
             self._run = torch.compile(network)
@@ -135,7 +134,8 @@ class FusedNetwork(nn.Module):
 
     def _of_all(self, run: Callable[[Tensor], Any], clips: Tensor) -> Any:
         with self._compiling(clips):
-            if not self._takes_parts or clips.device.type != "cpu":
+            ours = isinstance(self.network, tada2d.TAda2D | tadaconvnext.TAdaConvNeXt)  # another returns what it likes
+            if not ours or clips.device.type != "cpu":
                 return run(self._prepared(clips))
             pixels = _PIXELS_OF_A_THREAD * max(torch.get_num_threads(), 2)
             at_a_time = max(pixels // clips.shape[2:].numel(), 1)

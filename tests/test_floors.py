@@ -26,6 +26,7 @@ FLOORS = [
     },
     {
         "tada.ahead",
+        "tada.data.identity",
         "tada.data.table",
         "tada.data.timing",
         "tada.data.workers",

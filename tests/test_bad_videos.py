@@ -25,6 +25,7 @@ from drawn_videos import (
     stamped_frames,
     truncate,
 )
+from hang import HANG_SECONDS
 from tada import errors
 from tada.errors import (
     CorruptVideoError,
@@ -48,7 +49,7 @@ def refused(path: Path | str, error: type[VideoError], message: str, **options: 
     with pytest.raises(error, match=message) as caught, open_video(path, **options) as video:  # type: ignore[arg-type]
         for _ in video:
             pass
-    assert time.monotonic() - start < 60  # it does not hang
+    assert time.monotonic() - start < HANG_SECONDS
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
     assert repr(str(path)) in str(caught.value)
@@ -114,7 +115,7 @@ def test_text_and_noise(tmp_path: Path, suffix: str) -> None:
         start = time.monotonic()
         with pytest.raises(VideoError) as caught:
             probe(path)
-        assert time.monotonic() - start < 60  # it does not hang
+        assert time.monotonic() - start < HANG_SECONDS
         # Noise may look like a raw stream to FFmpeg; then no frame can be read.
         assert isinstance(caught.value, NotAVideoError | TruncatedVideoError | NoVideoStreamError | TooLargeError)
         if suffix == "mp4":

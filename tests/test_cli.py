@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from hang import HANG_SECONDS
 from tada.cli import main
 from tada.recipe import Recipe, load_recipe, recipe_yaml
 
@@ -61,7 +62,9 @@ def test_help_needs_no_torch(command: str) -> None:
     code = "import sys; from tada.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
     code += "print({'torch', 'lightning', 'matplotlib', 'av'} & set(sys.modules))"
     words = [command, "--help"] if command else ["--help"]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=HANG_SECONDS
+    )
     assert done.stdout.endswith("set()\n")
     assert "usage: tada" in done.stdout
 

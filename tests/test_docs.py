@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from hang import HANG_SECONDS
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = ("python", "sh", "text", "yaml")
@@ -60,7 +62,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     file.write_text(code, encoding="utf-8")
     folder = tmp_path / "folder"
     folder.mkdir()
-    done = subprocess.run([sys.executable, str(file)], cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(file)], cwd=folder, capture_output=True, text=True, timeout=HANG_SECONDS)
     assert done.returncode == 0, f"{page.name}, lines as in {file.name}:\n{done.stderr}"
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hang import HANG_SECONDS
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views
 from tada.evaluation import evaluate
@@ -98,7 +99,7 @@ def finish(ranks: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
     ends = []
     try:
         for rank in ranks:
-            out, err = rank.communicate(timeout=300)
+            out, err = rank.communicate(timeout=HANG_SECONDS)
             ends.append((rank.returncode, out, err))
     finally:
         for rank in ranks:

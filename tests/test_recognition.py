@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hang import HANG_SECONDS
 from tada.data.annotations import read_dataset
 from tada.errors import CheckpointError, DataError, OptionError
 from tada.loop import WholeFileCheckpoints, learning_rate_factor
@@ -202,7 +203,7 @@ def test_a_killed_process_is_resumed_to_the_same_bits(
     straight = run(small_recipe, motion_videos, tmp_path / "straight")
     (tmp_path / "own.yaml").write_text(recipe_yaml(small_recipe))
     command = [sys.executable, "-c", KILLED_AT_STEP_FIVE, tmp_path / "own.yaml", motion_videos, tmp_path / "killed"]
-    killed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     # Step 5 is the last of epoch 2; the state is that of step 4, in the middle of it.
     assert same(straight, run(small_recipe, motion_videos, tmp_path / "killed", resume=True))
@@ -357,7 +358,7 @@ def test_a_run_that_is_told_to_end_saves_once_and_goes_on(
         [sys.executable, "-c", TERMINATED, *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANG_SECONDS,
         check=False,
         start_new_session=True,
     )

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from drawn_videos import draw_plain
+from hang import HANG_SECONDS
 from tada.cli import main
 from tada.data.motion import draw_motion
 from tada.errors import CheckpointError, NotAVideoError, OptionError
@@ -386,11 +387,11 @@ def test_a_fault_of_the_stream_is_told(trained: Localizer, tmp_path: Path) -> No
 
 
 def test_leaving_early_lets_go_of_the_stream(trained: Localizer, day: Path) -> None:
-    looks = localize_stream(trained, FrameStream(day, idle_seconds=60.0))
+    looks = localize_stream(trained, FrameStream(day, idle_seconds=2 * HANG_SECONDS))
     next(looks)
     before = time.monotonic()
     looks.close()  # type: ignore[attr-defined]  # it is a generator
-    assert time.monotonic() - before < 30
+    assert time.monotonic() - before < HANG_SECONDS
 
 
 # -- what the detectors say --------------------------------------------------------------------------------------------

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tada.data.annotations import read_dataset
-from tada.data.table import VideoTable, hold_out, hold_out_groups
+from tada.data.annotations import read_dataset, write_table
+from tada.data.rows import absolute_path
+from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
 from tada.errors import DataError, OptionError, UnknownNameError
 
 
@@ -238,6 +241,145 @@ class TestCsv:
         os.mkfifo(tmp_path / "clips.csv")
         with pytest.raises(DataError, match=r"neither a folder nor a regular file"):
             read_dataset(tmp_path / "clips.csv")
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+
+
+class TestPlaces:
+    """Work as people do: in a folder, with paths that start from it."""
+
+    @pytest.fixture
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        touch(tmp_path, "clips/left/a.mp4", "clips/right/b.mp4", "elsewhere/x.mp4")
+        (tmp_path / "clips.csv").write_text("path,label\nclips/left/a.mp4,left\nclips/right/b.mp4,right\n")
+        (tmp_path / "videos").mkdir()
+        for name, target in (("left_000001_000002", "left/a"), ("right_000001_000002", "right/b")):
+            (tmp_path / "videos" / f"{name}.mp4").symlink_to(f"../clips/{target}.mp4")
+        (tmp_path / "train.csv").write_text("label,youtube_id,time_start,time_end\nleft,left,1,2\nright,right,1,2\n")
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("data", "root"),
+        [
+            ("clips", None),
+            ("./clips/", None),
+            ("elsewhere/../clips", None),
+            ("clips.csv", None),
+            ("clips.csv", "."),
+            ("train.csv", "videos"),
+        ],
+    )
+    def test_rows_of_every_form_hold_absolute_paths(self, here: Path, data: str, root: str | None) -> None:
+        table = read_dataset(Path(data), root=None if root is None else Path(root))
+        folder = here / (root if data == "train.csv" and root else "clips")
+        assert [Path(video.path).is_relative_to(folder) for video in table.videos] == [True, True]
+        assert os.path.isabs(table.root)
+        os.chdir("elsewhere")
+        assert all(os.path.isfile(video.path) for video in table.videos)
+        write_table(table, here / "list.csv")
+        assert read_dataset(here / "list.csv", root=Path("/")).fingerprint() == table.fingerprint()
+
+    def test_a_table_made_by_hand_is_written_with_absolute_paths(self, here: Path) -> None:
+        table = read_dataset(Path("clips"))
+        by_hand = replace(table, videos=tuple(replace(v, path=os.path.relpath(v.path)) for v in table.videos))
+        write_table(by_hand, here / "list.csv")
+        os.chdir("elsewhere")
+        assert [v.path for v in read_dataset(here / "list.csv", root=here).videos] == [v.path for v in table.videos]
+
+    def test_links_stay_what_they_are_called(self, here: Path) -> None:
+        (here / "link").symlink_to("clips")
+        table = read_dataset(Path("link"))
+        assert [video.path for video in table.videos] == [f"{here}/link/left/a.mp4", f"{here}/link/right/b.mp4"]
+        assert table.videos[0].source == "link/left"  # as it was typed
+
+    def test_above_a_link_is_above_its_target(self, here: Path) -> None:
+        (here / "elsewhere" / "inner").mkdir()
+        (here / "link").symlink_to("elsewhere/inner")
+        assert absolute_path("link/../x.mp4") == f"{here}/elsewhere/x.mp4"
+        assert absolute_path("clips/./left/../right") == f"{here}/clips/right"
+        assert absolute_path("/a//b/") == "/a/b"
+        assert absolute_path(".") == str(here)
+
+    def test_hard_links_are_files_of_their_own_and_symbolic_links_are_not(self, here: Path) -> None:
+        os.link("clips/left/a.mp4", "clips/left/hard.mp4")
+        assert len(read_dataset(Path("clips"))) == 3
+        (here / "clips" / "left" / "soft.mp4").symlink_to("hard.mp4")
+        with pytest.raises(DataError, match=r"left: 'soft.mp4' stands already in clips/left as 'hard.mp4'"):
+            read_dataset(Path("clips"))
+
+    @pytest.mark.parametrize("form", ["NFC", "NFD"])
+    def test_the_other_unicode_form_of_a_name_is_found(self, here: Path, form: str) -> None:
+        """A list of a Mac has "é" as two signs, while the disk has one; or the reverse, in folders and files."""
+        other = {"NFC": DECOMPOSED, "NFD": COMPOSED}[form]
+        touch(here, unicodedata.normalize(form, f"{COMPOSED} 1/{DECOMPOSED}.mp4"), f"{other} 2/{COMPOSED}.mp4")
+        (here / "mac.csv").write_text(f"path,label\n{other} 1/{other}.mp4,x\n{COMPOSED} 2/{DECOMPOSED}.mp4,x\n")
+        table = read_dataset(Path("mac.csv"))
+        assert sorted(unicodedata.normalize("NFC", table.relative(video)) for video in table.videos) == [
+            f"{COMPOSED} 1/{COMPOSED}.mp4",
+            f"{COMPOSED} 2/{COMPOSED}.mp4",
+        ]
+        assert all(os.path.isfile(video.path) for video in table.videos)
+
+    def test_two_files_that_differ_in_their_unicode_form_only(self, here: Path) -> None:
+        touch(here, f"clips/left/{COMPOSED}.mp4", f"clips/left/{DECOMPOSED}.mp4")
+        if len(list((here / "clips/left").iterdir())) < 3:
+            pytest.skip("this file system takes them for one")
+        message = r"left: 'caf\\xe9.mp4' and 'cafe\\u0301.mp4' \(clips/left\) differ in their Unicode form"
+        with pytest.raises(DataError, match=message):
+            read_dataset(Path("clips"))
+        (here / "one.csv").write_text(f"path,label\nclips/left/{COMPOSED}.mp4,x\n")
+        assert read_dataset(Path("one.csv")).videos[0].path == f"{here}/clips/left/{COMPOSED}.mp4"  # as it is written
+        touch(here, f"{COMPOSED}/{DECOMPOSED}.mp4", f"{DECOMPOSED}/{DECOMPOSED}.mp4")
+        (here / "none.csv").write_text(f"path,label\n{COMPOSED}/{COMPOSED}.mp4,x\n")
+        with pytest.raises(DataError, match=r"none.csv row 2: '.*' may be '.*' or '.*', whose names differ in"):
+            read_dataset(Path("none.csv"))
+
+    def test_a_class_is_one_in_both_unicode_forms(self, here: Path) -> None:
+        touch(here, f"words/{COMPOSED}/a.mp4", f"words/{DECOMPOSED}/b.mp4")
+        table = read_dataset(Path("words"))
+        assert table.labels == (COMPOSED,)
+        assert len(table) == 2
+        model = Head(name="action", labels=("x", DECOMPOSED))  # of a model that was trained before
+        assert [video.labels for video in table.numbered_as([model]).videos] == [(1,), (1,)]
+
+    def test_backslashes_of_windows(self, here: Path) -> None:
+        (here / "windows.csv").write_text("path,label\nclips\\left\\a.mp4,x\n.\\clips\\right\\b.mp4,x\n")
+        assert rows(read_dataset(Path("windows.csv"))) == [
+            ("clips/left/a.mp4", "x", None, None),
+            ("clips/right/b.mp4", "x", None, None),
+        ]
+        touch(here, "clips\\left\\a.mp4")  # a name like any other, and the one that is written
+        assert read_dataset(Path("windows.csv")).videos[0].path == f"{here}/clips/right/b.mp4"
+        (here / "windows.csv").write_text("path,label\nC:\\clips\\a.mp4,x\n")
+        message = r"1 of 1 videos are not in .*: 'C:\\\\clips\\\\a.mp4' \(row 2\); with slashes in place of backslashes"
+        with pytest.raises(DataError, match=message):
+            read_dataset(Path("windows.csv"))
+        (here / "clips" / "windows.csv").write_text("path,label\n..\\elsewhere\\x.mp4,x\n")
+        with pytest.raises(DataError, match=r"row 2: '\.\./elsewhere/x.mp4' leaves the folder"):
+            read_dataset(Path("clips/windows.csv"))
+
+    def test_decimal_commas(self, here: Path) -> None:
+        (here / "comma.csv").write_text(
+            "path;start;end;label\nclips/left/a.mp4;0,5;1,25;x\nclips/left/a.mp4;2.5;00:00:03,5;x\n"
+        )
+        assert [(video.start_seconds, video.end_seconds) for video in read_dataset(Path("comma.csv")).videos] == [
+            (0.5, 1.25),
+            (2.5, 3.5),
+        ]
+        (here / "comma.csv").write_text('path,start,end,label\nclips/left/a.mp4,"1,5",2,x\n')
+        with pytest.raises(DataError, match=r"row 2: start = '1,5' should be a time.* semicolons or tabs .* 1\.5"):
+            read_dataset(Path("comma.csv"))
+
+    def test_a_column_that_is_not_read_is_told(self, here: Path) -> None:
+        (here / "clips.csv").write_text("path,label,splits,camera\nclips/left/a.mp4,x,train,7\n")
+        assert read_dataset(Path("clips.csv")).ignored == (
+            "clips.csv column 'splits' (did you mean 'split'?)",
+            "clips.csv column 'camera'",
+        )
+        (here / "train.csv").write_text("label,youtube_id,time_start,time_end,is_cc,room\nleft,left,1,2,0,A\n")
+        assert read_dataset(Path("train.csv"), root=Path("videos")).ignored == ("train.csv column 'room'",)
 
 
 class TestFingerprint:

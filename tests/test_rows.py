@@ -26,6 +26,17 @@ def test_what_is_no_time(text: str) -> None:
         seconds("clips.csv row 2", text, "start")
 
 
+@pytest.mark.parametrize(("text", "value"), [("1,5", 1.5), ("2.5", 2.5), ("90", 90.0), ("0:01:30,25", 90.25)])
+def test_times_with_decimal_commas(text: str, value: float) -> None:
+    assert seconds("x", text, "start", decimal_comma=True) == value
+
+
+@pytest.mark.parametrize("text", ["1,5,5", "1.000,5", ",", "1,x"])
+def test_what_is_no_time_with_a_decimal_comma(text: str) -> None:
+    with pytest.raises(DataError, match=r"row 2: start = '.*' should be a time"):
+        seconds("row 2", text, "start", decimal_comma=True)
+
+
 def test_numbers_of_classes() -> None:
     assert class_number("x", "3", 4, "verb_class") == 3
     for text in ("4", "-1", "1.0", "", "x", "²"):

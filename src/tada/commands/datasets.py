@@ -49,6 +49,8 @@ def _print_report(report: CheckReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from tada.data.table import listed
+
     console = Console()
     if report.findings:
         table = Table("what", "", "count")
@@ -66,6 +68,8 @@ def _print_report(report: CheckReport) -> None:
     for name, values in report.spread().items():
         shown = ", ".join(f"{value} ({count})" for value, count in list(values.items())[:5])
         console.print(f"{name}: {shown}{', ...' if len(values) > 5 else ''}", markup=False)
+    if report.table.ignored:
+        print(f"left out, beside the videos: {listed(report.table.ignored, quote=False)}")
     splits = ", ".join(f"{split} {len(report.table.of_split(split))}" for split in report.table.splits)
     print(f"{len(report.table)} videos{f' ({splits})' if splits else ''} in {len(report.probes)} files", end="")
     print(f", {report.table.coverage()} of those listed" if report.table.missing else "", end="")

@@ -9,6 +9,10 @@
 Everything is checked before training starts: no video is opened here, but each must be there once, in one split,
 with a label that training meets too. Paths stay inside one folder, the CSV file's own or ``root``; links inside it
 are followed.
+
+The table's paths are absolute, so that they hold in every folder, but links in them stay what the user calls them:
+messages, reports and the choice of what is held out go by these names. Whether two files are the same is never asked
+of their names (``tada.data.known``).
 """
 
 from __future__ import annotations
@@ -17,12 +21,23 @@ import csv
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tada.data.lists import COLUMNS as PUBLISHED_COLUMNS
 from tada.data.published import find_published, read_published
-from tada.data.rows import csv_columns, csv_rows, guarded, path_inside, required, segment
+from tada.data.rows import (
+    OtherSpellings,
+    absolute_path,
+    csv_columns,
+    csv_rows,
+    guarded,
+    has_decimal_commas,
+    ignored_columns,
+    path_inside,
+    required,
+    segment,
+)
 from tada.data.table import (
     ACTION,
     SPLIT_OF,
@@ -31,9 +46,10 @@ from tada.data.table import (
     LabelledVideo,
     VideoTable,
     check_each_label_in_each_split,
+    composed,
     listed,
+    path_below,
     segment_text,
-    stamp_of,
 )
 from tada.errors import DataError, OptionError
 from tada.files import whole_file
@@ -42,6 +58,8 @@ _MEANINGS = {"video": "path", "start": "start_seconds", "end": "end_seconds"}
 _KNOWN_COLUMNS = frozenset(
     ("path", "label", "verb", "noun", "split", "group", "start_seconds", "end_seconds", *_MEANINGS)
 )
+IDENTITY_COLUMNS = ("content", "original", "mtime_ns")
+"""What a run's list says of its files, beside the columns that are read here (``tada.data.known``)."""
 
 
 def read_dataset(data: Path, *, root: Path | None = None, fold: int = 1) -> VideoTable:
@@ -57,11 +75,12 @@ def read_dataset(data: Path, *, root: Path | None = None, fold: int = 1) -> Vide
             out.
         OptionError: ``root`` was given with a folder of class folders, or there is no such fold.
     """
-    mode = _mode(str(data))
-    if mode is None:
+    status = _status(str(data))
+    if status is None:
         raise DataError(
             f"{str(data)!r} is not there (or may not be read); give a folder of class folders or a CSV file"
         )
+    mode = status.st_mode
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise DataError(f"{str(data)!r} is neither a folder nor a regular file; give a folder or a CSV file")
     published = find_published(data, fold)
@@ -108,7 +127,7 @@ def _read_folder(data: Path) -> VideoTable:
             raise DataError(f"{str(data / folder)!r} holds no class folders; put each class's videos in a folder there")
         ignored += _not_videos(data / folder, files)
         ignored += _read_classes(data / folder, classes, split=split, rows=rows)
-    return _table(rows, data, kind="folder", name=str(data), heads=(ACTION,), ignored=ignored)
+    return _table(rows, absolute_path(data), kind="folder", name=str(data), heads=(ACTION,), ignored=ignored)
 
 
 def _read_classes(parent: Path, classes: list[str], *, split: str | None, rows: list[_Row]) -> list[str]:
@@ -130,7 +149,8 @@ def _read_classes(parent: Path, classes: list[str], *, split: str | None, rows: 
                 f"A video's name ends in one of {endings}"
             )
         ignored += [str(folder / file) for file in files if not _is_video(file)]
-        rows += [_Row(str(folder / file), file, (name,), split, None, str(folder)) for file in videos]
+        path, label = absolute_path(folder), composed(name)
+        rows += [_Row(os.path.join(path, file), file, (label,), split, None, str(folder)) for file in videos]
     return ignored
 
 
@@ -176,20 +196,21 @@ def _read_csv(file: Path, root: Path) -> VideoTable:
         )
     if ("start_seconds" in meant) != ("end_seconds" in meant):
         raise DataError(f"{name} row 1: a segment has start_seconds and end_seconds; add the one that is lacking")
+    top, decimal_comma = absolute_path(root), has_decimal_commas(file, known)
     rows = [
-        _row(source, {_MEANINGS.get(column, column): cell for column, cell in cells.items()}, heads, root)
+        _row(source, dict(zip(meant, cells.values(), strict=True)), heads, top, decimal_comma)
         for source, cells in csv_rows(file, known)
     ]
     unsplit = [row for row in rows if row.split is None]
     if 0 < len(unsplit) < len(rows):
         raise DataError(f"{unsplit[0].source}: no split, while other rows have one; fill in all of them or none")
-    ignored = [f"{name} column {column!r}" for column in columns if column not in _KNOWN_COLUMNS]
-    return _table(rows, root, kind="CSV", name=name, heads=(ACTION,) if heads == ("label",) else heads, ignored=ignored)
+    ignored = ignored_columns(file, [c for c in columns if c not in IDENTITY_COLUMNS], _KNOWN_COLUMNS)
+    return _table(rows, top, kind="CSV", name=name, heads=(ACTION,) if heads == ("label",) else heads, ignored=ignored)
 
 
-def _row(source: str, cells: Mapping[str, str], heads: tuple[str, ...], root: Path) -> _Row:
+def _row(source: str, cells: Mapping[str, str], heads: tuple[str, ...], root: str, decimal_comma: bool) -> _Row:
     written = required(source, cells, "path")
-    labels = tuple(required(source, cells, head) for head in heads)
+    labels = tuple(composed(required(source, cells, head)) for head in heads)
     split = cells.get("split") or None
     if split is not None:
         if split.lower() not in SPLIT_OF:
@@ -203,18 +224,26 @@ def _row(source: str, cells: Mapping[str, str], heads: tuple[str, ...], root: Pa
         split,
         cells.get("group") or None,
         source,
-        segment(source, start, end) if start or end else (None, None),
+        segment(source, start, end, decimal_comma=decimal_comma) if start or end else (None, None),
     )
 
 
-def write_table(table: VideoTable, file: Path, *, root: Path | None = None) -> None:
+def write_table(
+    table: VideoTable,
+    file: Path,
+    *,
+    root: Path | None = None,
+    more: Mapping[str, Mapping[str, object]] | None = None,
+) -> None:
     """Write a table as the CSV that ``read_dataset`` reads: paths, names of classes, splits, groups, segments.
 
     Videos whose labels are not known are left out, and so are classes without videos.
 
     Args:
         root: the folder that paths start from; without it they are absolute.
+        more: further columns by their names, with a cell for each file by its path.
     """
+    more = more or {}
     names = ["label"] if len(table.heads) == 1 else [head.name for head in table.heads]
     has_segments = any(video.start_seconds is not None for video in table.videos)
     with (
@@ -222,13 +251,22 @@ def write_table(table: VideoTable, file: Path, *, root: Path | None = None) -> N
         part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines,
     ):
         writer = csv.writer(lines)
-        writer.writerow(["path", *names, "split", "group", *(("start_seconds", "end_seconds") if has_segments else ())])
+        times = ("start_seconds", "end_seconds") if has_segments else ()
+        writer.writerow(["path", *names, "split", "group", *times, *more])
         for video in table.videos:
             if video.labels:
-                path = video.path if root is None else os.path.relpath(video.path, root)
+                path = os.path.relpath(video.path, root) if root is not None else video.path
+                if root is None and not os.path.isabs(path):  # of a table that was made by hand
+                    path = absolute_path(path)
                 cells = [path, *table.label_names(video), video.split or "", video.group or ""]
-                times = [video.start_seconds, video.end_seconds] if has_segments else []
-                writer.writerow([*map(guarded, cells), *("" if time is None else repr(time) for time in times)])
+                segment = [video.start_seconds, video.end_seconds] if has_segments else []
+                writer.writerow(
+                    [
+                        *map(guarded, cells),
+                        *("" if time is None else repr(time) for time in segment),
+                        *(of_path.get(video.path, "") for of_path in more.values()),
+                    ]
+                )
 
 
 # -- what both have in common -----------------------------------------------------------------------------------------
@@ -247,13 +285,13 @@ class _Row:
 
 
 def _table(
-    rows: list[_Row], root: Path, *, kind: str, name: str, heads: tuple[str, ...], ignored: list[str]
+    rows: list[_Row], root: str, *, kind: str, name: str, heads: tuple[str, ...], ignored: list[str]
 ) -> VideoTable:
-    stamps = _stamps(rows, root, name)
-    _check_once(rows)
+    rows, statuses = _found(rows, root, name, OtherSpellings(root) if kind == "CSV" else None)
+    _check_once(rows, statuses)
+    _check_unicode_forms(rows)
     classes = [_classes(rows, i) for i in range(len(heads))]
     numbers = [{label: i for i, label in enumerate(labels)} for labels in classes]
-    top = os.path.abspath(root)
     videos = [
         LabelledVideo(
             path=row.path,
@@ -261,17 +299,17 @@ def _table(
             split=row.split,
             group=row.group,
             source=row.source,
-            id=os.path.relpath(row.path, top).replace(os.sep, "/") + segment_text(*row.segment),
+            id=path_below(root, row.path) + segment_text(*row.segment),
             start_seconds=row.segment[0],
             end_seconds=row.segment[1],
-            stamp=stamps[row.path],
+            stamp=(statuses[row.path].st_size, statuses[row.path].st_mtime_ns),
         )
         for row in rows
     ]
     table = VideoTable(
         heads=tuple(Head(name=head, labels=labels) for head, labels in zip(heads, classes, strict=True)),
         videos=tuple(sorted(videos, key=lambda video: (video.path, video.start_seconds or 0.0, video.id))),
-        root=top,
+        root=root,
         kind=kind,
         ignored=tuple(ignored),
     )
@@ -279,41 +317,51 @@ def _table(
     return table
 
 
-def _stamps(rows: list[_Row], root: Path, name: str) -> dict[str, tuple[int, int]]:
-    """Size and time of change of each file; all must be there."""
-    stamps: dict[str, tuple[int, int]] = {}
-    missing = []
+def _found(
+    rows: list[_Row], root: str, name: str, spellings: OtherSpellings | None
+) -> tuple[list[_Row], dict[str, os.stat_result]]:
+    """The rows with paths as the disk spells them, and the status of each file by its path; all must be there."""
+    statuses: dict[str, os.stat_result] = {}
+    found, missing = [], []
     for row in rows:
-        if row.path in stamps:
-            continue
-        mode = _mode(row.path)
-        if mode is None:
-            missing.append(f"{row.written!r} ({row.source.removeprefix(name + ' ')})")
-        elif not stat.S_ISREG(mode):
+        status = statuses.get(row.path) or _status(row.path)
+        if status is None and spellings is not None:
+            path = spellings.find(row.written, row.source)
+            if path is not None:
+                row, status = replace(row, path=path), _status(path)
+        if status is None:
+            missing.append(row)
+        elif not stat.S_ISREG(status.st_mode):
             raise DataError(f"{row.source}: {row.written!r} is not a regular file; only files are read, take it away")
         else:
-            stamps[row.path] = stamp_of(row.path)
+            statuses[row.path] = status
+            found.append(row)
     if missing:
+        shown = listed((f"{row.written!r} ({row.source.removeprefix(name + ' ')})" for row in missing), quote=False)
+        hint = ""
+        if any("\\" in row.written for row in missing):
+            hint = "; with slashes in place of backslashes they are not there either"
         raise DataError(
-            f"{name}: {len(missing)} of {len(rows)} videos are not in {str(root)!r}: {listed(missing, quote=False)}; "
-            "put them there, take their rows away, or give another root"
+            f"{name}: {len(missing)} of {len(rows)} videos are not in {root!r}: {shown}{hint}; put them there, take "
+            "their rows away, or give another root"
         )
-    return stamps
+    return found, statuses
 
 
-def _mode(path: str) -> int | None:
-    """The kind of what lies at a path; None if nothing does, or a link that leads nowhere."""
+def _status(path: str) -> os.stat_result | None:
+    """Of what lies at a path; None if nothing does, or a link that leads nowhere."""
     try:
-        return os.stat(path).st_mode
+        return os.stat(path)
     except (OSError, ValueError):
         return None
 
 
-def _check_once(rows: list[_Row]) -> None:
+def _check_once(rows: list[_Row], statuses: Mapping[str, os.stat_result]) -> None:
     first: dict[str, _Row] = {}
     first_segment: dict[tuple[str, tuple[float | None, float | None]], _Row] = {}
+    one_path = _one_path_of_each_file(statuses)
     for row in rows:
-        real = os.path.realpath(row.path)
+        real = one_path[row.path]
         other = first.setdefault(real, row)
         if other is row:
             first_segment[real, row.segment] = row
@@ -332,6 +380,35 @@ def _check_once(rows: list[_Row]) -> None:
             there, here = (" and ".join(map(repr, labels)) for labels in (same.labels, row.labels))
             raise DataError(f"{where}, there as {there} and here as {here}; keep the right one")
         raise DataError(f"{where}; each video belongs there once: take one away")
+
+
+def _one_path_of_each_file(statuses: Mapping[str, os.stat_result]) -> dict[str, str]:
+    """For each path the first that leads to the same file. Links are resolved only where the disk says it may be."""
+    found: dict[str, str] = {}
+    alike: dict[tuple[int, int], dict[str, str]] = {}
+    for path, status in statuses.items():
+        others = alike.setdefault((status.st_dev, status.st_ino), {})
+        if not others:
+            others[""] = found[path] = path  # resolved when another one comes, which is seldom
+            continue
+        if "" in others:
+            first = others.pop("")
+            others[os.path.realpath(first)] = first
+        found[path] = others.setdefault(os.path.realpath(path), path)  # hard links are files of their own
+    return found
+
+
+def _check_unicode_forms(rows: Iterable[_Row]) -> None:
+    """Two files that only a byte-wise comparison of their names tells apart would be one on other machines."""
+    first: dict[str, _Row] = {}
+    for row in rows:
+        if not row.path.isascii():
+            other = first.setdefault(composed(row.path), row)
+            if other.path != row.path:
+                raise DataError(
+                    f"{row.source}: {row.written!a} and {other.written!a} ({other.source}) differ in their Unicode "
+                    "form only, and look the same; rename one of them"
+                )
 
 
 def _classes(rows: Iterable[_Row], head: int) -> tuple[str, ...]:

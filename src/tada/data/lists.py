@@ -32,6 +32,14 @@ from tada.errors import DataError, OptionError
 
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
 EPIC_COLUMNS = ("narration_id", "participant_id", "video_id", "start_timestamp", "stop_timestamp")
+KINETICS_PUBLISHED = frozenset((*KINETICS_COLUMNS, "label", "split", "is_cc"))
+EPIC_PUBLISHED = frozenset(
+    (
+        *EPIC_COLUMNS,
+        *("narration_timestamp", "start_frame", "stop_frame", "narration", "verb", "verb_class", "noun", "noun_class"),
+        *("all_nouns", "all_noun_classes", "narration_sentence", "narration_timestamp_sentence"),
+    )
+)
 COLUMNS = frozenset((*KINETICS_COLUMNS, *EPIC_COLUMNS, "label", "split", "verb_class", "noun_class", "id", "key"))
 """Columns that tell a published list from others."""
 
@@ -72,6 +80,8 @@ class Form:
     """The rows of a list, and the split that its name tells."""
     heads: Callable[[Path, Sequence[Entry]], tuple[Head, ...]]
     """The classes, from the files beside the lists (in this folder) or from the rows."""
+    columns: frozenset[str] = frozenset()
+    """What a CSV list is published with; another column is somebody's own, which is not read."""
 
 
 def _sorted_classes(folder: Path, entries: Sequence[Entry]) -> tuple[Head, ...]:
@@ -366,6 +376,7 @@ FORMS = (
         is_list=lambda file: _has_columns(file, KINETICS_COLUMNS),
         read=_read_kinetics,
         heads=_sorted_classes,
+        columns=KINETICS_PUBLISHED,
     ),
     Form(
         kind="EPIC-KITCHENS-100",
@@ -373,6 +384,7 @@ FORMS = (
         is_list=lambda file: _has_columns(file, ("narration_id", "video_id")),
         read=_read_epic,
         heads=_epic_heads,
+        columns=EPIC_PUBLISHED,
     ),
     Form(
         kind="Something-Something-v2",

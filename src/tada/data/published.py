@@ -14,8 +14,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tada.data.lists import FORMS, Entry
-from tada.data.table import SPLIT_OF, VIDEO_EXTENSIONS, LabelledVideo, MissingVideo, VideoTable, listed, stamp_of
+from tada.data.lists import COLUMNS, FORMS, Entry
+from tada.data.rows import absolute_path, csv_columns, ignored_columns
+from tada.data.table import (
+    SPLIT_OF,
+    VIDEO_EXTENSIONS,
+    LabelledVideo,
+    MissingVideo,
+    VideoTable,
+    composed,
+    listed,
+    stamp_of,
+)
 from tada.errors import DataError
 
 
@@ -47,7 +57,8 @@ def read_published(kind: str, lists: Sequence[Path], root: Path) -> VideoTable:
     heads = form.heads(lists[0].parent, entries)
     if not root.is_dir():
         raise DataError(f"{name}: the folder {str(root)!r} that holds its videos is not there")
-    files = _files_below(root)
+    top = absolute_path(root)
+    files = _files_below(top)
     numbers = [{label: i for i, label in enumerate(head.labels)} for head in heads]
     videos, missing = [], []
     for entry in entries:
@@ -77,8 +88,13 @@ def read_published(kind: str, lists: Sequence[Path], root: Path) -> VideoTable:
     return VideoTable(
         heads=heads,
         videos=tuple(sorted(videos, key=lambda video: (video.path, video.start_seconds or 0.0, video.id))),
-        root=os.path.abspath(root),
+        root=top,
         kind=kind,
+        ignored=tuple(
+            text
+            for file in (lists if form.columns else ())
+            for text in ignored_columns(file, csv_columns(file, COLUMNS), form.columns)
+        ),
         missing=tuple(missing),
     )
 
@@ -103,11 +119,11 @@ def _check_ids(entries: Sequence[Entry]) -> None:
 # -- the files --------------------------------------------------------------------------------------------------------
 
 
-def _files_below(root: Path) -> dict[str, list[str]]:
+def _files_below(root: str) -> dict[str, list[str]]:
     """All videos by the part of their name in front of the ending; folders that are links are followed once."""
     files: dict[str, list[str]] = {}
     seen: set[str] = set()
-    for folder, folders, names in os.walk(os.path.abspath(root), followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
@@ -117,7 +133,7 @@ def _files_below(root: Path) -> dict[str, list[str]]:
         for name in names:
             stem, ending = os.path.splitext(name)
             if ending.lower() in VIDEO_EXTENSIONS and not name.startswith("."):
-                files.setdefault(stem, []).append(os.path.join(folder, name))
+                files.setdefault(composed(stem), []).append(os.path.join(folder, name))
     return files
 
 
@@ -125,7 +141,7 @@ def _find(entry: Entry, files: dict[str, list[str]], root: Path) -> tuple[str, t
     """The file of an entry, and the part of it that is meant."""
     tries: list[tuple[str | None, tuple[float, float] | None]] = [(entry.stem, entry.segment), (entry.cut_stem, None)]
     for stem, span in tries:
-        paths = files.get(stem, []) if stem else []
+        paths = files.get(composed(stem), []) if stem else []
         if entry.folder is not None and len(paths) > 1:
             paths = [path for path in paths if os.path.basename(os.path.dirname(path)) == entry.folder]
         if len(paths) > 1:

@@ -1,16 +1,23 @@
-"""Tables as text: CSV files read row by row with their faults named, and cells that are safe to open elsewhere."""
+"""Tables as text: CSV files read row by row with their faults named, and cells that are safe to open elsewhere.
+
+Lists travel between machines. The names of files in them may be written with backslashes (Windows) or in the other of
+Unicode's two forms (a Mac writes "é" as two signs, most others as one), and times with decimal commas; all of these are
+understood here.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TextIO
 
-from tada.data.table import listed
+from tada.data.table import composed, listed
 from tada.errors import DataError
 
 # What FFmpeg would open instead of a file. "a:b.mp4" is a file's name like any other.
@@ -124,6 +131,25 @@ def _delimiter(lines: TextIO, known: Collection[str]) -> str:
     return max(",;\t", key=lambda mark: len({_plain(cell) for cell in header.split(mark)} & set(known)))
 
 
+def has_decimal_commas(file: Path, known: Collection[str]) -> bool:
+    """Whether a comma in a number of this CSV file is a decimal one: where cells are parted by semicolons or tabs.
+
+    Where they are parted by commas, "1,500" in quotes may as well be a thousand and a half.
+    """
+    with _opened(file) as lines:
+        return _delimiter(lines, known) != ","
+
+
+def ignored_columns(file: Path, columns: Collection[str], known: Collection[str]) -> list[str]:
+    """The columns that are not read, in words for whoever may have meant another: "clips.csv column 'splits' (...)"."""
+    found = []
+    for column in columns:
+        if column not in known:
+            near = get_close_matches(column, sorted(set(known) - set(columns)), n=1, cutoff=0.75)
+            found.append(f"{file.name} column {column!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    return found
+
+
 def _plain(column: str) -> str:
     return column.strip().strip('"').lower()
 
@@ -165,14 +191,23 @@ def class_number(source: str, text: str, num_classes: int, what: str) -> int:
     return int(text)
 
 
-def seconds(source: str, text: str, what: str) -> float:
+def seconds(source: str, text: str, what: str, *, decimal_comma: bool = False) -> float:
     """A time written as seconds, MM:SS or HH:MM:SS, with a fraction or without.
+
+    Args:
+        decimal_comma: "1,5" is understood too.
 
     Raises:
         DataError: it is none of these, or negative, or no finite number.
     """
+    if not decimal_comma and re.fullmatch(r"[0-9:]*[0-9],[0-9]+", text):
+        raise DataError(
+            f"{source}: {what} = {text!r} should be a time, in seconds or as HH:MM:SS.ss; a decimal comma is "
+            f"understood where semicolons or tabs part the cells: write {text.replace(',', '.')}"
+        )
     try:
-        parts = [float(part) for part in text.split(":")]
+        number = text.replace(",", ".", 1) if decimal_comma else text
+        parts = [float(part) for part in number.split(":")]
     except ValueError:
         parts = []
     value = sum(part * unit for part, unit in zip(reversed(parts), (1, 60, 3600), strict=False))
@@ -181,20 +216,39 @@ def seconds(source: str, text: str, what: str) -> float:
     return value
 
 
-def segment(source: str, start: str, end: str) -> tuple[float, float]:
-    """Start and end of a part of a video, in seconds.
+def segment(source: str, start: str, end: str, *, decimal_comma: bool = False) -> tuple[float, float]:
+    """Start and end of a part of a video, in seconds; ``decimal_comma`` is as in ``seconds``.
 
     Raises:
         DataError: one is no time, or the end is not after the start.
     """
-    start_seconds, end_seconds = seconds(source, start, "start"), seconds(source, end, "end")
+    start_seconds = seconds(source, start, "start", decimal_comma=decimal_comma)
+    end_seconds = seconds(source, end, "end", decimal_comma=decimal_comma)
     if end_seconds <= start_seconds:
         raise DataError(f"{source}: the segment ends at {end}, not after its start at {start}; mend the times")
     return start_seconds, end_seconds
 
 
-def path_inside(root: Path, written: str, source: str) -> str:
+# -- names of files ---------------------------------------------------------------------------------------------------
+
+
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """Where a path leads from the folder we are in. Links in it stay what the user calls them.
+
+    Only what stands before a ".." is resolved, as the system does it: LINK/.. is the folder above the link's target.
+    """
+    parts = os.path.join(os.getcwd(), path).split(os.sep)
+    if ".." in parts:
+        end = len(parts) - parts[::-1].index("..")
+        parts = [os.path.realpath(os.sep.join(parts[:end])), *parts[end:]]
+    return os.path.normpath(os.sep.join(parts))
+
+
+def path_inside(root: str, written: str, source: str) -> str:
     """The absolute path of the file that a row names.
+
+    Args:
+        root: an absolute path.
 
     Raises:
         DataError: it is no path of a file, or leads out of ``root``.
@@ -203,14 +257,62 @@ def path_inside(root: Path, written: str, source: str) -> str:
         raise DataError(
             f"{source}: {written!r} is no path of a file; only files are read: download it and give its path"
         )
-    top = os.path.abspath(root)
-    path = os.path.normpath(os.path.join(top, written))
-    if not Path(path).is_relative_to(top):
+    path = os.path.normpath(os.path.join(root, written))
+    if path != root and not path.startswith(root.rstrip(os.sep) + os.sep):
         raise DataError(
-            f"{source}: {written!r} leaves the folder {str(root)!r} that paths start from; give paths inside it, or as "
+            f"{source}: {written!r} leaves the folder {root!r} that paths start from; give paths inside it, or as "
             "root a folder that holds them all"
         )
     return path
+
+
+class OtherSpellings:
+    """Finds files whose names a list spells otherwise than the disk: with backslashes, or in another Unicode form.
+
+    It is asked only about names that are not there as they are written, and reads each folder once.
+
+    Args:
+        root: the folder that paths start from, and may not leave; an absolute path.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._folders: dict[str, dict[str, list[str]]] = {}
+
+    def find(self, written: str, source: str) -> str | None:
+        """The absolute path of the one file that may be meant; None if there is none.
+
+        Raises:
+            DataError: there are two, whose names differ in their Unicode form only; or it leads out of ``root``.
+        """
+        names = [written, written.replace("\\", "/")] if "\\" in written else [written]
+        for name in names:
+            path = path_inside(self.root, name, source)
+            if name != written and os.path.exists(path):
+                return path
+            if path.isascii():
+                continue
+            found = self._in_any_form(self.root, os.path.relpath(path, self.root).split(os.sep))
+            if len(found) > 1:
+                raise DataError(
+                    f"{source}: {written!r} may be {found[0]!a} or {found[1]!a}, whose names differ in their Unicode "
+                    "form only; rename one of them"
+                )
+            if found:
+                return found[0]
+        return None
+
+    def _in_any_form(self, folder: str, parts: list[str]) -> list[str]:
+        if folder not in self._folders:
+            entries: dict[str, list[str]] = {}
+            with contextlib.suppress(OSError):  # no folder: nothing is in it
+                for name in sorted(os.listdir(folder)):
+                    entries.setdefault(composed(name), []).append(name)
+            self._folders[folder] = entries
+        paths = [os.path.join(folder, name) for name in self._folders[folder].get(composed(parts[0]), [])]
+        if len(parts) == 1:
+            return paths
+        return [path for inner in paths for path in self._in_any_form(inner, parts[1:])]
 
 
 def check_known(columns: Collection[str], needed: Collection[str], file: Path) -> None:

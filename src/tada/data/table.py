@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +51,7 @@ class LabelledVideo:
     """One row of the table: a file, or a segment of one."""
 
     path: str
-    """Absolute path of the video file."""
+    """Absolute path of the video file, by the names that the user gave: links are not resolved."""
     labels: tuple[int, ...]
     """The class for each of the table's heads; empty where the data set keeps it secret."""
     split: str | None
@@ -165,7 +166,7 @@ class VideoTable:
 
     def relative(self, video: LabelledVideo) -> str:
         """A file's path below ``root``, with forward slashes: what names it on every machine."""
-        return os.path.relpath(video.path, self.root).replace(os.sep, "/")
+        return path_below(self.root, video.path)
 
     def label_names(self, video: LabelledVideo) -> tuple[str, ...]:
         """What is said of a video, in words; empty where it is not known."""
@@ -179,7 +180,7 @@ class VideoTable:
         shared = os.path.commonpath([os.path.dirname(video.path) for video in self.videos])
         digest = hashlib.sha256()
         for video in self.videos:
-            path = os.path.relpath(video.path, shared).replace(os.sep, "/")
+            path = path_below(shared, video.path)
             for text in (
                 path + segment_text(video.start_seconds, video.end_seconds),
                 *self.label_names(video),
@@ -215,14 +216,25 @@ class VideoTable:
 
 def _places(own: Head, other: Head) -> list[int]:
     """For each of our classes its number there."""
-    numbers = {label: i for i, label in enumerate(other.labels)}
-    unknown = [label for label in own.labels if label not in numbers]
+    numbers = {composed(label): i for i, label in enumerate(other.labels)}
+    unknown = [label for label in own.labels if composed(label) not in numbers]
     if unknown:
         raise DataError(
             f"the model does not know {len(unknown)} of the {len(own.labels)} classes: {', '.join(unknown[:5])}; "
             f"it knows {', '.join(other.labels[:10])}"
         )
-    return [numbers[label] for label in own.labels]
+    return [numbers[composed(label)] for label in own.labels]
+
+
+def path_below(folder: str, path: str) -> str:
+    """A path as it is counted from a folder, with forward slashes. Both are absolute; lists have very many of them."""
+    start = folder.rstrip(os.sep) + os.sep
+    return (path[len(start) :] if path.startswith(start) else os.path.relpath(path, folder)).replace(os.sep, "/")
+
+
+def composed(text: str) -> str:
+    """A name in the one of its Unicode forms (NFC) in which names are compared: "é" is one sign or two."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def segment_text(start_seconds: float | None, end_seconds: float | None) -> str:
@@ -262,9 +274,13 @@ def hold_out(table: VideoTable, *, fraction: float, seed: int) -> VideoTable:
     for video in table.videos:
         if video.split != "test":
             of_file.setdefault(video.path, []).append(video)
+    of_label: dict[int, list[LabelledVideo]] = {label: [] for label in range(len(table.labels))}
+    for segments in of_file.values():
+        for video in segments:
+            of_label[video.label].append(video)
     still_wanted = {}
     for label, name in enumerate(table.labels):
-        videos = [video for segments in of_file.values() for video in segments if video.label == label]
+        videos = of_label[label]
         if len(videos) == 1:
             raise DataError(
                 f"class {name!r} has one video ({videos[0].path!r}); to hold out a part, each class needs two: "

@@ -150,7 +150,7 @@ def main() -> None:
     videos = videos_in(out, arguments.videos_per_class)
     recipe = tada.load_recipe(arguments.recipe, init="none", model=MODEL)
     if arguments.epochs:
-        recipe = replace(recipe, epochs=arguments.epochs, warmup_epochs=min(recipe.warmup_epochs, arguments.epochs))
+        recipe = replace(recipe, epochs=arguments.epochs, warmup_epochs=None)
 
     top1: dict[str, list[float]] = {}
     parameters: dict[str, int] = {}

@@ -139,7 +139,9 @@ def beside_training(videos: VideoTable, num_workers: int) -> dict[str, float]:
     augmentation = Augmentation(short_side_range=(112, 144), flip_probability=0.5, flip_swaps=[{}], reverse_swaps=[{}])
     some = replace(videos, videos=(videos.videos * 64)[: max(len(videos), 64)])
     clips = TrainingClips(some, spec, augmentation, seed=0)
-    loader = ResumableLoader(clips, ResumableBatches(len(some), batch_size=8, seed=0), num_workers=num_workers)
+    loader = ResumableLoader(
+        clips, ResumableBatches(len(some), batch_size=8, last_batch="drop", seed=0), num_workers=num_workers
+    )
     model = create_model("tada2d_tiny", num_classes=10, num_frames=8)
     optimizer = torch.optim.AdamW(model.parameters())
     batches = iter(loader)

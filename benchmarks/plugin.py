@@ -67,7 +67,7 @@ def main() -> None:
     groups = [arguments.val_group] if arguments.val_group else []
     recipe = replace(tada.load_recipe(arguments.recipe), init="none")
     if arguments.epochs:
-        recipe = replace(recipe, epochs=arguments.epochs, warmup_epochs=min(recipe.warmup_epochs, arguments.epochs))
+        recipe = replace(recipe, epochs=arguments.epochs, warmup_epochs=None)
 
     rows: dict[str, dict[str, Any]] = {}
     for host in arguments.hosts:

@@ -115,7 +115,8 @@ def main() -> None:
 def _shortened(recipe: Any, epochs: int | None) -> Any:
     if epochs is None:
         return recipe
-    return replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs))
+    warmup_epochs = recipe.warmup_epochs if recipe.warmup_epochs is None else min(recipe.warmup_epochs, epochs)
+    return replace(recipe, epochs=epochs, warmup_epochs=warmup_epochs)
 
 
 def _detect(recipe: LocalizationRecipe, table: SegmentTable, folder: Path, name: str) -> dict[str, Any]:

@@ -133,7 +133,9 @@ def test_resume_takes_the_recipe_of_the_run(run: Path, motion_videos: Path, caps
     assert (run / "model.safetensors").read_bytes() == weights
     capsys.readouterr()
     assert tada("train", motion_videos, "--resume", run, "--epochs", "9") == 2
-    assert "was started with another epochs: resume with" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"{run} was started with another epochs (2), and --resume only ends what was begun" in err
+    assert f"or start a new run from its weights, with --init {run} and another --out" in err
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -43,7 +44,7 @@ def loader(table: VideoTable, *, num_workers: int = 0, seed: int = 0, accumulate
         grayscale_probability=0.2,
     )
     clips = TrainingClips(table, SPEC, augmentation, seed=seed)
-    batches = ResumableBatches(len(table), batch_size=4, accumulate=accumulate, seed=seed)
+    batches = ResumableBatches(len(table), batch_size=4, last_batch="drop", accumulate=accumulate, seed=seed)
     return ResumableLoader(clips, batches, num_workers=num_workers)
 
 
@@ -76,7 +77,7 @@ def test_workers_change_nothing_and_epochs_differ(table: VideoTable) -> None:
 
 
 def test_each_epoch_shows_every_sample_at_most_once_in_another_order() -> None:
-    batches = ResumableBatches(10, batch_size=3, seed=1)
+    batches = ResumableBatches(10, batch_size=3, last_batch="drop", seed=1)
     epochs = []
     for epoch in range(3):
         batches.epoch = epoch
@@ -89,8 +90,8 @@ def test_each_epoch_shows_every_sample_at_most_once_in_another_order() -> None:
 
 
 def test_accumulated_parts_are_the_whole_batches_cut_in_two() -> None:
-    whole = [batch for batch in ResumableBatches(10, batch_size=4, seed=1)]
-    parts = [batch for batch in ResumableBatches(10, batch_size=4, accumulate=2, seed=1)]
+    whole = [batch for batch in ResumableBatches(10, batch_size=4, last_batch="drop", seed=1)]
+    parts = [batch for batch in ResumableBatches(10, batch_size=4, last_batch="drop", accumulate=2, seed=1)]
     assert [a + b for a, b in zip(parts[::2], parts[1::2], strict=True)] == whole
 
 
@@ -117,8 +118,52 @@ def test_a_new_loader_goes_on_where_the_state_was_taken(table: VideoTable, recei
 
 
 def test_too_few_videos_for_a_batch_are_refused() -> None:
-    with pytest.raises(DataError, match=r"3 training videos do not fill a batch of 4: lower batch_size to 3 or less"):
-        ResumableBatches(3, batch_size=4, seed=0)
+    with pytest.raises(DataError, match=r"3 training videos do not fill a batch of 4: lower --batch-size to 3 or less"):
+        ResumableBatches(3, batch_size=4, last_batch="drop", seed=0)
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(10, 3), (10, 4), (12, 4), (3, 8), (1, 2), (7, 7)])
+def test_a_last_batch_that_is_filled_up_leaves_no_sample_out(samples: int, batch_size: int) -> None:
+    batches = ResumableBatches(samples, batch_size=batch_size, last_batch="fill", seed=1)
+    drawn = []
+    for epoch in range(3):
+        batches.epoch = epoch
+        found = list(batches)
+        assert len(found) == len(batches) == -(-samples // batch_size)
+        assert {len(batch) for batch in found} == {batch_size}
+        keys = [key for batch in found for key in batch]
+        assert len(keys) == len(set(keys)), "a sample that comes once more is drawn otherwise"
+        times = Counter(sample % samples for _, sample in keys)
+        assert set(times) == set(range(samples))
+        assert max(times.values()) - min(times.values()) <= 1
+        drawn.append([sample for _, sample in keys])
+    if samples > batch_size:
+        assert drawn[0] != drawn[1] != drawn[2]
+
+
+def test_filling_up_changes_none_of_the_batches_before() -> None:
+    full = list(ResumableBatches(10, batch_size=4, last_batch="drop", seed=1))
+    assert list(ResumableBatches(10, batch_size=4, last_batch="fill", seed=1))[:2] == full
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_batch_that_is_filled_up_is_dealt_out_evenly(world: int) -> None:
+    def batches(rank: int = 0, world: int = 1) -> list[list[tuple[int, int]]]:
+        return list(ResumableBatches(13, batch_size=8, last_batch="fill", accumulate=2, seed=3, rank=rank, world=world))
+
+    shares = [batches(rank, world) for rank in range(world)]
+    assert {len(part) for share in shares for part in share} == {4 // world}
+    assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == batches()
+
+
+def test_a_clip_that_comes_once_more_is_another_crop_of_the_same_video(table: VideoTable) -> None:
+    clips = TrainingClips(
+        table, SPEC, Augmentation(short_side_range=(20, 40), flip_swaps=[{}], reverse_swaps=[{}]), seed=0
+    )
+    once, again = clips[0, 2], clips[0, 2 + len(table)]
+    assert once.path == again.path
+    assert once.labels == again.labels
+    assert not torch.equal(once.clip, again.clip)
 
 
 def with_broken(table: VideoTable, folder: Path, count: int) -> VideoTable:
@@ -231,8 +276,11 @@ def test_a_file_that_is_replaced_during_training_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_share_the_same_batches(world: int) -> None:
     """Joined in the order of ranks, their shares are what one process has."""
-    whole = list(ResumableBatches(30, batch_size=8, accumulate=2, seed=3))
-    shares = [list(ResumableBatches(30, batch_size=8, accumulate=2, seed=3, rank=r, world=world)) for r in range(world)]
+    whole = list(ResumableBatches(30, batch_size=8, last_batch="drop", accumulate=2, seed=3))
+    shares = [
+        list(ResumableBatches(30, batch_size=8, last_batch="drop", accumulate=2, seed=3, rank=r, world=world))
+        for r in range(world)
+    ]
     assert [list(chain(*parts)) for parts in zip(*shares, strict=True)] == whole
 
 

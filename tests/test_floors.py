@@ -34,6 +34,7 @@ FLOORS = [
         "tada.localization.grid",
         "tada.machine",
         "tada.ranks",
+        "tada.schedule",
         "tada.tadaconv",
         "tada.video.live",
         "tada.video.pixels",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from tada.recognition import (
     initialise,
     train,
 )
+from tada.schedule import fitted
 
 
 def silent(line: str) -> None:
@@ -91,6 +94,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(
     result = train(small_recipe, motion_videos, out, num_workers=0, show_progress=False, say=lines.append)
     assert lines[0] == "12 training and 3 validation videos of 3 classes"
     assert lines[1].endswith("starting from random weights")
+    assert lines[2] == "2 epochs of 3 steps, 4 clips in each; warm-up 1 epochs"
     assert lines[-1].startswith("epoch 2/2  train_loss ")
     assert load_recipe(out / "recipe.yaml") == small_recipe
     model, card = load_model(out)
@@ -144,6 +148,7 @@ def test_the_same_recipe_gives_the_same_weights_whatever_the_workers(
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "averaged, in parts, smoothed": {"ema_decay": 0.8, "accumulate": 2, "label_smoothing": 0.1},
+    "the last batch filled up": {"batch_size": 5},
     "sgd": {"optimizer": "sgd", "clip_gradient_norm": 1.0, "weight_decay": 1e-4},
 }
 
@@ -176,6 +181,78 @@ def test_an_interrupted_run_ends_with_the_same_bits(
                 run(recipe, motion_videos, out, resume=True)
             continue
         assert same(straight, run(recipe, motion_videos, out, resume=True)), f"stopped at part {stop}"
+
+
+def interrupted(recipe: Recipe, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, step: int) -> None:
+    """A run that was stopped before a step, with a state saved after each."""
+    begin = RecognitionTask.on_train_batch_start
+
+    def stop_there(task: RecognitionTask, batch: Any, batch_idx: int) -> None:
+        if task.global_step == step:
+            raise ConnectionError("the machine goes down")
+        begin(task, batch, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecognitionTask, "on_train_batch_start", stop_there)
+        with pytest.raises(ConnectionError, match="goes down"):
+            run(recipe, data, out, save_every_steps=1)
+
+
+def test_a_run_from_before_batches_were_filled_up_goes_on_as_it_began(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(small_recipe, batch_size=5, last_batch="drop")
+    straight = run(recipe, motion_videos, tmp_path / "straight")
+    out = tmp_path / "old"
+    interrupted(recipe, motion_videos, out, monkeypatch, step=3)
+    file = out / "recipe.yaml"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(line for line in lines if not line.startswith("last_batch")) + "\n")
+    assert load_recipe(file).last_batch == "fill", "as the command line reads it"
+    assert same(straight, run(load_recipe(file), motion_videos, out, resume=True))
+    with pytest.raises(OptionError, match=r"was started with another last_batch \(drop\)"):
+        run(replace(small_recipe, batch_size=5), motion_videos, tmp_path / "straight", resume=True)
+
+
+def test_numbers_that_followed_the_data_are_those_of_the_run(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(small_recipe, epochs=3, batch_size=None, warmup_epochs=None)
+    out = tmp_path / "run"
+    interrupted(recipe, motion_videos, out, monkeypatch, step=2)
+    of_run = load_recipe(out / "recipe.yaml")
+    assert of_run.numbers == fitted(recipe, 12).numbers
+    straight = run(of_run, motion_videos, tmp_path / "straight")
+    assert same(straight, run(recipe, motion_videos, out, resume=True))
+
+
+def some_videos(data: Path, folder: Path, *, labels: Sequence[str], videos_per_class: int) -> Path:
+    """A folder of class folders with the first videos of some classes."""
+    for label in labels:
+        (folder / label).mkdir(parents=True)
+        for video in sorted((data / label).iterdir())[:videos_per_class]:
+            shutil.copy(video, folder / label)
+    return folder
+
+
+@pytest.mark.parametrize("videos_per_class", [2, 3])
+def test_two_clips_a_class_make_a_model(
+    videos_per_class: int, small_recipe: Recipe, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What to leave to the data is left to it, all but the number of epochs, for the test's time."""
+    monkeypatch.chdir(tmp_path)
+    some_videos(motion_videos, tmp_path / "clips", labels=("left", "right"), videos_per_class=videos_per_class)
+    lines: list[str] = []
+    recipe = replace(small_recipe, epochs=8, batch_size=None, warmup_epochs=None)
+    result = train(recipe, tmp_path / "clips", Path("run"), num_workers=0, show_progress=False, say=lines.append)
+    training = 2 * (videos_per_class - 1)
+    assert lines[0] == f"{training} training and 2 validation videos of 2 classes"
+    assert lines[2] == f"8 epochs of 1 step, {training} clips in each; warm-up 0.8 epochs"
+    told = [line for line in lines if line.startswith("epoch ")]
+    assert [line.split()[1] for line in told] == ["4/8", "8/8"], "short epochs are told by the handful"
+    assert load_model(Path("run"))[1].metrics["val_top1"] == result.metrics["val_top1"]
+    again = train(recipe, tmp_path / "clips", Path("run"), resume=True, num_workers=0, show_progress=False, say=silent)
+    assert again.metrics.keys() <= result.metrics.keys()
 
 
 KILLED_AT_STEP_FIVE = """
@@ -212,7 +289,7 @@ def test_a_killed_process_is_resumed_to_the_same_bits(
 def test_resuming_something_else_is_refused(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(small_recipe, motion_videos, out, save_every_steps=1)
-    with pytest.raises(OptionError, match=r"was started with another learning_rate, label_smoothing: resume with"):
+    with pytest.raises(OptionError, match=r"with another learning_rate \(0.01\), label_smoothing \(0.0\), and --"):
         run(replace(small_recipe, learning_rate=1.0, label_smoothing=0.1), motion_videos, out, resume=True)
     with pytest.raises(DataError, match=r"the videos, labels or splits are not those that .* \(videos\.csv there\)"):
         run(small_recipe, motion_videos, out, resume=True, val_fraction=0.5)

@@ -29,6 +29,7 @@ from tada.errors import CheckpointError, DataError, OptionError
 from tada.files import whole_file
 from tada.machine import Machine, Processes
 from tada.ranks import gathered, on_any
+from tada.schedule import Numbers
 
 CHECKPOINT = Path("resume", "last.ckpt")
 """Where a run's folder holds the state it goes on from."""
@@ -40,7 +41,7 @@ class LoopRecipe(Protocol):
     """What the loop needs of a recipe."""
 
     @property
-    def epochs(self) -> int: ...
+    def numbers(self) -> Numbers: ...
 
     @property
     def accumulate(self) -> int: ...
@@ -63,12 +64,14 @@ def make_trainer(
     machine: Machine,
     processes: Processes,
     save_every_steps: int,
+    test_every_epochs: int = 1,
     show_progress: bool,
 ) -> L.Trainer:
     """Lightning's trainer with our loggers, saved states and strategy.
 
     Args:
         callbacks: run in this order, then what is added here.
+        test_every_epochs: after how many epochs the held-out videos are tested.
     """
     start = "start_0"
     if processes.is_first:  # which alone writes, and may still find that the folder is in use
@@ -95,7 +98,8 @@ def make_trainer(
         return L.Trainer(
             **arguments,
             default_root_dir=out,
-            max_epochs=recipe.epochs,
+            max_epochs=recipe.numbers.epochs,
+            check_val_every_n_epoch=test_every_epochs,
             strategy=_strategy(machine, processes),
             precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}[recipe.precision],  # type: ignore[arg-type]  # each is one it has
             accumulate_grad_batches=recipe.accumulate,
@@ -226,20 +230,23 @@ class UnreadableVideos(Callback):
 
 
 class EpochLines(Callback):
-    """Says how each epoch went, and keeps the numbers of the last."""
+    """Says how each epoch went that ends with a test, and keeps the numbers of the last."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.metrics: dict[str, float] = {}
         self.started = time.perf_counter()
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+            return
         self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
         seconds = time.perf_counter() - self.started
+        self.started += seconds
         self.say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  ({seconds:.1f} s)")
 
 

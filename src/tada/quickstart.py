@@ -66,7 +66,7 @@ def quickstart(
     )
     recipe = load_recipe("quickstart", seed=seed)
     if epochs is not None:
-        recipe = replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs))
+        recipe = replace(recipe, epochs=epochs)
     result: dict[str, Any] = {}
     per_class = {}
     for name, model in MODELS.items():

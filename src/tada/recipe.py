@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from tada.errors import OptionError, UnknownNameError
+from tada.schedule import AnySchedule, Fit, LastBatch, Schedule, require
 from tada.video.sampling import ClipSpec
 
 if TYPE_CHECKING:
@@ -27,54 +28,15 @@ R = TypeVar("R")
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
-def require(holds: bool, name: str, rule: str) -> None:
-    """Raise OptionError where a field of a recipe breaks its rule."""
-    if not holds:
-        raise OptionError(f"the recipe's {name} must be {rule}")
-
-
-class Schedule:
-    """The fields of every recipe, and their ranges.
-
-    No dataclass: the order of the fields, their defaults and what they mean in words are each recipe's own.
-    """
-
-    epochs: int
-    batch_size: int
-    accumulate: int
-    learning_rate: float
-    warmup_epochs: float
-    weight_decay: float
-    label_smoothing: float
-    ema_decay: float | None
-    clip_gradient_norm: float | None
-    seed: int
-
-    def __post_init__(self) -> None:
-        """Raise OptionError where a field is out of its range."""
-        require(self.epochs >= 1, "epochs", "1 or more")
-        require(self.accumulate >= 1, "accumulate", "1 or more")
-        require(
-            self.batch_size >= 1 and self.batch_size % self.accumulate == 0,
-            "batch_size",
-            f"a multiple of accumulate ({self.accumulate})",
-        )
-        require(self.learning_rate > 0, "learning_rate", "positive")
-        require(0 <= self.warmup_epochs <= self.epochs, "warmup_epochs", f"between 0 and epochs ({self.epochs})")
-        require(self.weight_decay >= 0, "weight_decay", "0 or more")
-        require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
-        require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "null or between 0 and 1")
-        require(self.clip_gradient_norm is None or self.clip_gradient_norm > 0, "clip_gradient_norm", "positive")
-        require(self.seed >= 0, "seed", "0 or more")
-
-
 # No slots here and in ClipSpec: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Schedule):
     """How a recogniser is trained.
 
-    The defaults are for a small network and some hundreds of short clips, from weights that know motion.
+    The defaults are for a small network and short clips, few or some thousands, from weights that know motion.
     """
+
+    FIT: ClassVar[Fit] = Fit(batch_size=32, small_batch_size=8, steps_per_epoch=4, epochs=45, steps=200)
 
     model: str = "tada2d_tiny"
     """A name of `tada models`."""
@@ -128,10 +90,13 @@ class Recipe(Schedule):
     """The same by cutting a rectangle out of one clip into the other."""
     cutmix_probability: float = 0.5
     """How often a batch is cut and not blended, where both are on."""
-    epochs: int = 45
-    """Times that training sees every clip."""
-    batch_size: int = 32
-    """Clips of one optimiser step, over all devices and accumulated parts."""
+    epochs: int | None = None
+    """Times that training sees every clip; null: 45, and more of few clips, so that there are 200 steps."""
+    batch_size: int | None = None
+    """Clips of one optimiser step, over all devices and accumulated parts; null: up to 32, fewer of few clips."""
+    last_batch: LastBatch = "fill"
+    """Clips that do not fill a batch at an epoch's end: 'fill' it up with clips that are seen once more, or 'drop' them
+    (others in each epoch), as the released code does."""
     learning_rate_batch: int | None = None
     """The batch_size that learning_rate is meant for. With another, the rate is scaled in proportion, and training says
     so; null: learning_rate is taken as it is."""
@@ -143,8 +108,8 @@ class Recipe(Schedule):
     """The peak, at the end of the warm-up; then half a cosine down to zero."""
     head_learning_rate_factor: float = 3.0
     """The classifier's learning rate, as a multiple of the others'."""
-    warmup_epochs: float = 4.5
-    """Epochs over which the learning rate rises in a line."""
+    warmup_epochs: float | None = None
+    """Epochs over which the learning rate rises in a line; null: a tenth of all."""
     warmup_start: float = 0.01
     """The learning rate at the start of the warm-up, as a part of the peak."""
     weight_decay: float = 5e-4
@@ -196,7 +161,9 @@ class Recipe(Schedule):
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate at its peak, scaled from ``learning_rate_batch`` to ``batch_size``."""
-        return self.learning_rate * self.batch_size / (self.learning_rate_batch or self.batch_size)
+        if self.learning_rate_batch is None:
+            return self.learning_rate
+        return self.learning_rate * self.numbers.batch_size / self.learning_rate_batch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -282,8 +249,11 @@ def load_recipe(name_or_path: str | Path, **changes: Any) -> Recipe:
     return replace(read_recipe(find_recipe(str(name_or_path)), Recipe), **changes)
 
 
-def read_recipe(path: Path, kind: type[R]) -> R:
+def read_recipe(path: Path, kind: type[R], *, absent: Mapping[str, Any] | None = None) -> R:
     """Read a recipe of some kind from a YAML file.
+
+    Args:
+        absent: values of fields that the file does not have, where they are not the defaults.
 
     Raises:
         OptionError: the file cannot be read, or a field is unknown or of the wrong type.
@@ -292,11 +262,43 @@ def read_recipe(path: Path, kind: type[R]) -> R:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(values, dict):
             raise OptionError("a recipe is a mapping of fields to values, a line for each: 'epochs: 30'")
-        return typed_recipe(values, kind)
+        return typed_recipe({**(absent or {}), **values}, kind)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from error
+
+
+def recipe_of_run(run: Path, kind: type[R]) -> R:
+    """The recipe that a run was started with, with its numbers.
+
+    Raises:
+        OptionError: as ``read_recipe``.
+    """
+    # Runs that are older than the field left out what did not fill a batch.
+    return read_recipe(run / "recipe.yaml", kind, absent={"last_batch": "drop"})
+
+
+def resumed(recipe: AnySchedule, run: Path) -> AnySchedule:
+    """A recipe with the numbers of a run where it says null: what goes on as the run began.
+
+    Raises:
+        OptionError: it is not the run's recipe.
+    """
+    kind = type(recipe)
+    saved = recipe_of_run(run, kind)
+    names = [name for name in ("epochs", "batch_size", "warmup_epochs") if getattr(recipe, name) is None]
+    if saved != read_recipe(run / "recipe.yaml", kind):
+        names.append("last_batch")  # which an older run's file does not tell
+    recipe = replace(recipe, **{name: getattr(saved, name) for name in names})  # type: ignore[type-var]
+    values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
+    changed = [f"{name} ({of_run[name]})" for name, value in values.items() if of_run[name] != value]
+    if changed:
+        raise OptionError(
+            f"{run} was started with another {', '.join(changed)}, and --resume only ends what was begun: leave "
+            f"that away, or start a new run from its weights, with --init {run} and another --out"
+        )
+    return recipe
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:

@@ -20,7 +20,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +56,8 @@ from tada.models.initial import start_from
 from tada.models.parallel import checkpoint_blocks, shard, synchronise_batch_norms, whole_weights
 from tada.models.weights import ModelCard, packaged, packaged_names, save_weights
 from tada.ranks import gathered, leaving_together, on_any
-from tada.recipe import Recipe, load_recipe, recipe_yaml
+from tada.recipe import Recipe, recipe_yaml, resumed
+from tada.schedule import epochs_between_tests, fitted, in_words
 from tada.speed import LoaderSpeed
 from tada.video.augment import draw_mixture
 from tada.video.transforms import flip_swaps, normalise, reverse_swaps
@@ -104,7 +105,8 @@ def train(
         resume: continue the run in ``out`` from its last saved state, to the same numbers as if never stopped.
         skip_unreadable: how many videos may turn out unreadable; they are listed. One more stops the run.
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
-        save_every_steps: optimiser steps between saved states; by default those of an epoch, at most 200.
+        save_every_steps: optimiser steps between saved states; by default those of an epoch (of some short ones), at
+            most 200.
         machine: devices and how they are used; by default one device. The same run may go on with other ones.
         say: receives a line for each thing worth knowing.
 
@@ -123,9 +125,10 @@ def train(
     if table.ignored:
         say(f"left out, beside the videos: {', '.join(table.ignored[:5])} ({len(table.ignored)} in all)")
     if resume:
-        _check_same_run(out, recipe, table)
+        recipe = _check_same_run(out, recipe, table)
     elif processes.is_first and out.exists() and any(out.iterdir()):
         raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
+    recipe = fitted(recipe, len(training), multiple_of=processes.world * (2 if _mixes(recipe) else 1))
     _check_divisible(recipe, machine, processes.world)
 
     L.seed_everything(recipe.seed, verbose=False)
@@ -136,7 +139,8 @@ def train(
     trained_from = initialise(model, recipe.model, recipe.init, say=say)
     batches = ResumableBatches(
         len(training),
-        batch_size=recipe.batch_size,
+        batch_size=recipe.numbers.batch_size,
+        last_batch=recipe.last_batch,
         accumulate=recipe.accumulate,
         seed=recipe.seed,
         rank=processes.rank,
@@ -150,7 +154,7 @@ def train(
         val_videos = TestVideos(validation, recipe.clip, Views())
         val_loader = test_loader(
             val_videos,
-            clips_per_batch=max(recipe.batch_size // (recipe.accumulate * processes.world), 1),
+            clips_per_batch=max(recipe.numbers.batch_size // (recipe.accumulate * processes.world), 1),
             num_workers=num_workers,
             rank=processes.rank,
             world=processes.world,
@@ -159,10 +163,11 @@ def train(
     classes = " and ".join(f"{len(head.labels)} {_kind_of_classes(head, table.heads)}" for head in table.heads)
     say(f"{len(training)} training and {num_held_out} validation videos of {classes}")
     say(f"{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, starting from {trained_from}")
+    say(in_words(recipe.numbers, len(training), recipe.last_batch))
     if recipe.peak_learning_rate != recipe.learning_rate:
         say(
             f"learning_rate {recipe.learning_rate:g} is meant for batches of {recipe.learning_rate_batch}; for "
-            f"{recipe.batch_size} it is scaled to {recipe.peak_learning_rate:g}"
+            f"{recipe.numbers.batch_size} it is scaled to {recipe.peak_learning_rate:g}"
         )
 
     if not resume and processes.is_first:
@@ -170,6 +175,7 @@ def train(
         (out / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
         write_table(table, out / "videos.csv")
     steps_per_epoch = len(batches) // recipe.accumulate
+    test_every_epochs = epochs_between_tests(recipe.numbers.epochs, steps_per_epoch)
     kind = ShardedRecognitionTask if machine.strategy == "fsdp" else RecognitionTask
     task = kind(model, recipe, steps_per_epoch=steps_per_epoch, head_sizes=head_sizes)
     unreadable = UnreadableVideos(allowed=skip_unreadable)
@@ -181,7 +187,8 @@ def train(
         [same_run, unreadable, lines, LoaderSpeed(say)],
         machine=machine,
         processes=processes,
-        save_every_steps=save_every_steps or min(steps_per_epoch, 200),
+        save_every_steps=save_every_steps or min(steps_per_epoch * test_every_epochs, 200),
+        test_every_epochs=test_every_epochs,
         show_progress=show_progress and processes.is_first,
     )
     on_cpu = trainer.strategy.root_device.type == "cpu"
@@ -245,18 +252,23 @@ def _augmentation(recipe: Recipe, heads: Sequence[Head]) -> Augmentation:
     )
 
 
+def _mixes(recipe: Recipe) -> bool:
+    """Whether clips of a batch are mixed in pairs."""
+    return bool(recipe.mixup_alpha or recipe.cutmix_alpha)
+
+
 def _check_divisible(recipe: Recipe, machine: Machine, world: int) -> None:
     """A step's clips are dealt out evenly, in pairs where they are mixed in pairs."""
-    parts = recipe.accumulate * world
-    if recipe.batch_size % parts:
+    batch_size, parts = recipe.numbers.batch_size, recipe.accumulate * world
+    if batch_size % parts:
         raise OptionError(
-            f"batch_size {recipe.batch_size} cannot be divided among {world} devices in {recipe.accumulate} parts: "
+            f"batch_size {batch_size} cannot be divided among {world} devices in {recipe.accumulate} parts: "
             f"choose a multiple of {parts}"
         )
-    if (recipe.mixup_alpha or recipe.cutmix_alpha) and recipe.batch_size // parts % 2:
+    if _mixes(recipe) and batch_size // parts % 2:
         raise OptionError(
-            f"mixup and cutmix mix clips in pairs, but each device has {recipe.batch_size // parts} at a time "
-            f"(batch_size {recipe.batch_size}, {world} devices, {recipe.accumulate} parts): choose an even number"
+            f"mixup and cutmix mix clips in pairs, but each device has {batch_size // parts} at a time "
+            f"(batch_size {batch_size}, {world} devices, {recipe.accumulate} parts): choose an even number"
         )
     if machine.strategy == "fsdp" and recipe.ema_decay is not None:
         raise OptionError("weights that are divided among devices (fsdp) are not averaged: use ddp, or no ema_decay")
@@ -405,8 +417,8 @@ class RecognitionTask(L.LightningModule):
         return scheduled(
             optimizer,
             steps_per_epoch=self.steps_per_epoch,
-            epochs=recipe.epochs,
-            warmup_epochs=recipe.warmup_epochs,
+            epochs=recipe.numbers.epochs,
+            warmup_epochs=recipe.numbers.warmup_epochs,
             warmup_start=recipe.warmup_start,
         )
 
@@ -432,13 +444,12 @@ class ShardedRecognitionTask(RecognitionTask):
             shard(self.model, mesh["data_parallel"])
 
 
-def _check_same_run(out: Path, recipe: Recipe, table: VideoTable) -> None:
+def _check_same_run(out: Path, recipe: Recipe, table: VideoTable) -> Recipe:
+    """The recipe with the run's numbers."""
     if not (out / CHECKPOINT).exists():
         raise CheckpointError(f"{out} has no saved state (resume/last.ckpt): start anew without --resume")
-    saved = asdict(load_recipe(out / "recipe.yaml"))
-    changed = [name for name, value in asdict(recipe).items() if saved[name] != value]
-    if changed:
-        raise OptionError(f"{out} was started with another {', '.join(changed)}: resume with {out / 'recipe.yaml'}")
+    recipe = resumed(recipe, out)
     before = read_dataset(out / "videos.csv", root=Path("/"))
     if before.fingerprint() != table.fingerprint():
         raise DataError(f"the videos, labels or splits are not those that {out} was started with (videos.csv there)")
+    return recipe

@@ -9,6 +9,7 @@ Shapes: N clips or videos, V views of a video, T frames, H x W pixels. Clips sta
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from tada.data.table import LabelledVideo, VideoTable, stamp_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError
+from tada.schedule import LastBatch, steps_of_epoch
 from tada.video.augment import color_jitter, rand_augment, random_erase, random_resized_crop
 from tada.video.reader import Video, open_video
 from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices
@@ -203,7 +205,7 @@ class TrainingClips(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """The clip of (epoch, sample).
+        """The clip of (epoch, sample); from the number of videos on, the videos follow once more, drawn otherwise.
 
         Raises:
             DataError: ten videos in a row could not be read.
@@ -212,7 +214,7 @@ class TrainingClips(Dataset[Sample]):
         rng = np.random.default_rng((self.seed, epoch, sample))
         failures = []
         for _ in range(10):
-            video = self.videos[sample]
+            video = self.videos[sample % len(self.videos)]
             try:
                 clip, labels = self._clip(video, rng)
             except VideoError as error:
@@ -233,21 +235,33 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
     """The keys (epoch, sample) of batches, epoch after epoch, in an order that only the seed decides.
 
     A batch comes in ``accumulate`` parts, and of each part every process takes its share. ``epoch`` and
-    ``first_part`` say where the next iteration starts; they mean the same for any number of processes. Clips that do
-    not fill a batch are left out, others in each epoch.
+    ``first_part`` say where the next iteration starts; they mean the same for any number of processes.
+
+    Samples that do not fill a batch are left out, others in each epoch ("drop"), or the batch is filled up with some
+    that the seed draws ("fill"), so that each is seen at least once, every step is as large as the others, and it can
+    be dealt out in parts, shares and pairs. Their keys count on: sample ``num_samples + i`` is ``i`` once more, and
+    the data set draws another crop for it.
     """
 
     def __init__(
-        self, num_samples: int, *, batch_size: int, accumulate: int = 1, seed: int, rank: int = 0, world: int = 1
+        self,
+        num_samples: int,
+        *,
+        batch_size: int,
+        last_batch: LastBatch,
+        accumulate: int = 1,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        if num_samples < batch_size:
+        if num_samples < batch_size and last_batch == "drop":
             raise DataError(
                 f"{num_samples} training videos do not fill a batch of {batch_size}: "
-                f"lower batch_size to {num_samples} or less"
+                f"lower --batch-size to {num_samples} or less, or let it be filled up (--last-batch fill)"
             )
         self.num_samples = num_samples
         self.part_size = batch_size // accumulate
-        self.num_parts = num_samples // batch_size * accumulate
+        self.num_parts = steps_of_epoch(num_samples, batch_size, last_batch) * accumulate
         self.seed = seed
         self.share = slice(self.part_size * rank // world, self.part_size * (rank + 1) // world)
         self.epoch = 0
@@ -258,7 +272,9 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
         return self.num_parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
+        rng = np.random.default_rng((self.seed, self.epoch))
+        rounds = math.ceil(self.num_parts * self.part_size / self.num_samples)
+        order = np.concatenate([rng.permutation(self.num_samples) + i * self.num_samples for i in range(rounds)])
         for part in range(self.first_part, self.num_parts):
             samples = order[part * self.part_size : (part + 1) * self.part_size]
             yield [(self.epoch, int(sample)) for sample in samples[self.share]]

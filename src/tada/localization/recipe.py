@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tada.localization.detections import Selection
-from tada.recipe import Schedule, find_recipe, named_recipes, read_recipe, require
+from tada.recipe import find_recipe, named_recipes, read_recipe
+from tada.schedule import Schedule, require
 
 
 # No slots: jsonargparse 4.53 cannot take a slotted dataclass as a default value.

@@ -278,7 +278,9 @@ def train_localizer(
         raise DataError(f"{table.name}: no training window holds a whole segment; see whether their times are seconds")
     batch_size = min(recipe.batch_size, len(samples) // recipe.accumulate * recipe.accumulate) or len(samples)
     accumulate = recipe.accumulate if batch_size % recipe.accumulate == 0 else 1
-    batches = ResumableBatches(len(samples), batch_size=batch_size, accumulate=accumulate, seed=recipe.seed)
+    batches = ResumableBatches(
+        len(samples), batch_size=batch_size, last_batch="drop", accumulate=accumulate, seed=recipe.seed
+    )
     loader = ResumableLoader(samples, batches, num_workers=num_workers, collate=detector.collate)
     test_loader = None
     if tested is not None:

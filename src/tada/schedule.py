@@ -1,0 +1,162 @@
+"""How long training goes, and in which steps: numbers that a recipe gives, or that follow from how much data there is.
+
+Where a recipe says null for ``epochs``, ``batch_size`` or ``warmup_epochs``, ``fitted`` puts numbers in their place
+before training starts. A run's recipe.yaml holds these numbers, so a run that is resumed has them too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple, TypeVar
+
+from tada.errors import OptionError
+
+_SHORT_EPOCH = 4  # steps
+
+
+def require(holds: bool, name: str, rule: str) -> None:
+    """Raise OptionError where a field of a recipe breaks its rule."""
+    if not holds:
+        raise OptionError(f"the recipe's {name} must be {rule}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """How the steps of training follow from the number of clips; ``fitted`` says how."""
+
+    batch_size: int
+    """Clips of a step, at most."""
+    small_batch_size: int
+    """Clips of a step from which on little data is not cut into smaller steps."""
+    steps_per_epoch: int
+    """Steps that an epoch of little data has, if they do not get smaller than that."""
+    epochs: int
+    """Epochs, at least."""
+    steps: int
+    """Steps of the whole training, at least."""
+
+
+class Numbers(NamedTuple):
+    """What ``fitted`` fills in."""
+
+    epochs: int
+    batch_size: int
+    warmup_epochs: float
+
+
+class Schedule:
+    """The fields of every recipe, and their ranges.
+
+    No dataclass: the order of the fields, their defaults and what they mean in words are each recipe's own.
+    """
+
+    FIT: ClassVar[Fit]
+    """What ``fitted`` puts in the place of null."""
+
+    epochs: int | None
+    batch_size: int | None
+    accumulate: int
+    learning_rate: float
+    warmup_epochs: float | None
+    weight_decay: float
+    label_smoothing: float
+    ema_decay: float | None
+    clip_gradient_norm: float | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Raise OptionError where a field is out of its range."""
+        require(self.epochs is None or self.epochs >= 1, "epochs", "1 or more")
+        require(self.accumulate >= 1, "accumulate", "1 or more")
+        require(self.batch_size is None or self.batch_size >= 1, "batch_size", "1 or more")
+        require(
+            self.batch_size is None or self.batch_size % self.accumulate == 0,
+            "batch_size",
+            f"a multiple of accumulate ({self.accumulate})",
+        )
+        require(self.learning_rate > 0, "learning_rate", "positive")
+        require(self.warmup_epochs is None or self.warmup_epochs >= 0, "warmup_epochs", "0 or more")
+        require(
+            self.warmup_epochs is None or self.epochs is None or self.warmup_epochs <= self.epochs,
+            "warmup_epochs",
+            f"between 0 and epochs ({self.epochs}), or null, which is a tenth of them",
+        )
+        require(self.weight_decay >= 0, "weight_decay", "0 or more")
+        require(0 <= self.label_smoothing < 1, "label_smoothing", "in [0, 1)")
+        require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", "null or between 0 and 1")
+        require(self.clip_gradient_norm is None or self.clip_gradient_norm > 0, "clip_gradient_norm", "positive")
+        require(self.seed >= 0, "seed", "0 or more")
+
+    @property
+    def numbers(self) -> Numbers:
+        """Epochs, batch size and epochs of warm-up of a recipe that was ``fitted``."""
+        assert self.epochs is not None
+        assert self.batch_size is not None
+        assert self.warmup_epochs is not None
+        return Numbers(self.epochs, self.batch_size, self.warmup_epochs)
+
+
+AnySchedule = TypeVar("AnySchedule", bound=Schedule)
+LastBatch = Literal["fill", "drop"]
+
+
+def fitted(recipe: AnySchedule, num_clips: int, *, multiple_of: int = 1) -> AnySchedule:
+    """A recipe with numbers where it says null, for so many clips (or what else training sees one of).
+
+    batch_size: an epoch is cut into equal steps of at most ``FIT.batch_size`` clips; few clips are cut into
+    ``FIT.steps_per_epoch`` steps, or as many as leave ``FIT.small_batch_size`` clips to each. epochs: ``FIT.epochs``,
+    or as many as make ``FIT.steps`` steps. warmup_epochs: a tenth of the epochs. What the recipe says stays.
+
+    Args:
+        multiple_of: the batch can be divided by this, beside ``accumulate``: devices, pairs.
+
+    Raises:
+        OptionError: the recipe's numbers and these do not go together.
+    """
+    fit = recipe.FIT
+    batch_size, epochs, warmup_epochs = recipe.batch_size, recipe.epochs, recipe.warmup_epochs
+    if batch_size is None:
+        multiple = recipe.accumulate * multiple_of
+        few = min(fit.steps_per_epoch, num_clips // fit.small_batch_size)
+        steps = max(math.ceil(num_clips / fit.batch_size), few, 1)
+        batch_size = math.ceil(num_clips / steps / multiple) * multiple
+    if epochs is None:
+        epochs = max(fit.epochs, math.ceil(fit.steps / math.ceil(num_clips / batch_size)))
+    if warmup_epochs is None:
+        warmup_epochs = epochs / 10
+    return replace(recipe, batch_size=batch_size, epochs=epochs, warmup_epochs=warmup_epochs)  # type: ignore[type-var]  # a dataclass
+
+
+def steps_of_epoch(num_clips: int, batch_size: int, last_batch: LastBatch) -> int:
+    """Optimiser steps of an epoch."""
+    return num_clips // batch_size if last_batch == "drop" else math.ceil(num_clips / batch_size)
+
+
+def in_words(numbers: Numbers, num_clips: int, last_batch: LastBatch, *, noun: str = "clip") -> str:
+    """A line that says in which steps so many clips are trained on, and what becomes of those left over."""
+    epochs, batch_size, warmup_epochs = numbers
+    steps = steps_of_epoch(num_clips, batch_size, last_batch)
+    line = (
+        f"{_counted(epochs, 'epoch')} of {_counted(steps, 'step')}, {_counted(batch_size, noun)} in each; "
+        f"warm-up {warmup_epochs:g} epochs"
+    )
+    left, lacking = num_clips % batch_size, -num_clips % batch_size
+    if left and last_batch == "drop":
+        line += f"; each epoch leaves {left} of the {num_clips} {noun}s out (--last-batch fill: none)"
+    elif lacking:
+        line += f"; {_counted(lacking, noun)} once more to fill the last step"
+    return line
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def epochs_between_tests(epochs: int, steps_per_epoch: int) -> int:
+    """After how many epochs held-out clips are tested, and the state is saved: after each, or some very short ones.
+
+    The last epoch's end is always such a time.
+    """
+    between = max(_SHORT_EPOCH // steps_per_epoch, 1)
+    return between if epochs % between == 0 else 1

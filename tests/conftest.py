@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tada.data.motion import write_motion_videos
 from tada.recipe import Recipe
 from tada.video.sampling import ClipSpec
 
+# Tests import ONNX Runtime by themselves too, and it is not to report that.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # Tests run side by side, one process for each core.
 torch.set_num_threads(1)
 

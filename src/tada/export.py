@@ -35,7 +35,7 @@ from tada.errors import DataError, OptionError, VideoError
 from tada.evaluation import choose_videos, evaluate
 from tada.files import write_whole
 from tada.loading import load
-from tada.models.exported import CARD_ENTRY, INPUT, ONNX_SUFFIX, OUTPUT, OnnxNetwork, open_session
+from tada.models.exported import CARD_ENTRY, INPUT, ONNX_SUFFIX, OUTPUT, OnnxNetwork, import_onnxruntime, open_session
 from tada.models.weights import write_card
 from tada.predict import Recognizer
 from tada.results import Evaluation
@@ -266,6 +266,8 @@ def _quantize(file: Path, clips: Iterator[Tensor]) -> Path:
     would depend on the machine. Routing functions stay as they are: they cost nothing, and whole kernels hang on them.
     """
     from onnx import load_model
+
+    import_onnxruntime()
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

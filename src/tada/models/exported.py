@@ -8,7 +8,9 @@ Shapes: N clips, T frames, H x W pixels, K classes.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,7 +71,7 @@ def load_onnx(file: Path) -> tuple[OnnxNetwork, ModelCard]:
 def open_session(file: Path) -> OnnxNetwork:
     """As ``load_onnx``, without the card."""
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise OptionError(f"{str(file)!r}: ONNX needs the package onnxruntime: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
@@ -85,3 +87,16 @@ def open_session(file: Path) -> OnnxNetwork:
             f"({type(error).__name__}); export it again"
         ) from error
     return OnnxNetwork(session)
+
+
+def import_onnxruntime() -> ModuleType:
+    """Import ONNX Runtime, silenced: the one way in which tada does.
+
+    Left to itself it keeps a database of its use in ~/.cache, beside a number that it gave the machine, and sends it to
+    its maker, from its import on. Whoever wants that says ORT_DISABLE_TELEMETRY=0.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    module: ModuleType = onnxruntime
+    return module

@@ -1,16 +1,20 @@
-"""What all tests share: one thread for each process, and a small data set of drawn motion."""
+"""What all tests share: one thread for each process, small data sets of drawn motion, an untrained network."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tada.data.motion import write_motion_videos
+from tada.data.motion import draw_motion, write_motion_videos
+from tada.models import create_model
+from tada.models.weights import ModelCard, save_model
 from tada.recipe import Recipe
 from tada.video.sampling import ClipSpec
+from tada.video.writer import write_video
 
 # Tests import ONNX Runtime by themselves too, and it is not to report that.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -49,3 +53,36 @@ def small_recipe() -> Recipe:
         label_smoothing=0.0,
         clip_gradient_norm=None,
     )
+
+
+@pytest.fixture(scope="session")
+def untrimmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three untrimmed videos of 4 s, each with a motion to the left and one upwards; and segments.csv."""
+    folder = tmp_path_factory.mktemp("untrimmed")
+    rows = ["video,start,end,label,split"]
+    for v in range(3):
+        frames = np.full((32, 32, 32, 3), 30, np.uint8)
+        for k, motion in enumerate(("left", "up")):
+            clip = draw_motion(motion, np.random.default_rng(10 * v + k), num_frames=8, width=32, height=32)
+            frames[4 + 14 * k : 12 + 14 * k] = clip
+            start = (4 + 14 * k) / 8
+            rows.append(f"v{v}.mp4,{start},{start + 1},{motion},{'val' if v == 2 else 'train'}")
+        write_video(folder / f"v{v}.mp4", frames, fps=8)
+    (folder / "segments.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    options = {"widths": [8, 8, 8, 8], "stem_width": 8}
+    card = ModelCard(
+        model="tada2d_tiny",
+        options=options,
+        labels=("left", "up"),
+        clip=ClipSpec(num_frames=4, sampling="segment", short_side=24, crop=20),
+        trained_from="random weights",
+    )
+    folder = tmp_path_factory.mktemp("backbone") / "run"
+    save_model(folder, create_model("tada2d_tiny", num_classes=2, **options), card)
+    return folder

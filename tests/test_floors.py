@@ -43,6 +43,8 @@ FLOORS = [
     {
         "tada.adaptation",
         "tada.data.rows",
+        "tada.localization.sources",
+        "tada.localization.video_names",
         "tada.models.tada2d",
         "tada.models.tadaconvnext",
         "tada.plots",
@@ -89,7 +91,7 @@ FLOORS = [
         "tada.results",
     },
     {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.detectors", "tada.localization.extraction"},
-    {"tada.localization.localizer", "tada.quickstart"},
+    {"tada.localization.localizer", "tada.localization.trained_videos", "tada.localization.trimmed", "tada.quickstart"},
     {"tada.localization.evaluation", "tada.localization.streaming", "tada.localization.task", "tada.loading"},
     {"tada.commands.streaming", "tada.export", "tada.localization.pipeline", "tada.localization.report"},
     {

@@ -16,8 +16,9 @@ from tada.localization.annotations import (
     with_durations,
     with_splits,
 )
-from tada.localization.forms import parse_seconds, split_name, video_name
+from tada.localization.forms import parse_seconds, split_name
 from tada.localization.metrics import detection_map
+from tada.localization.video_names import video_name
 
 PLAIN = """video,start,end,label,split
 a.mp4,1.5,4,jump,training
@@ -170,7 +171,10 @@ BAD_ROWS = {
     ),
     "nan": ("a.mp4,nan,4,jump,training", r"row 2: 'nan' is no time: write seconds or HH:MM:SS"),
     "split": ("a.mp4,1,4,jump,held out", r"row 2: the split 'held out' should be train, val or test"),
-    "two splits": ("clips/b.mp4,1,4,jump,training", r"row 4: 'b' is in the split 'val' here and in 'train' before"),
+    "two splits": (
+        "clips/b.mp4,1,4,jump,training",
+        r"row 4: 'clips/b' is in the split 'val' here and in 'train' before",
+    ),
     "no label": ("a.mp4,1,4,,training", r"row 2: no label; fill in the cell"),
     "no video": (",1,4,jump,training", r"row 2: no video; fill in the cell"),
     "cells": ("a.mp4,1,4,jump", r"row 2: 4 cells, while the header names 5 columns"),

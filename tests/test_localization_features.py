@@ -23,7 +23,6 @@ from tada.localization.extraction import (
     clips_of,
     extract,
     extract_video,
-    videos_by_name,
 )
 from tada.localization.features import (
     FeatureCard,
@@ -33,6 +32,7 @@ from tada.localization.features import (
 )
 from tada.localization.grid import FeatureGrid
 from tada.localization.importing import count_between, import_features, read_published
+from tada.localization.video_names import videos_by_name
 from tada.models import create_model
 from tada.models.weights import ModelCard
 from tada.predict import Recognizer
@@ -267,8 +267,6 @@ def test_an_extraction_goes_on_where_it_was_and_tells_what_it_could_not_read(tmp
         extract(recognizer(), files, out, replace(settings, stride_seconds=0.1), show_progress=False)
     with pytest.raises(DataError, match="holds features of another backbone"):
         extract(recognizer(seed=1), files, out, settings, show_progress=False)
-    with pytest.raises(DataError, match="are both called 'a'"):
-        videos_by_name(["x/a.mp4", "y/a.avi"])
 
 
 # -- published forms --------------------------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import tada
 from tada.cli import main
@@ -19,7 +20,6 @@ from tada.data.motion import draw_motion
 from tada.errors import CheckpointError, DataError, OptionError
 from tada.localization.annotations import LabelSet, read_segments
 from tada.localization.detections import Detections
-from tada.localization.detectors import ActionFormerDetector
 from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
 from tada.localization.extraction import ExtractionSettings, settings_of
 from tada.localization.features import FeatureCard, FeatureFolder, VideoFeatures, write_features
@@ -34,13 +34,11 @@ from tada.localization.localizer import (
     localizations_json,
 )
 from tada.localization.naming import naming_scores
-from tada.localization.pipeline import cut_clips, match_videos, train_on_videos
 from tada.localization.recipe import LocalizationRecipe, load_localization_recipe, named_localization_recipes
-from tada.localization.task import train_localizer
-from tada.models import create_model
-from tada.models.weights import ModelCard, save_model
+from tada.localization.task import LocalizationTask, train_localizer
+from tada.models.weights import ModelCard
 from tada.predict import Recognizer
-from tada.recipe import Recipe, read_recipe, recipe_yaml
+from tada.recipe import read_recipe
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 from test_localization_features import Brightness
@@ -97,7 +95,16 @@ def run(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(run: Path, data: tuple[Path, Path]) -> None:
-    names = {"recipe.yaml", "data.json", "localizer.safetensors", "localizer.json", "metrics.json", "logs", "resume"}
+    names = {
+        "recipe.yaml",
+        "data.json",
+        "videos.csv",
+        "localizer.safetensors",
+        "localizer.json",
+        "metrics.json",
+        "logs",
+        "resume",
+    }
     assert {path.name for path in run.iterdir()} == names
     assert read_recipe(run / "recipe.yaml", LocalizationRecipe) == RECIPE
     metrics = json.loads((run / "metrics.json").read_text())
@@ -116,28 +123,68 @@ def test_its_features_are_those_it_was_trained_on(run: Path) -> None:
         tada.load(run, dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    run: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    epoch: int, run: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
+    told = 0
 
-    def stop(self: ActionFormerDetector, found: VideoFeatures) -> Detections:
-        raise RuntimeError("the power went")
+    def stop(self: LocalizationTask) -> None:
+        nonlocal told
+        told += 1
+        if told == epoch:
+            raise RuntimeError("the power went")
 
-    with monkeypatch.context() as broken:  # at the end of the first epoch, after its last state was saved
-        broken.setattr(ActionFormerDetector, "detect", stop)
+    with monkeypatch.context() as broken:  # while an epoch is tested, after its last state was saved
+        broken.setattr(LocalizationTask, "on_validation_epoch_start", stop)
         with pytest.raises(RuntimeError, match="the power went"):
             train_localizer(RECIPE, *data, out, show_progress=False, say=silent)
     with pytest.raises(OptionError, match="is not empty: choose another folder with --out, or continue"):
         train_localizer(RECIPE, *data, out, show_progress=False, say=silent)
     with pytest.raises(OptionError, match="was started with another dim"):
         train_localizer(replace(RECIPE, dim=32), *data, out, resume=True, show_progress=False, say=silent)
-    with pytest.raises(CheckpointError, match="has no saved state"):
-        train_localizer(RECIPE, *data, tmp_path / "nothing", resume=True, show_progress=False, say=silent)
+    os.rename(out, tmp_path / "moved")
+    out = tmp_path / "moved"
     train_localizer(RECIPE, *data, out, resume=True, show_progress=False, say=silent)
+    assert_same_run(out, run)
+
+
+def assert_same_run(out: Path, run: Path) -> None:
     last = [torch.load(r / "resume" / "last.ckpt", weights_only=True)["state_dict"] for r in (run, out)]
     assert last[0].keys() == last[1].keys()
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+    assert (out / "localizer.safetensors").read_bytes() == (run / "localizer.safetensors").read_bytes()
+    scores = [json.loads((r / "metrics.json").read_text())["val_map"] for r in (run, out)]
+    assert scores[0] == scores[1]
+
+
+def test_a_finished_run_stays_as_it_is_when_it_is_resumed(run: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    train_localizer(RECIPE, *data, tmp_path / "run", resume=True, show_progress=False, say=silent)
+    assert_same_run(tmp_path / "run", run)
+
+
+@pytest.mark.parametrize("files", [(), ("data.json",), ("recipe.yaml", "data.json", "videos.csv")])
+def test_a_run_that_was_killed_before_its_first_state_is_begun_again(
+    files: tuple[str, ...], run: Path, data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in files:
+        shutil.copy(run / name, out)
+    said: list[str] = []
+    train_localizer(RECIPE, *data, out, resume=True, show_progress=False, say=said.append)
+    assert_same_run(out, run)
+    assert any("was interrupted before its first saved state" in line for line in said) == ("recipe.yaml" in files)
+
+
+def test_what_is_no_run_is_not_resumed(data: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="nothing is no folder, so there is no run to resume: begin it without --res"):
+        train_localizer(RECIPE, *data, tmp_path / "nothing", resume=True, show_progress=False, say=silent)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OptionError, match=r"holds no run of `tada localize train` \(no recipe.yaml\), but 'notes.txt'"):
+        train_localizer(RECIPE, *data, tmp_path, resume=True, show_progress=False, say=silent)
 
 
 def test_bmn_is_trained_too_and_named_by_the_backbones_scores(data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -204,8 +251,8 @@ def test_features_of_another_backbone_are_refused(run: Path, data: tuple[Path, P
         evaluate_localizer(load_localizer(run), tmp_path / "f", data[1], tiou_thresholds=(0.5,), show_progress=False)
 
 
-def test_features_are_not_another_backbones(data: tuple[Path, Path], backbone: Path, tmp_path: Path) -> None:
-    own = tada.predict.load(backbone)
+def test_features_are_not_another_backbones(data: tuple[Path, Path], small_backbone: Path, tmp_path: Path) -> None:
+    own = tada.predict.load(small_backbone)
     with pytest.raises(DataError, match=r"holds features of another backbone \(drawn\) than the one given"):
         train_localizer(RECIPE, *data, tmp_path / "run", backbone=own, show_progress=False, say=silent)
 
@@ -360,181 +407,11 @@ def test_events_of_an_untrimmed_video_are_found_to_half_a_step(tmp_path: Path) -
     assert (tmp_path / "plots" / "day.png").read_bytes().startswith(b"\x89PNG")
 
 
-# -- from videos, by the command line ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three untrimmed videos of 4 s, each with a motion to the left and one upwards; and segments.csv."""
-    folder = tmp_path_factory.mktemp("untrimmed")
-    rows = ["video,start,end,label,split"]
-    for v in range(3):
-        frames = np.full((32, 32, 32, 3), 30, np.uint8)
-        for k, motion in enumerate(("left", "up")):
-            clip = draw_motion(motion, np.random.default_rng(10 * v + k), num_frames=8, width=32, height=32)
-            frames[4 + 14 * k : 12 + 14 * k] = clip
-            start = (4 + 14 * k) / 8
-            rows.append(f"v{v}.mp4,{start},{start + 1},{motion},{'val' if v == 2 else 'train'}")
-        write_video(folder / f"v{v}.mp4", frames, fps=8)
-    (folder / "segments.csv").write_text("\n".join(rows) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    options = {"widths": [8, 8, 8, 8], "stem_width": 8}
-    card = ModelCard(
-        model="tada2d_tiny",
-        options=options,
-        labels=("left", "up"),
-        clip=ClipSpec(num_frames=4, sampling="segment", short_side=24, crop=20),
-        trained_from="random weights",
-    )
-    folder = tmp_path_factory.mktemp("backbone") / "run"
-    save_model(folder, create_model("tada2d_tiny", num_classes=2, **options), card)
-    return folder
+# -- by the command line ----------------------------------------------------------------------------------------------
 
 
 def call(*arguments: str | Path) -> int:
     return main([str(argument) for argument in arguments])
-
-
-def test_clips_are_cut_out_of_videos(videos: Path, tmp_path: Path) -> None:
-    table, files = match_videos(read_segments(videos / "segments.csv"), videos, show_progress=False)
-    clips = cut_clips(table, files, tmp_path / "clips", show_progress=False)
-    assert clips.counts() == {"left": 3, "up": 3}
-    assert [len(clips.of_split(split)) for split in ("train", "val")] == [4, 2]
-    assert tada.video.reader.probe(clips.videos[0].path).num_frames == 8
-    before = (tmp_path / "clips" / "clips.csv").stat().st_mtime_ns
-    assert cut_clips(table, files, tmp_path / "clips", show_progress=False) == clips
-    assert (tmp_path / "clips" / "clips.csv").stat().st_mtime_ns == before
-
-
-def test_clips_of_other_segments_are_not_taken(videos: Path, tmp_path: Path) -> None:
-    table, files = match_videos(read_segments(videos / "segments.csv"), videos, show_progress=False)
-    cut_clips(table, files, tmp_path / "clips", show_progress=False)
-    (tmp_path / "s.csv").write_text((videos / "segments.csv").read_text().replace("0.5,1.5", "0.5,1.25"))
-    changed, _ = match_videos(read_segments(tmp_path / "s.csv"), videos, show_progress=False)
-    with pytest.raises(DataError, match=r"clips' holds clips of other segments than s.csv has now; remove it"):
-        cut_clips(changed, files, tmp_path / "clips", show_progress=False)
-
-
-def test_a_video_that_breaks_while_clips_are_cut_is_left_out_where_that_is_allowed(
-    videos: Path, tmp_path: Path
-) -> None:
-    table, files = match_videos(read_segments(videos / "segments.csv"), videos, show_progress=False)
-    content = bytearray((videos / "v1.mp4").read_bytes())
-    start = content.index(b"mdat") + len(content) // 3
-    content[start : start + 400] = bytes(400)
-    (tmp_path / "v1.mp4").write_bytes(content)
-    files["v1"] = tmp_path / "v1.mp4"
-    with pytest.raises(DataError, match=r"v1.mp4.*\(1 such videos, 0 allowed"):
-        cut_clips(table, files, tmp_path / "clips", show_progress=False, say=silent)
-    said: list[str] = []
-    clips = cut_clips(table, files, tmp_path / "clips", skip_unreadable=1, show_progress=False, say=said.append)
-    assert clips.counts() == {"left": 2, "up": 2}
-    assert said[0].startswith("left out: ")
-
-
-def test_a_class_of_one_split_leaves_the_training_clips(videos: Path, tmp_path: Path) -> None:
-    text = (videos / "segments.csv").read_text()
-    (tmp_path / "s.csv").write_text(text.replace("up,val", "down,val"))
-    table, files = match_videos(read_segments(tmp_path / "s.csv"), videos, show_progress=False)
-    clips = cut_clips(table, files, tmp_path / "clips", show_progress=False)
-    assert clips.splits == ("train",)
-    assert clips.counts() == {"left": 2, "up": 2}
-
-
-def test_videos_that_are_missing_or_broken_are_told_first(videos: Path, tmp_path: Path) -> None:
-    table = read_segments(videos / "segments.csv")
-    for name in ("v0", "v1"):
-        (tmp_path / f"{name}.mp4").write_bytes((videos / f"{name}.mp4").read_bytes())
-    with pytest.raises(DataError, match=r"1 of 3 videos are not in .*, the first: 'v2'; put them there"):
-        match_videos(table, tmp_path, show_progress=False)
-    left, _ = match_videos(table, tmp_path, skip_unreadable=1, show_progress=False, say=silent)
-    assert [video.name for video in left.videos] == ["v0", "v1"]
-    (tmp_path / "v2.mp4").write_bytes(b"no video")
-    with pytest.raises(DataError, match=r"v2.mp4.*\(1 such videos, 0 allowed; --skip-unreadable N allows N\)"):
-        match_videos(table, tmp_path, show_progress=False)
-    left, files = match_videos(table, tmp_path, skip_unreadable=1, show_progress=False, say=silent)
-    assert [video.name for video in left.videos] == list(files) == ["v0", "v1"]
-
-
-def test_one_command_from_videos_to_a_localizer(
-    videos: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = tmp_path / "small.yaml"
-    recipe.write_text(recipe_yaml(RECIPE))
-    out = tmp_path / "run"
-    segments = videos / "segments.csv"
-    words = ["--recipe", recipe, "--out", out, "--epochs", "1", "--warmup-epochs", "0", "--backbone", backbone]
-    assert call("localize", "train", "--videos", videos, "--segments", segments, *words) == 0
-    assert f"tada localize VIDEO --model {out}" in capsys.readouterr().out
-    assert isinstance(tada.load(out), tada.Localizer)
-    assert isinstance(tada.load(backbone), tada.Recognizer)
-
-    video = videos / "v2.mp4"
-    options = ["--model", out, "--min-score", "0", "--segments", segments, "--plots", tmp_path / "plots"]
-    assert call("localize", video, *options, "--format", "json") == 0
-    (entry,) = json.loads(capsys.readouterr().out)
-    assert entry["duration_seconds"] == 4.0
-    assert {segment["label"] for segment in entry["segments"]} <= {"left", "up"}
-    assert (tmp_path / "plots" / "v2.png").exists()
-    # The same, whether features were extracted before or are made on the way.
-    features = out.with_name("run_features")
-    assert call("localize", "evaluate", "--model", out, "--features", features, "--segments", segments) == 0
-    assert "average" in capsys.readouterr().out
-    assert "wrong class" in (out / "evaluation" / "report.html").read_text()
-    found = json.loads((out / "evaluation" / "detections.json").read_text())["results"]["v2"]
-    mine = sorted((s["start_seconds"], s["end_seconds"]) for s in entry["segments"])
-    theirs = sorted((round(s["segment"][0], 3), round(s["segment"][1], 3)) for s in found)
-    assert len(mine) == len(theirs)
-    np.testing.assert_allclose(mine, theirs, atol=0.02)  # features in files have sixteen bits
-    predictions = out / "evaluation" / "detections.json"
-    assert call("localize", "evaluate", "--predictions", predictions, "--segments", segments, "--preset", "epic") == 0
-    capsys.readouterr()
-    for form, start in (("srt", "1\n00:00:"), ("csv", "video,start,end,label,score\n"), ("table", "┏")):
-        assert call("localize", video, "--model", out, "--min-score", "0", "--format", form) == 0
-        assert capsys.readouterr().out.startswith(start) or not found
-
-
-def test_a_backbone_is_trained_where_none_is_given(videos: Path, small_recipe: Recipe, tmp_path: Path) -> None:
-    result = train_on_videos(
-        replace(RECIPE, epochs=1),
-        videos,
-        videos / "segments.csv",
-        tmp_path / "run",
-        backbone_recipe=replace(small_recipe, epochs=1),
-        num_workers=0,
-        show_progress=False,
-        say=silent,
-    )
-    localizer = load_localizer(result.run)
-    assert localizer.backbone is not None
-    assert localizer.backbone.labels == ("left", "up")
-    assert localizer.card.feature_settings["window_seconds"] == 1.0  # what an action lasts
-    weights = load_file(tmp_path / "run_backbone" / "model.safetensors")
-    assert all(torch.equal(weights[name], value) for name, value in localizer.backbone.model.state_dict().items())
-
-
-def test_extracting_by_the_command_line(
-    videos: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["--window-seconds", "1", "--stride-seconds", "0.5"]
-    assert call("extract", backbone, videos, tmp_path / "f", *words) == 0
-    assert "3 videos extracted, 0 were there already" in capsys.readouterr().out
-    assert FeatureFolder(tmp_path / "f").read("v1").features.shape == (8, 8)
-    (videos / "zz.mp4").write_bytes(b"no video")
-    try:
-        assert call("extract", backbone, videos, tmp_path / "f", *words) == 1
-    finally:
-        (videos / "zz.mp4").unlink()
-    captured = capsys.readouterr()
-    assert "0 videos extracted, 3 were there already" in captured.out
-    assert captured.err.startswith("tada: no features: ")
-    assert call("extract", backbone, videos, tmp_path / "f") == 2
-    assert "give --window-seconds" in capsys.readouterr().err
 
 
 def test_importing_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from rich.markup import escape
 from tada.commands.arguments import Command, RecipeFile, add_device, add_workers, report_failures
 from tada.commands.streaming import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError
+from tada.files import distinct_names
 from tada.localization.recipe import LocalizationRecipe
 from tada.recipe import load_recipe, typed_recipe
 
@@ -40,7 +41,8 @@ def _clip_arguments(parser: ArgumentParser) -> None:
 
 def _extract(options: Namespace) -> int:
     """Write the features of untrimmed videos, for `tada localize train --features` or other work."""
-    from tada.localization.extraction import ExtractionSettings, extract, videos_by_name
+    from tada.localization.extraction import ExtractionSettings, extract
+    from tada.localization.video_names import videos_by_name
     from tada.predict import find_videos, load
 
     recognizer = load(options.run, device=options.device)
@@ -52,7 +54,7 @@ def _extract(options: Namespace) -> int:
     )
     done = extract(
         recognizer,
-        videos_by_name(find_videos([options.videos])),
+        videos_by_name(find_videos([options.videos]), options.videos if Path(options.videos).is_dir() else None),
         options.out,
         settings,
         batch_size=options.batch_size,
@@ -62,6 +64,8 @@ def _extract(options: Namespace) -> int:
     print(
         f"{settings.stride_seconds:.3f} s, of {settings.window_seconds:.3f} s of video each; they are in {options.out}"
     )
+    for line in done.lines():
+        print(line)
     return report_failures("no features", (failure.message for failure in done.failures))
 
 
@@ -82,20 +86,28 @@ def _localize(options: Namespace) -> int:
     """Say what happens when in videos. `tada localize train` trains, `tada localize evaluate` tests."""
     from rich.progress import Progress
 
-    from tada.localization.annotations import read_segments
-    from tada.localization.forms import video_name
+    from tada.localization.annotations import named_like, read_segments
     from tada.localization.localizer import load_localizer, localizations_csv, localizations_json
+    from tada.localization.video_names import videos_by_name
     from tada.predict import find_videos
 
     check_stream_options(options)
     localizer = load_localizer(options.model, device=options.device)
     if options.stream:
         return localize_live(localizer, options)
-    table = None if options.segments is None else read_segments(options.segments)
-    annotated = {} if table is None else {video.name: video for video in table.videos}
+    paths = find_videos(options.videos)
+    pictures = distinct_names(paths)
+    truths, labels = {}, {}
+    if options.segments is not None:
+        files = videos_by_name(paths)
+        table = named_like(
+            read_segments(options.segments), {name: str(file.absolute()) for name, file in files.items()}
+        )
+        truths = {str(files[video.name]): video for video in table.videos if video.name in files}
+        labels = {path: [table.label_of(segment) for segment in truth.segments] for path, truth in truths.items()}
     found, failures = [], []
     with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        for path in find_videos(options.videos):
+        for path in paths:
             bar = progress.add_task(Path(path).name, total=1.0)
             try:
                 localization = localizer.localize(
@@ -106,9 +118,8 @@ def _localize(options: Namespace) -> int:
             else:
                 found.append(localization)
                 if options.plots is not None:
-                    truth = annotated.get(video_name(path))
-                    names = [] if truth is None or table is None else [table.label_of(s) for s in truth.segments]
-                    localization.plot(options.plots / f"{Path(path).stem}.png", truth=truth, names=names)
+                    picture = options.plots / f"{pictures[path]}.png"
+                    localization.plot(picture, truth=truths.get(path), names=labels.get(path, ()))
             progress.remove_task(bar)
     if options.format == "json":
         print(localizations_json(found))

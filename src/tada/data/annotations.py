@@ -29,6 +29,7 @@ from tada.data.published import find_published, read_published
 from tada.data.rows import (
     OtherSpellings,
     absolute_path,
+    class_names,
     csv_columns,
     csv_rows,
     guarded,
@@ -290,7 +291,7 @@ def _table(
     rows, statuses = _found(rows, root, name, OtherSpellings(root) if kind == "CSV" else None)
     _check_once(rows, statuses)
     _check_unicode_forms(rows)
-    classes = [_classes(rows, i) for i in range(len(heads))]
+    classes = [class_names((row.labels[i], row.source) for row in rows) for i in range(len(heads))]
     numbers = [{label: i for i, label in enumerate(labels)} for labels in classes]
     videos = [
         LabelledVideo(
@@ -409,19 +410,3 @@ def _check_unicode_forms(rows: Iterable[_Row]) -> None:
                     f"{row.source}: {row.written!a} and {other.written!a} ({other.source}) differ in their Unicode "
                     "form only, and look the same; rename one of them"
                 )
-
-
-def _classes(rows: Iterable[_Row], head: int) -> tuple[str, ...]:
-    """Names of one head's classes, sorted."""
-    first: dict[str, tuple[str, _Row]] = {}
-    for row in rows:
-        label = row.labels[head]
-        if not label.isprintable():
-            raise DataError(f"{row.source}: the label {label!r} holds signs that cannot be printed; rename it")
-        other, where = first.setdefault(label.casefold(), (label, row))
-        if other != label:
-            raise DataError(
-                f"{row.source}: the label {label!r} differs from {other!r} ({where.source}) in capitals only; write it "
-                "one way"
-            )
-    return tuple(sorted(label for label, _ in first.values()))

@@ -12,7 +12,7 @@ import csv
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TextIO
@@ -176,6 +176,27 @@ def required(source: str, cells: Mapping[str, str], column: str) -> str:
     if not cells[column]:
         raise DataError(f"{source}: no {column}; fill in the cell or take the row away")
     return cells[column]
+
+
+def class_names(labelled: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """The classes that occur, sorted.
+
+    Args:
+        labelled: their names (``composed``), each with where it stands.
+
+    Raises:
+        DataError: a name that cannot be printed, or two that differ in capitals only.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    for label, source in labelled:
+        if not label.isprintable():
+            raise DataError(f"{source}: the label {label!r} holds signs that cannot be printed; rename it")
+        other, where = first.setdefault(label.casefold(), (label, source))
+        if other != label:
+            raise DataError(
+                f"{source}: the label {label!r} differs from {other!r} ({where}) in capitals only; write it one way"
+            )
+    return tuple(sorted(label for label, _ in first.values()))
 
 
 def class_number(source: str, text: str, num_classes: int, what: str) -> int:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tada.data.table import listed
+from tada.data.rows import class_names
+from tada.data.table import composed, listed
 from tada.errors import DataError, OptionError
 from tada.localization.forms import Content, parse_seconds, read_content
+from tada.localization.video_names import KnownVideos, short_names
 
 GRACE_SECONDS = 0.5
 """A segment may reach this far beyond its video: annotators and containers disagree about ends. It is cut there."""
@@ -27,6 +29,10 @@ class LabelSet:
     """"action"; or "verb" and "noun"."""
     classes: tuple[str, ...]
     """Their names; a segment's label is an index into them."""
+
+    def __post_init__(self) -> None:
+        """Bring names into the form in which they are compared."""
+        object.__setattr__(self, "classes", tuple(map(composed, self.classes)))
 
     @property
     def is_numbered(self) -> bool:
@@ -56,13 +62,15 @@ class UntrimmedVideo:
     """A video and all that is annotated in it."""
 
     name: str
-    """Without folder and video ending."""
+    """Without folder and video ending; with its folder where another one has the same name."""
     duration_seconds: float | None
     """None where the annotations do not say."""
     split: str | None
     """"train", "val" or "test"; None where the annotations have no splits."""
     segments: tuple[Segment, ...]
     """By start."""
+    path: str = ""
+    """As the annotations write it (``video_path``): its folders tell which one is meant, of several of one name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,11 +117,15 @@ class SegmentTable:
             )
         return chosen
 
-    def leaving_out(self, names: Collection[str]) -> SegmentTable:
-        """The table without the videos of a list; ID there and v_ID here, or the reverse, are one."""
-        listed_names = {name.removeprefix("v_") for name in names}
-        videos = tuple(video for video in self.videos if video.name.removeprefix("v_") not in listed_names)
-        return replace(self, videos=videos)
+    def leaving_out(self, listed_names: Collection[str]) -> SegmentTable:
+        """The table without the videos of a list; ID there and v_ID here, or the reverse, are one.
+
+        Raises:
+            DataError: a name of the list may be each of several videos.
+        """
+        known = KnownVideos({video.name: video.path for video in self.videos})
+        left_out = {known.find(name, "the list of videos that do not count") for name in listed_names}
+        return replace(self, videos=tuple(video for video in self.videos if video.name not in left_out))
 
     def without(self, reasons: Mapping[str, str], *, allowed: int, say: Callable[[str], None]) -> SegmentTable:
         """The table without some videos, where they are not too many; each reason is said.
@@ -130,6 +142,10 @@ class SegmentTable:
         for reason in reasons.values():
             say(f"left out: {reason}")
         return replace(self, videos=tuple(video for video in self.videos if video.name not in reasons))
+
+    def labels_of(self, split: str) -> set[str]:
+        """The classes that happen in a split."""
+        return {self.label_of(segment) for video in self.videos if video.split == split for segment in video.segments}
 
     def segments_of(self, split: str) -> int:
         """How many segments a split has; test splits are often published without."""
@@ -189,12 +205,13 @@ def read_segments(path: Path) -> SegmentTable:
 def _table(name: str, content: Content) -> SegmentTable:
     if not content.rows:
         raise DataError(f"{name} has no segments: nothing to learn from; see whether it is the right file")
+    rows = [replace(row, labels=tuple(map(composed, row.labels))) for row in content.rows]
     label_sets = []
     for place, label_name in enumerate(content.label_names):
-        occur = {row.labels[place] for row in content.rows}
-        classes = tuple(sorted(occur)) if content.classes is None else content.classes[place]
-        if occur - set(classes):
-            unknown = next(row for row in content.rows if row.labels[place] not in classes)
+        occurring = class_names((row.labels[place], row.source) for row in rows)
+        classes = occurring if content.classes is None else content.classes[place]
+        if set(occurring) - set(classes):
+            unknown = next(row for row in rows if row.labels[place] not in classes)
             raise DataError(
                 f"{unknown.source}: {label_name} {unknown.labels[place]!r} is no class of EPIC-KITCHENS-100, which "
                 f"numbers them from 0 to {len(classes) - 1}"
@@ -203,7 +220,7 @@ def _table(name: str, content: Content) -> SegmentTable:
     numbers = [{label: i for i, label in enumerate(s.classes)} for s in label_sets]
     found: dict[str, list[Segment]] = {video: [] for video in content.splits}
     notes = list(content.notes)
-    for row in content.rows:
+    for row in rows:
         try:
             start, end = parse_seconds(row.start), parse_seconds(row.end)
         except ValueError as error:
@@ -219,19 +236,23 @@ def _table(name: str, content: Content) -> SegmentTable:
             notes.append(f"{row.source}: the same segment and label as one before: left out")
         else:
             found[row.video].append(segment)
+    names = short_names(content.splits)
+    durations = {names[path]: seconds for path, seconds in content.durations.items() if path in names}
     videos = [
         UntrimmedVideo(
-            name=video,
-            duration_seconds=content.durations.get(video),
+            name=names[path],
+            path=path,
+            duration_seconds=content.durations.get(path),
             split=split,
-            segments=tuple(sorted(found[video], key=lambda s: (s.start_seconds, s.end_seconds))),
+            segments=tuple(sorted(found[path], key=lambda s: (s.start_seconds, s.end_seconds))),
         )
-        for video, split in sorted(content.splits.items())
+        for path, split in content.splits.items()
     ]
+    videos.sort(key=lambda video: video.name)
     table = SegmentTable(
         label_sets=tuple(label_sets), videos=tuple(videos), name=name, refuses=content.refuses, notes=tuple(notes)
     )
-    return with_durations(table, content.durations)
+    return with_durations(table, durations)
 
 
 def _is_duplicate(one: Segment, other: Segment) -> bool:
@@ -286,16 +307,19 @@ def with_durations(table: SegmentTable, durations: Mapping[str, float]) -> Segme
     return replace(table, videos=tuple(videos), notes=tuple(notes))
 
 
-def named_like(table: SegmentTable, names: Collection[str]) -> SegmentTable:
+def named_like(table: SegmentTable, known: Mapping[str, str] | Collection[str]) -> SegmentTable:
     """The table with its videos called as they are called there.
 
-    ActivityNet's and HACS's annotations say ID, while files of their videos and features are called v_ID.
+    Args:
+        known: the videos that are there, by name, with their paths; or their names alone.
+
+    Raises:
+        DataError: it is not clear which of them a video is, or two videos would be the same one; see ``KnownVideos``.
     """
-
-    def there(name: str) -> str:
-        return next((n for n in (name, f"v_{name}", name.removeprefix("v_")) if n in names), name)
-
-    return replace(table, videos=tuple(replace(video, name=there(video.name)) for video in table.videos))
+    places = known if isinstance(known, Mapping) else {name: name for name in known}
+    names = KnownVideos(places).find_all({video.name: video.path or video.name for video in table.videos}, table.name)
+    videos = [replace(video, name=names.get(video.name, video.name)) for video in table.videos]
+    return replace(table, videos=tuple(sorted(videos, key=lambda video: video.name)))
 
 
 def with_splits(table: SegmentTable, *, val_fraction: float, seed: int) -> SegmentTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from tada.errors import DataError
 from tada.files import write_whole
 from tada.localization.annotations import LabelSet, SegmentTable, named_like, read_segments, with_durations
 from tada.localization.features import FeatureFolder
-from tada.localization.forms import read_names, split_name
+from tada.localization.forms import read_names
 from tada.localization.localizer import Localizer, results_of
 from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
 from tada.localization.naming import check_naming, scores_for
+from tada.localization.trained_videos import TrainedVideos, choose_tested, of_tested_split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,18 +60,20 @@ def evaluate_localizer(
     leave_out: Path | None = None,
     classifier: Path | None = None,
     show_progress: bool = True,
+    say: Callable[[str], None] = print,
 ) -> LocalizationEvaluation:
     """Test a localizer on features of videos.
 
     Args:
-        split: the part of the annotations to test on; by default test where it has segments, else val.
+        split: the part of the annotations to test on; by default test where it has segments, else val. Where the
+            annotations have no splits: the videos that the localizer was not trained on.
         leave_out: a list of videos that do not count (``read_names``); published scores on ActivityNet have one.
         classifier: scores of whole videos (``read_video_scores``) by which segments are named in place of the
             backbone's, where the detector does not name them.
 
     Raises:
-        DataError: features of another backbone or setting than the localizer was trained on, or missing ones; no
-            scores to name segments by.
+        DataError: features of another backbone or setting than the localizer was trained on, of videos that have been
+            replaced since, or missing ones; videos that it was trained on; no scores to name segments by.
         OptionError: a classifier for a detector that names segments itself.
     """
     folder = FeatureFolder(features, classifier=scores_for(localizer.recipe, classifier))
@@ -82,13 +85,16 @@ def evaluate_localizer(
             f"{str(features)!r} holds features of another {', '.join(changed) or 'backbone'} than the localizer was "
             "trained on; extract them with its own: tada extract RUN/backbone, or import them as those for training"
         )
-    table = named_like(_tested(segments, split, leave_out), folder.cards)
+    table = named_like(_counted(segments, leave_out), folder.places())
+    trained = None if localizer.run is None else TrainedVideos(localizer.run)
+    table = choose_tested(table, trained, folder, split, say)
     missing = [video.name for video in table.videos if video.name not in folder.cards]
     if missing:
         raise DataError(
             f"{str(features)!r} has no features of {len(missing)} of the {len(table)} videos to test on, the first: "
             f"{missing[0]!r}; extract them, or list these videos in a file for --leave-out, and say so beside the score"
         )
+    folder.check_sources(video.name for video in table.videos)
     table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})
     _check_classes(table, localizer.label_sets)
     if localizer.recipe.names_by_scores:
@@ -125,7 +131,7 @@ def evaluate_predictions(
         raise DataError(
             f"{str(predictions)!r} holds no detections ({error}); expected JSON with 'results': an entry for each video"
         ) from error
-    whole = named_like(_tested(segments, split, None), results["results"])
+    whole = named_like(of_tested_split(_counted(segments, None), split), results["results"])
     table = whole if leave_out is None else whole.leaving_out(read_names(leave_out))
     left_out = {video.name for video in whole.videos} - {video.name for video in table.videos}
     results["results"] = {video: found for video, found in results["results"].items() if video not in left_out}
@@ -151,10 +157,8 @@ def _parts(scores: DetectionScores | EpicScores) -> dict[str, DetectionScores]:
     return {"verb": scores.verb, "noun": scores.noun, "action": scores.action}
 
 
-def _tested(segments: Path | SegmentTable, split: str | None, leave_out: Path | None) -> SegmentTable:
+def _counted(segments: Path | SegmentTable, leave_out: Path | None) -> SegmentTable:
     table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
-    chosen = split_name(split) if split else next((name for name in ("test", "val") if table.segments_of(name)), None)
-    table = table if chosen is None else table.of_split(chosen)
     return table if leave_out is None else table.leaving_out(read_names(leave_out))
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from os import fspath
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,14 +22,17 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from tada.ahead import Ahead
-from tada.errors import DataError, OptionError, VideoError
-from tada.localization.features import FeatureCard, VideoFeatures, read_card, write_features
-from tada.localization.forms import video_name
+from tada.data.table import listed
+from tada.errors import ChangedVideoError, DataError, OptionError, VideoError
+from tada.localization.features import FeatureCard, VideoFeatures, read_card, write_card, write_features
 from tada.localization.grid import FeatureGrid
+from tada.localization.sources import Source
+from tada.localization.video_names import video_name
 from tada.predict import Recognizer
 from tada.video.reader import Video, open_video
 from tada.video.sampling import ClipSpec
@@ -268,6 +273,24 @@ class Extraction:
     """Names of those that had theirs already."""
     failures: tuple[Failure, ...]
     """Videos that could not be read."""
+    replaced: tuple[str, ...] = ()
+    """Names of videos that had features of another content, which were thrown away: the file had been replaced."""
+    assumed: tuple[str, ...] = ()
+    """Of those that were kept: whose features did not say what they were made of."""
+
+    def lines(self) -> list[str]:
+        """What is worth knowing besides the numbers."""
+        found = []
+        if self.replaced:
+            found.append(
+                f"replaced since their features were extracted, which were therefore made anew: {listed(self.replaced)}"
+            )
+        if self.assumed:
+            found.append(
+                f"features that an older tada extracted do not say of which content they are: those of "
+                f"{listed(self.assumed)} are taken to be of the videos that are there now; remove them if that is wrong"
+            )
+        return found
 
 
 def extract(
@@ -281,19 +304,20 @@ def extract(
 ) -> Extraction:
     """Extract the features of videos into a folder; those that are there, of this backbone and setting, are kept.
 
-    So an extraction that was interrupted goes on where it was. A video that cannot be read, even in its middle, leaves
-    nothing behind and does not keep the others from being read.
+    So an extraction that was interrupted goes on where it was. Features of a video that has been replaced since are
+    made anew. A video that cannot be read, even in its middle, leaves nothing behind and does not keep the others from
+    being read.
 
     Args:
         videos: files by the videos' names.
 
     Raises:
-        DataError: the folder holds features of another backbone or setting.
+        DataError: the folder holds features of another backbone or setting, or of another video of the same name.
     """
     sha256 = backbone_hash(backbone.model)
     expected = settings_of(backbone, settings)
-    missing, kept, written, failures = [], [], [], []
-    for name in videos:
+    missing, kept, replaced, assumed = [], [], [], []
+    for name, path in videos.items():
         file = out / f"{name}.json"
         if not (file.exists() and file.with_suffix(".npz").exists()):
             missing.append(name)
@@ -305,7 +329,15 @@ def extract(
                 f"{str(file)!r} holds features of another {', '.join(changed)}; extract into another folder, or remove "
                 "this one"
             )
+        if _is_of_another_content(card, path, file):
+            replaced.append(name)
+            missing.append(name)
+            continue
         kept.append(name)
+        if card.source is None:
+            assumed.append(name)
+        _bind(out, card, path)
+    written, failures = [], []
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -315,34 +347,76 @@ def extract(
     with Progress(*columns, transient=True, disable=not show_progress) as progress:
         bar = progress.add_task("extracting", total=len(missing))
         for done, name in enumerate(missing):
-            progress.update(bar, description=f"extracting {name}", completed=done)
+            progress.update(bar, description=f"extracting {escape(name)}", completed=done)
+            if name in replaced:
+                (out / f"{name}.json").unlink()
             try:
-                found = extract_video(
-                    backbone,
-                    videos[name],
-                    settings,
-                    batch_size=batch_size,
-                    backbone_sha256=sha256,
-                    advance=lambda part: progress.advance(bar, part),
+                found = _extract_bound(
+                    backbone, videos[name], settings, batch_size, sha256, lambda part: progress.advance(bar, part)
                 )
             except VideoError as error:
                 failures.append(Failure(fspath(videos[name]), str(error)))
             else:
-                write_features(out, found)
+                write_features(out, replace(found, card=replace(found.card, video=name)))
                 written.append(name)
-    return Extraction(written=tuple(written), kept=tuple(kept), failures=tuple(failures))
+    return Extraction(
+        written=tuple(written),
+        kept=tuple(kept),
+        failures=tuple(failures),
+        replaced=tuple(replaced),
+        assumed=tuple(assumed),
+    )
 
 
-def videos_by_name(paths: Sequence[str | Path]) -> dict[str, Path]:
-    """Files by the names of their videos.
+def _is_of_another_content(card: FeatureCard, path: Path, file: Path) -> bool:
+    """Whether the features in a file are not of the video that lies at a path now.
 
     Raises:
-        DataError: two files have one name.
+        DataError: they are of another video that has the same name, and is still there.
     """
-    found: dict[str, Path] = {}
-    for path in map(Path, paths):
-        name = video_name(path.name)
-        if name in found:
-            raise DataError(f"{str(path)!r} and {str(found[name])!r} are both called {name!r}; rename one")
-        found[name] = path
-    return found
+    source = card.source
+    try:
+        if source is None or source.is_now(path):
+            return False
+    except OSError:  # nothing is there any more that they could be compared with
+        return False
+    if os.path.abspath(path) != source.path and source.is_still_there():
+        raise DataError(
+            f"{str(file)!r} holds the features of {source.path!r}, and {str(path)!r} has the same name; extract both "
+            "with one command (give the folder that holds them), or into another folder"
+        )
+    return True
+
+
+def _bind(out: Path, card: FeatureCard, path: Path) -> None:
+    """Note what a video is, and where, whose features are kept, so that it need not be read the next time."""
+    with suppress(OSError):  # the video is gone, or the folder may not be written: then all stays as it is
+        if card.source is None or not card.source.is_untouched(path):
+            write_card(out, replace(card, source=Source.of(path)))
+
+
+def _source_of(path: Path) -> Source | None:
+    """What a file is; None where it cannot be read."""
+    try:
+        return Source.of(path)
+    except OSError:
+        return None
+
+
+def _extract_bound(
+    backbone: Recognizer,
+    path: Path,
+    settings: ExtractionSettings,
+    batch_size: int,
+    backbone_sha256: str,
+    advance: Callable[[float], None],
+) -> VideoFeatures:
+    """The features of a video, bound to its content."""
+    before = _source_of(path)
+    found = extract_video(
+        backbone, path, settings, batch_size=batch_size, backbone_sha256=backbone_sha256, advance=advance
+    )
+    after = _source_of(path)
+    if after is None or before != after:
+        raise ChangedVideoError(f"{fspath(path)!r} was changed while its features were extracted", fspath(path))
+    return replace(found, card=replace(found.card, source=after))

@@ -4,8 +4,10 @@ A folder of features holds for each video::
 
     NAME.npz    "feats" [T, C], float16 or float32; and, where the backbone names classes, "scores_action" [T, K] (or
                 scores_verb and scores_noun): the probabilities of each clip
-    NAME.json   whose they are: the time grid, the duration, the backbone's hash and the settings (``FeatureCard``)
+    NAME.json   whose they are: the time grid, the duration, the backbone's hash, the settings, and the content of the
+                video that they were made of (``FeatureCard``)
 
+A NAME has folders (monday/0) where several videos are called alike.
 NAME.json is written last, each file whole or not at all: a video with a NAME.json is complete. All of a folder have the
 same key, a hash of backbone and settings, and nothing is trained on features without one.
 
@@ -18,6 +20,7 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tada.data.table import composed
 from tada.errors import DataError
 from tada.files import write_whole
 from tada.localization.classifiers import VideoScores
 from tada.localization.grid import FeatureGrid
+from tada.localization.sources import Source
 
 _FORMAT = 1
 PUBLISHED_ENDINGS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".h5", ".hdf5", ".csv", ".pkl")
@@ -41,7 +46,7 @@ class FeatureCard:
     """What a file of features is."""
 
     video: str
-    """The video's name, without folder and ending."""
+    """The video's name, without ending; without folder where no other has the name."""
     duration_seconds: float
     """Of the video."""
     grid: FeatureGrid
@@ -54,6 +59,8 @@ class FeatureCard:
     """How clips were cut: plain values, as JSON has them."""
     score_labels: dict[str, list[str]] = field(default_factory=dict)
     """The classes that the columns of each scores stand for."""
+    source: Source | None = None
+    """The file that they were made of; None for published features, and for those that an older tada extracted."""
 
     @property
     def key(self) -> str:
@@ -88,14 +95,19 @@ def write_features(folder: Path, found: VideoFeatures) -> None:
         raise DataError(f"the features of {name!r} are not all finite numbers; see whether the backbone is sound")
     if len(found.features) > 4 and float(found.features.std(0).max()) == 0:
         raise DataError(f"the features of {name!r} are the same at all times; see whether the backbone is sound")
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     arrays = {"feats": found.features} | {f"scores_{s}": rows for s, rows in found.scores.items()}
     data = io.BytesIO()
     fits = np.abs(found.features).max() < np.finfo(np.float16).max
     np.savez(data, **{key: rows.astype(np.float16 if fits else np.float32) for key, rows in arrays.items()})  # type: ignore[arg-type]  # its last option is no array
-    about = {"format": _FORMAT, "key": found.card.key, **asdict(found.card)}
     write_whole(folder / f"{name}.npz", data.getvalue())
-    write_whole(folder / f"{name}.json", (json.dumps(about, indent=2) + "\n").encode())
+    write_card(folder, found.card)
+
+
+def write_card(folder: Path, card: FeatureCard) -> None:
+    """Write NAME.json, whole or not at all."""
+    about = {"format": _FORMAT, "key": card.key, **asdict(card)}
+    write_whole(folder / f"{card.video}.json", (json.dumps(about, indent=2) + "\n").encode())
 
 
 def read_card(file: Path) -> FeatureCard:
@@ -109,7 +121,9 @@ def read_card(file: Path) -> FeatureCard:
         if about.pop("format") != _FORMAT:
             raise ValueError("of another version of tada")
         key = about.pop("key")
-        card = FeatureCard(**about | {"grid": FeatureGrid(**about["grid"])})
+        source = about.get("source")
+        parts = {"grid": FeatureGrid(**about["grid"]), "source": None if source is None else Source(**source)}
+        card = FeatureCard(**about | parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{str(file)!r} is no card of features ({error}); remove it, and extract the video again"
@@ -117,6 +131,13 @@ def read_card(file: Path) -> FeatureCard:
     if key != card.key:
         raise DataError(f"{str(file)!r} was changed by hand: its key does not fit; extract the video again")
     return card
+
+
+def _find_cards(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The cards of all complete features, each with the name that its place says."""
+    for file in sorted(folder.rglob("*.json")):
+        if file.with_suffix(".npz").exists():
+            yield composed(file.relative_to(folder).with_suffix("").as_posix()), file
 
 
 class FeatureFolder:
@@ -133,13 +154,17 @@ class FeatureFolder:
         """
         self.folder = folder
         self.classifier = classifier
-        files = sorted(file for file in folder.glob("*.json") if file.with_suffix(".npz").exists())
-        if not files:
+        self.cards: dict[str, FeatureCard] = {}
+        self._files: dict[str, Path] = {}
+        for name, file in _find_cards(folder):
+            card = read_card(file)
+            if "/" not in name or name == card.video:  # what lies deeper under another name is a copy, or an older one
+                self.cards[name], self._files[name] = replace(card, video=name), file
+        if not self.cards:
             hint = "make some with `tada extract`"
             if folder.is_dir() and any(file.suffix in PUBLISHED_ENDINGS for file in folder.iterdir()):
                 hint = "bring published ones into our form with `tada localize import`, which says when each was taken"
             raise DataError(f"{str(folder)!r} holds no features with their cards; {hint}")
-        self.cards = {file.stem: read_card(file) for file in files}
         first, *others = self.cards.values()
         for other in others:
             if other.key != first.key:
@@ -152,6 +177,25 @@ class FeatureFolder:
         self.channels = first.channels
         self.grid = first.grid
         self.backbone = first.backbone
+
+    def places(self) -> dict[str, str]:
+        """Where the videos lay when they were extracted, by their names; the names where that is not known."""
+        return {name: name if card.source is None else card.source.path for name, card in self.cards.items()}
+
+    def check_sources(self, names: Iterable[str]) -> None:
+        """Refuse features of videos that have been replaced since; those that lie elsewhere by now cannot be compared.
+
+        Raises:
+            DataError: there are some.
+        """
+        for name in names:
+            source = self.cards[name].source
+            if source is not None and source.was_replaced():
+                raise DataError(
+                    f"{str(self.folder)!r}: the features of {name!r} are not of the video that lies in {source.path!r} "
+                    "now: it was replaced after they were extracted; extract again with the same command, which makes "
+                    "those anew"
+                )
 
     def score_labels(self, name: str) -> dict[str, list[str]]:
         """The classes of which a video has scores, by label set.
@@ -178,7 +222,7 @@ class FeatureFolder:
             raise DataError(
                 f"{str(self.folder)!r} has no features of the video {name!r}; extract them, or leave it out"
             )
-        file = self.folder / f"{name}.npz"
+        file = self._files[name].with_suffix(".npz")
         try:
             with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
                 found = {key: arrays[key].astype(np.float32) for key in arrays.files}

@@ -27,8 +27,8 @@ from typing import Any
 
 from tada.data.lists import epic_classes
 from tada.data.rows import check_known, csv_columns, csv_rows, required, seconds, text_lines
-from tada.data.table import VIDEO_EXTENSIONS
 from tada.errors import DataError
+from tada.localization.video_names import video_name, video_path
 
 NUM_EPIC_VERBS, NUM_EPIC_NOUNS = 97, 300
 
@@ -63,18 +63,12 @@ def split_name(written: Any) -> str:
     return match[1].lower() if match else text.lower()
 
 
-def video_name(written: str) -> str:
-    """What names a video everywhere: without folders and without a video file's ending."""
-    name = written.strip().replace("\\", "/").rsplit("/", 1)[-1]
-    stem, dot, ending = name.rpartition(".")
-    return stem if dot and f".{ending.lower()}" in VIDEO_EXTENSIONS else name
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """A segment as it is written."""
 
     video: str
+    """Its ``video_path``."""
     start: Any
     end: Any
     labels: tuple[str, ...]
@@ -90,7 +84,7 @@ class Content:
     """Where the data set fixes them; else those that occur."""
     rows: list[Row] = field(default_factory=list)
     splits: dict[str, str | None] = field(default_factory=dict)
-    """Of each video, in the file's order."""
+    """Of each video, by its ``video_path``, in the file's order."""
     durations: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     refuses: bool = True
@@ -136,8 +130,8 @@ def read_names(file: Path) -> frozenset[str]:
         document = _load_json(file)
         if not isinstance(document, list | dict) or not document:
             raise DataError(f"{file.name} holds no names of videos; give a JSON list, or a name in each line")
-        return frozenset(video_name(str(name)) for name in document)
-    return frozenset(video_name(line) for _, line in text_lines(file))
+        return frozenset(video_path(str(name)) for name in document)
+    return frozenset(video_path(line) for _, line in text_lines(file))
 
 
 def _begins(path: Path) -> bytes:
@@ -171,7 +165,7 @@ def _read_json(path: Path) -> Content:
     content = Content(refuses=False)
     for video, about in database.items():
         source = f"{name} video {video!r}"
-        key = video_name(video)
+        key = video_path(video)
         if key in content.splits:
             raise DataError(f"{source}: the name stands there twice; keep one")
         split = None if about.get("subset") is None else split_name(about["subset"])
@@ -295,7 +289,7 @@ def _add(
     content: Content, source: str, cells: Mapping[str, str], columns: Mapping[str, str], labels: Sequence[str]
 ) -> None:
     """Add a row; ``columns`` says which holds the video, start, end and split ("" for none)."""
-    video = video_name(cells[columns["video"]])
+    video = video_path(cells[columns["video"]])
     names = tuple(cells[column] for column in labels)
     if not video or not all(names):
         raise DataError(f"{source}: no {'label' if video else 'video'}; fill in the cell or take the row away")
@@ -361,7 +355,7 @@ def _read_epic(files: Sequence[Path]) -> Content:
         check_known(csv_columns(file, _KNOWN), _EPIC_COLUMNS, file)
         split = None if len(files) == 1 else "train" if file.stem.endswith("_train") else "val"
         for source, cells in csv_rows(file, _KNOWN):
-            video = video_name(required(source, cells, "video_id"))
+            video = video_path(required(source, cells, "video_id"))
             numbers = [required(source, cells, column) for column in ("verb_class", "noun_class")]
             # What is no class stays as it is written, and is refused with all others.
             labels = tuple(
@@ -381,11 +375,11 @@ def _epic_durations(folder: Path) -> dict[str, float]:
     if table.is_file():
         check_known(csv_columns(table, _KNOWN), ("video_id", "duration"), table)
         for source, cells in csv_rows(table, _KNOWN):
-            durations[video_name(required(source, cells, "video_id"))] = seconds(source, cells["duration"], "duration")
+            durations[video_path(required(source, cells, "video_id"))] = seconds(source, cells["duration"], "duration")
     elif text.is_file():
         for source, line in text_lines(text):  # P01_01.MP4,1652.15
             name, _, duration = line.partition(",")
-            durations[video_name(name)] = seconds(source, duration.strip(), "duration")
+            durations[video_path(name)] = seconds(source, duration.strip(), "duration")
     return durations
 
 

@@ -22,8 +22,9 @@ import torch
 
 from tada.errors import DataError
 from tada.localization.features import PUBLISHED_ENDINGS, Array, FeatureCard, VideoFeatures, write_features
-from tada.localization.forms import NUM_EPIC_NOUNS, NUM_EPIC_VERBS, video_name
+from tada.localization.forms import NUM_EPIC_NOUNS, NUM_EPIC_VERBS
 from tada.localization.grid import FeatureGrid
+from tada.localization.video_names import video_name
 
 _EPIC_SIZES = {"verb": NUM_EPIC_VERBS, "noun": NUM_EPIC_NOUNS}
 

@@ -194,6 +194,7 @@ class Localizer:
         detector: features of a video -> segments.
         card: its classes, the time grid of its features, its thresholds.
         backbone: the network that makes the features; None where they came from files.
+        run: the folder that it was loaded from, which says what it was trained on; None where it was not.
     """
 
     def __init__(
@@ -203,11 +204,13 @@ class Localizer:
         recipe: LocalizationRecipe,
         *,
         backbone: Recognizer | None = None,
+        run: Path | None = None,
     ) -> None:
         self.detector = detector.eval()
         self.card = card
         self.recipe = recipe
         self.backbone = backbone
+        self.run = run
         if backbone is not None:
             self.detector.to(backbone.device)
 
@@ -319,4 +322,4 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
     detector = detector_of(card.shape, recipe, card.label_sets)
     restore(detector, weights)
     backbone = load(path / BACKBONE_FOLDER, device=device) if (path / BACKBONE_FOLDER).is_dir() else None
-    return Localizer(detector, card, recipe, backbone=backbone)
+    return Localizer(detector, card, recipe, backbone=backbone, run=path)

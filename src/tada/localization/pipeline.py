@@ -7,43 +7,31 @@ Beside the run OUT lie OUT_clips and OUT_backbone, where no backbone was given, 
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
 from rich.progress import track
 
-from tada.data.annotations import read_dataset
-from tada.data.table import VideoTable
+from tada.data.table import listed
 from tada.errors import DataError, VideoError
-from tada.files import write_whole
 from tada.localization.annotations import (
-    Segment,
     SegmentTable,
-    UntrimmedVideo,
     check_for_training,
     named_like,
     read_segments,
     with_durations,
     with_splits,
 )
-from tada.localization.extraction import ExtractionSettings, extract, videos_by_name
-from tada.localization.forms import video_name
+from tada.localization.extraction import ExtractionSettings, extract
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import LocalizationResult, check_out, train_localizer
+from tada.localization.trimmed import CLIPS_TABLE, copy_notes, cut_clips, replaced_videos, segments_changed
+from tada.localization.video_names import videos_by_name
 from tada.models.weights import CARD_FILE
 from tada.predict import find_videos, load
 from tada.recipe import Recipe
 from tada.recognition import train
-from tada.video.reader import open_video, probe
-from tada.video.transforms import resize_short_side
-from tada.video.writer import write_video
-
-CLIPS_TABLE = "clips.csv"
-_STAMP = "segments.sha256"  # which segments the clips are of
+from tada.video.reader import probe
 
 
 def train_on_videos(
@@ -77,33 +65,27 @@ def train_on_videos(
     Raises:
         UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
     """
-    out = out if out.name else out.resolve()  # the folders beside it are named after it
+    out = out.resolve() if out.name in ("", "..") else out  # the folders beside it are named after it
     check_out(out, resume=resume)
     table = read_segments(segments)
     table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     table = with_splits(table, val_fraction=val_fraction, seed=recipe.seed)
     check_for_training(table, say)
     if backbone is None:
-        run, folder = out.with_name(f"{out.name}_backbone"), out.with_name(f"{out.name}_clips")
-        if not (run / CARD_FILE).exists() or (folder / CLIPS_TABLE).exists():
-            clips = cut_clips(
-                table, files, folder, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say
-            )
-        if not (run / CARD_FILE).exists():
-            say(f"training a backbone on {len(clips)} segments")
-            is_started = (run / "resume" / "last.ckpt").exists()
-            train(
+        backbone = str(
+            _own_backbone(
+                table,
+                files,
+                out,
                 backbone_recipe or Recipe(),
-                clips,
-                run,
-                resume=is_started,
+                skip_unreadable=skip_unreadable,
                 num_workers=num_workers,
                 show_progress=show_progress,
                 say=say,
             )
-        backbone = str(run)
+        )
     recognizer = load(backbone, device=device)
-    lengths = [segment.seconds for segment in _segments_of(table, "train")]
+    lengths = [segment.seconds for video in table.of_split("train").videos for segment in video.segments]
     settings = ExtractionSettings.for_clips(
         recognizer.clip, window_seconds=window_seconds, stride_seconds=stride_seconds, segment_seconds=lengths
     )
@@ -111,7 +93,10 @@ def train_on_videos(
     features = out.with_name(f"{out.name}_features")
     done = extract(recognizer, files, features, settings, show_progress=show_progress)
     say(f"features of {len(done.written)} videos extracted, of {len(done.kept)} there already")
-    reasons = {video_name(Path(failure.path).name): failure.message for failure in done.failures}
+    for line in done.lines():
+        say(line)
+    names = {str(file): name for name, file in files.items()}
+    reasons = {names[failure.path]: failure.message for failure in done.failures}
     table = table.without(reasons, allowed=skip_unreadable, say=say)
     return train_localizer(
         recipe,
@@ -123,6 +108,51 @@ def train_on_videos(
         show_progress=show_progress,
         say=say,
     )
+
+
+def _own_backbone(
+    table: SegmentTable,
+    files: dict[str, Path],
+    out: Path,
+    recipe: Recipe,
+    *,
+    skip_unreadable: int,
+    num_workers: int | None,
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> Path:
+    """Train a recogniser on the segments, or take the one that was; the folder of its run."""
+    run, folder = out.with_name(f"{out.name}_backbone"), out.with_name(f"{out.name}_clips")
+    is_begun, is_trained = run.exists() and any(run.iterdir()), (run / CARD_FILE).exists()
+    if is_begun:
+        _check_clips_of(table, files, run, folder if (folder / CLIPS_TABLE).exists() else run)
+    if is_trained and not (folder / CLIPS_TABLE).exists():
+        return run
+    clips = cut_clips(table, files, folder, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
+    if not is_trained:
+        say(f"training a backbone on {len(clips)} segments")
+        train(recipe, clips, run, resume=is_begun, num_workers=num_workers, show_progress=show_progress, say=say)
+        copy_notes(folder, run)
+    return run
+
+
+def _check_clips_of(table: SegmentTable, files: dict[str, Path], run: Path, noted: Path) -> None:
+    """Refuse a backbone that was trained on clips of other segments or videos than there are now.
+
+    Args:
+        noted: the folder that says of which: that of the clips, or of the run.
+
+    Raises:
+        DataError: it was.
+    """
+    replaced = replaced_videos(files, noted)
+    if replaced or segments_changed(table, noted):
+        what = f"the videos {listed(replaced)}, which were replaced since" if replaced else "other segments"
+        folders = {run, noted, run.with_name(f"{run.name.removesuffix('_backbone')}_clips")}
+        raise DataError(
+            f"{str(run)!r} was trained on clips of {what}: remove {listed(sorted(map(str, folders)))} to cut and train "
+            f"anew, or keep the network as it is with --backbone {run}"
+        )
 
 
 def match_videos(
@@ -140,8 +170,8 @@ def match_videos(
     """
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give the folder of the videos")
-    files = videos_by_name(find_videos([str(folder)]))
-    table = named_like(table, files)
+    files = videos_by_name(find_videos([str(folder)]), folder)
+    table = named_like(table, {name: str(file.absolute()) for name, file in files.items()})
     missing = [video.name for video in table.videos if video.segments and video.name not in files]
     if len(missing) > skip_unreadable:
         raise DataError(
@@ -158,76 +188,3 @@ def match_videos(
             unreadable[name] = str(error)
     table = table.without(unreadable, allowed=skip_unreadable, say=say)
     return with_durations(table, durations), {name: files[name] for name in durations}
-
-
-def cut_clips(
-    table: SegmentTable,
-    files: Mapping[str, Path],
-    out: Path,
-    *,
-    short_side: int = 256,
-    skip_unreadable: int = 0,
-    show_progress: bool = True,
-    say: Callable[[str], None] = print,
-) -> VideoTable:
-    """Cut every segment out of its video into a file of its own, to train a recogniser on.
-
-    Args:
-        table: with splits. Of two label sets both names together are the class. Where a class is in one split only, a
-            recogniser cannot be tested fairly: then clips are cut of the training videos alone.
-        out: receives the clips and clips.csv (path, label, split), which is written last; a folder with one is kept.
-        short_side: larger videos are made so small.
-        skip_unreadable: how many videos may turn out unreadable; they are named, and left out.
-
-    Raises:
-        DataError: more of them than that; the folder holds clips of other segments.
-    """
-    listing, stamp = out / CLIPS_TABLE, out / _STAMP
-    if listing.exists():
-        if not stamp.exists() or stamp.read_text(encoding="utf-8") != table.fingerprint():
-            raise DataError(
-                f"{str(out)!r} holds clips of other segments than {table.name} has now; remove it, and the backbone "
-                "that was trained on them, or choose another --out"
-            )
-        return read_dataset(listing)
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(stamp, table.fingerprint().encode())
-    rows: list[tuple[str, str, str]] = []
-    unreadable: dict[str, str] = {}
-    classes = {split: {table.label_of(s) for s in _segments_of(table, split)} for split in table.splits}
-    if any(labels != classes["train"] for labels in classes.values()):
-        table = table.of_split("train")
-    for video in track(table.videos, "cutting clips", transient=True, disable=not show_progress):
-        try:
-            names = _cut(video, files[video.name], out, short_side)
-        except VideoError as error:
-            unreadable[video.name] = str(error)
-            continue
-        labels = [table.label_of(segment) for segment in video.segments]
-        rows += [(name, label, video.split or "train") for name, label in zip(names, labels, strict=True)]
-    table.without(unreadable, allowed=skip_unreadable, say=say)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
-    write_whole(listing, text.getvalue().encode())
-    return read_dataset(listing)
-
-
-def _cut(video: UntrimmedVideo, file: Path, out: Path, short_side: int) -> list[str]:
-    """Write a clip of each segment; their names."""
-    names = []
-    with open_video(file) as reader:
-        times = reader.times_seconds
-        for number, segment in enumerate(video.segments):
-            shown = (times >= segment.start_seconds - 1e-6) & (times < segment.end_seconds)
-            frames = np.flatnonzero(shown).tolist() or [int(np.abs(times - segment.start_seconds).argmin())]
-            clip = torch.from_numpy(reader.frames(frames))
-            if min(clip.shape[1:3]) > short_side:
-                clip = resize_short_side(clip, short_side, antialias=True)
-            height, width = (side // 2 * 2 for side in clip.shape[1:3])
-            names.append(f"{video.name}_{number:03}.mp4")
-            write_video(out / names[-1], clip[:, :height, :width].numpy(), fps=reader.info.fps)
-    return names
-
-
-def _segments_of(table: SegmentTable, split: str) -> list[Segment]:
-    return [segment for video in table.videos if video.split == split for segment in video.segments]

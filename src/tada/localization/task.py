@@ -3,6 +3,8 @@
 A run's folder holds::
 
     recipe.yaml             what was trained, and how
+    data.json               on which features and segments
+    videos.csv              on which videos, by content, and which were held out
     localizer.safetensors   the detector's weights: of the epoch with the best mean average precision
     localizer.json          its shape, labels, time grid, thresholds and checksum
     backbone/               the network that made the features, where it was one of ours
@@ -14,6 +16,7 @@ A run's folder holds::
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +27,15 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tada.data.clips import ResumableBatches, ResumableLoader
-from tada.errors import CheckpointError, DataError, OptionError
+from tada.data.table import listed
+from tada.errors import DataError, OptionError
+from tada.files import write_whole
 from tada.localization.annotations import (
     SegmentTable,
     UntrimmedVideo,
@@ -49,12 +54,15 @@ from tada.localization.localizer import Localizer, LocalizerCard, results_of, sa
 from tada.localization.metrics import best_thresholds, detection_map
 from tada.localization.naming import can_name, check_naming, scores_for
 from tada.localization.recipe import LocalizationRecipe
-from tada.loop import EpochLines, WholeFileCheckpoints, make_trainer, own_sigterm, quiet, scheduled
+from tada.localization.trained_videos import VIDEOS_FILE, TrainedVideos, check_no_leak, write_trained_videos
+from tada.loop import CHECKPOINT, EpochLines, WholeFileCheckpoints, make_trainer, own_sigterm, quiet, scheduled
 from tada.machine import Machine
 from tada.predict import Recognizer
 from tada.recipe import read_recipe, recipe_yaml
 from tada.recognition import NonFiniteLossError
 
+RECIPE_FILE = "recipe.yaml"
+BEST = Path("resume", "best.ckpt")
 _SHORTEST_STEPS = 2
 _ENOUGH_VIDEOS, _MOST_VIDEOS = 5, 100  # that thresholds of classes without validation are learned from
 
@@ -183,6 +191,60 @@ class LocalizationTask(L.LightningModule):
         )
 
 
+class BestEpoch(Callback):
+    """Keeps the state of the epoch with the highest mean average precision."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.score = -1.0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = float(trainer.callback_metrics["val_map"])
+        if score > self.score:
+            self.score = score
+            trainer.save_checkpoint(self.file)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.score = state["score"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over what an older tada, which had Lightning's ModelCheckpoint for this, knew of its best epoch."""
+        for name, state in checkpoint["callbacks"].items():
+            if name.startswith("ModelCheckpoint") and state.get("monitor") == "val_map":
+                score = state["best_model_score"]
+                self.score = self.score if score is None else float(score)
+
+
+class MissedValidation(Callback):
+    """Tests, when a run goes on, the epoch after whose last step it was interrupted; the loop would pass it over."""
+
+    def __init__(self) -> None:
+        self.num_validated = 0
+        """Epochs that have been tested."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.num_validated += 1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.num_validated < trainer.current_epoch:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.state_key not in checkpoint["callbacks"]:  # of an older tada, which did not count
+            self.num_validated = sys.maxsize
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_validated": self.num_validated}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_validated = state["num_validated"]
+
+
 def prepare_table(
     table: SegmentTable,
     folder: FeatureFolder,
@@ -195,9 +257,10 @@ def prepare_table(
     """Match annotations with features, and refuse what would waste hours.
 
     Raises:
-        DataError: annotated videos without features, a length that contradicts the duration, no segments in a split.
+        DataError: annotated videos without features, or with those of another content; a length that contradicts the
+            duration; no segments in a split; a video in two splits.
     """
-    table = with_splits(named_like(table, folder.cards), val_fraction=val_fraction, seed=seed)
+    table = with_splits(named_like(table, folder.places()), val_fraction=val_fraction, seed=seed)
     example = next(iter(folder.cards))
     missing = {
         video.name: f"{table.name}: the video {video.name!r} has no features in {str(folder.folder)!r} (there lies "
@@ -207,6 +270,8 @@ def prepare_table(
     }
     table = table.without(missing, allowed=skip_missing, say=say)
     table = replace(table, videos=tuple(video for video in table.videos if video.name in folder.cards))
+    folder.check_sources(video.name for video in table.videos)
+    check_no_leak(table, folder)
     for card in folder.cards.values():
         card.grid.check_length(card.num_features, card.duration_seconds, f"features of {card.video!r}")
     table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})
@@ -265,10 +330,11 @@ def train_localizer(
     table = prepare_table(
         table, folder, val_fraction=val_fraction, seed=recipe.seed, skip_missing=skip_missing, say=say
     )
-    state = out / "resume" / "last.ckpt"
-    if resume:
-        _check_same_run(out, recipe, table, folder, state)
     check_out(out, resume=resume)
+    is_begun = resume and _check_same_run(out, recipe, table, folder)
+    state = out / CHECKPOINT if is_begun and (out / CHECKPOINT).exists() else None
+    if is_begun and state is None:
+        say(f"{out} was interrupted before its first saved state: it starts from its beginning")
     L.seed_everything(recipe.seed, verbose=False)
     training = table.of_split("train")
     tested = next((table.of_split(split) for split in ("val", "test") if split in table.splits), None)
@@ -294,27 +360,17 @@ def train_localizer(
     say(
         f"{recipe.detector}: {size:,} parameters on {folder.channels} channels every {folder.grid.stride_seconds:.3f} s"
     )
-    if not resume:
+    if not is_begun:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
         about = {"features": folder.key, "segments": table.fingerprint()}
-        (out / "data.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        write_whole(out / "data.json", (json.dumps(about, indent=2) + "\n").encode())
+        write_trained_videos(out, table, folder)
+        write_whole(out / RECIPE_FILE, recipe_yaml(recipe).encode())  # last: with it, the run has begun
     steps_per_epoch = len(batches) // accumulate
     task = LocalizationTask(detector, recipe, steps_per_epoch=steps_per_epoch, tested=tested)
     lines = EpochLines(say)
-    callbacks: list[Any] = [lines]
-    best = None
-    if tested is not None:
-        best = ModelCheckpoint(
-            dirpath=out / "resume",
-            filename="best",
-            monitor="val_map",
-            mode="max",
-            save_top_k=1,
-            save_on_train_epoch_end=False,
-            enable_version_counter=False,
-        )
-        callbacks.append(best)
+    best = BestEpoch(out / BEST) if tested is not None else None
+    callbacks: list[Callback] = [lines] if best is None else [lines, best, MissedValidation()]
     machine = Machine()  # detectors are small: one device
     trainer = make_trainer(
         replace(recipe, accumulate=accumulate, batch_size=batch_size),
@@ -327,16 +383,14 @@ def train_localizer(
     )
     started = time.perf_counter()
     with own_sigterm(), quiet():
-        trainer.fit(task, loader, test_loader, ckpt_path=str(state) if resume else None, weights_only=True)
+        trainer.fit(task, loader, test_loader, ckpt_path=None if state is None else str(state), weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     seconds = time.perf_counter() - started
     metrics = dict(lines.metrics)
     if best is not None:
-        kept = WholeFileCheckpoints().load_checkpoint(best.best_model_path)["state_dict"]
-        task.load_state_dict(kept)
-        assert best.best_model_score is not None
-        metrics["val_map"] = float(best.best_model_score)
+        task.load_state_dict(WholeFileCheckpoints().load_checkpoint(best.file)["state_dict"])
+        metrics["val_map"] = best.score
     card = LocalizerCard(
         detector=recipe.detector,
         shape=detector.shape(),
@@ -389,20 +443,40 @@ def thresholds_of(
 
 
 def check_out(out: Path, *, resume: bool) -> None:
-    """Refuse to write a new run into a folder that holds something."""
-    if not resume and out.exists() and any(out.iterdir()):
+    """Refuse to write a new run into a folder that holds something, or to resume what is no run.
+
+    Raises:
+        OptionError: it does, or it is none.
+    """
+    if resume and not out.is_dir():
+        raise OptionError(f"{out} is no folder, so there is no run to resume: begin it without --resume")
+    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
 
 
-def _check_same_run(
-    out: Path, recipe: LocalizationRecipe, table: SegmentTable, folder: FeatureFolder, state: Path
-) -> None:
-    if not state.exists():
-        raise CheckpointError(f"{out} has no saved state (resume/last.ckpt): start anew without --resume")
-    saved = asdict(read_recipe(out / "recipe.yaml", LocalizationRecipe))
+def _check_same_run(out: Path, recipe: LocalizationRecipe, table: SegmentTable, folder: FeatureFolder) -> bool:
+    """Whether a run has begun in a folder, with this recipe and these data.
+
+    Raises:
+        OptionError: with another recipe, or the folder holds something else.
+        DataError: with other data.
+    """
+    if not (out / RECIPE_FILE).exists():
+        others = sorted({path.name for path in out.iterdir()} - {"data.json", VIDEOS_FILE})
+        if [name for name in others if not name.endswith(".part")]:
+            raise OptionError(f"{out} holds no run of `tada localize train` (no {RECIPE_FILE}), but {listed(others)}")
+        return False
+    saved = asdict(read_recipe(out / RECIPE_FILE, LocalizationRecipe))
     changed = [name for name, value in asdict(recipe).items() if saved[name] != value]
     if changed:
-        raise OptionError(f"{out} was started with another {', '.join(changed)}: resume with {out / 'recipe.yaml'}")
+        raise OptionError(f"{out} was started with another {', '.join(changed)}: resume with {out / RECIPE_FILE}")
     before = json.loads((out / "data.json").read_text(encoding="utf-8"))
     if before != {"features": folder.key, "segments": table.fingerprint()}:
         raise DataError(f"the features or segments are not those that {out} was started with: start anew")
+    replaced = TrainedVideos(out).changed(table, folder)
+    if replaced:
+        raise DataError(
+            f"the video {replaced[0]!r} is not the one that {out} was started with ({VIDEOS_FILE} there): it was "
+            "replaced since; start anew without --resume, into another folder"
+        )
+    return True

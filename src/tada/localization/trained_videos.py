@@ -1,0 +1,170 @@
+"""Which videos a localizer was trained on, and so which ones it may be tested on.
+
+Its run keeps them in videos.csv: name, split, content, and where the file lay. A video is known by its content; by its
+name where one of both contents is not known, as of published features.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from tada.data.rows import csv_rows, guarded
+from tada.data.table import listed
+from tada.errors import DataError
+from tada.files import write_whole
+from tada.localization.annotations import SegmentTable
+from tada.localization.features import FeatureFolder
+from tada.localization.forms import split_name
+
+VIDEOS_FILE = "videos.csv"
+_COLUMNS = ("video", "split", "content", "path")
+
+
+def write_trained_videos(run: Path, table: SegmentTable, folder: FeatureFolder) -> None:
+    """Note the videos of a table with splits in the folder of a run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for video in table.videos:
+        source = folder.cards[video.name].source
+        content, path = ("", "") if source is None else (source.content, source.path)
+        writer.writerow([guarded(video.name), video.split, content, guarded(path)])
+    write_whole(run / VIDEOS_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+class _Noted(NamedTuple):
+    split: str
+    content: str
+
+
+class TrainedVideos:
+    """What a run's videos.csv says."""
+
+    def __init__(self, run: Path) -> None:
+        """Read it.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        self.run = run
+        self._by_name: dict[str, _Noted] = {}
+        self._by_content: dict[str, str] = {}
+        file = run / VIDEOS_FILE
+        self.is_known = file.exists()
+        if self.is_known:
+            for source, row in csv_rows(file, _COLUMNS):
+                if not set(_COLUMNS) <= row.keys():
+                    raise DataError(f"{source} of {str(run)!r} is not as tada writes it; copy the run again")
+                self._by_name[row["video"].removeprefix("v_")] = _Noted(row["split"], row["content"])
+                if row["content"]:
+                    self._by_content[row["content"]] = row["split"]
+
+    def split_of(self, name: str, folder: FeatureFolder) -> str | None:
+        """The part in which the run had a video, by its name and the source of its features; None if it had it not."""
+        source = folder.cards[name].source if name in folder.cards else None
+        if source is not None and source.content in self._by_content:
+            return self._by_content[source.content]
+        noted = self._by_name.get(name.removeprefix("v_"))
+        if noted is None or (source is not None and noted.content):  # of the same name, but another content
+            return None
+        return noted.split
+
+    def changed(self, table: SegmentTable, folder: FeatureFolder) -> list[str]:
+        """Names of videos that have another content than the run noted."""
+        names = []
+        for video in table.videos:
+            noted, source = self._by_name.get(video.name.removeprefix("v_")), folder.cards[video.name].source
+            if noted is not None and noted.content and source is not None and source.content != noted.content:
+                names.append(video.name)
+        return names
+
+
+def choose_tested(
+    table: SegmentTable,
+    trained: TrainedVideos | None,
+    folder: FeatureFolder,
+    split: str | None,
+    say: Callable[[str], None],
+) -> SegmentTable:
+    """The annotated videos that a localizer is tested on: none that it was trained on, but where that is asked for.
+
+    Args:
+        table: all that is annotated, called as the features are.
+        split: what was asked for; by default the annotations' test split where it has segments, else val. Where they
+            have no splits: the videos that the run held out, or that it does not know.
+
+    Raises:
+        DataError: there are none, or the split holds videos that were trained on.
+    """
+    chosen = split_name(split) if split else None
+    if table.splits:
+        table = of_tested_split(table, split)
+    if trained is None or not trained.is_known:
+        say("the run does not say which videos it was trained on: if some of these were, the scores are too good")
+        return table
+    splits = {video.name: trained.split_of(video.name, folder) for video in table.videos}
+    learned = [name for name, own in splits.items() if own == "train"]
+    if table.splits:
+        if learned and chosen != "train":
+            raise DataError(
+                f"{len(learned)} of the {len(table)} videos to test on were trained on by {trained.run}, the first: "
+                f"{learned[0]!r}; take them out of the split, or list them in a file for --leave-out"
+            )
+    elif chosen == "train":
+        table = _only(table, learned, f"{trained.run} was trained on none of the videos of {table.name}")
+    else:
+        others = [video.name for video in table.videos if video.name not in learned]
+        table = _only(
+            table,
+            others,
+            f"{trained.run} was trained on all {len(table)} videos of {table.name}: scores on them would say nothing; "
+            "give others, or have them anyway with --split train",
+        )
+    if chosen == "train":
+        say(f"testing on {len(table)} videos, {len(learned)} of which were trained on: such scores are too good")
+        return table
+    held = sum(splits[video.name] is not None for video in table.videos)
+    parts = [f"{held} held out of training"] if held else []
+    parts += [f"{len(table) - held} that {trained.run} does not know"] if held < len(table) else []
+    left_out = f"; {len(learned)} that were trained on are left out" if learned else ""
+    say(f"testing on {len(table)} {'video' if len(table) == 1 else 'videos'}, {' and '.join(parts)}{left_out}")
+    return table
+
+
+def of_tested_split(table: SegmentTable, split: str | None) -> SegmentTable:
+    """The videos of a split; by default test where it has segments, else val, else all."""
+    chosen = split_name(split) if split else next((name for name in ("test", "val") if table.segments_of(name)), None)
+    return table if chosen is None else table.of_split(chosen)
+
+
+def _only(table: SegmentTable, names: list[str], fault: str) -> SegmentTable:
+    chosen = set(names)
+    videos = tuple(video for video in table.videos if video.name in chosen)
+    if not any(video.segments for video in videos):
+        raise DataError(fault)
+    return replace(table, videos=videos)
+
+
+def check_no_leak(table: SegmentTable, folder: FeatureFolder) -> None:
+    """Refuse one recording under two names of which one is trained on and one tested.
+
+    Raises:
+        DataError: there is one.
+    """
+    first: dict[str, tuple[str, str | None]] = {}
+    for video in table.videos:
+        source = folder.cards[video.name].source
+        if source is None:
+            continue
+        name, split = first.setdefault(source.content, (video.name, video.split))
+        if (split == "train") != (video.split == "train"):
+            raise DataError(
+                f"{table.name}: {name!r} and {video.name!r} are the same video (their content is equal), one in the "
+                f"split {split!r} and one in {video.split!r}: what is tested would be trained on; keep "
+                f"{listed([name])} only, or give both the same split"
+            )

@@ -1,0 +1,163 @@
+"""Trimmed clips: each segment of untrimmed videos in a file of its own, to train a recogniser on.
+
+Their folder holds::
+
+    VIDEO_NUMBER.mp4    the clips
+    clips.csv           path, label and split of each; written last, so that a folder with one is complete
+    segments.sha256     of which segments they are
+    videos.json         of which videos, by their content
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from tada.data.annotations import read_dataset
+from tada.data.rows import guarded
+from tada.data.table import VideoTable, listed
+from tada.errors import DataError, VideoError
+from tada.files import write_whole
+from tada.localization.annotations import SegmentTable, UntrimmedVideo
+from tada.localization.sources import Source
+from tada.video.reader import open_video
+from tada.video.transforms import resize_short_side
+from tada.video.writer import write_video
+
+CLIPS_TABLE = "clips.csv"
+_SEGMENTS, _VIDEOS = "segments.sha256", "videos.json"
+
+
+def cut_clips(
+    table: SegmentTable,
+    files: Mapping[str, Path],
+    out: Path,
+    *,
+    short_side: int = 256,
+    skip_unreadable: int = 0,
+    show_progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> VideoTable:
+    """Cut every segment out of its video into a file of its own.
+
+    Args:
+        table: with splits. Of two label sets both names together are the class. Where a class is in one split only, a
+            recogniser cannot be tested fairly: then clips are cut of the training videos alone.
+        out: receives the clips; a folder with those of the same segments and videos is kept. Where a video has been
+            replaced since, all are cut again.
+        short_side: larger videos are made so small.
+        skip_unreadable: how many videos may turn out unreadable; they are named, and left out.
+
+    Raises:
+        DataError: more of them than that; the folder holds clips of other segments.
+    """
+    listing = out / CLIPS_TABLE
+    if listing.exists():
+        if not (out / _SEGMENTS).exists() or segments_changed(table, out):
+            raise DataError(
+                f"{str(out)!r} holds clips of other segments than {table.name} has now; remove it, and the backbone "
+                "that was trained on them, or choose another --out"
+            )
+        replaced = replaced_videos(files, out)
+        if not replaced:
+            if not (out / _VIDEOS).exists():
+                say(f"{out}: clips that an older tada cut do not say of which videos: taken to be of those there now")
+            return read_dataset(listing)
+        say(f"replaced since clips were cut, which is therefore done anew: {listed(replaced)}")
+        listing.unlink()
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / _SEGMENTS, table.fingerprint().encode())
+    _write_sources(table, files, out / _VIDEOS)
+    rows: list[tuple[str, str, str]] = []
+    unreadable: dict[str, str] = {}
+    classes = {split: table.labels_of(split) for split in table.splits}
+    if any(labels != classes["train"] for labels in classes.values()):
+        table = table.of_split("train")
+    for video in track(table.videos, "cutting clips", transient=True, disable=not show_progress):
+        try:
+            names = _cut(video, files[video.name], out, short_side)
+        except VideoError as error:
+            unreadable[video.name] = str(error)
+            continue
+        labels = [table.label_of(segment) for segment in video.segments]
+        rows += [
+            (guarded(name), guarded(label), video.split or "train") for name, label in zip(names, labels, strict=True)
+        ]
+    table.without(unreadable, allowed=skip_unreadable, say=say)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
+    write_whole(listing, text.getvalue().encode())
+    return read_dataset(listing)
+
+
+def _cut(video: UntrimmedVideo, file: Path, out: Path, short_side: int) -> list[str]:
+    """Write a clip of each segment; their names."""
+    names = []
+    (out / video.name).parent.mkdir(parents=True, exist_ok=True)
+    with open_video(file) as reader:
+        times = reader.times_seconds
+        for number, segment in enumerate(video.segments):
+            shown = (times >= segment.start_seconds - 1e-6) & (times < segment.end_seconds)
+            frames = np.flatnonzero(shown).tolist() or [int(np.abs(times - segment.start_seconds).argmin())]
+            clip = torch.from_numpy(reader.frames(frames))
+            if min(clip.shape[1:3]) > short_side:
+                clip = resize_short_side(clip, short_side, antialias=True)
+            height, width = (side // 2 * 2 for side in clip.shape[1:3])
+            names.append(f"{video.name}_{number:03}.mp4")
+            write_video(out / names[-1], clip[:, :height, :width].numpy(), fps=reader.info.fps)
+    return names
+
+
+# -- which segments and videos clips, or what was trained on them, are of ----------------------------------------------
+
+
+def segments_changed(table: SegmentTable, folder: Path) -> bool:
+    """Whether a folder's note says other segments than the table; not so where it has none."""
+    note = folder / _SEGMENTS
+    return note.exists() and note.read_text(encoding="utf-8") != table.fingerprint()
+
+
+def replaced_videos(files: Mapping[str, Path], folder: Path) -> list[str]:
+    """Names of the videos that have another content now than a folder's note says; none where it has no note."""
+    replaced = []
+    for name, source in _read_sources(folder / _VIDEOS).items():
+        try:
+            if name in files and not source.is_now(files[name]):
+                replaced.append(name)
+        except OSError:  # gone: whoever needs it says so
+            continue
+    return replaced
+
+
+def copy_notes(clips: Path, run: Path) -> None:
+    """Note in the folder of a recogniser of which segments and videos the clips are that it was trained on."""
+    for note in (_SEGMENTS, _VIDEOS):
+        if (clips / note).exists():
+            write_whole(run / note, (clips / note).read_bytes())
+
+
+def _write_sources(table: SegmentTable, files: Mapping[str, Path], note: Path) -> None:
+    sources = {}
+    for video in table.videos:
+        try:
+            sources[video.name] = asdict(Source.of(files[video.name]))
+        except OSError:  # cutting it says what is wrong
+            continue
+    write_whole(note, (json.dumps(sources, indent=1) + "\n").encode())
+
+
+def _read_sources(note: Path) -> dict[str, Source]:
+    if not note.exists():
+        return {}
+    try:
+        return {name: Source(**about) for name, about in json.loads(note.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{str(note)!r} is damaged ({error}); remove {str(note.parent)!r}") from error

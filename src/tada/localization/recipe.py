@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tada.localization.detections import Selection
 from tada.recipe import find_recipe, named_recipes, read_recipe
-from tada.schedule import Schedule, require
+from tada.schedule import Fit, Schedule, require
 
 
 # No slots: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
@@ -18,6 +18,8 @@ class LocalizationRecipe(Schedule):
 
     The defaults are for some hundreds of videos. Levels, ranges and lengths are chosen from the data.
     """
+
+    FIT: ClassVar[Fit] = Fit(batch_size=8, small_batch_size=2, steps_per_epoch=8, epochs=30, steps=600)
 
     detector: Literal["actionformer", "bmn"] = "actionformer"
     """ActionFormer finds and names segments; BMN finds them, and scores beside the features name them."""

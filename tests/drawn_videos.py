@@ -67,6 +67,8 @@ def draw(
     container_options: dict[str, str] | None = None,
     format: str | None = None,
     with_sound_seconds: float = 0.0,
+    sound_from_seconds: float = 0.0,
+    sound_rate: int = 8000,
 ) -> Path:
     """Encode ``frames`` to ``path`` in the container its suffix names; ``times_seconds`` makes the rate vary."""
     stack = list(frames)
@@ -79,16 +81,17 @@ def draw(
         stream.codec_context.gop_size = gop
         stream.codec_context.time_base = time_base
         stream.codec_context.thread_count = 1
-        sound = container.add_stream("aac", rate=8000) if with_sound_seconds else None
+        sound = container.add_stream("aac", rate=sound_rate) if with_sound_seconds else None
         for time, array in zip(times, stack, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format=source_format)
             frame.pts, frame.time_base = round(time / time_base), time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if sound is not None:
-            for start in range(0, int(with_sound_seconds * 8000), 1024):
+            for start in range(0, int(with_sound_seconds * sound_rate), 1024):
                 silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
-                silence.sample_rate, silence.pts, silence.time_base = 8000, start, Fraction(1, 8000)
+                silence.sample_rate, silence.time_base = sound_rate, Fraction(1, sound_rate)
+                silence.pts = start + round(sound_from_seconds * sound_rate)
                 container.mux(sound.encode(silence))
             container.mux(sound.encode(None))
     return path

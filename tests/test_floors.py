@@ -59,8 +59,9 @@ FLOORS = [
         "tada.models.fold",
         "tada.models.hosts",
         "tada.video.augment",
-        "tada.video.reader",
+        "tada.video.index",
     },
+    {"tada.video.reader"},
     {
         "tada.data.clips",
         "tada.data.motion",

@@ -35,6 +35,7 @@ USUAL_FPS = (10.0, 121.0)
 """Rates outside of this range are told of."""
 _ODD_RATIO = 1.9  # to the rate that most files have
 _LONG_GAP = 5.0  # to the usual time between two frames
+_LATE_SECONDS = 0.25  # sound and pictures of one recording begin within less
 
 FAULTS = {
     "lost": "the decoder crashed or took too long",
@@ -47,6 +48,7 @@ FAULTS = {
 NOTES = {
     "odd_rate": "a frame rate unlike the others'",
     "uneven": "frames that stay several times as long as others",
+    "late_start": "pictures that begin well after the sound",
     "hdr": "high dynamic range, which is cut",
     "double": "the same content twice in one split",
     "missing": "listed, but not there",
@@ -70,6 +72,8 @@ class Probe:
     """The word for what is wrong (``VideoError.reason``, or "lost"); empty if nothing is."""
     message: str = ""
     num_frames: int = 0
+    start_seconds: float
+    """When the first frame appears. Lines of probes.jsonl without it are of a release that read files otherwise."""
     duration_seconds: float = 0.0
     fps: float = 0.0
     longest_gap: float = 0.0
@@ -207,9 +211,8 @@ def check_dataset(
             if isinstance(found, Lost):
                 size, mtime_ns = stamp_of(path)
                 message = f"{path!r}: {found.reason}; leave it out, or convert it with another program"
-                found = Probe(
-                    path=path, size_bytes=size, mtime_ns=mtime_ns, thorough=thorough, reason="lost", message=message
-                )
+                found = replace(_nothing_known(path, thorough), size_bytes=size, mtime_ns=mtime_ns)
+                found = replace(found, reason="lost", message=message)
             probes[path] = found
             # A line begins the write: where the one before was cut off, only that one is lost.
             file.write(b"\n" + json.dumps(asdict(found)).encode("utf-8", "surrogateescape") + b"\n")
@@ -226,7 +229,7 @@ def check_dataset(
 
 def probe_file(path: str, *, thorough: bool) -> Probe:
     """Open a file, hash it, and decode some of its frames, or all."""
-    probe = Probe(path=path, size_bytes=0, mtime_ns=0, thorough=thorough)
+    probe = _nothing_known(path, thorough)
     try:
         size, mtime_ns = stamp_of(path)
     except OSError as error:  # gone since the table was read
@@ -245,6 +248,7 @@ def probe_file(path: str, *, thorough: bool) -> Probe:
         return replace(
             probe,
             num_frames=info.num_frames,
+            start_seconds=info.start_seconds,
             duration_seconds=info.duration_seconds,
             fps=info.fps,
             longest_gap=float(gaps.max() / np.median(gaps)) if len(gaps) else 0.0,
@@ -255,6 +259,10 @@ def probe_file(path: str, *, thorough: bool) -> Probe:
         )
     except VideoError as error:
         return replace(probe, reason=error.reason, message=str(error))
+
+
+def _nothing_known(path: str, thorough: bool) -> Probe:
+    return Probe(path=path, size_bytes=0, mtime_ns=0, thorough=thorough, start_seconds=0.0)
 
 
 def _known_probes(file: Path, thorough: bool) -> dict[str, Probe]:
@@ -319,6 +327,12 @@ def _about_file(probe: Probe, source: str, usual_fps: float) -> Iterator[Finding
         others = f"most files here show {usual_fps:.4g}" if ratio > _ODD_RATIO else f"{low:g} to {high:g} are usual"
         message = f"{probe.path!r} shows {probe.fps:.4g} frames a second; {others}"
         yield Finding(kind="odd_rate", path=probe.path, source=source, message=message)
+    if probe.start_seconds > _LATE_SECONDS:
+        message = (
+            f"{probe.path!r} shows its first frame at {probe.start_seconds:.2f} s, since its sound begins earlier; "
+            "times of segments count from where the sound begins, as in players"
+        )
+        yield Finding(kind="late_start", path=probe.path, source=source, message=message)
     if probe.is_hdr:
         message = f"{probe.path!r} is HDR and is cut to 8 bits without tone mapping; convert it if that matters"
         yield Finding(kind="hdr", path=probe.path, source=source, message=message)
@@ -328,7 +342,7 @@ def _about_length(probe: Probe, video: LabelledVideo, min_frames: int) -> Iterat
     num_frames = probe.num_frames
     if video.start_seconds is not None:
         # As if frames were spread evenly: near enough to tell which segments a video holds.
-        times = [i * probe.duration_seconds / num_frames for i in range(num_frames)]
+        times = np.linspace(probe.start_seconds, probe.duration_seconds, num_frames, endpoint=False)
         try:
             num_frames = len(segment_frames(times, video.start_seconds, video.end_seconds))
         except OptionError as error:

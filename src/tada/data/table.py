@@ -63,7 +63,7 @@ class LabelledVideo:
     id: str
     """What the data set calls it, each row otherwise: by default its path below the root, and the segment."""
     start_seconds: float | None = None
-    """Where the segment begins, counted from the file's first frame; None for a whole file."""
+    """Where the segment begins, counted from where the file does, as in players; None for a whole file."""
     end_seconds: float | None = None
     """Where it ends."""
     stamp: tuple[int, int] | None = None

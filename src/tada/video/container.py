@@ -16,12 +16,14 @@ import stat
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import av
 import av.error
 import av.packet
 import av.stream
+import numpy as np
 
 from tada.errors import (
     DecodeTimeoutError,
@@ -42,6 +44,8 @@ _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo
 _CAMERA_FORMAT = "video4linux2"
 _MAX_STREAMS = 100
 _BEGINNINGS = re.compile(rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|G.{187}G", re.DOTALL)
+# These say when packets are to be decoded, not when pictures are shown. FFmpeg makes that up.
+_WITHOUT_PTS = {"avi", "asf"}
 _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
 # These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
 _SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
@@ -99,6 +103,7 @@ class MediaFile:
             raise (_opening_fault(fault, path, limits) if live is None else _live_fault(fault, path, live)) from fault
         try:
             self.kind = self.container.format.name.split(",")[0]
+            self.has_pts = self.kind not in _WITHOUT_PTS  # the file says when pictures are shown
             cover = av.stream.Disposition.attached_pic
             videos = [stream for stream in self.container.streams.video if not stream.disposition & cover]
             if not videos:
@@ -148,6 +153,29 @@ class MediaFile:
             if packet.size:  # those without a byte would end the decoding
                 yield packet
 
+    def seconds_late(self, first_ticks: int) -> float:
+        """How long after the container's start the first picture appears, in seconds; 0 or more.
+
+        The start is the one that players and ``ffmpeg -ss`` count from: that of the track that begins first, which may
+        be the sound. What a coder of sound writes before it, to start itself, does not count.
+
+        Args:
+            first_ticks: when the first picture appears, in the stream's unit.
+        """
+        unit, start = self.stream.time_base, self.container.start_time
+        if unit is None or start is None:
+            return 0.0
+        # It comes rounded to microseconds. Exactly it is the start of one of the streams.
+        starts = [
+            s.start_time * s.time_base for s in self.container.streams if s.start_time is not None and s.time_base
+        ]
+        exact = min(starts, key=lambda seconds: abs(seconds * 1_000_000 - start), default=Fraction(start, 1_000_000))
+        if abs(exact * 1_000_000 - start) > 1:
+            exact = Fraction(start, 1_000_000)
+        return float(
+            max(first_ticks * unit - exact, Fraction(0))
+        )  # ASF may say a start that lies behind the first picture
+
     def scan(self) -> Packets:
         """Read every packet of the file, decoding none.
 
@@ -177,20 +205,27 @@ class MediaFile:
             scan.breaks_off = is_cut or self._ends_early(begins, ends) or self._lacks_fragment(2 * len(scan.pts))
             if is_cut and stream == ours:
                 scan.forget_last()
-        # AVI holds no presentation times, and FFmpeg makes them up in the order of decoding for these two.
-        if self.kind == "avi" and self.codec in ("h264", "hevc"):
+        # What FFmpeg makes up for these two is in the order of decoding; in ASF also for others with B-frames.
+        if not self.has_pts and (
+            self.codec in ("h264", "hevc") or (self.context.has_b_frames and bool(np.all(np.diff(scan.pts) > 0)))
+        ):
             scan.is_timed = False
         return scan
 
     def _ends_early(self, begins: list[int], ends: list[int]) -> bool:
         """Whether the packets last shorter than the header says, by more than three frames.
 
-        Before 0 lie only packets with which sound starts its coder; the header's duration counts them.
+        Before 0 lie only packets with which sound starts its coder; the header's duration counts them. AVI is judged by
+        its video alone: of its sound the header also counts packets of no bytes, such as stand for a late start.
         """
         units = [float(stream.time_base or 0) for stream in self.container.streams]
         begin = min(ticks * unit for ticks, unit in zip(begins, units, strict=True))
         end = max(ticks * unit for ticks, unit in zip(ends, units, strict=True))
         promised_seconds = (self.container.duration or 0) / 1e6
+        if self.kind == "avi" and self.stream.duration:
+            ours = self.stream.index
+            begin, end = begins[ours] * units[ours], ends[ours] * units[ours]
+            promised_seconds = self.stream.duration * units[ours]
         return end - begin < promised_seconds - max(0.1, 3 / float(self.stream.average_rate or 10))
 
     def _lacks_fragment(self, max_fragment_boxes: int) -> bool:
@@ -229,6 +264,8 @@ class Packets:
         self.is_key, self.is_shown = bytearray(), bytearray()
         self.is_timed = True
         """Every packet says when its frame appears, and the times of decoding never go back."""
+        self.are_due_in_turn = True
+        """Every packet says when it is to be decoded, which is after the one before it."""
         self.breaks_off = False
         """The file ends before it should."""
         self._last_dts: int | None = None
@@ -236,6 +273,7 @@ class Packets:
     def add(self, pts: int | None, dts: int | None, duration: int, *, is_key: bool, is_shown: bool) -> None:
         if pts is None or (dts is not None and self._last_dts is not None and dts < self._last_dts):
             self.is_timed = False
+        self.are_due_in_turn &= dts is not None and (self._last_dts is None or dts > self._last_dts)
         self._last_dts = dts
         self.pts.append(pts or 0)
         self.dts.append((pts or 0) if dts is None else dts)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import av
 import av.error
@@ -27,6 +26,7 @@ from av.video.reformatter import VideoReformatter
 
 from tada.errors import CorruptVideoError, OptionError
 from tada.video.container import Limits, MediaFile, Packets
+from tada.video.index import FrameIndex, KeyPacket, index_by_decoding, index_by_packets
 from tada.video.pixels import Geometry, to_rgb
 
 MAX_PIXELS = 7680 * 4320
@@ -52,8 +52,10 @@ class VideoInfo:
     """Average rate, in frames per second."""
     num_frames: int
     """Frames that are shown: hidden reference frames and those that an edit list cuts off do not count."""
+    start_seconds: float
+    """When the first frame appears, counted from the container's start: more than 0 where the sound begins first."""
     duration_seconds: float
-    """From the start of the first frame to the end of the last (in MP4 this lasts as long as the one before)."""
+    """From the container's start to the end of the last frame (in MP4 this lasts as long as the one before)."""
     codec: str
     """FFmpeg's name of it: ``h264``, ``vp9``."""
     rotation_degrees: int
@@ -92,14 +94,6 @@ def open_video(
     return Video(os.fspath(path), limits, allow_damaged=allow_damaged)
 
 
-class _KeyPacket(NamedTuple):
-    """A packet from which decoding can start."""
-
-    frame: int  # its index
-    pts: int
-    dts: int
-
-
 class Video:
     """An open video. Made by ``open_video``; not to be shared with a forked process.
 
@@ -111,12 +105,15 @@ class Video:
 
     A frame that decodes with errors is refused when it is asked for, unless ``allow_damaged``.
 
-    Where the file gives no usable times (raw H.264, H.264 in AVI, times that jump back), opening decodes it
-    once to count the frames, they are taken to be evenly spaced, and each jump backward decodes from the start.
+    Times count from the container's start, as in players and in ``ffmpeg -ss``. The video track may begin after it
+    (screen and USB captures begin with sound): then the first frame's time is more than 0.
+
+    Where packets do not tell which frames there are (raw H.264, H.264 in AVI, times that jump back), opening decodes
+    the video once: frames are those that come out, and each jump backward decodes from the start.
     """
 
     times_seconds: npt.NDArray[np.float64]
-    """[num_frames]: when each frame appears, counted from the first; strictly increasing."""
+    """[num_frames]: when each frame appears, counted from the container's start; strictly increasing."""
     corrupt_frames: set[int]
     """Numbers of the frames handed out that decode with errors; only ``allow_damaged`` hands out any."""
 
@@ -132,9 +129,9 @@ class Video:
         self._size = self._file.context.width, self._file.context.height  # as stored; decoding may change it there
         try:
             packets = self._file.scan()
-            self._is_timed = packets.is_timed and self._index_frames(packets)
-            if not self._is_timed:
-                self._count_frames()
+            self._index = index_by_packets(self._file, packets) or self._index_by_decoding(packets)
+            self.times_seconds = self._index.times_seconds
+            self._num_frames = self._index.num_frames
             if self._num_frames == 0 or (packets.breaks_off and not allow_damaged):
                 raise self._file.breaks_off(self._num_frames)
             if self._file.context.color_trc in _HDR_TRANSFERS:
@@ -149,53 +146,19 @@ class Video:
 
     # --- numbers and times ------------------------------------------------------------------------------------
 
-    def _index_frames(self, packets: Packets) -> bool:
-        """Number the frames by their times, and find where decoding can start. False: times collide."""
-        key_packets = [i for i, is_key in enumerate(packets.is_key) if is_key] or [0]
-        pts, is_shown = np.asarray(packets.pts), np.frombuffer(packets.is_shown, np.bool_)
-        shown = np.flatnonzero(is_shown & (pts >= pts[key_packets[0]])) if len(pts) else np.arange(0)
-        shown = shown[np.argsort(pts[shown])]
-        times = pts[shown]
-        if np.any(np.diff(times) == 0):
-            return False
-        self._num_frames = len(times)
-        if self._num_frames == 0:
-            return True
-        self._pts = array("q", times.tobytes())
-        # A hidden key frame, before the place where an edit list begins, stands for the first frame after it.
-        self._keys = [
-            _KeyPacket(int(np.searchsorted(times, packets.pts[i])), packets.pts[i], packets.dts[i]) for i in key_packets
-        ]
-        stream = self._file.stream
-        assert stream.time_base is not None
-        unit, declared = float(stream.time_base), float(stream.average_rate or 0)
-        self.times_seconds = (times - times[0]) * stream.time_base.numerator / stream.time_base.denominator
-        last_ticks = packets.duration[shown[-1]]
-        if self._file.kind == "mov" and self._num_frames > 1:  # there durations are those from one decoding to the next
-            last_ticks = self._pts[-1] - self._pts[-2]
-        self._duration_seconds = float(self.times_seconds[-1]) + (last_ticks * unit or 1 / (declared or 25.0))
-        # Headers round, or count frames that are not shown: one is believed if it is right within a frame.
-        is_right = declared > 0 and abs(declared * self._duration_seconds - self._num_frames) <= 1
-        self._fps = declared if is_right else self._num_frames / self._duration_seconds
-        self.times_seconds.flags.writeable = False
-        return True
-
-    def _count_frames(self) -> None:
-        """Number the frames of a video without usable times: decode them all."""
-        self._is_timed, self._num_frames, self._keys = False, 0, []
+    def _index_by_decoding(self, packets: Packets) -> FrameIndex:
+        """Number the frames of a video whose packets do not tell: decode them all."""
+        self._index = FrameIndex(times_seconds=np.zeros(0), duration_seconds=0.0, fps=0.0)  # to be counted
         self._restart()
         self._num_undecodable = 0
-        self._num_frames = sum(1 for _ in self._decoder)
-        if self._num_undecodable and self._num_frames and not self._allow_damaged:
+        index = index_by_decoding(self._file, packets, [frame.dts for _, frame in self._decoder])
+        if self._num_undecodable and index.num_frames and not self._allow_damaged:
             raise CorruptVideoError(
-                f"{self._path!r}: {self._num_frames} frames decode, but {self._num_undecodable} packets do not; copy "
+                f"{self._path!r}: {index.num_frames} frames decode, but {self._num_undecodable} packets do not; copy "
                 "or download it again, or pass allow_damaged=True to do without these",
                 self._path,
             )
-        self._fps = float(self._file.stream.guessed_rate or self._file.stream.average_rate or 25)
-        self.times_seconds = np.arange(self._num_frames) / self._fps
-        self._duration_seconds = self._num_frames / self._fps
-        self.times_seconds.flags.writeable = False
+        return index
 
     @cached_property
     def info(self) -> VideoInfo:
@@ -207,9 +170,10 @@ class Video:
             path=self._path,
             width=width,
             height=height,
-            fps=self._fps,
+            fps=self._index.fps,
             num_frames=self._num_frames,
-            duration_seconds=self._duration_seconds,
+            start_seconds=float(self.times_seconds[0]),
+            duration_seconds=self._index.duration_seconds,
             codec=self._file.codec,
             rotation_degrees=-90 * quarter_turns % 360,
         )
@@ -217,7 +181,7 @@ class Video:
     @cached_property
     def _geometry(self) -> Geometry:
         self._check_usable()
-        if not (self._is_timed and self._seek(self._keys[0])):
+        if not (self._index.keys and self._seek(self._index.keys[0])):
             self._restart()
         first = next(self._decoder, None)
         if first is None:
@@ -252,19 +216,20 @@ class Video:
         return np.empty((0, self.info.height, self.info.width, 3), np.uint8) if out is None else out
 
     def frames_at(self, seconds: Sequence[float]) -> npt.NDArray[np.uint8]:
-        """Decode the frame shown at each of ``seconds``, counted from the first frame's appearance.
+        """Decode the frame shown at each of ``seconds``, counted from the container's start.
+
+        Before the first frame appears, where players show nothing, that one is taken.
 
         Raises:
             OptionError: a time is negative or after the video's end; else as ``frames``.
         """
+        duration = self._index.duration_seconds
         for time in seconds:
-            if not 0 <= time <= self._duration_seconds:
-                raise OptionError(
-                    f"{self._path!r} shows nothing at {time} s; it lasts from 0 to {self._duration_seconds:.6g} s"
-                )
+            if not 0 <= time <= duration:
+                raise OptionError(f"{self._path!r} shows nothing at {time} s; it lasts from 0 to {duration:.6g} s")
         # A microsecond's grace: 0.1 s as a float must not fall short of a frame that appears at 0.1 s.
         indices = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
-        return self.frames(indices.tolist())
+        return self.frames(np.maximum(indices, 0).tolist())
 
     def __iter__(self) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
         """Every frame in turn, each decoded once: (seconds, [H, W, 3])."""
@@ -312,11 +277,12 @@ class Video:
 
     def _starts(self, index: int) -> Iterator[None]:
         """Bring the decoder before frame ``index``, in the cheapest way first; each further one is a safer try."""
-        last_key = bisect_right(self._keys, index, key=lambda key: key.frame) - 1
-        if self._position < index and (last_key < 0 or self._keys[last_key].frame <= self._position + _SEEK_SAVES):
+        keys = self._index.keys
+        last_key = bisect_right(keys, index, key=lambda key: key.frame) - 1
+        if self._position < index and (last_key < 0 or keys[last_key].frame <= self._position + _SEEK_SAVES):
             yield
         for back in (0, 1, 4):
-            if last_key - back >= 0 and self._seek(self._keys[last_key - back]):
+            if last_key - back >= 0 and self._seek(keys[last_key - back]):
                 yield
         self._restart()
         yield
@@ -329,7 +295,7 @@ class Video:
                 return frame if found == index else None
         return None
 
-    def _seek(self, key: _KeyPacket) -> bool:
+    def _seek(self, key: KeyPacket) -> bool:
         """Let decoding begin with this very packet. False: the container does not lead there."""
         time_base = self._file.stream.time_base
         assert time_base is not None
@@ -360,7 +326,7 @@ class Video:
 
     def _decode(self, packets: Iterator[av.packet.Packet[Any]]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames with their numbers. Packets that cannot be decoded are passed over: their frames are missing."""
-        count = 0
+        count, pts = 0, self._index.pts
         for packet in chain(packets, [None]):
             try:
                 frames = self._file.context.decode(packet)
@@ -368,12 +334,12 @@ class Video:
                 self._num_undecodable += 1
                 continue
             for frame in frames:
-                if not self._is_timed:
+                if pts is None:
                     yield count, frame
                     count += 1
                 elif frame.pts is not None:
-                    index = bisect_left(self._pts, frame.pts)
-                    if index < self._num_frames and self._pts[index] == frame.pts:
+                    index = bisect_left(pts, frame.pts)
+                    if index < len(pts) and pts[index] == frame.pts:
                         yield index, frame
 
     def _to_rgb(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:

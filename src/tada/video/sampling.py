@@ -83,7 +83,7 @@ def train_indices(spec: ClipSpec, times_seconds: Times, rng: np.random.Generator
     Raises:
         OptionError: the video has no frames.
     """
-    times = _checked_times(times_seconds)
+    times = _times_from_first(times_seconds)
     if spec.sampling == "segment":
         places = rng.random(spec.num_frames)
         if spec.mode == "official":
@@ -122,7 +122,7 @@ def view_indices(spec: ClipSpec, times_seconds: Times, view: int, num_views: int
     """
     if not 0 <= view < num_views:
         raise OptionError(f"view={view} must be from 0 to num_views - 1 = {num_views - 1}")
-    times = _checked_times(times_seconds)
+    times = _times_from_first(times_seconds)
     if spec.mode == "official" and spec.sampling == "interval":
         length = _official_clip_length(spec, times)
         slack = max(len(times) - length, 0)
@@ -144,17 +144,18 @@ def segment_frames(times_seconds: Times, start_seconds: float | None, end_second
     """The frames of a video that lie in a segment of it: those that appear from its start up to its end.
 
     A segment that is shorter than a frame has the frame shown at its start; one that reaches past the video's end by
-    no more than one frame ends there.
+    no more than one frame ends there. Where the first frame appears late, a segment that begins before it begins with
+    it, and one that ends before it by no more than one frame has that frame.
 
     Args:
-        times_seconds: when each frame of the video appears, [L], increasing.
-        start_seconds: counted from the first frame; None for the whole video.
+        times_seconds: when each frame of the video appears, [L], increasing, on the clock of the next two.
+        start_seconds: None for the whole video.
         end_seconds: None for the whole video.
 
     Raises:
-        OptionError: the video has no frames, or ends more than one frame before the segment does.
+        OptionError: the video has no frames, ends more than one frame before the segment does, or begins as much after.
     """
-    times = _checked_times(times_seconds)
+    times = _times(times_seconds)
     if start_seconds is None or end_seconds is None:
         return range(len(times))
     duration_seconds, frame_seconds = _duration_seconds(times), 1 / average_fps(times)
@@ -162,6 +163,11 @@ def segment_frames(times_seconds: Times, start_seconds: float | None, end_second
         raise OptionError(
             f"the segment from {start_seconds:g} to {end_seconds:g} s is not within the video, which lasts "
             f"{duration_seconds:.2f} s"
+        )
+    if end_seconds < times[0] - frame_seconds - _GRACE_SECONDS:
+        raise OptionError(
+            f"the segment from {start_seconds:g} to {end_seconds:g} s lies before the video's first frame, which "
+            f"appears at {times[0]:.2f} s, since its sound begins earlier"
         )
     first = int(np.searchsorted(times, start_seconds - _GRACE_SECONDS))
     last = int(np.searchsorted(times, end_seconds - _GRACE_SECONDS))
@@ -204,7 +210,7 @@ def _step_seconds(spec: ClipSpec, times: Array) -> float:
 
 
 def _duration_seconds(times: Array) -> float:
-    """To the end of the last frame, which is taken to last as long as the average one."""
+    """Until the end of the last frame, which is taken to last as long as the average one."""
     return float(times[-1]) + 1 / average_fps(times)
 
 
@@ -276,7 +282,8 @@ def average_fps(times: Array) -> float:
     """
     if len(times) == 1:
         return 30.0
-    span = float(times[-1] - times[0])
+    times = times - times[0]
+    span = float(times[-1])
     rate = (len(times) - 1) / span
     if np.abs(times * 1000 - np.round(times * 1000)).max() < 1e-6:
         nominal = min((round(rate), round(rate * 1.001) / 1.001), key=lambda other: abs(other - rate))
@@ -285,9 +292,14 @@ def average_fps(times: Array) -> float:
     return rate
 
 
-def _checked_times(times_seconds: Times) -> Array:
+def _times(times_seconds: Times) -> Array:
     times: Array = np.asarray(times_seconds, np.float64)
     if times.ndim != 1 or len(times) == 0:
         raise OptionError(f"times_seconds of shape {list(times.shape)}: a video has at least one frame")
-    times = times - times[0]
     return times
+
+
+def _times_from_first(times_seconds: Times) -> Array:
+    times = _times(times_seconds)
+    from_first: Array = times - times[0]
+    return from_first

@@ -30,7 +30,7 @@ class LiveFrame(NamedTuple):
     """A frame of a stream."""
 
     seconds: float
-    """When it is shown, from the stream's first frame."""
+    """When it is shown, counted from the container's start as by ``Video``."""
     arrived: float
     """``time.perf_counter()`` when its last byte had been read."""
     pixels: Callable[[], npt.NDArray[np.uint8]]
@@ -51,7 +51,7 @@ class FrameStream:
     """
 
     duration_seconds: float
-    """From the start of the first frame to the end of the last, as far as they have been read."""
+    """From the container's start to the end of the last frame, as far as they have been read."""
     num_frames: int
     """Frames given out."""
     num_left_out: int
@@ -100,7 +100,7 @@ class FrameStream:
         stored = media.context.width, media.context.height
         geometry, reformatter = None, VideoReformatter()
         unit = media.stream.time_base  # a frame's own is not set when the decoder is emptied
-        first, last, seconds = 0, 0, 0.0  # the first two in ticks
+        first, last, late, seconds = 0, 0, 0.0, 0.0  # the first two in ticks
         for frame, arrived in self._decoded(media):
             if frame.is_corrupt:
                 self.num_left_out += 1
@@ -111,6 +111,7 @@ class FrameStream:
                 )
             if geometry is None:
                 geometry, first = Geometry.of(frame, stored), frame.pts
+                late = media.seconds_late(first) if media.has_pts else 0.0
             elif frame.pts <= last:
                 back = float((last - frame.pts) * unit)
                 if back > _LONGEST_JUMP_BACK_SECONDS:
@@ -123,7 +124,7 @@ class FrameStream:
                 continue
             last = frame.pts
             # In the order of the reader's operations, so that times are the same to the last bit.
-            before, seconds = seconds, (last - first) * unit.numerator / unit.denominator
+            before, seconds = seconds, (last - first) * unit.numerator / unit.denominator + late
             self.num_frames += 1
             lasts = float(frame.duration * unit)
             if media.kind == "mov" and self.num_frames > 1:  # there durations are those from one decoding to the next

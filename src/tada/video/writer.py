@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import os
 import secrets
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
+from av.packet import Packet
 
 from tada.errors import OptionError
 
 _TICKS = 90_000  # a second in ticks where frames come at times of their own
+_SILENCE_HERTZ, _SILENCE_SAMPLES = 8000, 1024  # as many as AAC encodes at once
 
 
 def write_video(
@@ -40,8 +44,9 @@ def write_video(
         frames: RGB, each [H, W, 3], all of one size; or all in one array [T, H, W, 3]. H and W must be even,
             since a colour sample covers 2x2 pixels: nothing is cut or padded here.
         fps: frames per second, for evenly spaced frames. Rates such as 29.97 are taken as 30000/1001.
-        times_seconds: when each frame appears, instead of ``fps``; strictly increasing, and written to within
-            1/90000 s. The last frame is shown for as long as the one before it.
+        times_seconds: when each frame appears, instead of ``fps``; 0 or more, strictly increasing, and written to
+            within 1/90000 s. The last frame is shown for as long as the one before it. Where the first appears after
+            0, the file begins with a moment of silence: players count from where its first track begins.
         crf: quality from 0, without loss of what yuv420p holds, to 51; 18 looks like the original.
         keyframe_interval_frames: frames from one key frame to the next. Small ones make random access fast.
         fast_decode: leave out what costs a decoder most (arithmetic coding, smoothing at block edges): half the time,
@@ -88,6 +93,8 @@ def write_video(
             stream.codec_context.thread_count = 1
             time_base = 1 / rate if ticks is None else Fraction(1, _TICKS)
             stream.codec_context.time_base = time_base
+            if ticks is not None and ticks[0] > 0:
+                _write_silence(container)
             num_frames = 0
             for num_frames, array in enumerate(chain([first], checked), start=1):
                 frame = av.VideoFrame.from_ndarray(array, format="rgb24")
@@ -97,13 +104,11 @@ def write_video(
                     raise OptionError(f"more frames than the {len(ticks)} of times_seconds")
                 else:
                     frame.pts = ticks[num_frames - 1]
-                    following = min(num_frames, len(ticks) - 1)
-                    frame.duration = ticks[following] - ticks[max(following - 1, 0)]
                 frame.time_base = time_base
-                container.mux(stream.encode(frame))
+                container.mux(_lasting(stream.encode(frame), ticks))
             if ticks is not None and num_frames < len(ticks):
                 raise OptionError(f"{num_frames} frames, but {len(ticks)} times in times_seconds")
-            container.mux(stream.encode(None))
+            container.mux(_lasting(stream.encode(None), ticks))
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
@@ -111,6 +116,26 @@ def write_video(
         with suppress(FileNotFoundError):
             part.unlink()
         raise
+
+
+def _lasting(packets: list[Packet[Any]], ticks: list[int] | None) -> list[Packet[Any]]:
+    """Say of packets how long their frames are shown; the encoder takes them to come at a fixed rate."""
+    if ticks is not None and len(ticks) > 1:
+        for packet in packets:
+            assert packet.pts is not None
+            following = min(bisect_right(ticks, packet.pts), len(ticks) - 1)
+            packet.duration = ticks[following] - ticks[following - 1]
+    return packets
+
+
+def _write_silence(container: av.container.OutputContainer) -> None:
+    """A track of sound that begins at 0 and lasts an eighth of a second."""
+    sound = container.add_stream("aac", rate=_SILENCE_HERTZ)
+    sound.layout = "mono"
+    silence = av.AudioFrame.from_ndarray(np.zeros((1, _SILENCE_SAMPLES), np.float32), "fltp", "mono")
+    silence.sample_rate, silence.pts = _SILENCE_HERTZ, 0
+    container.mux(sound.encode(silence))
+    container.mux(sound.encode(None))
 
 
 def _exact_rate(fps: float) -> Fraction:
@@ -121,6 +146,8 @@ def _exact_rate(fps: float) -> Fraction:
 
 def _ticks(times_seconds: Sequence[float]) -> list[int]:
     ticks = [round(time * _TICKS) for time in times_seconds]
+    if ticks and ticks[0] < 0:
+        raise OptionError(f"times_seconds[0]={times_seconds[0]} must be 0 or more")
     for i in range(1, len(ticks)):
         if ticks[i] <= ticks[i - 1]:
             raise OptionError(f"times_seconds[{i}]={times_seconds[i]} must be after {times_seconds[i - 1]}, before it")

@@ -66,6 +66,7 @@ FLOORS = [
         "tada.data.clips",
         "tada.data.motion",
         "tada.data.published",
+        "tada.gradcam",
         "tada.localization.forms",
         "tada.models",
         "tada.models.parallel",
@@ -76,6 +77,7 @@ FLOORS = [
     {
         "tada.commands.arguments",
         "tada.data.prepare",
+        "tada.explanation",
         "tada.localization.annotations",
         "tada.localization.classifiers",
         "tada.models.convert",

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tada.adaptation import AdaptReport, adapt
     from tada.errors import UserError
     from tada.evaluation import evaluate
+    from tada.explanation import Explanation
     from tada.loading import load
     from tada.localization.localizer import Localization, Localizer
     from tada.models import create_model, list_models
@@ -30,6 +31,7 @@ __all__ = [
     "AdaptReport",
     "ClipSpec",
     "Evaluation",
+    "Explanation",
     "Localization",
     "Localizer",
     "Prediction",
@@ -54,6 +56,7 @@ _HOME = {
     "AdaptReport": "tada.adaptation",
     "ClipSpec": "tada.video.sampling",
     "Evaluation": "tada.results",
+    "Explanation": "tada.explanation",
     "Localization": "tada.localization.localizer",
     "Localizer": "tada.localization.localizer",
     "Prediction": "tada.predict",

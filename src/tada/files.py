@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,27 @@ def write_whole(file: Path, data: bytes) -> None:
     """Write a small file, whole or not at all."""
     with whole_file(file) as part:
         part.write_bytes(data)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder to write into in place of ``folder``.
+
+    When the block ends well, it becomes ``folder``, in place of one that was there. When it does not, ``folder`` is as
+    it was, and nothing is left.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    old = part.with_suffix(".old")
+    part.mkdir()
+    try:
+        yield part
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+    finally:
+        for left in (part, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def distinct_names(paths: Iterable[PathT]) -> dict[PathT, str]:

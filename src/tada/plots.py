@@ -120,6 +120,116 @@ def save_timeline(
     figure.savefig(path, dpi=110)
 
 
+def save_heat(
+    frames: NDArray[np.uint8],
+    overlaid: NDArray[np.uint8],
+    times_seconds: Sequence[float],
+    path: Path,
+    *,
+    title: str = "",
+) -> None:
+    """Draw frames in rows of eight with the time above each and, below each, the frame with the heat over it.
+
+    Args:
+        frames: [T, H, W, 3]; of more than 32 as many are drawn, evenly spread.
+        overlaid: [T, H, W, 3], the same with the heat.
+        times_seconds: [T], when each is shown.
+    """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    shown = _spread(len(frames), 32)
+    columns = min(len(shown), 8)
+    high, wide = frames.shape[1:3]
+    above, beside = high * 0.16, wide * 0.05  # room for the times, and between the frames
+    rows = -(-len(shown) // columns)
+    inches = max(1.9, 6 / columns) / wide
+    tall = inches * rows * (2 * high + above + beside)
+    figure = _figure(inches * columns * (wide + beside), tall + 1.2)
+    grid = figure.add_gridspec(2, 3, height_ratios=[tall, 0.15])
+    axes = figure.add_subplot(grid[0, :])
+    for place, i in enumerate(shown):
+        row, column = divmod(place, columns)
+        left, top = column * (wide + beside), row * (2 * high + above + beside) + above
+        axes.imshow(frames[i], extent=(left, left + wide, top + high, top))
+        axes.imshow(overlaid[i], extent=(left, left + wide, top + 2 * high, top + high))
+        axes.text(left + wide / 2, top - above / 4, f"{times_seconds[i]:.2f} s", fontsize=9, ha="center")
+    axes.set(xlim=(0, columns * (wide + beside)), ylim=(rows * (2 * high + above + beside), 0))
+    axes.axis("off")
+    scale = ScalarMappable(Normalize(0, 1), "turbo")
+    label = "what speaks for the class; 1 where most does"
+    figure.colorbar(scale, cax=figure.add_subplot(grid[1, 1]), orientation="horizontal", label=label)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """Numbers from 0 to ``count - 1``; of more than ``most`` as many, evenly spread."""
+    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
+
+
+def save_calibration(
+    frames: NDArray[np.uint8],
+    times_seconds: Sequence[float],
+    strengths: Mapping[str, NDArray[np.floating]],
+    layer: str,
+    deviations: NDArray[np.floating],
+    path: Path,
+    *,
+    title: str = "",
+) -> None:
+    """Draw how kernels were calibrated: the frames of a clip, below them layers by frames, and one layer's channels.
+
+    Args:
+        frames: [T, S, S, 3].
+        times_seconds: [T], when each is shown.
+        strengths: for each layer, in the network's order, how far its kernels are from the shared one, [T'].
+        layer: whose channels are drawn.
+        deviations: its alpha - 1, [T', C].
+    """
+    t = len(frames)
+    shown = _spread(t, 16)
+    side, high = min(1.3, 10.0 / len(shown)), max(0.22 * len(strengths), 1.5)
+    figure = _figure(13, side + high + 4.8)
+    grid = figure.add_gridspec(3, 1, height_ratios=[side, high, 3.4])
+    top, middle, bottom = (figure.add_subplot(grid[i]) for i in range(3))
+    wide = t / len(shown)
+    for place, i in enumerate(shown):  # each above its column of the maps, as far as there is room
+        top.imshow(frames[i], extent=((place + 0.02) * wide, (place + 0.98) * wide, 0, 1), aspect="auto")
+    top.set(xlim=(0, t), ylim=(0, 1))
+    top.axis("off")
+    rows = np.stack([_at_frames(strength, t) for strength in strengths.values()])
+    image = middle.imshow(rows, aspect="auto", cmap="magma", vmin=0, extent=(0, t, len(rows), 0), interpolation="none")
+    middle.set_yticks(np.arange(len(rows)) + 0.5, list(strengths), fontsize=8)
+    figure.colorbar(image, ax=middle, label="RMS of alpha - 1", fraction=0.03)
+    most = max(float(np.abs(deviations).max()), 1e-6)
+    image = bottom.imshow(
+        _at_frames(deviations, t).T,
+        aspect="auto",
+        cmap="RdBu_r",
+        vmin=-most,
+        vmax=most,
+        extent=(0, t, deviations.shape[1], 0),
+        interpolation="none",
+    )
+    bottom.set(ylabel="channel", title=layer)
+    figure.colorbar(image, ax=bottom, label="alpha - 1", fraction=0.03)
+    for axes in (middle, bottom):
+        axes.set_xticks([i + 0.5 for i in shown], [f"{times_seconds[i]:.2f}" for i in shown], fontsize=8)
+    bottom.set_xlabel("seconds")
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=110)
+
+
+def _at_frames(values: NDArray[np.floating], num_frames: int) -> NDArray[np.floating]:
+    """[T', ...] -> [T, ...]: those of a layer behind one that thins out the frames count for several."""
+    stride = -(-num_frames // len(values))
+    repeated: NDArray[np.floating] = values[np.minimum(np.arange(num_frames) // stride, len(values) - 1)]
+    return repeated
+
+
 def save_comparison(per_class: Mapping[str, Mapping[str, float]], path: Path, *, title: str = "") -> None:
     """Draw the accuracy of several models on every class, side by side.
 

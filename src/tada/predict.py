@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from itertools import accumulate, groupby, pairwise, product
 from os import PathLike, fspath
 from pathlib import Path
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from tada.ahead import Ahead
 from tada.data.rows import guarded
 from tada.data.table import ACTION, VIDEO_EXTENSIONS, Head
-from tada.errors import OptionError, VideoError, VideoNotFoundError
+from tada.errors import OptionError, UnknownNameError, VideoError, VideoNotFoundError
+from tada.explanation import Explanation, explain
 from tada.models.exported import ONNX_SUFFIX, OnnxNetwork, load_onnx
 from tada.models.fuse import FusedNetwork, fuse
 from tada.models.hub import fetch_model, is_hub_id
@@ -49,6 +50,8 @@ class ClipScores:
     """When its last frame is shown."""
     scores: tuple[float, ...]
     """Probability of each class."""
+    frame_numbers: tuple[int, ...] = ()
+    """The video's frames that were looked at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +65,11 @@ class Prediction:
     """Probability of each class, in the order of ``labels``."""
     clips: tuple[ClipScores, ...]
     """The same for each clip, in the order of time."""
+    recognizer: Recognizer | None = field(default=None, repr=False, compare=False)
+    """Whose answer it is; it does not go along where the prediction is pickled."""
+
+    def __getstate__(self) -> list[Any]:
+        return [None if f.name == "recognizer" else getattr(self, f.name) for f in fields(self)]
 
     @property
     def label(self) -> str:
@@ -88,6 +96,16 @@ class Prediction:
                 for clip in self.clips
             ],
         }
+
+    def explain(self, *, label: str | None = None, clip: int | None = None, layer: str | None = None) -> Explanation:
+        """Show what the network looked at, and how its kernels were calibrated: see ``Recognizer.explain``.
+
+        Raises:
+            OptionError: it has been pickled, and does not know its recognizer any more.
+        """
+        if self.recognizer is None:
+            raise OptionError("this prediction does not know its recognizer: call recognizer.explain(prediction)")
+        return self.recognizer.explain(self, label=label, clip=clip, layer=layer)
 
     def plot(self, picture: Path, *, num_frames: int = 8, count: int = 5) -> None:
         """Draw frames of the video and its most probable classes, as a PNG file.
@@ -230,6 +248,65 @@ class Recognizer:
             raise OptionError(f"{window_seconds = } should be more than 0")
         return self._predictions(videos, num_clips, window_seconds)
 
+    def explain(
+        self,
+        video: str | PathLike[str] | Prediction,
+        *,
+        label: str | None = None,
+        clip: int | None = None,
+        layer: str | None = None,
+    ) -> Explanation:
+        """Show what the network looked at in one clip of a video (Grad-CAM), and how its kernels were calibrated.
+
+        It is the network as it was trained, not its inference form. Not for two threads at a time.
+
+        Args:
+            video: a file, which is predicted first; or what ``predict`` gave for one, with its clips.
+            label: the class that is explained, of ``answers``; by default the most probable of the video.
+            clip: which of the prediction's clips; by default the one in which the class is most probable.
+            layer: the module whose feature map is looked at; see ``tada.gradcam.look``.
+
+        Raises:
+            VideoError: the video cannot be read.
+            OptionError: no such class, clip or layer; or an ONNX file, into which there is no looking.
+        """
+        self.check_explains(label)
+        prediction = video if isinstance(video, Prediction) else self.predict(video)
+        label = prediction.label if label is None else label
+        if prediction.labels != self.answers:
+            raise OptionError("this prediction is of a recognizer with other classes: predict the video with this one")
+        place, clips = self.answers.index(label), prediction.clips
+        if clip is None:
+            clip = max(range(len(clips)), key=lambda i: clips[i].scores[place])
+        elif not 0 <= clip < len(clips):
+            raise OptionError(f"{clip = } should be from 0 to {len(clips) - 1}: one of the prediction's clips")
+        chosen = clips[clip]
+        sizes = [len(head.labels) for head in self.heads]
+        starts = [end - size for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        logits = [start + int(i) for start, i in zip(starts, np.unravel_index(place, sizes), strict=True)]
+        return explain(
+            self.model,
+            prediction.path,
+            chosen.frame_numbers,
+            self.clip,
+            lambda found: found[logits].sum(),
+            label=label,
+            score=chosen.scores[place],
+            layer=layer,
+        )
+
+    def check_explains(self, label: str | None = None) -> None:
+        """Say before the work whether ``explain`` can do its own.
+
+        Raises:
+            OptionError: an ONNX file, into which there is no looking.
+            UnknownNameError: no class has this name.
+        """
+        if isinstance(self.model, OnnxNetwork):
+            raise OptionError("an ONNX file gives logits and nothing else to look at: explain with the run it is from")
+        if label is not None and label not in self.answers:
+            raise UnknownNameError.of("class", label, self.answers)
+
     def _predictions(
         self, videos: Sequence[str | PathLike[str]], num_clips: int | None, window_seconds: float | None
     ) -> Iterator[Prediction | VideoError]:
@@ -247,11 +324,14 @@ class Recognizer:
             start_seconds=clip.start_seconds,
             end_seconds=clip.end_seconds,
             scores=tuple(self._joint(self.scores(clip.views)[0]).tolist()),
+            frame_numbers=clip.frame_numbers,
         )
 
     def _mean(self, video: str | PathLike[str], clips: list[ClipScores]) -> Prediction:
         mean = torch.tensor([clip.scores for clip in clips]).mean(0)
-        return Prediction(path=fspath(video), labels=self.answers, scores=tuple(mean.tolist()), clips=tuple(clips))
+        return Prediction(
+            path=fspath(video), labels=self.answers, scores=tuple(mean.tolist()), clips=tuple(clips), recognizer=self
+        )
 
     def _joint(self, scores: Tensor) -> Tensor:
         """[K] -> the probabilities of ``answers``: products of those of the heads."""
@@ -270,6 +350,7 @@ class _Clip(NamedTuple):
     end_seconds: float = 0.0
     views: Tensor = torch.empty(0)
     """uint8 [1, T, H, W, 3]"""
+    frame_numbers: tuple[int, ...] = ()
     fault: VideoError | None = None
 
 
@@ -289,7 +370,7 @@ def _read_clips(
                         antialias=spec.antialias,
                     )
                     first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
-                    yield _Clip(place, first, last, torch.stack(views))
+                    yield _Clip(place, first, last, torch.stack(views), tuple(indices))
         except VideoError as error:
             yield _Clip(place, fault=error)
 

@@ -78,6 +78,17 @@ def add_device(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU by default, if any")
 
 
+def check_new(places: Iterable[Path], *, overwrite: bool) -> None:
+    """Refuse, before the work, to write where something is already.
+
+    Raises:
+        UserError: it is there, and not to be replaced.
+    """
+    for place in places:
+        if place.exists() and not overwrite:
+            raise UserError(f"{str(place)!r} is there already: give another folder, or replace it with --overwrite")
+
+
 def report_failures(outcome: str, failures: Iterable[str]) -> int:
     """Say which videos were left out, and why.
 

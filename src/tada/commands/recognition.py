@@ -19,6 +19,7 @@ from tada.commands.arguments import (
     add_data,
     add_device,
     add_workers,
+    check_new,
     data_options,
     read_data,
     report_failures,
@@ -28,7 +29,7 @@ from tada.machine import Machine, is_first_process
 from tada.recipe import Recipe, recipe_of
 
 if TYPE_CHECKING:
-    from tada.predict import Prediction
+    from tada.predict import Prediction, Recognizer
     from tada.results import Evaluation
 
 
@@ -202,6 +203,11 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--clips", type=int | None, default=None, help="clips spread over a video or window")
     parser.add_argument("--window-seconds", type=float | None, default=None, help="cut videos into windows this long")
     parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one picture of each video")
+    parser.add_argument(
+        "--explain", type=Path | None, default=None, help="a folder for what the network looked at in each video"
+    )
+    parser.add_argument("--explain-label", type=str | None, default=None, help="of this class, not the likeliest")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there of --explain")
     parser.add_argument("--precision", type=Literal["fp32", "bf16"], default="fp32", help="of the network's numbers")
     parser.add_argument("--compile", action="store_true", help="compile the network first: worth it for many videos")
     add_device(parser)
@@ -216,6 +222,7 @@ def _predict(options: Namespace) -> int:
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     recognizer = load(options.run, device=options.device, dtype=dtype, compile=options.compile)
     paths = find_videos(options.videos)
+    explanations = _explanations(options, recognizer, paths)
     predictions, failures = [], []
     found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)
     for path, answer in zip(paths, found, strict=True):
@@ -225,6 +232,11 @@ def _predict(options: Namespace) -> int:
             predictions.append(answer)
             if options.plots is not None:
                 answer.plot(options.plots / f"{Path(path).stem}.png")
+            if path in explanations:
+                explanation = answer.explain(label=options.explain_label)
+                explanation.save(explanations[path], overwrite=options.overwrite)
+                if explanation.note:
+                    print(f"tada: {path}: {explanation.note}", file=sys.stderr)
     if options.format == "json":
         print(predictions_json(predictions, options.top))
     elif options.format == "csv":
@@ -232,6 +244,20 @@ def _predict(options: Namespace) -> int:
     else:
         _print_predictions(predictions, options.top)
     return report_failures("no prediction", failures)
+
+
+def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[str]) -> dict[str, Path]:
+    """The folder for what explains each video, where that is asked for; what is wrong with them is said before work."""
+    from tada.files import distinct_names
+
+    if options.explain is None:
+        if options.explain_label is not None:
+            raise UserError("--explain-label goes with --explain DIR")
+        return {}
+    recognizer.check_explains(options.explain_label)
+    folders = {path: options.explain / name for path, name in distinct_names(paths).items()}
+    check_new(folders.values(), overwrite=options.overwrite)
+    return folders
 
 
 def _print_predictions(predictions: Sequence[Prediction], top: int) -> None:

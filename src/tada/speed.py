@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from tada.data.timing import LoaderTimes
 
 _MUCH = 0.2  # of the time
+_ENOUGH_STEPS = 10  # for a share that means something
 
 
 def _times(trainer: L.Trainer) -> LoaderTimes:
@@ -20,29 +23,59 @@ def _times(trainer: L.Trainer) -> LoaderTimes:
 
 
 class LoaderSpeed(Callback):
-    """Logs the loader's times of each epoch, beside the run's other numbers, and says those of the first.
+    """Logs the loader's times of each epoch, beside the run's other numbers, and says once what they come to.
 
-    They are no part of the run's metrics: they differ from machine to machine, and from day to day.
+    They are no part of the run's metrics: they differ from machine to machine, and from day to day. What is said is of
+    the first epochs that make ten steps, without the first wait, in which workers start.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.is_said = False
+        self.started = 0.0
+        self.used_seconds = 0.0
+        self.clip_seconds: list[float] = []
+        self.waited_seconds: list[float] = []
+        self.all_used_seconds = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _times(trainer).clear()
+        self.used_seconds = 0.0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.used_seconds += time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        numbers = _times(trainer).summary()
-        if not numbers:
-            return
-        for logger in trainer.loggers:
+        times = _times(trainer)
+        numbers = times.summary(used_seconds=self.used_seconds)
+        for logger in trainer.loggers if numbers else ():
             logger.log_metrics({f"loader_{name}": value for name, value in numbers.items()}, step=trainer.global_step)
         if not self.is_said:
-            self.is_said = True
-            share = numbers["data_time_share"]
-            advice = "; more --num-workers, or a copy made by `tada prepare`, may help" if share > _MUCH else ""
-            self.say(
-                f"a clip takes {numbers['clip_ms_p50']:.0f} ms of a core (95 of 100 at most "
-                f"{numbers['clip_ms_p95']:.0f} ms); training waits for clips {100 * share:.0f} % of the time{advice}"
-            )
+            self.clip_seconds += times.clip_seconds
+            self.waited_seconds += times.waited_seconds
+            self.all_used_seconds += self.used_seconds
+            if len(self.waited_seconds) > _ENOUGH_STEPS:
+                self._say()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.clip_seconds and not self.is_said:
+            self._say()
+
+    def _say(self) -> None:
+        self.is_said = True
+        median, slow = np.percentile(self.clip_seconds, [50, 95]) * 1000
+        line = f"a clip takes {median:.0f} ms of a core (95 of 100 at most {slow:.0f} ms)"
+        if len(self.waited_seconds) > _ENOUGH_STEPS:
+            waited = sum(self.waited_seconds[1:])
+            share = waited / max(waited + self.all_used_seconds, 1e-9)
+            line += f"; training waits for clips {100 * share:.0f} % of the time"
+            if share > _MUCH:
+                line += "; more --num-workers, or a copy made by `tada prepare`, may help"
+        self.say(line)

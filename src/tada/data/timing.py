@@ -47,38 +47,40 @@ class LoaderTimes:
     def clear(self) -> None:
         """Begin anew."""
         self.clip_seconds: list[float] = []
-        self.waited_seconds = 0.0
-        self.used_seconds = 0.0
+        self.waited_seconds: list[float] = []
 
     def measured(self, batches: Iterator[tuple[Batch, list[float]]]) -> Iterator[Batch]:
-        """The batches without their times. What passes between two of them is the time of the step."""
+        """The batches without their times."""
         while True:
             asked = time.perf_counter()
             found = next(batches, None)
             if found is None:
                 return
             batch, clip_seconds = found
-            given = time.perf_counter()
-            self.waited_seconds += given - asked
+            self.waited_seconds.append(time.perf_counter() - asked)
             self.clip_seconds += clip_seconds
             yield batch
-            self.used_seconds += time.perf_counter() - given
 
-    def summary(self) -> dict[str, float]:
+    def summary(self, *, used_seconds: float) -> dict[str, float]:
         """Numbers for a log; empty where no batch came.
 
         ``clip_ms_p50``, ``clip_ms_p95``: processor time of a clip, its median and what 95 of 100 stay below.
         ``clips_per_second_per_core``: what one worker on one core can deliver. ``clips_per_second``: what came.
         ``data_time_share``: the part of the time in which training waited for clips.
+
+        Args:
+            used_seconds: what the steps took meanwhile. A loop may ask for batches before it uses them, so that the
+                time between two of them would not tell.
         """
         if not self.clip_seconds:
             return {}
         median, slow = np.percentile(self.clip_seconds, [50, 95]) * 1000
-        seconds = self.waited_seconds + self.used_seconds
+        waited = sum(self.waited_seconds)
+        seconds = max(waited + used_seconds, 1e-9)
         return {
             "clip_ms_p50": float(median),
             "clip_ms_p95": float(slow),
             "clips_per_second_per_core": len(self.clip_seconds) / max(sum(self.clip_seconds), 1e-9),
-            "clips_per_second": len(self.clip_seconds) / max(seconds, 1e-9),
-            "data_time_share": self.waited_seconds / max(seconds, 1e-9),
+            "clips_per_second": len(self.clip_seconds) / seconds,
+            "data_time_share": waited / seconds,
         }

@@ -20,6 +20,7 @@ FLOORS = [
         "tada.data",
         "tada.errors",
         "tada.files",
+        "tada.intervals",
         "tada.localization",
         "tada.localization.segments",
         "tada.video",
@@ -42,6 +43,7 @@ FLOORS = [
     },
     {
         "tada.adaptation",
+        "tada.data.recordings",
         "tada.data.rows",
         "tada.localization.sources",
         "tada.localization.video_names",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from safetensors.torch import load_file
 from hang import HANG_SECONDS
 from tada.data.annotations import read_dataset
 from tada.errors import CheckpointError, DataError, OptionError
+from tada.intervals import interval_text
 from tada.loop import WholeFileCheckpoints, learning_rate_factor
 from tada.machine import Machine
 from tada.models import create_model
@@ -95,7 +97,10 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(
     assert lines[0] == "12 training and 3 validation videos of 3 classes"
     assert lines[1].endswith("starting from random weights")
     assert lines[2] == "2 epochs of 3 steps, 4 clips in each; warm-up 1 epochs"
-    assert lines[-1].startswith("epoch 2/2  train_loss ")
+    assert lines[-3].startswith("epoch 2/2  train_loss ")
+    assert re.fullmatch(r"a clip takes \d+ ms of a core \(95 of 100 at most \d+ ms\)", lines[-2])
+    top1 = result.metrics["val_top1"]
+    assert lines[-1] == f"val_top1 {top1:.3f} of 3 clips ({interval_text(top1, 3)})"
     assert load_recipe(out / "recipe.yaml") == small_recipe
     model, card = load_model(out)
     assert card.labels == ("left", "right", "up")
@@ -183,6 +188,40 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         assert same(straight, run(recipe, motion_videos, out, resume=True)), f"stopped at part {stop}"
 
 
+def some_videos(data: Path, folder: Path, *, labels: Sequence[str], videos_per_class: int) -> Path:
+    """A folder of class folders with the first videos of some classes."""
+    for label in labels:
+        (folder / label).mkdir(parents=True)
+        for video in sorted((data / label).iterdir())[:videos_per_class]:
+            shutil.copy(video, folder / label)
+    return folder
+
+
+def test_clips_of_one_recording_on_both_sides_are_told(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    data = some_videos(motion_videos, tmp_path / "clips", labels=("left", "right"), videos_per_class=4)
+    for video in sorted(data.rglob("*.mp4")):
+        number = int(video.stem.split("_")[1])
+        video.rename(video.with_name(f"{'anna' if number < 2 else 'ben'}_{number}.mp4"))
+    lines: list[str] = []
+    train(small_recipe, data, tmp_path / "run", num_workers=0, show_progress=False, say=lines.append)
+    (line,) = [line for line in lines if "--val-groups" in line]
+    assert line.startswith("2 of 2 held-out clips may be of recordings that are trained on as well, such as '")
+    # Whoever chose the parts is not told.
+    lines.clear()
+    train(small_recipe, data, tmp_path / "all", val_fraction=0, num_workers=0, show_progress=False, say=lines.append)
+    assert not [line for line in lines if "--val-groups" in line]
+
+
+def test_a_class_with_one_clip_has_ways_out(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+    data = some_videos(motion_videos, tmp_path / "clips", labels=("left", "right"), videos_per_class=2)
+    next((data / "left").iterdir()).unlink()
+    with pytest.raises(DataError, match=r"class 'left' has one video .* or hold nothing out \(--val-fraction 0\)"):
+        run(small_recipe, data, tmp_path / "run")
+    run(replace(small_recipe, epochs=1), data, tmp_path / "run", val_fraction=0)
+
+
 def interrupted(recipe: Recipe, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, step: int) -> None:
     """A run that was stopped before a step, with a state saved after each."""
     begin = RecognitionTask.on_train_batch_start
@@ -224,15 +263,6 @@ def test_numbers_that_followed_the_data_are_those_of_the_run(
     assert of_run.numbers == fitted(recipe, 12).numbers
     straight = run(of_run, motion_videos, tmp_path / "straight")
     assert same(straight, run(recipe, motion_videos, out, resume=True))
-
-
-def some_videos(data: Path, folder: Path, *, labels: Sequence[str], videos_per_class: int) -> Path:
-    """A folder of class folders with the first videos of some classes."""
-    for label in labels:
-        (folder / label).mkdir(parents=True)
-        for video in sorted((data / label).iterdir())[:videos_per_class]:
-            shutil.copy(video, folder / label)
-    return folder
 
 
 @pytest.mark.parametrize("videos_per_class", [2, 3])

@@ -63,6 +63,8 @@ def test_numbers_and_files_of_a_report(simple: Evaluation, tmp_path: Path) -> No
     simple.save(tmp_path / "report")
     summary = json.loads((tmp_path / "report" / "evaluation.json").read_text())
     assert summary["top1"] == pytest.approx(0.5)
+    assert summary["interval_95"]["top1"] == pytest.approx([0.150, 0.850], abs=5e-4)  # 2 of 4
+    assert summary["interval_95"]["top5"] == pytest.approx([0.510, 1.0], abs=5e-4)
     assert summary["views"] == "10x3"
     assert summary["videos_read"] == 4
     assert summary["videos_unreadable"] == [{"path": "/5.mp4", "message": "5 is empty"}]

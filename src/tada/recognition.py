@@ -47,8 +47,10 @@ from tada.data.clips import (
     Views,
     test_loader,
 )
+from tada.data.recordings import shared_recordings
 from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
 from tada.errors import CheckpointError, DataError, OptionError, UserError
+from tada.intervals import interval_text
 from tada.loop import CHECKPOINT, EpochLines, SameRun, UnreadableVideos, make_trainer, own_sigterm, quiet, scheduled
 from tada.machine import Machine, default_num_workers
 from tada.models import create_model
@@ -117,6 +119,7 @@ def train(
     processes = machine.processes()
     say = processes.speaker(say)
     table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
+    has_splits = bool(table.splits)
     table = _with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
     training = table.of_split("train")
     validation = table.of_split("val") if "val" in table.splits else None
@@ -163,6 +166,9 @@ def train(
     classes = " and ".join(f"{len(head.labels)} {_kind_of_classes(head, table.heads)}" for head in table.heads)
     say(f"{len(training)} training and {num_held_out} validation videos of {classes}")
     say(f"{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, starting from {trained_from}")
+    advice = "" if has_splits or val_groups else shared_recordings(table)
+    if advice:
+        say(advice)
     say(in_words(recipe.numbers, len(training), recipe.last_batch))
     if recipe.peak_learning_rate != recipe.learning_rate:
         say(
@@ -222,6 +228,9 @@ def train(
         )
         save_weights(out, weights, card)
         (out / "metrics.json").write_text(json.dumps(lines.metrics | {"seconds": seconds}, indent=2) + "\n")
+    for name, value in lines.metrics.items():
+        if name.startswith("val_") and task.num_tested:
+            say(f"{name} {value:.3f} of {task.num_tested} clips ({interval_text(value, task.num_tested)})")
     return TrainingResult(run=out, metrics=lines.metrics, seconds=seconds)
 
 
@@ -321,6 +330,8 @@ class RecognitionTask(L.LightningModule):
         }
         self.val_tops = nn.ModuleDict(tops)
         self.val_action_top1 = MeanMetric()
+        self.num_tested = 0
+        """Held-out videos that were read in the last test, over all processes."""
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout draws from the step's own seed: a resumed run draws what the uninterrupted one would have.
@@ -380,11 +391,15 @@ class RecognitionTask(L.LightningModule):
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, src=0)
 
+    def on_validation_epoch_start(self) -> None:
+        self.num_tested = 0
+
     def _tops(self) -> dict[str, MulticlassAccuracy]:
         return cast(dict[str, MulticlassAccuracy], self.val_tops)
 
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
         if len(batch.labels):
+            self.num_tested += len(batch.labels)
             logits = self._heads(self.model(self._normalised(batch.views[:, 0])))
             right = torch.ones(len(batch.labels), dtype=torch.bool, device=self.device)
             for metric, of_head, labels in zip(self._tops().values(), logits, batch.labels.unbind(1), strict=True):
@@ -394,6 +409,7 @@ class RecognitionTask(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         # Here and not in each step: the processes need not have the same number of batches.
+        self.num_tested = sum(gathered([self.num_tested]))
         for name, metric in self._tops().items():
             self.log(name, metric)
         if len(self.head_sizes) > 1:

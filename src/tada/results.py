@@ -27,6 +27,7 @@ from tada.data.rows import guarded
 from tada.data.table import Head
 from tada.errors import DataError
 from tada.files import whole_file
+from tada.intervals import accuracy_interval
 from tada.plots import save_confusion_matrix
 
 SCORES_FILE = "scores.npz"
@@ -138,11 +139,16 @@ class Evaluation:
         found = {f"{h.name}_top{k}": self.accuracy(k, head=i) for i, h in enumerate(self.heads) for k in (1, 5)}
         return found | {f"action_top{k}": self.action_accuracy(k) for k in (1, 5)}
 
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of each of these accuracies: how far so many videos can tell."""
+        return {name: accuracy_interval(value, int(self.known.sum())) for name, value in self.metrics().items()}
+
     def save(self, folder: Path) -> None:
         """Write evaluation.json, scores.npz, scores.csv, and confusion.png or one of them for each head."""
         folder.mkdir(parents=True, exist_ok=True)
         summary: dict[str, Any] = {
             **self.metrics(),
+            "interval_95": self.intervals(),
             "views": " + ".join(map(str, self.views)),
             "videos_read": len(self.paths),
             "videos_unreadable": [failure._asdict() for failure in self.unreadable],

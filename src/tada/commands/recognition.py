@@ -25,6 +25,7 @@ from tada.commands.arguments import (
     report_failures,
 )
 from tada.errors import UserError, VideoError
+from tada.intervals import interval_text
 from tada.machine import Machine, is_first_process
 from tada.recipe import Recipe, recipe_of
 
@@ -185,7 +186,12 @@ def _report(result: Evaluation, out: Path, options: Namespace) -> None:
         Console().print(table)
     read, meant = len(result.paths), len(result.paths) + len(result.unreadable)
     names = {"top1": "top-1", "top5": "top-5"}
-    numbers = [f"{names.get(name, name)} {value:.4f}" for name, value in metrics.items()]
+    known = int(result.known.sum())
+    numbers = [
+        f"{names.get(name, name)} {value:.4f}"
+        + (f" ({interval_text(value, known)})" if options.epic is None else "")  # whose subsets have other numbers
+        for name, value in metrics.items()
+    ]
     print("   ".join([*numbers, f"{read} of {meant} videos"]))
     print(f"the report is in {out}: evaluation.json, scores.npz, scores.csv, pictures of what was confused")
 

@@ -284,7 +284,7 @@ def hold_out(table: VideoTable, *, fraction: float, seed: int) -> VideoTable:
         if len(videos) == 1:
             raise DataError(
                 f"class {name!r} has one video ({videos[0].path!r}); to hold out a part, each class needs two: "
-                "add one, leave the class out, or give the splits yourself"
+                "add one, leave the class out, or hold nothing out (--val-fraction 0)"
             )
         still_wanted[label] = min(max(round(fraction * len(videos)), 1), len(videos) - 1)
     held: set[str] = set()
@@ -357,7 +357,8 @@ def check_each_label_in_each_split(table: VideoTable) -> None:
                 example = next(v for v in table.videos if v.split == has and table.label_names(v) == (only[0],))
                 raise DataError(
                     f"{example.source}: {listed(only)} {_is(only)} in {has!r} but not in {lacks!r}; each class needs "
-                    "videos in both: add some, or leave the class out"
+                    "videos in both: add some, leave the class out, or take the splits away, and a part of each "
+                    "class is held out"
                 )
 
 

@@ -1,0 +1,130 @@
+"""Whether held-out clips may be of recordings that are trained on too, and what to do about it.
+
+Clips of one recording look alike: the person, the room, the light. With some of them on either side a test says how
+well the recording was learned by heart. What a file shows is not known here; groups, folders and names are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tada.data.table import LabelledVideo, VideoTable, hold_out_groups
+from tada.errors import UserError
+
+_MUCH = 0.5  # of the held-out clips
+_MOST = 0.8  # of all clips
+_NUMBER_AT_END = re.compile(r"(?P<before>.*?)(?:[\s_.\-]+[a-z]?)?\(?\d+\)?", re.IGNORECASE)
+_SAYS_NOTHING = (
+    r"(?:train|training|val|valid|validation|test|testing|videos?|clips?|data|parts?|shards?|chunks?|batch|bin)"
+)
+_NO_RECORDING = re.compile(_SAYS_NOTHING, re.IGNORECASE)
+_NO_RECORDINGS_FOLDER = re.compile(rf"{_SAYS_NOTHING}[\W\d_]*|\d{{0,5}}", re.IGNORECASE)
+_LEVELS = 3  # numbers that are taken off a name, one after the other
+
+
+def shared_recordings(table: VideoTable) -> str:
+    """A line of advice where held-out clips seem to be of the same recordings as trained ones; else nothing.
+
+    Looked at are, in this order, the group column; the folder that a CSV's videos lie in; and their names without the
+    number at the end ("anna_02.mp4" is of "anna", "v_Archery_g01_c02.avi" of "v_Archery_g01"), or without the two or
+    three last numbers, as of days in "20240131_1200.mp4". Each of them gives every clip a key. It is taken for that of
+    a recording if
+
+    - at least two keys have two clips or more, and none has four fifths of all: whole ones could be held out;
+    - half or more of the held-out clips have their key in common with a trained one of their class, while that class
+      has other keys as well.
+
+    So "0.mp4, 1.mp4" (no key), "left_000.mp4" in the folder "left" (the class's name), "IMG_2001.MOV" everywhere (one
+    key) and names drawn at random (a key for each clip) say nothing of recordings, and neither do folders such as
+    "part3".
+    """
+    if not {"train", "val"} <= set(table.splits):
+        return ""
+    found = _shared(table, lambda video: video.group or "")
+    if found is not None:
+        return (
+            f"{found[0]} of {found[1]} held-out clips are of groups that are trained on as well, and so easier than "
+            f"new ones: hold out whole groups with --val-groups {_good_group(table)}"
+        )
+    keys: list[Callable[[LabelledVideo], str]] = [lambda video: _folder(table, video)] if table.kind == "CSV" else []
+    keys += [lambda video, level=level: _name(table, video, level) for level in range(1, _LEVELS + 1)]  # type: ignore[misc]
+    for key in keys:
+        found = _shared(table, key)
+        if found is not None:
+            alike, held_out, (one, other) = found
+            return (
+                f"{alike} of {held_out} held-out clips may be of recordings that are trained on as well, such as "
+                f"{table.relative(one)!r} beside {table.relative(other)!r}, and so easier than new ones: list the "
+                "clips in a CSV with a column 'group' (the person, day or room), and hold out whole groups with "
+                "--val-groups"
+            )
+    return ""
+
+
+def _shared(
+    table: VideoTable, key_of: Callable[[LabelledVideo], str]
+) -> tuple[int, int, tuple[LabelledVideo, LabelledVideo]] | None:
+    """How many of the held-out clips have a trained one beside them, of how many, and an example."""
+    keys = {video: key_of(video) for video in table.videos if video.split in ("train", "val")}
+    sizes = Counter(key for key in keys.values() if key)
+    if sum(size >= 2 for size in sizes.values()) < 2 or max(sizes.values()) > _MOST * len(keys):
+        return None
+    of_class: dict[tuple[int, ...], set[str]] = {}
+    trained: dict[tuple[tuple[int, ...], str], LabelledVideo] = {}
+    for video, key in keys.items():
+        of_class.setdefault(video.labels, set()).add(key)
+        if video.split == "train":
+            trained.setdefault((video.labels, key), video)
+    held_out = [video for video in keys if video.split == "val"]
+    pairs = [
+        (video, trained[video.labels, keys[video]])
+        for video in held_out
+        if keys[video] and (video.labels, keys[video]) in trained and len(of_class[video.labels]) > 1
+    ]
+    return (len(pairs), len(held_out), pairs[0]) if pairs and len(pairs) >= _MUCH * len(held_out) else None
+
+
+def _folder(table: VideoTable, video: LabelledVideo) -> str:
+    """The folder a video lies in, below the root; nothing for parts that are made for storage."""
+    folder = os.path.dirname(table.relative(video))
+    return "" if _NO_RECORDINGS_FOLDER.fullmatch(os.path.basename(folder)) else folder
+
+
+def _name(table: VideoTable, video: LabelledVideo, level: int) -> str:
+    """A video's name without its ending, its class's name and so many numbers at its end."""
+    name = Path(video.path).stem
+    for _ in range(level):
+        match = _NUMBER_AT_END.fullmatch(name)
+        if match is None:
+            return ""
+        name = match["before"]
+    for label in table.label_names(video):
+        words = r"[\W_]*".join(map(re.escape, re.split(r"[\W_]+", label)))
+        name = re.sub(rf"(?<![^\W_]){words}(?![^\W_])", "", name, flags=re.IGNORECASE)
+    name = name.strip(" _.-()").casefold()
+    return "" if _NO_RECORDING.fullmatch(name) else name
+
+
+def _good_group(table: VideoTable) -> str:
+    """A group that can be held out and has about as many clips as are held out now; else a placeholder."""
+    unsplit = _unsplit(table)
+    wanted = sum(video.split == "val" for video in table.videos)
+    sizes = Counter(video.group for video in unsplit.videos if video.split != "test")
+    groups: Sequence[str] = sorted(table.groups, key=lambda group: (abs(sizes[group] - wanted), group))
+    for group in groups[:20]:
+        try:
+            hold_out_groups(unsplit, [group])
+        except UserError:
+            continue
+        return group
+    return "GROUP"
+
+
+def _unsplit(table: VideoTable) -> VideoTable:
+    videos = (video if video.split == "test" else replace(video, split=None) for video in table.videos)
+    return replace(table, videos=tuple(videos))

@@ -34,21 +34,25 @@ from tada.localization.evaluation import evaluate_localizer
 from tada.localization.extraction import ExtractionSettings, extract
 from tada.localization.localizer import load_localizer
 from tada.localization.metrics import THUMOS_TIOUS
-from tada.localization.pipeline import cut_clips, match_videos
+from tada.localization.pipeline import match_videos
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import train_localizer
+from tada.localization.trimmed import cut_clips
 from tada.models.weights import CARD_FILE
 from tada.predict import load
 from tada.recognition import train
 
 FPS = 9  # of the recordings
 DETECTORS = {
-    "actionformer": LocalizationRecipe(dim=128, epochs=40, warmup_epochs=4.0, normaliser=50.0),
+    "actionformer": LocalizationRecipe(
+        dim=128, epochs=40, warmup_epochs=4.0, batch_size=8, last_batch="drop", normaliser=50.0
+    ),
     "bmn": LocalizationRecipe(
         detector="bmn",
         epochs=10,
         warmup_epochs=1.0,
         batch_size=8,
+        last_batch="drop",
         learning_rate=1e-3,
         weight_decay=1e-4,
         ema_decay=None,  # a mean over a hundred steps would hold much of the start

@@ -97,8 +97,9 @@ FLOORS = [
     },
     {"tada.doctor", "tada.epic", "tada.evaluation", "tada.localization.detectors", "tada.localization.extraction"},
     {"tada.localization.localizer", "tada.localization.trained_videos", "tada.localization.trimmed", "tada.quickstart"},
-    {"tada.localization.evaluation", "tada.localization.streaming", "tada.localization.task", "tada.loading"},
-    {"tada.commands.streaming", "tada.export", "tada.localization.pipeline", "tada.localization.report"},
+    {"tada.localization.evaluation", "tada.localization.streaming", "tada.localization.training_loop", "tada.loading"},
+    {"tada.commands.streaming", "tada.export", "tada.localization.report", "tada.localization.task"},
+    {"tada.localization.pipeline"},
     {
         "tada.commands.datasets",
         "tada.commands.library",

@@ -35,16 +35,18 @@ from tada.localization.localizer import (
 )
 from tada.localization.naming import naming_scores
 from tada.localization.recipe import LocalizationRecipe, load_localization_recipe, named_localization_recipes
-from tada.localization.task import LocalizationTask, train_localizer
+from tada.localization.task import train_localizer
+from tada.localization.training_loop import LocalizationTask
 from tada.models.weights import ModelCard
 from tada.predict import Recognizer
 from tada.recipe import read_recipe
+from tada.schedule import fitted
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 from test_localization_features import Brightness
 
 GRID = FeatureGrid(start_seconds=0.1, stride_seconds=0.2, window_seconds=0.4)
-RECIPE = LocalizationRecipe(dim=16, input_dropout=0.0, epochs=2, warmup_epochs=0.0, batch_size=2, ema_decay=0.5)
+RECIPE = LocalizationRecipe(dim=16, input_dropout=0.0, epochs=2, warmup_epochs=0.0, batch_size=1, ema_decay=0.5)
 
 
 def silent(line: str) -> None:
@@ -142,7 +144,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
             train_localizer(RECIPE, *data, out, show_progress=False, say=silent)
     with pytest.raises(OptionError, match="is not empty: choose another folder with --out, or continue"):
         train_localizer(RECIPE, *data, out, show_progress=False, say=silent)
-    with pytest.raises(OptionError, match="was started with another dim"):
+    with pytest.raises(
+        OptionError,
+        match=r"was started with another dim \(16\), .*: leave that away, or begin another run without --resume",
+    ):
         train_localizer(replace(RECIPE, dim=32), *data, out, resume=True, show_progress=False, say=silent)
     os.rename(out, tmp_path / "moved")
     out = tmp_path / "moved"
@@ -185,6 +190,39 @@ def test_what_is_no_run_is_not_resumed(data: tuple[Path, Path], tmp_path: Path) 
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OptionError, match=r"holds no run of `tada localize train` \(no recipe.yaml\), but 'notes.txt'"):
         train_localizer(RECIPE, *data, tmp_path, resume=True, show_progress=False, say=silent)
+
+
+def test_steps_follow_from_little_data(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four videos: two steps an epoch, and enough of them; nothing of it is dropped, and a resumed run has the same."""
+    recipe = LocalizationRecipe(dim=16, input_dropout=0.0)
+    monkeypatch.setattr(LocalizationRecipe, "FIT", replace(LocalizationRecipe.FIT, epochs=2, steps=8))
+    said: list[str] = []
+    train_localizer(recipe, *data, tmp_path / "run", show_progress=False, say=said.append)
+    assert "4 epochs of 2 steps, 2 videos in each; warm-up 0.4 epochs" in said
+    saved = read_recipe(tmp_path / "run" / "recipe.yaml", LocalizationRecipe)
+    assert saved == replace(recipe, epochs=4, batch_size=2, warmup_epochs=0.4)
+    monkeypatch.undo()  # what follows from the data now is what the run began with
+    train_localizer(recipe, *data, tmp_path / "run", resume=True, show_progress=False, say=said.append)
+    assert said[-1] == "4 epochs of 2 steps, 2 videos in each; warm-up 0.4 epochs"
+    said.clear()
+    odd = replace(recipe, epochs=1, batch_size=3)
+    train_localizer(odd, *data, tmp_path / "odd", show_progress=False, say=said.append)
+    assert "1 epoch of 2 steps, 3 videos in each; warm-up 0.1 epochs; 2 videos once more to fill the last step" in said
+    said.clear()
+    train_localizer(
+        replace(odd, batch_size=16, last_batch="drop"), *data, tmp_path / "few", show_progress=False, say=said.append
+    )
+    assert "1 epoch of 1 step, 4 videos in each; warm-up 0.1 epochs" in said  # as ever, where a recipe drops the rest
+
+
+def test_published_recipes_stay_as_they_were_published() -> None:
+    for name in named_localization_recipes().keys() - {"default"}:
+        recipe = load_localization_recipe(name)
+        assert recipe.last_batch == "drop"
+        assert fitted(recipe, 10_000) == fitted(recipe, 3) == recipe
+    assert fitted(load_localization_recipe("default"), 200).numbers == (30, 8, 3.0)
 
 
 def test_bmn_is_trained_too_and_named_by_the_backbones_scores(data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -279,8 +279,11 @@ def recipe_of_run(run: Path, kind: type[R]) -> R:
     return read_recipe(run / "recipe.yaml", kind, absent={"last_batch": "drop"})
 
 
-def resumed(recipe: AnySchedule, run: Path) -> AnySchedule:
+def resumed(recipe: AnySchedule, run: Path, *, or_else: str) -> AnySchedule:
     """A recipe with the numbers of a run where it says null: what goes on as the run began.
+
+    Args:
+        or_else: what else may be done with another recipe, for the message.
 
     Raises:
         OptionError: it is not the run's recipe.
@@ -296,7 +299,7 @@ def resumed(recipe: AnySchedule, run: Path) -> AnySchedule:
     if changed:
         raise OptionError(
             f"{run} was started with another {', '.join(changed)}, and --resume only ends what was begun: leave "
-            f"that away, or start a new run from its weights, with --init {run} and another --out"
+            f"that away, or {or_else}"
         )
     return recipe
 

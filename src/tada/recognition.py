@@ -464,7 +464,7 @@ def _check_same_run(out: Path, recipe: Recipe, table: VideoTable) -> Recipe:
     """The recipe with the run's numbers."""
     if not (out / CHECKPOINT).exists():
         raise CheckpointError(f"{out} has no saved state (resume/last.ckpt): start anew without --resume")
-    recipe = resumed(recipe, out)
+    recipe = resumed(recipe, out, or_else=f"start a new run from its weights, with --init {out} and another --out")
     before = read_dataset(out / "videos.csv", root=Path("/"))
     if before.fingerprint() != table.fingerprint():
         raise DataError(f"the videos, labels or splits are not those that {out} was started with (videos.csv there)")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from tada.localization.detections import Selection
 from tada.recipe import find_recipe, named_recipes, read_recipe
-from tada.schedule import Fit, Schedule, require
+from tada.schedule import Fit, LastBatch, Schedule, require
 
 
 # No slots: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
@@ -16,7 +16,7 @@ from tada.schedule import Fit, Schedule, require
 class LocalizationRecipe(Schedule):
     """How a detector is trained on features.
 
-    The defaults are for some hundreds of videos. Levels, ranges and lengths are chosen from the data.
+    The defaults are for a handful to some hundreds of videos. Levels, ranges and lengths are chosen from the data.
     """
 
     FIT: ClassVar[Fit] = Fit(batch_size=8, small_batch_size=2, steps_per_epoch=8, epochs=30, steps=600)
@@ -50,16 +50,19 @@ class LocalizationRecipe(Schedule):
     """Which of the many segments are given out."""
     tiou_thresholds: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     """Overlaps at which mean average precision is measured, and by which the best epoch is chosen."""
-    epochs: int = 30
-    """Times that training sees every video, or every window."""
-    batch_size: int = 8
-    """Videos, or windows, of one optimiser step."""
+    epochs: int | None = None
+    """Times that training sees every video, or every window; null: 30, and more of few, so that there are 600 steps."""
+    batch_size: int | None = None
+    """Videos, or windows, of one optimiser step; null: up to 8, fewer of few videos."""
+    last_batch: LastBatch = "fill"
+    """Videos, or windows, that do not fill a batch at an epoch's end: 'fill' it up with some that are seen once more,
+    or 'drop' them (others in each epoch), as published recipes do."""
     accumulate: int = 1
     """Parts in which a step's videos are worked off, to save memory."""
     learning_rate: float = 5e-4
     """The peak, at the end of the warm-up; then half a cosine down to zero."""
-    warmup_epochs: float = 3.0
-    """Epochs over which the learning rate rises in a line."""
+    warmup_epochs: float | None = None
+    """Epochs over which the learning rate rises in a line; null: a tenth of all."""
     weight_decay: float = 0.05
     """Decay of kernels and matrices; norms, biases and scales have none."""
     ema_decay: float | None = 0.99

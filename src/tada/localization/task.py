@@ -16,21 +16,16 @@ A run's folder holds::
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from tada.data.clips import ResumableBatches, ResumableLoader
 from tada.data.table import listed
@@ -46,20 +41,27 @@ from tada.localization.annotations import (
     with_splits,
 )
 from tada.localization.detections import Detections
-from tada.localization.detectors import ActionFormerDetector, BMNDetector, Sample, SampleBatch, new_detector
+from tada.localization.detectors import new_detector
 from tada.localization.extraction import backbone_hash
-from tada.localization.features import FeatureFolder, VideoFeatures
+from tada.localization.features import FeatureFolder
 from tada.localization.forms import read_names
 from tada.localization.localizer import Localizer, LocalizerCard, results_of, save_localizer
-from tada.localization.metrics import best_thresholds, detection_map
+from tada.localization.metrics import best_thresholds
 from tada.localization.naming import can_name, check_naming, scores_for
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.trained_videos import VIDEOS_FILE, TrainedVideos, check_no_leak, write_trained_videos
-from tada.loop import CHECKPOINT, EpochLines, WholeFileCheckpoints, make_trainer, own_sigterm, quiet, scheduled
+from tada.localization.training_loop import (
+    BestEpoch,
+    LocalizationTask,
+    MissedValidation,
+    TestFeatures,
+    TrainingSamples,
+)
+from tada.loop import CHECKPOINT, EpochLines, WholeFileCheckpoints, make_trainer, own_sigterm, quiet
 from tada.machine import Machine
 from tada.predict import Recognizer
-from tada.recipe import read_recipe, recipe_yaml
-from tada.recognition import NonFiniteLossError
+from tada.recipe import recipe_yaml, resumed
+from tada.schedule import epochs_between_tests, fitted, in_words
 
 RECIPE_FILE = "recipe.yaml"
 BEST = Path("resume", "best.ckpt")
@@ -77,172 +79,6 @@ class LocalizationResult:
     """train_loss of the last epoch; val_map of the best, where videos were held out."""
     seconds: float
     """Wall time of the training loop."""
-
-
-class TrainingSamples(Dataset[Sample]):
-    """One sample of each piece, another crop in each epoch."""
-
-    def __init__(
-        self, detector: ActionFormerDetector | BMNDetector, table: SegmentTable, folder: FeatureFolder, *, seed: int
-    ) -> None:
-        self.detector, self.folder, self.seed = detector, folder, seed
-        self.pieces = detector.pieces(table.videos)
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """The sample of (epoch, piece)."""
-        epoch, place = key
-        piece = self.pieces[place]
-        rng = np.random.default_rng((self.seed, epoch, place))
-        return self.detector.sample(piece, self.folder.read(piece.video.name), rng)
-
-
-class TestFeatures(Dataset[VideoFeatures]):
-    """Whole videos."""
-
-    __test__ = False  # pytest: not a test, wherever it is imported
-
-    def __init__(self, table: SegmentTable, folder: FeatureFolder) -> None:
-        self.names = [video.name for video in table.videos]
-        self.folder = folder
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, place: int) -> VideoFeatures:
-        return self.folder.read(self.names[place])
-
-
-class LocalizationTask(L.LightningModule):
-    """The loss, its optimiser and what is measured on the way."""
-
-    def __init__(
-        self,
-        detector: ActionFormerDetector | BMNDetector,
-        recipe: LocalizationRecipe,
-        *,
-        steps_per_epoch: int,
-        tested: SegmentTable | None,
-    ) -> None:
-        super().__init__()
-        self.detector = detector
-        self.recipe = recipe
-        self.steps_per_epoch = steps_per_epoch
-        self.tested = tested
-        self.found: dict[str, Detections] = {}
-
-    def on_train_batch_start(self, batch: SampleBatch, batch_idx: int) -> None:
-        # Dropout draws from the step's own seed: a resumed run draws what the uninterrupted one would have.
-        torch.manual_seed(hash((self.recipe.seed, self.current_epoch, batch_idx, self.global_rank)))
-
-    def training_step(self, batch: SampleBatch, batch_idx: int) -> Tensor:
-        parts = self.detector.losses(batch)
-        loss = parts["loss"]
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
-                "learning_rate, or set clip_gradient_norm; the last saved state can be resumed"
-            )
-        for name, value in parts.items():
-            self.log(f"train_{name}", value, on_step=False, on_epoch=True, batch_size=len(batch.features))
-        return loss
-
-    def on_validation_epoch_start(self) -> None:
-        self.found = {}
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if isinstance(batch, VideoFeatures):
-            return batch  # the detector takes what it needs of it
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def validation_step(self, batch: VideoFeatures, batch_idx: int) -> None:
-        self.found[batch.card.video] = self.detector.detect(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        assert self.tested is not None
-        scores = detection_map(
-            self.tested.ground_truth(),
-            results_of(self.found, self.tested.label_sets),
-            subset=self.tested.videos[0].split or "val",
-            tiou_thresholds=self.recipe.tiou_thresholds,
-        )
-        self.log("val_map", scores.average, batch_size=1)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        parameters = dict(self.detector.named_parameters())
-        # Kernels and matrices decay; norms, biases and scales do not.
-        is_decayed = {name: p.ndim > 1 and not name.endswith(".scale") for name, p in parameters.items()}
-        groups = [
-            {
-                "params": [p for name, p in parameters.items() if is_decayed[name]],
-                "weight_decay": self.recipe.weight_decay,
-            },
-            {"params": [p for name, p in parameters.items() if not is_decayed[name]], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate)
-        return scheduled(
-            optimizer,
-            steps_per_epoch=self.steps_per_epoch,
-            epochs=self.recipe.epochs,
-            warmup_epochs=self.recipe.warmup_epochs,
-            warmup_start=0.01,
-        )
-
-
-class BestEpoch(Callback):
-    """Keeps the state of the epoch with the highest mean average precision."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.score = -1.0
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        score = float(trainer.callback_metrics["val_map"])
-        if score > self.score:
-            self.score = score
-            trainer.save_checkpoint(self.file)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.score = state["score"]
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over what an older tada, which had Lightning's ModelCheckpoint for this, knew of its best epoch."""
-        for name, state in checkpoint["callbacks"].items():
-            if name.startswith("ModelCheckpoint") and state.get("monitor") == "val_map":
-                score = state["best_model_score"]
-                self.score = self.score if score is None else float(score)
-
-
-class MissedValidation(Callback):
-    """Tests, when a run goes on, the epoch after whose last step it was interrupted; the loop would pass it over."""
-
-    def __init__(self) -> None:
-        self.num_validated = 0
-        """Epochs that have been tested."""
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.num_validated += 1
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.num_validated < trainer.current_epoch:
-            trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
-            trainer.training = True
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.state_key not in checkpoint["callbacks"]:  # of an older tada, which did not count
-            self.num_validated = sys.maxsize
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_validated": self.num_validated}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_validated = state["num_validated"]
 
 
 def prepare_table(
@@ -331,7 +167,9 @@ def train_localizer(
         table, folder, val_fraction=val_fraction, seed=recipe.seed, skip_missing=skip_missing, say=say
     )
     check_out(out, resume=resume)
-    is_begun = resume and _check_same_run(out, recipe, table, folder)
+    is_begun = resume and has_begun(out)
+    if is_begun:
+        recipe = _check_same_run(out, recipe, table, folder)
     state = out / CHECKPOINT if is_begun and (out / CHECKPOINT).exists() else None
     if is_begun and state is None:
         say(f"{out} was interrupted before its first saved state: it starts from its beginning")
@@ -342,10 +180,14 @@ def train_localizer(
     samples = TrainingSamples(detector, training, folder, seed=recipe.seed)
     if not len(samples):
         raise DataError(f"{table.name}: no training window holds a whole segment; see whether their times are seconds")
-    batch_size = min(recipe.batch_size, len(samples) // recipe.accumulate * recipe.accumulate) or len(samples)
-    accumulate = recipe.accumulate if batch_size % recipe.accumulate == 0 else 1
+    recipe = fitted(recipe, len(samples))
+    steps = _steps(recipe, len(samples))
     batches = ResumableBatches(
-        len(samples), batch_size=batch_size, last_batch="drop", accumulate=accumulate, seed=recipe.seed
+        len(samples),
+        batch_size=steps.numbers.batch_size,
+        last_batch=steps.last_batch,
+        accumulate=steps.accumulate,
+        seed=steps.seed,
     )
     loader = ResumableLoader(samples, batches, num_workers=num_workers, collate=detector.collate)
     test_loader = None
@@ -360,25 +202,28 @@ def train_localizer(
     say(
         f"{recipe.detector}: {size:,} parameters on {folder.channels} channels every {folder.grid.stride_seconds:.3f} s"
     )
+    say(in_words(steps.numbers, len(samples), steps.last_batch, noun="window" if recipe.detector == "bmn" else "video"))
     if not is_begun:
         out.mkdir(parents=True, exist_ok=True)
         about = {"features": folder.key, "segments": table.fingerprint()}
         write_whole(out / "data.json", (json.dumps(about, indent=2) + "\n").encode())
         write_trained_videos(out, table, folder)
         write_whole(out / RECIPE_FILE, recipe_yaml(recipe).encode())  # last: with it, the run has begun
-    steps_per_epoch = len(batches) // accumulate
-    task = LocalizationTask(detector, recipe, steps_per_epoch=steps_per_epoch, tested=tested)
+    steps_per_epoch = len(batches) // steps.accumulate
+    test_every_epochs = epochs_between_tests(steps.numbers.epochs, steps_per_epoch)
+    task = LocalizationTask(detector, steps, steps_per_epoch=steps_per_epoch, tested=tested)
     lines = EpochLines(say)
     best = BestEpoch(out / BEST) if tested is not None else None
-    callbacks: list[Callback] = [lines] if best is None else [lines, best, MissedValidation()]
+    callbacks: list[Callback] = [lines] if best is None else [lines, best, MissedValidation(test_every_epochs)]
     machine = Machine()  # detectors are small: one device
     trainer = make_trainer(
-        replace(recipe, accumulate=accumulate, batch_size=batch_size),
+        steps,
         out,
         callbacks,
         machine=machine,
         processes=machine.processes(),
-        save_every_steps=min(steps_per_epoch, 200),
+        save_every_steps=min(steps_per_epoch * test_every_epochs, 200),
+        test_every_epochs=test_every_epochs,
         show_progress=show_progress,
     )
     started = time.perf_counter()
@@ -407,6 +252,18 @@ def train_localizer(
     save_localizer(out, localizer)
     (out / "metrics.json").write_text(json.dumps(metrics | {"seconds": seconds}, indent=2) + "\n")
     return LocalizationResult(run=out, metrics=metrics, seconds=seconds)
+
+
+def _steps(recipe: LocalizationRecipe, num_samples: int) -> LocalizationRecipe:
+    """The recipe as it is carried out: batches that the data do not fill are made as small as they are.
+
+    Only where the rest of a batch is dropped: else nothing would be left.
+    """
+    batch_size, accumulate = recipe.numbers.batch_size, recipe.accumulate
+    if recipe.last_batch == "fill" or num_samples >= batch_size:
+        return recipe
+    batch_size = num_samples // accumulate * accumulate or num_samples
+    return replace(recipe, batch_size=batch_size, accumulate=accumulate if batch_size % accumulate == 0 else 1)
 
 
 def thresholds_of(
@@ -454,22 +311,30 @@ def check_out(out: Path, *, resume: bool) -> None:
         raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
 
 
-def _check_same_run(out: Path, recipe: LocalizationRecipe, table: SegmentTable, folder: FeatureFolder) -> bool:
-    """Whether a run has begun in a folder, with this recipe and these data.
+def has_begun(out: Path) -> bool:
+    """Whether a folder holds the beginning of a run; not so where the run was killed before it had written that.
 
     Raises:
-        OptionError: with another recipe, or the folder holds something else.
-        DataError: with other data.
+        OptionError: the folder holds something else.
     """
-    if not (out / RECIPE_FILE).exists():
-        others = sorted({path.name for path in out.iterdir()} - {"data.json", VIDEOS_FILE})
-        if [name for name in others if not name.endswith(".part")]:
-            raise OptionError(f"{out} holds no run of `tada localize train` (no {RECIPE_FILE}), but {listed(others)}")
-        return False
-    saved = asdict(read_recipe(out / RECIPE_FILE, LocalizationRecipe))
-    changed = [name for name, value in asdict(recipe).items() if saved[name] != value]
-    if changed:
-        raise OptionError(f"{out} was started with another {', '.join(changed)}: resume with {out / RECIPE_FILE}")
+    if (out / RECIPE_FILE).exists():
+        return True
+    others = sorted({path.name for path in out.iterdir()} - {"data.json", VIDEOS_FILE})
+    if [name for name in others if not name.endswith(".part")]:
+        raise OptionError(f"{out} holds no run of `tada localize train` (no {RECIPE_FILE}), but {listed(others)}")
+    return False
+
+
+def _check_same_run(
+    out: Path, recipe: LocalizationRecipe, table: SegmentTable, folder: FeatureFolder
+) -> LocalizationRecipe:
+    """The recipe with the run's numbers.
+
+    Raises:
+        OptionError: the run was begun with another recipe.
+        DataError: or with other data.
+    """
+    recipe = resumed(recipe, out, or_else="begin another run without --resume")
     before = json.loads((out / "data.json").read_text(encoding="utf-8"))
     if before != {"features": folder.key, "segments": table.fingerprint()}:
         raise DataError(f"the features or segments are not those that {out} was started with: start anew")
@@ -479,4 +344,4 @@ def _check_same_run(out: Path, recipe: LocalizationRecipe, table: SegmentTable, 
             f"the video {replaced[0]!r} is not the one that {out} was started with ({VIDEOS_FILE} there): it was "
             "replaced since; start anew without --resume, into another folder"
         )
-    return True
+    return recipe

@@ -1,0 +1,194 @@
+"""What the loop around a detector's training runs on: samples, the loss, the tests after epochs, the best epoch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tada.localization.annotations import SegmentTable
+from tada.localization.detections import Detections
+from tada.localization.detectors import ActionFormerDetector, BMNDetector, Sample, SampleBatch
+from tada.localization.features import FeatureFolder, VideoFeatures
+from tada.localization.localizer import results_of
+from tada.localization.metrics import detection_map
+from tada.localization.recipe import LocalizationRecipe
+from tada.loop import scheduled
+from tada.recognition import NonFiniteLossError
+
+
+class TrainingSamples(Dataset[Sample]):
+    """One sample of each piece, another crop in each epoch."""
+
+    def __init__(
+        self, detector: ActionFormerDetector | BMNDetector, table: SegmentTable, folder: FeatureFolder, *, seed: int
+    ) -> None:
+        self.detector, self.folder, self.seed = detector, folder, seed
+        self.pieces = detector.pieces(table.videos)
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        """The sample of (epoch, piece); from the number of pieces on, they follow once more, cropped otherwise."""
+        epoch, place = key
+        piece = self.pieces[place % len(self.pieces)]
+        rng = np.random.default_rng((self.seed, epoch, place))
+        return self.detector.sample(piece, self.folder.read(piece.video.name), rng)
+
+
+class TestFeatures(Dataset[VideoFeatures]):
+    """Whole videos."""
+
+    __test__ = False  # pytest: not a test, wherever it is imported
+
+    def __init__(self, table: SegmentTable, folder: FeatureFolder) -> None:
+        self.names = [video.name for video in table.videos]
+        self.folder = folder
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, place: int) -> VideoFeatures:
+        return self.folder.read(self.names[place])
+
+
+class LocalizationTask(L.LightningModule):
+    """The loss, its optimiser and what is measured on the way."""
+
+    def __init__(
+        self,
+        detector: ActionFormerDetector | BMNDetector,
+        recipe: LocalizationRecipe,
+        *,
+        steps_per_epoch: int,
+        tested: SegmentTable | None,
+    ) -> None:
+        super().__init__()
+        self.detector = detector
+        self.recipe = recipe
+        self.steps_per_epoch = steps_per_epoch
+        self.tested = tested
+        self.found: dict[str, Detections] = {}
+
+    def on_train_batch_start(self, batch: SampleBatch, batch_idx: int) -> None:
+        # Dropout draws from the step's own seed: a resumed run draws what the uninterrupted one would have.
+        torch.manual_seed(hash((self.recipe.seed, self.current_epoch, batch_idx, self.global_rank)))
+
+    def training_step(self, batch: SampleBatch, batch_idx: int) -> Tensor:
+        parts = self.detector.losses(batch)
+        loss = parts["loss"]
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
+                "learning_rate, or set clip_gradient_norm; the last saved state can be resumed"
+            )
+        for name, value in parts.items():
+            self.log(f"train_{name}", value, on_step=False, on_epoch=True, batch_size=len(batch.features))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.found = {}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, VideoFeatures):
+            return batch  # the detector takes what it needs of it
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def validation_step(self, batch: VideoFeatures, batch_idx: int) -> None:
+        self.found[batch.card.video] = self.detector.detect(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        assert self.tested is not None
+        scores = detection_map(
+            self.tested.ground_truth(),
+            results_of(self.found, self.tested.label_sets),
+            subset=self.tested.videos[0].split or "val",
+            tiou_thresholds=self.recipe.tiou_thresholds,
+        )
+        self.log("val_map", scores.average, batch_size=1)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        parameters = dict(self.detector.named_parameters())
+        # Kernels and matrices decay; norms, biases and scales do not.
+        is_decayed = {name: p.ndim > 1 and not name.endswith(".scale") for name, p in parameters.items()}
+        groups = [
+            {
+                "params": [p for name, p in parameters.items() if is_decayed[name]],
+                "weight_decay": self.recipe.weight_decay,
+            },
+            {"params": [p for name, p in parameters.items() if not is_decayed[name]], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate)
+        return scheduled(
+            optimizer,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=self.recipe.numbers.epochs,
+            warmup_epochs=self.recipe.numbers.warmup_epochs,
+            warmup_start=0.01,
+        )
+
+
+class BestEpoch(Callback):
+    """Keeps the state of the epoch with the highest mean average precision."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.score = -1.0
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        score = float(trainer.callback_metrics["val_map"])
+        if score > self.score:
+            self.score = score
+            trainer.save_checkpoint(self.file)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.score = state["score"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over what an older tada, which had Lightning's ModelCheckpoint for this, knew of its best epoch."""
+        for name, state in checkpoint["callbacks"].items():
+            if name.startswith("ModelCheckpoint") and state.get("monitor") == "val_map":
+                score = state["best_model_score"]
+                self.score = self.score if score is None else float(score)
+
+
+class MissedValidation(Callback):
+    """Tests, when a run goes on, the epoch after whose last step it was interrupted; the loop would pass it over."""
+
+    def __init__(self, every_epochs: int) -> None:
+        self.every_epochs = every_epochs
+        self.num_validated = 0
+        """Tests that there have been."""
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.num_validated += 1
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.num_validated < trainer.current_epoch // self.every_epochs:
+            tests = trainer.fit_loop.epoch_loop.val_loop
+            tests.restarting = False  # it begins with the first video, wherever it was when the state was saved
+            trainer.validating = True
+            tests.run()
+            trainer.training = True
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self.state_key not in checkpoint["callbacks"]:  # of an older tada, which did not count
+            self.num_validated = sys.maxsize
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"num_validated": self.num_validated}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_validated = state["num_validated"]

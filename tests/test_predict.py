@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tada.errors import CheckpointError, OptionError, VideoError, VideoNotFoundError
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
-from tada.predict import Recognizer, find_videos, load, predictions_csv, predictions_json
+from tada.predict import Recognizer, find_videos, load
+from tada.prediction import predictions_csv, predictions_json
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 

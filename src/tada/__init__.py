@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from tada.localization.localizer import Localization, Localizer
     from tada.models import create_model, list_models
     from tada.models.hub import push_to_hub
-    from tada.predict import Prediction, Recognizer
+    from tada.predict import Recognizer
+    from tada.prediction import Prediction
     from tada.recipe import Recipe, load_recipe
     from tada.recognition import train
     from tada.results import Evaluation
@@ -59,7 +60,7 @@ _HOME = {
     "Explanation": "tada.explanation",
     "Localization": "tada.localization.localizer",
     "Localizer": "tada.localization.localizer",
-    "Prediction": "tada.predict",
+    "Prediction": "tada.prediction",
     "Recipe": "tada.recipe",
     "Recognizer": "tada.predict",
     "Routing": "tada.tadaconv",

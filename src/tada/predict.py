@@ -5,24 +5,19 @@ Shapes: V views of a video, T frames, K classes.
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
 from itertools import accumulate, groupby, pairwise, product
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tada.ahead import Ahead
-from tada.data.rows import guarded
 from tada.data.table import ACTION, VIDEO_EXTENSIONS, Head
 from tada.errors import OptionError, UnknownNameError, VideoError, VideoNotFoundError
 from tada.explanation import Explanation, explain
@@ -30,7 +25,7 @@ from tada.models.exported import ONNX_SUFFIX, OnnxNetwork, load_onnx
 from tada.models.fuse import FusedNetwork, fuse
 from tada.models.hub import fetch_model, is_hub_id
 from tada.models.weights import ModelCard, load_model, packaged, packaged_names
-from tada.plots import save_prediction
+from tada.prediction import ClipScores, Prediction
 from tada.video.reader import Video, open_video
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import normalise, test_crops
@@ -38,104 +33,6 @@ from tada.video.transforms import normalise, test_crops
 _CLIPS_AHEAD = 4
 MAX_CLIPS = 10
 """Clips that a prediction spreads over a long video unless told otherwise, as in the papers' tests."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClipScores:
-    """What the model says of one clip of a video."""
-
-    start_seconds: float
-    """When the clip's first frame is shown, from the video's first frame."""
-    end_seconds: float
-    """When its last frame is shown."""
-    scores: tuple[float, ...]
-    """Probability of each class."""
-    frame_numbers: tuple[int, ...] = ()
-    """The video's frames that were looked at."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """What the model says of a video: the mean over its clips."""
-
-    path: str
-    labels: tuple[str, ...]
-    """Class names."""
-    scores: tuple[float, ...]
-    """Probability of each class, in the order of ``labels``."""
-    clips: tuple[ClipScores, ...]
-    """The same for each clip, in the order of time."""
-    recognizer: Recognizer | None = field(default=None, repr=False, compare=False)
-    """Whose answer it is; it does not go along where the prediction is pickled."""
-
-    def __getstate__(self) -> list[Any]:
-        return [None if f.name == "recognizer" else getattr(self, f.name) for f in fields(self)]
-
-    @property
-    def label(self) -> str:
-        """The most probable class."""
-        return self.top(1)[0][0]
-
-    def top(self, count: int = 5, clip: ClipScores | None = None) -> list[tuple[str, float]]:
-        """The ``count`` most probable classes of the video, or of one clip, and their scores, best first."""
-        scores = self.scores if clip is None else clip.scores
-        return sorted(zip(self.labels, scores, strict=True), key=lambda pair: -pair[1])[:count]
-
-    def as_dict(self, count: int = 5) -> dict[str, Any]:
-        """Plain values for JSON: the best classes of the video and of each clip."""
-        return {
-            "video": self.path,
-            "label": self.label,
-            "scores": dict(self.top(count)),
-            "clips": [
-                {
-                    "start_seconds": round(clip.start_seconds, 3),
-                    "end_seconds": round(clip.end_seconds, 3),
-                    "scores": dict(self.top(count, clip)),
-                }
-                for clip in self.clips
-            ],
-        }
-
-    def explain(self, *, label: str | None = None, clip: int | None = None, layer: str | None = None) -> Explanation:
-        """Show what the network looked at, and how its kernels were calibrated: see ``Recognizer.explain``.
-
-        Raises:
-            OptionError: it has been pickled, and does not know its recognizer any more.
-        """
-        if self.recognizer is None:
-            raise OptionError("this prediction does not know its recognizer: call recognizer.explain(prediction)")
-        return self.recognizer.explain(self, label=label, clip=clip, layer=layer)
-
-    def plot(self, picture: Path, *, num_frames: int = 8, count: int = 5) -> None:
-        """Draw frames of the video and its most probable classes, as a PNG file.
-
-        Raises:
-            VideoError: the video cannot be read any more.
-        """
-        with open_video(self.path) as reader:
-            times = reader.times_seconds
-            indices = sorted({int(i) for i in np.linspace(0, len(times) - 1, num_frames)})
-            frames = reader.frames(indices)
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        title = Path(self.path).name
-        save_prediction(frames, [float(times[i]) for i in indices], self.top(count), picture, title=title)
-
-
-def predictions_json(predictions: Sequence[Prediction], count: int = 5) -> str:
-    """A JSON list, one entry for each video."""
-    return json.dumps([prediction.as_dict(count) for prediction in predictions], indent=2)
-
-
-def predictions_csv(predictions: Sequence[Prediction], count: int = 5) -> str:
-    """One row for each video and class: video, rank, label, score."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video", "rank", "label", "score"])
-    for prediction in predictions:
-        for rank, (label, score) in enumerate(prediction.top(count), start=1):
-            writer.writerow([guarded(prediction.path), rank, guarded(label), f"{score:.6f}"])
-    return text.getvalue()
 
 
 class Recognizer:

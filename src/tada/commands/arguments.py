@@ -6,18 +6,24 @@ Each chapter has its ``COMMANDS``. Nothing heavy is imported at the top of these
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from rich.markup import escape
 
-from tada.errors import UserError
+from tada.errors import UserError, VideoError
+from tada.files import distinct_names
 from tada.machine import is_first_process
 from tada.recipe import find_recipe
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from tada.data.table import VideoTable
 
 Command = tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]
@@ -87,6 +93,47 @@ def check_new(places: Iterable[Path], *, overwrite: bool) -> None:
     for place in places:
         if place.exists() and not overwrite:
             raise UserError(f"{str(place)!r} is there already: give another folder, or replace it with --overwrite")
+
+
+def video_files(folder: Path | None, videos: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
+    """Where the copy of each video goes, by ``--save-video``; none without a folder.
+
+    Raises:
+        UserError: a file is there, and not to be replaced; or it is the video itself.
+    """
+    if folder is None:
+        return {}
+    files = {video: folder / f"{name}.mp4" for video, name in distinct_names(videos).items()}
+    for video, file in files.items():
+        if file.exists() and Path(video).exists() and file.samefile(video):
+            raise UserError(f"{str(file)!r} is the video itself: give --save-video another folder")
+    check_new(files.values(), overwrite=overwrite)
+    return files
+
+
+class _Answer(Protocol):
+    def save_video(self, target: Path, *, overwrite: bool, advance: Callable[[float], None]) -> None: ...
+
+
+def save_video(answer: _Answer, file: Path, *, overwrite: bool, progress: Progress | None = None) -> list[str]:
+    """Write the copy of a video with the answer drawn in; what is wrong with the video, if it cannot be."""
+    from rich.progress import Progress
+
+    if progress is None:
+        with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+            return save_video(answer, file, overwrite=overwrite, progress=progress)
+    bar = progress.add_task(f"writing {escape(file.name)}", total=1.0)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            answer.save_video(file, overwrite=overwrite, advance=partial(progress.advance, bar))
+        except VideoError as error:
+            return [f"{file} was not written: {error}"]
+        finally:
+            progress.remove_task(bar)
+    for warning in told:
+        print(f"tada: {file}: {warning.message}", file=sys.stderr)
+    return []
 
 
 def report_failures(outcome: str, failures: Iterable[str]) -> int:

@@ -13,7 +13,15 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from rich.markup import escape
 
-from tada.commands.arguments import Command, RecipeFile, add_device, add_workers, report_failures
+from tada.commands.arguments import (
+    Command,
+    RecipeFile,
+    add_device,
+    add_workers,
+    report_failures,
+    save_video,
+    video_files,
+)
 from tada.commands.streaming import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError
 from tada.files import distinct_names
@@ -78,6 +86,10 @@ def _localize_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--min-score", type=float | None, default=None, help="in place of each class's own threshold")
     parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one timeline of each video")
     parser.add_argument("--segments", type=Path | None, default=None, help="annotations to draw below what is found")
+    parser.add_argument(
+        "--save-video", type=Path | None, default=None, help="a folder for a copy of each video with segments drawn in"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there of --save-video")
     add_device(parser)
     add_stream(parser)
 
@@ -97,6 +109,7 @@ def _localize(options: Namespace) -> int:
         return localize_live(localizer, options)
     paths = find_videos(options.videos)
     pictures = distinct_names(paths)
+    videos = video_files(options.save_video, paths, overwrite=options.overwrite)
     truths, labels = {}, {}
     if options.segments is not None:
         files = videos_by_name(paths)
@@ -120,6 +133,9 @@ def _localize(options: Namespace) -> int:
                 if options.plots is not None:
                     picture = options.plots / f"{pictures[path]}.png"
                     localization.plot(picture, truth=truths.get(path), names=labels.get(path, ()))
+                if path in videos:
+                    overwrite = options.overwrite
+                    failures += save_video(localization, videos[path], overwrite=overwrite, progress=progress)
             progress.remove_task(bar)
     if options.format == "json":
         print(localizations_json(found))

@@ -23,6 +23,8 @@ from tada.commands.arguments import (
     data_options,
     read_data,
     report_failures,
+    save_video,
+    video_files,
 )
 from tada.errors import UserError, VideoError
 from tada.intervals import interval_text
@@ -30,7 +32,8 @@ from tada.machine import Machine, is_first_process
 from tada.recipe import Recipe, recipe_of
 
 if TYPE_CHECKING:
-    from tada.predict import Prediction, Recognizer
+    from tada.predict import Recognizer
+    from tada.prediction import Prediction
     from tada.results import Evaluation
 
 
@@ -213,7 +216,13 @@ def _predict_arguments(parser: ArgumentParser) -> None:
         "--explain", type=Path | None, default=None, help="a folder for what the network looked at in each video"
     )
     parser.add_argument("--explain-label", type=str | None, default=None, help="of this class, not the likeliest")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there of --explain")
+    parser.add_argument(
+        "--save-video",
+        type=Path | None,
+        default=None,
+        help="a folder for a copy of each video with the answer drawn in",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there of --explain and --save-video")
     parser.add_argument("--precision", type=Literal["fp32", "bf16"], default="fp32", help="of the network's numbers")
     parser.add_argument("--compile", action="store_true", help="compile the network first: worth it for many videos")
     add_device(parser)
@@ -223,12 +232,14 @@ def _predict(options: Namespace) -> int:
     """Say what happens in videos."""
     import torch
 
-    from tada.predict import find_videos, load, predictions_csv, predictions_json
+    from tada.predict import find_videos, load
+    from tada.prediction import predictions_csv, predictions_json
 
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     recognizer = load(options.run, device=options.device, dtype=dtype, compile=options.compile)
     paths = find_videos(options.videos)
     explanations = _explanations(options, recognizer, paths)
+    videos = video_files(options.save_video, paths, overwrite=options.overwrite)
     predictions, failures = [], []
     found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)
     for path, answer in zip(paths, found, strict=True):
@@ -243,6 +254,8 @@ def _predict(options: Namespace) -> int:
                 explanation.save(explanations[path], overwrite=options.overwrite)
                 if explanation.note:
                     print(f"tada: {path}: {explanation.note}", file=sys.stderr)
+            if path in videos:
+                failures += save_video(answer, videos[path], overwrite=options.overwrite)
     if options.format == "json":
         print(predictions_json(predictions, options.top))
     elif options.format == "csv":

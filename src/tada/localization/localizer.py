@@ -33,8 +33,11 @@ from tada.localization.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
 from tada.models.weights import restore, save_model
 from tada.plots import save_timeline
-from tada.predict import Prediction, Recognizer, load
+from tada.predict import Recognizer, load
+from tada.prediction import Prediction
 from tada.recipe import read_recipe
+from tada.video.annotate import annotate_video
+from tada.video.captions import Lane
 from tada.video.reader import open_video
 
 WEIGHTS_FILE = "localizer.safetensors"
@@ -114,6 +117,30 @@ class Localization:
     def srt(self) -> str:
         """Subtitles that name what happens, for any video player."""
         return "\n".join(segment.srt(number) for number, segment in enumerate(self.segments, start=1))
+
+    def save_video(
+        self,
+        target: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        advance: Callable[[float], None] = lambda part: None,
+    ) -> None:
+        """Write the video with the segments drawn in: their names while they last, and a bar of time with all of them.
+
+        It is an MP4 that browsers play; sound and times are kept.
+
+        Args:
+            advance: told now and then which part of the video has been written since.
+
+        Raises:
+            VideoError: the video cannot be read to its end.
+            OptionError: the file is there already, and not to be replaced.
+        """
+        spans: dict[str, list[tuple[float, float, float]]] = {}
+        for segment in self.segments:
+            spans.setdefault(segment.label, []).append((segment.start_seconds, segment.end_seconds, segment.score))
+        lanes = [Lane(label=label, spans=tuple(of_label), is_curve=False) for label, of_label in spans.items()]
+        annotate_video(self.path, target, lanes, overwrite=overwrite, advance=advance)
 
     def plot(
         self, picture: Path, *, truth: UntrimmedVideo | None = None, names: Sequence[str] = (), num_frames: int = 10

@@ -153,28 +153,34 @@ class MediaFile:
             if packet.size:  # those without a byte would end the decoding
                 yield packet
 
-    def seconds_late(self, first_ticks: int) -> float:
-        """How long after the container's start the first picture appears, in seconds; 0 or more.
+    @property
+    def start(self) -> Fraction:
+        """What players and ``ffmpeg -ss`` count from, in seconds of the file's own clock.
 
-        The start is the one that players and ``ffmpeg -ss`` count from: that of the track that begins first, which may
-        be the sound. What a coder of sound writes before it, to start itself, does not count.
-
-        Args:
-            first_ticks: when the first picture appears, in the stream's unit.
+        It is the start of the track that begins first, which may be the sound. What a coder of sound writes before it,
+        to start itself, does not count.
         """
-        unit, start = self.stream.time_base, self.container.start_time
-        if unit is None or start is None:
-            return 0.0
+        start = self.container.start_time
+        if start is None:
+            return Fraction(0)
         # It comes rounded to microseconds. Exactly it is the start of one of the streams.
         starts = [
             s.start_time * s.time_base for s in self.container.streams if s.start_time is not None and s.time_base
         ]
         exact = min(starts, key=lambda seconds: abs(seconds * 1_000_000 - start), default=Fraction(start, 1_000_000))
-        if abs(exact * 1_000_000 - start) > 1:
-            exact = Fraction(start, 1_000_000)
-        return float(
-            max(first_ticks * unit - exact, Fraction(0))
-        )  # ASF may say a start that lies behind the first picture
+        return exact if abs(exact * 1_000_000 - start) <= 1 else Fraction(start, 1_000_000)
+
+    def seconds_late(self, first_ticks: int) -> float:
+        """How long after the container's start the first picture appears, in seconds; 0 or more.
+
+        Args:
+            first_ticks: when the first picture appears, in the stream's unit.
+        """
+        unit = self.stream.time_base
+        if unit is None or self.container.start_time is None:
+            return 0.0
+        # ASF may say a start that lies behind the first picture.
+        return float(max(first_ticks * unit - self.start, Fraction(0)))
 
     def scan(self) -> Packets:
         """Read every packet of the file, decoding none.

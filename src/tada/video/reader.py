@@ -12,6 +12,7 @@ import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from itertools import chain
 from types import TracebackType
@@ -60,6 +61,8 @@ class VideoInfo:
     """FFmpeg's name of it: ``h264``, ``vp9``."""
     rotation_degrees: int
     """By how much players turn the stored frame clockwise: 0, 90, 180 or 270. Frames come already turned."""
+    pixel_aspect: Fraction
+    """Width of a pixel as it is shown, by its height; 1 where they are square, as nearly always."""
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -164,6 +167,8 @@ class Video:
     def info(self) -> VideoInfo:
         """What the file holds. The first use decodes a frame, if none has been: only frames know their rotation."""
         width, height, quarter_turns = self._geometry
+        stream = self._file.stream
+        aspect = stream.sample_aspect_ratio or self._file.context.sample_aspect_ratio or Fraction(1)
         if quarter_turns % 2:
             width, height = height, width
         return VideoInfo(
@@ -176,6 +181,7 @@ class Video:
             duration_seconds=self._index.duration_seconds,
             codec=self._file.codec,
             rotation_degrees=-90 * quarter_turns % 360,
+            pixel_aspect=1 / aspect if quarter_turns % 2 else aspect,
         )
 
     @cached_property

@@ -1,0 +1,107 @@
+"""A copy of a video with what happens drawn in: names, scores and a bar of time; its sound and its times are kept."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tada.errors import OptionError
+from tada.video.captions import Captions, Lane
+from tada.video.container import Limits
+from tada.video.reader import MAX_FRAMES, MAX_PIXELS, Video, open_video
+from tada.video.sound import Sound
+from tada.video.writer import write_video
+
+_SHORT_SIDE = 240  # smaller frames are enlarged to it, so that text has room
+_LONG_SIDE = 1920  # larger frames are made smaller, so that browsers play them
+_TICK = 1 / 90_000  # of the times that the writer writes
+_KEYFRAME_INTERVAL = 60
+_CRF = 21.0
+
+
+def annotate_video(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    lanes: Sequence[Lane],
+    *,
+    overwrite: bool = False,
+    advance: Callable[[float], None] = lambda part: None,
+) -> None:
+    """Write an MP4 (H.264, AAC) that browsers play, with the source's frames, times and sound, and ``lanes`` drawn in.
+
+    The file appears when it is complete, or not at all. Frames pass one by one. Where their pixels are not square they
+    become so. Sound that cannot be decoded is left out, with a warning.
+
+    Args:
+        advance: told now and then which part of the video has been written since.
+
+    Raises:
+        VideoError: the source cannot be read to its end.
+        OptionError: the target is there already, and not to be replaced; or it is the source.
+    """
+    path, target = os.fspath(source), Path(target)
+    if target.exists():
+        if os.path.exists(path) and os.path.samefile(path, target):
+            raise OptionError(f"{str(target)!r} is the video itself: give another name or folder")
+        if not overwrite:
+            raise OptionError(f"{str(target)!r} is there already: give another name, or overwrite=True")
+    limits = Limits(max_pixels=MAX_PIXELS, max_frames=MAX_FRAMES, timeout_seconds=30.0)
+    with open_video(path) as video, closing(Sound(path, limits)) as sound:
+        if sound.codec is not None and sound.start_seconds is None:
+            warnings.warn(f"the sound of {path!r} ({sound.codec}) cannot be decoded and is left out", stacklevel=2)
+        info = video.info
+        width, height = _size(info.width, info.height, info.pixel_aspect)
+        captions = Captions(lanes, width=width, height=height, duration_seconds=info.duration_seconds)
+
+        def drawn() -> Iterator[NDArray[np.uint8]]:
+            for seconds, frame in video:
+                yield captions.draw(_resized(frame, width, height), seconds)
+                advance(1 / info.num_frames)
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_video(
+            target,
+            drawn(),
+            times_seconds=_apart(video),
+            crf=_CRF,
+            keyframe_interval_frames=_KEYFRAME_INTERVAL,
+            fast_encode=True,
+            sound=None if sound.start_seconds is None else sound,
+        )
+
+
+def _size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
+    """The size of the frames that are drawn into: even, of square pixels, neither tiny nor huge."""
+    aspect = float(pixel_aspect)
+    wide, high = width * max(aspect, 1.0), height / min(aspect, 1.0)  # no pixel is lost
+    scale = 1.0
+    if min(wide, high) < _SHORT_SIDE:
+        scale = float(-(-_SHORT_SIDE // min(wide, high)))  # whole, so that pixels stay as they are
+    scale = min(scale, _LONG_SIDE / max(wide, high))
+    even_width, even_height = (max(2 * round(side * scale / 2), 2) for side in (wide, high))
+    return even_width, even_height
+
+
+def _resized(frame: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    if frame.shape[:2] == (height, width):
+        return frame
+    if height % frame.shape[0] == width % frame.shape[1] == 0:
+        return frame.repeat(height // frame.shape[0], axis=0).repeat(width // frame.shape[1], axis=1)
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def _apart(video: Video) -> list[float]:
+    """The frames' times; those closer than the writer can tell apart are moved apart."""
+    times: list[float] = []
+    for seconds in video.times_seconds.tolist():
+        times.append(max(seconds, times[-1] + _TICK) if times else seconds)
+    return times

@@ -1,0 +1,253 @@
+"""What is drawn into the frames of a video: classes with their scores, and below the picture a bar of time.
+
+Shapes: H x W pixels of a frame. Scores are from 0 to 1, times in seconds from the container's start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+_COLOURS = (
+    (86, 180, 233),
+    (230, 159, 0),
+    (0, 190, 130),
+    (204, 121, 167),
+    (240, 228, 66),
+    (213, 94, 0),
+)  # Okabe and Ito
+_OTHERS = (150, 150, 150)
+_BACK, _EMPTY, _PLAYED, _WHITE = (22, 22, 24), (50, 50, 54), (120, 120, 126), (255, 255, 255)
+_NAMED = 3
+"""Classes that are named at a time."""
+_SMALLEST, _LARGEST = 13, 44  # letters, in pixels
+_LINES = 26  # of text that a frame would hold, where its size leaves the choice
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lane:
+    """A class and when it happens."""
+
+    label: str
+    spans: tuple[tuple[float, float, float], ...]
+    """Start, end and score of each, in the order of time."""
+    is_curve: bool
+    """Whether they are the course of one score over the whole video, or segments of their own."""
+
+    @property
+    def weight(self) -> float:
+        """By which lanes are chosen where there is no room for all."""
+        return sum(min(end - start, 1e6) * score for start, end, score in self.spans)
+
+
+class Captions:
+    """Draws into frames of one size.
+
+    Args:
+        width: of a frame, in pixels.
+        height: of a frame, in pixels.
+        duration_seconds: of the video.
+
+    Attributes:
+        height: of what is drawn, in pixels: the frame and the bar of time below it. Even.
+    """
+
+    def __init__(self, lanes: Sequence[Lane], *, width: int, height: int, duration_seconds: float) -> None:
+        self._width, self._frame_height, self._duration = width, height, max(duration_seconds, 1e-3)
+        self._text = _Text(min(max(min(width, height) // _LINES, _SMALLEST), _LARGEST))
+        self._row = round(1.6 * self._text.size)
+        self._pad = max(self._text.size // 3, 3)
+        room = max(round(0.35 * height / self._row) - 1, 2)
+        self._lanes = list(lanes)
+        self._colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(lanes))]
+        self._drawn = self._chosen(room)
+        self.height = height + self._row * (len(self._drawn) + 1) + self._pad
+        self.height += self.height % 2
+        time_width = self._text.width(f"{_clock(self._duration)} / {_clock(self._duration)}")
+        names = max((self._text.width(lane.label) for lane, _ in self._drawn), default=0)
+        self._left = min(max(time_width, min(names, round(0.3 * width))) + 2 * self._pad, round(0.6 * width))
+        self._lane_of_span = np.repeat(np.arange(len(lanes)), [len(lane.spans) for lane in lanes])
+        self._spans = np.array([span for lane in lanes for span in lane.spans], np.float64).reshape(-1, 3)
+        self._panels: dict[tuple[tuple[int, str], ...], NDArray[np.uint8]] = {}
+        self._clock: tuple[str, NDArray[np.uint8]] = ("", self._bar)
+
+    def _chosen(self, room: int) -> list[tuple[Lane, tuple[int, int, int]]]:
+        """The lanes of the bar with their colours; segments for which there is no room share the last."""
+        by_weight = sorted(range(len(self._lanes)), key=lambda i: -self._lanes[i].weight)
+        own = sorted(by_weight if len(by_weight) <= room else by_weight[: room - 1])
+        drawn = [(self._lanes[i], self._colours[i]) for i in own]
+        rest = [self._lanes[i] for i in by_weight if i not in own]
+        if rest and not rest[0].is_curve:
+            spans = tuple(sorted(span for lane in rest for span in lane.spans))
+            drawn.append((Lane(label=f"{len(rest)} others", spans=spans, is_curve=False), _OTHERS))
+        return drawn
+
+    def draw(self, frame: NDArray[np.uint8], seconds: float) -> NDArray[np.uint8]:
+        """A frame [H, W, 3] -> the frame with names and scores, and the bar below it, [height, W, 3]."""
+        out = np.empty((self.height, self._width, 3), np.uint8)
+        top = self._frame_height
+        out[:top], out[top:] = frame, self._bar
+        panel = self._panel(seconds)
+        if panel is not None:
+            high, wide = panel.shape[:2]
+            place = out[self._pad : self._pad + high, self._pad : self._pad + wide]
+            part = panel[: len(place), :, 3:].astype(np.uint16)
+            place[:] = (place * (255 - part) + panel[: len(place), :, :3] * part + 127) // 255
+        x = self._x(seconds)
+        line = out[self.height - self._row + self._row // 3 : self.height - self._row // 3]
+        line[:, self._left : x] = _PLAYED
+        thick = max(self._text.size // 8, 2)
+        out[top + self._pad // 2 : self.height - self._pad // 2, max(x - thick // 2, 0) : x - thick // 2 + thick] = (
+            _WHITE
+        )
+        clock = self._drawn_clock(seconds)
+        out[self.height - self._row :, : clock.shape[1]] = clock
+        return out
+
+    def _x(self, seconds: float) -> int:
+        """The column of a time."""
+        part = min(max(seconds / self._duration, 0.0), 1.0)
+        return self._left + round(part * (self._width - self._pad - self._left - 1))
+
+    @cached_property
+    def _bar(self) -> NDArray[np.uint8]:
+        """The bar of time but for what moves."""
+        image = Image.new("RGB", (self._width, self.height - self._frame_height), _BACK)
+        draw = ImageDraw.Draw(image)
+        right = self._width - self._pad
+        for i, (lane, colour) in enumerate(self._drawn):
+            top = self._pad + i * self._row
+            bottom = top + self._row - self._pad
+            label = self._text.fitted(lane.label, self._left - 2 * self._pad)
+            self._text.draw(draw, (self._pad, (top + bottom) // 2), label, _WHITE)
+            draw.rectangle((self._left, top, right - 1, bottom - 1), fill=_EMPTY)
+            for start, end, score in lane.spans:
+                if start >= self._duration:
+                    continue
+                first, last = self._x(start), max(self._x(end) - 1, self._x(start))
+                if lane.is_curve:
+                    high = round(min(max(score, 0.0), 1.0) * (bottom - top))
+                    if high:
+                        draw.rectangle((first, bottom - high, last, bottom - 1), fill=colour)
+                else:
+                    draw.rectangle((first, top, last, bottom - 1), fill=_mixed(_EMPTY, colour, 0.35 + 0.65 * score))
+        bottom = image.height
+        draw.rectangle(
+            (self._left, bottom - self._row + self._row // 3, right - 1, bottom - self._row // 3 - 1), fill=_EMPTY
+        )
+        return np.asarray(image)
+
+    def _panel(self, seconds: float) -> NDArray[np.uint8] | None:
+        """The names of what happens, RGBA; None where nothing does."""
+        starts, ends, scores = self._spans.T
+        now = np.flatnonzero((starts <= seconds) & (seconds < ends))
+        best: dict[int, float] = {}  # of overlapping segments of a class
+        for lane, score in zip(self._lane_of_span[now].tolist(), scores[now].tolist(), strict=True):
+            best[lane] = max(score, best.get(lane, 0.0))
+        in_order = sorted(best, key=lambda i: -best[i])
+        # Of a curve's many classes those with some probability, and in any case the first.
+        named = [i for i in in_order[:_NAMED] if best[i] >= 0.005 or i == in_order[0]]
+        shown = tuple((i, f"{best[i]:.2f}") for i in named)
+        if not shown:
+            return None
+        if shown not in self._panels:
+            if len(self._panels) > 64:
+                self._panels.clear()
+            self._panels[shown] = self._drawn_panel(shown, len(best))
+        return self._panels[shown]
+
+    def _drawn_panel(self, shown: Sequence[tuple[int, str]], count: int) -> NDArray[np.uint8]:
+        number = self._text.width("0.00")
+        room = self._width - 2 * self._pad - number - 3 * self._pad
+        labels = [self._text.fitted(self._lanes[i].label, min(room, round(0.7 * self._width))) for i, _ in shown]
+        width = max(map(self._text.width, labels)) + number + 4 * self._pad
+        if count > len(shown) and not self._lanes[shown[0][0]].is_curve:
+            labels.append(f"and {count - len(shown)} more")
+        image = Image.new("RGBA", (width, self._row * len(labels)), (0, 0, 0, 165))
+        draw = ImageDraw.Draw(image)
+        for row, label in enumerate(labels):
+            top = row * self._row
+            middle = top + self._row // 2
+            if row < len(shown):
+                i, score = shown[row]
+                right = max(round(float(score) * width), 2) - 1
+                dark = _mixed((0, 0, 0), self._colours[i], 0.6)
+                draw.rectangle((0, top + 1, right, top + self._row - 2), fill=(*dark, 215))
+                self._text.draw(draw, (width - number - self._pad, middle), score, _WHITE)
+            self._text.draw(draw, (self._pad, middle), label, _WHITE)
+        return np.asarray(image)
+
+    def _drawn_clock(self, seconds: float) -> NDArray[np.uint8]:
+        text = f"{_clock(seconds)} / {_clock(self._duration)}"
+        if self._clock[0] != text:
+            image = Image.new("RGB", (self._left - self._pad, self._row), _BACK)
+            shown = self._text.fitted(text, self._left - 2 * self._pad)
+            self._text.draw(ImageDraw.Draw(image), (self._pad, self._row // 2), shown, _WHITE)
+            self._clock = text, np.asarray(image)
+        return self._clock[1]
+
+
+def _mixed(one: tuple[int, int, int], other: tuple[int, int, int], part: float) -> tuple[int, int, int]:
+    red, green, blue = (round(a + (b - a) * min(max(part, 0.0), 1.0)) for a, b in zip(one, other, strict=True))
+    return red, green, blue
+
+
+def _clock(seconds: float) -> str:
+    """As "1:02:03.4"; without hours where there are none."""
+    tenths = int(seconds * 10 + 1e-6)
+    minutes, tenths = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}:{minutes:02}" if hours else str(minutes)) + f":{tenths // 10:02}.{tenths % 10}"
+
+
+# -- letters ----------------------------------------------------------------------------------------------------------
+
+
+class _Text:
+    """Text of one size, each letter in a font that has it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def width(self, text: str) -> int:
+        return round(sum(font.getlength(part) for font, part in self._parts(text)))
+
+    def fitted(self, text: str, width: int) -> str:
+        """The text, without its middle where it is too long."""
+        text = text[:500]
+        if self.width(text) <= width:
+            return text
+        for kept in range(len(text) - 1, 0, -1):
+            shorter = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+            if self.width(shorter) <= width:
+                return shorter
+        return "…"
+
+    def draw(self, draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: tuple[int, int, int]) -> None:
+        """Draw from a left end on, around a middle."""
+        x, y = float(place[0]), place[1]
+        for font, part in self._parts(text):
+            draw.text((x, y), part, fill=colour, font=font, anchor="lm")
+            x += font.getlength(part)
+
+    def _parts(self, text: str) -> Iterator[tuple[ImageFont.FreeTypeFont, str]]:
+        for file, letters in groupby(text, key=_font_file):
+            yield _font(file, self.size), "".join(letters)
+
+
+@cache
+def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
+
+
+@cache
+def _font_file(letter: str) -> str:
+    from matplotlib.font_manager import FontProperties, findfont
+
+    return findfont(FontProperties())

@@ -1,0 +1,189 @@
+"""The sound of a video on its way into another file: AAC as it is, anything else made AAC, at the times it had.
+
+Times count from the container's start, as those of the pictures that the reader gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import chain
+from typing import Any
+
+import av
+import av.error
+from av.audio.stream import AudioStream
+from av.container import OutputContainer
+from av.filter import Graph
+
+from tada.video.container import Limits, MediaFile
+
+_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)  # that AAC has
+_BIT_RATE = 128_000  # for two channels
+_LATE_SECONDS = 0.001
+
+
+class Sound:
+    """The first sound of a video file. Close it.
+
+    It is read a little at a time, as the picture beside it needs it.
+
+    Attributes:
+        codec: FFmpeg's name of it, "unknown" where it has none; None where the file has no sound.
+        start_seconds: when it starts; None where the file has no sound that can be decoded.
+    """
+
+    codec: str | None = None
+    start_seconds: float | None = None
+
+    def __init__(self, path: str, limits: Limits) -> None:
+        self._file = MediaFile(path, limits)
+        self._packets: Iterator[av.Packet[Any]] = iter(())
+        try:
+            streams = self._file.container.streams.audio
+            if streams:
+                context = streams[0].codec_context
+                self.codec = "unknown" if context is None else context.name
+                if context is not None:
+                    self._open(streams[0])
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, stream: AudioStream) -> None:
+        self._stream = stream
+        packets = (packet for packet in self._demuxed() if packet.pts is not None)
+        first = next(packets, None)
+        if first is None or stream.time_base is None:
+            return
+        self._packets = chain([first], packets)
+        ticks = first.pts if stream.start_time is None else stream.start_time
+        assert ticks is not None
+        start = float(ticks * stream.time_base - self._file.start)
+        if stream.codec_context.name == "aac" or self._decode():
+            self.start_seconds = start
+
+    def _decode(self) -> bool:
+        """Begin to decode. False: nothing can be."""
+        frames = self._frames()
+        first = next(frames, None)
+        if first is None:
+            return False
+        self._form, self._decoded = first, chain([first], frames)
+        return True
+
+    def _demuxed(self) -> Iterator[av.Packet[Any]]:
+        """Packets up to where the file cannot be read further."""
+        packets = self._file.container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.error.FFmpegError:
+                return
+            if packet is None:
+                return
+            if packet.size:
+                yield packet
+
+    def _frames(self) -> Iterator[av.AudioFrame]:
+        """What the packets hold; those that cannot be decoded leave a gap."""
+        for packet in chain(self._packets, [None]):
+            try:
+                yield from (frame for frame in self._stream.codec_context.decode(packet) if frame.pts is not None)
+            except av.error.FFmpegError:
+                continue
+
+    def add_to(self, container: OutputContainer, *, from_zero: bool) -> None:
+        """Give the container a stream for it, before anything is written; ``write_until`` fills that.
+
+        Args:
+            from_zero: let it begin at 0, with silence if need be, so that players of the new file count from there.
+        """
+        self._container, self._from_zero = container, from_zero
+        assert self.start_seconds is not None
+        starts_late = from_zero and self.start_seconds > _LATE_SECONDS
+        if self._stream.codec_context.name == "aac" and not (starts_late and self._decode()):
+            self._target = container.add_stream_from_template(self._stream)
+            self._ready = self._copied()
+            return
+        rate = self._form.sample_rate if self._form.sample_rate in _RATES else 48000
+        layout = "mono" if self._form.layout.nb_channels == 1 else "stereo"
+        self._target = container.add_stream("aac", rate=rate, layout=layout)
+        self._target.codec_context.bit_rate = _BIT_RATE // (2 if layout == "mono" else 1)
+        self._ready = self._encoded()
+
+    def write_until(self, seconds: float) -> None:
+        """Write what starts before a time in the new file; ``math.inf``: all that is left."""
+        for packet in self._ready:
+            self._container.mux(packet)
+            if packet.pts is not None and float(packet.pts * packet.time_base) >= seconds:
+                return
+
+    def _copied(self) -> Iterator[av.Packet[Any]]:
+        for packet in self._packets:
+            assert packet.pts is not None
+            assert packet.time_base is not None
+            origin = self._ticks(packet.time_base)
+            packet.pts -= origin
+            if packet.dts is not None:
+                packet.dts -= origin
+            packet.stream = self._target
+            yield packet
+
+    def _encoded(self) -> Iterator[av.Packet[Any]]:
+        """AAC of the sound, with silence in its gaps."""
+        graph, form = None, (0, "", "")
+        for frame in self._decoded:
+            if graph is None or form != (frame.sample_rate, frame.layout.name, frame.format.name):
+                if graph is not None:
+                    yield from self._passed(graph, None)
+                graph, form = self._graph(frame), (frame.sample_rate, frame.layout.name, frame.format.name)
+            assert frame.pts is not None
+            assert frame.time_base is not None
+            frame.pts -= self._ticks(frame.time_base)
+            yield from self._passed(graph, frame)
+        if graph is not None:
+            yield from self._passed(graph, None)
+        yield from self._target.encode(None)
+
+    def _ticks(self, time_base: Fraction) -> int:
+        """The container's start, counted in ``time_base``."""
+        return round(self._file.start / time_base)
+
+    def _graph(self, frame: av.AudioFrame) -> Graph:
+        """From frames such as this one to those that the encoder takes."""
+        encoder = self._target.codec_context
+        graph = Graph()
+        nodes = [
+            graph.add_abuffer(
+                sample_rate=frame.sample_rate,
+                format=frame.format.name,
+                layout=frame.layout.name,
+                time_base=frame.time_base,
+            ),
+            graph.add("aresample", "async=1:first_pts=0" if self._from_zero else "async=1"),  # fills gaps
+            graph.add(
+                "aformat",
+                f"sample_fmts={encoder.format.name}:sample_rates={encoder.sample_rate}"
+                f":channel_layouts={encoder.layout.name}",
+            ),
+            graph.add("abuffersink"),
+        ]
+        graph.link_nodes(*nodes).configure()
+        graph.set_audio_frame_size(encoder.frame_size or 1024)
+        return graph
+
+    def _passed(self, graph: Graph, frame: av.AudioFrame | None) -> Iterator[av.Packet[Any]]:
+        """What comes out of graph and encoder for a frame; for None what was left in the graph."""
+        graph.push(frame)
+        while True:
+            try:
+                ready = graph.pull()
+            except (av.error.BlockingIOError, av.error.EOFError):
+                return
+            assert isinstance(ready, av.AudioFrame)
+            yield from self._target.encode(ready)
+
+    def close(self) -> None:
+        """Let go of the file. May be called twice."""
+        self._file.close()

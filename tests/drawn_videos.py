@@ -202,3 +202,58 @@ def flip_bits(path: Path, *, num_flips: int, seed: int = 0, start_fraction: floa
     content[places] ^= (1 << rng.integers(0, 8, num_flips)).astype(np.uint8)
     path.write_bytes(content.tobytes())
     return path
+
+
+_VOP = b"\0\0\1\xb6"  # what a picture begins with in MPEG-4 (ISO 14496-2)
+NOT_CODED = _VOP + bytes([0b01010000, 0b01011111])  # "as before": its time has five bits at 30 pictures a second
+
+
+def draw_packed(
+    path: Path,
+    num_frames: int = 40,
+    *,
+    num_b_frames: int = 1,
+    gop: int = 12,
+    placeholder: bytes = b"\x7f",
+    num_at_start: int = 0,
+    pauses: Sequence[int] = (),
+) -> Path:
+    """MPEG-4 in AVI as DivX and XviD pack it: each P picture is one packet with the B picture after it.
+
+    So that there are as many packets as pictures, one follows before the next P picture that never becomes a picture.
+
+    Args:
+        placeholder: what stands in that one.
+        num_at_start: more of these after the first picture, as XviD writes them: fewer pictures than packets.
+        pauses: before which packets another one stands, since nothing has changed.
+    """
+    options = {"bf": str(num_b_frames), "b_strategy": "0", "flags": "+bitexact"}  # else it would say it is FFmpeg's
+    plain = draw_plain(path.with_suffix(".plain.avi"), num_frames, codec="mpeg4", gop=gop, options=options)
+    with av.open(str(plain)) as source, av.open(str(path), "w", format="avi") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        contents: list[bytes] = []
+        for packet in packets:
+            content = bytes(packet)
+            if not contents:
+                at = content.index(_VOP)
+                contents.append(content[:at] + b"\0\0\1\xb2DivX503b1393p" + content[at:])
+            elif content[content.index(_VOP) + 4] >> 6 == 2:  # a B picture
+                if contents[-1] == placeholder:  # after another one: it takes the place
+                    contents.insert(-1, content)
+                else:
+                    contents[-1] += content
+                    contents.append(placeholder)
+            else:
+                contents.append(content)
+        is_key = dict(zip(contents, (packet.is_keyframe for packet in packets), strict=True))
+        for pause in sorted(pauses, reverse=True):
+            contents.insert(pause, placeholder)
+        contents[1:1] = [placeholder] * num_at_start
+        for number, content in enumerate(contents):
+            changed = av.Packet(content)
+            changed.pts = changed.dts = number
+            changed.time_base, changed.is_keyframe, changed.stream = Fraction(1, 30), is_key[content], copy
+            target.mux(changed)
+    plain.unlink()
+    return path

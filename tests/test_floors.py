@@ -39,6 +39,7 @@ FLOORS = [
         "tada.tadaconv",
         "tada.video.captions",
         "tada.video.live",
+        "tada.video.pictures",
         "tada.video.pixels",
         "tada.video.sampling",
     },

@@ -38,6 +38,7 @@ from tada.errors import (
     VideoNotFoundError,
 )
 from tada.video.live import LiveBytes
+from tada.video.pictures import Meaning, meaning_of_packets
 
 # The control that keeps play lists out: with "file" as the only protocol they could still name other files.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
@@ -188,7 +189,8 @@ class MediaFile:
         Raises:
             TooLargeError: the video has more packets than ``max_frames``.
         """
-        scan, ours, vp8 = Packets(), self.stream.index, self.codec == "vp8"
+        scan, ours = Packets(), self.stream.index
+        meaning_of = meaning_of_packets(self.codec, self.context.extradata)
         begins, ends = [0] * len(self.container.streams), [0] * len(self.container.streams)
         is_cut, stream = False, -1
         for packet in self.packets(all_streams=True):
@@ -199,9 +201,14 @@ class MediaFile:
                 ends[stream] = max(ends[stream], pts + duration)
             if stream != ours:
                 continue
-            # A VP8 packet may hold a frame that others refer to but that is not shown: bit 4 of its first byte.
-            is_hidden = packet.is_discard or (vp8 and not memoryview(packet)[0] >> 4 & 1)
-            scan.add(pts, packet.dts, duration, is_key=packet.is_keyframe, is_shown=not is_hidden)
+            meaning = Meaning.PICTURE if meaning_of is None else meaning_of(memoryview(packet))
+            if meaning is Meaning.SECOND_FIELD:
+                scan.has_fields = True
+                continue
+            if meaning is Meaning.UNCLEAR:
+                scan.is_timed = False
+            is_shown = not (packet.is_discard or meaning is Meaning.HIDDEN)
+            scan.add(pts, packet.dts, duration, is_key=packet.is_keyframe, is_shown=is_shown)
             if len(scan.pts) > self.limits.max_frames:
                 raise TooLargeError(
                     f"{self.path!r} has more than max_frames={self.limits.max_frames} frames; cut it into parts",
@@ -269,9 +276,11 @@ class Packets:
         self.pts, self.dts, self.duration = array("q"), array("q"), array("q")
         self.is_key, self.is_shown = bytearray(), bytearray()
         self.is_timed = True
-        """Every packet says when its frame appears, and the times of decoding never go back."""
+        """Every packet is a picture and says when it appears, and the times of decoding never go back."""
         self.are_due_in_turn = True
         """Every packet says when it is to be decoded, which is after the one before it."""
+        self.has_fields = False
+        """There were packets that are not here, since each was the second field of a picture."""
         self.breaks_off = False
         """The file ends before it should."""
         self._last_dts: int | None = None

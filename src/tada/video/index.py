@@ -69,7 +69,8 @@ def index_by_packets(media: MediaFile, packets: Packets) -> FrameIndex | None:
     keys = [KeyPacket(int(np.searchsorted(ticks, packets.pts[i])), packets.pts[i], packets.dts[i]) for i in key_packets]
     order = array("q", ticks.tobytes())
     last_ticks = packets.duration[shown[-1]] if len(shown) else 0
-    if media.kind == "mov" and len(ticks) > 1:  # there durations are those from one decoding to the next
+    # In MP4 durations are those from one decoding to the next.
+    if (media.kind == "mov" or packets.has_fields) and len(ticks) > 1:
         last_ticks = int(ticks[-1] - ticks[-2])
     if not media.has_pts and len(ticks) > 1:
         # FFmpeg made them up: a picture waits for the next one that is not a B-frame, if there are any.
@@ -98,7 +99,8 @@ def index_by_decoding(media: MediaFile, packets: Packets, came_with: Sequence[in
     declared = float(media.stream.guessed_rate or media.stream.average_rate or _USUAL_FPS)
     ticks = _due(packets, came_with) if packets.are_due_in_turn and came_with else None
     if ticks is not None:
-        times, duration_seconds, fps = _times(media, ticks, packets.duration[-1], declared)
+        last_ticks = int(np.median(np.diff(ticks))) if len(ticks) > 1 else packets.duration[-1]
+        times, duration_seconds, fps = _times(media, ticks, last_ticks, declared)
     else:
         count = len(came_with)
         times, duration_seconds, fps = np.arange(count) / declared, count / declared, declared

@@ -28,6 +28,7 @@ FLOORS = [
     {
         "tada.ahead",
         "tada.data.identity",
+        "tada.data.parcels",
         "tada.data.table",
         "tada.data.timing",
         "tada.data.workers",
@@ -49,6 +50,7 @@ FLOORS = [
         "tada.data.rows",
         "tada.localization.sources",
         "tada.localization.video_names",
+        "tada.interruption",
         "tada.models.tada2d",
         "tada.models.tadaconvnext",
         "tada.plots",
@@ -57,10 +59,12 @@ FLOORS = [
     },
     {
         "tada.data.lists",
+        "tada.data.loader",
         "tada.localization.actionformer",
         "tada.localization.bmn",
         "tada.models.fold",
         "tada.models.hosts",
+        "tada.saved_states",
         "tada.video.augment",
         "tada.video.index",
         "tada.video.sound",
@@ -78,7 +82,15 @@ FLOORS = [
         "tada.video.annotate",
         "tada.video.stream",
     },
-    {"tada.data.annotations", "tada.data.check", "tada.loop", "tada.models.fuse", "tada.models.weights", "tada.speed"},
+    {
+        "tada.data.annotations",
+        "tada.data.check",
+        "tada.loop",
+        "tada.models.fuse",
+        "tada.models.weights",
+        "tada.run_folder",
+        "tada.speed",
+    },
     {
         "tada.commands.arguments",
         "tada.data.prepare",
@@ -116,6 +128,7 @@ FLOORS = [
         "tada.commands.recognition",
     },
     {"tada.cli"},
+    {"tada.__main__"},
     {"tada"},
 ]
 FLOOR = {module: i for i, modules in enumerate(FLOORS) for module in modules}

@@ -1,7 +1,7 @@
 """The command line: reads arguments, calls the library, prints what came of it.
 
 Exit codes: 0 done; 1 done in part (some videos could not be read, something is missing); 2 a mistake in what was
-asked, said in one line; 130 interrupted; 143 told to end, with the state saved.
+asked, said in one line; 130 interrupted (Ctrl-C); 143 told to end by SIGTERM, 129 because the terminal was closed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
 from tada.errors import UserError
+from tada.interruption import end, say_last_words, told, watching, way_on
 from tada.localization.recipe import LocalizationRecipe
 from tada.machine import Machine, is_first_process
-from tada.recipe import Recipe
+from tada.recipe import RECIPE_FILE, Recipe
 
 COMMANDS: dict[str, Command] = {
     **recognition.COMMANDS,
@@ -32,7 +33,17 @@ COMMANDS: dict[str, Command] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code says how it went."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    with watching():
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        except BaseException as error:
+            # What is raised after a signal came of it: work that was torn apart says many things.
+            if not isinstance(error, KeyboardInterrupt) and told() is None:
+                raise
+            return say_last_words()
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         parsed = _parser().parse_args(_normalised(arguments) if arguments else ["--help"])
         run = COMMANDS[parsed.command][1]
@@ -40,10 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         message = " ".join(str(error.message).split())
     except UserError as error:
-        message = str(error)
-    except KeyboardInterrupt:
-        print("tada: interrupted", file=sys.stderr)
-        return 130
+        if told() is not None:
+            raise
+        message = "; ".join(filter(None, (str(error), way_on())))
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stdout = None  # nothing is left to flush
         return 0
@@ -94,7 +104,8 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
         elif option == "--resume":
             run = value if equals else next(rest, "")
             others += ["--resume", run]
-            recipe = recipe or ["--recipe", str(Path(run) / "recipe.yaml")]
+            file = Path(run) / RECIPE_FILE
+            recipe = recipe or (["--recipe", str(file)] if file.exists() else [])
         elif option.startswith("--") and field.split(".")[0] in names:
             others.append(f"--{field}{equals}{value}")
         else:
@@ -103,4 +114,4 @@ def _normalised(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

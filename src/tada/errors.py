@@ -39,6 +39,10 @@ class CheckpointError(UserError):
     """Weights or a run directory that are damaged, incomplete or meant for something else."""
 
 
+class WorkerLostError(UserError):
+    """A process that reads videos has died."""
+
+
 class VideoError(UserError):
     """A video file that cannot be read. ``path`` names it, ``reason`` is the same word for every such fault."""
 

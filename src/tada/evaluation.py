@@ -21,10 +21,11 @@ from rich.progress import track
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loader
+from tada.data.loader import closing
 from tada.data.table import LabelledVideo, VideoTable
 from tada.errors import DataError
 from tada.loop import quiet
-from tada.machine import Machine, Processes, default_num_workers
+from tada.machine import Machine, Processes, check_num_workers, default_num_workers
 from tada.predict import Recognizer, load
 from tada.ranks import gathered, leaving_together
 from tada.results import UNKNOWN, Evaluation
@@ -73,11 +74,12 @@ def evaluate(
     loader = test_loader(
         videos,
         clips_per_batch=clips_per_batch,
-        num_workers=default_num_workers(processes.devices) if num_workers is None else num_workers,
+        num_workers=default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers),
         rank=processes.rank,
         world=processes.world,
+        say=say,
     )
-    with leaving_together():
+    with closing(loader), leaving_together():
         if processes.world > 1:
             recognizer = Recognizer(recognizer.model, recognizer.card, device=_join(machine, processes))
         votes: list[tuple[int, NDArray[np.float32]]] = []

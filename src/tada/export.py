@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -34,6 +35,7 @@ from tada.data.table import VideoTable
 from tada.errors import DataError, OptionError, VideoError
 from tada.evaluation import choose_videos, evaluate
 from tada.files import write_whole
+from tada.interruption import last_chance
 from tada.loading import load
 from tada.models.exported import CARD_ENTRY, INPUT, ONNX_SUFFIX, OUTPUT, OnnxNetwork, import_onnxruntime, open_session
 from tada.models.weights import write_card
@@ -122,7 +124,7 @@ def export(
         tested = choose_videos(table, Path(run), None, say)
         calibration = _calibration_videos(table, tested, calibration_clips, say)
     loss: Int8Loss | None = None
-    with TemporaryDirectory(prefix="tada_export_") as folder:
+    with TemporaryDirectory(prefix="tada_export_") as folder, last_chance(lambda: rmtree(folder)):
         file = Path(folder) / f"float32{suffix}"
         exported = _write(recognizer, file)
         difference = largest_difference(recognizer.model, exported, recognizer.clip)

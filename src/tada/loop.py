@@ -5,36 +5,30 @@ from __future__ import annotations
 import csv
 import logging
 import math
-import pickle
-import signal
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 from tada.data.clips import Batch, Unreadable, ViewBatch
-from tada.errors import CheckpointError, DataError, OptionError
-from tada.files import whole_file
+from tada.data.loader import VideoLoader, closing
+from tada.errors import DataError, OptionError
+from tada.interruption import DEFERRED_SECONDS, deferring, tell_state
 from tada.machine import Machine, Processes
 from tada.ranks import gathered, on_any
+from tada.saved_states import CHECKPOINT, SavedStates, WholeFileCheckpoints
 from tada.schedule import Numbers
 
-CHECKPOINT = Path("resume", "last.ckpt")
-"""Where a run's folder holds the state it goes on from."""
-TERMINATED = 128 + signal.SIGTERM
-"""The exit code of a run that was told to end."""
+RANKS_SECONDS = 25.0
+"""What the processes of a run that was told to end have to come to the end of a step: clusters give them 30 s."""
 
 
 class LoopRecipe(Protocol):
@@ -80,20 +74,12 @@ def make_trainer(
     callbacks = list(callbacks)
     if recipe.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
-    callbacks.append(EndOnSigterm(out / CHECKPOINT, accumulate=recipe.accumulate))
     if show_progress:
         callbacks.append(RichProgressBar(leave=False))
-    callbacks.append(
-        ModelCheckpoint(
-            dirpath=(out / CHECKPOINT).parent,
-            filename=CHECKPOINT.stem,
-            every_n_train_steps=save_every_steps,
-            save_top_k=1,
-            enable_version_counter=False,
-        )
-    )
+    files = WholeFileCheckpoints()
+    callbacks.append(SavedStates(out / CHECKPOINT, every_steps=save_every_steps, files=files))
     arguments = processes.lightning(machine)
-    arguments["plugins"] += [WholeFileCheckpoints()]
+    arguments["plugins"] += [files]
     with quiet():
         return L.Trainer(
             **arguments,
@@ -115,6 +101,33 @@ def make_trainer(
             enable_progress_bar=show_progress,
             enable_model_summary=False,
         )
+
+
+def fit(
+    trainer: L.Trainer,
+    task: L.LightningModule,
+    loader: VideoLoader,
+    val_loader: VideoLoader | None,
+    *,
+    state: Path | None,
+) -> None:
+    """Train, from a saved state or the beginning, until the end or until the process is told to end.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, with the state saved.
+        SystemExit: SIGTERM or SIGHUP, likewise.
+        WorkerLostError: a process that reads videos has died.
+    """
+    states = next(callback for callback in trainer.callbacks if isinstance(callback, SavedStates))  # type: ignore[attr-defined]
+    tell_state(states.in_words)
+    # Several processes have to come to the end of a step together.
+    seconds = DEFERRED_SECONDS if trainer.world_size == 1 else RANKS_SECONDS
+    with (
+        closing(loader, val_loader),
+        deferring(at_once=states.at_once, chance=states.last_chance, seconds=seconds),
+        quiet(),
+    ):
+        trainer.fit(task, loader, val_loader, ckpt_path=None if state is None else str(state), weights_only=True)
 
 
 def _strategy(machine: Machine, processes: Processes) -> Strategy | str:
@@ -236,77 +249,29 @@ class EpochLines(Callback):
         self.say = say
         self.metrics: dict[str, float] = {}
         self.started = time.perf_counter()
+        self.is_in_epoch = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = time.perf_counter()
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.is_in_epoch = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.is_in_epoch:  # that of the epoch before, which an interruption has put off
+            self._tell(trainer, trainer.current_epoch)
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
-            return
+        self.is_in_epoch = False
+        epoch = trainer.current_epoch + 1
+        if epoch % (trainer.check_val_every_n_epoch or 1) == 0:
+            self._tell(trainer, epoch)
+
+    def _tell(self, trainer: L.Trainer, epoch: int) -> None:
         self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
         seconds = time.perf_counter() - self.started
         self.started += seconds
-        self.say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  ({seconds:.1f} s)")
-
-
-class EndOnSigterm(Callback):
-    """Saves a state after the step in which any process was told to end, and ends all of them with exit code 143.
-
-    The signal's handler only notes it: what it interrupts may be in the middle of anything. While videos are
-    validated, it waits for the next step.
-    """
-
-    def __init__(self, checkpoint: Path, *, accumulate: int) -> None:
-        self.checkpoint = checkpoint
-        self.accumulate = accumulate
-        self.told = False
-
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
-        self.told = True
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # In place of Lightning's, which talks to the other processes inside its handler.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.note)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % self.accumulate == 0 and on_any(self.told, pl_module.device):
-            trainer.save_checkpoint(self.checkpoint)
-            raise SystemExit(TERMINATED)
-
-
-@contextmanager
-def own_sigterm() -> Iterator[None]:
-    """Give SIGTERM back at the end to whom it was, and until then let none come in between."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class WholeFileCheckpoints(TorchCheckpointIO):
-    """Writes a state whole or not at all: whoever reads it meets the old one or the new one.
-
-    Differs from Lightning's own, which may leave a part of a file where its temporary folder is on another disk.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(target) as part:
-            torch.save(checkpoint, part)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise CheckpointError(f"{path} is damaged and cannot be read: start anew without --resume") from error
-        return state
+        self.say(f"epoch {epoch}/{trainer.max_epochs}  {numbers}  ({seconds:.1f} s)")

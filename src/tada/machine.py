@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from tada.errors import OptionError
 
+_MANY = 64  # processes that any machine can start
+
 
 # No slots: jsonargparse 4.53, which reads these from the command line, cannot take a slotted dataclass.
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +45,8 @@ class Machine:
         """Which process this is, and of how many.
 
         Raises:
-            OptionError: ``devices`` or ``num_nodes`` are not those that torchrun or srun have started.
+            OptionError: ``devices`` or ``num_nodes`` are not those that torchrun or srun have started, or this machine
+                has no such devices.
         """
         env = os.environ
         if "TORCHELASTIC_RUN_ID" in env:
@@ -55,11 +58,13 @@ class Machine:
         else:
             devices, num_nodes = self.devices or 1, self.num_nodes or 1
             rank = int(env.get("NODE_RANK", "0")) * devices + int(env.get("LOCAL_RANK", "0"))
+            _check_there(self.accelerator, devices)
             return Processes(rank=rank, devices=devices, num_nodes=num_nodes, started_by=None)
         devices = world // num_nodes
         for name, asked, started in (("devices", self.devices, devices), ("num_nodes", self.num_nodes, num_nodes)):
             if asked not in (None, started):
                 raise OptionError(f"{name} is {asked}, but {by} has started {started}: leave the option away, or agree")
+        _check_there(self.accelerator, devices)
         return Processes(rank=rank, devices=devices, num_nodes=num_nodes, started_by=by)
 
 
@@ -111,6 +116,62 @@ def _silent(line: str) -> None:
 def is_first_process() -> bool:
     """Whether this process should say things, from its surroundings alone."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def find_device(name: str | None) -> str:
+    """The device of a name, or by default a GPU where there is one.
+
+    Raises:
+        OptionError: this machine has no such device.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if name is None:
+        return "cuda" if count else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise OptionError(f"device {name!r} should be cpu, cuda, cuda:N or mps")
+    is_there = {
+        "cpu": (device.index or 0) == 0,
+        "cuda": (device.index or 0) < count,
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not is_there[device.type]:
+        raise OptionError(f"device {name!r} is not there: this machine has {_gpus(count)} that PyTorch can use")
+    return name
+
+
+def _gpus(count: int) -> str:
+    return f"{count or 'no'} GPU{'' if count == 1 else 's'}"
+
+
+def _check_there(accelerator: str, devices: int) -> None:
+    """Raise OptionError where this machine has not so many devices."""
+    import torch
+
+    count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    if accelerator == "gpu" and not count:
+        raise OptionError("accelerator 'gpu': this machine has no GPU that PyTorch can use; choose auto or cpu")
+    if accelerator != "cpu" and count and devices > count:
+        raise OptionError(f"devices is {devices}, but this machine has {_gpus(count)} that PyTorch can use")
+    if devices > max(_MANY, os.cpu_count() or 1):
+        raise OptionError(f"devices is {devices}, but this machine has {os.cpu_count()} cores")
+
+
+def check_num_workers(number: int) -> int:
+    """So many processes that decode videos, if that can be meant.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    cores = os.cpu_count() or 1
+    if number > max(_MANY, 4 * cores):
+        raise OptionError(f"num_workers is {number}, but this machine has {cores} cores: one for each is enough")
+    return number
 
 
 def default_num_workers(devices: int = 1) -> int:

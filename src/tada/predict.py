@@ -21,6 +21,7 @@ from tada.ahead import Ahead
 from tada.data.table import ACTION, VIDEO_EXTENSIONS, Head
 from tada.errors import OptionError, UnknownNameError, VideoError, VideoNotFoundError
 from tada.explanation import Explanation, explain
+from tada.machine import find_device
 from tada.models.exported import ONNX_SUFFIX, OnnxNetwork, load_onnx
 from tada.models.fuse import FusedNetwork, fuse
 from tada.models.hub import fetch_model, is_hub_id
@@ -57,7 +58,7 @@ class Recognizer:
         dtype: torch.dtype | None = None,
         compile: bool = False,
     ) -> None:
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(find_device(None if device is None else str(device)))
         self.model = model.to(self.device).eval()
         self.network: FusedNetwork | OnnxNetwork
         if isinstance(model, OnnxNetwork):

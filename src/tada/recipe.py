@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+RECIPE_FILE = "recipe.yaml"
+"""In the folder of a run."""
+
 # The line under a field is its help on the command line.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

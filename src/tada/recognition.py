@@ -17,9 +17,9 @@ Shapes: N clips or videos, V views, T frames, K classes.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -49,16 +49,25 @@ from tada.data.clips import (
 )
 from tada.data.recordings import shared_recordings
 from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
-from tada.errors import CheckpointError, DataError, OptionError, UserError
+from tada.errors import DataError, OptionError, UserError
 from tada.intervals import interval_text
-from tada.loop import CHECKPOINT, EpochLines, SameRun, UnreadableVideos, make_trainer, own_sigterm, quiet, scheduled
-from tada.machine import Machine, default_num_workers
+from tada.loop import EpochLines, SameRun, UnreadableVideos, fit, make_trainer, scheduled
+from tada.machine import Machine, check_num_workers, default_num_workers
 from tada.models import create_model
 from tada.models.initial import start_from
 from tada.models.parallel import checkpoint_blocks, shard, synchronise_batch_norms, whole_weights
 from tada.models.weights import ModelCard, packaged, packaged_names, save_weights
 from tada.ranks import gathered, leaving_together, on_any
 from tada.recipe import Recipe, recipe_yaml, resumed
+from tada.run_folder import (
+    NON_FINITE_FILE,
+    begun,
+    check_free,
+    finished_metrics,
+    saved_state,
+    was_begun,
+    write_metrics,
+)
 from tada.schedule import epochs_between_tests, fitted, in_words
 from tada.speed import LoaderSpeed
 from tada.video.augment import draw_mixture
@@ -127,10 +136,24 @@ def train(
         say(f"{table.kind}: {table.coverage()} are there; `tada check` lists the others")
     if table.ignored:
         say(f"left out, beside the videos: {', '.join(table.ignored[:5])} ({len(table.ignored)} in all)")
-    if resume:
+    state = None
+    is_begun = resume and was_begun(out)
+    if is_begun:
+        state = saved_state(out, say)
         recipe = _check_same_run(out, recipe, table)
-    elif processes.is_first and out.exists() and any(out.iterdir()):
-        raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
+        metrics = finished_metrics(out)
+        if metrics is not None:
+            say(f"{out} is finished; a new run starts from its weights with --init {out}")
+            seconds = metrics.pop("seconds", 0.0)
+            return TrainingResult(run=out, metrics=metrics, seconds=seconds)
+    elif processes.is_first and not resume:
+        check_free(out)
+    for head in table.heads:
+        if len(head.labels) < 2:
+            raise DataError(
+                f"all videos are of one {head.name} class, {head.labels[0]!r}: a network learns to tell two or more "
+                "apart; add videos of another"
+            )
     recipe = fitted(recipe, len(training), multiple_of=processes.world * (2 if _mixes(recipe) else 1))
     _check_divisible(recipe, machine, processes.world)
 
@@ -149,9 +172,9 @@ def train(
         rank=processes.rank,
         world=processes.world,
     )
-    num_workers = default_num_workers(processes.devices) if num_workers is None else num_workers
+    num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)
     clips = TrainingClips(training, recipe.clip, _augmentation(recipe, table.heads), seed=recipe.seed)
-    loader = ResumableLoader(clips, batches, num_workers=num_workers)
+    loader = ResumableLoader(clips, batches, num_workers=num_workers, say=say)
     val_loader = None
     if validation is not None:
         val_videos = TestVideos(validation, recipe.clip, Views())
@@ -161,6 +184,7 @@ def train(
             num_workers=num_workers,
             rank=processes.rank,
             world=processes.world,
+            say=say,
         )
     num_held_out = 0 if validation is None else len(validation)
     classes = " and ".join(f"{len(head.labels)} {_kind_of_classes(head, table.heads)}" for head in table.heads)
@@ -176,10 +200,6 @@ def train(
             f"{recipe.numbers.batch_size} it is scaled to {recipe.peak_learning_rate:g}"
         )
 
-    if not resume and processes.is_first:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "recipe.yaml").write_text(recipe_yaml(recipe), encoding="utf-8")
-        write_table(table, out / "videos.csv")
     steps_per_epoch = len(batches) // recipe.accumulate
     test_every_epochs = epochs_between_tests(recipe.numbers.epochs, steps_per_epoch)
     kind = ShardedRecognitionTask if machine.strategy == "fsdp" else RecognitionTask
@@ -187,33 +207,26 @@ def train(
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     lines = EpochLines(say)
     same_run = SameRun(hashlib.sha256((recipe_yaml(recipe) + table.fingerprint()).encode()).hexdigest())
-    trainer = make_trainer(
-        recipe,
-        out,
-        [same_run, unreadable, lines, LoaderSpeed(say)],
-        machine=machine,
-        processes=processes,
-        save_every_steps=save_every_steps or min(steps_per_epoch * test_every_epochs, 200),
-        test_every_epochs=test_every_epochs,
-        show_progress=show_progress and processes.is_first,
-    )
-    on_cpu = trainer.strategy.root_device.type == "cpu"
-    if processes.world > 1 and recipe.sync_batch_norm:
-        synchronise_batch_norms(model, on_cpu=on_cpu)
-    if machine.checkpoint_gradients:
-        checkpoint_blocks(model)
-    started = time.perf_counter()
-    with leaving_together(), own_sigterm(), quiet():
-        trainer.fit(
-            task,
-            loader,
-            val_loader,
-            ckpt_path=str(out / CHECKPOINT) if resume else None,
-            weights_only=True,
+    with _begun(out, recipe, table) if processes.is_first and not is_begun else nullcontext():
+        trainer = make_trainer(
+            recipe,
+            out,
+            [same_run, unreadable, lines, LoaderSpeed(say)],
+            machine=machine,
+            processes=processes,
+            save_every_steps=save_every_steps or min(steps_per_epoch * test_every_epochs, 200),
+            test_every_epochs=test_every_epochs,
+            show_progress=show_progress and processes.is_first,
         )
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        weights = whole_weights(model) if machine.strategy == "fsdp" else model.state_dict()
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        if processes.world > 1 and recipe.sync_batch_norm:
+            synchronise_batch_norms(model, on_cpu=on_cpu)
+        if machine.checkpoint_gradients:
+            checkpoint_blocks(model)
+        started = time.perf_counter()
+        with leaving_together():
+            fit(trainer, task, loader, val_loader, state=state)
+            weights = whole_weights(model) if machine.strategy == "fsdp" else model.state_dict()
     seconds = time.perf_counter() - started
     if processes.is_first:
         unreadable.write(out / "unreadable.csv")
@@ -227,11 +240,15 @@ def train(
             trained_from=trained_from,
         )
         save_weights(out, weights, card)
-        (out / "metrics.json").write_text(json.dumps(lines.metrics | {"seconds": seconds}, indent=2) + "\n")
+        write_metrics(out, lines.metrics, seconds=seconds)
     for name, value in lines.metrics.items():
         if name.startswith("val_") and task.num_tested:
             say(f"{name} {value:.3f} of {task.num_tested} clips ({interval_text(value, task.num_tested)})")
     return TrainingResult(run=out, metrics=lines.metrics, seconds=seconds)
+
+
+def _begun(out: Path, recipe: Recipe, table: VideoTable) -> AbstractContextManager[None]:
+    return begun(out, recipe_yaml(recipe), lambda folder: write_table(table, folder / "videos.csv"))
 
 
 def _kind_of_classes(head: Head, heads: Sequence[Head]) -> str:
@@ -370,7 +387,7 @@ class RecognitionTask(L.LightningModule):
         value = gathered([] if fine else [loss.item()])[0]
         more = f" and {len(paths) - 5} more, all in non_finite_batch.txt" if len(paths) > 5 else ""
         if self.trainer.is_global_zero:
-            file = Path(self.trainer.default_root_dir) / "non_finite_batch.txt"
+            file = Path(self.trainer.default_root_dir) / NON_FINITE_FILE
             file.write_text("\n".join(paths) + "\n", encoding="utf-8", errors="surrogateescape")
         raise NonFiniteLossError(
             f"the loss is {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
@@ -462,9 +479,9 @@ class ShardedRecognitionTask(RecognitionTask):
 
 def _check_same_run(out: Path, recipe: Recipe, table: VideoTable) -> Recipe:
     """The recipe with the run's numbers."""
-    if not (out / CHECKPOINT).exists():
-        raise CheckpointError(f"{out} has no saved state (resume/last.ckpt): start anew without --resume")
     recipe = resumed(recipe, out, or_else=f"start a new run from its weights, with --init {out} and another --out")
+    if not (out / "videos.csv").exists():  # it was interrupted that early
+        write_table(table, out / "videos.csv")
     before = read_dataset(out / "videos.csv", root=Path("/"))
     if before.fingerprint() != table.fingerprint():
         raise DataError(f"the videos, labels or splits are not those that {out} was started with (videos.csv there)")

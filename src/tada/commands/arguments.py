@@ -5,9 +5,12 @@ Each chapter has its ``COMMANDS``. Nothing heavy is imported at the top of these
 
 from __future__ import annotations
 
+import shlex
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -18,6 +21,7 @@ from rich.markup import escape
 
 from tada.errors import UserError, VideoError
 from tada.files import distinct_names
+from tada.interruption import last_chance
 from tada.machine import is_first_process
 from tada.recipe import find_recipe
 
@@ -60,6 +64,12 @@ def data_options(options: Namespace) -> str:
     """How the same data are named again, behind DATA."""
     fold = f" --fold {options.fold}" if options.fold != 1 else ""
     return (f" --videos {options.videos}" if options.videos is not None else "") + fold
+
+
+def said_again(options: Namespace, defaults: Mapping[str, Any]) -> str:
+    """The options that were given other values than these, as they are given again: " --num-workers 0"."""
+    given = {name: options[name] for name, default in defaults.items() if options[name] != default}
+    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
 
 
 class RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is not typed
@@ -134,6 +144,25 @@ def save_video(answer: _Answer, file: Path, *, overwrite: bool, progress: Progre
     for warning in told:
         print(f"tada: {file}: {warning.message}", file=sys.stderr)
     return []
+
+
+@contextmanager
+def reported(report: Callable[[], None]) -> Iterator[None]:
+    """Print at the end of the block what is known then, also where an interruption has ended it."""
+    reporting = threading.Lock()
+
+    def once() -> None:
+        if reporting.acquire(blocking=False):
+            report()
+            sys.stdout.flush()
+
+    with last_chance(once):
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            once()
+            raise
+        once()
 
 
 def report_failures(outcome: str, failures: Iterable[str]) -> int:

@@ -11,6 +11,7 @@ from jsonargparse.typing import PositiveInt
 from rich.markup import escape
 
 from tada.commands.arguments import Command, add_data, read_data, report_failures
+from tada.interruption import advise
 
 if TYPE_CHECKING:
     from tada.data.check import CheckReport
@@ -31,6 +32,7 @@ def _check(options: Namespace) -> int:
     """Look at every file of a data set: unreadable, too short, odd rates, the same in two splits."""
     from tada.data.check import check_dataset
 
+    advise(lambda state: "what was seen is kept: the same command goes on")
     report = check_dataset(
         read_data(options),
         options.out,
@@ -91,6 +93,7 @@ def _prepare(options: Namespace) -> int:
     from tada.data.prepare import PrepareOptions, prepare
 
     table = read_data(options)
+    advise(lambda state: "the copies that were made stay: the same command goes on")
     prepared = prepare(
         table,
         options.out,

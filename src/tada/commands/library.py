@@ -10,6 +10,7 @@ from jsonargparse.typing import PositiveInt
 
 from tada.commands.arguments import Command, add_data, add_workers, read_data
 from tada.errors import UserError
+from tada.interruption import advise
 from tada.recipe import EXPECTED, find_recipe, load_recipe, named_recipes
 from tada.video.sampling import ClipSpec
 
@@ -57,6 +58,7 @@ def _export(options: Namespace) -> int:
     """Write a trained model as one file that needs no tada: ONNX, or PyTorch's exported program."""
     from tada.export import export
 
+    advise(lambda state: f"{options.out} was not written")
     exported = export(
         options.run,
         options.out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -19,14 +20,17 @@ from tada.commands.arguments import (
     add_device,
     add_workers,
     report_failures,
+    reported,
+    said_again,
     save_video,
     video_files,
 )
 from tada.commands.streaming import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError
 from tada.files import distinct_names
+from tada.interruption import advise
 from tada.localization.recipe import LocalizationRecipe
-from tada.recipe import load_recipe, typed_recipe
+from tada.recipe import RECIPE_FILE, load_recipe, typed_recipe
 
 if TYPE_CHECKING:
     from tada.localization.localizer import Localization
@@ -60,6 +64,7 @@ def _extract(options: Namespace) -> int:
         stride_seconds=options.stride_seconds,
         num_crops=options.num_crops,
     )
+    advise(lambda state: "the features that were written stay: the same command goes on")
     done = extract(
         recognizer,
         videos_by_name(find_videos([options.videos]), options.videos if Path(options.videos).is_dir() else None),
@@ -118,8 +123,21 @@ def _localize(options: Namespace) -> int:
         )
         truths = {str(files[video.name]): video for video in table.videos if video.name in files}
         labels = {path: [table.label_of(segment) for segment in truth.segments] for path, truth in truths.items()}
-    found, failures = [], []
-    with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
+    found: list[Localization] = []
+    failures = []
+
+    def report() -> None:
+        if options.format == "json":
+            print(localizations_json(found))
+        elif options.format == "csv":
+            print(localizations_csv(found), end="")
+        elif options.format == "srt":
+            print("\n".join(localization.srt() for localization in found), end="")
+        else:
+            _print_localizations(found)
+
+    advise(lambda state: f"{len(found)} of {len(paths)} videos were answered")
+    with reported(report), Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         for path in paths:
             bar = progress.add_task(Path(path).name, total=1.0)
             try:
@@ -137,14 +155,6 @@ def _localize(options: Namespace) -> int:
                     overwrite = options.overwrite
                     failures += save_video(localization, videos[path], overwrite=overwrite, progress=progress)
             progress.remove_task(bar)
-    if options.format == "json":
-        print(localizations_json(found))
-    elif options.format == "csv":
-        print(localizations_csv(found), end="")
-    elif options.format == "srt":
-        print("\n".join(localization.srt() for localization in found), end="")
-    else:
-        _print_localizations(found)
     return report_failures("not localized", failures)
 
 
@@ -212,6 +222,7 @@ def _localize_train(options: Namespace) -> int:
 
     recipe = typed_recipe({field.name: options[field.name] for field in fields(LocalizationRecipe)}, LocalizationRecipe)
     out = options.resume or options.out
+    advise(lambda state: _way_on(options, state))
     if options.features is not None:
         result = train_localizer(
             recipe,
@@ -249,6 +260,30 @@ def _localize_train(options: Namespace) -> int:
     return 0
 
 
+def _way_on(options: Namespace, state: str) -> str:
+    """How training that was interrupted goes on, in whatever part of it that was."""
+    out = options.resume or options.out
+    if not (out / RECIPE_FILE).exists():
+        return f"{state or 'what was done stays'}: the same command goes on"
+    defaults = {
+        "segments": None,
+        "videos": None,
+        "features": None,
+        "backbone": None,
+        "backbone_recipe": None,
+        "leave_out": None,
+        "classifier": None,
+        "val_fraction": 0.2,
+        "skip_unreadable": 0,
+        "num_workers": None,
+        "window_seconds": None,
+        "stride_seconds": None,
+        "device": None,
+    }
+    words = f"{said_again(options, defaults).strip()} --resume {shlex.quote(str(out))}"
+    return f"{state or 'what was done stays'}; go on with: tada localize train {words}"
+
+
 def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--segments", type=Path, required=True, help="the annotations, as for training")
     parser.add_argument("--model", type=Path | None, default=None, metavar="RUN", help="a run of `tada localize train`")
@@ -263,6 +298,7 @@ def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
 
 def _localize_evaluate(options: Namespace) -> int:
     """Measure the mean average precision of a localizer, or of detections in a file."""
+    advise(lambda state: "no report was written")
     from rich.console import Console
     from rich.table import Table
 

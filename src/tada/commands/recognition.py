@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -23,13 +24,16 @@ from tada.commands.arguments import (
     data_options,
     read_data,
     report_failures,
+    reported,
+    said_again,
     save_video,
     video_files,
 )
 from tada.errors import UserError, VideoError
+from tada.interruption import advise
 from tada.intervals import interval_text
 from tada.machine import Machine, is_first_process
-from tada.recipe import Recipe, recipe_of
+from tada.recipe import RECIPE_FILE, Recipe, recipe_of
 
 if TYPE_CHECKING:
     from tada.predict import Recognizer
@@ -46,6 +50,7 @@ def _quickstart(options: Namespace) -> int:
     """See it work: videos of motion are made, two models learn them, and are tested. Takes a few minutes."""
     from tada.quickstart import quickstart
 
+    advise(lambda state: f"{options.out} is not whole: remove it before the next try, or choose another --out")
     quickstart(options.out, seed=options.seed, show_progress=sys.stderr.isatty())
     return 0
 
@@ -69,6 +74,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def _train(options: Namespace) -> int:
     """Train a model on your videos."""
+    advise(lambda state: _way_on(options, state))
     from tada.recognition import train
 
     result = train(
@@ -89,6 +95,25 @@ def _train(options: Namespace) -> int:
         print(f"  tada evaluate {result.run} {options.data}{data_options(options)}")
         print(f"  tada predict {result.run} VIDEO")
     return 0
+
+
+def _way_on(options: Namespace, state: str) -> str:
+    """How a run that was interrupted goes on."""
+    run = options.resume or options.out
+    if not (run / RECIPE_FILE).exists():
+        return "nothing was learned yet: the same command begins anew"
+    defaults = {
+        "videos": None,
+        "fold": 1,
+        "val_fraction": 0.2,
+        "val_groups": "",
+        "skip_unreadable": 0,
+        "num_workers": None,
+        "save_every_steps": None,
+        **vars(Machine()),
+    }
+    words = f"{shlex.quote(str(options.data))} --resume {shlex.quote(str(run))}{said_again(options, defaults)}"
+    return f"{state or 'nothing was learned yet'}; go on with: tada train {words}"
 
 
 def _machine(options: Namespace) -> Machine:
@@ -124,6 +149,7 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
 
 def _evaluate(options: Namespace) -> int:
     """Test a trained model on videos it has not seen, or score and join earlier tests."""
+    advise(lambda state: "no report was written")
     result, out = _rescored(options) if options.scores else _tested(options)
     if is_first_process():
         _report(result, out, options)
@@ -240,28 +266,34 @@ def _predict(options: Namespace) -> int:
     paths = find_videos(options.videos)
     explanations = _explanations(options, recognizer, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
-    predictions, failures = [], []
-    found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)
-    for path, answer in zip(paths, found, strict=True):
-        if isinstance(answer, VideoError):
-            failures.append(str(answer))
+    predictions: list[Prediction] = []
+    failures = []
+
+    def report() -> None:
+        if options.format == "json":
+            print(predictions_json(predictions, options.top))
+        elif options.format == "csv":
+            print(predictions_csv(predictions, options.top), end="")
         else:
-            predictions.append(answer)
-            if options.plots is not None:
-                answer.plot(options.plots / f"{Path(path).stem}.png")
-            if path in explanations:
-                explanation = answer.explain(label=options.explain_label)
-                explanation.save(explanations[path], overwrite=options.overwrite)
-                if explanation.note:
-                    print(f"tada: {path}: {explanation.note}", file=sys.stderr)
-            if path in videos:
-                failures += save_video(answer, videos[path], overwrite=options.overwrite)
-    if options.format == "json":
-        print(predictions_json(predictions, options.top))
-    elif options.format == "csv":
-        print(predictions_csv(predictions, options.top), end="")
-    else:
-        _print_predictions(predictions, options.top)
+            _print_predictions(predictions, options.top)
+
+    advise(lambda state: f"{len(predictions)} of {len(paths)} videos were answered")
+    found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)
+    with reported(report):
+        for path, answer in zip(paths, found, strict=True):
+            if isinstance(answer, VideoError):
+                failures.append(str(answer))
+            else:
+                predictions.append(answer)
+                if options.plots is not None:
+                    answer.plot(options.plots / f"{Path(path).stem}.png")
+                if path in explanations:
+                    explanation = answer.explain(label=options.explain_label)
+                    explanation.save(explanations[path], overwrite=options.overwrite)
+                    if explanation.note:
+                        print(f"tada: {path}: {explanation.note}", file=sys.stderr)
+                if path in videos:
+                    failures += save_video(answer, videos[path], overwrite=options.overwrite)
     return report_failures("no prediction", failures)
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-import signal
+import math
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.markup import escape
 
 from tada.errors import UserError
+from tada.interruption import deferring
 
 if TYPE_CHECKING:
     from tada.localization.localizer import Localizer
@@ -71,8 +69,9 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
     settings = StreamSettings(**{name: options[name] for name in _SETTINGS if options[name] is not None})
     say = _WRITERS[options.format](source)
     latencies = _Latencies()
+    # The first Ctrl-C or SIGTERM ends the stream in order, however long the last look takes; a second does not wait.
     with (
-        _stopped_by_signals(stream.stop),
+        deferring(at_once=stream.stop, seconds=math.inf, is_the_end=False),
         Console(stderr=True).status("waiting for frames") as status,
     ):
         if not sys.stderr.isatty():
@@ -89,25 +88,6 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
     else:
         print(_in_words(end), file=sys.stdout if options.format == "table" else sys.stderr)
     return 0
-
-
-@contextmanager
-def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM end the stream in order; a second one does not wait."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        stop()
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass(kw_only=True, slots=True)

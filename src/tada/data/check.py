@@ -28,6 +28,7 @@ from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.errors import OptionError, VideoError
 from tada.files import whole_file, write_whole
+from tada.machine import check_num_workers
 from tada.video.reader import open_video
 from tada.video.sampling import segment_frames
 
@@ -194,6 +195,7 @@ def check_dataset(
     """
     if min_frames < 1 or not timeout_seconds > 0:
         raise OptionError(f"{min_frames = } should be at least 1, and {timeout_seconds = } more than 0")
+    num_processes = check_num_workers(num_processes or os.cpu_count() or 1)
     out.mkdir(parents=True, exist_ok=True)
     known = _known_probes(out / "probes.jsonl", thorough)
     paths = list(dict.fromkeys(video.path for video in table.videos))
@@ -203,7 +205,7 @@ def check_dataset(
     looks = in_processes(
         partial(probe_file, thorough=thorough),
         new,
-        num_processes=num_processes or os.cpu_count() or 1,
+        num_processes=num_processes,
         timeout_seconds=timeout_seconds,
     )
     with (out / "probes.jsonl").open("ab") as file:

@@ -10,7 +10,6 @@ Shapes: N clips or videos, V views of a video, T frames, H x W pixels. Clips sta
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import Dataset, Sampler, Subset
 
+from tada.data.loader import VideoLoader, note_reading
 from tada.data.table import LabelledVideo, VideoTable, stamp_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError
@@ -174,6 +174,7 @@ def open_labelled(video: LabelledVideo) -> Iterator[tuple[Video, range]]:
         SegmentOutsideError: the file does not hold the segment.
         VideoError: the file cannot be read.
     """
+    note_reading(video.path)
     with open_video(video.path) as reader:
         if video.stamp is not None and stamp_of(video.path) != video.stamp:
             raise ChangedVideoError(
@@ -280,7 +281,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch, int(sample)) for sample in samples[self.share]]
 
 
-class ResumableLoader(DataLoader[Any]):
+class ResumableLoader(VideoLoader):
     """Training batches; its state says how many of which epoch have been handed out.
 
     The state counts what the loop has received, not what the workers have prepared ahead, and does not depend on the
@@ -294,22 +295,30 @@ class ResumableLoader(DataLoader[Any]):
         *,
         num_workers: int,
         collate: Callable[[Any], Any] | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         super().__init__(
             TimedDataset(clips),
-            batch_sampler=batches,
             num_workers=num_workers,
-            collate_fn=TimedCollate(collate or collate_clips),
-            persistent_workers=num_workers > 0,
-            worker_init_fn=leave_signals_to_the_parent,
+            collate=TimedCollate(collate or collate_clips),
+            say=say,
+            batch_sampler=batches,
         )
         self.batches = batches
         self.received = 0
+        self.is_waiting = False
+        """Whether a batch was asked for and has not come: the state is whole then."""
         self.times = LoaderTimes()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator serves, and counts
         self.received = self.batches.first_part
-        for batch in self.times.measured(super().__iter__()):
+        batches = self.times.measured(super().__iter__())
+        while True:
+            self.is_waiting = True
+            batch = next(batches, None)
+            self.is_waiting = False
+            if batch is None:
+                return
             self.received += 1
             if self.received == len(self.batches):
                 # The state saved during the last step already points at the next epoch.
@@ -326,12 +335,6 @@ class ResumableLoader(DataLoader[Any]):
         """Let the next iteration start there."""
         self.batches.epoch = state["epoch"]
         self.batches.first_part = state["part"]
-
-
-def leave_signals_to_the_parent(worker: int) -> None:
-    """Who ends a run signals all its processes; the workers go on until the last state is saved."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def collate_clips(samples: Sequence[Sample]) -> Batch:
@@ -419,19 +422,19 @@ def test_loader(
     num_workers: int,
     rank: int = 0,  # noqa: PT028  # this is no test
     world: int = 1,  # noqa: PT028  # as above
-) -> DataLoader[Any]:
+    say: Callable[[str], None] = print,  # noqa: PT028  # as above
+) -> VideoLoader:
     """Every video once, in order, decoded by worker processes; as many at a time as make up ``clips_per_batch``.
 
     Of ``world`` processes each has every ``world``-th, from its rank on: none twice, so some may have one more.
     """
     views = videos.views.num_clips * videos.views.num_crops
-    return DataLoader(
+    return VideoLoader(
         Subset(videos, range(rank, len(videos), world)),
-        batch_size=max(1, clips_per_batch // views),
         num_workers=num_workers,
-        collate_fn=collate_views,
-        persistent_workers=num_workers > 0,
-        worker_init_fn=leave_signals_to_the_parent,
+        collate=collate_views,
+        say=say,
+        batch_size=max(1, clips_per_batch // views),
     )
 
 

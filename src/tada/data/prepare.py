@@ -35,6 +35,7 @@ from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.errors import DataError, OptionError, VideoError
 from tada.files import write_whole
+from tada.machine import check_num_workers
 from tada.video.reader import Video, open_video
 from tada.video.sampling import average_fps
 from tada.video.writer import write_video
@@ -143,6 +144,7 @@ def prepare(
     """
     options = options or PrepareOptions()
     tasks = _tasks(table, out)
+    num_processes = check_num_workers(num_processes or os.cpu_count() or 1)
     (out / "videos").mkdir(parents=True, exist_ok=True)
     _check_options(out / "options.json", options)
     _remove_parts(out / "videos")
@@ -154,7 +156,7 @@ def prepare(
     work = in_processes(
         partial(_copy, options=options),
         new,
-        num_processes=num_processes or os.cpu_count() or 1,
+        num_processes=num_processes,
         timeout_seconds=timeout_seconds,
     )
     with manifest.open("ab") as file:

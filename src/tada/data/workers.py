@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from typing import IO, Any, Generic, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+_LOOK_SECONDS = 0.5  # from one look at whether the parent lives to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +136,10 @@ class _Process(Generic[Task, Result]):
         with self._starting:
             if self._program is None and not self._is_stopped:
                 self._program = subprocess.Popen(
-                    [sys.executable, "-m", "tada.data.workers"],
+                    [sys.executable, "-m", "tada.data.workers", str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
+                    process_group=0,  # a terminal's Ctrl-C is for the caller, which decides when to stop
                     # So that it finds the function where we found it.
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 )
@@ -164,14 +168,29 @@ def _end(program: subprocess.Popen[bytes]) -> int:
 
 
 def _death(code: int) -> str:
+    return f"the decoder {'crashed' if code < 0 else 'ended its process'} ({exit_in_words(code)})"
+
+
+def exit_in_words(code: int) -> str:
+    """What ended a process: "exit code 3", "signal SIGSEGV" (whose code is below zero)."""
     if code >= 0:
-        return f"the decoder ended its process (exit code {code})"
+        return f"exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = str(-code)
-    memory = "; was memory short?" if name == "SIGKILL" else ""
-    return f"the decoder crashed (signal {name}{memory})"
+    return f"signal {name}{'; was memory short?' if name == 'SIGKILL' else ''}"
+
+
+def end_with_parent(parent: int) -> None:
+    """Let this process end soon after its parent, whatever it is doing; ``parent`` is the parent's process id."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 # -- the process's own side -------------------------------------------------------------------------------------------
@@ -192,8 +211,8 @@ def _receive(pipe: IO[bytes]) -> Any:
 
 
 def _serve() -> None:
-    """Answer tasks until the pipe ends, as it does when the caller dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller decides when to stop
+    """Answer tasks until the pipe ends, or the caller dies."""
+    end_with_parent(int(sys.argv[1]))
     tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what anything prints must not get among the answers
     while True:

@@ -24,13 +24,15 @@ from tada.localization.annotations import (
 )
 from tada.localization.extraction import ExtractionSettings, extract
 from tada.localization.recipe import LocalizationRecipe
-from tada.localization.task import LocalizationResult, check_out, train_localizer
+from tada.localization.task import LocalizationResult, train_localizer
 from tada.localization.trimmed import CLIPS_TABLE, copy_notes, cut_clips, replaced_videos, segments_changed
 from tada.localization.video_names import videos_by_name
+from tada.machine import check_num_workers, find_device
 from tada.models.weights import CARD_FILE
 from tada.predict import find_videos, load
-from tada.recipe import Recipe
+from tada.recipe import RECIPE_FILE, Recipe
 from tada.recognition import train
+from tada.run_folder import check_free, was_begun
 from tada.video.reader import probe
 
 
@@ -66,7 +68,13 @@ def train_on_videos(
         UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
     """
     out = out.resolve() if out.name in ("", "..") else out  # the folders beside it are named after it
-    check_out(out, resume=resume)
+    device = find_device(device)
+    if num_workers is not None:
+        check_num_workers(num_workers)
+    if resume:
+        was_begun(out)
+    else:
+        check_free(out)
     table = read_segments(segments)
     table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     table = with_splits(table, val_fraction=val_fraction, seed=recipe.seed)
@@ -131,6 +139,7 @@ def _own_backbone(
     clips = cut_clips(table, files, folder, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     if not is_trained:
         say(f"training a backbone on {len(clips)} segments")
+        is_begun = (run / RECIPE_FILE).exists()
         train(recipe, clips, run, resume=is_begun, num_workers=num_workers, show_progress=show_progress, say=say)
         copy_notes(folder, run)
     return run

@@ -19,17 +19,17 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
-from torch.utils.data import DataLoader
 
 from tada.data.clips import ResumableBatches, ResumableLoader
-from tada.data.table import listed
-from tada.errors import DataError, OptionError
+from tada.data.loader import VideoLoader
+from tada.errors import DataError
 from tada.files import write_whole
 from tada.localization.annotations import (
     SegmentTable,
@@ -50,20 +50,16 @@ from tada.localization.metrics import best_thresholds
 from tada.localization.naming import can_name, check_naming, scores_for
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.trained_videos import VIDEOS_FILE, TrainedVideos, check_no_leak, write_trained_videos
-from tada.localization.training_loop import (
-    BestEpoch,
-    LocalizationTask,
-    MissedValidation,
-    TestFeatures,
-    TrainingSamples,
-)
-from tada.loop import CHECKPOINT, EpochLines, WholeFileCheckpoints, make_trainer, own_sigterm, quiet
+from tada.localization.training_loop import BestEpoch, LocalizationTask, TestFeatures, TrainingSamples
+from tada.loop import EpochLines, fit, make_trainer
 from tada.machine import Machine
 from tada.predict import Recognizer
 from tada.recipe import recipe_yaml, resumed
+from tada.run_folder import begun, check_free, finished_metrics, saved_state, was_begun, write_metrics
+from tada.saved_states import WholeFileCheckpoints
 from tada.schedule import epochs_between_tests, fitted, in_words
 
-RECIPE_FILE = "recipe.yaml"
+DATA_FILE = "data.json"
 BEST = Path("resume", "best.ckpt")
 _SHORTEST_STEPS = 2
 _ENOUGH_VIDEOS, _MOST_VIDEOS = 5, 100  # that thresholds of classes without validation are learned from
@@ -166,13 +162,18 @@ def train_localizer(
     table = prepare_table(
         table, folder, val_fraction=val_fraction, seed=recipe.seed, skip_missing=skip_missing, say=say
     )
-    check_out(out, resume=resume)
-    is_begun = resume and has_begun(out)
+    state = None
+    is_begun = resume and was_begun(out)
     if is_begun:
+        state = saved_state(out, say)
         recipe = _check_same_run(out, recipe, table, folder)
-    state = out / CHECKPOINT if is_begun and (out / CHECKPOINT).exists() else None
-    if is_begun and state is None:
-        say(f"{out} was interrupted before its first saved state: it starts from its beginning")
+        metrics = finished_metrics(out)
+        if metrics is not None:
+            say(f"{out} is finished")
+            seconds = metrics.pop("seconds", 0.0)
+            return LocalizationResult(run=out, metrics=metrics, seconds=seconds)
+    elif not resume:
+        check_free(out)
     L.seed_everything(recipe.seed, verbose=False)
     training = table.of_split("train")
     tested = next((table.of_split(split) for split in ("val", "test") if split in table.splits), None)
@@ -189,12 +190,12 @@ def train_localizer(
         accumulate=steps.accumulate,
         seed=steps.seed,
     )
-    loader = ResumableLoader(samples, batches, num_workers=num_workers, collate=detector.collate)
+    loader = ResumableLoader(samples, batches, num_workers=num_workers, collate=detector.collate, say=say)
     test_loader = None
     if tested is not None:
         if recipe.names_by_scores:
             check_naming(folder, tested.videos, table.label_sets)
-        test_loader = DataLoader(TestFeatures(tested, folder), batch_size=None, num_workers=num_workers)
+        test_loader = VideoLoader(TestFeatures(tested, folder), batch_size=None, num_workers=num_workers, say=say)
     num_tested = 0 if tested is None else len(tested)
     classes = " and ".join(f"{len(s.classes)} {s.name} classes" for s in table.label_sets)
     say(f"{training.num_segments} segments in {len(training)} training videos, {num_tested} held out; {classes}")
@@ -203,34 +204,26 @@ def train_localizer(
         f"{recipe.detector}: {size:,} parameters on {folder.channels} channels every {folder.grid.stride_seconds:.3f} s"
     )
     say(in_words(steps.numbers, len(samples), steps.last_batch, noun="window" if recipe.detector == "bmn" else "video"))
-    if not is_begun:
-        out.mkdir(parents=True, exist_ok=True)
-        about = {"features": folder.key, "segments": table.fingerprint()}
-        write_whole(out / "data.json", (json.dumps(about, indent=2) + "\n").encode())
-        write_trained_videos(out, table, folder)
-        write_whole(out / RECIPE_FILE, recipe_yaml(recipe).encode())  # last: with it, the run has begun
     steps_per_epoch = len(batches) // steps.accumulate
     test_every_epochs = epochs_between_tests(steps.numbers.epochs, steps_per_epoch)
     task = LocalizationTask(detector, steps, steps_per_epoch=steps_per_epoch, tested=tested)
     lines = EpochLines(say)
     best = BestEpoch(out / BEST) if tested is not None else None
-    callbacks: list[Callback] = [lines] if best is None else [lines, best, MissedValidation(test_every_epochs)]
+    callbacks: list[Callback] = [lines] if best is None else [lines, best]
     machine = Machine()  # detectors are small: one device
-    trainer = make_trainer(
-        steps,
-        out,
-        callbacks,
-        machine=machine,
-        processes=machine.processes(),
-        save_every_steps=min(steps_per_epoch * test_every_epochs, 200),
-        test_every_epochs=test_every_epochs,
-        show_progress=show_progress,
-    )
-    started = time.perf_counter()
-    with own_sigterm(), quiet():
-        trainer.fit(task, loader, test_loader, ckpt_path=None if state is None else str(state), weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    with nullcontext() if is_begun else begun(out, recipe_yaml(recipe), lambda run: _write_data(run, table, folder)):
+        trainer = make_trainer(
+            steps,
+            out,
+            callbacks,
+            machine=machine,
+            processes=machine.processes(),
+            save_every_steps=min(steps_per_epoch * test_every_epochs, 200),
+            test_every_epochs=test_every_epochs,
+            show_progress=show_progress,
+        )
+        started = time.perf_counter()
+        fit(trainer, task, loader, test_loader, state=state)
     seconds = time.perf_counter() - started
     metrics = dict(lines.metrics)
     if best is not None:
@@ -250,7 +243,7 @@ def train_localizer(
     if tested is not None:
         localizer.card = replace(card, thresholds=thresholds_of(localizer, folder, tested, training))
     save_localizer(out, localizer)
-    (out / "metrics.json").write_text(json.dumps(metrics | {"seconds": seconds}, indent=2) + "\n")
+    write_metrics(out, metrics, seconds=seconds)
     return LocalizationResult(run=out, metrics=metrics, seconds=seconds)
 
 
@@ -299,30 +292,14 @@ def thresholds_of(
     return {label: value for label, value in joint.items() if label in examples} | thresholds
 
 
-def check_out(out: Path, *, resume: bool) -> None:
-    """Refuse to write a new run into a folder that holds something, or to resume what is no run.
-
-    Raises:
-        OptionError: it does, or it is none.
-    """
-    if resume and not out.is_dir():
-        raise OptionError(f"{out} is no folder, so there is no run to resume: begin it without --resume")
-    if not resume and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
+def _about(table: SegmentTable, folder: FeatureFolder) -> dict[str, str]:
+    """What data.json says: what a run is on."""
+    return {"features": folder.key, "segments": table.fingerprint()}
 
 
-def has_begun(out: Path) -> bool:
-    """Whether a folder holds the beginning of a run; not so where the run was killed before it had written that.
-
-    Raises:
-        OptionError: the folder holds something else.
-    """
-    if (out / RECIPE_FILE).exists():
-        return True
-    others = sorted({path.name for path in out.iterdir()} - {"data.json", VIDEOS_FILE})
-    if [name for name in others if not name.endswith(".part")]:
-        raise OptionError(f"{out} holds no run of `tada localize train` (no {RECIPE_FILE}), but {listed(others)}")
-    return False
+def _write_data(out: Path, table: SegmentTable, folder: FeatureFolder) -> None:
+    write_trained_videos(out, table, folder)
+    write_whole(out / DATA_FILE, (json.dumps(_about(table, folder), indent=2) + "\n").encode())  # with it, all is there
 
 
 def _check_same_run(
@@ -335,8 +312,9 @@ def _check_same_run(
         DataError: or with other data.
     """
     recipe = resumed(recipe, out, or_else="begin another run without --resume")
-    before = json.loads((out / "data.json").read_text(encoding="utf-8"))
-    if before != {"features": folder.key, "segments": table.fingerprint()}:
+    if not (out / DATA_FILE).exists():  # it was interrupted that early
+        _write_data(out, table, folder)
+    if json.loads((out / DATA_FILE).read_text(encoding="utf-8")) != _about(table, folder):
         raise DataError(f"the features or segments are not those that {out} was started with: start anew")
     replaced = TrainedVideos(out).changed(table, folder)
     if replaced:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,33 +161,3 @@ class BestEpoch(Callback):
             if name.startswith("ModelCheckpoint") and state.get("monitor") == "val_map":
                 score = state["best_model_score"]
                 self.score = self.score if score is None else float(score)
-
-
-class MissedValidation(Callback):
-    """Tests, when a run goes on, the epoch after whose last step it was interrupted; the loop would pass it over."""
-
-    def __init__(self, every_epochs: int) -> None:
-        self.every_epochs = every_epochs
-        self.num_validated = 0
-        """Tests that there have been."""
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.num_validated += 1
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.num_validated < trainer.current_epoch // self.every_epochs:
-            tests = trainer.fit_loop.epoch_loop.val_loop
-            tests.restarting = False  # it begins with the first video, wherever it was when the state was saved
-            trainer.validating = True
-            tests.run()
-            trainer.training = True
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if self.state_key not in checkpoint["callbacks"]:  # of an older tada, which did not count
-            self.num_validated = sys.maxsize
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"num_validated": self.num_validated}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.num_validated = state["num_validated"]

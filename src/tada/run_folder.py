@@ -1,0 +1,108 @@
+"""The folder of a run: from its first file to its last, whenever the run ends.
+
+The recipe is written first. A folder that has it can be gone on with, with or without a saved state; one that has not
+was never begun.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tada.data.table import listed
+from tada.errors import OptionError
+from tada.files import write_whole
+from tada.interruption import last_chance
+from tada.recipe import RECIPE_FILE
+from tada.saved_states import CHECKPOINT
+
+METRICS_FILE = "metrics.json"
+NON_FINITE_FILE = "non_finite_batch.txt"
+_DATA_FILES = ("videos.csv", "data.json")
+_LEFT_BY_A_START = re.compile(rf"{NON_FINITE_FILE}|.*\.\d+\.part")
+
+
+def check_free(out: Path) -> None:
+    """Refuse to begin a run in a folder that holds something, but for what a start that failed has left.
+
+    Raises:
+        OptionError: it does.
+    """
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"{out} is no folder: choose another with --out")
+    if out.exists() and any(not _LEFT_BY_A_START.fullmatch(path.name) for path in out.iterdir()):
+        raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
+
+
+@contextmanager
+def begun(out: Path, recipe: str, write_data: Callable[[Path], None]) -> Iterator[None]:
+    """Make the folder of a new run, and take it away again where the block ends before a state is saved.
+
+    Args:
+        recipe: as YAML.
+        write_data: writes what says which data the run is on, into the folder.
+    """
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+
+    def take_away() -> None:
+        if (out / CHECKPOINT).exists():
+            return
+        for name in (RECIPE_FILE, *_DATA_FILES):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "logs", ignore_errors=True)
+        for folder in ((out / CHECKPOINT).parent, *made):
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()
+
+    with last_chance(take_away):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / RECIPE_FILE, recipe.encode())
+            write_data(out)
+            yield
+        except BaseException:
+            take_away()
+            raise
+
+
+def was_begun(out: Path) -> bool:
+    """Whether a run that is to be continued has begun: not if it was killed before its recipe was written.
+
+    Raises:
+        OptionError: the folder is none, or of something else.
+    """
+    if not out.is_dir():
+        raise OptionError(f"{out} is no folder, so there is no run to resume: begin it without --resume")
+    if (out / RECIPE_FILE).exists():
+        return True
+    others = [path.name for path in sorted(out.iterdir()) if not _LEFT_BY_A_START.fullmatch(path.name)]
+    others = [name for name in others if name not in _DATA_FILES]
+    if others:
+        raise OptionError(f"{out} holds no run (no {RECIPE_FILE}), but {listed(others)}")
+    return False
+
+
+def saved_state(out: Path, say: Callable[[str], None]) -> Path | None:
+    """The state that a run which has begun goes on from; None where none was saved yet, which is said."""
+    if (out / CHECKPOINT).exists():
+        return out / CHECKPOINT
+    say(f"{out} was interrupted before its first saved state: it starts from its beginning")
+    return None
+
+
+def finished_metrics(out: Path) -> dict[str, float] | None:
+    """What a run has written at its end; None for one that has not come to its end."""
+    file = out / METRICS_FILE
+    if not file.exists():
+        return None
+    metrics: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    return metrics
+
+
+def write_metrics(out: Path, metrics: dict[str, float], *, seconds: float) -> None:
+    """Write the last file of a run."""
+    write_whole(out / METRICS_FILE, (json.dumps(metrics | {"seconds": seconds}, indent=2) + "\n").encode())

@@ -45,7 +45,13 @@ from tada.recognition import train
 FPS = 9  # of the recordings
 DETECTORS = {
     "actionformer": LocalizationRecipe(
-        dim=128, epochs=40, warmup_epochs=4.0, batch_size=8, last_batch="drop", normaliser=50.0
+        dim=128,
+        epochs=40,
+        warmup_epochs=4.0,
+        batch_size=8,
+        last_batch="drop",
+        train_on_background=False,
+        normaliser=50.0,
     ),
     "bmn": LocalizationRecipe(
         detector="bmn",

@@ -217,7 +217,7 @@ def test_selection() -> None:
     assert len(select(found, Selection(min_score=0.95), duration_seconds=10.0).scores) == 0
     voted = select(found, Selection(voting_tiou=0.7, max_segments=1), duration_seconds=10.0)
     assert voted.segments[0] == pytest.approx((np.array([0, 4]) * 0.9 + np.array([0.5, 4.5]) * 0.8) / 1.7)
-    with pytest.raises(OptionError, match="voting_tiou=2 should be null or in"):
+    with pytest.raises(OptionError, match=r"selection.voting_tiou must be null or in \(0, 1\]"):
         Selection(voting_tiou=2)
 
 

@@ -74,8 +74,31 @@ def test_a_plain_csv(tmp_path: Path) -> None:
     other[1:] = [f"{line};p1" for line in other[1:]]
     again = read(tmp_path, "\n".join(other))
     assert seen(again) == seen(table)
-    assert again.notes == ("segments.csv: columns without a use here: person",)
+    assert again.notes == ("segments.csv column 'person': not read",)
     assert again.fingerprint() == table.fingerprint()
+
+
+def test_decimal_commas_where_they_can_be_meant(tmp_path: Path) -> None:
+    table = read(tmp_path, "video;start;end;label\na.mp4;1,5;0:04,25;jump\n")
+    assert seen(table) == [("a", None, 1.5, 4.25, "jump")]
+    with pytest.raises(DataError, match=r"row 2: '1,5' is no time: write 1.5, or part the cells with semicolons"):
+        read(tmp_path, 'video,start,end,label\na.mp4,"1,5",4,jump\n')
+
+
+def test_columns_that_may_have_been_meant_otherwise_are_told(tmp_path: Path) -> None:
+    table = read(tmp_path, "video,start,end,label,splits\na.mp4,1,2,jump,val\n")
+    assert table.notes == ("segments.csv column 'splits' (did you mean 'split'?): not read",)
+
+
+def test_a_video_in_which_nothing_happens(tmp_path: Path) -> None:
+    table = read(tmp_path, PLAIN + "quiet.mp4,,,,training\n")
+    assert [(video.name, video.split, len(video.segments)) for video in table.videos][-1] == ("quiet", "train", 0)
+    with pytest.raises(
+        DataError, match=r"row 5: no label; fill in the cell, .* \(a video in which nothing happens has"
+    ):
+        read(tmp_path, PLAIN + "quiet.mp4,1,2,,training\n")
+    with pytest.raises(DataError, match=r"row 5: 'a' is in the split 'val' here and in 'train' before"):
+        read(tmp_path, PLAIN + "a.mp4,,,,val\n")
 
 
 def test_verbs_and_nouns_in_a_plain_csv(tmp_path: Path) -> None:

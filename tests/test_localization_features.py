@@ -75,8 +75,13 @@ def test_features_that_contradict_the_duration_are_refused() -> None:
         grid.check_length(812, 216.5, "f")
     with pytest.raises(DataError, match=r"look like one every 0\.06666 s"):
         grid.check_length(3248, 216.5, "f")
-    with pytest.raises(OptionError, match="a positive stride"):
+    with pytest.raises(
+        OptionError, match=r"features at 0 s, every 0 s, of 1 s each: all should be numbers, the second"
+    ):
         FeatureGrid(start_seconds=0, stride_seconds=0, window_seconds=1)
+    for wrong in ({"fps": 0}, {"stride": -1}, {"clip_frames": float("nan")}):
+        with pytest.raises(OptionError, match=r"(fps|stride|clip_frames)=.* should be a positive number"):
+            FeatureGrid.of_frames(**{"fps": 30, "stride": 4, "clip_frames": 16, **wrong})
 
 
 # -- clips ------------------------------------------------------------------------------------------------------------

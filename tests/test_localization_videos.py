@@ -165,6 +165,30 @@ def test_extracting_by_the_command_line(
     assert "give --window-seconds" in capsys.readouterr().err
 
 
+def test_one_class_needs_a_backbone_that_is_trained(
+    untrimmed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.csv").write_text((untrimmed / "segments.csv").read_text().replace(",up,", ",left,"))
+    assert call("localize", "train", "--videos", untrimmed, "--segments", "s.csv", "--out", "run") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "all training segments are of one class, 'left'" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["s.csv"]
+    Path("small.yaml").write_text(recipe_yaml(replace(RECIPE, epochs=1)))
+    words = ["--out", "run", "--recipe", "small.yaml", "--backbone", "tada2d_tiny_motion"]
+    assert call("localize", "train", "--videos", untrimmed, "--segments", "s.csv", *words) == 0
+    assert load_localizer("run").label_sets[0].classes == ("left",)
+
+
+def test_a_video_in_which_nothing_happens_need_not_be_there(untrimmed: Path, tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text((untrimmed / "segments.csv").read_text() + "quiet.mp4,,,,train\n")
+    said: list[str] = []
+    table, files = match_videos(read_segments(tmp_path / "s.csv"), untrimmed, show_progress=False, say=said.append)
+    assert sorted(files) == [video.name for video in table.videos] == ["v0", "v1", "v2"]
+    assert said == [f"s.csv: videos without segments that are not in {str(untrimmed)!r} are left out: 'quiet'"]
+
+
 def test_equal_file_names_in_two_folders(
     untrimmed: Path,
     small_recipe: Recipe,

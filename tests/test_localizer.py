@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -36,11 +35,9 @@ from tada.localization.localizer import (
 from tada.localization.naming import naming_scores
 from tada.localization.recipe import LocalizationRecipe, load_localization_recipe, named_localization_recipes
 from tada.localization.task import train_localizer
-from tada.localization.training_loop import LocalizationTask
 from tada.models.weights import ModelCard
 from tada.predict import Recognizer
-from tada.recipe import read_recipe
-from tada.schedule import fitted
+from tada.recipe import read_recipe, recipe_yaml
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 from test_localization_features import Brightness
@@ -123,108 +120,6 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(run: Path, data: t
 def test_its_features_are_those_it_was_trained_on(run: Path) -> None:
     with pytest.raises(OptionError, match="is a localizer: it is loaded without dtype and compile"):
         tada.load(run, dtype=torch.bfloat16)
-
-
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    epoch: int, run: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "run"
-    told = 0
-
-    def stop(self: LocalizationTask) -> None:
-        nonlocal told
-        told += 1
-        if told == epoch:
-            raise RuntimeError("the power went")
-
-    with monkeypatch.context() as broken:  # while an epoch is tested, after its last state was saved
-        broken.setattr(LocalizationTask, "on_validation_epoch_start", stop)
-        with pytest.raises(RuntimeError, match="the power went"):
-            train_localizer(RECIPE, *data, out, show_progress=False, say=silent)
-    with pytest.raises(OptionError, match="is not empty: choose another folder with --out, or continue"):
-        train_localizer(RECIPE, *data, out, show_progress=False, say=silent)
-    with pytest.raises(
-        OptionError,
-        match=r"was started with another dim \(16\), .*: leave that away, or begin another run without --resume",
-    ):
-        train_localizer(replace(RECIPE, dim=32), *data, out, resume=True, show_progress=False, say=silent)
-    os.rename(out, tmp_path / "moved")
-    out = tmp_path / "moved"
-    train_localizer(RECIPE, *data, out, resume=True, show_progress=False, say=silent)
-    assert_same_run(out, run)
-
-
-def assert_same_run(out: Path, run: Path) -> None:
-    last = [torch.load(r / "resume" / "last.ckpt", weights_only=True)["state_dict"] for r in (run, out)]
-    assert last[0].keys() == last[1].keys()
-    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
-    assert (out / "localizer.safetensors").read_bytes() == (run / "localizer.safetensors").read_bytes()
-    scores = [json.loads((r / "metrics.json").read_text())["val_map"] for r in (run, out)]
-    assert scores[0] == scores[1]
-
-
-def test_a_finished_run_stays_as_it_is_when_it_is_resumed(run: Path, data: tuple[Path, Path], tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "run")
-    train_localizer(RECIPE, *data, tmp_path / "run", resume=True, show_progress=False, say=silent)
-    assert_same_run(tmp_path / "run", run)
-
-
-@pytest.mark.parametrize("files", [(), ("data.json",), ("recipe.yaml", "data.json", "videos.csv")])
-def test_a_run_that_was_killed_before_its_first_state_is_begun_again(
-    files: tuple[str, ...], run: Path, data: tuple[Path, Path], tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
-    for name in files:
-        shutil.copy(run / name, out)
-    said: list[str] = []
-    train_localizer(RECIPE, *data, out, resume=True, show_progress=False, say=said.append)
-    assert_same_run(out, run)
-    assert any("was interrupted before its first saved state" in line for line in said) == ("recipe.yaml" in files)
-
-
-def test_what_is_no_run_is_not_resumed(data: tuple[Path, Path], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="nothing is no folder, so there is no run to resume: begin it without --res"):
-        train_localizer(RECIPE, *data, tmp_path / "nothing", resume=True, show_progress=False, say=silent)
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OptionError, match=r"holds no run \(no recipe.yaml\), but 'notes.txt'"):
-        train_localizer(RECIPE, *data, tmp_path, resume=True, show_progress=False, say=silent)
-
-
-def test_steps_follow_from_little_data(
-    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four videos: two steps an epoch, and enough of them; nothing of it is dropped, and a resumed run has the same."""
-    recipe = LocalizationRecipe(dim=16, input_dropout=0.0)
-    monkeypatch.setattr(LocalizationRecipe, "FIT", replace(LocalizationRecipe.FIT, epochs=2, steps=8))
-    said: list[str] = []
-    train_localizer(recipe, *data, tmp_path / "run", show_progress=False, say=said.append)
-    assert "4 epochs of 2 steps, 2 videos in each; warm-up 0.4 epochs" in said
-    saved = read_recipe(tmp_path / "run" / "recipe.yaml", LocalizationRecipe)
-    assert saved == replace(recipe, epochs=4, batch_size=2, warmup_epochs=0.4)
-    monkeypatch.undo()  # what follows from the data now is what the run began with
-    (tmp_path / "run" / "metrics.json").unlink()  # it has not come to its end
-    said.clear()
-    train_localizer(recipe, *data, tmp_path / "run", resume=True, show_progress=False, say=said.append)
-    assert "4 epochs of 2 steps, 2 videos in each; warm-up 0.4 epochs" in said
-    said.clear()
-    odd = replace(recipe, epochs=1, batch_size=3)
-    train_localizer(odd, *data, tmp_path / "odd", show_progress=False, say=said.append)
-    assert "1 epoch of 2 steps, 3 videos in each; warm-up 0.1 epochs; 2 videos once more to fill the last step" in said
-    said.clear()
-    train_localizer(
-        replace(odd, batch_size=16, last_batch="drop"), *data, tmp_path / "few", show_progress=False, say=said.append
-    )
-    assert "1 epoch of 1 step, 4 videos in each; warm-up 0.1 epochs" in said  # as ever, where a recipe drops the rest
-
-
-def test_published_recipes_stay_as_they_were_published() -> None:
-    for name in named_localization_recipes().keys() - {"default"}:
-        recipe = load_localization_recipe(name)
-        assert recipe.last_batch == "drop"
-        assert fitted(recipe, 10_000) == fitted(recipe, 3) == recipe
-    assert fitted(load_localization_recipe("default"), 200).numbers == (30, 8, 3.0)
 
 
 def test_bmn_is_trained_too_and_named_by_the_backbones_scores(data: tuple[Path, Path], tmp_path: Path) -> None:
@@ -463,7 +358,27 @@ def test_importing_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert FeatureFolder(tmp_path / "f").grid.start_seconds == pytest.approx(32 / 30)
 
 
-def test_mistakes_at_the_command_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_on_features_names_a_command_that_works(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(recipe_yaml(replace(RECIPE, epochs=1)))
+    words = ["--features", data[0], "--segments", data[1], "--recipe", recipe, "--out", tmp_path / "run"]
+    assert call("localize", "train", *words) == 0
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if line.startswith("  tada ")]
+    assert "with --backbone RUN, the one that made these, it gets one" in out
+    assert call(*line.split()[1:]) == 0
+    assert "average" in capsys.readouterr().out
+
+
+def test_mistakes_at_the_command_line(
+    run: Path, small_backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    for name in ("recipe.yaml", "data.json", "videos.csv"):
+        shutil.copy(run / name, unfinished)
     for arguments, message in (
         (["localize", "train", "--segments", "s.csv"], "say what to train on: --videos"),
         (
@@ -473,6 +388,17 @@ def test_mistakes_at_the_command_line(run: Path, tmp_path: Path, capsys: pytest.
         (["localize", "train", "--segments", tmp_path / "s.csv", "--features", tmp_path], "is no file"),
         (["localize", "x.mp4", "--model", tmp_path], "holds no localizer.json"),
         (["localize", "evaluate", "--segments", "s.csv"], "say what to measure"),
+        (
+            ["localize", "x.mp4", "--model", small_backbone],
+            "is a recogniser, which says what happens in a clip (tada",
+        ),
+        (
+            ["localize", "x.mp4", "--model", "nothing"],
+            "'nothing' is no folder; give that of a run of `tada local",
+        ),
+        (["predict", run, "x.mp4"], f"is a localizer: tada localize VIDEO --model {run} says when things happen"),
+        (["predict", unfinished, "x.mp4"], "is a localizer whose training has not ended: continue it with `tada local"),
+        (["extract", run, "x.mp4", tmp_path / "f"], f"is a localizer: tada localize VIDEO --model {run} says"),
     ):
         assert call(*arguments) == 2
         err = capsys.readouterr().err

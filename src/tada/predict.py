@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from tada.ahead import Ahead
 from tada.data.table import ACTION, VIDEO_EXTENSIONS, Head
-from tada.errors import OptionError, UnknownNameError, VideoError, VideoNotFoundError
+from tada.errors import CheckpointError, OptionError, UnknownNameError, VideoError, VideoNotFoundError
 from tada.explanation import Explanation, explain
 from tada.machine import find_device
 from tada.models.exported import ONNX_SUFFIX, OnnxNetwork, load_onnx
 from tada.models.fuse import FusedNetwork, fuse
 from tada.models.hub import fetch_model, is_hub_id
-from tada.models.weights import ModelCard, load_model, packaged, packaged_names
+from tada.models.weights import CARD_FILE, ModelCard, load_model, packaged, packaged_names
 from tada.prediction import ClipScores, Prediction
 from tada.video.reader import Video, open_video
 from tada.video.sampling import ClipSpec, view_indices
@@ -323,8 +323,25 @@ def load(
         folder = fetch_model(name)
     else:
         folder = packaged(name) if name in packaged_names() and not Path(name).exists() else Path(name)
+        _check_no_localizer(folder)
     model, card = load_model(folder)
     return Recognizer(model, card, device=device, dtype=dtype, compile=compile)
+
+
+def _check_no_localizer(folder: Path) -> None:
+    """Refuse the run of a localizer, with the command that takes it."""
+    if (folder / CARD_FILE).exists():
+        return
+    if (folder / "localizer.json").exists():
+        raise CheckpointError(
+            f"{str(folder)!r} is a localizer: tada localize VIDEO --model {folder} says when things happen"
+            + (f", and the recogniser in it is {folder / 'backbone'}" if (folder / "backbone").is_dir() else "")
+        )
+    if (folder / "data.json").exists():
+        raise CheckpointError(
+            f"{str(folder)!r} is a localizer whose training has not ended: continue it with `tada localize train ... "
+            f"--resume {folder}`"
+        )
 
 
 def find_videos(names: Sequence[str]) -> list[str]:

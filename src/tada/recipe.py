@@ -272,14 +272,13 @@ def read_recipe(path: Path, kind: type[R], *, absent: Mapping[str, Any] | None =
         raise OptionError(f"{path}: {error}") from error
 
 
-def recipe_of_run(run: Path, kind: type[R]) -> R:
+def recipe_of_run(run: Path, kind: type[AnySchedule]) -> AnySchedule:
     """The recipe that a run was started with, with its numbers.
 
     Raises:
         OptionError: as ``read_recipe``.
     """
-    # Runs that are older than the field left out what did not fill a batch.
-    return read_recipe(run / "recipe.yaml", kind, absent={"last_batch": "drop"})
+    return read_recipe(run / "recipe.yaml", kind, absent=kind.BEFORE)
 
 
 def resumed(recipe: AnySchedule, run: Path, *, or_else: str) -> AnySchedule:
@@ -295,7 +294,7 @@ def resumed(recipe: AnySchedule, run: Path, *, or_else: str) -> AnySchedule:
     saved = recipe_of_run(run, kind)
     names = [name for name in ("epochs", "batch_size", "warmup_epochs") if getattr(recipe, name) is None]
     if saved != read_recipe(run / "recipe.yaml", kind):
-        names.append("last_batch")  # which an older run's file does not tell
+        names += kind.BEFORE  # which an older run's file does not tell
     recipe = replace(recipe, **{name: getattr(saved, name) for name in names})  # type: ignore[type-var]
     values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
     changed = [f"{name} ({of_run[name]})" for name, value in values.items() if of_run[name] != value]

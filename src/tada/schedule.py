@@ -7,8 +7,9 @@ before training starts. A run's recipe.yaml holds these numbers, so a run that i
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from tada.errors import OptionError
 
@@ -53,6 +54,8 @@ class Schedule:
 
     FIT: ClassVar[Fit]
     """What ``fitted`` puts in the place of null."""
+    BEFORE: ClassVar[Mapping[str, Any]] = {"last_batch": "drop"}
+    """What was done before there were fields for it: the values of those that an older run's recipe lacks."""
 
     epochs: int | None
     batch_size: int | None

@@ -256,7 +256,12 @@ def _localize_train(options: Namespace) -> int:
         )
     best = f", mAP {result.metrics['val_map']:.4f}" if "val_map" in result.metrics else ""
     print(f"trained in {result.seconds:.0f} s{best}; next:")
-    print(f"  tada localize VIDEO --model {result.run}")
+    if options.features is None or options.backbone is not None:
+        print(f"  tada localize VIDEO --model {result.run}")
+        return 0
+    paths = f"--features {options.features} --segments {options.segments}"
+    print(f"  tada localize evaluate --model {result.run} {paths}")
+    print("it has no network to make features of a video; with --backbone RUN, the one that made these, it gets one")
     return 0
 
 

@@ -232,6 +232,10 @@ def _table(name: str, content: Content) -> SegmentTable:
                 "starts and ends at the same time" if end == start else f"ends ({end} s) before it starts ({start} s)"
             )
             _refuse_or_note(segment, fault, "exchange or correct its times", content.refuses and end < start, notes)
+        elif content.refuses and start < -GRACE_SECONDS:
+            raise DataError(
+                f"{row.source}: the segment starts at {start:g} s, before its video does; correct its times"
+            )
         elif any(_is_duplicate(segment, other) for other in found[row.video]):
             notes.append(f"{row.source}: the same segment and label as one before: left out")
         else:
@@ -339,7 +343,10 @@ def with_splits(table: SegmentTable, *, val_fraction: float, seed: int) -> Segme
     if not 0 <= val_fraction < 1:
         raise OptionError(f"{val_fraction = } should be in [0, 1)")
     if val_fraction and len(table.videos) < 2:
-        raise DataError(f"{table.name}: one video cannot be parted into training and validation; add another")
+        raise DataError(
+            f"{table.name}: one video cannot be parted into training and validation; add another, or train without "
+            "validation (--val-fraction 0)"
+        )
 
     def lot(video: UntrimmedVideo) -> bytes:
         return hashlib.sha256(f"{seed}\0{video.name}".encode("utf-8", "surrogateescape")).digest()

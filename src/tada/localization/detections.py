@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tada.errors import OptionError
 from tada.localization.segments import Floats, Ints, soft_nms, vote
+from tada.schedule import require
 
 
 class Detections(NamedTuple):
@@ -42,10 +42,11 @@ class Selection:
     """Overlap from which candidates of the same class vote on a segment's ends; null for none."""
 
     def __post_init__(self) -> None:
-        if not (self.min_score >= 0 and self.max_candidates >= 1 and self.sigma > 0 and self.max_segments >= 1):
-            raise OptionError(f"{self}: min_score from 0, positive counts and a positive sigma are needed")
-        if self.voting_tiou is not None and not 0 < self.voting_tiou <= 1:
-            raise OptionError(f"voting_tiou={self.voting_tiou} should be null or in (0, 1]")
+        require(self.min_score >= 0, "selection.min_score", "0 or more")
+        require(self.max_candidates >= 1, "selection.max_candidates", "1 or more")
+        require(self.sigma > 0, "selection.sigma", "positive")
+        require(self.max_segments >= 1, "selection.max_segments", "1 or more")
+        require(self.voting_tiou is None or 0 < self.voting_tiou <= 1, "selection.voting_tiou", "null or in (0, 1]")
 
 
 def select(found: Detections, selection: Selection, *, duration_seconds: float) -> Detections:

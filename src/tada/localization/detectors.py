@@ -138,7 +138,7 @@ class ActionFormerDetector(nn.Module):
         return asdict(self.config)
 
     def pieces(self, videos: Sequence[UntrimmedVideo]) -> list[Piece]:
-        return [Piece(video=video) for video in videos if video.segments]
+        return [Piece(video=video) for video in videos if video.segments or self.recipe.train_on_background]
 
     def _at_steps(self, found: VideoFeatures) -> tuple[Tensor, FeatureGrid]:
         features, grid = torch.from_numpy(found.features.T.copy()), found.card.grid
@@ -160,7 +160,7 @@ class ActionFormerDetector(nn.Module):
             labels = np.zeros((len(labels), 1), np.int64)
         steps = grid.index(seconds)
         total = features.shape[1]
-        for _ in range(_CROP_TRIES):
+        for _ in range(_CROP_TRIES if len(seconds) else 1):
             length = min(max(round(rng.uniform(0.9, 1.0) * total), 1), self.config.max_length)
             first = int(rng.integers(0, total - length, endpoint=True))
             cut = np.clip(steps, first - 0.5, first + length - 0.5)

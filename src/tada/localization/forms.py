@@ -8,7 +8,8 @@ These forms are read, told apart by what is in them:
              names of the classes and the videos' durations are in files beside it
     *.csv    HACS Clips (classname, youtube_id, subset, start, end, label: 1, or -1 where it does not happen)
     *.txt    THUMOS14 and MultiTHUMOS as first published: one file for each class, "video start end" in each line
-    *.csv    plain: video,start,end,label[,split]; or verb and noun in place of label. Times are seconds or HH:MM:SS.
+    *.csv    plain: video,start,end,label[,split]; or verb and noun in place of label. Times are seconds or HH:MM:SS. A
+             row without times and label is a video in which nothing happens.
     folder   EPIC_100_train.csv and EPIC_100_validation.csv; or THUMOS14's CLASS_val.txt and CLASS_test.txt
 
 Nothing here knows whether rows fit together: ``tada.localization.annotations`` checks them.
@@ -26,13 +27,23 @@ from pathlib import Path
 from typing import Any
 
 from tada.data.lists import epic_classes
-from tada.data.rows import check_known, csv_columns, csv_rows, required, seconds, text_lines
+from tada.data.rows import (
+    check_known,
+    csv_columns,
+    csv_rows,
+    has_decimal_commas,
+    ignored_columns,
+    required,
+    seconds,
+    text_lines,
+)
 from tada.errors import DataError
 from tada.localization.video_names import video_name, video_path
 
 NUM_EPIC_VERBS, NUM_EPIC_NOUNS = 97, 300
 
 _CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)")
+_DECIMAL_COMMA = re.compile(r"[\d:]*\d,\d+")
 _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?", re.IGNORECASE)
 
 
@@ -43,6 +54,8 @@ def parse_seconds(written: Any) -> float:
         ValueError: it is none of these, or no finite number.
     """
     text = str(written).strip()
+    if _DECIMAL_COMMA.fullmatch(text):
+        raise ValueError(f"{text!r} is no time: write {text.replace(',', '.')}, or part the cells with semicolons")
     clock = _CLOCK.fullmatch(text)
     if clock:
         hours, minutes, rest = clock.groups()
@@ -277,10 +290,14 @@ def _read_plain(file: Path, header: Sequence[str]) -> Content:
             "video,start,end,label[,split], or EPIC-KITCHENS-100's columns with verb_class and noun_class"
         )
     content = Content() if len(labels) == 1 else Content(label_names=("verb", "noun"))
-    others = [column for column in header if column not in columns.values() and column not in labels]
-    if others:
-        content.notes.append(f"{file.name}: columns without a use here: {', '.join(others)}")
+    meant = {*labels, *(name for names in _COLUMNS.values() for name in names)}
+    unread = [column for column in header if column not in columns.values() and column not in labels]
+    content.notes += [f"{column}: not read" for column in ignored_columns(file, unread, meant - set(header))]
+    decimal_comma = has_decimal_commas(file, _KNOWN)
     for source, cells in csv_rows(file, _KNOWN):
+        if decimal_comma:
+            for what in ("start", "end"):
+                cells[columns[what]] = cells[columns[what]].replace(",", ".", 1)
         _add(content, source, cells, columns, labels)
     return content
 
@@ -288,20 +305,28 @@ def _read_plain(file: Path, header: Sequence[str]) -> Content:
 def _add(
     content: Content, source: str, cells: Mapping[str, str], columns: Mapping[str, str], labels: Sequence[str]
 ) -> None:
-    """Add a row; ``columns`` says which holds the video, start, end and split ("" for none)."""
+    """Add a row; ``columns`` says which holds the video, start, end and split ("" for none).
+
+    A row without times and label is a video in which nothing happens.
+    """
     video = video_path(cells[columns["video"]])
     names = tuple(cells[column] for column in labels)
-    if not video or not all(names):
-        raise DataError(f"{source}: no {'label' if video else 'video'}; fill in the cell or take the row away")
+    start, end = (cells[columns[what]] for what in ("start", "end"))
+    is_background = not (start or end or any(names))
+    if not video or not (all(names) or is_background):
+        raise DataError(
+            f"{source}: no {'label' if video else 'video'}; fill in the cell, or take the row away (a video in which "
+            "nothing happens has a row without start, end and label)"
+        )
     split = None
     if columns["split"]:
         written = cells[columns["split"]]
         split = split_name(written)
         if split not in ("train", "val", "test"):
             raise DataError(f"{source}: the split {written!r} should be train, val or test")
-    start, end = (cells[columns[what]] for what in ("start", "end"))
     _place(content, video, split, source)
-    content.rows.append(Row(video=video, start=start, end=end, labels=names, source=source))
+    if not is_background:
+        content.rows.append(Row(video=video, start=start, end=end, labels=names, source=source))
 
 
 def _place(content: Content, video: str, split: str | None, source: str) -> None:

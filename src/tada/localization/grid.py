@@ -31,7 +31,10 @@ class FeatureGrid:
     def __post_init__(self) -> None:
         values = (self.start_seconds, self.stride_seconds, self.window_seconds)
         if not all(map(math.isfinite, values)) or self.stride_seconds <= 0 or self.window_seconds < 0:
-            raise OptionError(f"{self}: numbers are needed, a positive stride and a window of 0 or more")
+            raise OptionError(
+                f"features at {self.start_seconds} s, every {self.stride_seconds} s, of {self.window_seconds} s each: "
+                "all should be numbers, the second positive and the third 0 or more"
+            )
 
     @classmethod
     def of_frames(cls, *, fps: float, stride: float, clip_frames: float, offset: float | None = None) -> FeatureGrid:
@@ -43,6 +46,9 @@ class FeatureGrid:
             clip_frames: frames that a clip spans.
             offset: the middle of the first clip, in frames; by default half a clip, for clips that start with frame 0.
         """
+        for name, value in (("fps", fps), ("stride", stride), ("clip_frames", clip_frames)):
+            if not 0 < value < math.inf:
+                raise OptionError(f"{name}={value} should be a positive number")
         middle = clip_frames / 2 if offset is None else offset
         return cls(start_seconds=middle / fps, stride_seconds=stride / fps, window_seconds=clip_frames / fps)
 

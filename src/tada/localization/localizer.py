@@ -31,6 +31,7 @@ from tada.localization.extraction import ExtractionSettings, extract_video
 from tada.localization.features import VideoFeatures
 from tada.localization.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
+from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
 from tada.models.weights import restore, save_model
 from tada.plots import save_timeline
 from tada.predict import Recognizer, load
@@ -325,6 +326,13 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
     """
     path = Path(folder)
     file = path / CARD_FILE
+    if not path.is_dir():
+        raise CheckpointError(f"{str(path)!r} is no folder; give that of a run of `tada localize train`")
+    if not file.exists() and (path / MODEL_CARD_FILE).exists():
+        raise CheckpointError(
+            f"{str(path)!r} is a recogniser, which says what happens in a clip (tada predict {path} VIDEO), not when; "
+            f"tada localize train --backbone {path} ... trains a localizer on what it sees"
+        )
     if not file.exists():
         raise CheckpointError(
             f"{str(path)!r} holds no {CARD_FILE}: it is written when `tada localize train` ends; give the folder of "

@@ -8,6 +8,7 @@ Beside the run OUT lie OUT_clips and OUT_backbone, where no backbone was given, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import track
@@ -130,6 +131,12 @@ def _own_backbone(
     say: Callable[[str], None],
 ) -> Path:
     """Train a recogniser on the segments, or take the one that was; the folder of its run."""
+    labels = table.labels_of("train")
+    if len(labels) == 1:
+        raise DataError(
+            f"{table.name}: all training segments are of one class, {labels.pop()!r}: a backbone cannot learn from "
+            "these to tell classes apart; give one with --backbone, a run or tada2d_tiny_motion, which ships with tada"
+        )
     run, folder = out.with_name(f"{out.name}_backbone"), out.with_name(f"{out.name}_clips")
     is_begun, is_trained = run.exists() and any(run.iterdir()), (run / CARD_FILE).exists()
     if is_begun:
@@ -187,6 +194,10 @@ def match_videos(
             f"{table.name}: {len(missing)} of {len(table.videos)} videos are not in {str(folder)!r}, the first: "
             f"{missing[0]!r}; put them there, take their rows away, or let N videos be missing with --skip-unreadable N"
         )
+    empty = [video.name for video in table.videos if not video.segments and video.name not in files]
+    if empty:
+        say(f"{table.name}: videos without segments that are not in {str(folder)!r} are left out: {listed(empty)}")
+        table = replace(table, videos=tuple(video for video in table.videos if video.name not in empty))
     files = {video.name: files[video.name] for video in table.videos if video.name in files}
     durations = {}
     unreadable = {name: f"{table.name}: the video {name!r} is not in {str(folder)!r}" for name in missing}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -19,7 +20,8 @@ class LocalizationRecipe(Schedule):
     The defaults are for a handful to some hundreds of videos. Levels, ranges and lengths are chosen from the data.
     """
 
-    FIT: ClassVar[Fit] = Fit(batch_size=8, small_batch_size=2, steps_per_epoch=8, epochs=30, steps=600)
+    BEFORE: ClassVar[Mapping[str, Any]] = {**Schedule.BEFORE, "train_on_background": False}
+    FIT: ClassVar[Fit] = Fit(batch_size=8, small_batch_size=2, steps_per_epoch=8, epochs=30, steps=400)
 
     detector: Literal["actionformer", "bmn"] = "actionformer"
     """ActionFormer finds and names segments; BMN finds them, and scores beside the features name them."""
@@ -36,6 +38,8 @@ class LocalizationRecipe(Schedule):
     """Part of the feature channels dropped in training; ActionFormer's."""
     resize_to: int | None = None
     """Resize every video's features to so many, as on ActivityNet; null keeps their times. ActionFormer's."""
+    train_on_background: bool = True
+    """Whether videos in which nothing happens are trained on too, as published recipes do not; ActionFormer's."""
     visible_part: float = 0.5
     """Part of a segment that a training crop must hold for the segment to count; ActionFormer's."""
     regression_weight: float = 1.0
@@ -51,7 +55,7 @@ class LocalizationRecipe(Schedule):
     tiou_thresholds: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     """Overlaps at which mean average precision is measured, and by which the best epoch is chosen."""
     epochs: int | None = None
-    """Times that training sees every video, or every window; null: 30, and more of few, so that there are 600 steps."""
+    """Times that training sees every video, or every window; null: 30, and more of few, so that there are 400 steps."""
     batch_size: int | None = None
     """Videos, or windows, of one optimiser step; null: up to 8, fewer of few videos."""
     last_batch: LastBatch = "fill"

@@ -16,6 +16,7 @@ import pytest
 
 from hang import HANG_SECONDS
 from tada.cli import main
+from tada.data.motion import write_motion_videos
 from tada.recipe import Recipe, load_recipe, recipe_yaml
 
 
@@ -206,14 +207,20 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_answered(
 
 
 def test_a_test_set_that_cannot_be_read_whole_ends_with_1(
-    run: Path, motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for label in ("left", "up"):
-        folder = tmp_path / "data" / label
-        folder.mkdir(parents=True)
-        for video in (motion_videos / label).iterdir():
-            (folder / video.name).write_bytes(video.read_bytes())
-    (folder / video.name).write_bytes(video.read_bytes()[:700])
+    write_motion_videos(
+        tmp_path / "data",
+        videos_per_class=5,
+        seed=1,  # others than the run knows
+        num_frames=8,
+        width=32,
+        height=32,
+        fps=8.0,
+        motions=("left", "up"),
+    )
+    video = tmp_path / "data" / "up" / "up_004.mp4"
+    video.write_bytes(video.read_bytes()[:700])
     capsys.readouterr()
     assert tada("evaluate", run, tmp_path / "data", "--out", tmp_path / "report", "--num-workers", "0") == 1
     captured = capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import MOTIONS_OF_TESTS
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views, read_views
-from tada.data.table import Head, VideoTable
+from tada.data.motion import write_motion_videos
+from tada.data.table import Head, LabelledVideo, VideoTable
 from tada.errors import CheckpointError, DataError
-from tada.evaluation import check_votes, evaluate
+from tada.evaluation import check_votes, choose_videos, evaluate
 from tada.predict import Recognizer, load
 from tada.recipe import Recipe
 from tada.recognition import train
@@ -32,15 +35,13 @@ def run(small_recipe: Recipe, motion_videos: Path, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def unseen(motion_videos: Path) -> VideoTable:
-    """The same videos under other paths, so that the run does not know them."""
-    table = read_dataset(motion_videos)
-    twin = motion_videos.parent / "twin"
-    for video in table.videos:
-        target = twin / Path(video.path).relative_to(motion_videos)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(Path(video.path).read_bytes())
-    return read_dataset(twin)
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> VideoTable:
+    """Other videos under the same names."""
+    folder = tmp_path_factory.mktemp("unseen") / "motion"
+    write_motion_videos(
+        folder, videos_per_class=5, seed=1, num_frames=8, width=32, height=32, fps=8.0, motions=MOTIONS_OF_TESTS
+    )
+    return read_dataset(folder)
 
 
 def test_scores_are_the_mean_of_the_softmax_of_all_views(run: Path, unseen: VideoTable) -> None:
@@ -88,15 +89,93 @@ def test_the_runs_own_data_is_tested_on_what_it_held_out(run: Path, motion_video
 
 
 def test_videos_that_were_trained_on_are_no_test(run: Path, motion_videos: Path, unseen: VideoTable) -> None:
-    with pytest.raises(DataError, match=r"12 of 12 test videos were trained on, the first: .*; choose a split"):
-        evaluate(run, motion_videos, split="train", num_workers=0, show_progress=False, say=silent)
+    lines: list[str] = []
+
+    def chosen(data: VideoTable, split: str | None = None) -> VideoTable:
+        lines.clear()
+        return choose_videos(data, run, split, lines.append)
+
     seen = read_dataset(motion_videos)
-    with (run / "videos.csv").open() as file:
-        trained_on = {row["path"] for row in csv.DictReader(file) if row["split"] == "train"}
-    one = next(video for video in seen.videos if video.path in trained_on)
-    mixed = replace(unseen, videos=(*unseen.videos, one))
-    with pytest.raises(DataError, match=r"1 of 16 test videos were trained on"):
-        evaluate(run, mixed, num_workers=0, show_progress=False, say=silent)
+    held_out = chosen(seen)
+    assert lines == [f"testing on the 3 videos that {run} held out for validation"]
+    assert chosen(seen, "val") == held_out
+    assert lines == [f"testing on the 3 videos that {run} has in its val split"]
+    with pytest.raises(DataError, match=r"12 of 12 test videos were trained on, the first: .*; choose a split"):
+        chosen(seen, "train")
+    assert lines == []
+    assert chosen(unseen) == unseen
+    assert lines == [f"none of these videos are known to {run}: all 15 are tested"]
+    with pytest.raises(DataError, match=r"run has held out no videos of this data as its val split"):
+        chosen(unseen, "val")
+
+    trained_on = tuple(video for video in seen.videos if video not in held_out.videos)
+    assert chosen(replace(seen, videos=(*unseen.videos, trained_on[0]))).videos == unseen.videos
+    assert lines == [f"testing on 15 videos that {run} does not know; left out: 1 video that it was trained on"]
+    assert chosen(replace(seen, videos=unseen.videos[:2] + seen.videos)).videos == unseen.videos[:2] + held_out.videos
+    assert lines == [
+        f"testing on 3 videos that {run} held out for validation and 2 videos that it does not know; left out: 12 "
+        "videos that it was trained on"
+    ]
+    assert len(chosen(replace(seen, videos=unseen.videos[:2] + held_out.videos))) == 5
+    assert lines == [f"testing on 3 videos that {run} held out for validation and 2 videos that it does not know"]
+    with pytest.raises(DataError, match=r"was trained on all 12 videos of this data, and held out none: test it on ot"):
+        chosen(replace(seen, videos=trained_on))
+
+    # Splits of the data's own: what is asked for must be new or held out.
+    def as_test(*videos: LabelledVideo) -> VideoTable:
+        return replace(seen, videos=tuple(replace(video, split="test") for video in videos))
+
+    assert len(chosen(as_test(*unseen.videos))) == 15
+    assert lines == ["testing on the data's test split", f"none of these videos are known to {run}: all 15 are tested"]
+    assert len(chosen(as_test(*held_out.videos))) == 3
+    assert lines == ["testing on the data's test split"]
+    assert len(chosen(as_test(*held_out.videos, unseen.videos[0]))) == 4
+    assert lines[1:] == [f"testing on 3 videos that {run} held out for validation and 1 video that it does not know"]
+    with pytest.raises(DataError, match=r"1 of 4 test videos were trained on"):
+        chosen(as_test(*held_out.videos, trained_on[0]))
+
+
+def test_where_a_model_has_no_list_that_is_said(motion_videos: Path, run: Path, tmp_path: Path) -> None:
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(run / name, tmp_path)
+    for model in (tmp_path, Path("tada2d_tiny_motion")):
+        lines: list[str] = []
+        assert len(choose_videos(read_dataset(motion_videos), model, None, lines.append)) == 15
+        assert lines == [
+            f"{model} has no list of the videos it was trained on: whether these 15 were among them cannot be told"
+        ]
+
+
+def test_other_parts_of_files_that_were_trained_on_are_told(motion_videos: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (video,) = read_dataset(motion_videos).videos[:1]
+    rows = [{"path": video.path, "label": "left", "split": "train", "start_seconds": 0, "end_seconds": 0.25}]
+    with (tmp_path / "run" / "videos.csv").open("w") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    lines: list[str] = []
+    test = VideoTable(
+        heads=(Head(name="action", labels=("left",)),),
+        videos=(replace(video, start_seconds=0.5, end_seconds=1.0),),
+        root=str(motion_videos),
+        kind="CSV",
+    )
+    assert choose_videos(test, tmp_path / "run", None, lines.append) == test
+    assert lines == [
+        f"testing on 1 video that {tmp_path / 'run'} does not know. Of the same files as what it was trained on: 1 "
+        "video, other parts of them"
+    ]
+
+
+def test_an_old_list_whose_videos_are_gone_is_told(unseen: VideoTable, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "videos.csv").write_text("path,label,split,group\n/gone/a.mp4,left,train,\n/gone/b.mp4,left,val,\n")
+    lines: list[str] = []
+    choose_videos(unseen, tmp_path, None, lines.append)
+    assert lines == [
+        f"none of these videos are known to {tmp_path}: all 15 are tested. Its list was written by an earlier tada and "
+        "knows videos by their paths alone: 2 of 2 are not there any more, and would not be known under another path"
+    ]
 
 
 def test_a_split_of_the_data_is_chosen_by_name(run: Path, unseen: VideoTable) -> None:

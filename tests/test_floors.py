@@ -28,6 +28,7 @@ FLOORS = [
     {
         "tada.ahead",
         "tada.data.identity",
+        "tada.data.manifest",
         "tada.data.parcels",
         "tada.data.table",
         "tada.data.timing",
@@ -48,6 +49,7 @@ FLOORS = [
         "tada.data.recordings",
         "tada.data.rows",
         "tada.localization.detections",
+        "tada.data.splits",
         "tada.localization.sources",
         "tada.localization.video_names",
         "tada.interruption",
@@ -93,6 +95,7 @@ FLOORS = [
     },
     {
         "tada.commands.arguments",
+        "tada.data.known",
         "tada.data.prepare",
         "tada.explanation",
         "tada.localization.annotations",

@@ -20,6 +20,8 @@ from drawn_videos import draw_plain, draw_rotated, draw_variable_rate, draw_webm
 from tada.cli import main
 from tada.data import prepare as module
 from tada.data.annotations import read_dataset
+from tada.data.identity import content_id
+from tada.data.manifest import read_manifest
 from tada.data.prepare import Prepared, PrepareOptions, prepare, small_size
 from tada.data.workers import Lost
 from tada.errors import DataError, OptionError
@@ -98,6 +100,7 @@ def test_the_manifest_names_both_files_by_their_hashes(data: Path, copy: Prepare
     assert len(lines) == 4
     for line in lines:
         assert line["source_sha256"] == hashlib.sha256((data / line["source"]).read_bytes()).hexdigest()
+        assert line["source_content"] == content_id(data / line["source"])
         assert line["sha256"] == hashlib.sha256((copy.out / "videos" / line["file"]).read_bytes()).hexdigest()
     (long,) = [line for line in lines if line["source"] == "x/long.mp4"]
     assert (long["width"], long["height"], long["num_frames"], long["fps"]) == (64, 48, 60, 30.0)
@@ -122,6 +125,39 @@ def test_only_what_is_new_or_changed_is_copied_again(data: Path, tmp_path: Path)
         OptionError, match=r"was begun with another short_side, crf \(options.json\); give another folder"
     ):
         prepared(tmp_path / "data", out, PrepareOptions(short_side=64, keyframe_interval_frames=8, crf=30))
+
+
+def test_a_manifest_of_an_earlier_tada_learns_what_the_originals_are(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepared(data, out)
+    manifest = out / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines() if line]
+    for line in lines:
+        del line["source_content"]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert {copy.source_content for copy in read_manifest(manifest).values()} == {""}
+    again = prepared(data, out)
+    assert again.num_new == 0
+    for copies in (again.copies, read_manifest(manifest).values()):
+        assert {copy.source: copy.source_content for copy in copies} == {
+            line["source"]: content_id(data / line["source"]) for line in lines
+        }
+
+
+def test_lines_that_are_no_copies_are_passed_over(copy: Prepared, tmp_path: Path) -> None:
+    good = (copy.out / "manifest.jsonl").read_bytes()
+    line = json.loads(good.splitlines()[1])
+    bad = [
+        {**line, "source": 1},
+        {**line, "file": ["x"]},
+        {**line, "source_size_bytes": "9"},
+        {"source": "x"},
+        [],
+        None,
+    ]
+    text = b"".join(json.dumps(entry).encode() + b"\n" for entry in bad) + b"[" * 50_000 + b"\n" + good
+    (tmp_path / "manifest.jsonl").write_bytes(text)
+    assert read_manifest(tmp_path / "manifest.jsonl") == read_manifest(copy.out / "manifest.jsonl")
 
 
 def test_a_file_that_cannot_be_read_is_told_and_the_others_are_copied(

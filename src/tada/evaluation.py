@@ -8,9 +8,9 @@ Shapes: N videos, V views, H heads, K classes of all heads.
 
 from __future__ import annotations
 
-import csv
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +18,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
+from torch import nn
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loader
+from tada.data.known import KnownVideo, marks, read_run_list
 from tada.data.loader import closing
-from tada.data.table import LabelledVideo, VideoTable
-from tada.errors import DataError
+from tada.data.splits import PART, Splits
+from tada.data.table import VideoTable, listed, videos_text
+from tada.errors import CheckpointError, DataError
 from tada.loop import quiet
 from tada.machine import Machine, Processes, check_num_workers, default_num_workers
+from tada.models.exported import SPLITS_ENTRY, OnnxNetwork, open_session
 from tada.predict import Recognizer, load
 from tada.ranks import gathered, leaving_together
 from tada.results import UNKNOWN, Evaluation
@@ -66,7 +70,10 @@ def evaluate(
     say = processes.speaker(say)
     recognizer = load(run, device="cpu" if processes.world > 1 else device)
     table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
-    table = choose_videos(table, run, split, say)
+    if table.ignored:
+        say(f"left out, beside the videos: {listed(table.ignored, quote=False)}")
+    hidden = not (show_progress and processes.is_first)
+    table = choose_videos(table, run, split, say, network=recognizer.model, show_progress=not hidden)
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; scores are of these")
     table = table.numbered_as(recognizer.heads)
@@ -84,7 +91,6 @@ def evaluate(
             recognizer = Recognizer(recognizer.model, recognizer.card, device=_join(machine, processes))
         votes: list[tuple[int, NDArray[np.float32]]] = []
         unreadable: list[Unreadable] = []
-        hidden = not (show_progress and processes.is_first)
         for batch in track(loader, "testing", transient=True, disable=hidden):
             votes += _video_scores(recognizer, batch, clips_per_batch)
             unreadable += batch.unreadable
@@ -143,51 +149,122 @@ def _video_scores(
     return list(zip(batch.indices.tolist(), scores.view(n, v, -1).mean(1).numpy(), strict=True))
 
 
-def choose_videos(table: VideoTable, run: Path, split: str | None, say: Callable[[str], None]) -> VideoTable:
-    """The videos to test on: never one that the run was trained on.
+# -- which videos -----------------------------------------------------------------------------------------------------
+
+
+def choose_videos(
+    table: VideoTable,
+    run: Path,
+    split: str | None,
+    say: Callable[[str], None],
+    *,
+    network: nn.Module | None = None,
+    show_progress: bool = False,
+) -> VideoTable:
+    """The videos to test on: never one that the run was trained on, whatever it is called and wherever it lies.
+
+    Args:
+        run: the folder of a run, or an exported file.
+        split: as in ``evaluate``. Where the data have no splits, those of the run are meant.
+        say: receives how many videos are known to the run, and how.
+        network: that of ``run``, where it has been loaded.
 
     Raises:
         DataError: there are none, or those asked for were trained on.
+        CheckpointError: the list of the run's videos is damaged.
     """
-    splits = _splits_of_run(run)
     if split is None and table.splits:
         told = {video.split for video in table.videos if video.labels}
         split = "test" if "test" in told else "val" if "val" in told else None
-    if split is not None and table.splits:
+    has_split = split is not None and bool(table.splits)
+    lines = []
+    if split is not None and has_split:
         table = table.of_split(split)
-        say(f"testing on the data's {split} split")
-    else:
-        marks = {splits.get(_place(video)) for video in table.videos}
-        if None not in marks:
-            # The very videos of the run, which has held some of them out.
-            split = split or "val"
-            table = replace(table, videos=tuple(v for v in table.videos if splits[_place(v)] == split))
-            say(f"testing on the {len(table.videos)} videos that {run} held out for validation")
-    if not table.videos:
-        raise DataError(f"{run} has held out no videos of this data as its {split} split")
-    trained_on = [video for video in table.videos if splits.get(_place(video)) == "train"]
+        lines.append(f"testing on the data's {split} split")
+    known = videos_known_to(run, network)
+    if known is None:
+        unknown = f"whether these {len(table)} were among them cannot be told"
+        lines.append(f"{run} has no list of the videos it was trained on: {unknown}")
+    found = [""] * len(table) if known is None else marks(table, known, show_progress=show_progress)
+    if known is not None and split is not None and not has_split:
+        if split not in found:
+            raise DataError(f"{run} has held out no videos of this data as its {split} split")
+        table, found = _only(table, found, {split})
+        lines.append(f"testing on the {len(table)} videos that {run} has in its {split} split")
+    elif known is not None and not any(found):
+        lines.append(f"none of these videos are known to {run}: all {len(table)} are tested{_unsure(known)}")
+    elif set(found) == {"train"} and not has_split:
+        raise DataError(
+            f"{run} was trained on all {len(found)} videos of this data, and held out none: test it on others, or "
+            "train with a part held out"
+        )
+    elif known is not None and (not has_split or "" in found or PART in found):
+        lines.append(_in_words(found, run))
+        table, found = (table, found) if has_split else _only(table, found, {"val", "test", PART, ""})
+    trained_on = [video for video, mark in zip(table.videos, found, strict=True) if mark == "train"]
     if trained_on:
         raise DataError(
             f"{len(trained_on)} of {len(table.videos)} test videos were trained on, the first: "
             f"{trained_on[0].path} ({trained_on[0].source}); choose a split with --split, or leave them out"
         )
+    for line in lines:
+        say(line)
     return table
 
 
-Place = tuple[str, str, str]
-"""A file and the beginning and end of a segment, as videos.csv has them."""
+def videos_known_to(run: Path, network: nn.Module | None = None) -> tuple[KnownVideo, ...] | Splits | None:
+    """The list of a run's videos; of an exported file what it carries, or else the list in its folder. None: no list.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    if not run.is_file():
+        return read_run_list(run)
+    text = (network if isinstance(network, OnnxNetwork) else open_session(run)).metadata().get(SPLITS_ENTRY)
+    if text is None:  # exported before files carried it
+        return read_run_list(run.parent)
+    try:
+        return Splits.from_text(text)
+    except ValueError as error:
+        raise CheckpointError(f"{str(run)!r}: its list of videos is damaged ({error}); export it again") from error
 
 
-def _place(video: LabelledVideo) -> Place:
-    times = ("" if time is None else repr(time) for time in (video.start_seconds, video.end_seconds))
-    return (video.path, *times)  # type: ignore[return-value]  # two times
+def _only(table: VideoTable, found: Sequence[str], wanted: Collection[str]) -> tuple[VideoTable, list[str]]:
+    """The videos with these marks, and their marks."""
+    videos = tuple(video for video, mark in zip(table.videos, found, strict=True) if mark in wanted)
+    return replace(table, videos=videos), [mark for mark in found if mark in wanted]
 
 
-def _splits_of_run(run: Path) -> dict[Place, str]:
-    """The part each of the run's own videos was in; a file that was exported into a run's folder is of that run."""
-    path = (run.parent if run.is_file() else run) / "videos.csv"
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = csv.DictReader(file)
-        return {(row["path"], row.get("start_seconds", ""), row.get("end_seconds", "")): row["split"] for row in rows}
+def _in_words(found: Sequence[str], run: Path) -> str:
+    """How a run knows the videos of a test."""
+    count = Counter(found)
+    held_out, others = count["val"] + count["test"], count[""] + count[PART]
+    if not others and not count["test"]:
+        return f"testing on the {held_out} videos that {run} held out for validation"
+    tested = [
+        text
+        for number, text in (
+            (count["val"], f"{videos_text(count['val'])} that {run} held out for validation"),
+            (count["test"], f"{videos_text(count['test'])} that {run} has in its test split"),
+            (others, f"{videos_text(others)} that {'it' if held_out else run} does not know"),
+        )
+        if number
+    ]
+    line = f"testing on {' and '.join(tested)}"
+    if count["train"]:
+        line += f"; left out: {videos_text(count['train'])} that it was trained on"
+    if count[PART]:
+        line += f". Of the same files as what it was trained on: {videos_text(count[PART])}, other parts of them"
+    return line
+
+
+def _unsure(known: Sequence[KnownVideo] | Splits) -> str:
+    """What an old list cannot tell, to be said behind what it does."""
+    rows = () if isinstance(known, Splits) else known
+    gone = sum(not row.content and not os.path.exists(row.path) for row in rows)
+    if not gone:
+        return ""
+    return (
+        f". Its list was written by an earlier tada and knows videos by their paths alone: {gone} of {len(rows)} are "
+        "not there any more, and would not be known under another path"
+    )

@@ -31,13 +31,24 @@ from torch.export import Dim
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views, read_views
+from tada.data.known import read_run_list, splits_of, with_contents
+from tada.data.splits import MOST_PARTS
 from tada.data.table import VideoTable
 from tada.errors import DataError, OptionError, VideoError
 from tada.evaluation import choose_videos, evaluate
 from tada.files import write_whole
 from tada.interruption import last_chance
 from tada.loading import load
-from tada.models.exported import CARD_ENTRY, INPUT, ONNX_SUFFIX, OUTPUT, OnnxNetwork, import_onnxruntime, open_session
+from tada.models.exported import (
+    CARD_ENTRY,
+    INPUT,
+    ONNX_SUFFIX,
+    OUTPUT,
+    SPLITS_ENTRY,
+    OnnxNetwork,
+    import_onnxruntime,
+    open_session,
+)
 from tada.models.weights import write_card
 from tada.predict import Recognizer
 from tada.results import Evaluation
@@ -123,19 +134,20 @@ def export(
         table = (int8 if isinstance(int8, VideoTable) else read_dataset(int8)).numbered_as(recognizer.heads)
         tested = choose_videos(table, Path(run), None, say)
         calibration = _calibration_videos(table, tested, calibration_clips, say)
+    splits = _splits_text(Path(run), say)
     loss: Int8Loss | None = None
     with TemporaryDirectory(prefix="tada_export_") as folder, last_chance(lambda: rmtree(folder)):
         file = Path(folder) / f"float32{suffix}"
-        exported = _write(recognizer, file)
+        exported = _write(recognizer, file, splits)
         difference = largest_difference(recognizer.model, exported, recognizer.clip)
         if not difference <= TOLERANCE:  # nor nan
             raise RuntimeError(f"{str(out)!r} was not written: its logits differ by {difference:.1g} of the largest")
         if int8 is not None:
             file = _quantize(file, _clips_of(calibration, recognizer.clip))
-            _write_card(file, recognizer)
+            _write_card(file, recognizer, splits)
             options: dict[str, Any] = {"num_workers": num_workers, "show_progress": show_progress, "say": _unsaid}
             loss = _loss(evaluate(Path(run), tested, device="cpu", **options), evaluate(file, tested, **options))
-            _write_card(file, recognizer, int8=asdict(loss))
+            _write_card(file, recognizer, splits, int8=asdict(loss))
         data = file.read_bytes()
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, data)
@@ -145,7 +157,7 @@ def export(
 # -- the graph --------------------------------------------------------------------------------------------------------
 
 
-def _write(recognizer: Recognizer, file: Path) -> nn.Module:
+def _write(recognizer: Recognizer, file: Path, splits: str | None) -> nn.Module:
     """Write the file, and give what computes from it."""
     clip = recognizer.clip
     # Longer and larger than usual: a size of 1 would be a constant, wherever in the network frames or pixels shrink.
@@ -170,14 +182,14 @@ def _write(recognizer: Recognizer, file: Path) -> nn.Module:
         )
     assert onnx_program is not None
     onnx_program.save(file, external_data=False)
-    _write_card(file, recognizer)
+    _write_card(file, recognizer, splits)
     return open_session(file)
 
 
-def _write_card(file: Path, recognizer: Recognizer, **more: Any) -> None:
-    """Put what ``load_onnx`` reads into an ONNX file, and take out what the exporter notes of itself.
+def _write_card(file: Path, recognizer: Recognizer, splits: str | None, **more: Any) -> None:
+    """Put into an ONNX file what tada reads there, and take out what the exporter notes of itself.
 
-    That is more than a tenth of a small file, and says where on this machine the code lies.
+    The latter is more than a tenth of a small file, and says where on this machine the code lies.
     """
     import onnx
 
@@ -186,12 +198,29 @@ def _write_card(file: Path, recognizer: Recognizer, **more: Any) -> None:
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
     del graph.value_info[:]  # sizes inside, which every runtime finds itself
-    onnx.helper.set_model_props(model, {CARD_ENTRY: _card_text(recognizer, **more)})
+    entries = {} if splits is None else {SPLITS_ENTRY: splits}
+    onnx.helper.set_model_props(model, {CARD_ENTRY: _card_text(recognizer, **more), **entries})
     onnx.save_model(model, file)
 
 
 def _card_text(recognizer: Recognizer, **more: Any) -> str:
     return write_card(recognizer.card, mean=MEAN, std=STD, **more)
+
+
+def _splits_text(run: Path, say: Callable[[str], None]) -> str | None:
+    """What the file carries of the list of the run's videos; None where there is none."""
+    rows = read_run_list(run)
+    if rows is None:
+        return None
+    rows = with_contents(rows)
+    unknown = sum(not row.content for row in rows)
+    if unknown:
+        say(f"{unknown} of {len(rows)} videos of {run} are not where its list has them: the file will not know them")
+    splits = splits_of(rows)
+    if len(splits) > MOST_PARTS:
+        say(f"{run} has more than {MOST_PARTS} videos: the file will not know them")
+        return None
+    return splits.to_text()
 
 
 @contextmanager

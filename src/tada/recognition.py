@@ -21,8 +21,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -35,7 +36,7 @@ from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tada.data.annotations import read_dataset, write_table
+from tada.data.annotations import read_dataset
 from tada.data.clips import (
     Augmentation,
     Batch,
@@ -47,18 +48,19 @@ from tada.data.clips import (
     Views,
     test_loader,
 )
+from tada.data.known import KnownVideo, as_in_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
-from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
+from tada.data.table import Head, VideoTable, listed, with_splits
 from tada.errors import DataError, OptionError, UserError
 from tada.intervals import interval_text
 from tada.loop import EpochLines, SameRun, UnreadableVideos, fit, make_trainer, scheduled
 from tada.machine import Machine, check_num_workers, default_num_workers
 from tada.models import create_model
-from tada.models.initial import start_from
+from tada.models.initial import absolute_source, initialise, start_in_words
 from tada.models.parallel import checkpoint_blocks, shard, synchronise_batch_norms, whole_weights
-from tada.models.weights import ModelCard, packaged, packaged_names, save_weights
+from tada.models.weights import ModelCard, save_weights
 from tada.ranks import gathered, leaving_together, on_any
-from tada.recipe import Recipe, recipe_yaml, resumed
+from tada.recipe import Recipe, recipe_of_run, recipe_yaml, resumed
 from tada.run_folder import (
     NON_FINITE_FILE,
     begun,
@@ -128,19 +130,22 @@ def train(
     processes = machine.processes()
     say = processes.speaker(say)
     table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
-    has_splits = bool(table.splits)
-    table = _with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
-    training = table.of_split("train")
-    validation = table.of_split("val") if "val" in table.splits else None
+    is_drawn = not (table.splits or val_groups)
+    table = with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
+    show_progress = show_progress and processes.is_first
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; `tada check` lists the others")
     if table.ignored:
-        say(f"left out, beside the videos: {', '.join(table.ignored[:5])} ({len(table.ignored)} in all)")
+        say(f"left out, beside the videos: {listed(table.ignored, quote=False)}")
     state = None
+    known: Sequence[KnownVideo] | None = None
     is_begun = resume and was_begun(out)
     if is_begun:
         state = saved_state(out, say)
-        recipe = _check_same_run(out, recipe, table)
+        recipe = _of_same_run(recipe, out)
+        known = read_run_list(out)
+        if known is not None:  # else it was interrupted that early
+            table = as_in_run(table, known, out, is_drawn=is_drawn, show_progress=show_progress)
         metrics = finished_metrics(out)
         if metrics is not None:
             say(f"{out} is finished; a new run starts from its weights with --init {out}")
@@ -154,6 +159,8 @@ def train(
                 f"all videos are of one {head.name} class, {head.labels[0]!r}: a network learns to tell two or more "
                 "apart; add videos of another"
             )
+    training = table.of_split("train")
+    validation = table.of_split("val") if "val" in table.splits else None
     recipe = fitted(recipe, len(training), multiple_of=processes.world * (2 if _mixes(recipe) else 1))
     _check_divisible(recipe, machine, processes.world)
 
@@ -162,7 +169,10 @@ def train(
     model = create_model(
         recipe.model, num_classes=sum(head_sizes.values()), num_frames=recipe.clip.num_frames, **recipe.model_options
     )
-    trained_from = initialise(model, recipe.model, recipe.init, say=say)
+    # A saved state has all weights, so what the run started from may be gone.
+    trained_from = start_in_words(recipe.model, recipe.init)
+    if state is None:
+        trained_from = initialise(model, recipe.model, recipe.init, say=say)
     batches = ResumableBatches(
         len(training),
         batch_size=recipe.numbers.batch_size,
@@ -189,8 +199,9 @@ def train(
     num_held_out = 0 if validation is None else len(validation)
     classes = " and ".join(f"{len(head.labels)} {_kind_of_classes(head, table.heads)}" for head in table.heads)
     say(f"{len(training)} training and {num_held_out} validation videos of {classes}")
-    say(f"{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, starting from {trained_from}")
-    advice = "" if has_splits or val_groups else shared_recordings(table)
+    start = f"starting from {trained_from}" if state is None else f"going on from {state}"
+    say(f"{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {start}")
+    advice = shared_recordings(table) if is_drawn else ""
     if advice:
         say(advice)
     say(in_words(recipe.numbers, len(training), recipe.last_batch))
@@ -204,10 +215,14 @@ def train(
     test_every_epochs = epochs_between_tests(recipe.numbers.epochs, steps_per_epoch)
     kind = ShardedRecognitionTask if machine.strategy == "fsdp" else RecognitionTask
     task = kind(model, recipe, steps_per_epoch=steps_per_epoch, head_sizes=head_sizes)
+    task.about = About(trained_from, tuple(label for head in table.heads for label in head.labels))
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     lines = EpochLines(say)
     same_run = SameRun(hashlib.sha256((recipe_yaml(recipe) + table.fingerprint()).encode()).hexdigest())
-    with _begun(out, recipe, table) if processes.is_first and not is_begun else nullcontext():
+    write_list = partial(write_run_list, table, say=say, show_progress=show_progress)
+    if is_begun and processes.is_first and not any(row.content for row in known or ()):
+        write_list(out)  # of a run of an earlier tada
+    with _begun(out, recipe, write_list) if processes.is_first and not is_begun else nullcontext():
         trainer = make_trainer(
             recipe,
             out,
@@ -216,7 +231,7 @@ def train(
             processes=processes,
             save_every_steps=save_every_steps or min(steps_per_epoch * test_every_epochs, 200),
             test_every_epochs=test_every_epochs,
-            show_progress=show_progress and processes.is_first,
+            show_progress=show_progress,
         )
         on_cpu = trainer.strategy.root_device.type == "cpu"
         if processes.world > 1 and recipe.sync_batch_norm:
@@ -233,11 +248,11 @@ def train(
         card = ModelCard(
             model=recipe.model,
             options=recipe.model_options,
-            labels=tuple(label for head in table.heads for label in head.labels),
+            labels=task.about.labels,
             head_sizes=head_sizes if len(head_sizes) > 1 else {},
             clip=recipe.clip,
             metrics=lines.metrics,
-            trained_from=trained_from,
+            trained_from=task.about.trained_from,
         )
         save_weights(out, weights, card)
         write_metrics(out, lines.metrics, seconds=seconds)
@@ -247,8 +262,8 @@ def train(
     return TrainingResult(run=out, metrics=lines.metrics, seconds=seconds)
 
 
-def _begun(out: Path, recipe: Recipe, table: VideoTable) -> AbstractContextManager[None]:
-    return begun(out, recipe_yaml(recipe), lambda folder: write_table(table, folder / "videos.csv"))
+def _begun(out: Path, recipe: Recipe, write_list: Callable[[Path], None]) -> AbstractContextManager[None]:
+    return begun(out, recipe_yaml(replace(recipe, init=absolute_source(recipe.init))), write_list)
 
 
 def _kind_of_classes(head: Head, heads: Sequence[Head]) -> str:
@@ -302,24 +317,13 @@ def _check_divisible(recipe: Recipe, machine: Machine, world: int) -> None:
         raise OptionError("weights that are divided among devices (fsdp) are fp32 or bf16: choose ddp for fp64")
 
 
-def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:
-    """Give a new model the weights a recipe's ``init`` names, all but its classifier; say in words what they are.
+class About(NamedTuple):
+    """What else a saved state tells of a run."""
 
-    Args:
-        say: receives what became of the weights, where they come from a file, a run or the hub.
-
-    Raises:
-        OptionError: ``init`` is "motion" and no such weights ship for this model, or names nothing that is there.
-        CheckpointError: weights that do not fit.
-    """
-    if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
-        return "random weights"
-    if init in ("auto", "motion"):
-        start_from(model, name, str(packaged(f"{name}_motion")))
-        return "weights learned on generated motion"
-    report = start_from(model, name, init)
-    say(str(report))
-    return report.source
+    trained_from: str
+    """As in ``ModelCard``."""
+    labels: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
 
 
 class RecognitionTask(L.LightningModule):
@@ -349,6 +353,21 @@ class RecognitionTask(L.LightningModule):
         self.val_action_top1 = MeanMetric()
         self.num_tested = 0
         """Held-out videos that were read in the last test, over all processes."""
+        self.about = About("", ())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tada"] = {"trained_from": self.about.trained_from, "labels": list(self.about.labels)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("tada")
+        if saved is None:  # of an earlier tada
+            return
+        if saved["labels"] != list(self.about.labels):
+            raise DataError(
+                "the classes of the data come in another order than those of the saved state: resume with the data in "
+                "the form (folder, CSV or published list) in which the run was started"
+            )
+        self.about = self.about._replace(trained_from=saved["trained_from"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout draws from the step's own seed: a resumed run draws what the uninterrupted one would have.
@@ -456,17 +475,6 @@ class RecognitionTask(L.LightningModule):
         )
 
 
-def _with_splits(table: VideoTable, *, val_fraction: float, val_groups: Sequence[str], seed: int) -> VideoTable:
-    """The data's own split where it has one; else a part of it is held out."""
-    if val_groups:
-        return hold_out_groups(table, val_groups)
-    if table.splits:
-        return table
-    if val_fraction == 0:
-        return replace(table, videos=tuple(replace(video, split="train") for video in table.videos))
-    return hold_out(table, fraction=val_fraction, seed=seed)
-
-
 class ShardedRecognitionTask(RecognitionTask):
     """The same with the network's weights divided among the devices."""
 
@@ -477,12 +485,9 @@ class ShardedRecognitionTask(RecognitionTask):
             shard(self.model, mesh["data_parallel"])
 
 
-def _check_same_run(out: Path, recipe: Recipe, table: VideoTable) -> Recipe:
+def _of_same_run(recipe: Recipe, out: Path) -> Recipe:
     """The recipe with the run's numbers."""
-    recipe = resumed(recipe, out, or_else=f"start a new run from its weights, with --init {out} and another --out")
-    if not (out / "videos.csv").exists():  # it was interrupted that early
-        write_table(table, out / "videos.csv")
-    before = read_dataset(out / "videos.csv", root=Path("/"))
-    if before.fingerprint() != table.fingerprint():
-        raise DataError(f"the videos, labels or splits are not those that {out} was started with (videos.csv there)")
-    return recipe
+    init = recipe_of_run(out, Recipe).init
+    if absolute_source(init) == absolute_source(recipe.init):
+        recipe = replace(recipe, init=init)
+    return resumed(recipe, out, or_else=f"start a new run from its weights, with --init {out} and another --out")

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 PART_BYTES = 64 * 1024
 """Bytes of the head, of the middle and of the tail; a file of up to three times as many is hashed whole."""
+_SHA256 = "sha256:"
+_FEW = 500  # files that are read in no time
 _THREADS = 16  # reading waits for the disk, most of all for one behind a network
 
 
@@ -39,12 +41,41 @@ def content_id(path: str | os.PathLike[str]) -> str:
     return f"{size}-{digest.hexdigest()}"
 
 
-def content_ids(paths: Iterable[str]) -> dict[str, str]:
+def content_ids(paths: Iterable[str], *, show_progress: bool = False) -> dict[str, str]:
     """``content_id`` of many files, by path; a file that cannot be read is left out."""
+    wanted = list(dict.fromkeys(paths))
     with ThreadPoolExecutor(_THREADS) as threads:
-        wanted = list(dict.fromkeys(paths))
         found = threads.map(_content_id_or_empty, wanted)
+        if show_progress and len(wanted) > _FEW:
+            from rich.progress import track
+
+            found = track(found, "looking at the videos' contents", len(wanted), transient=True)  # type: ignore[assignment]  # as good
         return {path: identity for path, identity in zip(wanted, found, strict=True) if identity}
+
+
+def size_of(identity: str) -> int:
+    """The size in bytes that an identity begins with."""
+    return int(identity.partition("-")[0])
+
+
+def sha256_identity(size_bytes: int, sha256: str) -> str:
+    """The identity of a file of which only its SHA-256 was noted, as in old manifests of `tada prepare`."""
+    return f"{size_bytes}-{_SHA256}{sha256}"
+
+
+def is_sha256(identity: str) -> bool:
+    """Whether an identity is that of a whole file's SHA-256."""
+    return identity.partition("-")[2].startswith(_SHA256)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a whole file, in hexadecimal digits.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _content_id_or_empty(path: str) -> str:

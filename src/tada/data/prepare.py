@@ -5,7 +5,7 @@ pixels that training throws away. The copy holds, below OUT::
 
     videos/             each file of the data set, at its place below the root, as H.264 in MP4
     videos.csv          the same table, with the new paths: what `tada train` takes
-    manifest.jsonl      of each file: the original's and the copy's SHA-256, sizes, rates, frames
+    manifest.jsonl      of each file: what the original and the copy are, sizes, rates, frames (``tada.data.manifest``)
 
 The originals are only read. Every frame is kept, at its time, so that clips, segments and rates stay what they were;
 sound is left out.
@@ -14,15 +14,14 @@ sound is left out.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -31,6 +30,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from rich.progress import track
 
 from tada.data.annotations import write_table
+from tada.data.identity import content_id, content_ids, sha256_of
+from tada.data.manifest import COPIES, MANIFEST, Copy, read_manifest
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.errors import DataError, OptionError, VideoError
@@ -63,26 +64,6 @@ class PrepareOptions:
             raise OptionError(f"keyframe_interval_frames={self.keyframe_interval_frames} should be at least 1")
         if not 0 <= self.crf <= 51:
             raise OptionError(f"crf={self.crf} should be from 0 to 51")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Copy:
-    """A line of the manifest: one file and its copy."""
-
-    source: str
-    """Path below the data set's root."""
-    source_size_bytes: int
-    source_mtime_ns: int
-    source_sha256: str
-    file: str
-    """Path below OUT/videos."""
-    size_bytes: int
-    sha256: str
-    width: int
-    height: int
-    num_frames: int
-    fps: float
-    keyframe_interval_frames: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,11 +126,11 @@ def prepare(
     options = options or PrepareOptions()
     tasks = _tasks(table, out)
     num_processes = check_num_workers(num_processes or os.cpu_count() or 1)
-    (out / "videos").mkdir(parents=True, exist_ok=True)
+    (out / COPIES).mkdir(parents=True, exist_ok=True)
     _check_options(out / "options.json", options)
-    _remove_parts(out / "videos")
-    manifest = out / "manifest.jsonl"
-    done = _read_manifest(manifest)
+    _remove_parts(out / COPIES)
+    manifest = out / MANIFEST
+    done = read_manifest(manifest)
     copies = {task.source: done[task.relative] for task in tasks if _is_done(task, done.get(task.relative))}
     new = [task for task in tasks if task.source not in copies]
     failures = []
@@ -160,6 +141,9 @@ def prepare(
         timeout_seconds=timeout_seconds,
     )
     with manifest.open("ab") as file:
+        completed = _with_contents(copies)
+        copies |= completed
+        _write_lines(file, completed.values())
         for task, made in track(work, "copying", len(new), transient=True, disable=not show_progress):
             if isinstance(made, Lost):
                 made = Failure(
@@ -167,10 +151,7 @@ def prepare(
                 )
             if isinstance(made, Copy):
                 copies[task.source] = made
-                # A line begins the write: where the one before was cut off, only that one is lost.
-                file.write(b"\n" + json.dumps(asdict(made)).encode("utf-8", "surrogateescape") + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+                _write_lines(file, [made])
             elif made.is_disk_full:
                 raise DataError(
                     f"{made.message}; {len(copies)} of {len(tasks)} files are done: make room, and give the same "
@@ -178,7 +159,7 @@ def prepare(
                 )
             else:
                 failures.append(made)
-    _remove_parts(out / "videos")
+    _remove_parts(out / COPIES)
     if not copies:
         raise DataError(f"none of the {len(tasks)} files could be copied; the first: {failures[0].message}")
     _write_tables(table, out, copies)
@@ -192,7 +173,7 @@ def prepare(
 
 
 def _tasks(table: VideoTable, out: Path) -> list[_Task]:
-    videos = os.path.abspath(out / "videos")
+    videos = os.path.abspath(out / COPIES)
     if os.path.commonpath([os.path.realpath(videos), os.path.realpath(table.root)]) == os.path.realpath(videos):
         raise OptionError(f"{str(out)!r} holds the originals; give another folder")
     tasks: dict[str, _Task] = {}
@@ -229,19 +210,6 @@ def _remove_parts(folder: Path) -> None:
                 os.unlink(os.path.join(inner, name))
 
 
-def _read_manifest(file: Path) -> dict[str, Copy]:
-    """The copies by their originals' paths; a later line replaces an earlier one."""
-    copies: dict[str, Copy] = {}
-    if file.exists():
-        for line in file.read_bytes().splitlines():
-            try:
-                copy = Copy(**json.loads(line.decode("utf-8", "surrogateescape")))
-            except (ValueError, TypeError):  # an empty line, or one that was cut off
-                continue
-            copies[copy.source] = copy
-    return copies
-
-
 def _is_done(task: _Task, copy: Copy | None) -> bool:
     if copy is None:
         return False
@@ -252,12 +220,26 @@ def _is_done(task: _Task, copy: Copy | None) -> bool:
     return size == copy.size_bytes and stamp_of(task.source) == (copy.source_size_bytes, copy.source_mtime_ns)
 
 
+def _with_contents(copies: dict[str, Copy]) -> dict[str, Copy]:
+    """Those of an earlier tada, which did not note the originals' contents, with them."""
+    contents = content_ids(source for source, copy in copies.items() if not copy.source_content)
+    return {source: replace(copies[source], source_content=content) for source, content in contents.items()}
+
+
+def _write_lines(file: BinaryIO, copies: Iterable[Copy]) -> None:
+    for copy in copies:
+        # A line begins the write: where the one before was cut off, only that one is lost.
+        file.write(b"\n" + json.dumps(asdict(copy)).encode("utf-8", "surrogateescape") + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
 def _write_tables(table: VideoTable, out: Path, copies: dict[str, Copy]) -> None:
     """videos.csv: the rows whose files are there, with the paths of the copies."""
     videos = []
     for video in table.videos:
         if video.path in copies:
-            path = os.path.abspath(out / "videos" / copies[video.path].file)
+            path = os.path.abspath(out / COPIES / copies[video.path].file)
             videos.append(replace(video, path=path, stamp=None))
     write_table(replace(table, videos=tuple(videos)), out / "videos.csv", root=out)
 
@@ -285,10 +267,11 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
             source=task.relative,
             source_size_bytes=size,
             source_mtime_ns=mtime_ns,
-            source_sha256=_sha256(task.source),
+            source_sha256=sha256_of(task.source),
+            source_content=content_id(task.source),
             file=os.path.splitext(task.relative)[0] + ".mp4",
             size_bytes=target.stat().st_size,
-            sha256=_sha256(task.target),
+            sha256=sha256_of(task.target),
             width=width,
             height=height,
             num_frames=num_frames,
@@ -328,8 +311,3 @@ def _timing(video: Video) -> dict[str, Any]:
     fps = average_fps(times)
     is_even = len(times) == 1 or float(np.abs(times - np.arange(len(times)) / fps).max()) < _EVEN_SECONDS
     return {"fps": fps} if is_even else {"times_seconds": times.tolist()}
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

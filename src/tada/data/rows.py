@@ -162,9 +162,13 @@ def guarded(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) or text.startswith("'") else text
 
 
-def _cell_text(cell: str) -> str:
-    cell = cell.strip()
+def unguarded(cell: str) -> str:
+    """A cell's text as it was before ``guarded``."""
     return cell[1:] if cell[:1] == "'" and cell[1:2] in (*_FORMULA, "'") else cell
+
+
+def _cell_text(cell: str) -> str:
+    return unguarded(cell.strip())
 
 
 def required(source: str, cells: Mapping[str, str], column: str) -> str:

@@ -251,6 +251,17 @@ def stamp_of(path: str) -> tuple[int, int]:
 # -- holding out a part -----------------------------------------------------------------------------------------------
 
 
+def with_splits(table: VideoTable, *, val_fraction: float, val_groups: Sequence[str], seed: int) -> VideoTable:
+    """The data's own split where it has one; else a part of it is held out, or nothing where the fraction is 0."""
+    if val_groups:
+        return hold_out_groups(table, val_groups)
+    if table.splits:
+        return table
+    if val_fraction == 0:
+        return replace(table, videos=tuple(replace(video, split="train") for video in table.videos))
+    return hold_out(table, fraction=val_fraction, seed=seed)
+
+
 def hold_out(table: VideoTable, *, fraction: float, seed: int) -> VideoTable:
     """Make part of the training videos the "val" split: the same part of every class, at least one video of each.
 
@@ -367,6 +378,11 @@ def listed(names: Iterable[str], *, quote: bool = True, at_most: int = 5) -> str
     shown = [repr(name) if quote else name for name in names]
     more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
     return ", ".join(shown[:at_most]) + more
+
+
+def videos_text(number: int) -> str:
+    """For a message: "1 video", "2 videos"."""
+    return "1 video" if number == 1 else f"{number} videos"
 
 
 def _is(names: Sequence[str]) -> str:

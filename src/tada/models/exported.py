@@ -1,7 +1,8 @@
 """Networks as ONNX files: what is written beside the graph, and running it with ONNX Runtime.
 
 The file's metadata has an entry ``tada``: the model's card as JSON, with what else an input needs (``MEAN``, ``STD``).
-So the file is enough to run the network, with tada or without.
+So the file is enough to run the network, with tada or without. An entry ``tada_videos`` tells which videos it was
+trained on, for `tada evaluate`.
 
 Shapes: N clips, T frames, H x W pixels, K classes.
 """
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 ONNX_SUFFIX = ".onnx"
 CARD_ENTRY = "tada"
 """The name of the card in the metadata of an ONNX file."""
+SPLITS_ENTRY = "tada_videos"
+"""The name of what a file knows of the videos that the network was trained and tested on (``tada.data.splits``)."""
 INPUT, OUTPUT = "clips", "logits"
 """[N, 3, T, H, W] float32, normalised; and [N, K]."""
 
@@ -40,6 +43,11 @@ class OnnxNetwork(nn.Module):
         """Clips [N, 3, T, H, W], normalised -> logits [N, K], where the clips are."""
         (logits,) = self.session.run([OUTPUT], {INPUT: clips.cpu().numpy()})
         return torch.from_numpy(logits).to(clips.device)
+
+    def metadata(self) -> dict[str, str]:
+        """The file's entries beside the graph."""
+        entries: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+        return entries
 
     def features(self, clips: Tensor) -> Tensor:
         """What other networks have, and the file does not.
@@ -58,7 +66,7 @@ def load_onnx(file: Path) -> tuple[OnnxNetwork, ModelCard]:
         OptionError: ONNX Runtime is not installed.
     """
     network = open_session(file)
-    entries = network.session.get_modelmeta().custom_metadata_map
+    entries = network.metadata()
     if CARD_ENTRY not in entries:
         raise CheckpointError(
             f"{str(file)!r} has no labels and no clip specification (metadata {CARD_ENTRY!r}): it was not written by "

@@ -20,18 +20,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from tada.data.rows import absolute_path
 from tada.errors import CheckpointError, OptionError
 from tada.models.hub import fetch_weights, is_hub_id
 from tada.models.tada2d import TAda2D, TAda2DConfig
 from tada.models.tadaconvnext import TAdaConvNeXt, TAdaConvNeXtConfig
-from tada.models.weights import convert_published, load_model, read_weights, restore
+from tada.models.weights import convert_published, load_model, packaged, packaged_names, read_weights, restore
 
 _HEAD = "head."
 
@@ -60,6 +61,39 @@ class InitialReport:
         lines.append(f"left as drawn: {len(self.fresh)}{fresh}")
         lines.append(f"left out: {len(self.ignored)}{f' ({_listed(self.ignored)})' if self.ignored else ''}")
         return f"from {self.source}: " + "; ".join(lines)
+
+
+def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:
+    """Give a new model the weights a recipe's ``init`` names, all but its classifier; say in words what they are.
+
+    Args:
+        say: receives what became of the weights, where they come from a file, a run or the hub.
+
+    Raises:
+        OptionError: ``init`` is "motion" and no such weights ship for this model, or names nothing that is there.
+        CheckpointError: weights that do not fit.
+    """
+    if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
+        return start_in_words(name, init)
+    if init in ("auto", "motion"):
+        start_from(model, name, str(packaged(f"{name}_motion")))
+        return start_in_words(name, init)
+    report = start_from(model, name, init)
+    say(str(report))
+    return report.source
+
+
+def start_in_words(name: str, init: str) -> str:
+    """What ``initialise`` says that a model was before training, as far as that is known without a look at it."""
+    if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
+        return "random weights"
+    return "weights learned on generated motion" if init in ("auto", "motion") else f"the weights of {init}"
+
+
+def absolute_source(init: str) -> str:
+    """A recipe's ``init`` by a name that holds in every folder."""
+    is_word = init in ("auto", "motion", "none") or is_hub_id(init)
+    return init if is_word or not Path(init).exists() else absolute_path(init)
 
 
 def start_from(model: nn.Module, name: str, source: str) -> InitialReport:

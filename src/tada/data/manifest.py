@@ -1,0 +1,99 @@
+"""The list of copies that ``tada prepare`` leaves beside them: which original each copy is of.
+
+A copy has other bytes than its original. Where its manifest is at hand, it is still known as the same video.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+MANIFEST = "manifest.jsonl"
+COPIES = "videos"
+"""The folder of the copies, beside the manifest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """A line of the manifest: one file and its copy."""
+
+    source: str
+    """Path below the data set's root."""
+    source_size_bytes: int
+    source_mtime_ns: int
+    source_sha256: str
+    file: str
+    """Path below OUT/videos."""
+    size_bytes: int
+    sha256: str
+    width: int
+    height: int
+    num_frames: int
+    fps: float
+    keyframe_interval_frames: int
+    source_content: str = ""
+    """``content_id`` of the original; empty in manifests of before it was noted."""
+
+
+def read_manifest(file: Path) -> dict[str, Copy]:
+    """The copies by their originals' paths; a later line replaces an earlier one."""
+    copies: dict[str, Copy] = {}
+    if file.exists():
+        for line in file.read_bytes().splitlines():
+            try:
+                copy = Copy(**json.loads(line.decode("utf-8", "surrogateescape")))
+            except (ValueError, TypeError, RecursionError):  # an empty line, or one that was cut off
+                continue
+            texts = (copy.source, copy.source_sha256, copy.file, copy.source_content)
+            if all(isinstance(text, str) for text in texts) and isinstance(copy.source_size_bytes, int):
+                copies.pop(copy.source, None)  # so that the order is that of the last lines
+                copies[copy.source] = copy
+    return copies
+
+
+def copies_among(sizes: Mapping[str, int]) -> dict[str, Copy]:
+    """Which of some files are copies that ``tada prepare`` made, and have not been changed since.
+
+    Args:
+        sizes: of each file in bytes, by its absolute path.
+
+    Returns:
+        By path the line of the manifest, for those files that one is found of.
+    """
+    below: dict[str, tuple[str, str] | None] = {}
+    manifests: dict[str, dict[str, Copy]] = {}
+
+    def line_of(path: str) -> Copy | None:
+        folder, name = os.path.split(path)
+        if folder not in below:
+            below[folder] = _folder_of_copies(folder)
+        place = below[folder]
+        if place is None:
+            return None
+        top, inner = place
+        if top not in manifests:
+            lines = read_manifest(Path(top).parent / MANIFEST).values()
+            manifests[top] = {copy.file: copy for copy in lines}
+        return manifests[top].get(f"{inner}{name}")
+
+    copies = {}
+    for path, size in sizes.items():
+        copy = line_of(path) or (line_of(os.path.realpath(path)) if os.path.islink(path) else None)
+        if copy is not None and copy.size_bytes == size:
+            copies[path] = copy
+    return copies
+
+
+def _folder_of_copies(folder: str) -> tuple[str, str] | None:
+    """The folder of copies that a folder lies in or is, and how it is called from there: "x/y/", or nothing."""
+    for start in dict.fromkeys((folder, os.path.realpath(folder))):
+        top = start
+        while os.path.dirname(top) != top:
+            if os.path.basename(top) == COPIES and os.path.isfile(os.path.join(os.path.dirname(top), MANIFEST)):
+                inner = start[len(top) + 1 :].replace(os.sep, "/")
+                return top, f"{inner}/" if inner else ""
+            top = os.path.dirname(top)
+    return None

@@ -34,6 +34,7 @@ FLOORS = [
         "tada.localization.detections",
         "tada.localization.grid",
         "tada.machine",
+        "tada.mistakes",
         "tada.ranks",
         "tada.schedule",
         "tada.tadaconv",

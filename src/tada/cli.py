@@ -7,8 +7,7 @@ asked, said in one line; 130 interrupted; 143 told to end, with the state saved.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -17,9 +16,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
 from tada.errors import UserError
-from tada.localization.recipe import LocalizationRecipe
-from tada.machine import Machine, is_first_process
-from tada.recipe import Recipe
+from tada.machine import is_first_process
+from tada.mistakes import Typed, check_dashes, in_arguments, in_words_typed, no_such_option, unknown_command
 
 COMMANDS: dict[str, Command] = {
     **recognition.COMMANDS,
@@ -33,14 +31,19 @@ COMMANDS: dict[str, Command] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code says how it went."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    typed: Typed | None = None
     try:
-        parsed = _parser().parse_args(_normalised(arguments) if arguments else ["--help"])
+        parser, of_command = _parsers()
+        words = _normalised(arguments, of_command) if arguments else ["--help"]
+        if not words[0].startswith("-"):
+            typed = _typed(words, of_command)
+        parsed = parser.parse_args(words)
         run = COMMANDS[parsed.command][1]
         return run(parsed[parsed.command])
     except ArgumentError as error:
-        message = " ".join(str(error.message).split())
+        message = in_arguments(error, typed, of_command) if typed else no_such_option(error)
     except UserError as error:
-        message = str(error)
+        message = in_words_typed(str(error), typed) if typed else str(error)
     except KeyboardInterrupt:
         print("tada: interrupted", file=sys.stderr)
         return 130
@@ -52,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2
 
 
-def _parser() -> ArgumentParser:
+def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """That of all, and each command's own."""
     parser = ArgumentParser(
         prog="tada",
         description="Understand video with temporally-adaptive convolutions (TAdaConv).",
@@ -61,12 +65,27 @@ def _parser() -> ArgumentParser:
         version=_version(),
     )
     subcommands = parser.add_subcommands(dest="command", required=True, metavar="COMMAND")
+    of_command = {}
     for name, (add_arguments, run) in COMMANDS.items():
         assert run.__doc__ is not None
         own = ArgumentParser(description=run.__doc__, exit_on_error=False, allow_abbrev=False)
         add_arguments(own)
         subcommands.add_subcommand(name, own, help=run.__doc__.splitlines()[0])
-    return parser
+        of_command[name] = own
+    return parser, of_command
+
+
+def _typed(words: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> Typed:
+    """The command, and what stands behind it.
+
+    Raises:
+        UserError: there is no such command, or a file's name is taken for an option.
+    """
+    if words[0] not in of_command:
+        raise UserError(unknown_command(words[0], list(of_command)))
+    typed = Typed(command=words[0], parser=of_command[words[0]], arguments=words[1:])
+    check_dashes(typed)
+    return typed
 
 
 def _version() -> str:
@@ -75,31 +94,48 @@ def _version() -> str:
     return version("tada-video")
 
 
-def _normalised(arguments: Sequence[str]) -> list[str]:
-    """Let fields be written with dashes, and read the recipe before the options that change it.
+def _normalised(arguments: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> list[str]:
+    """Let options be written with dashes or underscores, and read the recipe before the options that change it.
 
     A run that is resumed brings its own recipe.
     """
-    names = {field.name for kind in (Recipe, LocalizationRecipe, Machine) for field in fields(kind)}
     if arguments[0] == "localize" and arguments[1:2] and arguments[1] in ("train", "evaluate", "import"):
         arguments = [f"localize-{arguments[1]}", *arguments[2:]]
+    own = of_command.get(arguments[0])
+    if own is None:
+        return list(arguments)
+    spelled = {name.replace("_", "-"): name for action in own._actions for name in action.option_strings}
     recipe: list[str] = []
     others: list[str] = []
-    rest = iter(arguments)
+    rest = iter(arguments[1:])
     for argument in rest:
         option, equals, value = argument.partition("=")
-        field = option.removeprefix("--").replace("-", "_")
-        if option == "--recipe":
-            recipe = [argument] if equals else [argument, *islice(rest, 1)]
-        elif option == "--resume":
-            run = value if equals else next(rest, "")
-            others += ["--resume", run]
-            recipe = recipe or ["--recipe", str(Path(run) / "recipe.yaml")]
-        elif option.startswith("--") and field.split(".")[0] in names:
-            others.append(f"--{field}{equals}{value}")
+        if argument == "--":  # only files follow
+            others += [argument, *rest]
+        elif option in ("--recipe", "--resume") and option in spelled:
+            given = [value] if equals else list(islice(rest, 1))
+            if not given:
+                raise UserError(f"{option} needs a value: {_NEEDED[option]}")
+            if option == "--recipe":
+                recipe = ["--recipe", *given]
+                continue
+            others += ["--resume", *given]
+            recipe = recipe or ["--recipe", str(_recipe_of_run(Path(*given)))]
         else:
-            others.append(argument)
-    return others[:1] + recipe + others[1:]
+            group, dot, field = option.replace("_", "-").partition(".")
+            known = f"{spelled[group]}{dot}{field.replace('-', '_')}{equals}{value}" if group in spelled else argument
+            others.append(known)
+    return [arguments[0], *recipe, *others]
+
+
+_NEEDED = {"--recipe": "one of `tada recipes`, or a YAML file", "--resume": "the folder of the run that goes on"}
+
+
+def _recipe_of_run(run: Path) -> Path:
+    file = run / "recipe.yaml"
+    if not file.is_file():
+        raise UserError(f"--resume {run}: no run was begun there (it has no recipe.yaml); give a run's folder")
+    return file
 
 
 if __name__ == "__main__":

@@ -152,9 +152,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         "no model is called 'tada2d_r5O'; did you mean 'tada2d_r50'?",
     ),
     "unknown recipe": (["train", "DATA", "--recipe", "quickstrat"], "did you mean 'quickstart'?"),
-    "out of range": (["train", "DATA", "--flip_probability", "2"], "flip_probability must be between 0 and 1"),
+    "out of range": (["train", "DATA", "--flip_probability", "2"], "--flip-probability must be between 0 and 1, not 2"),
     "frames": (["train", "DATA", "--clip.num_frames", "0"], "num_frames"),
-    "machines": (["train", "DATA", "--num-nodes", "0"], "num_nodes must be 1 or more, not 0"),
+    "machines": (["train", "DATA", "--num-nodes", "0"], "--num-nodes must be 1 or more, not 0"),
     "no run to resume": (["train", "DATA", "--resume", "nowhere"], "nowhere"),
     "no run": (["evaluate", "nowhere", "DATA"], "nowhere"),
     "bad views": (

@@ -35,6 +35,7 @@ FLOORS = [
         "tada.data.workers",
         "tada.localization.grid",
         "tada.machine",
+        "tada.mistakes",
         "tada.ranks",
         "tada.schedule",
         "tada.tadaconv",

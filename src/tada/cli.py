@@ -7,8 +7,7 @@ asked, said in one line; 130 interrupted (Ctrl-C); 143 told to end by SIGTERM, 1
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
 from tada.errors import UserError
 from tada.interruption import end, say_last_words, told, watching, way_on
-from tada.localization.recipe import LocalizationRecipe
-from tada.machine import Machine, is_first_process
-from tada.recipe import RECIPE_FILE, Recipe
+from tada.machine import is_first_process
+from tada.mistakes import Typed, check_dashes, in_arguments, in_words_typed, no_such_option, unknown_command
+from tada.recipe import RECIPE_FILE
 
 COMMANDS: dict[str, Command] = {
     **recognition.COMMANDS,
@@ -44,16 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    typed: Typed | None = None
     try:
-        parsed = _parser().parse_args(_normalised(arguments) if arguments else ["--help"])
+        parser, of_command = _parsers()
+        words = _normalised(arguments, of_command) if arguments else ["--help"]
+        if not words[0].startswith("-"):
+            typed = _typed(words, of_command)
+        parsed = parser.parse_args(words)
         run = COMMANDS[parsed.command][1]
         return run(parsed[parsed.command])
     except ArgumentError as error:
-        message = " ".join(str(error.message).split())
+        message = in_arguments(error, typed, of_command) if typed else no_such_option(error)
     except UserError as error:
         if told() is not None:
             raise
-        message = "; ".join(filter(None, (str(error), way_on())))
+        message = in_words_typed(str(error), typed) if typed else str(error)
+        message = "; ".join(filter(None, (message, way_on())))
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stdout = None  # nothing is left to flush
         return 0
@@ -62,7 +67,8 @@ def _run(arguments: Sequence[str]) -> int:
     return 2
 
 
-def _parser() -> ArgumentParser:
+def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """That of all, and each command's own."""
     parser = ArgumentParser(
         prog="tada",
         description="Understand video with temporally-adaptive convolutions (TAdaConv).",
@@ -71,12 +77,27 @@ def _parser() -> ArgumentParser:
         version=_version(),
     )
     subcommands = parser.add_subcommands(dest="command", required=True, metavar="COMMAND")
+    of_command = {}
     for name, (add_arguments, run) in COMMANDS.items():
         assert run.__doc__ is not None
         own = ArgumentParser(description=run.__doc__, exit_on_error=False, allow_abbrev=False)
         add_arguments(own)
         subcommands.add_subcommand(name, own, help=run.__doc__.splitlines()[0])
-    return parser
+        of_command[name] = own
+    return parser, of_command
+
+
+def _typed(words: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> Typed:
+    """The command, and what stands behind it.
+
+    Raises:
+        UserError: there is no such command, or a file's name is taken for an option.
+    """
+    if words[0] not in of_command:
+        raise UserError(unknown_command(words[0], list(of_command)))
+    typed = Typed(command=words[0], parser=of_command[words[0]], arguments=words[1:])
+    check_dashes(typed)
+    return typed
 
 
 def _version() -> str:
@@ -85,32 +106,42 @@ def _version() -> str:
     return version("tada-video")
 
 
-def _normalised(arguments: Sequence[str]) -> list[str]:
-    """Let fields be written with dashes, and read the recipe before the options that change it.
+def _normalised(arguments: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> list[str]:
+    """Let options be written with dashes or underscores, and read the recipe before the options that change it.
 
     A run that is resumed brings its own recipe.
     """
-    names = {field.name for kind in (Recipe, LocalizationRecipe, Machine) for field in fields(kind)}
     if arguments[0] == "localize" and arguments[1:2] and arguments[1] in ("train", "evaluate", "import"):
         arguments = [f"localize-{arguments[1]}", *arguments[2:]]
+    own = of_command.get(arguments[0])
+    if own is None:
+        return list(arguments)
+    spelled = {name.replace("_", "-"): name for action in own._actions for name in action.option_strings}
     recipe: list[str] = []
     others: list[str] = []
-    rest = iter(arguments)
+    rest = iter(arguments[1:])
     for argument in rest:
         option, equals, value = argument.partition("=")
-        field = option.removeprefix("--").replace("-", "_")
-        if option == "--recipe":
-            recipe = [argument] if equals else [argument, *islice(rest, 1)]
-        elif option == "--resume":
-            run = value if equals else next(rest, "")
-            others += ["--resume", run]
-            file = Path(run) / RECIPE_FILE
+        if argument == "--":  # only files follow
+            others += [argument, *rest]
+        elif option in ("--recipe", "--resume") and option in spelled:
+            given = [value] if equals else list(islice(rest, 1))
+            if not given:
+                raise UserError(f"{option} needs a value: {_NEEDED[option]}")
+            if option == "--recipe":
+                recipe = ["--recipe", *given]
+                continue
+            others += ["--resume", *given]
+            file = Path(*given) / RECIPE_FILE
             recipe = recipe or (["--recipe", str(file)] if file.exists() else [])
-        elif option.startswith("--") and field.split(".")[0] in names:
-            others.append(f"--{field}{equals}{value}")
         else:
-            others.append(argument)
-    return others[:1] + recipe + others[1:]
+            group, dot, field = option.replace("_", "-").partition(".")
+            known = f"{spelled[group]}{dot}{field.replace('-', '_')}{equals}{value}" if group in spelled else argument
+            others.append(known)
+    return [arguments[0], *recipe, *others]
+
+
+_NEEDED = {"--recipe": "one of `tada recipes`, or a YAML file", "--resume": "the folder of the run that goes on"}
 
 
 if __name__ == "__main__":

@@ -6,16 +6,18 @@ that the command line can show every field at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from tada.errors import OptionError, UnknownNameError
+from tada.mistakes import check_names, in_values
 from tada.schedule import AnySchedule, Fit, LastBatch, Schedule, require
 from tada.video.sampling import ClipSpec
 
@@ -259,16 +261,39 @@ def read_recipe(path: Path, kind: type[R], *, absent: Mapping[str, Any] | None =
         absent: values of fields that the file does not have, where they are not the defaults.
 
     Raises:
+        OptionError: the file cannot be read, or a field is unknown, of the wrong type or out of its range.
+    """
+    with _naming(path):
+        return typed_recipe({**(absent or {}), **_values(path)}, kind)
+
+
+def check_recipe(path: Path, kind: type[Any]) -> None:
+    """See whether a file can be read as a recipe of some kind, whose values other options may yet change.
+
+    Raises:
         OptionError: the file cannot be read, or a field is unknown or of the wrong type.
     """
+    with _naming(path):
+        _parsed(_values(path), kind)
+
+
+def _values(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise OptionError("a recipe is a mapping of fields to values, a line for each: 'epochs: 30'")
+    return values
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in what is wrong with it."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if not isinstance(values, dict):
-            raise OptionError("a recipe is a mapping of fields to values, a line for each: 'epochs: 30'")
-        return typed_recipe({**(absent or {}), **values}, kind)
+        yield
+    except FileNotFoundError as error:
+        raise OptionError(f"{path}: there is no such file; give a YAML file, or one of `tada recipes`") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise OptionError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
-    except OptionError as error:
+    except (OptionError, UnknownNameError) as error:
         raise OptionError(f"{path}: {error}") from error
 
 
@@ -315,15 +340,21 @@ def typed_recipe(values: Mapping[str, Any], kind: type[R]) -> R:
     """Build a recipe from plain values, each checked against its field's type.
 
     Raises:
-        OptionError: a field is unknown or of the wrong type.
+        OptionError: a field is of the wrong type, or out of its range.
+        UnknownNameError: there is no such field.
     """
+    parser, parsed = _parsed(values, kind)
+    return kind(**parser.instantiate(parsed).as_dict())
+
+
+def _parsed(values: Mapping[str, Any], kind: type[Any]) -> tuple[ArgumentParser, Namespace]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, as_group=False)
+    check_names(values, kind)
     try:
-        parsed = parser.instantiate(parser.parse_object(dict(values)))
+        return parser, parser.parse_object(dict(values))
     except ArgumentError as error:
-        raise OptionError(" ".join(str(error.message).split())) from error
-    return kind(**parsed.as_dict())
+        raise OptionError(in_values(error, parser, values)) from error
 
 
 def recipe_yaml(recipe: DataclassInstance) -> str:

@@ -126,6 +126,8 @@ def train(
     Raises:
         UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
     """
+    if not 0 <= val_fraction < 1:
+        raise OptionError(f"val_fraction must be 0 or more and less than 1, not {val_fraction:g}")
     machine = Machine() if machine is None else machine
     processes = machine.processes()
     say = processes.speaker(say)

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -23,7 +24,7 @@ from tada.errors import UserError, VideoError
 from tada.files import distinct_names
 from tada.interruption import last_chance
 from tada.machine import is_first_process
-from tada.recipe import find_recipe
+from tada.recipe import Recipe, check_recipe, find_recipe
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -77,13 +78,54 @@ class RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is not
 
     folder: Literal["", "localization"] = ""
     """Which recipes: as in ``named_recipes``."""
+    kind: type = Recipe
+    """What they are."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         try:
             path = find_recipe(str(values), self.folder)
+            check_recipe(path, self.kind)
         except UserError as error:
             raise ArgumentError(self, str(error)) from error
         super().__call__(parser, cfg, str(path), option_string)
+
+
+def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) -> None:
+    """See whether what stands in the place of a run may be one, and not what should stand behind it.
+
+    Args:
+        others: what stands behind it.
+        command: as in "tada predict".
+
+    Raises:
+        UserError: it is a video, a localizer, or a name of nothing while a run stands behind it.
+    """
+    from tada.data.table import VIDEO_EXTENSIONS
+    from tada.models.weights import packaged_names
+
+    path, name = Path(run), str(run)
+    if (path / "localizer.json").is_file():
+        raise UserError(f"{name!r} is a localizer, which says when things happen: `tada localize VIDEO --model {name}`")
+    if _is_run(path) or name.startswith("hf-hub:") or (name in packaged_names() and not path.exists()):
+        return
+    swapped = next((other for other in others if _is_run(Path(other))), None)
+    if swapped is not None:
+        raise UserError(
+            f"{name!r} is no run, and {str(swapped)!r} is one: the run comes first, `{command} {swapped} {name}`"
+        )
+    if path.suffix.lower() in VIDEO_EXTENSIONS:
+        raise UserError(f"{name!r} is a video: the run that is asked comes first, `{command} RUN {name}`")
+    if not path.exists():
+        near = get_close_matches(name, packaged_names(), n=1)
+        hint = f"; did you mean {near[0]!r}, weights that ship with tada?" if near else ""
+        raise UserError(f"{name!r} is not there: give the folder of a run, with model.json in it{hint}")
+
+
+def _is_run(path: Path) -> bool:
+    """Whether it is a run's folder, or a file of `tada export`."""
+    return (
+        (path / "model.json").is_file() or (path / "recipe.yaml").is_file() or path.suffix.lower() in (".onnx", ".pt2")
+    )
 
 
 def add_workers(parser: ArgumentParser) -> None:

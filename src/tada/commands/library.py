@@ -20,7 +20,7 @@ def _convert_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="a new folder for the model")
     parser.add_argument("--protocol", type=str | None, default=None, help="k400-8x8, k400-16x5, ssv2-8 or ssv2-16")
     parser.add_argument(
-        "--clip", type=ClipSpec | None, default=None, help="or: which frames, as --clip.num_frames 8 ..."
+        "--clip", type=ClipSpec | None, default=None, help="or: which frames, as --clip.num-frames 8 ..."
     )
     parser.add_argument(
         "--labels", type=Path | None, default=None, help="a text file, the name of a class on each line"

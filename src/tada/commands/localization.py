@@ -180,6 +180,7 @@ class _LocalizationRecipeFile(RecipeFile):
     """The same for localizers."""
 
     folder = "localization"
+    kind = LocalizationRecipe
 
 
 def _localize_train_arguments(parser: ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from tada.commands.arguments import (
     add_device,
     add_workers,
     check_new,
+    check_run,
     data_options,
     read_data,
     report_failures,
@@ -162,11 +163,13 @@ def _tested(options: Namespace) -> tuple[Evaluation, Path]:
 
     if options.run is None or options.data is None:
         raise UserError("give the folder of a run and the data to test it on, or reports with --scores")
+    check_run(options.run, [options.data], command="tada evaluate")
+    views = Views.parse(options.views)
     result = evaluate(
         options.run,
         read_data(options),
         split=options.split,
-        views=Views.parse(options.views),
+        views=views,
         num_workers=options.num_workers,
         device=options.device,
         machine=Machine(
@@ -235,7 +238,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
     parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
-    parser.add_argument("--clips", type=int | None, default=None, help="clips spread over a video or window")
+    parser.add_argument("--clips", type=PositiveInt | None, default=None, help="clips spread over a video or window")
     parser.add_argument("--window-seconds", type=float | None, default=None, help="cut videos into windows this long")
     parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one picture of each video")
     parser.add_argument(
@@ -261,6 +264,7 @@ def _predict(options: Namespace) -> int:
     from tada.predict import find_videos, load
     from tada.prediction import predictions_csv, predictions_json
 
+    check_run(options.run, options.videos, command="tada predict")
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     recognizer = load(options.run, device=options.device, dtype=dtype, compile=options.compile)
     paths = find_videos(options.videos)

@@ -1,0 +1,367 @@
+"""What was typed wrongly, in the words in which it was typed: options, arguments, fields of a recipe.
+
+jsonargparse, which reads them, tells which key of which parser does not validate against which type. Here that becomes
+"--epochs must be a whole number, not 'many'". Its own words are only looked at for what is wrong with which key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from tada.errors import OptionError, UnknownNameError
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_REQUIRED = re.compile(r"the following arguments are required: (.*)")
+_ONE_OPTION = re.compile(r"argument ([-\w./]+): (.*)", re.DOTALL)
+_OUT_OF_RANGE = re.compile(r"(?:the recipe's )?([\w.]+)(?: ?= ?(\S+?))? (must|should) (be .*)", re.DOTALL)
+_DASHES = re.compile(r"-[^-\d.]")
+
+
+def type_in_words(hint: Any, *, null: bool = False) -> str:
+    """What a value of a type is called: "a whole number", "one of a, b"; with "or null" where that is meant too."""
+    if get_origin(hint) in (Union, UnionType):
+        words = [type_in_words(part) for part in get_args(hint) if part is not NoneType]
+        return " or ".join([*words, *(["null"] if null and NoneType in get_args(hint) else [])])
+    if get_origin(hint) is Literal:
+        *first, last = map(str, get_args(hint))
+        return f"{', '.join(first)} or {last}" if first else last
+    if get_origin(hint) is tuple:
+        parts = get_args(hint)
+        if parts[-1] is Ellipsis:
+            return f"a list such as {_example(parts[0], 3)}"
+        kind = "whole numbers" if parts[0] is int else "numbers"
+        return f"a list of {len(parts)} {kind}, such as {_example(parts[0], len(parts))}"
+    if get_origin(hint) in (dict, Mapping):
+        return "a mapping, such as '{name: 0.5}'"
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        Path: "a path",
+        PositiveInt: "a whole number from 1 on",
+        NonNegativeInt: "a whole number from 0 on",
+    }
+    if is_dataclass(hint):
+        return "a mapping of its fields: " + ", ".join(field.name for field in fields(hint))
+    return names.get(hint, "another value")
+
+
+def _example(part: Any, count: int) -> str:
+    return "[" + ", ".join(str(i) if part is int else f"0.{i}" for i in range(1, count + 1)) + "]"
+
+
+def wrong_value(name: str, hint: Any, value: Any, *, null: bool = False) -> str:
+    """That an option or field cannot have a value: "--epochs must be a whole number, not 'many'"."""
+    message = f"{name} must be {type_in_words(hint, null=null)}, not {value!r}"
+    if isinstance(value, str):
+        if float in (hint, *get_args(hint)) and re.fullmatch(r"[-+]?\d+,\d+", value.strip()):
+            message += f": write {value.strip().replace(',', '.')}"
+        choices = [str(choice) for part in (hint, *get_args(hint)) for choice in _choices(part)]
+        near = get_close_matches(value, choices, n=1, cutoff=0.8)
+        if near:
+            message += f"; did you mean {near[0]}?"
+    return message
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+# --- fields of a recipe ----------------------------------------------------------------------------------------------
+
+
+def check_names(values: Mapping[Any, Any], kind: type, *, inside: str = "") -> None:
+    """See whether all keys are fields of a dataclass, and those of mappings inside it.
+
+    Raises:
+        OptionError: one is not.
+        UnknownNameError: likewise; it tells the nearest.
+    """
+    hints: dict[str, Any] = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    for name, value in values.items():
+        if not isinstance(name, str):
+            raise OptionError(f"the name of a field is a word, not {name!r}")
+        if name not in names:
+            raise UnknownNameError.of(f"field of {inside}" if inside else "field", name, names)
+        if isinstance(value, Mapping) and is_dataclass(hints[name]):
+            check_names(value, hints[name], inside=name)
+
+
+def in_values(error: ArgumentError, parser: ArgumentParser, values: Mapping[str, Any]) -> str:
+    """What is wrong with fields and their values, by their names."""
+    text = _one_line(error)
+    key, required = _KEY.search(text), _REQUIRED.search(text)
+    if key is not None:
+        action = _action(parser, key[1])
+        if action is not None:
+            return wrong_value(key[1], _type(action), _inside(values, key[1]), null=True)
+    elif required is not None:
+        group, _, name = required[1].split(", ")[0].rpartition(".")
+        return f"{group or 'the recipe'} lacks {name}"
+    return text
+
+
+def _inside(values: Mapping[str, Any], key: str) -> Any:
+    found: Any = values
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Typed:
+    """What was typed: a command, and what stands behind it."""
+
+    command: str
+    parser: ArgumentParser
+    """The command's own."""
+    arguments: Sequence[str]
+    """Without the command."""
+
+    def __str__(self) -> str:
+        """The command as it is typed."""
+        return f"`tada {self.command.replace('localize-', 'localize ')}`"
+
+    @property
+    def help(self) -> str:
+        """How its help is shown."""
+        return f"{str(self)[:-1]} --help`"
+
+    def options(self) -> dict[str, argparse.Action]:
+        """Those of the command, as they are typed: "--batch-size"."""
+        return {
+            _dashed(name): action
+            for action in self.parser._actions
+            for name in action.option_strings
+            if name.startswith("--") and not name.endswith(".help")
+        }
+
+    def inner(self, option: str) -> list[str]:
+        """The options of a group's fields: "--clip.num-frames" and others of "--clip"."""
+        options = self.options()
+        hint = _type(options[option]) if option in options else None
+        of_hint = [field.name for part in (hint, *get_args(hint)) if is_dataclass(part) for field in fields(part)]
+        inside = [name for name in options if name.startswith(f"{option}.")]
+        return inside or [f"{option}.{_dashed(name)}" for name in of_hint]
+
+    def knows(self, name: str) -> bool:
+        """Whether a name is that of an option, or of an entry of a mapping: "--model-options.dropout"."""
+        options, group = self.options(), name.partition(".")[0]
+        if name in options or group not in options:
+            return name in options
+        return name in self.inner(group) if self.inner(group) else True
+
+    def positionals(self) -> list[argparse.Action]:
+        """The command's arguments that are no options."""
+        return [action for action in self.parser._actions if not action.option_strings]
+
+    def given(self) -> list[str]:
+        """What was typed for the positionals."""
+        options = self.options()
+        found: list[str] = []
+        words = iter(self.arguments)
+        for word in words:
+            if word == "--":
+                return [*found, *words]
+            if not word.startswith("--"):
+                found.append(word)
+            elif "=" not in word:
+                action = options.get(_dashed(word))
+                if action is not None and action.nargs is None:
+                    next(words, None)
+        return found
+
+    def typed_options(self) -> Iterator[tuple[str, str | None]]:
+        """Each option that was typed, with its value, if one follows."""
+        for i, word in enumerate(self.arguments):
+            if word == "--":
+                return
+            if word.startswith("--"):
+                name, equals, value = word.partition("=")
+                following = self.arguments[i + 1] if i + 1 < len(self.arguments) else None
+                yield _dashed(name), value if equals else following
+
+    def value_of(self, option: str) -> str | None:
+        """What was typed for an option, the last time."""
+        values = [value for name, value in self.typed_options() if name == option]
+        return values[-1] if values else None
+
+
+def check_dashes(typed: Typed) -> None:
+    """See whether a word with one dash before it, which no option has but -h, is meant as a file.
+
+    Raises:
+        OptionError: there is such a word.
+    """
+    for word in typed.arguments:
+        if word == "--":
+            return
+        if _DASHES.match(word) and word != "-h":
+            raise OptionError(_unknown_option(word, typed, {}))
+
+
+def in_arguments(error: ArgumentError, typed: Typed, others: Mapping[str, ArgumentParser]) -> str:
+    """What is wrong with what was typed.
+
+    Args:
+        others: the other commands, whose options may have been meant.
+    """
+    text = _one_line(error)
+    unknown = [name for name, _ in typed.typed_options() if not typed.knows(name)]
+    if unknown:
+        return _unknown_option(unknown[0], typed, others)
+    key, required, one = _KEY.search(text), _REQUIRED.search(text), _ONE_OPTION.match(text)
+    if key is not None:
+        action = _action(typed.parser, key[1])
+        if action is not None:
+            return _wrong_argument(action, typed)
+    if required is not None:
+        return _missing([name.partition(".")[2] for name in required[1].split(", ")], typed)
+    if text.startswith("unrecognized arguments: "):
+        extra = text.removeprefix("unrecognized arguments: ")
+        return f"{typed} takes {_usage(typed.positionals())}, and {extra!r} is too much{_one_folder(typed)}"
+    if one is not None:
+        names = [_dashed(name) for name in one[1].split("/")]
+        option = next((name for name, _ in typed.typed_options() if name in names), names[0])
+        if "expected" in one[2] and "argument" in one[2]:
+            return f"{option} needs a value: {_help(typed.options()[option])}"
+        if "ignored explicit argument" in one[2]:
+            return f"{option} takes no value: leave {typed.value_of(option)!r} away"
+        return one[2]
+    return text
+
+
+def in_words_typed(message: str, typed: Typed) -> str:
+    """An error of the library, whose names of fields become options where these were typed."""
+    match = _OUT_OF_RANGE.fullmatch(message)
+    if match is None:
+        return message
+    recipe = typed.value_of("--recipe")
+    name, value, verb, rule = match.groups()
+    for option, action in typed.options().items():
+        own = typed.value_of(option)
+        if own is not None and action.dest.split(".")[-1] == name.split(".")[-1]:
+            value = "" if f", not {own}" in rule else f", not {own}"
+            return f"{option} {verb} {rule}{value}"
+    return message if recipe is None else f"--recipe {recipe}: {message}"
+
+
+def unknown_command(word: str, commands: Sequence[str]) -> str:
+    """That there is no such command."""
+    error = UnknownNameError.of("command", word, [name.replace("localize-", "localize ") for name in commands])
+    return f"{error} (`tada --help` explains them)"
+
+
+def no_such_option(error: ArgumentError) -> str:
+    """What is wrong with an option before any command."""
+    word = _one_line(error).removeprefix("unrecognized arguments: ").split(" ")[0]
+    return f"no option is called {word!r}; `tada --help` lists the commands, `tada COMMAND --help` the options of each"
+
+
+def _unknown_option(word: str, typed: Typed, others: Mapping[str, ArgumentParser]) -> str:
+    name = word.partition("=")[0]
+    file = next((own for own in typed.arguments if own.startswith(name) and os.path.exists(own)), None)
+    if file is not None:
+        return f"{file!r} looks like an option; a file whose name begins with a dash is written {'./' + file!r}"
+    near = _near(name, list(typed.options()))
+    if near:
+        return f"{typed} has no option {name}; did you mean {near}?"
+    own = [
+        str(Typed(command=command, parser=parser, arguments=()))
+        for command, parser in others.items()
+        if name in Typed(command=command, parser=parser, arguments=()).options()
+    ]
+    elsewhere = f", which is one of {' and '.join(own[:3])}" if own else ""
+    return f"{typed} has no option {name}{elsewhere}; {typed.help} lists those it has"
+
+
+def _near(name: str, options: Sequence[str]) -> str | None:
+    """The option that is most like a word: by its letters, as a part of it, or by the initials of its words."""
+    word = name.lstrip("-")
+    close = get_close_matches(name, options, n=1, cutoff=0.75)
+    parts = [option for option in options if len(word) > 2 and word in option.lstrip("-").split("-")]
+    initials = [option for option in options if len(word) > 1 and word == "".join(re.findall(r"(?<=-)[a-z]", option))]
+    return next(iter([*close, *parts, *initials]), None)
+
+
+def _wrong_argument(action: argparse.Action, typed: Typed) -> str:
+    if not action.option_strings:
+        return f"{_metavar(action)} must be {type_in_words(_type(action))}"
+    option = _dashed(action.option_strings[0])
+    inner = typed.inner(option)
+    if inner:
+        return f"{option} has its fields one by one: {', '.join(inner)}"
+    return wrong_value(option, _type(action), typed.value_of(option))
+
+
+def _missing(dests: Sequence[str], typed: Typed) -> str:
+    actions = [action for action in (_action(typed.parser, dest) for dest in dests) if action is not None]
+    positionals = [action for action in actions if not action.option_strings]
+    if len(actions) == 1 and not typed.given():
+        return f"{typed} needs {_metavar(actions[0])}: {_help(actions[0])}"
+    if not positionals:
+        return f"{typed} needs {' and '.join(map(_metavar, actions))}; {_explained(actions[0])}"
+    given = typed.given()
+    there = f" given is {' '.join(map(repr, given))} alone, and {_metavar(positionals[0])} is missing;" if given else ""
+    wanted = [*typed.positionals(), *(action for action in actions if action.option_strings)]
+    return f"{typed} needs {_usage(wanted)};{there} {_explained(positionals[0])}"
+
+
+def _usage(actions: Sequence[argparse.Action]) -> str:
+    return " ".join(map(_metavar, actions)) or "no arguments"
+
+
+def _explained(action: argparse.Action) -> str:
+    return f"{_metavar(action)} is {_help(action)}"
+
+
+def _one_folder(typed: Typed) -> str:
+    if "data" in [action.dest for action in typed.positionals()]:
+        return ": put all classes into one folder, or list the videos in a CSV"
+    return ""
+
+
+def _help(action: argparse.Action) -> str:
+    """What may be given: the type, where it says enough, or what it is for."""
+    hint = _type(action)
+    says_enough = hint is not None and not {str, Path} & {hint, *get_args(hint)}
+    return type_in_words(hint) if says_enough else " ".join((action.help or "a value").split())
+
+
+def _metavar(action: argparse.Action) -> str:
+    if action.option_strings:
+        return _dashed(action.option_strings[0])
+    return f"{action.metavar or action.dest.upper()}{'...' if action.nargs == '+' else ''}"
+
+
+def _dashed(option: str) -> str:
+    return option.partition("=")[0].replace("_", "-")
+
+
+def _action(parser: ArgumentParser, dest: str) -> argparse.Action | None:
+    return next((action for action in parser._actions if action.dest == dest), None)
+
+
+def _type(action: argparse.Action) -> Any:
+    hint = getattr(action, "_typehint", None)  # of jsonargparse's actions
+    return action.type if hint is None else hint
+
+
+def _one_line(error: ArgumentError) -> str:
+    return " ".join(str(error.message).split())

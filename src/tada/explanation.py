@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tada.gradcam import look
 from tada.plots import save_calibration, save_heat
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
-from tada.video.transforms import normalise, resize_short_side, test_crops
+from tada.video.transforms import frame_crops, normalise, short_side_size, shrink_to
 
 _ABOUT = "explanation.json"
 _OPACITY = 0.65  # of the colour where the heat is 1
@@ -51,20 +52,19 @@ def explain(
         OptionError: the network has no such layer, or no feature map.
     """
     with open_video(video) as reader:
-        frames = torch.from_numpy(reader.frames(frame_numbers))
+        crops = partial(frame_crops, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
+        view = torch.from_numpy(reader.frames(frame_numbers, shrink=crops))[:, 0]
+        frames = reader.frames(frame_numbers, shrink=partial(shrink_to, short_side=_SHORT_SIDE))
         times = [float(reader.times_seconds[number]) for number in frame_numbers]
-    (view,) = test_crops(frames, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     found = look(network, normalise(view[None].to(device)), choose, layer=layer)
-    if min(frames.shape[1:3]) > _SHORT_SIDE:
-        frames = resize_short_side(frames, _SHORT_SIDE, antialias=True, exact=False)
     return Explanation(
         path=video,
         label=label,
         score=score,
         frame_numbers=tuple(frame_numbers),
         times_seconds=tuple(times),
-        frames=frames.numpy(),
+        frames=frames,
         crop=_seen(frames, spec),
         layers=found.layers,
         heat=found.heat,
@@ -74,10 +74,10 @@ def explain(
     )
 
 
-def _seen(frames: Tensor, spec: ClipSpec) -> tuple[float, float, float, float]:
+def _seen(frames: NDArray[np.uint8], spec: ClipSpec) -> tuple[float, float, float, float]:
     """Which part of frames [T, H, W, 3] is the square in the middle that remains once they are resized."""
     height, width = frames.shape[1:3]
-    resized = resize_short_side(frames[:1, ..., :1], spec.short_side, antialias=False).shape[1:3]
+    resized = short_side_size(height, width, spec.short_side)
     scales = height / resized[0], width / resized[1]
     top, left = ((size - spec.crop) // 2 * scale for size, scale in zip(resized, scales, strict=True))
     return top, left, spec.crop * scales[0], spec.crop * scales[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import accumulate, groupby, pairwise, product
 from os import PathLike, fspath
 from pathlib import Path
@@ -29,7 +30,7 @@ from tada.models.weights import CARD_FILE, ModelCard, load_model, packaged, pack
 from tada.prediction import ClipScores, Prediction
 from tada.video.reader import Video, open_video
 from tada.video.sampling import ClipSpec, view_indices
-from tada.video.transforms import normalise, test_crops
+from tada.video.transforms import frame_crops, normalise
 
 _CLIPS_AHEAD = 4
 MAX_CLIPS = 10
@@ -256,19 +257,14 @@ def _read_clips(
     videos: Sequence[str | PathLike[str]], spec: ClipSpec, num_clips: int | None, window_seconds: float | None
 ) -> Iterator[_Clip]:
     """The clips of each video, one after the other; a video's last is its fault, if it has one."""
+    shrink = partial(frame_crops, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
     for place, video in enumerate(videos):
         try:
             with open_video(video) as reader:
                 for indices in _choose_clips(reader, spec, num_clips, window_seconds):
-                    views = test_crops(
-                        torch.from_numpy(reader.frames(indices)),
-                        short_side=spec.short_side,
-                        crop=spec.crop,
-                        num_crops=1,
-                        antialias=spec.antialias,
-                    )
+                    views = torch.from_numpy(reader.frames(indices, shrink=shrink)).transpose(0, 1)
                     first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
-                    yield _Clip(place, first, last, torch.stack(views), tuple(indices))
+                    yield _Clip(place, first, last, views, tuple(indices))
         except VideoError as error:
             yield _Clip(place, fault=error)
 

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -25,6 +26,7 @@ from tada.plots import save_prediction
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
 from tada.video.reader import open_video
+from tada.video.transforms import shrink_to
 
 
 class Explains(Protocol):
@@ -155,7 +157,7 @@ class Prediction:
         with open_video(self.path) as reader:
             times = reader.times_seconds
             indices = sorted({int(i) for i in np.linspace(0, len(times) - 1, num_frames)})
-            frames = reader.frames(indices)
+            frames = reader.frames(indices, shrink=partial(shrink_to, short_side=256))
         picture.parent.mkdir(parents=True, exist_ok=True)
         title = Path(self.path).name
         save_prediction(frames, [float(times[i]) for i in indices], self.top(count), picture, title=title)

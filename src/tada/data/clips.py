@@ -13,10 +13,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, Subset
 
@@ -25,10 +27,10 @@ from tada.data.table import LabelledVideo, VideoTable, stamp_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError
 from tada.schedule import LastBatch, steps_of_epoch
-from tada.video.augment import color_jitter, rand_augment, random_erase, random_resized_crop
+from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
 from tada.video.reader import Video, open_video
 from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices
-from tada.video.transforms import jitter_and_crop, random_flip, random_reverse, recolour, test_crops
+from tada.video.transforms import draw_jitter_and_crop, frame_crops, random_flip, random_reverse, recolour
 
 
 class Unreadable(NamedTuple):
@@ -109,20 +111,30 @@ class Augmentation:
         self, clip: Tensor, labels: tuple[int, ...], spec: ClipSpec, rng: np.random.Generator
     ) -> tuple[Tensor, tuple[int, ...]]:
         """Uint8 [T, H, W, 3] of any size -> [T, crop, crop, 3], and its labels."""
+        height, width = clip.shape[1:3]
+        return self.changed(self.draw_cut(height, width, spec, rng)(clip), labels, rng)
+
+    def draw_cut(self, height: int, width: int, spec: ClipSpec, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
+        """Draw what makes frames of this size small: from uint8 [n, H, W, 3], some of a clip, to [n, crop, crop, 3]."""
         side = self.crop or spec.crop
         if self.crop_area_range is None:
-            clip = jitter_and_crop(
-                clip, short_side_range=self.short_side_range, crop=side, antialias=spec.antialias, rng=rng
+            return draw_jitter_and_crop(
+                height, width, short_side_range=self.short_side_range, crop=side, antialias=spec.antialias, rng=rng
             )
-        else:
-            clip = random_resized_crop(
-                clip,
-                area_range=self.crop_area_range,
-                ratio_range=self.crop_ratio_range,
-                size=side,
-                antialias=spec.antialias,
-                rng=rng,
-            )
+        return draw_resized_crop(
+            height,
+            width,
+            area_range=self.crop_area_range,
+            ratio_range=self.crop_ratio_range,
+            size=side,
+            antialias=spec.antialias,
+            rng=rng,
+        )
+
+    def changed(
+        self, clip: Tensor, labels: tuple[int, ...], rng: np.random.Generator
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """What is done to a clip that is small, uint8 [T, crop, crop, 3], and its labels."""
         clip, labels = random_flip(clip, labels, probability=self.flip_probability, swaps=self.flip_swaps, rng=rng)
         clip, labels = random_reverse(
             clip, labels, probability=self.reverse_probability, swaps=self.reverse_swaps, rng=rng
@@ -228,8 +240,24 @@ class TrainingClips(Dataset[Sample]):
     def _clip(self, video: LabelledVideo, rng: np.random.Generator) -> tuple[Tensor, tuple[int, ...]]:
         with open_labelled(video) as (reader, own):
             chosen = train_indices(self.spec, reader.times_seconds[own.start : own.stop], rng)
-            frames = reader.frames([own[index] for index in chosen])
-        return self.augmentation(torch.from_numpy(frames), video.labels, self.spec, rng)
+            clip = self._read_small(reader, [own[index] for index in chosen], rng)
+        return self.augmentation.changed(clip, video.labels, rng)
+
+    def _read_small(self, reader: Video, indices: list[int], rng: np.random.Generator) -> Tensor:
+        """Frames, made small as they come: uint8 [T, crop, crop, 3]. What cannot be read has drawn nothing."""
+        state, cut = rng.bit_generator.state, None
+
+        def shrink(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            nonlocal cut
+            if cut is None:
+                cut = self.augmentation.draw_cut(frames.shape[1], frames.shape[2], self.spec, rng)
+            return cut(torch.from_numpy(frames)).numpy()
+
+        try:
+            return torch.from_numpy(reader.frames(indices, shrink=shrink))
+        except VideoError:
+            rng.bit_generator.state = state
+            raise
 
 
 class ResumableBatches(Sampler[list[tuple[int, int]]]):
@@ -378,20 +406,17 @@ def read_views(video: LabelledVideo, spec: ClipSpec, views: Views) -> Tensor:
         times = reader.times_seconds[own.start : own.stop]
         clips = [view_indices(spec, times, i, views.num_clips) for i in range(views.num_clips)]
         wanted = sorted({index for clip in clips for index in clip})
-        frames = torch.from_numpy(reader.frames([own[index] for index in wanted]))
-    place = {index: i for i, index in enumerate(wanted)}
-    crops = [
-        crop
-        for clip in clips
-        for crop in test_crops(
-            frames[[place[index] for index in clip]],
+        shrink = partial(
+            frame_crops,
             short_side=spec.short_side,
             crop=spec.crop,
             num_crops=views.num_crops,
             antialias=spec.antialias,
         )
-    ]
-    return torch.stack(crops)
+        crops = torch.from_numpy(reader.frames([own[index] for index in wanted], shrink=shrink))
+    place = {index: i for i, index in enumerate(wanted)}
+    chosen = [crops[[place[index] for index in clip]] for clip in clips]  # each [T, V, crop, crop, 3]
+    return torch.cat([clip.transpose(0, 1) for clip in chosen])
 
 
 class TestVideos(Dataset[tuple[int, tuple[int, ...], Tensor | Unreadable]]):

@@ -157,7 +157,8 @@ def clips_of(reader: Video, spec: ClipSpec, settings: ExtractionSettings, clip_r
     for clip in needed:
         while clip[-1] not in ready:
             part = [frame for _, frame in zip(range(_FRAMES_AT_ONCE), wanted, strict=False)]
-            ready.update(zip(part, frame_crops(reader.frames(part), spec, settings), strict=True))
+            crops = reader.frames(part, shrink=lambda frames: frame_crops(frames, spec, settings).numpy())
+            ready.update(zip(part, torch.from_numpy(crops), strict=True))
         for frame in [frame for frame in ready if frame < clip[0]]:
             del ready[frame]
         yield torch.stack([ready[frame] for frame in clip], dim=1)

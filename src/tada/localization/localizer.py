@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from tada.recipe import read_recipe
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
 from tada.video.reader import open_video
+from tada.video.transforms import shrink_to
 
 WEIGHTS_FILE = "localizer.safetensors"
 CARD_FILE = "localizer.json"
@@ -157,7 +159,8 @@ class Localization:
         """
         times = (np.arange(num_frames) + 0.5) / num_frames * self.duration_seconds
         with open_video(self.path) as reader:
-            frames = reader.frames_at([min(float(t), float(reader.times_seconds[-1])) for t in times])
+            shown = [min(float(t), float(reader.times_seconds[-1])) for t in times]
+            frames = reader.frames_at(shown, shrink=partial(shrink_to, short_side=256))
         rows = {"found": [(s.start_seconds, s.end_seconds, s.label, s.score) for s in self.segments]}
         if truth is not None:
             true = zip(truth.segments, names, strict=True)

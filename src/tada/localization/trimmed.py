@@ -13,12 +13,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from rich.progress import track
 
 from tada.data.annotations import read_dataset
@@ -28,11 +29,12 @@ from tada.errors import DataError, VideoError
 from tada.files import write_whole
 from tada.localization.annotations import SegmentTable, UntrimmedVideo
 from tada.localization.sources import Source
-from tada.video.reader import open_video
-from tada.video.transforms import resize_short_side
+from tada.video.reader import Video, open_video
+from tada.video.transforms import shrink_to
 from tada.video.writer import write_video
 
 CLIPS_TABLE = "clips.csv"
+_FRAMES_AT_ONCE = 16
 _SEGMENTS, _VIDEOS = "segments.sha256", "videos.json"
 
 
@@ -107,13 +109,18 @@ def _cut(video: UntrimmedVideo, file: Path, out: Path, short_side: int) -> list[
         for number, segment in enumerate(video.segments):
             shown = (times >= segment.start_seconds - 1e-6) & (times < segment.end_seconds)
             frames = np.flatnonzero(shown).tolist() or [int(np.abs(times - segment.start_seconds).argmin())]
-            clip = torch.from_numpy(reader.frames(frames))
-            if min(clip.shape[1:3]) > short_side:
-                clip = resize_short_side(clip, short_side, antialias=True)
-            height, width = (side // 2 * 2 for side in clip.shape[1:3])
             names.append(f"{video.name}_{number:03}.mp4")
-            write_video(out / names[-1], clip[:, :height, :width].numpy(), fps=reader.info.fps)
+            write_video(out / names[-1], _small_frames(reader, frames, short_side), fps=reader.info.fps)
     return names
+
+
+def _small_frames(reader: Video, indices: list[int], short_side: int) -> Iterator[NDArray[np.uint8]]:
+    """Frames [H, W, 3] in turn, with even sides, the shorter at most ``short_side``."""
+    for start in range(0, len(indices), _FRAMES_AT_ONCE):
+        part = indices[start : start + _FRAMES_AT_ONCE]
+        frames = reader.frames(part, shrink=partial(shrink_to, short_side=short_side))
+        height, width = (side // 2 * 2 for side in frames.shape[1:3])
+        yield from frames[:, :height, :width]
 
 
 # -- which segments and videos clips, or what was trained on them, are of ----------------------------------------------

@@ -46,6 +46,23 @@ def random_resized_crop(
     As in torchvision: ten draws; if none fits in the frame, the largest rectangle in its middle that the ratios allow.
     """
     height, width = clip.shape[1:3]
+    cut = draw_resized_crop(
+        height, width, area_range=area_range, ratio_range=ratio_range, size=size, antialias=antialias, rng=rng
+    )
+    return cut(clip)
+
+
+def draw_resized_crop(
+    height: int,
+    width: int,
+    *,
+    area_range: tuple[float, float],
+    ratio_range: tuple[float, float],
+    size: int,
+    antialias: bool,
+    rng: np.random.Generator,
+) -> Callable[[Tensor], Tensor]:
+    """Draw what ``random_resized_crop`` does, for frames of this size: it can then be done to a few at a time."""
     for _ in range(10):
         area = height * width * rng.uniform(*area_range)
         ratio = math.exp(rng.uniform(math.log(ratio_range[0]), math.log(ratio_range[1])))
@@ -58,7 +75,11 @@ def random_resized_crop(
         ratio = min(max(width / height, ratio_range[0]), ratio_range[1])
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         top, left = (height - h) // 2, (width - w) // 2
-    return resize(crop_rectangle(clip, top, left, h, w), (size, size), antialias=antialias, exact=False)
+
+    def cut(clip: Tensor) -> Tensor:
+        return resize(crop_rectangle(clip, top, left, h, w), (size, size), antialias=antialias, exact=False)
+
+    return cut
 
 
 # --- colour ---------------------------------------------------------------------------------------------------------

@@ -135,8 +135,14 @@ class MediaFile:
             )
 
     def close(self) -> None:
-        """Let go of the file. May be called twice."""
-        self.container.close()
+        """Let go of the file, and of its decoder with the frames it keeps: at 8K, hundreds of megabytes.
+
+        May be called twice.
+        """
+        if "container" in vars(self):
+            self.container.close()
+        for name in ("container", "stream", "context"):
+            vars(self).pop(name, None)
 
     def packets(self, *, all_streams: bool = False) -> Iterator[av.packet.Packet[Any]]:
         """Read on, packet by packet. Where the file cannot be read further, that is its end."""

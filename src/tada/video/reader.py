@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -35,6 +35,7 @@ MAX_PIXELS = 7680 * 4320
 MAX_FRAMES = 2_000_000
 """Longest video that is opened unless the caller allows more: 18 hours at 30 frames a second."""
 
+_FRAMES_AT_ONCE, _BYTES_AT_ONCE = 16, 1 << 26  # that are held at full size where they are to become smaller
 _SEEK_SAVES = 3  # a seek costs about as much as decoding so many frames
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273
 
@@ -197,31 +198,60 @@ class Video:
 
     # --- frames -----------------------------------------------------------------------------------------------
 
-    def frames(self, indices: Sequence[int]) -> npt.NDArray[np.uint8]:
+    def frames(
+        self,
+        indices: Sequence[int],
+        *,
+        shrink: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]] | None = None,
+    ) -> npt.NDArray[np.uint8]:
         """Decode the frames numbered ``indices``, in any order, repeats allowed; each is decoded once.
 
+        Args:
+            shrink: makes frames smaller as they come, so that large ones are never all in memory. It gets some at a
+                time, [n, H, W, 3], and returns as many of any other shape.
+
         Returns:
-            [len(indices), H, W, 3], RGB.
+            [len(indices), H, W, 3], RGB; or what ``shrink`` makes of them.
 
         Raises:
             CorruptVideoError: one of them decodes with errors or not at all.
             TruncatedVideoError: nothing decodes from one of them to the end.
             IndexError: a number is outside of [0, num_frames).
         """
-        places: dict[int, list[int]] = {}
-        for place, index in enumerate(indices):
+        for index in indices:
             if not 0 <= index < self._num_frames:
                 raise IndexError(f"{self._path!r} has no frame {index}; its frames are 0 to {self._num_frames - 1}")
-            places.setdefault(int(index), []).append(place)
-        out: npt.NDArray[np.uint8] | None = None
-        for index in sorted(places):
-            pixels = self._to_rgb(self._frame(index))
-            if out is None:
-                out = np.empty((len(indices), *pixels.shape), np.uint8)
-            out[places[index]] = pixels
-        return np.empty((0, self.info.height, self.info.width, 3), np.uint8) if out is None else out
+        if not len(indices):
+            return np.empty((0, self.info.height, self.info.width, 3), np.uint8)
+        wanted, places = np.unique(np.asarray(indices, np.int64), return_inverse=True)
+        if shrink is None:
+            (found,) = self._stacked(wanted.tolist(), len(wanted), None)
+        else:
+            # A map and no loop, whose variable would keep frames while the next are made.
+            parts = map(shrink, self._stacked(wanted.tolist(), _FRAMES_AT_ONCE, _BYTES_AT_ONCE))
+            found = np.concatenate(list(parts))
+        return found if np.array_equal(places, np.arange(len(found))) else found[places]
 
-    def frames_at(self, seconds: Sequence[float]) -> npt.NDArray[np.uint8]:
+    def _stacked(self, numbers: list[int], at_once: int, max_bytes: int | None) -> Iterator[npt.NDArray[np.uint8]]:
+        """Frames [n, H, W, 3] of ascending numbers: ``at_once``, or as many as ``max_bytes`` hold, but at least one."""
+        while numbers:
+            first = np.ascontiguousarray(self._to_rgb(self._frame(numbers[0])))[None]
+            n = at_once if max_bytes is None else max(1, min(at_once, max_bytes // first.nbytes))
+            frames = first if n == 1 or len(numbers) == 1 else np.empty((len(numbers[:n]), *first.shape[1:]), np.uint8)
+            frames[0] = first
+            del first  # each may have 100 MB, so that none is kept longer than it is needed
+            for place, number in enumerate(numbers[1:n], start=1):
+                frames[place] = self._to_rgb(self._frame(number))
+            yield frames
+            del frames
+            numbers = numbers[n:]
+
+    def frames_at(
+        self,
+        seconds: Sequence[float],
+        *,
+        shrink: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]] | None = None,
+    ) -> npt.NDArray[np.uint8]:
         """Decode the frame shown at each of ``seconds``, counted from the container's start.
 
         Before the first frame appears, where players show nothing, that one is taken.
@@ -235,7 +265,7 @@ class Video:
                 raise OptionError(f"{self._path!r} shows nothing at {time} s; it lasts from 0 to {duration:.6g} s")
         # A microsecond's grace: 0.1 s as a float must not fall short of a frame that appears at 0.1 s.
         indices = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
-        return self.frames(np.maximum(indices, 0).tolist())
+        return self.frames(np.maximum(indices, 0).tolist(), shrink=shrink)
 
     def __iter__(self) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
         """Every frame in turn, each decoded once: (seconds, [H, W, 3])."""

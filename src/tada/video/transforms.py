@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tada.errors import OptionError
@@ -20,6 +21,9 @@ MEAN = 0.45
 """Subtracted from values in [0, 1], for each of R, G and B."""
 STD = 0.225
 """What remains is divided by this."""
+_FLOATS_AT_ONCE, _MAX_FLOATS, _ROWS_AT_ONCE = 1 << 25, 1 << 26, 128
+"""How much is turned into floats to be resized: 128 MB, but at least a frame; of one of more than 22 million pixels so
+many rows."""
 
 
 def normalise(clips: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -49,11 +53,15 @@ def resize_short_side(clip: Tensor, short_side: int, *, antialias: bool, exact: 
         uint8 [T, h, w, 3], bilinear, pixel centres at halves (``align_corners=False``).
     """
     height, width = clip.shape[1:3]
+    return resize(clip, short_side_size(height, width, short_side), antialias=antialias, exact=exact)
+
+
+def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """The height and width that frames get by ``resize_short_side``."""
     # The released code's order of operations (transformations.py:_get_random_crop): it decides some roundings.
-    size = short_side, int(width / height * short_side)
     if height >= width:
-        size = int(height / width * short_side), short_side
-    return resize(clip, size, antialias=antialias, exact=exact)
+        return int(height / width * short_side), short_side
+    return short_side, int(width / height * short_side)
 
 
 def resize(clip: Tensor, size: tuple[int, int], *, antialias: bool, exact: bool = True) -> Tensor:
@@ -61,12 +69,32 @@ def resize(clip: Tensor, size: tuple[int, int], *, antialias: bool, exact: bool 
     if size == tuple(clip.shape[1:3]):
         return clip
     frames = clip.permute(0, 3, 1, 2)  # [T, 3, H, W], channels last in memory
-    if exact or clip.device.type != "cpu":
-        resized = F.interpolate(frames.float(), size, mode="bilinear", antialias=antialias)
-        resized = resized.round_().clamp_(0, 255).to(torch.uint8)
+    if clip[0].numel() > _MAX_FLOATS and clip.device.type == "cpu":
+        resized = torch.cat([_resized_in_bands(frame[None], size, antialias=antialias) for frame in frames])
+    elif exact or clip.device.type != "cpu":
+        n = max(1, _FLOATS_AT_ONCE // max(clip[0].numel(), 3 * size[0] * size[1]))  # frames do not know of each other
+        parts = [_resized_exactly(frames[i : i + n], size, antialias=antialias) for i in range(0, len(frames), n)]
+        resized = parts[0] if len(parts) == 1 else torch.cat(parts)
     else:
         resized = F.interpolate(frames, size, mode="bilinear", antialias=antialias)
     return resized.permute(0, 2, 3, 1)
+
+
+def _resized_exactly(frames: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
+    resized = F.interpolate(frames.float(), size, mode="bilinear", antialias=antialias)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _resized_in_bands(frame: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
+    """One vast frame [1, 3, H, W], along its rows, some at a time, and then along its columns: 30 MB, not 500."""
+    height = frame.shape[2]
+    narrow = torch.empty((1, 3, height, size[1]))
+    for row in range(0, height, _ROWS_AT_ONCE):
+        band = frame[:, :, row : row + _ROWS_AT_ONCE].float()
+        narrow[:, :, row : row + _ROWS_AT_ONCE] = F.interpolate(
+            band, (band.shape[2], size[1]), mode="bilinear", antialias=antialias
+        )
+    return _resized_exactly(narrow, size, antialias=antialias)
 
 
 def crop(clip: Tensor, top: int, left: int, size: int) -> Tensor:
@@ -99,14 +127,29 @@ def jitter_and_crop(
     Differs from: the released code (transformations.py:_get_random_crop), whose truncated draws never reach the
         largest short side, nor a square at the right or lower edge.
     """
+    height, width = clip.shape[1:3]
+    cut = draw_jitter_and_crop(
+        height, width, short_side_range=short_side_range, crop=crop, antialias=antialias, rng=rng
+    )
+    return cut(clip)
+
+
+def draw_jitter_and_crop(
+    height: int, width: int, *, short_side_range: tuple[int, int], crop: int, antialias: bool, rng: np.random.Generator
+) -> Callable[[Tensor], Tensor]:
+    """Draw what ``jitter_and_crop`` does, for frames of this size: it can then be done to a few of them at a time."""
     low, high = short_side_range
     if not crop <= low <= high:
         raise OptionError(f"{short_side_range=} must ascend and not be below {crop=}")
     short_side = int(rng.integers(low, high, endpoint=True))
-    resized = resize_short_side(clip, short_side, antialias=antialias, exact=False)
-    top = int(rng.integers(0, resized.shape[1] - crop, endpoint=True))
-    left = int(rng.integers(0, resized.shape[2] - crop, endpoint=True))
-    return _crop(resized, top, left, crop)
+    resized_height, resized_width = short_side_size(height, width, short_side)
+    top = int(rng.integers(0, resized_height - crop, endpoint=True))
+    left = int(rng.integers(0, resized_width - crop, endpoint=True))
+
+    def cut(clip: Tensor) -> Tensor:
+        return _crop(resize_short_side(clip, short_side, antialias=antialias, exact=False), top, left, crop)
+
+    return cut
 
 
 def random_flip(
@@ -292,3 +335,25 @@ def test_crops(clip: Tensor, *, short_side: int, crop: int, num_crops: Literal[1
 
 
 test_crops.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test, wherever it is imported
+
+
+def frame_crops(
+    frames: NDArray[np.uint8], *, short_side: int, crop: int, num_crops: Literal[1, 3], antialias: bool
+) -> NDArray[np.uint8]:
+    """The ``test_crops`` of frames [N, H, W, 3], beside each other: [N, num_crops, crop, crop, 3].
+
+    For ``Video.frames``, which makes frames smaller as they come.
+    """
+    clip = torch.from_numpy(frames)
+    crops = test_crops(clip, short_side=short_side, crop=crop, num_crops=num_crops, antialias=antialias)
+    return torch.stack(crops, dim=1).numpy()
+
+
+# --- for people -------------------------------------------------------------------------------------------------
+
+
+def shrink_to(frames: NDArray[np.uint8], *, short_side: int) -> NDArray[np.uint8]:
+    """Frames [N, H, W, 3] with this short side, in pixels; those with a shorter one as they are."""
+    if min(frames.shape[1:3]) <= short_side:
+        return frames
+    return resize_short_side(torch.from_numpy(frames), short_side, antialias=True).numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from drawn_videos import NOT_CODED, draw, draw_packed, draw_plain, read_stamps
 from tada.data.annotations import read_dataset
 from tada.data.clips import Augmentation, TrainingClips
 from tada.video import reader
-from tada.video.pictures import Meaning, meaning_of_packets
+from tada.video.pictures import Meaning, pictures_of
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 
@@ -145,6 +144,60 @@ def test_interlaced_frames_are_no_fields(options: dict[str, Any], suffix: str, t
     assert_all_frames(path, 40, np.arange(40) / 30)
 
 
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264", "mpeg2video"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_times_in_the_order_of_decoding_are_not_believed(codec: str, name: str, tmp_path: Path) -> None:
+    """Programs that copy an AVI, which says no more, into an MP4 write its times as those of presentation."""
+    plain = draw_plain(tmp_path / "plain.mp4", 40, codec=codec, options={"bf": "2"})
+    with av.open(str(plain)) as source, av.open(str(tmp_path / name), "w") as target:
+        copy = target.add_stream_from_template(source.streams.video[0])
+        for i, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            packet.pts = packet.dts = i
+            packet.time_base, packet.stream = Fraction(1, 30), copy
+            target.mux(packet)
+    assert_all_frames(tmp_path / name, 40, np.arange(40) / 30, tolerance=1.1e-3)
+
+
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+@pytest.mark.parametrize(("width", "num_b_frames", "quantiser"), [(64, 0, 8), (128, 2, 20)])
+def test_a_seek_leads_to_the_packet_that_was_sought(
+    codec: str, width: int, num_b_frames: int, quantiser: int, tmp_path: Path
+) -> None:
+    """MPEG-PS says few times, and FFmpeg makes up others after a seek than before it."""
+    options = {"bf": str(num_b_frames), "qmin": str(quantiser), "qmax": str(quantiser)}
+    path = tmp_path / "a.mpg"
+    draw_plain(path, 150, width=width, height=64 if width == 128 else 48, codec=codec, fps=25, options=options)
+    with open_video(path) as video:
+        for index in np.random.default_rng(0).permutation(150).tolist():
+            assert read_stamps(video.frames([index])) == [index]
+
+
+@pytest.mark.parametrize("num_b_frames", [0, 2])
+@pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
+def test_a_stream_without_a_container_has_no_times(codec: str, num_b_frames: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.m2v"
+    draw_plain(path, 60, codec=codec, fps=25, options={"bf": str(num_b_frames)}, format=codec)
+    assert_all_frames(path, 60, np.arange(60) / 25)
+
+
+@pytest.mark.parametrize("codec", ["h263p", "mpeg4"])
+def test_a_key_frame_that_is_none_is_not_begun_with(codec: str, tmp_path: Path) -> None:
+    """FFmpeg's muxer takes each packet of H.263+ for a key frame; others may be written so by mistake."""
+    path = plain = draw_plain(tmp_path / "a.avi", 40, codec=codec)
+    if codec == "mpeg4":
+        path = tmp_path / "a.mp4"
+        with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+            copy = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.is_keyframe, packet.stream = True, copy
+                    target.mux(packet)
+    with av.open(str(path)) as container:
+        assert all(packet.is_keyframe for packet in container.demux(video=0) if packet.size)
+        assert sum(frame.key_frame for frame in container.decode(video=0)) < 5
+    assert_all_frames(path, 40, np.arange(40) / 30, tolerance=1.1e-3)
+
+
 # --- what costs a decoding --------------------------------------------------------------------------------------------
 
 
@@ -173,8 +226,8 @@ def test_an_ordinary_avi_is_opened_without_decoding(
 
 
 def meanings(codec: str, extradata: bytes | None, packets: list[bytes]) -> list[Meaning]:
-    of_packet: Callable[[memoryview], Meaning] | None = meaning_of_packets(codec, extradata)
-    return [Meaning.PICTURE if of_packet is None else of_packet(memoryview(packet)) for packet in packets]
+    pictures = pictures_of(codec, extradata)
+    return [pictures(memoryview(packet)) for packet in packets]
 
 
 def test_small_packets_may_be_no_pictures() -> None:

@@ -156,8 +156,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
     plain = Video._decode
 
-    def noted(self: Video, packets: Iterator[Any]) -> Iterator[tuple[int, av.VideoFrame]]:
-        for number, frame in plain(self, packets):
+    def noted(self: Video, *arguments: Any) -> Iterator[tuple[int, av.VideoFrame]]:
+        for number, frame in plain(self, *arguments):
             numbers.append(number)
             yield number, frame
 

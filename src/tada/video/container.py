@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import stat
+import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ from tada.errors import (
     VideoNotFoundError,
 )
 from tada.video.live import LiveBytes
-from tada.video.pictures import Meaning, meaning_of_packets
+from tada.video.pictures import Meaning, Pictures, pictures_of
 
 # The control that keeps play lists out: with "file" as the only protocol they could still name other files.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
@@ -47,9 +48,12 @@ _MAX_STREAMS = 100
 _BEGINNINGS = re.compile(rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|G.{187}G", re.DOTALL)
 # These say when packets are to be decoded, not when pictures are shown. FFmpeg makes that up.
 _WITHOUT_PTS = {"avi", "asf"}
+# And these say no times at all.
+_WITHOUT_TIMES = {"h264", "hevc", "mpegvideo", "m4v"}
 _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
 # These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
 _SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
+_MARKED_BYTES = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,7 +200,7 @@ class MediaFile:
             TooLargeError: the video has more packets than ``max_frames``.
         """
         scan, ours = Packets(), self.stream.index
-        meaning_of = meaning_of_packets(self.codec, self.context.extradata)
+        pictures = pictures_of(self.codec, self.context.extradata)
         begins, ends = [0] * len(self.container.streams), [0] * len(self.container.streams)
         is_cut, stream = False, -1
         for packet in self.packets(all_streams=True):
@@ -207,14 +211,15 @@ class MediaFile:
                 ends[stream] = max(ends[stream], pts + duration)
             if stream != ours:
                 continue
-            meaning = Meaning.PICTURE if meaning_of is None else meaning_of(memoryview(packet))
+            content = memoryview(packet)
+            meaning = pictures(content)
             if meaning is Meaning.SECOND_FIELD:
                 scan.has_fields = True
                 continue
             if meaning is Meaning.UNCLEAR:
                 scan.is_timed = False
             is_shown = not (packet.is_discard or meaning is Meaning.HIDDEN)
-            scan.add(pts, packet.dts, duration, is_key=packet.is_keyframe, is_shown=is_shown)
+            scan.add(pts, packet.dts, duration, is_key=packet.is_keyframe, is_shown=is_shown, mark=mark_of(content))
             if len(scan.pts) > self.limits.max_frames:
                 raise TooLargeError(
                     f"{self.path!r} has more than max_frames={self.limits.max_frames} frames; cut it into parts",
@@ -224,12 +229,16 @@ class MediaFile:
             scan.breaks_off = is_cut or self._ends_early(begins, ends) or self._lacks_fragment(2 * len(scan.pts))
             if is_cut and stream == ours:
                 scan.forget_last()
-        # What FFmpeg makes up for these two is in the order of decoding; in ASF also for others with B-frames.
-        if not self.has_pts and (
-            self.codec in ("h264", "hevc") or (self.context.has_b_frames and bool(np.all(np.diff(scan.pts) > 0)))
-        ):
-            scan.is_timed = False
+        scan.is_timed = scan.is_timed and self._says_when_shown(scan, pictures)
         return scan
+
+    def _says_when_shown(self, scan: Packets, pictures: Pictures) -> bool:
+        """Whether times are those at which pictures are shown, and not made up in the order of decoding."""
+        if self.kind in _WITHOUT_TIMES or (not self.has_pts and self.codec in ("h264", "hevc")):
+            return False
+        # With B-frames the two orders differ. FFmpeg's word for these means no more than that there may be some.
+        is_in_order = len(scan.pts) > 1 and bool(np.all(np.diff(scan.pts) > 0))
+        return not (is_in_order and self.context.has_b_frames and pictures.has_b)
 
     def _ends_early(self, begins: list[int], ends: list[int]) -> bool:
         """Whether the packets last shorter than the header says, by more than three frames.
@@ -280,6 +289,8 @@ class Packets:
 
     def __init__(self) -> None:
         self.pts, self.dts, self.duration = array("q"), array("q"), array("q")
+        self.mark = array("Q")
+        """By what a packet is known again, beside its times: those of MPEG-PS differ after a seek."""
         self.is_key, self.is_shown = bytearray(), bytearray()
         self.is_timed = True
         """Every packet is a picture and says when it appears, and the times of decoding never go back."""
@@ -291,7 +302,7 @@ class Packets:
         """The file ends before it should."""
         self._last_dts: int | None = None
 
-    def add(self, pts: int | None, dts: int | None, duration: int, *, is_key: bool, is_shown: bool) -> None:
+    def add(self, pts: int | None, dts: int | None, duration: int, *, is_key: bool, is_shown: bool, mark: int) -> None:
         if pts is None or (dts is not None and self._last_dts is not None and dts < self._last_dts):
             self.is_timed = False
         self.are_due_in_turn &= dts is not None and (self._last_dts is None or dts > self._last_dts)
@@ -301,10 +312,16 @@ class Packets:
         self.duration.append(duration)
         self.is_key.append(is_key)
         self.is_shown.append(is_shown)
+        self.mark.append(mark)
 
     def forget_last(self) -> None:
-        for column in (self.pts, self.dts, self.duration, self.is_key, self.is_shown):
+        for column in (self.pts, self.dts, self.duration, self.is_key, self.is_shown, self.mark):
             column.pop()
+
+
+def mark_of(packet: memoryview) -> int:
+    """A number by which a packet can be known again: its size and a checksum of its beginning."""
+    return len(packet) << 32 | zlib.crc32(packet[:_MARKED_BYTES])
 
 
 # --- what can be wrong --------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ class KeyPacket(NamedTuple):
     """Number of the first frame that comes then."""
     pts: int
     dts: int
+    mark: int
+    """``mark_of`` it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +68,10 @@ def index_by_packets(media: MediaFile, packets: Packets) -> FrameIndex | None:
     if np.any(np.diff(ticks) == 0):
         return None
     # A hidden key frame, before the place where an edit list begins, stands for the first frame after it.
-    keys = [KeyPacket(int(np.searchsorted(ticks, packets.pts[i])), packets.pts[i], packets.dts[i]) for i in key_packets]
+    keys = [
+        KeyPacket(int(np.searchsorted(ticks, packets.pts[i])), packets.pts[i], packets.dts[i], packets.mark[i])
+        for i in key_packets
+    ]
     order = array("q", ticks.tobytes())
     last_ticks = packets.duration[shown[-1]] if len(shown) else 0
     # In MP4 durations are those from one decoding to the next.

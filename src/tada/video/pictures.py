@@ -12,7 +12,7 @@ Most packets are one picture each, which says when it is shown. These are not:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from enum import Enum, auto
 from typing import NamedTuple
@@ -36,25 +36,63 @@ class Meaning(Enum):
     """Maybe no picture, or more than one."""
 
 
-def meaning_of_packets(codec: str, extradata: bytes | None) -> Callable[[memoryview], Meaning] | None:
-    """What says of each packet of a video, in the order of decoding, what it is. None: all are pictures.
+class Pictures:
+    """What packets are, to be asked of each in the order of decoding. Those of most codecs are pictures."""
+
+    has_b: bool = True
+    """There may be B pictures among them, which are shown before pictures that are decoded earlier."""
+
+    def __call__(self, packet: memoryview) -> Meaning:
+        return Meaning.PICTURE
+
+
+def pictures_of(codec: str, extradata: bytes | None) -> Pictures:
+    """What knows the pictures of a codec.
 
     Args:
         codec: FFmpeg's name of it.
         extradata: what the container holds beside the packets.
     """
-    if codec == "vp8":
-        return lambda packet: Meaning.PICTURE if packet[0] >> 4 & 1 else Meaning.HIDDEN  # RFC 6386, 9.1: show_frame
-    if codec == "mpeg4":
-        return _MPEG4(extradata or b"")
     if codec == "h264":
         return _H264(extradata or b"")
-    if codec in _SMALL_PICTURES:
-        return None
-    return lambda packet: Meaning.UNCLEAR if len(packet) <= _LARGEST_EMPTY else Meaning.PICTURE
+    if codec == "vp8":
+        return _VP8()
+    if codec == "mpeg4":
+        return _MPEG4(extradata or b"")
+    if codec in ("mpeg1video", "mpeg2video"):
+        return _MPEG2()
+    return Pictures() if codec in _SMALL_PICTURES else _Others()
 
 
-_SMALL_PICTURES = {"hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "theora", "gif"}  # pictures all the same
+_SMALL_PICTURES = {"hevc", "vp9", "av1", "theora", "gif"}  # a few bytes may be a picture
+
+
+class _Others(Pictures):
+    """Screens that have not changed are small packets and may be no pictures."""
+
+    def __call__(self, packet: memoryview) -> Meaning:
+        return Meaning.UNCLEAR if len(packet) <= _LARGEST_EMPTY else Meaning.PICTURE
+
+
+class _VP8(Pictures):
+    """Some pictures are not shown: show_frame (RFC 6386, 9.1)."""
+
+    has_b = False
+
+    def __call__(self, packet: memoryview) -> Meaning:
+        return Meaning.PICTURE if packet[0] >> 4 & 1 else Meaning.HIDDEN
+
+
+class _MPEG2(Pictures):
+    """Whether there are B pictures stands at the beginning of each (ISO 13818-2, 6.2.3)."""
+
+    has_b = False
+
+    def __call__(self, packet: memoryview) -> Meaning:
+        content = bytes(packet[:_BEGINNING])
+        place = content.find(b"\0\0\1\0")
+        self.has_b |= 0 <= place < len(content) - 5 and content[place + 5] >> 3 & 7 == 3
+        return Meaning.PICTURE
 
 
 class _Bits:
@@ -93,8 +131,10 @@ class _Bits:
 # --- MPEG-4 -------------------------------------------------------------------------------------------------------
 
 
-class _MPEG4:
-    """Knows pictures that are packed, or not coded."""
+class _MPEG4(Pictures):
+    """Pictures may be packed, or not coded."""
+
+    has_b = False
 
     def __init__(self, extradata: bytes) -> None:
         self._extradata, self._is_first = extradata, True
@@ -110,15 +150,16 @@ class _MPEG4:
         if self._is_packed:
             is_one = len(packet) > _LARGEST_EMPTY and bytes(packet).count(_VOP) == 1
             return Meaning.PICTURE if is_one else Meaning.UNCLEAR
-        if len(packet) > _BEGINNING:
-            return Meaning.PICTURE
-        return Meaning.HIDDEN if self._is_not_coded(bytes(packet)) else Meaning.PICTURE
-
-    def _is_not_coded(self, content: bytes) -> bool:
+        content = bytes(packet[:_BEGINNING])
         place = content.find(_VOP)
         if place < 0:
-            return len(content) <= _LARGEST_EMPTY
-        bits = _Bits(content[place + 4 : place + 24])
+            return Meaning.HIDDEN if len(packet) <= _LARGEST_EMPTY else Meaning.PICTURE
+        content = content[place + 4 : place + 24]
+        self.has_b |= content[:1] != b"" and content[0] >> 6 == 2
+        return Meaning.HIDDEN if self._is_not_coded(content) else Meaning.PICTURE
+
+    def _is_not_coded(self, content: bytes) -> bool:
+        bits = _Bits(content)
         with suppress(IndexError):
             bits.read(2)  # kind of picture
             while bits.read(1):  # whole seconds
@@ -154,8 +195,8 @@ def _time_bits(headers: bytes) -> int:
 # --- H.264 --------------------------------------------------------------------------------------------------------
 
 
-class _H264:
-    """Knows second fields, by what the slices of a picture begin with (ITU-T H.264, 7.3.3)."""
+class _H264(Pictures):
+    """Second fields are known by what the slices of a picture begin with (ITU-T H.264, 7.3.3)."""
 
     def __init__(self, extradata: bytes) -> None:
         # Units of a stream begin with a mark, in MP4 and MKV with their length.

@@ -11,7 +11,7 @@ import os
 import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
 from tada.errors import CorruptVideoError, OptionError
-from tada.video.container import Limits, MediaFile, Packets
+from tada.video.container import Limits, MediaFile, Packets, mark_of
 from tada.video.index import FrameIndex, KeyPacket, index_by_decoding, index_by_packets
 from tada.video.pixels import Geometry, to_rgb
 
@@ -343,8 +343,8 @@ class Video:
                 return False
             packets = self._file.packets()
             for packet in packets:
-                if packet.pts == key.pts:
-                    self._decoder = self._decode(chain([packet], packets))
+                if packet.pts == key.pts and mark_of(memoryview(packet)) == key.mark:
+                    self._decoder = self._decode(chain([packet], packets), key)
                     self._position = key.frame - 1
                     return True
                 if packet.dts is not None and packet.dts > key.dts:
@@ -360,8 +360,14 @@ class Video:
         self._decoder = self._decode(self._file.packets())
         self._position = -1
 
-    def _decode(self, packets: Iterator[av.packet.Packet[Any]]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Frames with their numbers. Packets that cannot be decoded are passed over: their frames are missing."""
+    def _decode(
+        self, packets: Iterator[av.packet.Packet[Any]], key: KeyPacket | None = None
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames with their numbers. Packets that cannot be decoded are passed over: their frames are missing.
+
+        Args:
+            key: the first packet. Where its picture turns out to refer to others, seeks are given up for good.
+        """
         count, pts = 0, self._index.pts
         for packet in chain(packets, [None]):
             try:
@@ -373,6 +379,9 @@ class Video:
                 if pts is None:
                     yield count, frame
                     count += 1
+                elif key is not None and frame.pts == key.pts and not frame.key_frame:
+                    self._index = replace(self._index, keys=())
+                    return
                 elif frame.pts is not None:
                     index = bisect_left(pts, frame.pts)
                     if index < len(pts) and pts[index] == frame.pts:

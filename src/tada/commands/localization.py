@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -118,9 +119,9 @@ def _localize(options: Namespace) -> int:
     truths, labels = {}, {}
     if options.segments is not None:
         files = videos_by_name(paths)
-        table = named_like(
-            read_segments(options.segments), {name: str(file.absolute()) for name, file in files.items()}
-        )
+        folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
+        known = {name: str(file.absolute()) for name, file in files.items()}
+        table = named_like(read_segments(options.segments, folder), known)
         truths = {str(files[video.name]): video for video in table.videos if video.name in files}
         labels = {path: [table.label_of(segment) for segment in truth.segments] for path, truth in truths.items()}
     found: list[Localization] = []

@@ -13,6 +13,7 @@ from tada.data.rows import class_names
 from tada.data.table import composed, listed
 from tada.errors import DataError, OptionError
 from tada.localization.forms import Content, parse_seconds, read_content
+from tada.localization.labelling_tools import read_tool_files
 from tada.localization.video_names import KnownVideos, short_names
 
 GRACE_SECONDS = 0.5
@@ -189,17 +190,21 @@ class SegmentTable:
         return digest.hexdigest()
 
 
-def read_segments(path: Path) -> SegmentTable:
-    """Read an annotation file or folder of a form that ``tada.localization.forms`` lists, and check it without videos.
+def read_segments(path: Path, videos: Path | None = None) -> SegmentTable:
+    """Read an annotation file or folder of a form that ``tada.localization.forms`` or ``labelling_tools`` lists.
 
     A mistake in a CSV is refused with its row: its owner can mend it. Published files are known to have empty, reversed
     and far-out segments; those are left out and noted. What is neither a time nor a label is refused everywhere.
+
+    Args:
+        videos: the folder of the videos, for labelling tools that count frames; no other form needs any.
 
     Raises:
         DataError: the file is not there or of no form that is known, or an entry is wrong; the message names it and
             the way out.
     """
-    return _table(path.absolute().name, read_content(path))
+    content = read_tool_files(path, videos)
+    return _table(path.absolute().name, read_content(path) if content is None else content)
 
 
 def _table(name: str, content: Content) -> SegmentTable:

@@ -12,6 +12,8 @@ These forms are read, told apart by what is in them:
              row without times and label is a video in which nothing happens.
     folder   EPIC_100_train.csv and EPIC_100_validation.csv; or THUMOS14's CLASS_val.txt and CLASS_test.txt
 
+Files of labelling tools (CVAT, ELAN, ...) are those of ``tada.localization.labelling_tools``.
+
 Nothing here knows whether rows fit together: ``tada.localization.annotations`` checks them.
 """
 
@@ -140,7 +142,7 @@ def read_names(file: Path) -> frozenset[str]:
         DataError: the file cannot be read, or holds no names.
     """
     if _begins(file)[:1] in (b"[", b"{"):
-        document = _load_json(file)
+        document = load_json(file)
         if not isinstance(document, list | dict) or not document:
             raise DataError(f"{file.name} holds no names of videos; give a JSON list, or a name in each line")
         return frozenset(video_path(str(name)) for name in document)
@@ -158,7 +160,7 @@ def _begins(path: Path) -> bytes:
 # -- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _load_json(path: Path) -> Any:
+def load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
@@ -168,7 +170,7 @@ def _load_json(path: Path) -> Any:
 
 
 def _read_json(path: Path) -> Content:
-    name, document = path.name, _load_json(path)
+    name, document = path.name, load_json(path)
     database = document.get("database", document) if isinstance(document, dict) else None
     if not isinstance(database, dict) or not all(isinstance(about, dict) for about in database.values()):
         raise DataError(f"{name}: expected an object with an entry for each video, or one below 'database'")

@@ -76,7 +76,7 @@ def train_on_videos(
         was_begun(out)
     else:
         check_free(out)
-    table = read_segments(segments)
+    table = read_segments(segments, videos)
     table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     table = with_splits(table, val_fraction=val_fraction, seed=recipe.seed)
     check_for_training(table, say)

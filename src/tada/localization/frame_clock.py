@@ -1,0 +1,78 @@
+"""Times of frames that annotations count: by the video itself, which alone knows when each is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tada.errors import DataError, VideoError
+from tada.video.reader import open_video
+
+
+class FrameClock:
+    """Finds the videos that annotations name in some folders, and opens each once."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._known: dict[str, tuple[NDArray[np.float64], float]] = {}
+
+    def span(self, video: str, first: int, end: int, where: str, *, step: int = 1) -> tuple[float, float]:
+        """Start and end in seconds of the frames from ``first`` up to the one before ``end``, counted from 0.
+
+        Args:
+            step: from one labelled frame to the next: by so much less the end may lie behind the video's.
+
+        Raises:
+            DataError: the video is not there or cannot be opened, or has no such frames.
+        """
+        times, duration = self._times(video, where)
+        if not 0 <= first < end < len(times) + step:
+            raise DataError(
+                f"{where} has frames {first} to {end - step}, while {video!r} has those from 0 to {len(times) - 1}: is "
+                "it the video that was labelled, at its own frame rate?"
+            )
+        return float(times[first]), float(times[end]) if end < len(times) else duration
+
+    def duration(self, video: str, where: str) -> float:
+        """How long the video is, in seconds. Errors as of ``span``."""
+        return self._times(video, where)[1]
+
+    def _times(self, video: str, where: str) -> tuple[NDArray[np.float64], float]:
+        if video not in self._known:
+            file = self._find(video)
+            if file is None:
+                raise DataError(
+                    f"{where} counts frames, and only the video {video!r} knows when they are shown: put it beside the "
+                    "annotations, or give the folder of the videos"
+                )
+            try:
+                with open_video(file) as opened:
+                    self._known[video] = opened.times_seconds, opened.info.duration_seconds
+            except VideoError as error:
+                raise DataError(f"{where} counts frames of a video that cannot be read: {error}") from error
+        return self._known[video]
+
+    def _find(self, video: str) -> Path | None:
+        parts = [part for part in video.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+        if not parts:
+            return None
+        name = parts[-1]
+        for folder in self._folders:
+            for place in (folder.joinpath(*parts), folder / name):
+                if place.is_file():
+                    return place
+        found = (file for folder in self._folders for file in sorted(folder.rglob("*")) if file.name == name)
+        return next((file for file in found if file.is_file()), None)
+
+
+def frame_runs(frames: Iterable[int], step: int) -> Iterator[tuple[int, int]]:
+    """Runs of frames that are no more than ``step`` apart: the first of each, and the first after it."""
+    ordered = sorted(frames)
+    breaks = [i for i, (a, b) in enumerate(pairwise(ordered), start=1) if b - a > step]
+    for start, stop in pairwise([0, *breaks, len(ordered)]):
+        if start < stop:
+            yield ordered[start], ordered[stop - 1] + step

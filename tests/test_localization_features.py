@@ -94,7 +94,9 @@ def test_clips_are_cut_by_time_and_each_frame_is_decoded_once(tmp_path: Path, mo
     with open_video(path) as reader:
         decoded: list[int] = []
         original = reader.frames
-        monkeypatch.setattr(reader, "frames", lambda indices, **how: decoded.extend(indices) or original(indices, **how))
+        monkeypatch.setattr(
+            reader, "frames", lambda indices, **how: decoded.extend(indices) or original(indices, **how)
+        )
         clips = list(clips_of(reader, spec, settings, range(settings.count(3.0))))
     assert len(decoded) == len(set(decoded)) <= 60
     assert len(clips) == 12

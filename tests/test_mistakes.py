@@ -194,7 +194,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     "no recipe file": (["train", "clips", "--recipe", "own.yaml"], "own.yaml: there is no such file; give a YAML file"),
     "no run to go on": (
         ["train", "clips", "--resume", "clips"],
-        "--resume clips: no run was begun there (it has no recipe.yaml)",
+        "clips holds no run (no recipe.yaml)",
     ),
     "no value at the end": (
         ["train", "clips", "--resume"],

@@ -34,7 +34,7 @@ from tada.localization.grid import FeatureGrid
 from tada.localization.sources import Source
 from tada.localization.video_names import video_name
 from tada.predict import Recognizer
-from tada.video.reader import Video, open_video
+from tada.video.reader import Video, open_video, probe
 from tada.video.sampling import ClipSpec
 from tada.video.transforms import normalise, test_crops
 
@@ -275,7 +275,8 @@ class Extraction:
     failures: tuple[Failure, ...]
     """Videos that could not be read."""
     replaced: tuple[str, ...] = ()
-    """Names of videos that had features of another content, which were thrown away: the file had been replaced."""
+    """Names of videos that had features of another content, which were thrown away: the file had been replaced. Of
+    those that an older tada extracted only the length tells."""
     assumed: tuple[str, ...] = ()
     """Of those that were kept: whose features did not say what they were made of."""
 
@@ -330,7 +331,7 @@ def extract(
                 f"{str(file)!r} holds features of another {', '.join(changed)}; extract into another folder, or remove "
                 "this one"
             )
-        if _is_of_another_content(card, path, file):
+        if _is_of_another_content(card, path, file) or (card.source is None and _is_of_another_length(card, path)):
             replaced.append(name)
             missing.append(name)
             continue
@@ -387,6 +388,18 @@ def _is_of_another_content(card: FeatureCard, path: Path, file: Path) -> bool:
             "with one command (give the folder that holds them), or into another folder"
         )
     return True
+
+
+def _is_of_another_length(card: FeatureCard, path: Path) -> bool:
+    """Whether a video lasts longer or shorter than its features say, which do not tell what they were made of.
+
+    It was replaced; or an older tada counted its times from the first picture, and not from the container's start.
+    """
+    try:
+        duration = probe(path).duration_seconds
+    except VideoError:  # extracting it again would not be better
+        return False
+    return abs(duration - card.duration_seconds) > card.grid.stride_seconds / 2
 
 
 def _bind(out: Path, card: FeatureCard, path: Path) -> None:

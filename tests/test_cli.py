@@ -153,7 +153,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "unknown recipe": (["train", "DATA", "--recipe", "quickstrat"], "did you mean 'quickstart'?"),
     "out of range": (["train", "DATA", "--flip_probability", "2"], "--flip-probability must be between 0 and 1, not 2"),
-    "frames": (["train", "DATA", "--clip.num_frames", "0"], "num_frames"),
+    "frames": (["train", "DATA", "--clip.num_frames", "0"], "--clip.num-frames must be at least 1, not 0"),
     "machines": (["train", "DATA", "--num-nodes", "0"], "--num-nodes must be 1 or more, not 0"),
     "no run to resume": (["train", "DATA", "--resume", "nowhere"], "nowhere"),
     "no run": (["evaluate", "nowhere", "DATA"], "nowhere"),

@@ -75,7 +75,7 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, text: str, message:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"none\.yaml: not a readable YAML file: .*No such file"):
+    with pytest.raises(OptionError, match=r"none\.yaml: there is no such file; give a YAML file, or one of `tada rec"):
         load_recipe(tmp_path / "none.yaml")
 
 

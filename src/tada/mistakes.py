@@ -340,7 +340,8 @@ def _one_folder(typed: Typed) -> str:
 def _help(action: argparse.Action) -> str:
     """What may be given: the type, where it says enough, or what it is for."""
     hint = _type(action)
-    says_enough = hint is not None and not {str, Path} & {hint, *get_args(hint)}
+    parts = {hint, *get_args(hint)} if hint is not None else {str}
+    says_enough = not {str, Path} & parts and not any(map(is_dataclass, parts))
     return type_in_words(hint) if says_enough else " ".join((action.help or "a value").split())
 
 

@@ -52,6 +52,7 @@ from tada.data.known import KnownVideo, as_in_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
 from tada.data.table import Head, VideoTable, listed, with_splits
 from tada.errors import DataError, OptionError, UserError
+from tada.interruption import tell_state
 from tada.intervals import interval_text
 from tada.loop import EpochLines, SameRun, UnreadableVideos, fit, make_trainer, scheduled
 from tada.machine import Machine, check_num_workers, default_num_workers
@@ -258,6 +259,7 @@ def train(
         )
         save_weights(out, weights, card)
         write_metrics(out, lines.metrics, seconds=seconds)
+    tell_state(str)  # what is told from here on is another's
     for name, value in lines.metrics.items():
         if name.startswith("val_") and task.num_tested:
             say(f"{name} {value:.3f} of {task.num_tested} clips ({interval_text(value, task.num_tested)})")

@@ -31,6 +31,7 @@ from tada.data.clips import ResumableBatches, ResumableLoader
 from tada.data.loader import VideoLoader
 from tada.errors import DataError
 from tada.files import write_whole
+from tada.interruption import tell_state
 from tada.localization.annotations import (
     SegmentTable,
     UntrimmedVideo,
@@ -244,6 +245,7 @@ def train_localizer(
         localizer.card = replace(card, thresholds=thresholds_of(localizer, folder, tested, training))
     save_localizer(out, localizer)
     write_metrics(out, metrics, seconds=seconds)
+    tell_state(str)  # what is told from here on is another's
     return LocalizationResult(run=out, metrics=metrics, seconds=seconds)
 
 

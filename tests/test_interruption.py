@@ -162,6 +162,13 @@ def in_fifth_batch(clip, clips, key):
         time.sleep(1000)
     return clip(clips, key)
 
+def in_second_epoch(read, video, opened=[]):
+    opened.append(video)
+    if len(opened) == 10:  # of one worker, which reads eight in an epoch
+        now()
+        time.sleep(1000)
+    return read(video)
+
 def in_second_validation(step, task, *arguments):
     if task.current_epoch == 1:
         now()
@@ -183,6 +190,9 @@ if moment == "step":
     instead(recognition.RecognitionTask, "training_step", in_fifth_step)
 if moment == "waiting":
     instead(TrainingClips, "__getitem__", in_fifth_batch)
+if moment == "reading":
+    import tada.data.clips as clips
+    instead(clips, "open_video", in_second_epoch)
 if moment == "validation":
     instead(recognition.RecognitionTask, "validation_step", in_second_validation)
 if moment == "saving":
@@ -313,6 +323,27 @@ def test_ctrl_c_while_things_are_loaded(at_home: Callable[..., Terminal], tmp_pa
     assert "tada: interrupted; nothing was learned yet: the same command begins anew" in terminal.output
     assert "Traceback" not in terminal.output
     assert not Path("run").exists()
+
+
+def test_a_worker_that_is_killed_ends_the_run_with_a_line(
+    small_recipe: Recipe, straight: bytes, at_home: Callable[..., Terminal]
+) -> None:
+    with at_home("reading", "--num-workers", "2") as terminal:
+        terminal.wait_for("NOW")
+        for pid in terminal.processes():
+            if pid != terminal.pid:
+                os.kill(pid, signal.SIGKILL)
+        assert terminal.end() == 2
+        wait_until_gone(terminal.pid)
+    assert "Traceback" not in terminal.output
+    last = terminal.output.splitlines()[-1]
+    assert re.search(
+        r"tada: a process that reads videos has died \(signal SIGKILL; was memory short\?\) while it read '.*\.mp4'.*; "
+        r"fewer --num-workers need less memory, 0 the least; the state after step \d is saved; go on with: tada train",
+        last,
+    )
+    train(small_recipe, Path("videos"), Path("run"), resume=True, num_workers=0, show_progress=False, say=str)
+    assert Path("run/model.safetensors").read_bytes() == straight
 
 
 def test_workers_end_when_the_process_is_killed(at_home: Callable[..., Terminal]) -> None:

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from tada.errors import OptionError
-from tada.machine import Machine, Processes, default_num_workers, is_first_process
+from tada.machine import (
+    Machine,
+    Processes,
+    check_num_workers,
+    default_num_workers,
+    find_device,
+    is_first_process,
+)
 from tada.ranks import gathered, on_any
 
 VARIABLES = (
@@ -59,6 +66,7 @@ def test_processes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert machine.processes() == expected
     assert machine.processes().is_first is is_first_process() is first
 
@@ -83,3 +91,70 @@ def test_alone_there_is_nobody_to_ask() -> None:
 def test_cores_are_shared_by_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 12)
     assert [default_num_workers(devices) for devices in (1, 2, 4, 16)] == [8, 6, 3, 1]
+
+
+# --- what this machine has ---
+
+
+@pytest.fixture
+def gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let PyTorch count so many GPUs."""
+    count: int = request.param
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "message"),
+    [
+        (0, "cuda", r"device 'cuda' is not there: this machine has no GPUs that PyTorch can use"),
+        (1, "cuda:7", r"device 'cuda:7' is not there: this machine has 1 GPU that PyTorch can use"),
+        (0, "mps", r"device 'mps' is not there"),
+        (0, "cpu:1", r"device 'cpu:1' is not there"),
+        (2, "nonsense", r"device 'nonsense' should be cpu, cuda, cuda:N or mps"),
+        (2, "cuda:x", r"device 'cuda:x' should be"),
+        (2, "cuda:-1", r"device 'cuda:-1' should be"),
+        (2, "meta", r"device 'meta' should be"),
+        (2, "", r"device '' should be"),
+    ],
+    indirect=["gpus"],
+)
+def test_a_device_that_is_not_there_is_refused(gpus: int, device: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        find_device(device)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "found"),
+    [(0, None, "cpu"), (2, None, "cuda"), (2, "cuda:1", "cuda:1"), (2, "cpu", "cpu"), (0, "cpu:0", "cpu:0")],
+    indirect=["gpus"],
+)
+def test_a_device_that_is_there_is_taken(gpus: int, device: str | None, found: str) -> None:
+    assert find_device(device) == found
+
+
+@pytest.mark.parametrize(
+    ("gpus", "machine", "message"),
+    [
+        (
+            0,
+            Machine(accelerator="gpu"),
+            r"accelerator 'gpu': this machine has no GPU that PyTorch can use; choose auto",
+        ),
+        (2, Machine(devices=5), r"devices is 5, but this machine has 2 GPUs that PyTorch can use"),
+        (0, Machine(devices=100_000), r"devices is 100000, but this machine has \d+ cores"),
+    ],
+    indirect=["gpus"],
+)
+def test_devices_that_are_not_there_are_refused(gpus: int, machine: Machine, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        machine.processes()
+
+
+def test_no_machine_feeds_a_hundred_thousand_workers() -> None:
+    with pytest.raises(OptionError, match=r"num_workers is 100000, but this machine has \d+ cores: one for each is"):
+        check_num_workers(100_000)
+    assert check_num_workers(16) == 16

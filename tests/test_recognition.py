@@ -421,7 +421,12 @@ def test_a_batch_that_cannot_be_shared_is_refused(
     changes: dict[str, Any], devices: int, message: str, small_recipe: Recipe, motion_videos: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(OptionError, match=message):
-        run(replace(small_recipe, **changes), motion_videos, tmp_path / "run", machine=Machine(devices=devices))
+        run(
+            replace(small_recipe, **changes),
+            motion_videos,
+            tmp_path / "run",
+            machine=Machine(devices=devices, accelerator="cpu"),
+        )
     assert list(tmp_path.iterdir()) == []
 
 

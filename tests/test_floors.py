@@ -106,6 +106,7 @@ FLOORS = [
         "tada.models.convert",
         "tada.models.exported",
         "tada.models.hub",
+        "tada.recognition_task",
     },
     {
         "tada.localization.annotations",

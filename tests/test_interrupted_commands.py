@@ -145,7 +145,7 @@ def test_quickstart(at_home: Callable[..., Terminal]) -> None:
 PARTS = {
     "opening videos": "stop_at('tada.localization.pipeline', 'probe', lambda path: '1' in path.name)",
     "cutting clips": "stop_at('tada.localization.trimmed', '_cut', lambda video, *_: '1' in video.name)",
-    "backbone": "stop_at('tada.recognition', 'RecognitionTask.validation_step', lambda *_: True)",
+    "backbone": "stop_at('tada.recognition_task', 'RecognitionTask.validation_step', lambda *_: True)",
     "features": "stop_at('tada.localization.extraction', 'extract_video', lambda network, path, *_: '1' in path.name)",
     "detector": "stop_at('tada.localization.training_loop', 'LocalizationTask.validation_step', lambda *_: True)",
 }

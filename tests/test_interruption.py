@@ -136,7 +136,7 @@ TRAINING = f"""
 import sys, time
 import numpy as np
 import torch
-import tada.recognition as recognition
+import tada.recognition_task as recognition_task
 import tada.saved_states as saved_states
 from tada.cli import main
 from tada.data.clips import TrainingClips
@@ -187,18 +187,18 @@ def at_start(start, task, *arguments):
 
 moment, saved_states._SLOW_SECONDS = sys.argv[1], 0.0
 if moment == "step":
-    instead(recognition.RecognitionTask, "training_step", in_fifth_step)
+    instead(recognition_task.RecognitionTask, "training_step", in_fifth_step)
 if moment == "waiting":
     instead(TrainingClips, "__getitem__", in_fifth_batch)
 if moment == "reading":
     import tada.data.clips as clips
     instead(clips, "open_video", in_second_epoch)
 if moment == "validation":
-    instead(recognition.RecognitionTask, "validation_step", in_second_validation)
+    instead(recognition_task.RecognitionTask, "validation_step", in_second_validation)
 if moment == "saving":
     instead(torch, "save", in_second_saving)
 if moment == "start":
-    instead(recognition.RecognitionTask, "configure_optimizers", at_start)
+    instead(recognition_task.RecognitionTask, "configure_optimizers", at_start)
 end(main(sys.argv[2:]))
 """
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tada.cli import main
 from tada.data.motion import write_motion_videos
 from tada.recipe import Recipe, recipe_yaml
-from tada.recognition import RecognitionTask
+from tada.recognition_task import RecognitionTask
 
 
 def tada(*arguments: str | Path) -> int:

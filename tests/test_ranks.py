@@ -33,12 +33,13 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import tada.recognition as recognition
+import tada.recognition_task as recognition_task
 from tada.errors import UserError
 from tada.machine import Machine
 from tada.recipe import load_recipe
 
 recipe, data, out, options, fault = sys.argv[1:]
-rank, begin = int(os.environ["RANK"]), recognition.RecognitionTask.on_train_batch_start
+rank, begin = int(os.environ["RANK"]), recognition_task.RecognitionTask.on_train_batch_start
 
 def struck(task, batch, batch_idx):
     if task.global_step == 4 and rank == 1:
@@ -51,7 +52,7 @@ def struck(task, batch, batch_idx):
                 task.model.head.bias.fill_(float("nan"))
     begin(task, batch, batch_idx)
 
-recognition.RecognitionTask.on_train_batch_start = struck
+recognition_task.RecognitionTask.on_train_batch_start = struck
 options = json.loads(options)
 machine = Machine(accelerator="cpu", **options.pop("machine", {}))
 try:

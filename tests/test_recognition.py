@@ -26,14 +26,11 @@ from tada.intervals import interval_text
 from tada.loop import WholeFileCheckpoints, learning_rate_factor
 from tada.machine import Machine
 from tada.models import create_model
+from tada.models.initial import initialise
 from tada.models.weights import load_model
 from tada.recipe import Recipe, load_recipe, recipe_yaml
-from tada.recognition import (
-    NonFiniteLossError,
-    RecognitionTask,
-    initialise,
-    train,
-)
+from tada.recognition import train
+from tada.recognition_task import NonFiniteLossError, RecognitionTask
 from tada.schedule import fitted
 
 
@@ -288,15 +285,16 @@ import os, signal, sys
 from pathlib import Path
 import torch
 import tada.recognition as recognition
+import tada.recognition_task as recognition_task
 from tada.recipe import load_recipe
 
 torch.set_num_threads(1)
-begin = recognition.RecognitionTask.on_train_batch_start
+begin = recognition_task.RecognitionTask.on_train_batch_start
 def die(task, batch, batch_idx):
     if task.global_step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     begin(task, batch, batch_idx)
-recognition.RecognitionTask.on_train_batch_start = die
+recognition_task.RecognitionTask.on_train_batch_start = die
 recipe, data, out = sys.argv[1:]
 recognition.train(load_recipe(recipe), Path(data), Path(out), save_every_steps=2, num_workers=2, show_progress=False)
 """
@@ -445,15 +443,16 @@ import os, signal, sys
 from pathlib import Path
 import torch
 import tada.recognition as recognition
+import tada.recognition_task as recognition_task
 from tada.cli import main
 
 torch.set_num_threads(1)
-begin = recognition.RecognitionTask.on_train_batch_start
+begin = recognition_task.RecognitionTask.on_train_batch_start
 def told(task, batch, batch_idx):
     if task.global_step == 3:
         os.killpg(os.getpid(), signal.SIGTERM)  # to all processes, as SLURM does: the workers too
     begin(task, batch, batch_idx)
-recognition.RecognitionTask.on_train_batch_start = told
+recognition_task.RecognitionTask.on_train_batch_start = told
 sys.exit(main(sys.argv[1:]))
 """
 

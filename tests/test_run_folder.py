@@ -13,7 +13,8 @@ import pytest
 from tada.cli import main
 from tada.errors import DataError, OptionError
 from tada.recipe import Recipe, recipe_yaml
-from tada.recognition import NonFiniteLossError, RecognitionTask, train
+from tada.recognition import train
+from tada.recognition_task import NonFiniteLossError, RecognitionTask
 
 
 @pytest.fixture

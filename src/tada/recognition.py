@@ -18,52 +18,40 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
 
 import lightning as L
-import numpy as np
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import (
     Augmentation,
-    Batch,
     ResumableBatches,
     ResumableLoader,
     TestVideos,
     TrainingClips,
-    ViewBatch,
     Views,
     test_loader,
 )
 from tada.data.known import KnownVideo, as_in_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
 from tada.data.table import Head, VideoTable, listed, with_splits
-from tada.errors import DataError, OptionError, UserError
+from tada.errors import DataError, OptionError
 from tada.interruption import tell_state
 from tada.intervals import interval_text
-from tada.loop import EpochLines, SameRun, UnreadableVideos, fit, make_trainer, scheduled
+from tada.loop import EpochLines, SameRun, UnreadableVideos, fit, make_trainer
 from tada.machine import Machine, check_num_workers, default_num_workers
 from tada.models import create_model
 from tada.models.initial import absolute_source, initialise, start_in_words
-from tada.models.parallel import checkpoint_blocks, shard, synchronise_batch_norms, whole_weights
+from tada.models.parallel import checkpoint_blocks, synchronise_batch_norms, whole_weights
 from tada.models.weights import ModelCard, save_weights
-from tada.ranks import gathered, leaving_together, on_any
+from tada.ranks import leaving_together
 from tada.recipe import Recipe, recipe_of_run, recipe_yaml, resumed
+from tada.recognition_task import About, RecognitionTask, ShardedRecognitionTask
 from tada.run_folder import (
-    NON_FINITE_FILE,
     begun,
     check_free,
     finished_metrics,
@@ -73,12 +61,7 @@ from tada.run_folder import (
 )
 from tada.schedule import epochs_between_tests, fitted, in_words
 from tada.speed import LoaderSpeed
-from tada.video.augment import draw_mixture
-from tada.video.transforms import flip_swaps, normalise, reverse_swaps
-
-
-class NonFiniteLossError(UserError):
-    """The loss is no number any more; the weights before the step are those of the last saved state."""
+from tada.video.transforms import flip_swaps, reverse_swaps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -319,174 +302,6 @@ def _check_divisible(recipe: Recipe, machine: Machine, world: int) -> None:
         raise OptionError("weights that are divided among devices (fsdp) are not averaged: use ddp, or no ema_decay")
     if machine.strategy == "fsdp" and recipe.precision == "fp64":
         raise OptionError("weights that are divided among devices (fsdp) are fp32 or bf16: choose ddp for fp64")
-
-
-class About(NamedTuple):
-    """What else a saved state tells of a run."""
-
-    trained_from: str
-    """As in ``ModelCard``."""
-    labels: tuple[str, ...]
-    """Names of the classes, in the order of the logits."""
-
-
-class RecognitionTask(L.LightningModule):
-    """The loss, its optimiser and what is measured on the way.
-
-    The network's logits are those of all heads side by side, [N, K]; the loss is the sum over the heads, as in the
-    released code (``BaseHeadx2``).
-    """
-
-    # Validation videos are dealt out to the processes; there may be fewer of them.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
-    def __init__(
-        self, model: nn.Module, recipe: Recipe, *, steps_per_epoch: int, head_sizes: Mapping[str, int]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.recipe = recipe
-        self.steps_per_epoch = steps_per_epoch
-        self.head_sizes = head_sizes
-        names = [f"val_{name}_top1" for name in head_sizes] if len(head_sizes) > 1 else ["val_top1"]
-        tops = {
-            name: MulticlassAccuracy(size, average="micro")
-            for name, size in zip(names, head_sizes.values(), strict=True)
-        }
-        self.val_tops = nn.ModuleDict(tops)
-        self.val_action_top1 = MeanMetric()
-        self.num_tested = 0
-        """Held-out videos that were read in the last test, over all processes."""
-        self.about = About("", ())
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["tada"] = {"trained_from": self.about.trained_from, "labels": list(self.about.labels)}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("tada")
-        if saved is None:  # of an earlier tada
-            return
-        if saved["labels"] != list(self.about.labels):
-            raise DataError(
-                "the classes of the data come in another order than those of the saved state: resume with the data in "
-                "the form (folder, CSV or published list) in which the run was started"
-            )
-        self.about = self.about._replace(trained_from=saved["trained_from"])
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout draws from the step's own seed: a resumed run draws what the uninterrupted one would have.
-        torch.manual_seed(hash((self.recipe.seed, self.current_epoch, batch_idx, self.global_rank)))
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        recipe = self.recipe
-        clips = self._normalised(batch.clips)
-        rng = np.random.default_rng((recipe.seed, self.current_epoch, batch_idx, 0))
-        mixture = draw_mixture(
-            mixup_alpha=recipe.mixup_alpha,
-            cutmix_alpha=recipe.cutmix_alpha,
-            cutmix_probability=recipe.cutmix_probability,
-            rng=rng,
-        )
-        targets = [
-            labels if mixture is None else mixture.targets(F.one_hot(labels, size).to(clips.dtype), clips)
-            for labels, size in zip(batch.labels.unbind(1), self.head_sizes.values(), strict=True)
-        ]
-        logits = self._heads(self.model(clips if mixture is None else mixture.clips(clips)))
-        losses = [
-            F.cross_entropy(of_head, target, label_smoothing=recipe.label_smoothing)
-            for of_head, target in zip(logits, targets, strict=True)
-        ]
-        loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-        self._check_finite(loss, batch, batch_idx)
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
-        return loss
-
-    def _check_finite(self, loss: Tensor, batch: Batch, batch_idx: int) -> None:
-        """Stop all processes before the step if the loss of one is no number; name its clips."""
-        fine = bool(torch.isfinite(loss))
-        if not on_any(not fine, self.device):
-            return
-        paths = gathered([] if fine else batch.paths)
-        value = gathered([] if fine else [loss.item()])[0]
-        more = f" and {len(paths) - 5} more, all in non_finite_batch.txt" if len(paths) > 5 else ""
-        if self.trainer.is_global_zero:
-            file = Path(self.trainer.default_root_dir) / NON_FINITE_FILE
-            file.write_text("\n".join(paths) + "\n", encoding="utf-8", errors="surrogateescape")
-        raise NonFiniteLossError(
-            f"the loss is {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
-            "learning_rate, or set clip_gradient_norm; the last saved state can be resumed. The batch's videos: "
-            f"{', '.join(paths[:5])}{more}"
-        )
-
-    def _normalised(self, clips: Tensor) -> Tensor:
-        return normalise(clips, dtype=torch.float64 if self.recipe.precision == "fp64" else torch.float32)
-
-    def _heads(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """[N, K] -> those of each head."""
-        return torch.split(logits, list(self.head_sizes.values()), dim=1)
-
-    def on_validation_start(self) -> None:
-        if self.trainer.world_size > 1 and not self.recipe.sync_batch_norm:
-            # Each device has had its own batch norms: those of the first are kept, so they are the ones to test.
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, src=0)
-
-    def on_validation_epoch_start(self) -> None:
-        self.num_tested = 0
-
-    def _tops(self) -> dict[str, MulticlassAccuracy]:
-        return cast(dict[str, MulticlassAccuracy], self.val_tops)
-
-    def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
-        if len(batch.labels):
-            self.num_tested += len(batch.labels)
-            logits = self._heads(self.model(self._normalised(batch.views[:, 0])))
-            right = torch.ones(len(batch.labels), dtype=torch.bool, device=self.device)
-            for metric, of_head, labels in zip(self._tops().values(), logits, batch.labels.unbind(1), strict=True):
-                metric.update(of_head, labels)
-                right &= of_head.argmax(1) == labels
-            self.val_action_top1.update(right.float())
-
-    def on_validation_epoch_end(self) -> None:
-        # Here and not in each step: the processes need not have the same number of batches.
-        self.num_tested = sum(gathered([self.num_tested]))
-        for name, metric in self._tops().items():
-            self.log(name, metric)
-        if len(self.head_sizes) > 1:
-            self.log("val_action_top1", self.val_action_top1)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        recipe = self.recipe
-        groups: list[dict[str, Any]] = []
-        for is_head in (False, True):
-            rate = recipe.peak_learning_rate * (recipe.head_learning_rate_factor if is_head else 1.0)
-            parameters = [p for name, p in self.model.named_parameters() if name.startswith("head.") == is_head]
-            decayed = [p for p in parameters if p.ndim > 1]
-            others = [p for p in parameters if p.ndim <= 1]  # norms and biases
-            groups.append({"params": decayed, "lr": rate, "weight_decay": recipe.weight_decay})
-            groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
-        optimizer: torch.optim.Optimizer
-        if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
-        else:
-            optimizer = torch.optim.AdamW(groups)
-        return scheduled(
-            optimizer,
-            steps_per_epoch=self.steps_per_epoch,
-            epochs=recipe.numbers.epochs,
-            warmup_epochs=recipe.numbers.warmup_epochs,
-            warmup_start=recipe.warmup_start,
-        )
-
-
-class ShardedRecognitionTask(RecognitionTask):
-    """The same with the network's weights divided among the devices."""
-
-    def configure_model(self) -> None:
-        mesh = self.device_mesh
-        assert mesh is not None
-        if not isinstance(self.model, FSDPModule):
-            shard(self.model, mesh["data_parallel"])
 
 
 def _of_same_run(recipe: Recipe, out: Path) -> Recipe:

@@ -21,7 +21,7 @@ from tada.localization.localizer import results_of
 from tada.localization.metrics import detection_map
 from tada.localization.recipe import LocalizationRecipe
 from tada.loop import scheduled
-from tada.recognition import NonFiniteLossError
+from tada.recognition_task import NonFiniteLossError
 
 
 class TrainingSamples(Dataset[Sample]):

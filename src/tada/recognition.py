@@ -52,7 +52,9 @@ from tada.data.known import KnownVideo, as_in_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
 from tada.data.table import Head, VideoTable, listed, with_splits
 from tada.errors import DataError, OptionError, UserError
+from tada.files import write_whole
 from tada.intervals import interval_text
+from tada.locks import holds
 from tada.loop import EpochLines, SameRun, UnreadableVideos, fit, make_trainer, scheduled
 from tada.machine import Machine, check_num_workers, default_num_workers
 from tada.models import create_model
@@ -92,6 +94,7 @@ class TrainingResult:
     """Wall time of the training loop."""
 
 
+@holds("out")
 def train(
     recipe: Recipe,
     data: Path | VideoTable,
@@ -125,6 +128,7 @@ def train(
 
     Raises:
         UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
+        OutputError: the folder cannot be written, or another process writes into it.
     """
     if not 0 <= val_fraction < 1:
         raise OptionError(f"val_fraction must be 0 or more and less than 1, not {val_fraction:g}")
@@ -409,7 +413,7 @@ class RecognitionTask(L.LightningModule):
         more = f" and {len(paths) - 5} more, all in non_finite_batch.txt" if len(paths) > 5 else ""
         if self.trainer.is_global_zero:
             file = Path(self.trainer.default_root_dir) / NON_FINITE_FILE
-            file.write_text("\n".join(paths) + "\n", encoding="utf-8", errors="surrogateescape")
+            write_whole(file, ("\n".join(paths) + "\n").encode(errors="surrogateescape"))
         raise NonFiniteLossError(
             f"the loss is {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
             "learning_rate, or set clip_gradient_norm; the last saved state can be resumed. The batch's videos: "

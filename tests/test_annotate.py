@@ -339,6 +339,6 @@ def test_localize_saves_videos(
     assert sorted(file.name for file in Path("out").iterdir()) == ["good.mp4", "silent.mp4"]
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("tada: out/silent.mp4: the sound of 'silent.mkv' (mp3")
-    assert lines[1].startswith("tada: not localized: out/bad.mp4 was not written: 'bad.ts'")
+    assert lines[1].startswith("tada: not drawn: out/bad.mp4 was not written: 'bad.ts'")
     assert main(["localize", "good.mp4", "--model", "run", "--stream", "--save-video", "out"]) == 2
     assert "--save-video is for finished videos" in capsys.readouterr().err

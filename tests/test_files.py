@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
+import re
+import resource
+import tempfile
 import unicodedata
 from pathlib import Path
 
 import pytest
+import torch
 
-from tada.files import distinct_names, whole_file, write_whole
+from killed import killed_in_a_write
+from tada.errors import OutputError
+from tada.files import distinct_names, is_part, scratch_folder, try_file, try_folder, whole_file, write_whole
 
 
 def test_a_file_is_replaced_when_all_is_written(tmp_path: Path) -> None:
@@ -24,19 +31,105 @@ def test_a_file_is_replaced_when_all_is_written(tmp_path: Path) -> None:
     assert file.read_bytes() == b"newer"
 
 
-def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def failing(file: Path, error: Exception) -> None:
+    """Begin to write a file, and fail."""
+    with whole_file(file) as part:
+        part.write_text("ne")
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room, and give the same command"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
+        (OSError(errno.EFBIG, "File too large"), "it is larger than the system lets a file be"),
+        (OSError(errno.EROFS, "Read-only file system"), "the file system is read-only; give another place"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error; give another place"),
+        (OSError("what a library says"), "what a library says; give another place"),
+    ],
+)
+def test_what_fails_leaves_the_old_file_and_nothing_else(error: OSError, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
-
-    def fail() -> None:
-        with whole_file(file) as part:
-            part.write_text("ne")
-            raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="the disk is full"):
-        fail()
+    with pytest.raises(OutputError, match=rf"a\.txt' cannot be written: {re.escape(reason)}"):
+        failing(file, error)
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_errors_of_other_files_and_our_own_faults_stay_what_they_are(tmp_path: Path) -> None:
+    """Such as a video that is read while its copy is written."""
+    for error in (FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere/a.mp4"), ValueError("a fault of ours")):
+        with pytest.raises(type(error)) as told:
+            failing(tmp_path / "a.txt", error)
+        assert told.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_says_why_it_cannot_write(tmp_path: Path) -> None:
+    """It raises a RuntimeError about positions in a file; a disk that is full is found behind it."""
+
+    def save() -> None:
+        with whole_file(tmp_path / "a.pt") as part, part.open("wb") as file:
+            torch.save(torch.zeros(10**5), file)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**4, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"a\.pt' cannot be written: it is larger than the system lets a file be"):
+            save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
+    write_whole(tmp_path / ("n" * 255), b"x")
+    assert (tmp_path / ("n" * 255)).read_bytes() == b"x"
+    with pytest.raises(OutputError, match="its name is too long for the file system; give a shorter one"):
+        write_whole(tmp_path / ("n" * 256), b"x")
+
+
+def test_what_a_killed_process_left_is_removed_and_what_others_write_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = killed_in_a_write(tmp_path / "a.txt")
+    ours, others = left.replace(left.split("-")[1], str(os.getppid())), left.replace(left[1:9], "01234567")
+    for name in (ours, others, "mine.part", ".mine.part"):
+        (tmp_path / name).touch()
+    write_whole(tmp_path / "b.txt", b"x")
+    assert {path.name for path in tmp_path.iterdir()} == {"b.txt", ours, others, "mine.part", ".mine.part"}
+    assert is_part(ours)
+    assert not is_part(".mine.part")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / left).mkdir()
+    (tmp_path / left / "model.onnx").touch()
+    with scratch_folder() as folder:
+        assert folder.parent == tmp_path
+        assert not (tmp_path / left).exists()
+    assert not folder.exists()
+
+
+def test_trying_leaves_nothing(tmp_path: Path) -> None:
+    try_folder(tmp_path / "a" / "b")
+    try_folder(tmp_path)
+    try_file(tmp_path / "a" / "b.txt")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "b.txt").write_text("mine")
+    try_file(tmp_path / "b.txt")
+    assert (tmp_path / "b.txt").read_text() == "mine"
+    with pytest.raises(OutputError, match=r"b\.txt' cannot be written: a file has the name of the folder"):
+        try_folder(tmp_path / "b.txt")
+    with pytest.raises(OutputError, match=r"cannot be written: .*b\.txt' is a file, no folder; give another place"):
+        try_file(tmp_path / "b.txt" / "c" / "d.txt")
+    with pytest.raises(OutputError, match="cannot be written: it is a folder; give a name in it"):
+        try_file(tmp_path)
+    with pytest.raises(OutputError, match="cannot be written: nothing can be made in '/proc'; give another place"):
+        try_folder(Path("/proc/x/y"))
+    with pytest.raises(OutputError, match="its name is too long"):
+        try_file(tmp_path / ("n" * 256))
+    assert [path.name for path in tmp_path.iterdir()] == ["b.txt"]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from drawn_videos import draw_plain, draw_rotated, draw_variable_rate, draw_webm, read_stamps, truncate
+from killed import killed_in_a_write
 from tada.cli import main
 from tada.data import prepare as module
 from tada.data.annotations import read_dataset
@@ -111,11 +112,13 @@ def test_only_what_is_new_or_changed_is_copied_again(data: Path, tmp_path: Path)
     out = tmp_path / "out"
     assert prepared(tmp_path / "data", out).num_new == 4
     before = hashes(out / "videos")
-    (out / "videos" / "x" / ".0123456789abcdef.part").write_bytes(b"left by a writer that was killed")
+    left = out / "videos" / "x" / killed_in_a_write(out / "videos" / "x" / "long.mp4")
+    assert left.exists()
     manifest = out / "manifest.jsonl"
     manifest.write_bytes(manifest.read_bytes()[:-9])  # and its line in the manifest was cut off
     assert prepared(tmp_path / "data", out).num_new == 1
     assert hashes(out / "videos") == before
+    assert not left.exists()
     draw_plain(tmp_path / "data" / "x" / "long.mp4", 20, width=192, height=144)
     (out / "videos" / "y" / "ntsc.mp4").unlink()
     assert prepared(tmp_path / "data", out).num_new == 2
@@ -216,10 +219,11 @@ def test_a_full_disk_leaves_what_was_there(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepared(data, out)
     before = hashes(out / "videos")
-    os.utime(data / "x" / "uneven.mkv")  # is to be copied anew
+    os.utime(data / "x" / "long.mp4")  # is to be copied anew
+    assert (out / "videos" / "x" / "long.mp4").stat().st_size > 5000
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 
     options = ["--short-side", "48", "--keyframe-interval", "8", "--num-workers", "1"]
     done = subprocess.run(
@@ -229,10 +233,10 @@ def test_a_full_disk_leaves_what_was_there(data: Path, tmp_path: Path) -> None:
         preexec_fn=limit,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"},
     )
-    assert done.returncode == 2, done.stderr
-    assert (
-        "uneven.mp4' cannot be written: the disk is full, or the file larger than allowed; 3 of 4 files" in done.stderr
-    )
+    assert done.returncode == 1, done.stderr
+    assert "long.mp4' cannot be written: it is larger than the system lets a file be" in done.stderr
+    assert "3 of 4 files are done, the same command goes on with them" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert hashes(out / "videos") == before
     assert prepared(data, out).num_new == 1
 

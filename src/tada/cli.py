@@ -1,12 +1,14 @@
 """The command line: reads arguments, calls the library, prints what came of it.
 
-Exit codes: 0 done; 1 done in part (some videos could not be read, something is missing); 2 a mistake in what was
-asked, said in one line; 130 interrupted (Ctrl-C); 143 told to end by SIGTERM, 129 because the terminal was closed.
+Exit codes: 0 done; 1 done in part (some videos could not be read, something is missing), or a file could not be read or
+written, said in one line; 2 a mistake in what was asked, said in one line; 130 interrupted (Ctrl-C); 143 told to end by
+SIGTERM, 129 because the terminal was closed. A traceback is a fault of ours.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,11 +17,12 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
-from tada.errors import UserError
+from tada.errors import OutputError, UserError
 from tada.interruption import end, say_last_words, told, watching, way_on
 from tada.machine import is_first_process
 from tada.mistakes import Typed, check_dashes, in_arguments, in_words_typed, no_such_option, unknown_command
 from tada.recipe import RECIPE_FILE
+from tada.terminal import accept_all_names, printable
 
 COMMANDS: dict[str, Command] = {
     **recognition.COMMANDS,
@@ -32,6 +35,7 @@ COMMANDS: dict[str, Command] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code says how it went."""
+    accept_all_names()
     with watching():
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)
@@ -44,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     typed: Typed | None = None
+    code = 2
     try:
         parser, of_command = _parsers()
         words = _normalised(arguments, of_command) if arguments else ["--help"]
@@ -51,20 +56,42 @@ def _run(arguments: Sequence[str]) -> int:
             typed = _typed(words, of_command)
         parsed = parser.parse_args(words)
         run = COMMANDS[parsed.command][1]
-        return run(parsed[parsed.command])
+        code = run(parsed[parsed.command])
+        print(end="", flush=True)  # here, where the disk may be full
+        return code
     except ArgumentError as error:
         message = in_arguments(error, typed, of_command) if typed else no_such_option(error)
     except UserError as error:
         if told() is not None:
             raise
+        code = 1 if isinstance(error, OutputError) else 2
         message = in_words_typed(str(error), typed) if typed else str(error)
         message = "; ".join(filter(None, (message, way_on())))
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         sys.stdout = None  # nothing is left to flush
         return 0
+    except OSError as error:
+        if told() is not None:
+            raise
+        message, code = _of_the_machine(error), 1
     if is_first_process():  # the others meet the same mistake
-        print(f"tada: {message}", file=sys.stderr)
-    return 2
+        print(f"tada: {printable(message)}", file=sys.stderr)
+    return code
+
+
+def _of_the_machine(error: OSError) -> str:
+    """An error of a file or a connection, in a line: no code of ours could have avoided it."""
+    reason = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if error.filename is not None:
+        return f"{error.filename!r}: {reason}"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    if error.errno is not None and sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            sys.stdout = None  # nor can the rest be written at the end
+            return f"standard output cannot be written: {reason}"
+    return f"{reason} ({Path(where.filename).name}, line {where.lineno})"
 
 
 def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:

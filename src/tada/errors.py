@@ -1,8 +1,8 @@
 """Errors a user can cause and mend: each says what was wrong, the rule it breaks and the way out.
 
-The command line prints such an error as it stands, without a traceback, and exits with code 2. Everything
-else that is raised is a fault of ours. An error may cross from a worker process, so each can be rebuilt from
-its message alone.
+The command line prints such an error as it stands, without a traceback, and exits with code 2 (1 where output cannot be
+written). Everything else that is raised is a fault of ours, but for an OSError, which is the machine's. An error may
+cross from a worker process, so each can be rebuilt from its message alone.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """Weights or a run directory that are damaged, incomplete or meant for something else."""
+
+
+class OutputError(UserError):
+    """A file or folder that cannot be written: rights, a full disk, something in its place, another process in it."""
 
 
 class WorkerLostError(UserError):

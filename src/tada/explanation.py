@@ -159,7 +159,6 @@ class Explanation:
 
     def plot(self, picture: str | Path) -> None:
         """Draw the frames with the heat over them, as a PNG file."""
-        Path(picture).parent.mkdir(parents=True, exist_ok=True)
         title = f"{Path(self.path).name}: {self.label} {self.score:.2f}"
         save_heat(self.frames, self.overlay(), self.times_seconds, Path(picture), title=title)
 
@@ -178,7 +177,6 @@ class Explanation:
         if layer is not None and layer not in self.calibrations:
             raise UnknownNameError.of("calibrated layer", layer, self.calibrations)
         shown = layer or max(self.calibrations, key=lambda name: float(_change(self.calibrations[name])))
-        Path(picture).parent.mkdir(parents=True, exist_ok=True)
         top, left, high, wide = (round(pixels) for pixels in self.crop)
         save_calibration(
             self.frames[:, top : top + high, left : left + wide],

@@ -21,7 +21,6 @@ from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from shutil import rmtree
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -36,9 +35,10 @@ from tada.data.splits import MOST_PARTS
 from tada.data.table import VideoTable
 from tada.errors import DataError, OptionError, VideoError
 from tada.evaluation import choose_videos, evaluate
-from tada.files import write_whole
+from tada.files import scratch_folder, write_whole
 from tada.interruption import last_chance
 from tada.loading import load
+from tada.locks import holds_file
 from tada.models.exported import (
     CARD_ENTRY,
     INPUT,
@@ -90,6 +90,7 @@ class Exported:
     """What they cost, where they were asked for."""
 
 
+@holds_file("out")
 def export(
     run: str | PathLike[str],
     out: Path,
@@ -97,6 +98,7 @@ def export(
     int8: Path | VideoTable | None = None,
     calibration_clips: int = 128,
     num_workers: int | None = None,
+    overwrite: bool = False,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Exported:
@@ -104,14 +106,16 @@ def export(
 
     Args:
         run: what ``tada.load`` takes.
-        out: OUT.onnx, for ONNX Runtime and others; or OUT.pt2, for ``torch.export.load``. A file there is replaced.
+        out: OUT.onnx, for ONNX Runtime and others; or OUT.pt2, for ``torch.export.load``.
         int8: labelled videos, or what ``read_dataset`` takes: compute in 8-bit integers. Accuracy is measured on those
             that ``evaluate`` would choose, the ranges come from others.
         calibration_clips: clips that the ranges are taken from, one of each video, spread over all.
         num_workers: processes that decode, as in ``evaluate``.
+        overwrite: replace a file that is there.
 
     Raises:
-        OptionError: another kind of file, a model that cannot be exported, or a package is missing.
+        OptionError: another kind of file, one that is there, a model that cannot be exported, or a package is missing.
+        OutputError: ``out`` cannot be written, or another process is about to.
         CheckpointError: the run holds no model, or a damaged one.
         DataError: ``int8`` does not fit the model, or none of it can be read.
         RuntimeError: what was written does not compute what the network does: a fault of ours. ``out`` is as it was.
@@ -124,6 +128,8 @@ def export(
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
     if missing and suffix == ONNX_SUFFIX:
         raise OptionError(f"{str(out)!r}: ONNX needs {', '.join(missing)}: pip install 'tada-video[export]'")
+    if out.exists() and not overwrite:
+        raise OptionError(f"{str(out)!r} is there already: give another name, or replace it with --overwrite")
     recognizer = load(run, device="cpu")
     if not isinstance(recognizer, Recognizer):
         raise OptionError(f"{str(run)!r} is a localizer; export the recognizer whose features it reads")
@@ -136,8 +142,8 @@ def export(
         calibration = _calibration_videos(table, tested, calibration_clips, say)
     splits = _splits_text(Path(run), say)
     loss: Int8Loss | None = None
-    with TemporaryDirectory(prefix="tada_export_") as folder, last_chance(lambda: rmtree(folder)):
-        file = Path(folder) / f"float32{suffix}"
+    with scratch_folder() as folder, last_chance(lambda: rmtree(folder)):
+        file = folder / f"float32{suffix}"
         exported = _write(recognizer, file, splits)
         difference = largest_difference(recognizer.model, exported, recognizer.clip)
         if not difference <= TOLERANCE:  # nor nan
@@ -149,7 +155,6 @@ def export(
             loss = _loss(evaluate(Path(run), tested, device="cpu", **options), evaluate(file, tested, **options))
             _write_card(file, recognizer, splits, int8=asdict(loss))
         data = file.read_bytes()
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, data)
     return Exported(file=out, num_bytes=len(data), difference=difference, int8=loss)
 

@@ -1,19 +1,33 @@
-"""Files as they are written: whole or not at all, and under names that tell them apart."""
+"""Files as they are written: whole or not at all, tried before long work, and under names that tell them apart.
+
+Where a file cannot be written, ``OutputError`` names it, says why and what to do.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import secrets
 import shutil
+import socket
+import sys
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
+
+from tada.errors import OptionError, OutputError
 
 PathT = TypeVar("PathT", str, Path)
 
 _NAME_BYTES = 200  # file systems take 255, ours and an ending together
+_PROBE_BYTES = 4096  # a block of most file systems: less may fit into one that is full
+
+# -- files that are whole ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -21,20 +35,32 @@ def whole_file(file: Path) -> Iterator[Path]:
     """Give a path to write to in place of ``file``.
 
     When the block ends well, what was written becomes ``file`` at once: a reader meets the old file or the new one.
-    When it does not, ``file`` is as it was, and nothing is left.
+    When it does not, ``file`` is as it was, and nothing is left. A process that is killed leaves its part; the next
+    that writes into the folder removes it.
+
+    Raises:
+        OutputError: it cannot be written.
     """
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    if os.path.abspath(file.parent) not in _cleaned:
+        remove_dead_parts(file.parent)
+    part = _part_of(file)
     try:
-        yield part
-        with part.open("rb") as written:
-            os.fsync(written.fileno())  # or a crash of the machine could leave the new name with old content
-        part.replace(file)
+        with writing(file, part):
+            yield part
+            with part.open("rb") as written:
+                os.fsync(written.fileno())  # or a crash of the machine could leave the new name with old content
+            part.replace(file)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Write a small file, whole or not at all."""
+    """Write a small file, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     with whole_file(file) as part:
         part.write_bytes(data)
 
@@ -45,19 +71,221 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     When the block ends well, it becomes ``folder``, in place of one that was there. When it does not, ``folder`` is as
     it was, and nothing is left.
+
+    Raises:
+        OutputError: it cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    old = part.with_suffix(".old")
-    part.mkdir()
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.abspath(folder.parent) not in _cleaned:
+        remove_dead_parts(folder.parent)
+    part, old = _part_of(folder), _part_of(folder)
     try:
-        yield part
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
+        with writing(folder, part, old):
+            part.mkdir()
+            yield part
+            if folder.exists():
+                folder.rename(old)
+            part.rename(folder)
     finally:
         for left in (part, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_PART = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part")
+_cleaned: set[str] = set()
+
+
+def _part_of(file: Path) -> Path:
+    """What is written in place of ``file``: not its name with an ending, which may be as long as names may be."""
+    return file.with_name(f".{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.part")
+
+
+def is_part(name: str) -> bool:
+    """Whether a file of this name is one that ``whole_file`` has not put in its place yet."""
+    return _PART.fullmatch(name) is not None
+
+
+def remove_dead_parts(folder: Path) -> None:
+    """Remove what processes of this machine that were killed have left of files in a folder."""
+    place = os.path.abspath(folder)
+    _cleaned.add(place)
+    with suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            match = _PART.fullmatch(entry.name)
+            if match and match[1] == _HOST and not is_alive(int(match[2])):
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        shutil.rmtree(entry.path)
+                    else:
+                        os.unlink(entry.path)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Give a folder of the system for temporary files. One that a killed process has left goes with the next."""
+    place = Path(tempfile.gettempdir())
+    remove_dead_parts(place)
+    folder = _part_of(place / "scratch")
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs, as far as can be told."""
+    if sys.platform == "win32":
+        return True  # signal 0, which asks elsewhere, is Ctrl-C there
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OverflowError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+# -- whether they can be written --------------------------------------------------------------------------------------
+
+
+def try_folder(folder: Path) -> None:
+    """Make sure, before long work, that files can be written into a folder. Nothing is left of the try.
+
+    Raises:
+        OutputError: they cannot.
+    """
+    with made_folder(folder):
+        probe = _part_of(folder / "probe")
+        try:
+            with writing(folder, probe):
+                probe.write_bytes(bytes(_PROBE_BYTES))
+                with probe.open("rb") as written:
+                    os.fsync(written.fileno())
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+
+def try_file(file: Path) -> None:
+    """Make sure, before long work, that a file can be written. Nothing is left of the try.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    with writing(file):  # a name that is too long, or below a file
+        if file.is_dir():
+            raise OutputError(f"{str(file)!r} cannot be written: it is a folder; give a name in it")
+    try_folder(file.parent)
+
+
+def check_not_there(folder: Path, names: Iterable[str], *, overwrite: bool) -> None:
+    """Make sure that no report is lost by writing another into its folder.
+
+    Args:
+        names: of the report's files, as patterns.
+
+    Raises:
+        OptionError: one is there, and may not be replaced.
+    """
+    there = () if overwrite else (file for name in names for file in sorted(folder.glob(name)))
+    if (file := next(iter(there), None)) is not None:
+        raise OptionError(
+            f"{str(folder)!r} holds a report ({file.name}): give another folder with --out, or replace it with "
+            "--overwrite"
+        )
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder, with those above it, and remove those that were made and are empty when the block ends.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    made: list[Path] = []
+    above = Path(os.path.abspath(folder))
+    while not os.path.lexists(above) and above != above.parent:
+        made.append(above)
+        above = above.parent
+    try:
+        with writing(folder):
+            os.makedirs(folder, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # from the first that is not empty on
+            for empty in made:
+                empty.rmdir()
+
+
+@contextmanager
+def writing(target: Path, *parts: Path) -> Iterator[None]:
+    """Tell of an OSError in the block as ``OutputError``: the file or folder ``target`` cannot be written.
+
+    An error that names a file outside of ``target`` passes as it is.
+
+    Args:
+        parts: files that stand for ``target`` while it is written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save tells of the OSError of its file as a RuntimeError.
+        fault = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(fault, OSError) or not _is_about(fault, (target, *parts)):
+            raise
+        name = fault.filename or ""
+        is_part = not name or Path(os.fsdecode(name).removeprefix("file:")).name in {part.name for part in parts}
+        raise OutputError(cannot_be_written(target if is_part else Path(os.fsdecode(name)), fault)) from error
+
+
+def _is_about(fault: OSError, places: Iterable[Path]) -> bool:
+    if isinstance(fault, BrokenPipeError | ConnectionError | TimeoutError):
+        return False
+    if fault.filename is None:
+        return True
+    if isinstance(fault.filename, int):
+        return False
+    file = Path(os.path.abspath(os.fsdecode(fault.filename).removeprefix("file:")))  # as FFmpeg is given it
+    return any(file.is_relative_to(place) or place.is_relative_to(file) for place in map(Path.absolute, places))
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def cannot_be_written(place: Path, fault: OSError) -> str:
+    """What is wrong with a file or folder, and the way out."""
+    above = next((folder for folder in place.absolute().parents if os.path.lexists(folder)), None)
+    if fault.errno in _FULL:
+        reason = "the disk is full; make room, and give the same command again"
+    elif fault.errno == errno.EFBIG:
+        reason = "it is larger than the system lets a file be (ulimit -f); raise the limit, or give another place"
+    elif fault.errno == errno.EROFS:
+        reason = "the file system is read-only; give another place"
+    elif fault.errno in (errno.EACCES, errno.EPERM):
+        reason = "there are no rights to write there; give another place, or change the rights"
+    elif fault.errno in (errno.EEXIST, errno.ENOTDIR) and os.path.lexists(place):
+        reason = "a file has the name of the folder; give another name"
+    elif fault.errno == errno.ENOTDIR and above is not None:
+        reason = f"{str(above)!r} is a file, no folder; give another place"
+    elif fault.errno == errno.EISDIR:
+        reason = "it is a folder; give the name of a file"
+    elif fault.errno == errno.ENAMETOOLONG:
+        reason = "its name is too long for the file system; give a shorter one"
+    elif fault.errno == errno.ENOENT and above != place.absolute().parent:
+        reason = f"its folder is not there any more, only {str(above)!r} is"
+    elif fault.errno == errno.ENOENT:
+        reason = f"nothing can be made in {str(above)!r}; give another place"
+    else:
+        reason = f"{fault.strerror or fault}; give another place"
+    return f"{str(place)!r} cannot be written: {reason}"
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
 
 
 def distinct_names(paths: Iterable[PathT]) -> dict[PathT, str]:
@@ -86,7 +314,7 @@ def distinct_names(paths: Iterable[PathT]) -> dict[PathT, str]:
     # A name that is the file's own comes before those that were joined, so that it stays as it is.
     taken: set[str] = set()
     for file in sorted(names, key=lambda file: (names[file] != Path(file).stem, file)):
-        name = _short(names[file])
+        name = short_name(names[file])
         number = 1
         while _same(f"{name}_{number}" if number > 1 else name) in taken:
             number += 1
@@ -108,7 +336,7 @@ def _same(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A joined name may be longer than a file's name can be: then its head, and a hash in place of the rest."""
     data = os.fsencode(name)
     if len(data) <= _NAME_BYTES:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from tada.data.clips import Batch, Unreadable, ViewBatch
 from tada.data.loader import VideoLoader, closing
 from tada.errors import DataError, OptionError
+from tada.files import whole_file
 from tada.interruption import DEFERRED_SECONDS, deferring, tell_state
 from tada.machine import Machine, Processes
 from tada.ranks import gathered, on_any
@@ -238,7 +239,10 @@ class UnreadableVideos(Callback):
     def write(self, path: Path) -> None:
         """Write the list, where there is one."""
         if self.found:
-            with path.open("w", newline="", encoding="utf-8") as file:
+            with (
+                whole_file(path) as part,
+                part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+            ):
                 csv.writer(file).writerows([("path", "reason"), *self.found.items()])
 
 

@@ -1,4 +1,7 @@
-"""Pictures of results, as PNG files. Matplotlib is loaded when the first is drawn."""
+"""Pictures of results, as PNG files. Matplotlib is loaded when the first is drawn.
+
+Names of classes that no font of the machine can draw are numbers there; NAME.classes.txt beside NAME.png says whose.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tada.files import whole_file, write_whole, writing
+from tada.fonts import lettering, title_lettering
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,21 +28,26 @@ def save_confusion_matrix(confusion: NDArray[np.int64], labels: Sequence[str], p
     """
     k = len(labels)
     named = k <= 40
-    side = min(4 + 0.45 * k, 24) if named else 14.0
+    names = lettering(labels if named else ())
+    side = min(4 + 0.45 * k + 0.05 * max(map(len, names.shown), default=0), 24) if named else 14.0
     figure = _figure(side + 1, side)
     axes = figure.subplots()
     counts = confusion.sum(1, keepdims=True)
     parts = confusion / np.maximum(counts, 1)
     image = axes.imshow(parts, vmin=0, vmax=1, cmap="Blues")
     figure.colorbar(image, ax=axes, fraction=0.04, label="part of the class's videos")
-    axes.set(xlabel="predicted", ylabel="true", title=f"{int(np.trace(confusion))} of {int(counts.sum())} right")
+    axes.set(
+        xlabel=_with_note("predicted", names.legend),
+        ylabel="true",
+        title=f"{int(np.trace(confusion))} of {int(counts.sum())} right",
+    )
     if named:
-        axes.set_xticks(range(k), labels, rotation=45, ha="right")
-        axes.set_yticks(range(k), labels)
+        axes.set_xticks(range(k), names.shown, rotation=45, ha="right", **names.style)
+        axes.set_yticks(range(k), names.shown, **names.style)
         for i, j in zip(*np.nonzero(confusion), strict=True):
             colour = "white" if parts[i, j] > 0.5 else "black"
             axes.text(j, i, str(confusion[i, j]), ha="center", va="center", color=colour, fontsize=8)
-    figure.savefig(path, dpi=110)
+    _save(figure, path, names.legend)
 
 
 def save_prediction(
@@ -63,16 +74,15 @@ def save_prediction(
         axes.set_title(f"{times_seconds[i]:.2f} s", fontsize=9)
         axes.axis("off")
     axes = figure.add_subplot(rows[1, :])
-    labels = [label for label, _ in scores]
+    names = lettering([label for label, _ in scores])
     bars = axes.barh(range(len(scores)), [score for _, score in scores], color="#3273a8")
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set_yticks(range(len(scores)), labels)
+    axes.set_yticks(range(len(scores)), names.shown, **names.style)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.1), xlabel="probability")
+    axes.set(xlim=(0, 1.1), xlabel=_with_note("probability", names.legend))
     axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    _set_title(figure, title)
+    _save(figure, path, names.legend)
 
 
 def save_timeline(
@@ -91,6 +101,7 @@ def save_timeline(
             score is how dark they are. A class's kinds stand below each other.
     """
     labels = sorted({label for segments in rows.values() for _, _, label, _ in segments})
+    names = lettering(labels)
     height = 0.32 * max(len(labels) * len(rows), 1)
     figure = _figure(14, 1.9 + height + 1.0)
     grid = figure.add_gridspec(2, len(frames), height_ratios=[1.5, height + 0.4])
@@ -110,14 +121,15 @@ def save_timeline(
             )
             box.set_gid(f"{name} {label}")
         axes.barh([0], [0], color=colour, label=name)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlim=(0, duration_seconds), ylim=(max(len(labels), 1) - 0.5, -0.5), xlabel="seconds")
+    axes.set_yticks(range(len(labels)), names.shown, **names.style)
+    axes.set(
+        xlim=(0, duration_seconds), ylim=(max(len(labels), 1) - 0.5, -0.5), xlabel=_with_note("seconds", names.legend)
+    )
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(rows), frameon=False)
-    if title:
-        figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    _set_title(figure, title)
+    _save(figure, path, names.legend)
 
 
 def save_heat(
@@ -159,9 +171,8 @@ def save_heat(
     scale = ScalarMappable(Normalize(0, 1), "turbo")
     label = "what speaks for the class; 1 where most does"
     figure.colorbar(scale, cax=figure.add_subplot(grid[1, 1]), orientation="horizontal", label=label)
-    if title:
-        figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    _set_title(figure, title)
+    _save(figure, path)
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -201,7 +212,7 @@ def save_calibration(
     top.axis("off")
     rows = np.stack([_at_frames(strength, t) for strength in strengths.values()])
     image = middle.imshow(rows, aspect="auto", cmap="magma", vmin=0, extent=(0, t, len(rows), 0), interpolation="none")
-    middle.set_yticks(np.arange(len(rows)) + 0.5, list(strengths), fontsize=8)
+    middle.set_yticks(np.arange(len(rows)) + 0.5, list(strengths), fontsize=8, parse_math=False)
     figure.colorbar(image, ax=middle, label="RMS of alpha - 1", fraction=0.03)
     most = max(float(np.abs(deviations).max()), 1e-6)
     image = bottom.imshow(
@@ -213,14 +224,14 @@ def save_calibration(
         extent=(0, t, deviations.shape[1], 0),
         interpolation="none",
     )
-    bottom.set(ylabel="channel", title=layer)
+    bottom.set_ylabel("channel")
+    bottom.set_title(layer, parse_math=False)
     figure.colorbar(image, ax=bottom, label="alpha - 1", fraction=0.03)
     for axes in (middle, bottom):
         axes.set_xticks([i + 0.5 for i in shown], [f"{times_seconds[i]:.2f}" for i in shown], fontsize=8)
     bottom.set_xlabel("seconds")
-    if title:
-        figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    _set_title(figure, title)
+    _save(figure, path)
 
 
 def _at_frames(values: NDArray[np.floating], num_frames: int) -> NDArray[np.floating]:
@@ -238,17 +249,19 @@ def save_comparison(per_class: Mapping[str, Mapping[str, float]], path: Path, *,
     """
     models = list(per_class)
     labels = list(per_class[models[0]])
+    names = lettering(labels)
     figure = _figure(2 + 1.1 * len(labels), 4)
     axes = figure.subplots()
     width = 0.8 / len(models)
     for i, model in enumerate(models):
         places = np.arange(len(labels)) - 0.4 + (i + 0.5) * width
         axes.bar(places, [per_class[model][label] for label in labels], width, label=model)
-    axes.set_xticks(range(len(labels)), labels, rotation=20)
-    axes.set(ylim=(0, 1.05), ylabel="top-1 accuracy", title=title)
+    axes.set_xticks(range(len(labels)), names.shown, rotation=20, ha="right", **names.style)
+    axes.set(ylim=(0, 1.05), ylabel="top-1 accuracy", xlabel=_with_note("", names.legend))
+    _set_title(figure, title)
     figure.legend(loc="outside lower center", ncols=len(models), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    _save(figure, path, names.legend)
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
@@ -256,3 +269,41 @@ def _figure(width_inches: float, height_inches: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
+
+
+def _set_title(figure: Figure, title: str) -> None:
+    if title:
+        text, style = title_lettering(title)
+        figure.suptitle(text, **style)
+
+
+def _with_note(label: str, legend: Mapping[str, str]) -> str:
+    """What an axis is of, and where the names are that are numbers."""
+    if not legend:
+        return label
+    numbers = ", ".join([*list(legend)[:3], *(["..."] if len(legend) > 3 else [])])
+    return f"{label}\n({numbers}: see the .classes.txt beside this picture)"
+
+
+_MARK = b"Software\0tada"
+
+
+def _save(figure: Figure, path: Path, legend: Mapping[str, str] | None = None) -> None:
+    """Write a picture, and beside it the names that are numbers in it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if legend:
+        lines = "".join(f"{number}\t{name}\n" for number, name in legend.items())
+        write_whole(path.with_suffix(".classes.txt"), lines.encode())
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=110, format="png", metadata={"Software": "tada"})
+
+
+def is_ours(picture: Path) -> bool:
+    """Whether a file is a picture that was drawn here."""
+    with picture.open("rb") as file:
+        return _MARK in file.read(4096)

@@ -158,7 +158,6 @@ class Prediction:
             times = reader.times_seconds
             indices = sorted({int(i) for i in np.linspace(0, len(times) - 1, num_frames)})
             frames = reader.frames(indices, shrink=partial(shrink_to, short_side=256))
-        picture.parent.mkdir(parents=True, exist_ok=True)
         title = Path(self.path).name
         save_prediction(frames, [float(times[i]) for i in indices], self.top(count), picture, title=title)
 

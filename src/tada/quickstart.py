@@ -20,6 +20,8 @@ import torch
 from tada.data.motion import MOTIONS, write_motion_videos
 from tada.errors import OptionError
 from tada.evaluation import evaluate
+from tada.files import write_whole
+from tada.locks import holds, is_used
 from tada.plots import save_comparison
 from tada.predict import load
 from tada.recipe import load_recipe
@@ -29,6 +31,7 @@ MODELS = {"tada2d": "tada2d_tiny", "tsn": "tsn_tiny"}
 """The network and its twin that averages frames, by their names in the result."""
 
 
+@holds("out")
 def quickstart(
     out: Path,
     *,
@@ -51,8 +54,9 @@ def quickstart(
 
     Raises:
         OptionError: ``out`` is not empty.
+        OutputError: it cannot be written, or another process writes into it.
     """
-    if out.exists() and any(out.iterdir()):
+    if is_used(out):
         raise OptionError(f"{out} is not empty: choose another folder with --out, or remove it")
     started = time.perf_counter()
     # Half of the cores train and half decode: more threads would wait for each other, the network is so small.
@@ -87,7 +91,7 @@ def quickstart(
     prediction.plot(out / "prediction.png")
     result["prediction"] = prediction.as_dict()
     result["seconds"] = time.perf_counter() - started
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     say(f"{video} shows: {prediction.label} ({prediction.top(1)[0][1]:.2f})")
     say(f"all of it is in {out}, the numbers in {out / 'result.json'} ({result['seconds']:.0f} s)")
     return result

@@ -42,6 +42,7 @@ from tada.data.table import Head, VideoTable, listed, with_splits
 from tada.errors import DataError, OptionError
 from tada.interruption import tell_state
 from tada.intervals import interval_text
+from tada.locks import holds
 from tada.loop import EpochLines, SameRun, UnreadableVideos, fit, make_trainer
 from tada.machine import Machine, check_num_workers, default_num_workers
 from tada.models import create_model
@@ -76,6 +77,7 @@ class TrainingResult:
     """Wall time of the training loop."""
 
 
+@holds("out")
 def train(
     recipe: Recipe,
     data: Path | VideoTable,
@@ -109,6 +111,7 @@ def train(
 
     Raises:
         UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
+        OutputError: the folder cannot be written, or another process writes into it.
     """
     if not 0 <= val_fraction < 1:
         raise OptionError(f"val_fraction must be 0 or more and less than 1, not {val_fraction:g}")

@@ -22,6 +22,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tada.data.clips import Batch, ViewBatch
 from tada.errors import DataError, UserError
+from tada.files import write_whole
 from tada.loop import scheduled
 from tada.models.parallel import shard
 from tada.ranks import gathered, on_any
@@ -125,7 +126,7 @@ class RecognitionTask(L.LightningModule):
         more = f" and {len(paths) - 5} more, all in non_finite_batch.txt" if len(paths) > 5 else ""
         if self.trainer.is_global_zero:
             file = Path(self.trainer.default_root_dir) / NON_FINITE_FILE
-            file.write_text("\n".join(paths) + "\n", encoding="utf-8", errors="surrogateescape")
+            write_whole(file, ("\n".join(paths) + "\n").encode(errors="surrogateescape"))
         raise NonFiniteLossError(
             f"the loss is {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
             "learning_rate, or set clip_gradient_norm; the last saved state can be resumed. The batch's videos: "

@@ -26,11 +26,15 @@ from tada.data.clips import Unreadable, Views
 from tada.data.rows import guarded
 from tada.data.table import Head
 from tada.errors import DataError
-from tada.files import whole_file
+from tada.files import check_not_there, whole_file, write_whole, writing
 from tada.intervals import accuracy_interval
 from tada.plots import save_confusion_matrix
 
 SCORES_FILE = "scores.npz"
+CHALLENGE_FILE = "challenge_metrics.json"
+"""The same numbers as EPIC-KITCHENS' challenge counts them, where that was asked for."""
+REPORT_FILES = ("evaluation.json", SCORES_FILE, "scores.csv", CHALLENGE_FILE, "confusion*.png", "confusion*.txt")
+"""What a report's folder holds, as patterns."""
 UNKNOWN = -1
 """The target of a video whose class is not known."""
 
@@ -143,9 +147,22 @@ class Evaluation:
         """The 95 % interval of each of these accuracies: how far so many videos can tell."""
         return {name: accuracy_interval(value, int(self.known.sum())) for name, value in self.metrics().items()}
 
-    def save(self, folder: Path) -> None:
-        """Write evaluation.json, scores.npz, scores.csv, and confusion.png or one of them for each head."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Write evaluation.json, scores.npz, scores.csv, and confusion.png or one of them for each head.
+
+        Each file is whole or not there; the pictures come last.
+
+        Args:
+            overwrite: replace a report that is there.
+
+        Raises:
+            OptionError: there is one, and it may not be replaced.
+            OutputError: the folder cannot be written.
+        """
+        check_not_there(folder, REPORT_FILES, overwrite=overwrite)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        before = [file for name in REPORT_FILES for file in folder.glob(name)]
         summary: dict[str, Any] = {
             **self.metrics(),
             "interval_95": self.intervals(),
@@ -153,16 +170,18 @@ class Evaluation:
             "videos_read": len(self.paths),
             "videos_unreadable": [failure._asdict() for failure in self.unreadable],
         }
+        one = len(self.heads) == 1
         if self.known.any():
             for i, head in enumerate(self.heads):
-                one = len(self.heads) == 1
-                picture = "confusion.png" if one else f"confusion_{head.name}.png"
-                save_confusion_matrix(self.confusion(head=i), head.labels, folder / picture)
                 per_class = {label: {"top1": top, "videos": n} for label, (top, n) in self.per_class(head=i).items()}
                 summary["per_class" if one else f"per_{head.name}"] = per_class
-        with (folder / "scores.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        self._save_scores(folder / SCORES_FILE)
+        with (
+            whole_file(folder / "scores.csv") as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.writer(file)
-            names = ["label"] if len(self.heads) == 1 else [head.name for head in self.heads]
+            names = ["label"] if one else [head.name for head in self.heads]
             columns = [label for head in self.heads for label in head.labels]
             writer.writerow(["path", *names, *map(guarded, columns)])
             for path, targets, scores in zip(self.paths, self.targets, self.scores, strict=True):
@@ -171,8 +190,15 @@ class Evaluation:
                     for head, target in zip(self.heads, targets, strict=True)
                 ]
                 writer.writerow([guarded(path), *truth, *(f"{score:.6f}" for score in scores)])
-        self._save_scores(folder / SCORES_FILE)
-        (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / "evaluation.json", (json.dumps(summary, indent=2) + "\n").encode())
+        with writing(folder):  # what the new ones do not replace
+            for old in before:
+                if old.suffix in (".png", ".txt") or old.name == CHALLENGE_FILE:
+                    old.unlink(missing_ok=True)
+        if self.known.any():
+            for i, head in enumerate(self.heads):
+                picture = "confusion.png" if one else f"confusion_{head.name}.png"
+                save_confusion_matrix(self.confusion(head=i), head.labels, folder / picture)
 
     def _save_scores(self, file: Path) -> None:
         about = {
@@ -189,6 +215,19 @@ class Evaluation:
             np.savez_compressed(out, scores=self.scores, targets=self.targets, about=text)
 
 
+def find_scores(path: Path) -> Path:
+    """The file of scores that ``load_scores`` reads.
+
+    Raises:
+        DataError: there is none.
+    """
+    places = [path, path / SCORES_FILE, path / "evaluation" / SCORES_FILE]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise DataError(f"{path} holds no {SCORES_FILE}: give the folder of a report, which `tada evaluate` writes")
+    return file
+
+
 def load_scores(path: Path) -> Evaluation:
     """Read the scores of a test again.
 
@@ -198,10 +237,7 @@ def load_scores(path: Path) -> Evaluation:
     Raises:
         DataError: there are none, or the file is damaged.
     """
-    places = [path, path / SCORES_FILE, path / "evaluation" / SCORES_FILE]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
-        raise DataError(f"{path} holds no {SCORES_FILE}: give the folder of a report, which `tada evaluate` writes")
+    file = find_scores(path)
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             about = json.loads(bytes(arrays["about"]))

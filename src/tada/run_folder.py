@@ -7,7 +7,6 @@ was never begun.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,13 +16,13 @@ from tada.data.table import listed
 from tada.errors import OptionError
 from tada.files import write_whole
 from tada.interruption import last_chance
+from tada.locks import names_in, was_made
 from tada.recipe import RECIPE_FILE
 from tada.saved_states import CHECKPOINT
 
 METRICS_FILE = "metrics.json"
 NON_FINITE_FILE = "non_finite_batch.txt"
 _DATA_FILES = ("videos.csv", "data.json")
-_LEFT_BY_A_START = re.compile(rf"{NON_FINITE_FILE}|.*\.\d+\.part")
 
 
 def check_free(out: Path) -> None:
@@ -34,7 +33,7 @@ def check_free(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is no folder: choose another with --out")
-    if out.exists() and any(not _LEFT_BY_A_START.fullmatch(path.name) for path in out.iterdir()):
+    if any(name != NON_FINITE_FILE for name in names_in(out)):
         raise OptionError(f"{out} is not empty: choose another folder with --out, or continue its run with --resume")
 
 
@@ -75,12 +74,11 @@ def was_begun(out: Path) -> bool:
     Raises:
         OptionError: the folder is none, or of something else.
     """
-    if not out.is_dir():
+    if not out.is_dir() or was_made(out):
         raise OptionError(f"{out} is no folder, so there is no run to resume: begin it without --resume")
     if (out / RECIPE_FILE).exists():
         return True
-    others = [path.name for path in sorted(out.iterdir()) if not _LEFT_BY_A_START.fullmatch(path.name)]
-    others = [name for name in others if name not in _DATA_FILES]
+    others = [name for name in names_in(out) if name not in (NON_FINITE_FILE, *_DATA_FILES)]
     if others:
         raise OptionError(f"{out} holds no run (no {RECIPE_FILE}), but {listed(others)}")
     return False

@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tada.errors import CheckpointError
-from tada.files import whole_file
+from tada.files import whole_file, writing
 from tada.interruption import handle_again, leave, told
 from tada.ranks import on_any
 
@@ -57,9 +57,11 @@ class WholeFileCheckpoints(TorchCheckpointIO):
             self._kept.append(checkpoint)
             return
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(target) as part:
-            torch.save(checkpoint, part)
+        with writing(target):
+            target.parent.mkdir(exist_ok=True)  # not the run's folder: who has removed that wants no run there
+        # Of a file that is open, torch.save says why it cannot be written.
+        with whole_file(target) as part, part.open("wb") as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         try:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from rich.markup import escape
 
-from tada.errors import UserError, VideoError
-from tada.files import distinct_names
+from tada.errors import OptionError, UserError, VideoError
+from tada.files import distinct_names, try_folder
 from tada.interruption import last_chance
 from tada.machine import is_first_process
 from tada.recipe import Recipe, check_recipe, find_recipe
+from tada.terminal import markup_cell, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -152,9 +152,11 @@ def video_files(folder: Path | None, videos: Sequence[str], *, overwrite: bool) 
 
     Raises:
         UserError: a file is there, and not to be replaced; or it is the video itself.
+        OutputError: the folder cannot be written.
     """
     if folder is None:
         return {}
+    try_folder(folder)
     files = {video: folder / f"{name}.mp4" for video, name in distinct_names(videos).items()}
     for video, file in files.items():
         if file.exists() and Path(video).exists() and file.samefile(video):
@@ -174,7 +176,7 @@ def save_video(answer: _Answer, file: Path, *, overwrite: bool, progress: Progre
     if progress is None:
         with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
             return save_video(answer, file, overwrite=overwrite, progress=progress)
-    bar = progress.add_task(f"writing {escape(file.name)}", total=1.0)
+    bar = progress.add_task(f"writing {markup_cell(file.name)}", total=1.0)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
@@ -184,8 +186,27 @@ def save_video(answer: _Answer, file: Path, *, overwrite: bool, progress: Progre
         finally:
             progress.remove_task(bar)
     for warning in told:
-        print(f"tada: {file}: {warning.message}", file=sys.stderr)
+        print(printable(f"tada: {file}: {warning.message}"), file=sys.stderr)
     return []
+
+
+def picture_files(folder: Path | None, videos: Sequence[str]) -> dict[str, Path]:
+    """Where the picture of each video goes; none without a folder. That it can be written is tried.
+
+    Raises:
+        OptionError: a file is there that is no picture of tada's.
+        OutputError: the folder cannot be written.
+    """
+    if folder is None:
+        return {}
+    from tada.plots import is_ours
+
+    try_folder(folder)
+    pictures = {video: folder / f"{name}.png" for video, name in distinct_names(videos).items()}
+    for picture in pictures.values():
+        if picture.exists() and not is_ours(picture):
+            raise OptionError(f"{str(picture)!r} is there, and was not drawn by tada: give --plots another folder")
+    return pictures
 
 
 @contextmanager
@@ -216,5 +237,5 @@ def report_failures(outcome: str, failures: Iterable[str]) -> int:
     messages = list(failures)
     if is_first_process():
         for message in messages:
-            print(f"tada: {outcome}: {message}", file=sys.stderr)
+            print(f"tada: {outcome}: {printable(message)}", file=sys.stderr)
     return 1 if messages else 0

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
-from rich.markup import escape
 
 from tada.commands.arguments import Command, add_data, read_data, report_failures
 from tada.interruption import advise
+from tada.terminal import markup_cell, printable, say
 
 if TYPE_CHECKING:
     from tada.data.check import CheckReport
@@ -43,7 +43,7 @@ def _check(options: Namespace) -> int:
         show_progress=sys.stderr.isatty(),
     )
     _print_report(report)
-    print(f"all of it is in {options.out}: report.json, findings.csv")
+    say(f"all of it is in {options.out}: report.json, findings.csv")
     return 1 if report.faults else 0
 
 
@@ -59,19 +59,18 @@ def _print_report(report: CheckReport) -> None:
         table.add_column("the first", overflow="fold")  # paths whole
         for kind, count in report.counts().items():
             first = next(finding for finding in report.findings if finding.kind == kind)
-            table.add_row(kind, "fault" if first.is_fault else "note", str(count), escape(first.message))
+            table.add_row(kind, "fault" if first.is_fault else "note", str(count), markup_cell(first.message))
         console.print(table)
     for name, classes in report.class_counts().items():
         of_class = sorted((sum(counts.values()), label) for label, counts in classes.items())
         (least, rarest), (most, commonest) = of_class[0], of_class[-1]
-        console.print(
-            f"{len(of_class)} {name} classes, from {least} ({rarest}) to {most} videos ({commonest})", markup=False
-        )
+        fewest, largest = f"{least} ({printable(rarest)})", f"{most} videos ({printable(commonest)})"
+        print(f"{len(of_class)} {name} classes, from {fewest} to {largest}")
     for name, values in report.spread().items():
         shown = ", ".join(f"{value} ({count})" for value, count in list(values.items())[:5])
         console.print(f"{name}: {shown}{', ...' if len(values) > 5 else ''}", markup=False)
     if report.table.ignored:
-        print(f"left out, beside the videos: {listed(report.table.ignored, quote=False)}")
+        say(f"left out, beside the videos: {listed(report.table.ignored, quote=False)}")
     splits = ", ".join(f"{split} {len(report.table.of_split(split))}" for split in report.table.splits)
     print(f"{len(report.table)} videos{f' ({splits})' if splits else ''} in {len(report.probes)} files", end="")
     print(f", {report.table.coverage()} of those listed" if report.table.missing else "", end="")
@@ -109,9 +108,11 @@ def _prepare(options: Namespace) -> int:
         f"{len(prepared.copies)} files, {prepared.num_new} of them new: {megabytes[0]:.1f} MB became {megabytes[1]:.1f}"
     )
     if table.kind in ("folder", "CSV"):
-        print(f"next:\n  tada train {prepared.table}")
+        say("next:")
+        say(f"  tada train {prepared.table}")
     else:
-        print(f"next:\n  tada train {options.data} --videos {options.out / 'videos'}")
+        say("next:")
+        say(f"  tada train {options.data} --videos {options.out / 'videos'}")
     return report_failures("not copied", (failure.message for failure in prepared.failures))
 
 

@@ -12,6 +12,7 @@ from tada.commands.arguments import Command, add_data, add_workers, read_data
 from tada.errors import UserError
 from tada.interruption import advise
 from tada.recipe import EXPECTED, find_recipe, load_recipe, named_recipes
+from tada.terminal import say
 from tada.video.sampling import ClipSpec
 
 
@@ -41,8 +42,8 @@ def _convert(options: Namespace) -> int:
         raise UserError("--protocol and --clip both say which frames: give one of them")
     clip = protocol(options.protocol) if options.clip is None else ClipSpec(**dict(options.clip))
     card = convert_checkpoint(options.file, options.out, clip=clip, labels=options.labels, licence=options.licence)
-    print(f"{card.model}, {len(card.labels)} classes ({card.labels[0]}, ...), {clip.num_frames} frames; next:")
-    print(f"  tada predict {options.out} VIDEO")
+    say(f"{card.model}, {len(card.labels)} classes ({card.labels[0]}, ...), {clip.num_frames} frames; next:")
+    say(f"  tada predict {options.out} VIDEO")
     return 0
 
 
@@ -51,6 +52,7 @@ def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="OUT.onnx, for ONNX Runtime and others, or OUT.pt2, for PyTorch alone")
     add_data(parser, "--int8", optional=True, purpose="8-bit integers, calibrated and tested on these videos: ")
     parser.add_argument("--calibration-clips", type=PositiveInt, default=128, help="clips that --int8 calibrates with")
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     add_workers(parser)
 
 
@@ -65,14 +67,16 @@ def _export(options: Namespace) -> int:
         int8=None if options.int8 is None else read_data(options, "int8"),
         calibration_clips=options.calibration_clips,
         num_workers=options.num_workers,
+        overwrite=options.overwrite,
         show_progress=sys.stderr.isatty(),
+        say=say,
     )
     if exported.int8 is not None:
         print(f"of {exported.int8.num_videos} videos    float32    int8")
         for name, value in exported.int8.metrics.items():
             print(f"  {name:<15}{exported.int8.float_metrics[name]:9.4f}{value:9.4f}")
         print(f"  the same answer for {exported.int8.agreement:.4f} of them")
-    print(
+    say(
         f"{exported.file}: {exported.num_bytes / 1e6:.2f} MB, for any number of clips, frames and pixels; in float32 "
         f"its logits differ from the network's by {exported.difference:.1g} of the largest"
     )
@@ -91,7 +95,7 @@ def _publish(options: Namespace) -> int:
     from tada.models.hub import PREFIX, push_to_hub
 
     print(push_to_hub(options.run, options.repository, licence=options.licence, private=options.private))
-    print(f"anyone who may read it says: tada predict {PREFIX}{options.repository} VIDEO")
+    say(f"anyone who may read it says: tada predict {PREFIX}{options.repository} VIDEO")
     return 0
 
 

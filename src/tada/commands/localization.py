@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from rich.markup import escape
 
 from tada.commands.arguments import (
     Command,
     RecipeFile,
     add_device,
     add_workers,
+    picture_files,
     report_failures,
     reported,
     said_again,
@@ -28,10 +28,12 @@ from tada.commands.arguments import (
 )
 from tada.commands.streaming import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError
-from tada.files import distinct_names
+from tada.files import check_not_there
 from tada.interruption import advise
 from tada.localization.recipe import LocalizationRecipe
+from tada.locks import held_folder
 from tada.recipe import RECIPE_FILE, load_recipe, typed_recipe
+from tada.terminal import markup_cell, print_text, say
 
 if TYPE_CHECKING:
     from tada.localization.localizer import Localization
@@ -75,11 +77,9 @@ def _extract(options: Namespace) -> int:
         show_progress=sys.stderr.isatty(),
     )
     print(f"{len(done.written)} videos extracted, {len(done.kept)} were there already; one feature every")
-    print(
-        f"{settings.stride_seconds:.3f} s, of {settings.window_seconds:.3f} s of video each; they are in {options.out}"
-    )
+    say(f"{settings.stride_seconds:.3f} s, of {settings.window_seconds:.3f} s of video each; they are in {options.out}")
     for line in done.lines():
-        print(line)
+        say(line)
     return report_failures("no features", (failure.message for failure in done.failures))
 
 
@@ -110,12 +110,12 @@ def _localize(options: Namespace) -> int:
     from tada.predict import find_videos
 
     check_stream_options(options)
-    localizer = load_localizer(options.model, device=options.device)
     if options.stream:
-        return localize_live(localizer, options)
+        return localize_live(load_localizer(options.model, device=options.device), options)
     paths = find_videos(options.videos)
-    pictures = distinct_names(paths)
+    pictures = picture_files(options.plots, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
+    localizer = load_localizer(options.model, device=options.device)
     truths, labels = {}, {}
     if options.segments is not None:
         files = videos_by_name(paths)
@@ -131,32 +131,36 @@ def _localize(options: Namespace) -> int:
         if options.format == "json":
             print(localizations_json(found))
         elif options.format == "csv":
-            print(localizations_csv(found), end="")
+            print_text(localizations_csv(found))
         elif options.format == "srt":
-            print("\n".join(localization.srt() for localization in found), end="")
+            print_text("\n".join(localization.srt() for localization in found))
         else:
             _print_localizations(found)
 
     advise(lambda state: f"{len(found)} of {len(paths)} videos were answered")
     with reported(report), Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
         for path in paths:
-            bar = progress.add_task(Path(path).name, total=1.0)
+            bar = progress.add_task(markup_cell(Path(path).name), total=1.0)
             try:
-                localization = localizer.localize(
-                    path, min_score=options.min_score, advance=partial(progress.advance, bar)
+                found.append(
+                    localizer.localize(path, min_score=options.min_score, advance=partial(progress.advance, bar))
                 )
             except VideoError as error:
                 failures.append(str(error))
-            else:
-                found.append(localization)
-                if options.plots is not None:
-                    picture = options.plots / f"{pictures[path]}.png"
-                    localization.plot(picture, truth=truths.get(path), names=labels.get(path, ()))
-                if path in videos:
-                    overwrite = options.overwrite
-                    failures += save_video(localization, videos[path], overwrite=overwrite, progress=progress)
             progress.remove_task(bar)
-    return report_failures("not localized", failures)
+    code = report_failures("not localized", failures)
+    lost: list[str] = []
+    for localization in found:
+        path = localization.path
+        try:
+            if path in pictures:
+                localization.plot(pictures[path], truth=truths.get(path), names=labels.get(path, ()))
+        except VideoError as error:  # it has changed since
+            lost.append(str(error))
+        else:
+            if path in videos:
+                lost += save_video(localization, videos[path], overwrite=options.overwrite)
+    return max(code, report_failures("not drawn", lost))
 
 
 def _print_localizations(found: Sequence[Localization]) -> None:
@@ -166,11 +170,11 @@ def _print_localizations(found: Sequence[Localization]) -> None:
     table = Table("video", "start", "end", "what happens", "score")
     for localization in found:
         for i, s in enumerate(localization.segments):
-            video = escape(localization.path) if i == 0 else ""
+            video = markup_cell(localization.path) if i == 0 else ""
             times = f"{s.start_seconds:.2f} s", f"{s.end_seconds:.2f} s"
-            table.add_row(video, *times, escape(s.label), f"{s.score:.2f}")
+            table.add_row(video, *times, markup_cell(s.label), f"{s.score:.2f}")
         if not localization.segments:
-            table.add_row(escape(localization.path), "", "", "nothing that reaches its threshold", "")
+            table.add_row(markup_cell(localization.path), "", "", "nothing that reaches its threshold", "")
     Console().print(table)
 
 
@@ -238,6 +242,7 @@ def _localize_train(options: Namespace) -> int:
             skip_missing=options.skip_unreadable,
             leave_out=options.leave_out,
             show_progress=sys.stderr.isatty(),
+            say=say,
         )
     else:
         result = train_on_videos(
@@ -255,14 +260,15 @@ def _localize_train(options: Namespace) -> int:
             num_workers=options.num_workers,
             device=options.device,
             show_progress=sys.stderr.isatty(),
+            say=say,
         )
     best = f", mAP {result.metrics['val_map']:.4f}" if "val_map" in result.metrics else ""
     print(f"trained in {result.seconds:.0f} s{best}; next:")
     if options.features is None or options.backbone is not None:
-        print(f"  tada localize VIDEO --model {result.run}")
+        say(f"  tada localize VIDEO --model {result.run}")
         return 0
     paths = f"--features {options.features} --segments {options.segments}"
-    print(f"  tada localize evaluate --model {result.run} {paths}")
+    say(f"  tada localize evaluate --model {result.run} {paths}")
     print("it has no network to make features of a video; with --backbone RUN, the one that made these, it gets one")
     return 0
 
@@ -300,12 +306,26 @@ def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--split", type=str | None, default=None, help="the part of the annotations to test on")
     _protocol_arguments(parser)
     parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that is there")
     add_device(parser)
 
 
 def _localize_evaluate(options: Namespace) -> int:
     """Measure the mean average precision of a localizer, or of detections in a file."""
+    from tada.localization.evaluation import REPORT_FILES
+
     advise(lambda state: "no report was written")
+    out = options.out
+    if out is None and options.model is not None and options.predictions is None:
+        out = options.model / "evaluation"
+    if out is None:
+        return _measure(options, None)
+    with held_folder(out):
+        check_not_there(out, REPORT_FILES, overwrite=options.overwrite)
+        return _measure(options, out)
+
+
+def _measure(options: Namespace, out: Path | None) -> int:
     from rich.console import Console
     from rich.table import Table
 
@@ -324,7 +344,6 @@ def _localize_evaluate(options: Namespace) -> int:
             split=options.split,
             leave_out=options.leave_out,
         )
-        out = options.out
     elif options.model is not None and options.features is not None and options.predictions is None:
         localizer = load_localizer(options.model, device=options.device)
         thresholds = localizer.card.thresholds
@@ -338,24 +357,23 @@ def _localize_evaluate(options: Namespace) -> int:
             classifier=options.classifier,
             show_progress=sys.stderr.isatty(),
         )
-        out = options.out or options.model / "evaluation"
     else:
         raise UserError("say what to measure: --model RUN with --features DIR, or --predictions FILE")
     for task, scores in result.tasks().items():
         classes = scores.per_class if len(scores.per_class) <= 40 else {}
         table = Table(task, *(f"{t:g}" for t in tious), "average")
         for label, values in classes.items():
-            table.add_row(escape(label), *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
+            table.add_row(markup_cell(label), *(f"{value:.3f}" for value in values), f"{sum(values) / len(values):.3f}")
         table.add_section()
         table.add_row("mAP", *(f"{value:.4f}" for value in scores.per_threshold), f"{scores.average:.4f}")
         # Ten thresholds are wider than 80 columns: then lines are long, and no number is cut.
         width = max(map(len, ("mAP", *classes))) + 10 * len(table.columns)
         Console(width=max(Console().width, width)).print(table)
     if out is not None:
-        result.save(out)
+        result.save(out, overwrite=options.overwrite)
         title = f"{options.model or options.predictions} on {options.segments}"
         write_report(out / "report.html", result.table, result.results, result.tasks(), thresholds, title=title)
-        print(f"the report is in {out}: report.html, evaluation.json, detections.json")
+        say(f"the report is in {out}: report.html, evaluation.json, detections.json")
     return 0
 
 
@@ -400,7 +418,7 @@ def _localize_import(options: Namespace) -> int:
         scores=options.scores,
         allow_pickle=options.allow_pickle,
     )
-    print(f"{len(cards)} videos, {cards[0].channels} channels every {grid.stride_seconds:.4g} s, are in {options.out}")
+    say(f"{len(cards)} videos, {cards[0].channels} channels every {grid.stride_seconds:.4g} s, are in {options.out}")
     if options.scores is not None:
         print(f"{sum(bool(card.score_labels) for card in cards)} of them have scores of verbs and nouns")
     return 0

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
-from rich.markup import escape
 
 from tada.commands.arguments import (
     Command,
@@ -23,6 +22,7 @@ from tada.commands.arguments import (
     check_new,
     check_run,
     data_options,
+    picture_files,
     read_data,
     report_failures,
     reported,
@@ -30,13 +30,17 @@ from tada.commands.arguments import (
     save_video,
     video_files,
 )
-from tada.errors import UserError, VideoError
+from tada.errors import OptionError, UserError, VideoError
+from tada.files import check_not_there, try_file, try_folder, write_whole
 from tada.interruption import advise
 from tada.intervals import interval_text
+from tada.locks import held_folder
 from tada.machine import Machine, is_first_process
 from tada.recipe import RECIPE_FILE, Recipe, recipe_of
+from tada.terminal import markup_cell, print_text, printable, say
 
 if TYPE_CHECKING:
+    from tada.data.clips import Views
     from tada.predict import Recognizer
     from tada.prediction import Prediction
     from tada.results import Evaluation
@@ -52,7 +56,7 @@ def _quickstart(options: Namespace) -> int:
     from tada.quickstart import quickstart
 
     advise(lambda state: f"{options.out} is not whole: remove it before the next try, or choose another --out")
-    quickstart(options.out, seed=options.seed, show_progress=sys.stderr.isatty())
+    quickstart(options.out, seed=options.seed, show_progress=sys.stderr.isatty(), say=say)
     return 0
 
 
@@ -90,11 +94,12 @@ def _train(options: Namespace) -> int:
         save_every_steps=options.save_every_steps,
         machine=_machine(options),
         show_progress=sys.stderr.isatty(),
+        say=say,
     )
     if is_first_process():
         print(f"trained in {result.seconds:.0f} s; next:")
-        print(f"  tada evaluate {result.run} {options.data}{data_options(options)}")
-        print(f"  tada predict {result.run} VIDEO")
+        say(f"  tada evaluate {result.run} {options.data}{data_options(options)}")
+        say(f"  tada predict {result.run} VIDEO")
     return 0
 
 
@@ -140,6 +145,9 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
         help="in place of RUN and DATA: score reports again; of several, the mean of their scores (an ensemble)",
     )
     parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a report, or a challenge's file, that is there"
+    )
     parser.add_argument("--epic", type=Path | None, default=None, help="EPIC-KITCHENS-100's annotations: count subsets")
     parser.add_argument("--challenge", type=Path | None, default=None, help="write EPIC-KITCHENS-100's challenge JSON")
     add_workers(parser)
@@ -150,22 +158,53 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
 
 def _evaluate(options: Namespace) -> int:
     """Test a trained model on videos it has not seen, or score and join earlier tests."""
+    from tada.data.clips import Views
+    from tada.results import REPORT_FILES
+
     advise(lambda state: "no report was written")
-    result, out = _rescored(options) if options.scores else _tested(options)
-    if is_first_process():
-        _report(result, out, options)
+    views = Views.parse(options.views)
+    out = _report_folder(options)
+    is_new = not options.scores or options.out is not None
+    with held_folder(out):
+        if is_new and is_first_process():
+            check_not_there(out, REPORT_FILES, overwrite=options.overwrite)
+        if options.challenge is not None and is_first_process():
+            if options.challenge.is_file() and not options.overwrite:
+                raise OptionError(
+                    f"{str(options.challenge)!r} is there already: give --challenge another name, or replace it with "
+                    "--overwrite"
+                )
+            try_file(options.challenge)
+        result = _rescored(options) if options.scores else _tested(options, views)
+        if is_first_process():
+            _report(result, out, options, is_new=is_new)
     return report_failures("not tested", (failure.message for failure in result.unreadable))
 
 
-def _tested(options: Namespace) -> tuple[Evaluation, Path]:
-    from tada.data.clips import Views
-    from tada.evaluation import evaluate
+def _report_folder(options: Namespace) -> Path:
+    """Where the report goes."""
+    from tada.results import find_scores
 
+    if options.scores:
+        if options.run is not None:
+            raise UserError(f"--scores takes reports in place of RUN and DATA: leave {str(options.run)!r} away")
+        if options.out is None and len(options.scores) > 1:
+            raise UserError("say where the ensemble's report goes, with --out")
+        return options.out or find_scores(options.scores[0]).parent
     if options.run is None or options.data is None:
         raise UserError("give the folder of a run and the data to test it on, or reports with --scores")
     check_run(options.run, [options.data], command="tada evaluate")
-    views = Views.parse(options.views)
-    result = evaluate(
+    run: Path = options.run
+    if not run.exists() and options.out is None:
+        raise UserError(f"{str(run)!r} is no folder here: say with --out where the report goes")
+    beside = run.with_name(f"{run.stem}_evaluation") if run.is_file() else run / "evaluation"
+    return options.out or beside
+
+
+def _tested(options: Namespace, views: Views) -> Evaluation:
+    from tada.evaluation import evaluate
+
+    return evaluate(
         options.run,
         read_data(options),
         split=options.split,
@@ -178,43 +217,30 @@ def _tested(options: Namespace) -> tuple[Evaluation, Path]:
             accelerator="cpu" if options.device == "cpu" else "auto",
         ),
         show_progress=sys.stderr.isatty(),
+        say=say,
     )
-    run: Path = options.run
-    beside = run.with_name(f"{run.stem}_evaluation") if run.is_file() else run / "evaluation"
-    return result, options.out or beside
 
 
-def _rescored(options: Namespace) -> tuple[Evaluation, Path]:
+def _rescored(options: Namespace) -> Evaluation:
     from tada.results import ensemble, load_scores
 
-    if options.run is not None:
-        raise UserError(f"--scores takes reports in place of RUN and DATA: leave {str(options.run)!r} away")
-    if options.out is None and len(options.scores) > 1:
-        raise UserError("say where the ensemble's report goes, with --out")
-    return ensemble([load_scores(path) for path in options.scores]), options.out or options.scores[0]
+    return ensemble([load_scores(path) for path in options.scores])
 
 
-def _report(result: Evaluation, out: Path, options: Namespace) -> None:
+def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) -> None:
+    """Print the numbers, then write them; a report that is scored again is there already."""
     from rich.console import Console
     from rich.table import Table
 
-    if not out.is_file():  # one file of scores that is scored again has its report already
-        result.save(out)
     metrics = result.metrics()
     if options.epic is not None:
         from tada.epic import challenge_metrics, read_subsets
 
         metrics = challenge_metrics(result, read_subsets(options.epic))
-        (out / "challenge_metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    if options.challenge is not None:
-        from tada.epic import write_challenge
-
-        write_challenge(result, options.challenge)
-        print(f"the challenge's JSON is in {options.challenge}: zip it as test.json")
     if metrics and len(result.heads) == 1:
         table = Table("class", "top-1", "videos")
         for label, (top1, count) in result.per_class().items():
-            table.add_row(escape(label), f"{top1:.3f}", str(count))
+            table.add_row(markup_cell(label), f"{top1:.3f}", str(count))
         Console().print(table)
     read, meant = len(result.paths), len(result.paths) + len(result.unreadable)
     names = {"top1": "top-1", "top5": "top-5"}
@@ -225,7 +251,18 @@ def _report(result: Evaluation, out: Path, options: Namespace) -> None:
         for name, value in metrics.items()
     ]
     print("   ".join([*numbers, f"{read} of {meant} videos"]))
-    print(f"the report is in {out}: evaluation.json, scores.npz, scores.csv, pictures of what was confused")
+    if options.challenge is not None:
+        from tada.epic import write_challenge
+
+        write_challenge(result, options.challenge)
+        say(f"the challenge's JSON is in {options.challenge}: zip it as test.json")
+    if is_new:
+        result.save(out, overwrite=options.overwrite)
+    if options.epic is not None:
+        from tada.results import CHALLENGE_FILE
+
+        write_whole(out / CHALLENGE_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
+    say(f"the report is in {out}: evaluation.json, scores.npz, scores.csv, pictures of what was confused")
 
 
 # --- predict ---
@@ -266,9 +303,8 @@ def _predict(options: Namespace) -> int:
 
     check_run(options.run, options.videos, command="tada predict")
     dtype = torch.bfloat16 if options.precision == "bf16" else None
-    recognizer = load(options.run, device=options.device, dtype=dtype, compile=options.compile)
     paths = find_videos(options.videos)
-    explanations = _explanations(options, recognizer, paths)
+    pictures = picture_files(options.plots, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
     predictions: list[Prediction] = []
     failures = []
@@ -277,28 +313,38 @@ def _predict(options: Namespace) -> int:
         if options.format == "json":
             print(predictions_json(predictions, options.top))
         elif options.format == "csv":
-            print(predictions_csv(predictions, options.top), end="")
+            print_text(predictions_csv(predictions, options.top))
         else:
             _print_predictions(predictions, options.top)
 
+    recognizer = load(options.run, device=options.device, dtype=dtype, compile=options.compile)
+    explanations = _explanations(options, recognizer, paths)
     advise(lambda state: f"{len(predictions)} of {len(paths)} videos were answered")
     found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)
     with reported(report):
-        for path, answer in zip(paths, found, strict=True):
+        for answer in found:
             if isinstance(answer, VideoError):
                 failures.append(str(answer))
             else:
                 predictions.append(answer)
-                if options.plots is not None:
-                    answer.plot(options.plots / f"{Path(path).stem}.png")
-                if path in explanations:
-                    explanation = answer.explain(label=options.explain_label)
-                    explanation.save(explanations[path], overwrite=options.overwrite)
-                    if explanation.note:
-                        print(f"tada: {path}: {explanation.note}", file=sys.stderr)
-                if path in videos:
-                    failures += save_video(answer, videos[path], overwrite=options.overwrite)
-    return report_failures("no prediction", failures)
+    code = report_failures("no prediction", failures)
+    lost: list[str] = []
+    for prediction in predictions:
+        path = prediction.path
+        try:
+            if path in pictures:
+                prediction.plot(pictures[path])
+            if path in explanations:
+                explanation = prediction.explain(label=options.explain_label)
+                explanation.save(explanations[path], overwrite=options.overwrite)
+                if explanation.note:
+                    print(printable(f"tada: {path}: {explanation.note}"), file=sys.stderr)
+        except VideoError as error:  # it has changed since
+            lost.append(str(error))
+        else:
+            if path in videos:
+                lost += save_video(prediction, videos[path], overwrite=options.overwrite)
+    return max(code, report_failures("not drawn", lost))
 
 
 def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[str]) -> dict[str, Path]:
@@ -311,6 +357,7 @@ def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[st
         return {}
     recognizer.check_explains(options.explain_label)
     folders = {path: options.explain / name for path, name in distinct_names(paths).items()}
+    try_folder(options.explain)
     check_new(folders.values(), overwrite=options.overwrite)
     return folders
 
@@ -321,7 +368,7 @@ def _print_predictions(predictions: Sequence[Prediction], top: int) -> None:
 
     table = Table("video", "seconds", "what happens")
     for prediction in predictions:
-        table.add_row(escape(prediction.path), "all", _scores_text(prediction.top(top)))
+        table.add_row(markup_cell(prediction.path), "all", _scores_text(prediction.top(top)))
         if len(prediction.clips) > 1:
             for clip in prediction.clips:
                 when = f"{clip.start_seconds:.1f}-{clip.end_seconds:.1f}"
@@ -330,7 +377,7 @@ def _print_predictions(predictions: Sequence[Prediction], top: int) -> None:
 
 
 def _scores_text(scores: Sequence[tuple[str, float]]) -> str:
-    return "  ".join(f"{escape(label)} {score:.2f}" for label, score in scores)
+    return "  ".join(f"{markup_cell(label)} {score:.2f}" for label, score in scores)
 
 
 COMMANDS: dict[str, Command] = {

@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
-from rich.markup import escape
 
 from tada.errors import UserError
 from tada.interruption import deferring
+from tada.terminal import markup_cell, print_text, printable
 
 if TYPE_CHECKING:
     from tada.localization.localizer import Localizer
@@ -80,7 +81,7 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
             latencies.add(look)
             say(look)
             sys.stdout.flush()
-            now = ", ".join(f"{escape(s.label)} ({s.score:.2f})" for s in look.pending)
+            now = ", ".join(f"{markup_cell(s.label)} ({s.score:.2f})" for s in look.pending)
             status.update(f"{look.seen_seconds:.1f} s seen{'; perhaps: ' + now if now else ''}")
     end = latencies.summary(stream)
     if options.format == "json":
@@ -150,7 +151,7 @@ def _write_table(source: str) -> Callable[[Look], None]:
         for given in look.settled:
             s = given.segment
             times = f"{s.start_seconds:>8.2f} s  {s.end_seconds:>8.2f} s  {s.score:>5.2f}"
-            print(f"{times}  {given.behind_seconds:>6.2f} s  {given.latency_seconds:>6.2f} s  {s.label}")
+            print(f"{times}  {given.behind_seconds:>6.2f} s  {given.latency_seconds:>6.2f} s  {printable(s.label)}")
 
     return write
 
@@ -176,7 +177,7 @@ def _rounded(answer: Look | StreamedSegment) -> float:
 def _write_csv(source: str) -> Callable[[Look], None]:
     from tada.localization.localizer import CSV_COLUMNS, csv_row
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(SimpleNamespace(write=print_text), lineterminator="\n")
     writer.writerow([*CSV_COLUMNS, "behind_seconds", "latency_seconds"])
 
     def write(look: Look) -> None:
@@ -194,7 +195,7 @@ def _write_srt(source: str) -> Callable[[Look], None]:
         nonlocal number
         for given in look.settled:
             number += 1
-            print(given.segment.srt(number))
+            print_text(given.segment.srt(number) + "\n")
 
     return write
 

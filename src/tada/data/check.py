@@ -27,7 +27,8 @@ from tada.data.rows import guarded
 from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.errors import OptionError, VideoError
-from tada.files import whole_file, write_whole
+from tada.files import whole_file, write_whole, writing
+from tada.locks import holds
 from tada.machine import check_num_workers
 from tada.video.reader import open_video
 from tada.video.sampling import segment_frames
@@ -171,6 +172,7 @@ class CheckReport:
                 writer.writerow([found.kind, int(found.is_fault), *cells])
 
 
+@holds("out")
 def check_dataset(
     table: VideoTable,
     out: Path,
@@ -192,6 +194,7 @@ def check_dataset(
 
     Raises:
         OptionError: an option out of its range.
+        OutputError: the folder cannot be written, or another process writes into it.
     """
     if min_frames < 1 or not timeout_seconds > 0:
         raise OptionError(f"{min_frames = } should be at least 1, and {timeout_seconds = } more than 0")
@@ -208,7 +211,8 @@ def check_dataset(
         num_processes=num_processes,
         timeout_seconds=timeout_seconds,
     )
-    with (out / "probes.jsonl").open("ab") as file:
+    probes_file = out / "probes.jsonl"
+    with writing(probes_file), probes_file.open("ab") as file:
         for path, found in track(looks, "looking", len(new), transient=True, disable=not show_progress):
             if isinstance(found, Lost):
                 size, mtime_ns = stamp_of(path)

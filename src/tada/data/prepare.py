@@ -13,11 +13,10 @@ sound is left out.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,14 +33,14 @@ from tada.data.identity import content_id, content_ids, sha256_of
 from tada.data.manifest import COPIES, MANIFEST, Copy, read_manifest
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
-from tada.errors import DataError, OptionError, VideoError
-from tada.files import write_whole
+from tada.errors import DataError, OptionError, OutputError, VideoError
+from tada.files import remove_dead_parts, write_whole, writing
+from tada.locks import holds
 from tada.machine import check_num_workers
 from tada.video.reader import Video, open_video
 from tada.video.sampling import average_fps
 from tada.video.writer import write_video
 
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")  # what the writer leaves where it was killed
 _EVEN_SECONDS = 2e-5  # frames that are off by less come at a fixed rate: times in MP4 are of 1/90000 s and finer
 
 
@@ -72,8 +71,8 @@ class Failure:
 
     source: str
     message: str
-    is_disk_full: bool = False
-    """So that no other file can be written either."""
+    is_of_output: bool = False
+    """The copy cannot be written, so that no other can be either: the disk is full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +101,7 @@ class _Task:
     target: str
 
 
+@holds("out")
 def prepare(
     table: VideoTable,
     out: Path,
@@ -121,14 +121,14 @@ def prepare(
 
     Raises:
         OptionError: ``out`` holds copies that were made with other options, or lies where the originals are.
-        DataError: two files would get the same name, the disk is full, or no file could be copied.
+        DataError: two files would get the same name, or no file could be copied.
+        OutputError: the folder cannot be written, or another process writes into it; the disk is full.
     """
     options = options or PrepareOptions()
     tasks = _tasks(table, out)
     num_processes = check_num_workers(num_processes or os.cpu_count() or 1)
     (out / COPIES).mkdir(parents=True, exist_ok=True)
     _check_options(out / "options.json", options)
-    _remove_parts(out / COPIES)
     manifest = out / MANIFEST
     done = read_manifest(manifest)
     copies = {task.source: done[task.relative] for task in tasks if _is_done(task, done.get(task.relative))}
@@ -140,7 +140,8 @@ def prepare(
         num_processes=num_processes,
         timeout_seconds=timeout_seconds,
     )
-    with manifest.open("ab") as file:
+    folders = {os.path.dirname(task.target) for task in tasks}
+    with writing(manifest), manifest.open("ab") as file, _clean(folders):
         completed = _with_contents(copies)
         copies |= completed
         _write_lines(file, completed.values())
@@ -152,14 +153,12 @@ def prepare(
             if isinstance(made, Copy):
                 copies[task.source] = made
                 _write_lines(file, [made])
-            elif made.is_disk_full:
-                raise DataError(
-                    f"{made.message}; {len(copies)} of {len(tasks)} files are done: make room, and give the same "
-                    "command again to go on"
+            elif made.is_of_output:
+                raise OutputError(
+                    f"{made.message}; {len(copies)} of {len(tasks)} files are done, the same command goes on with them"
                 )
             else:
                 failures.append(made)
-    _remove_parts(out / COPIES)
     if not copies:
         raise DataError(f"none of the {len(tasks)} files could be copied; the first: {failures[0].message}")
     _write_tables(table, out, copies)
@@ -170,6 +169,16 @@ def prepare(
         failures=tuple(failures),
         source_bytes=sum(copy.source_size_bytes for copy in copies.values()),
     )
+
+
+@contextmanager
+def _clean(folders: set[str]) -> Iterator[None]:
+    """Remove at the end what processes that were killed, as they took too long or we are interrupted, have left."""
+    try:
+        yield
+    finally:
+        for folder in folders:
+            remove_dead_parts(Path(folder))
 
 
 def _tasks(table: VideoTable, out: Path) -> list[_Task]:
@@ -201,13 +210,6 @@ def _check_options(file: Path, options: PrepareOptions) -> None:
                 f"{str(file.parent)!r} was begun with another {changed} ({file.name}); give another folder"
             )
     write_whole(file, (json.dumps(asdict(options), indent=2) + "\n").encode())
-
-
-def _remove_parts(folder: Path) -> None:
-    for inner, _, names in os.walk(folder):
-        for name in names:
-            if _PART.fullmatch(name):
-                os.unlink(os.path.join(inner, name))
 
 
 def _is_done(task: _Task, copy: Copy | None) -> bool:
@@ -251,7 +253,8 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
     target = Path(task.target)
     try:
         size, mtime_ns = stamp_of(task.source)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         with open_video(task.source) as video:
             width, height = small_size(video.info.width, video.info.height, options.short_side)
             write_video(
@@ -280,10 +283,10 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
         )
     except VideoError as error:
         return Failure(source=task.relative, message=str(error))
-    except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        what = "the disk is full, or the file larger than allowed" if is_full else error.strerror
-        return Failure(source=task.relative, message=f"{task.target!r} cannot be written: {what}", is_disk_full=is_full)
+    except OutputError as error:
+        return Failure(source=task.relative, message=str(error), is_of_output=True)
+    except OSError as error:  # of the original, which has gone meanwhile
+        return Failure(source=task.relative, message=f"{task.source!r} cannot be read: {error.strerror}")
 
 
 def small_size(width: int, height: int, short_side: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from tada.data.table import listed
 from tada.errors import DataError
-from tada.files import write_whole
+from tada.files import check_not_there, write_whole, writing
 from tada.localization.annotations import LabelSet, SegmentTable, named_like, read_segments, with_durations
 from tada.localization.features import FeatureFolder
 from tada.localization.forms import read_names
@@ -20,6 +20,9 @@ from tada.localization.localizer import Localizer, results_of
 from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
 from tada.localization.naming import check_naming, scores_for
 from tada.localization.trained_videos import TrainedVideos, choose_tested, of_tested_split
+
+REPORT_FILES = ("evaluation.json", "detections.json", "report.html")
+"""What a report's folder holds; the page is written by ``tada.localization.report``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +46,19 @@ class LocalizationEvaluation:
         """The scores by what they are of: action; or verb, noun and action."""
         return _parts(self.scores)
 
-    def save(self, folder: Path) -> None:
-        """Write evaluation.json and detections.json."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, folder: Path, *, overwrite: bool = False) -> None:
+        """Write evaluation.json and detections.json.
+
+        Args:
+            overwrite: replace a report that is there.
+
+        Raises:
+            OptionError: there is one, and it may not be replaced.
+            OutputError: the folder cannot be written.
+        """
+        check_not_there(folder, REPORT_FILES, overwrite=overwrite)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "detections.json", (json.dumps(self.results) + "\n").encode())
         write_whole(folder / "evaluation.json", (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 

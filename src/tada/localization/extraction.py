@@ -33,6 +33,7 @@ from tada.localization.features import FeatureCard, VideoFeatures, read_card, wr
 from tada.localization.grid import FeatureGrid
 from tada.localization.sources import Source
 from tada.localization.video_names import video_name
+from tada.locks import holds
 from tada.predict import Recognizer
 from tada.video.reader import Video, open_video, probe
 from tada.video.sampling import ClipSpec
@@ -295,6 +296,7 @@ class Extraction:
         return found
 
 
+@holds("out")
 def extract(
     backbone: Recognizer,
     videos: Mapping[str, Path],

@@ -25,6 +25,7 @@ from tada.localization.features import PUBLISHED_ENDINGS, Array, FeatureCard, Vi
 from tada.localization.forms import NUM_EPIC_NOUNS, NUM_EPIC_VERBS
 from tada.localization.grid import FeatureGrid
 from tada.localization.video_names import video_name
+from tada.locks import holds
 
 _EPIC_SIZES = {"verb": NUM_EPIC_VERBS, "noun": NUM_EPIC_NOUNS}
 
@@ -159,6 +160,7 @@ def _unpickle(file: Path, allow_pickle: bool) -> Any:
 _CHUNK = re.compile(r"(.+)_(\d{7,})_(\d{7,})")
 
 
+@holds("out")
 def import_features(
     source: Path,
     out: Path,

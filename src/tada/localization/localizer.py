@@ -38,6 +38,7 @@ from tada.plots import save_timeline
 from tada.predict import Recognizer, load
 from tada.prediction import Prediction
 from tada.recipe import read_recipe
+from tada.terminal import printable
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
 from tada.video.reader import open_video
@@ -100,7 +101,7 @@ class LocalizedSegment:
     def srt(self, number: int) -> str:
         """A subtitle that names it, with an empty line below."""
         times = f"{_srt_time(self.start_seconds)} --> {_srt_time(self.end_seconds)}"
-        return f"{number}\n{times}\n{self.label} ({self.score:.2f})\n"
+        return f"{number}\n{times}\n{printable(self.label)} ({self.score:.2f})\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +166,6 @@ class Localization:
         if truth is not None:
             true = zip(truth.segments, names, strict=True)
             rows["annotated"] = [(s.start_seconds, s.end_seconds, name, 1.0) for s, name in true]
-        picture.parent.mkdir(parents=True, exist_ok=True)
         save_timeline(frames, rows, self.duration_seconds, picture, title=Path(self.path).name)
 
 

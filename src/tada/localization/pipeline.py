@@ -15,6 +15,7 @@ from rich.progress import track
 
 from tada.data.table import listed
 from tada.errors import DataError, VideoError
+from tada.files import try_folder
 from tada.localization.annotations import (
     SegmentTable,
     check_for_training,
@@ -28,6 +29,7 @@ from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import LocalizationResult, train_localizer
 from tada.localization.trimmed import CLIPS_TABLE, copy_notes, cut_clips, replaced_videos, segments_changed
 from tada.localization.video_names import videos_by_name
+from tada.locks import holds, is_used
 from tada.machine import check_num_workers, find_device
 from tada.models.weights import CARD_FILE
 from tada.predict import find_videos, load
@@ -37,6 +39,7 @@ from tada.run_folder import check_free, was_begun
 from tada.video.reader import probe
 
 
+@holds("out")
 def train_on_videos(
     recipe: LocalizationRecipe,
     videos: Path,
@@ -67,6 +70,7 @@ def train_on_videos(
 
     Raises:
         UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
+        OutputError: the folder, or one beside it, cannot be written, or another process writes into it.
     """
     out = out.resolve() if out.name in ("", "..") else out  # the folders beside it are named after it
     device = find_device(device)
@@ -76,6 +80,8 @@ def train_on_videos(
         was_begun(out)
     else:
         check_free(out)
+    for beside in ("features",) if backbone is not None else ("features", "clips", "backbone"):
+        try_folder(out.with_name(f"{out.name}_{beside}"))
     table = read_segments(segments, videos)
     table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     table = with_splits(table, val_fraction=val_fraction, seed=recipe.seed)
@@ -138,7 +144,7 @@ def _own_backbone(
             "these to tell classes apart; give one with --backbone, a run or tada2d_tiny_motion, which ships with tada"
         )
     run, folder = out.with_name(f"{out.name}_backbone"), out.with_name(f"{out.name}_clips")
-    is_begun, is_trained = run.exists() and any(run.iterdir()), (run / CARD_FILE).exists()
+    is_begun, is_trained = is_used(run), (run / CARD_FILE).exists()
     if is_begun:
         _check_clips_of(table, files, run, folder if (folder / CLIPS_TABLE).exists() else run)
     if is_trained and not (folder / CLIPS_TABLE).exists():

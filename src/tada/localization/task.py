@@ -52,6 +52,7 @@ from tada.localization.naming import can_name, check_naming, scores_for
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.trained_videos import VIDEOS_FILE, TrainedVideos, check_no_leak, write_trained_videos
 from tada.localization.training_loop import BestEpoch, LocalizationTask, TestFeatures, TrainingSamples
+from tada.locks import holds
 from tada.loop import EpochLines, fit, make_trainer
 from tada.machine import Machine
 from tada.predict import Recognizer
@@ -118,6 +119,7 @@ def prepare_table(
     return table
 
 
+@holds("out")
 def train_localizer(
     recipe: LocalizationRecipe,
     features: Path,
@@ -151,6 +153,7 @@ def train_localizer(
 
     Raises:
         UserError: of the data, the recipe, or a folder that is already in use; each says the way out.
+        OutputError: the folder cannot be written, or another process writes into it.
     """
     table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
     table = table if leave_out is None else table.leaving_out(read_names(leave_out))

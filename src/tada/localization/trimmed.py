@@ -29,6 +29,7 @@ from tada.errors import DataError, VideoError
 from tada.files import write_whole
 from tada.localization.annotations import SegmentTable, UntrimmedVideo
 from tada.localization.sources import Source
+from tada.locks import holds
 from tada.video.reader import Video, open_video
 from tada.video.transforms import shrink_to
 from tada.video.writer import write_video
@@ -38,6 +39,7 @@ _FRAMES_AT_ONCE = 16
 _SEGMENTS, _VIDEOS = "segments.sha256", "videos.json"
 
 
+@holds("out")
 def cut_clips(
     table: SegmentTable,
     files: Mapping[str, Path],
@@ -96,7 +98,7 @@ def cut_clips(
     table.without(unreadable, allowed=skip_unreadable, say=say)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "label", "split"), *rows])
-    write_whole(listing, text.getvalue().encode())
+    write_whole(listing, text.getvalue().encode(errors="surrogateescape"))
     return read_dataset(listing)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tada.errors import CheckpointError, OptionError, UnknownNameError
+from tada.locks import holds, is_used
 from tada.models import create_model
 from tada.models.weights import ModelCard, convert_published, read_weights, restore, save_model
 from tada.video.sampling import ClipSpec
@@ -20,6 +21,7 @@ PROTOCOLS = {
 """The clips that the published numbers were measured with, by the data set and its frames."""
 
 
+@holds("out")
 def convert_checkpoint(
     file: Path, out: Path, *, clip: ClipSpec, labels: Path | None = None, licence: str | None = None
 ) -> ModelCard:
@@ -35,9 +37,10 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: the file is no released checkpoint, is damaged, or wants more than tensors and plain values.
-        OptionError: other labels than the network has, or ``out`` is in use. Nothing is written in any such case.
+        OptionError: other labels than the network has, or ``out`` is in use.
+        OutputError: ``out`` cannot be written. Nothing is written in any such case.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_used(out):
         raise OptionError(f"{str(out)!r} is not empty: choose another folder")
     try:
         name, weights = convert_published(read_weights(file))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tada.errors import OptionError
+from tada.files import writing
 from tada.video.captions import Captions, Lane
 from tada.video.container import Limits
 from tada.video.reader import MAX_FRAMES, MAX_PIXELS, Video, open_video
@@ -66,7 +67,8 @@ def annotate_video(
                 yield captions.draw(_resized(frame, width, height), seconds)
                 advance(1 / info.num_frames)
 
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
         write_video(
             target,
             drawn(),

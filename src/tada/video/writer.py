@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy.typing as npt
 from av.packet import Packet
 
 from tada.errors import OptionError
+from tada.files import whole_file
 from tada.video.sound import Sound
 
 _TICKS = 90_000  # a second in ticks where frames come at times of their own
@@ -75,9 +74,6 @@ def write_video(
     first = next(checked, None)
     if first is None:
         raise OptionError(f"no frames to write to {os.fspath(path)!r}")
-    target = Path(path)
-    # Not with_suffix: a name may have no suffix, or be as long as names may be.
-    part = target.with_name(f".{secrets.token_hex(8)}.part")
     interval = f"keyint={keyframe_interval_frames}:min-keyint={keyframe_interval_frames}"
     options = {
         "crf": f"{crf:g}",
@@ -92,45 +88,38 @@ def write_video(
     container_options = {"movflags": "+faststart"}
     if starts_late or sound is not None:
         container_options["movie_timescale"] = str(_TICKS)  # in which late starts are written; else milliseconds
-    try:
-        with av.open(
-            "file:" + os.path.abspath(part), "w", format="mp4", container_options=container_options
-        ) as container:
-            stream = container.add_stream("libx264", rate=rate, options=options)
-            stream.height, stream.width = first.shape[:2]
-            stream.pix_fmt = "yuv420p"
-            stream.codec_context.thread_count = 1
-            time_base = 1 / rate if ticks is None else Fraction(1, _TICKS)
-            stream.codec_context.time_base = time_base
+    with (
+        whole_file(Path(path)) as part,
+        av.open("file:" + os.path.abspath(part), "w", format="mp4", container_options=container_options) as container,
+    ):
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.height, stream.width = first.shape[:2]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        time_base = 1 / rate if ticks is None else Fraction(1, _TICKS)
+        stream.codec_context.time_base = time_base
+        if sound is not None:
+            sound.add_to(container, from_zero=starts_late)
+        elif starts_late:
+            _write_silence(container)
+        num_frames = 0
+        for num_frames, array in enumerate(chain([first], checked), start=1):
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            if ticks is None:
+                frame.pts = num_frames - 1
+            elif num_frames > len(ticks):
+                raise OptionError(f"more frames than the {len(ticks)} of times_seconds")
+            else:
+                frame.pts = ticks[num_frames - 1]
+            frame.time_base = time_base
             if sound is not None:
-                sound.add_to(container, from_zero=starts_late)
-            elif starts_late:
-                _write_silence(container)
-            num_frames = 0
-            for num_frames, array in enumerate(chain([first], checked), start=1):
-                frame = av.VideoFrame.from_ndarray(array, format="rgb24")
-                if ticks is None:
-                    frame.pts = num_frames - 1
-                elif num_frames > len(ticks):
-                    raise OptionError(f"more frames than the {len(ticks)} of times_seconds")
-                else:
-                    frame.pts = ticks[num_frames - 1]
-                frame.time_base = time_base
-                if sound is not None:
-                    sound.write_until(float(frame.pts * time_base))
-                container.mux(_lasting(stream.encode(frame), ticks))
-            if ticks is not None and num_frames < len(ticks):
-                raise OptionError(f"{num_frames} frames, but {len(ticks)} times in times_seconds")
-            if sound is not None:
-                sound.write_until(math.inf)
-            container.mux(_lasting(stream.encode(None), ticks))
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            part.unlink()
-        raise
+                sound.write_until(float(frame.pts * time_base))
+            container.mux(_lasting(stream.encode(frame), ticks))
+        if ticks is not None and num_frames < len(ticks):
+            raise OptionError(f"{num_frames} frames, but {len(ticks)} times in times_seconds")
+        if sound is not None:
+            sound.write_until(math.inf)
+        container.mux(_lasting(stream.encode(None), ticks))
 
 
 def _lasting(packets: list[Packet[Any]], ticks: list[int] | None) -> list[Packet[Any]]:

@@ -1,0 +1,62 @@
+"""What is printed: names of files and classes may hold anything, and a terminal obeys control characters."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+import unicodedata
+
+_ESCAPED_KINDS = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, ends of lines
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in the other direction
+
+
+def printable(text: str) -> str:
+    r"""Text in one line that does to a terminal what it seems to: "a\x1b[2J" has its escape character as "\x1b"."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED_KINDS or c in _TURNING else c for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def say(line: str) -> None:
+    """Print a line, whatever names are in it."""
+    print(printable(line), flush=True)
+
+
+def print_text(text: str) -> None:
+    """Print text of any number of lines: as it is for a file or another program, and with escapes on a terminal."""
+    if sys.stdout is not None and sys.stdout.isatty():
+        text = "".join(printable(line.rstrip("\n")) + "\n" for line in text.splitlines(keepends=True))
+    print(text, end="", flush=True)
+
+
+def markup_cell(text: str) -> str:
+    """Text for a cell of a table, in which "[bold]" is a name like any other."""
+    from rich.markup import escape
+
+    return escape(printable(text))
+
+
+def accept_all_names() -> None:
+    r"""Let standard output and error take names that their encoding lacks, instead of ending in a UnicodeEncodeError.
+
+    They are written with escapes ("\xe9"). Bytes of a file's name that are no UTF-8 go on as they are into a file or to
+    another program, which finds the file by them.
+    """
+    codecs.register_error("tada.names", _names)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace" if stream.isatty() else "tada.names")
+
+
+def _names(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler of ``codecs``: the first character that cannot be encoded, and where to go on."""
+    assert isinstance(error, UnicodeEncodeError)
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # a byte, as ``os.fsdecode`` gives it
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return _escaped(character), error.start + 1

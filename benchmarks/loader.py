@@ -118,7 +118,8 @@ def measure(videos: VideoTable, spec: ClipSpec, num_clips: int) -> dict[str, flo
         rng = np.random.default_rng(i)
         started = time.thread_time()
         with open_labelled(video) as (reader, own):
-            chosen = train_indices(spec, reader.times_seconds[own.start : own.stop], rng)
+            times = reader.times_seconds[own.start : own.stop]
+            chosen = train_indices(spec, times, rng, container_fps=reader.container_fps)
             frames = reader.frames([own[index] for index in chosen])
         decoded = time.thread_time()
         augmentation(torch.from_numpy(frames), (0,), spec, rng)

@@ -125,7 +125,8 @@ def one_video(form: Form, video: Path, clip: ClipSpec, rounds: int, device: torc
 
     def decode() -> torch.Tensor:
         with open_video(video) as reader:
-            return torch.from_numpy(reader.frames(view_indices(clip, reader.times_seconds, 0, 1)))
+            chosen = view_indices(clip, reader.times_seconds, 0, 1, container_fps=reader.container_fps)
+            return torch.from_numpy(reader.frames(chosen))
 
     def transform() -> torch.Tensor:
         views = test_crops(frames, short_side=clip.short_side, crop=clip.crop, num_crops=1, antialias=clip.antialias)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -196,6 +197,34 @@ def test_views_lie_where_the_sampling_rule_says(table: VideoTable) -> None:
         for i in range(2):
             frames = video.frames(view_indices(spec, video.times_seconds, i, 2))
             np.testing.assert_array_equal(views[i].numpy(), frames)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_official_clips_are_counted_by_the_rate_that_the_file_declares(name: str, tmp_path: Path) -> None:
+    """The rate varies, as in recordings of telephones: the released reader takes the file's average for it."""
+    spec = ClipSpec(num_frames=8, interval=5, mode="official", short_side=48, crop=48)
+    plain = Augmentation(short_side_range=(48, 48), flip_swaps=[{}], reverse_swaps=[{}])
+    num_other = 0
+    (tmp_path / "x").mkdir()
+    for seed in range(4):
+        times = np.cumsum(np.random.default_rng(seed).uniform(0.02, 0.07, 120)).tolist()
+        path = draw_plain(tmp_path / "x" / name, 120, width=48, times_seconds=times, options={"bf": "0"})
+        with av.open(str(path)) as container:
+            declared = float(container.streams.video[0].average_rate or 0)
+        length = 8 * 5 * declared / 30
+        table = read_dataset(tmp_path)
+        views = read_views(table.videos[0], spec, Views(num_clips=3))
+        for view in range(3):
+            start = max(120 - length, 0) * view / 3
+            expected = torch.linspace(start, start + length - 1, 8).clamp(0, 119).long().tolist()
+            assert read_stamps(views[view].numpy()) == expected
+            with open_video(path) as video:
+                num_other += view_indices(spec, video.times_seconds, view, 3) != expected
+        drawn = TrainingClips(table, spec, plain, seed=seed)[0, 0]
+        start = np.random.default_rng((seed, 0, 0)).random() * max(120 - length, 0)
+        expected = torch.linspace(start, start + length - 1, 8).clamp(0, 119).long().tolist()
+        assert read_stamps(drawn.clip.numpy()) == expected
+    assert num_other > 0
 
 
 def test_three_crops_of_a_square_are_the_same_and_of_a_wide_video_are_not(table: VideoTable) -> None:

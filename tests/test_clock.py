@@ -16,7 +16,7 @@ from tada.data.check import check_dataset, probe_file
 from tada.data.clips import Views, open_labelled, read_views
 from tada.data.prepare import PrepareOptions, prepare
 from tada.data.table import VideoTable
-from tada.errors import OptionError, SegmentOutsideError
+from tada.errors import OptionError, SegmentOutsideError, TruncatedVideoError
 from tada.localization.extraction import ExtractionSettings, clips_of
 from tada.localization.streaming import clips_as_they_come
 from tada.video.reader import open_video, probe
@@ -130,6 +130,33 @@ def test_a_pause_in_an_avi_is_a_pause(codec: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(video.times_seconds, times, rtol=0, atol=1e-6)
         assert read_stamps(video.frames_at([0.38, 0.9, 1.41, 1.45])) == [9, 9, 10, 11]
         assert read_stamps(frame for _, frame in video) == list(range(40))
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.mp4"])
+def test_a_last_frame_that_stands_long_is_no_file_that_breaks_off(name: str, tmp_path: Path) -> None:
+    """Captured screens end so. MKV says how long the whole lasts, and not how long the last frame does."""
+    codec = "libvpx" if name == "a.webm" else "libx264"
+    times = [i / FPS for i in range(40)]
+    path = draw_plain(tmp_path / name, codec=codec, times_seconds=times, with_sound_seconds=0)
+    with av.open(str(path)) as source, av.open(str(tmp_path / f"still_{name}"), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        last = max(range(40), key=lambda i: packets[i].pts or 0)
+        for i, packet in enumerate(packets):
+            if i == last:
+                packet.duration = round(3 / stream.time_base)
+            packet.stream = copy
+            target.mux(packet)
+    with open_video(tmp_path / f"still_{name}") as video:
+        assert video.info.num_frames == 40
+    if name == "a.mp4":  # without its end it has no index
+        return
+    cut = tmp_path / f"cut_{name}"
+    content = (tmp_path / f"still_{name}").read_bytes()
+    cut.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(TruncatedVideoError, match=r"breaks off: \d+ frames can be read"):
+        open_video(cut)
 
 
 # --- who counts by these times ----------------------------------------------------------------------------------------

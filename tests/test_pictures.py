@@ -231,7 +231,7 @@ def meanings(codec: str, extradata: bytes | None, packets: list[bytes]) -> list[
 
 
 def test_small_packets_may_be_no_pictures() -> None:
-    assert meanings("qtrle", None, [b"\0" * 19, b"\0" * 20]) == [Meaning.UNCLEAR, Meaning.PICTURE]
+    assert meanings("tscc", None, [b"\0" * 19, b"\0" * 20]) == [Meaning.UNCLEAR, Meaning.PICTURE]
     assert meanings("vp9", None, [b"\x88"]) == [Meaning.PICTURE]
 
 

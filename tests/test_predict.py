@@ -8,16 +8,19 @@ import json
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from drawn_videos import draw_plain, read_stamps
+from tada import prediction as prediction_module
 from tada.errors import CheckpointError, OptionError, VideoError, VideoNotFoundError
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
-from tada.predict import Recognizer, find_videos, load
+from tada.predict import Recognizer, find_videos, load, windows_of
 from tada.prediction import predictions_csv, predictions_json
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
@@ -69,10 +72,53 @@ def test_the_number_of_clips_can_be_given(video: Path) -> None:
 def test_windows_are_videos_of_their_own(video: Path) -> None:
     prediction = recognizer(sampling="segment").predict(video, window_seconds=2.5)
     times = [(clip.start_seconds, clip.end_seconds) for clip in prediction.clips]
-    assert len(times) == 4
+    assert len(times) == 3
     for i, (start, end) in enumerate(times):
-        assert 2.5 * i <= start < end < 2.5 * (i + 1)
-    assert [clip.scores[1] > 0.5 for clip in prediction.clips] == [False, False, True, True]
+        assert 2.5 * i <= start < end < 2.5 * (i + 1) + 0.5 * (i == 2)  # half a second was left over
+    assert [clip.scores[1] > 0.5 for clip in prediction.clips] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("start", "num_frames", "window", "lengths"),
+    [
+        (0.0, 100, 2.0, [50, 50]),
+        (0.0, 101, 2.0, [50, 51]),  # 4.04 s: the last frame is no window
+        (0.0, 124, 2.0, [50, 74]),  # 0.96 s are less than half of one
+        (0.0, 125, 2.0, [50, 50, 25]),  # 1 s is half
+        (0.0, 25, 2.0, [25]),
+        (0.0, 74, 2.0, [74]),
+        (0.0, 1, 2.0, [1]),
+        (0.0, 10, 0.001, [1] * 10),
+        (0.0, 10, 1e-12, [1] * 10),
+        (0.0, 10, 1e12, [10]),
+        (2.0, 100, 2.0, [50, 50]),  # pictures that begin after the sound
+        (1.5, 100, 2.0, [63, 37]),  # half a second before the first cut joins the window after it
+        (1.0, 100, 2.0, [25, 50, 25]),
+    ],
+)
+def test_a_window_is_at_least_half_as_long_as_asked(
+    start: float, num_frames: int, window: float, lengths: list[int]
+) -> None:
+    windows = windows_of(start + np.arange(num_frames) / 25, start + num_frames / 25, window)
+    assert [len(part) for part in windows] == lengths
+    assert [index for part in windows for index in part] == list(range(num_frames))
+
+
+def test_windows_where_nothing_is_shown_are_none() -> None:
+    """A screen that stood still: from 1 to 7 s no frame comes."""
+    times = np.array([0.0, 0.5, 1.0, 7.0, 7.5, 8.2])
+    assert windows_of(times, 8.9, 2.0) == [range(3), range(3, 6)]
+
+
+def test_what_is_left_over_has_no_vote_of_its_own(tmp_path: Path) -> None:
+    """4.1 s in windows of 2 s: the last frame, which alone is bright, would have had a third of the votes."""
+    frames = np.zeros((41, 16, 32, 3), np.uint8)
+    frames[40] = 255
+    write_video(tmp_path / "video.mp4", frames, fps=10)
+    prediction = recognizer(sampling="segment").predict(tmp_path / "video.mp4", window_seconds=2.0)
+    assert [clip.start_seconds for clip in prediction.clips] == pytest.approx([0.2, 2.2], abs=0.11)
+    assert prediction.label == "dark"
+    assert all(clip.scores[0] > 0.5 for clip in prediction.clips)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +190,37 @@ def test_a_picture_is_drawn(video: Path, tmp_path: Path) -> None:
     picture = tmp_path / "new" / "answer.png"
     recognizer().predict(video).plot(picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "clip"),
+    [
+        ({}, {}),
+        ({"num_clips": 1}, {}),
+        ({"num_clips": 1}, {"sampling": "segment"}),
+        ({"window_seconds": 2.5}, {"sampling": "segment"}),
+    ],
+)
+def test_the_picture_shows_what_the_model_saw(
+    options: dict[str, Any], clip: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = [1.5 + i / 10 for i in range(80)]  # after the sound
+    path = draw_plain(tmp_path / "video.mp4", 80, times_seconds=times, with_sound_seconds=3.0)
+    prediction = recognizer(**clip).predict(path, **options)
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(
+        prediction_module, "save_prediction", lambda *arguments, **_: drawn.update(frames=arguments[0], at=arguments[1])
+    )
+    prediction.plot(tmp_path / "answer.png")
+    numbers = read_stamps(drawn["frames"])
+    seen = sorted({number for part in prediction.clips for number in part.frame_numbers})
+    assert set(numbers) <= set(seen)
+    assert (numbers[0], numbers[-1], len(numbers)) == (seen[0], seen[-1], min(8, len(seen)))
+    assert drawn["at"] == pytest.approx([times[number] for number in numbers])
+    for part in prediction.clips:
+        assert (part.start_seconds, part.end_seconds) == pytest.approx(
+            (times[part.frame_numbers[0]], times[part.frame_numbers[-1]])
+        )
 
 
 def test_a_saved_model_answers_as_before(video: Path, tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ def released_interval(length: int, fps: float, view: int, num_views: int, n: int
     return torch.clamp(index, 0, length - 1).long().tolist()
 
 
+def has_fused_multiply_add() -> bool:
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
 def released_segment(length: int, view: int, num_views: int, n: int) -> list[int]:
     edges = torch.linspace(0, length, n + 1)
     if num_views == 1:
@@ -62,8 +66,7 @@ def test_official_interval_is_the_released_rule_to_the_bit() -> None:
         released = released_interval(length, fps, view, num_views, n, step)
         num_different += ours != released
         assert np.abs(np.subtract(ours, released)).max() <= 1, (length, fps, n, step, view)
-    fused = torch.backends.cpu.get_cpu_capability() == "AVX2"
-    assert num_different <= (0 if fused else 10)
+    assert num_different <= (0 if has_fused_multiply_add() else 10)
 
 
 def test_official_segment_is_the_released_rule_to_the_bit() -> None:
@@ -92,6 +95,32 @@ def test_official_training_uses_the_released_arithmetic() -> None:
         drawn = [edges[i] + (edges[i + 1] - edges[i]) * float(places[i]) for i in range(n)]
         expected = torch.stack(drawn).clamp(0, length - 1).round().long().tolist()
         assert train_indices(segment(n, "official"), evenly(length), np.random.default_rng(seed)) == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_official_counts_by_the_rate_that_the_file_declares(seed: int) -> None:
+    """As the released reader does, whatever the times say: where the rate varies it is another average."""
+    rng, differ = np.random.default_rng(seed), 0
+    for _ in range(300):
+        length, n = int(rng.integers(20, 600)), int(rng.integers(2, 33))
+        times = np.cumsum(rng.uniform(0.01, 0.08, length))
+        declared = length / float(times[-1] - times[0] + rng.uniform(0.01, 0.08))  # its last frame also lasts
+        view, num_views = int(rng.integers(3)), 3
+        ours = view_indices(interval(n, 4, "official"), times, view, num_views, container_fps=declared)
+        released = released_interval(length, declared, view, num_views, n, 4)
+        assert np.abs(np.subtract(ours, released)).max() <= (0 if has_fused_multiply_add() else 1)
+        differ += ours != view_indices(interval(n, 4, "official"), times, view, num_views)
+
+        where = np.random.default_rng(seed).random()
+        clip_length = n * 4 * declared / 30
+        start = where * max(length - clip_length, 0)
+        expected = torch.linspace(start, start + clip_length - 1, n).clamp(0, length - 1).long().tolist()
+        drawn = train_indices(interval(n, 4, "official"), times, np.random.default_rng(seed), container_fps=declared)
+        assert np.abs(np.subtract(drawn, expected)).max() <= (0 if has_fused_multiply_add() else 1)
+        # The exact rules go by the frames' own times.
+        for spec in (interval(n, 4), interval(n, 4, fps=None), segment(n), segment(n, "official")):
+            assert view_indices(spec, times, view, 3, container_fps=1000.0) == view_indices(spec, times, view, 3)
+    assert differ > 10
 
 
 # --- literal lists ----------------------------------------------------------------------------------------------------

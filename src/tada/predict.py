@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tada.ahead import Ahead
@@ -116,7 +117,8 @@ class Recognizer:
             num_clips: clips spread over the video, or over each window. By default one for each span that a clip
                 covers, at most ten; a clip of segments covers the whole video, so one.
             window_seconds: cut the video into windows of this length and treat each as a video of its own, for
-                models whose clips are segments and for videos in which one thing follows another.
+                models whose clips are segments and for videos in which one thing follows another. Less than half a
+                window at the end joins the one before.
 
         Raises:
             VideoError: the video cannot be read.
@@ -274,18 +276,30 @@ def _choose_clips(
 ) -> list[list[int]]:
     """The frames of every clip, in the order of time."""
     times = reader.times_seconds
-    windows = [(0, len(times))]
+    windows = [range(len(times))]
     if window_seconds is not None:
-        count = max(1, math.ceil(reader.info.duration_seconds / window_seconds))
-        edges = [int((times < i * window_seconds).sum()) for i in range(count)] + [len(times)]
-        windows = [(a, b) for a, b in pairwise(edges) if b > a]
+        windows = windows_of(times, reader.info.duration_seconds, window_seconds)
     clips = []
-    for first, end in windows:
-        own_times = times[first:end] - times[first]
+    for window in windows:
+        own_times = times[window.start : window.stop] - times[window.start]
         count = num_clips or _clips_that_cover(spec, float(own_times[-1]))
         for i in range(count):
-            clips.append([first + index for index in view_indices(spec, own_times, i, count)])
+            chosen = view_indices(spec, own_times, i, count, container_fps=reader.container_fps)
+            clips.append([window[index] for index in chosen])
     return clips
+
+
+def windows_of(times: NDArray[np.float64], duration_seconds: float, window_seconds: float) -> list[range]:
+    """The frames of each window of a video, which is cut at the multiples of ``window_seconds``.
+
+    A cut that would leave less than half a window before or after it is not made: what is left over at the end joins
+    the window before.
+    """
+    number = np.floor(times / window_seconds)  # of the window that a frame is in
+    firsts = np.flatnonzero(np.diff(number)) + 1
+    cut_seconds, least = number[firsts] * window_seconds, window_seconds / 2 - 1e-6
+    is_cut = (cut_seconds - times[0] >= least) & (duration_seconds - cut_seconds >= least)
+    return [range(a, b) for a, b in pairwise([0, *firsts[is_cut].tolist(), len(times)])]
 
 
 def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:

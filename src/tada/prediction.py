@@ -42,7 +42,7 @@ class ClipScores:
     """What the model says of one clip of a video."""
 
     start_seconds: float
-    """When the clip's first frame is shown, from the video's first frame."""
+    """When the clip's first frame is shown, counted from where the file begins, as in players."""
     end_seconds: float
     """When its last frame is shown."""
     scores: tuple[float, ...]
@@ -149,14 +149,19 @@ class Prediction:
         ]
 
     def plot(self, picture: Path, *, num_frames: int = 8, count: int = 5) -> None:
-        """Draw frames of the video and its most probable classes, as a PNG file.
+        """Draw frames that were looked at and the most probable classes, as a PNG file.
+
+        Args:
+            num_frames: at most so many, spread evenly over the frames of all clips.
 
         Raises:
             VideoError: the video cannot be read any more.
         """
+        seen = sorted({number for clip in self.clips for number in clip.frame_numbers})
         with open_video(self.path) as reader:
             times = reader.times_seconds
-            indices = sorted({int(i) for i in np.linspace(0, len(times) - 1, num_frames)})
+            seen = seen or list(range(len(times)))  # of a prediction that does not say
+            indices = [seen[i] for i in sorted({round(i) for i in np.linspace(0, len(seen) - 1, num_frames)})]
             frames = reader.frames(indices, shrink=partial(shrink_to, short_side=256))
         title = Path(self.path).name
         save_prediction(frames, [float(times[i]) for i in indices], self.top(count), picture, title=title)

@@ -239,7 +239,8 @@ class TrainingClips(Dataset[Sample]):
 
     def _clip(self, video: LabelledVideo, rng: np.random.Generator) -> tuple[Tensor, tuple[int, ...]]:
         with open_labelled(video) as (reader, own):
-            chosen = train_indices(self.spec, reader.times_seconds[own.start : own.stop], rng)
+            times = reader.times_seconds[own.start : own.stop]
+            chosen = train_indices(self.spec, times, rng, container_fps=reader.container_fps)
             clip = self._read_small(reader, [own[index] for index in chosen], rng)
         return self.augmentation.changed(clip, video.labels, rng)
 
@@ -404,7 +405,8 @@ def read_views(video: LabelledVideo, spec: ClipSpec, views: Views) -> Tensor:
     """
     with open_labelled(video) as (reader, own):
         times = reader.times_seconds[own.start : own.stop]
-        clips = [view_indices(spec, times, i, views.num_clips) for i in range(views.num_clips)]
+        rate = reader.container_fps
+        clips = [view_indices(spec, times, i, views.num_clips, container_fps=rate) for i in range(views.num_clips)]
         wanted = sorted({index for clip in clips for index in clip})
         shrink = partial(
             frame_crops,

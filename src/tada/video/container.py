@@ -244,8 +244,11 @@ class MediaFile:
         """Whether the packets last shorter than the header says, by more than three frames.
 
         Before 0 lie only packets with which sound starts its coder; the header's duration counts them. AVI is judged by
-        its video alone: of its sound the header also counts packets of no bytes, such as stand for a late start.
+        its video alone: of its sound the header also counts packets of no bytes, such as stand for a late start. An MKV
+        does not say how long its last frame stands, but how many bytes it has.
         """
+        if self.kind == "matroska" and _is_whole_matroska(self.path):
+            return False
         units = [float(stream.time_base or 0) for stream in self.container.streams]
         begin = min(ticks * unit for ticks, unit in zip(begins, units, strict=True))
         end = max(ticks * unit for ticks, unit in zip(ends, units, strict=True))
@@ -388,6 +391,21 @@ def _timeout(path: str, limits: Limits) -> VideoError:
         "Copy it to a local disk or allow more time",
         path,
     )
+
+
+def _is_whole_matroska(path: str) -> bool:
+    """Whether an MKV or WebM has all the bytes that it says it has (RFC 8794, 4-6). False: it does not say."""
+    with open(path, "rb") as file:
+        place = 0
+        for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # its header, and all the rest
+            file.seek(place)
+            content = file.read(12)
+            num_bytes = 9 - content[4].bit_length() if len(content) > 4 else 9
+            if content[:4] != name or len(content) < 4 + num_bytes:
+                return False
+            size = int.from_bytes(content[4 : 4 + num_bytes], "big") & ((1 << 7 * num_bytes) - 1)
+            place += 4 + num_bytes + size
+        return size != (1 << 7 * num_bytes) - 1 and place <= os.path.getsize(path)
 
 
 def _codec_mark(path: str) -> str:

@@ -64,7 +64,11 @@ def pictures_of(codec: str, extradata: bytes | None) -> Pictures:
     return Pictures() if codec in _SMALL_PICTURES else _Others()
 
 
-_SMALL_PICTURES = {"hevc", "vp9", "av1", "theora", "gif"}  # a few bytes may be a picture
+# Of these a few bytes are a picture: each packet that FFmpeg's encoders made of still scenes became one.
+_SMALL_PICTURES = {
+    *("hevc", "vp9", "av1", "theora", "gif", "h263", "flv1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"),
+    *("svq1", "snow", "msvideo1", "zmbv", "flashsv", "flashsv2", "qtrle", "smc"),
+}
 
 
 class _Others(Pictures):

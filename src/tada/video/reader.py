@@ -52,6 +52,9 @@ class VideoInfo:
     """Of a frame as it is shown, in pixels."""
     fps: float
     """Average rate, in frames per second."""
+    container_fps: float | None
+    """The average rate that the file declares, right or not; None where it declares none. ``official`` sampling goes by
+    it."""
     num_frames: int
     """Frames that are shown: hidden reference frames and those that an edit list cuts off do not count."""
     start_seconds: float
@@ -164,6 +167,11 @@ class Video:
             )
         return index
 
+    @property
+    def container_fps(self) -> float | None:
+        """``VideoInfo.container_fps``, which costs no decoding."""
+        return float(self._file.stream.average_rate) if self._file.stream.average_rate else None
+
     @cached_property
     def info(self) -> VideoInfo:
         """What the file holds. The first use decodes a frame, if none has been: only frames know their rotation."""
@@ -177,6 +185,7 @@ class Video:
             width=width,
             height=height,
             fps=self._index.fps,
+            container_fps=self.container_fps,
             num_frames=self._num_frames,
             start_seconds=float(self.times_seconds[0]),
             duration_seconds=self._index.duration_seconds,

@@ -69,12 +69,16 @@ class ClipSpec:
             raise OptionError(f"crop={self.crop} does not fit in short_side={self.short_side}; make it smaller")
 
 
-def train_indices(spec: ClipSpec, times_seconds: Times, rng: np.random.Generator) -> list[int]:
+def train_indices(
+    spec: ClipSpec, times_seconds: Times, rng: np.random.Generator, *, container_fps: float | None = None
+) -> list[int]:
     """Choose the frames of a clip at random: a random window, or a random frame of each segment.
 
     Args:
         times_seconds: when each frame of the video appears, [L], increasing.
         rng: all randomness comes from it.
+        container_fps: the average rate that the file declares, by which ``official`` counts, as the released code
+            does; None: that of the frames. ``exact`` goes by their times.
 
     Returns:
         ``spec.num_frames`` indices in [0, L), never decreasing. Where the video is shorter than the clip, the
@@ -93,7 +97,7 @@ def train_indices(spec: ClipSpec, times_seconds: Times, rng: np.random.Generator
     if spec.mode == "official":
         if spec.num_frames == 1:
             return [int(where * len(times))]
-        length = _official_clip_length(spec, times)
+        length = _official_clip_length(spec, times, container_fps)
         return official_interval(len(times), spec.num_frames, length, start=where * max(len(times) - length, 0))
     # Up to the end of the last frame, so that each whole number of frames before the clip is as likely.
     step = _step_seconds(spec, times)
@@ -101,7 +105,9 @@ def train_indices(spec: ClipSpec, times_seconds: Times, rng: np.random.Generator
     return exact_interval(times, spec.num_frames, step, start_seconds=where * slack)
 
 
-def view_indices(spec: ClipSpec, times_seconds: Times, view: int, num_views: int) -> list[int]:
+def view_indices(
+    spec: ClipSpec, times_seconds: Times, view: int, num_views: int, *, container_fps: float | None = None
+) -> list[int]:
     """Choose the frames of one of the ``num_views`` clips that a video is tested with; nothing is random.
 
     One view lies in the middle. ``exact`` spreads several evenly, by interval from the video's start to its end,
@@ -111,6 +117,7 @@ def view_indices(spec: ClipSpec, times_seconds: Times, view: int, num_views: int
     Args:
         times_seconds: when each frame of the video appears, [L], increasing.
         view: from 0.
+        container_fps: as for ``train_indices``.
 
     Returns:
         As ``train_indices``.
@@ -124,7 +131,7 @@ def view_indices(spec: ClipSpec, times_seconds: Times, view: int, num_views: int
         raise OptionError(f"view={view} must be from 0 to num_views - 1 = {num_views - 1}")
     times = _times_from_first(times_seconds)
     if spec.mode == "official" and spec.sampling == "interval":
-        length = _official_clip_length(spec, times)
+        length = _official_clip_length(spec, times, container_fps)
         slack = max(len(times) - length, 0)
         start = slack / 2 if num_views == 1 else slack * view / num_views
         return official_interval(len(times), spec.num_frames, length, start=start)
@@ -253,11 +260,11 @@ def official_segments(
     return chosen
 
 
-def _official_clip_length(spec: ClipSpec, times: Array) -> float:
+def _official_clip_length(spec: ClipSpec, times: Array, container_fps: float | None) -> float:
     """In frames of the video."""
     if spec.fps is None:
         return spec.num_frames * spec.interval
-    return spec.num_frames * spec.interval * average_fps(times) / spec.fps
+    return spec.num_frames * spec.interval * (container_fps or average_fps(times)) / spec.fps
 
 
 def _linspace(start: float, end: float, num: int) -> npt.NDArray[np.float32]:

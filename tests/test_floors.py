@@ -18,6 +18,7 @@ FLOORS = [
     {
         "tada.commands",
         "tada.data",
+        "tada.documents",
         "tada.errors",
         "tada.intervals",
         "tada.localization",

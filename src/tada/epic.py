@@ -55,7 +55,7 @@ def _column(file: Path, name: str, kind: Callable[[str], T]) -> frozenset[T]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as rows:
             return frozenset(kind(row[name].strip()) for row in csv.DictReader(rows))
-    except (OSError, UnicodeDecodeError, KeyError, ValueError, AttributeError) as error:
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, AttributeError, csv.Error) as error:
         raise DataError(
             f"{file} cannot be read as a list of {name} ({type(error).__name__}: {error}); take it from "
             "epic-kitchens-100-annotations"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from tada.documents import read_yaml
 from tada.errors import OptionError, UnknownNameError
 from tada.mistakes import check_names, in_values
 from tada.schedule import AnySchedule, Fit, LastBatch, Schedule, require
@@ -278,7 +279,7 @@ def check_recipe(path: Path, kind: type[Any]) -> None:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise OptionError("a recipe is a mapping of fields to values, a line for each: 'epochs: 30'")
     return values
@@ -291,10 +292,10 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise OptionError(f"{path}: there is no such file; give a YAML file, or one of `tada recipes`") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise OptionError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
     except (OptionError, UnknownNameError) as error:
         raise OptionError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{path}: not a readable YAML file: {error}") from error
 
 
 def recipe_of_run(run: Path, kind: type[AnySchedule]) -> AnySchedule:

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tada.data.table import listed
-from tada.errors import OptionError
+from tada.documents import read_json
+from tada.errors import CheckpointError, OptionError
 from tada.files import write_whole
 from tada.interruption import last_chance
 from tada.locks import names_in, was_made
@@ -97,7 +98,10 @@ def finished_metrics(out: Path) -> dict[str, float] | None:
     file = out / METRICS_FILE
     if not file.exists():
         return None
-    metrics: dict[str, float] = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        metrics: dict[str, float] = read_json(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(file)!r} is damaged ({error}); remove it, and the run ends anew") from error
     return metrics
 
 

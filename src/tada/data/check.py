@@ -26,6 +26,7 @@ from rich.progress import track
 from tada.data.rows import guarded
 from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
 from tada.data.workers import Lost, in_processes
+from tada.documents import parse_json, typed
 from tada.errors import OptionError, VideoError
 from tada.files import whole_file, write_whole, writing
 from tada.locks import holds
@@ -277,8 +278,8 @@ def _known_probes(file: Path, thorough: bool) -> dict[str, Probe]:
     if file.exists():
         for line in file.read_bytes().splitlines():
             try:
-                probe = Probe(**json.loads(line.decode("utf-8", "surrogateescape")))
-            except (ValueError, TypeError):  # an empty line, one that was cut off, or one of another release
+                probe = typed(Probe, parse_json(line.decode("utf-8", "surrogateescape")))
+            except ValueError:  # an empty line, one that was cut off, or one of another release
                 continue
             if (probe.thorough or not thorough) and probe.reason not in ("lost", "timeout"):
                 known[probe.path] = probe

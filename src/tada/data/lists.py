@@ -11,7 +11,6 @@ Sources: the data sets' own documents; alibaba-mmai-research/TAdaConv datasets/b
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from tada.data.rows import (
     text_lines,
 )
 from tada.data.table import ACTION, SPLIT_OF, Head
+from tada.documents import MAX_LIST_BYTES, open_regular, read_json
 from tada.errors import DataError, OptionError
 
 KINETICS_COLUMNS = ("youtube_id", "time_start", "time_end")
@@ -142,7 +142,7 @@ def _is_something(file: Path) -> bool:
     if file.suffix.lower() != ".json" or not file.is_file():
         return False
     try:
-        with file.open("rb") as raw:
+        with open_regular(file) as raw:
             beginning = raw.read(4096)
     except OSError:  # as in ``_has_columns``
         return False
@@ -195,8 +195,8 @@ def _something_heads(folder: Path, entries: Sequence[Entry]) -> tuple[Head, ...]
 def _json(file: Path) -> object:
     check_text(file, "it should hold JSON, as it was published")
     try:
-        return json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        return read_json(file, MAX_LIST_BYTES)
+    except (OSError, ValueError) as error:
         raise DataError(f"{file.name} is no JSON ({error}); copy or download it again") from error
 
 

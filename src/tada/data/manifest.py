@@ -5,11 +5,12 @@ A copy has other bytes than its original. Where its manifest is at hand, it is s
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from tada.documents import parse_json, typed
 
 MANIFEST = "manifest.jsonl"
 COPIES = "videos"
@@ -44,13 +45,11 @@ def read_manifest(file: Path) -> dict[str, Copy]:
     if file.exists():
         for line in file.read_bytes().splitlines():
             try:
-                copy = Copy(**json.loads(line.decode("utf-8", "surrogateescape")))
-            except (ValueError, TypeError, RecursionError):  # an empty line, or one that was cut off
+                copy = typed(Copy, parse_json(line.decode("utf-8", "surrogateescape")))
+            except ValueError:  # an empty line, or one that was cut off
                 continue
-            texts = (copy.source, copy.source_sha256, copy.file, copy.source_content)
-            if all(isinstance(text, str) for text in texts) and isinstance(copy.source_size_bytes, int):
-                copies.pop(copy.source, None)  # so that the order is that of the last lines
-                copies[copy.source] = copy
+            copies.pop(copy.source, None)  # so that the order is that of the last lines
+            copies[copy.source] = copy
     return copies
 
 

@@ -33,6 +33,7 @@ from tada.data.identity import content_id, content_ids, sha256_of
 from tada.data.manifest import COPIES, MANIFEST, Copy, read_manifest
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
+from tada.documents import read_json
 from tada.errors import DataError, OptionError, OutputError, VideoError
 from tada.files import remove_dead_parts, write_whole, writing
 from tada.locks import holds
@@ -203,7 +204,10 @@ def _tasks(table: VideoTable, out: Path) -> list[_Task]:
 
 def _check_options(file: Path, options: PrepareOptions) -> None:
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            before = dict(read_json(file))
+        except (OSError, ValueError, TypeError) as error:
+            raise OptionError(f"{str(file)!r} is damaged ({error}); remove it, or give another folder") from error
         if before != asdict(options):
             changed = ", ".join(name for name, value in asdict(options).items() if before.get(name) != value)
             raise OptionError(

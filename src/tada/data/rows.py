@@ -14,10 +14,12 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 from tada.data.table import composed, listed
+from tada.documents import open_regular
 from tada.errors import DataError
 
 # What FFmpeg would open instead of a file. "a:b.mp4" is a file's name like any other.
@@ -40,8 +42,8 @@ def csv_columns(file: Path, known: Collection[str], *, example: str = "path,labe
         DataError: the file cannot be read, is empty or no text, or names a known column twice.
     """
     check_text(file, f"its first row should name the columns: {example}")
-    with _opened(file) as lines:
-        columns = [_plain(column) for column in next(csv.reader(lines, delimiter=_delimiter(lines, known)), [])]
+    _, header = next(_cells(file, known), (1, []))
+    columns = list(map(_plain, header))
     for column in columns:
         if column in known and columns.count(column) > 1:
             raise DataError(f"{file.name} row 1: the column {column!r} stands there twice; keep one")
@@ -58,35 +60,40 @@ def csv_rows(file: Path, known: Collection[str]) -> Iterator[tuple[str, dict[str
     """
     columns = csv_columns(file, known)
     name, is_empty = file.name, True
+    for line, cells in islice(_cells(file, known), 1, None):
+        if not any(cell.strip() for cell in cells):  # an empty line at the end is no row
+            continue
+        source = f"{name} row {line}"
+        if len(cells) != len(columns):
+            raise DataError(
+                f"{source}: {len(cells)} cells, while the header names {len(columns)} columns; quote cells "
+                "that hold commas"
+            )
+        is_empty = False
+        yield source, dict(zip(columns, map(_cell_text, cells), strict=True))
+    if is_empty:
+        raise DataError(f"{name} has no rows below its header; see whether it is the right file")
+
+
+def _cells(file: Path, known: Collection[str]) -> Iterator[tuple[int, list[str]]]:
+    """Every row, the header first: the number of its (last) line, and its cells as they are written."""
     with _opened(file) as lines:
         reader = csv.reader(lines, delimiter=_delimiter(lines, known), strict=True)
         try:
-            next(reader)
             for cells in reader:
-                if not any(cell.strip() for cell in cells):  # an empty line at the end is no row
-                    continue
-                source = f"{name} row {reader.line_num}"
-                if len(cells) != len(columns):
-                    raise DataError(
-                        f"{source}: {len(cells)} cells, while the header names {len(columns)} columns; quote cells "
-                        "that hold commas"
-                    )
-                is_empty = False
-                yield source, dict(zip(columns, map(_cell_text, cells), strict=True))
-        except csv.Error as error:
+                yield reader.line_num, cells
+        except csv.Error as error:  # such as a quote that is never closed, and a cell as long as the rest of the file
             raise DataError(
-                f"{name} row {reader.line_num}: {error}; save it as CSV, with cells quoted whole"
+                f"{file.name} row {reader.line_num}: {error}; save it as CSV, with cells quoted whole"
             ) from error
         except UnicodeDecodeError as error:
-            raise DataError(f"{name} is not text in UTF-8; save it as CSV UTF-8") from error
-    if is_empty:
-        raise DataError(f"{name} has no rows below its header; see whether it is the right file")
+            raise DataError(f"{file.name} is not text in UTF-8; save it as CSV UTF-8") from error
 
 
 def check_text(file: Path, hint: str) -> None:
     """Raise DataError where a file cannot be read, is empty, or is not text; ``hint`` says what an empty one lacks."""
     try:
-        with file.open("rb") as raw:
+        with open_regular(file) as raw:  # a pipe can be read once only
             head = raw.read(4096)
     except OSError as error:
         raise DataError(f"{str(file)!r} cannot be read: {error.strerror}") from error

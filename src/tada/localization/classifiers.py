@@ -10,7 +10,6 @@ Numbers within [0, 1] are probabilities; others are logits, of which the softmax
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tada.documents import MAX_LIST_BYTES, read_json
 from tada.errors import DataError
 
 _FORM = 'expected JSON with "class": the names, and "results": for each video as many numbers'
@@ -46,8 +46,8 @@ def read_video_scores(file: Path) -> VideoScores:
         DataError: it is not there, or not of that form; the message names the video.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = read_json(file, MAX_LIST_BYTES)
+    except (OSError, ValueError) as error:
         raise DataError(f"{str(file)!r} cannot be read as scores of videos ({error}); {_FORM}") from error
     classes = document.get("class", document.get("classes")) if isinstance(document, dict) else None
     results = document.get("results") if isinstance(document, dict) else None

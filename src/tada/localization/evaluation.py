@@ -11,6 +11,7 @@ from typing import Any
 from rich.progress import track
 
 from tada.data.table import listed
+from tada.documents import MAX_LIST_BYTES, read_json
 from tada.errors import DataError
 from tada.files import check_not_there, write_whole, writing
 from tada.localization.annotations import LabelSet, SegmentTable, named_like, read_segments, with_durations
@@ -137,10 +138,10 @@ def evaluate_predictions(
         DataError: the file is not of that form.
     """
     try:
-        results = json.loads(predictions.read_text(encoding="utf-8"))
-        if not isinstance(results["results"], dict):
-            raise ValueError("'results' is no object")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        results = read_json(predictions, MAX_LIST_BYTES)
+        if not isinstance(results, dict) or not isinstance(results.get("results"), dict):
+            raise ValueError("no object called 'results'")
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{str(predictions)!r} holds no detections ({error}); expected JSON with 'results': an entry for each video"
         ) from error

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.data.table import composed
+from tada.documents import read_json, typed
 from tada.errors import DataError
 from tada.files import write_whole
 from tada.localization.classifiers import VideoScores
@@ -117,18 +118,17 @@ def read_card(file: Path) -> FeatureCard:
         DataError: it is damaged, or not of this format.
     """
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        if about.pop("format") != _FORMAT:
+        about = read_json(file)
+        if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise ValueError("of another version of tada")
-        key = about.pop("key")
-        source = about.get("source")
-        parts = {"grid": FeatureGrid(**about["grid"]), "source": None if source is None else Source(**source)}
-        card = FeatureCard(**about | parts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        card = typed(FeatureCard, about, ignore=("format", "key"))
+        if card.num_features < 1 or card.channels < 1 or card.duration_seconds <= 0:
+            raise ValueError("sizes and durations are positive")
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{str(file)!r} is no card of features ({error}); remove it, and extract the video again"
         ) from error
-    if key != card.key:
+    if about.get("key") != card.key:
         raise DataError(f"{str(file)!r} was changed by hand: its key does not fit; extract the video again")
     return card
 

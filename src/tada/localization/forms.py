@@ -19,7 +19,6 @@ Nothing here knows whether rows fit together: ``tada.localization.annotations`` 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -39,6 +38,7 @@ from tada.data.rows import (
     seconds,
     text_lines,
 )
+from tada.documents import MAX_LIST_BYTES, open_regular, read_json
 from tada.errors import DataError
 from tada.localization.video_names import video_name, video_path
 
@@ -151,7 +151,7 @@ def read_names(file: Path) -> frozenset[str]:
 
 def _begins(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
@@ -162,10 +162,10 @@ def _begins(path: Path) -> bytes:
 
 def load_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return read_json(path, MAX_LIST_BYTES)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(path)!r} is not text in UTF-8: {error}; save it as JSON in UTF-8") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path.name} is no JSON: {error}; save it again") from error
 
 

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from tada.data.rows import guarded
+from tada.documents import read_json, typed
 from tada.errors import CheckpointError
 from tada.files import write_whole
 from tada.localization.annotations import LabelSet, UntrimmedVideo
@@ -33,7 +34,7 @@ from tada.localization.features import VideoFeatures
 from tada.localization.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
 from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
-from tada.models.weights import restore, save_model
+from tada.models.weights import check_fits, read_bytes, restore, save_model
 from tada.plots import save_timeline
 from tada.predict import Recognizer, load
 from tada.prediction import Prediction
@@ -342,21 +343,21 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
             "such a run, or continue it with --resume"
         )
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        if about.pop("format") != _FORMAT:
+        about = read_json(file)
+        if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise ValueError("of another version of tada")
-        sha256 = about.pop("sha256")
-        label_sets = tuple(LabelSet(name=s["name"], classes=tuple(s["classes"])) for s in about["label_sets"])
-        card = LocalizerCard(**about | {"label_sets": label_sets, "grid": FeatureGrid(**about["grid"])})
-        data = (path / WEIGHTS_FILE).read_bytes()
+        card = typed(LocalizerCard, about, ignore=("format", "sha256"))
+        data = read_bytes(path / WEIGHTS_FILE)
         weights = safetensors.torch.load(data)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{str(path)!r} is damaged ({error}); copy the folder again, or train anew") from error
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != about.get("sha256"):
         raise CheckpointError(
             f"{str(path / WEIGHTS_FILE)!r} is damaged, or its {CARD_FILE} belongs to other weights; copy it again"
         )
     recipe = read_recipe(path / "recipe.yaml", LocalizationRecipe)
+    with torch.device("meta"):  # first without memory, so that a card cannot have as much as it says
+        check_fits(detector_of(card.shape, recipe, card.label_sets), weights)
     detector = detector_of(card.shape, recipe, card.label_sets)
     restore(detector, weights)
     backbone = load(path / BACKBONE_FOLDER, device=device) if (path / BACKBONE_FOLDER).is_dir() else None

@@ -29,6 +29,7 @@ from lightning.pytorch.callbacks import Callback
 
 from tada.data.clips import ResumableBatches, ResumableLoader
 from tada.data.loader import VideoLoader
+from tada.documents import read_json
 from tada.errors import DataError
 from tada.files import write_whole
 from tada.interruption import tell_state
@@ -319,7 +320,11 @@ def _check_same_run(
     recipe = resumed(recipe, out, or_else="begin another run without --resume")
     if not (out / DATA_FILE).exists():  # it was interrupted that early
         _write_data(out, table, folder)
-    if json.loads((out / DATA_FILE).read_text(encoding="utf-8")) != _about(table, folder):
+    try:
+        before = read_json(out / DATA_FILE)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(out / DATA_FILE)!r} is damaged ({error}): start anew") from error
+    if before != json.loads(json.dumps(_about(table, folder))):
         raise DataError(f"the features or segments are not those that {out} was started with: start anew")
     replaced = TrainedVideos(out).changed(table, folder)
     if replaced:

@@ -25,6 +25,7 @@ from rich.progress import track
 from tada.data.annotations import read_dataset
 from tada.data.rows import guarded
 from tada.data.table import VideoTable, listed
+from tada.documents import MAX_LIST_BYTES, read_json, typed
 from tada.errors import DataError, VideoError
 from tada.files import write_whole
 from tada.localization.annotations import SegmentTable, UntrimmedVideo
@@ -167,6 +168,6 @@ def _read_sources(note: Path) -> dict[str, Source]:
     if not note.exists():
         return {}
     try:
-        return {name: Source(**about) for name, about in json.loads(note.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return {name: typed(Source, about) for name, about in dict(read_json(note, MAX_LIST_BYTES)).items()}
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{str(note)!r} is damaged ({error}); remove {str(note.parent)!r}") from error

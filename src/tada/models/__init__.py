@@ -83,6 +83,9 @@ _CONFIGS: dict[type, tuple[Callable[..., Network], ...]] = {
     HostConfig: _HOSTS,
 }
 
+MAX_BLOCKS, MAX_WIDTH = 500, 1 << 15
+"""Of a network that is built by name."""
+
 MODELS: dict[str, Callable[..., Network]] = {build.__name__: build for builds in _CONFIGS.values() for build in builds}
 _OPTIONS = {
     build.__name__: sorted({field.name for field in fields(config)} - {"num_classes"})
@@ -112,11 +115,21 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
     for option in options:
         if option not in _OPTIONS[name]:
             raise OptionError(f"{name} has no option {option!r}; it has {', '.join(_OPTIONS[name])}")
+        _check_bounds(option, options[option])
     values = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     try:
         return MODELS[name](num_classes=num_classes, **values)
     except TypeError as error:  # a recipe's options are as the user wrote them: a word for a number, say
         raise OptionError(f"{name} cannot be built with {options}: {error}") from error
+
+
+def _check_bounds(option: str, value: Any) -> None:
+    """Refuse what no network has, before it is built: the file that says it may be anyone's."""
+    numbers = [number for number in (value if isinstance(value, list | tuple) else [value]) if isinstance(number, int)]
+    if option == "depths" and sum(numbers) > MAX_BLOCKS:
+        raise OptionError(f"depths={value} are more than {MAX_BLOCKS} blocks")
+    if len(numbers) > MAX_BLOCKS or any(abs(number) > MAX_WIDTH for number in numbers):
+        raise OptionError(f"{option}={value} is beyond any network: numbers may go to {MAX_WIDTH}")
 
 
 def list_models(pattern: str = "*") -> list[str]:

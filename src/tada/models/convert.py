@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from tada.documents import read_bytes
 from tada.errors import CheckpointError, OptionError, UnknownNameError
 from tada.locks import holds, is_used
 from tada.models import create_model
@@ -79,8 +80,8 @@ def _default_labels(num_classes: int) -> tuple[str, ...]:
 
 def _read_labels(file: Path, num_classes: int, checkpoint: Path) -> tuple[str, ...]:
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(file).decode("utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise OptionError(f"{str(file)!r} cannot be read as text: {error}; give one name on each line") from error
     labels = tuple(line.strip() for line in lines)
     if len(labels) != num_classes:

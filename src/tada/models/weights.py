@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import stat
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -27,7 +27,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tada.errors import CheckpointError, OptionError, UnknownNameError
+from tada.documents import MAX_CARD_BYTES, open_regular, parse_json, typed
+from tada.errors import CheckpointError, UnknownNameError
 from tada.files import write_whole
 from tada.models import create_model
 from tada.video.sampling import ClipSpec
@@ -113,7 +114,9 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
                 f"{str(file)!r} does not fit {CARD_FILE}, which says {card.model}: {differences}; {_RENEW}"
             )
         model = create_model(card.model, num_classes=len(card.labels), num_frames=card.clip.num_frames, **card.options)
-    except (UnknownNameError, OptionError, RuntimeError) as error:  # the last, where sizes pass all bounds
+    except CheckpointError:
+        raise
+    except Exception as error:  # what values that nobody has tried lead to has no end of names
         raise CheckpointError(f"{str(folder / CARD_FILE)!r}: {error}; update tada, or {_RENEW}") from error
     model.load_state_dict(weights)
     return model.eval(), card
@@ -159,9 +162,9 @@ def _read_card(file: Path) -> tuple[ModelCard, str]:
             f"{str(file)!r} is not there: it is written last, when training ends; give the folder of a finished "
             "run, or continue this one"
         )
-    card, about = parse_card(file, read_bytes(file))
-    if "sha256" not in about:
-        raise CheckpointError(f"{str(file)!r}, entry 'sha256': missing or not as tada writes it; {_RENEW}")
+    card, about = parse_card(file, read_bytes(file, MAX_CARD_BYTES))
+    if not isinstance(about.get("sha256"), str):
+        raise CheckpointError(f"{str(file)!r}: entry 'sha256' is missing or not as tada writes it; {_RENEW}")
     return card, about["sha256"]
 
 
@@ -178,54 +181,52 @@ def parse_card(file: Path, text: str | bytes) -> tuple[ModelCard, dict[str, Any]
         CheckpointError: it is damaged, of another version, or nothing that tada has written.
     """
     try:
-        about = json.loads(text)
-        written = about["format"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:  # JSON's and UTF-8's are ValueErrors
+        about = parse_json(text)
+        if not isinstance(about, dict) or "format" not in about:
+            raise ValueError("no format")
+    except ValueError as error:
         raise CheckpointError(f"{str(file)!r} is damaged, or was not written by tada ({error}); {_RENEW}") from error
-    if written != _FORMAT:
+    if about["format"] != _FORMAT:
         raise CheckpointError(
-            f"{str(file)!r} has format {written}, from tada {about.get('tada')}; this tada reads format {_FORMAT}: "
-            "update it"
+            f"{str(file)!r} has format {about['format']}, from tada {about.get('tada')}; this tada reads format "
+            f"{_FORMAT}: update it"
         )
     try:
-        about["labels"] = tuple(about["labels"])
-        about["clip"] = ClipSpec(**{name: _plain(value) for name, value in about["clip"].items()})
-        about.setdefault("head_sizes", {})  # which cards of the first models do not have
-        card = ModelCard(**{entry.name: about[entry.name] for entry in fields(ModelCard)})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{str(file)!r}, entry {error}: missing or not as tada writes it; {_RENEW}") from error
-    if not (isinstance(card.options, dict) and card.labels and all(isinstance(label, str) for label in card.labels)):
-        raise CheckpointError(f"{str(file)!r}: labels should be a list of names, and options a mapping; {_RENEW}")
+        names = {entry.name for entry in fields(ModelCard)}
+        card = typed(ModelCard, {name: value for name, value in about.items() if name in names})
+    except ValueError as error:
+        raise CheckpointError(f"{str(file)!r}: {error}; it is not as tada writes it: {_RENEW}") from error
     sizes = card.head_sizes
-    if not isinstance(sizes, dict) or (sizes and sum(sizes.values()) != len(card.labels)):
+    if not card.labels:
+        raise CheckpointError(f"{str(file)!r} names no labels; {_RENEW}")
+    if sizes and (min(sizes.values()) < 1 or sum(sizes.values()) != len(card.labels)):
         raise CheckpointError(f"{str(file)!r}: head_sizes {sizes} do not add up to {len(card.labels)} labels; {_RENEW}")
     return card, about
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def read_bytes(file: Path) -> bytes:
+def read_bytes(file: Path, max_bytes: int | None = None) -> bytes:
     """Read a regular file.
 
     Raises:
-        CheckpointError: there is none, it is empty or cannot be read.
+        CheckpointError: there is none, it is empty or larger than that, or cannot be read.
     """
-    with _open(file) as opened:
+    with _open(file, max_bytes) as opened:
         return opened.read()
 
 
-def _open(file: Path) -> BinaryIO:
+def _open(file: Path, max_bytes: int | None = None) -> BinaryIO:
     try:
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise CheckpointError(f"{str(file)!r} is not a regular file; give a file of weights")
-        if status.st_size == 0:
-            raise CheckpointError(f"{str(file)!r} is empty; copy or download it again")
-        return file.open("rb")
+        opened = open_regular(file, max_bytes)
+    except ValueError as error:
+        raise CheckpointError(f"{str(file)!r} is not as tada writes it: {error}; {_RENEW}") from error
     except OSError as error:
+        if error.errno == 0:
+            raise CheckpointError(f"{str(file)!r} is not a regular file; give a file of weights") from error
         raise CheckpointError(f"{str(file)!r} cannot be read: {error.strerror}; check the path") from error
+    if os.fstat(opened.fileno()).st_size == 0:
+        opened.close()
+        raise CheckpointError(f"{str(file)!r} is empty; copy or download it again")
+    return opened
 
 
 # -- other weight files -----------------------------------------------------------------------------------------------
@@ -319,10 +320,15 @@ def restore(model: nn.Module, weights: Mapping[str, Tensor], *, fresh: tuple[str
     Raises:
         CheckpointError: other names or shapes; nothing has been copied then.
     """
+    check_fits(model, weights, fresh=fresh)
+    model.load_state_dict({name: v for name, v in weights.items() if not name.startswith(fresh)}, strict=not fresh)
+
+
+def check_fits(model: nn.Module, weights: Mapping[str, Tensor], *, fresh: tuple[str, ...] = ()) -> None:
+    """Raise CheckpointError where ``restore`` would; a model on the device "meta" serves, which takes no memory."""
     differences = _differences(model, weights, fresh)
     if differences:
         raise CheckpointError(f"{differences}; give weights of this network, or name what should stay as it is")
-    model.load_state_dict({name: v for name, v in weights.items() if not name.startswith(fresh)}, strict=not fresh)
 
 
 def _differences(model: nn.Module, weights: Mapping[str, Tensor], fresh: tuple[str, ...] = ()) -> str:

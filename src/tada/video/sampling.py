@@ -30,6 +30,10 @@ that appears at 8/30 s should be the one chosen for 8/30 s. In training it would
 decides between neighbours anyway."""
 
 
+MAX_CLIP_PIXELS, MAX_SHORT_SIDE = 1 << 26, 4096
+"""Of a clip: 64 frames of 1024 x 1024, 200 MB. A model's card, which may be anyone's, says how large clips are."""
+
+
 # No slots: jsonargparse 4.53, which reads recipes, cannot take a slotted dataclass as a default value.
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
@@ -67,6 +71,11 @@ class ClipSpec:
             raise OptionError(f"crop={self.crop} must be at least 1 pixel")
         if self.crop > self.short_side:
             raise OptionError(f"crop={self.crop} does not fit in short_side={self.short_side}; make it smaller")
+        if self.short_side > MAX_SHORT_SIDE or self.num_frames * self.crop**2 > MAX_CLIP_PIXELS:
+            raise OptionError(
+                f"num_frames={self.num_frames} of crop={self.crop} and short_side={self.short_side} is more than a "
+                f"network can take: a clip may have {MAX_CLIP_PIXELS} pixels, and a side {MAX_SHORT_SIDE}"
+            )
 
 
 def train_indices(

@@ -159,7 +159,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no run": (["evaluate", "nowhere", "DATA"], "nowhere"),
     "bad views": (
         ["evaluate", "RUN", "DATA", "--views", "ten"],
-        "views 'ten' should be CLIPSxCROPS, such as 1x1 or 10x3",
+        "--views should be CLIPSxCROPS, such as 1x1 or 10x3, not ten",
     ),
     "no fit": (["predict", "RUN", "nothing*.mp4"], "no file fits the pattern 'nothing*.mp4'"),
     "no model fits": (["models", "resnet*"], "no model's name fits 'resnet*'"),

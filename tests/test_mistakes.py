@@ -238,7 +238,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     ),
     "a help before a file": (["predict", "run", "-help.mp4"], "'-help.mp4' looks like an option; "),
     "two dashes before a file": (["predict", "run", "--b.mp4"], "'--b.mp4' looks like an option; "),
-    "views": (["evaluate", "run", "clips", "--views", "3x"], "views '3x' should be CLIPSxCROPS, such as 1x1 or 10x3"),
+    "views": (["evaluate", "run", "clips", "--views", "3x"], "--views should be CLIPSxCROPS, such as 1x1 or 10x3, not"),
     "no clips": (["predict", "run", "clip.mp4", "--clips", "0"], "--clips must be a whole number from 1 on, not '0'"),
     "localizing without videos": (["localize", "train", "--segments", "s.csv"], "--videos with a folder of videos"),
     "no command": (["trian", "clips"], "no command is called 'trian'; did you mean 'train'? Known: check, "),

@@ -24,7 +24,7 @@ from tada.errors import OptionError, UnknownNameError
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
 _ONE_OPTION = re.compile(r"argument ([-\w./]+): (.*)", re.DOTALL)
-_OUT_OF_RANGE = re.compile(r"(?:the recipe's )?([\w.]+)(?: ?= ?(\S+?))? (must|should) (be .*)", re.DOTALL)
+_OUT_OF_RANGE = re.compile(r"(?:the recipe's )?([\w.]+)(?: ?= ?(\S+?)| '(\S+)')? (must|should) (be .*)", re.DOTALL)
 _DASHES = re.compile(r"-[^-\d.]")
 
 
@@ -253,7 +253,7 @@ def in_words_typed(message: str, typed: Typed) -> str:
     if match is None:
         return message
     recipe = typed.value_of("--recipe")
-    name, value, verb, rule = match.groups()
+    name, *_, verb, rule = match.groups()
     for option, action in typed.options().items():
         own = typed.value_of(option)
         if own is not None and action.dest.split(".")[-1] == name.split(".")[-1]:

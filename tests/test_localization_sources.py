@@ -316,8 +316,13 @@ def test_published_features_are_known_by_their_names(tested: Path) -> None:
     with pytest.raises(DataError, match=r"run was trained on all 2 videos of plain.csv: scores on them would say noth"):
         evaluate([])
     Path("plain.csv").write_text(text)
-    Path("run/videos.csv").unlink()  # a run of an older tada
+    held = held_out()
+    Path("run/videos.csv").unlink()  # a run of an older tada: what it held out follows from the same annotations
     said: list[str] = []
+    assert evaluate(said) == [held]
+    assert said == ["testing on 1 video, 1 held out of training; 2 that were trained on are left out"]
+    said.clear()
+    Path("plain.csv").write_text(text.replace("0.5,1.5", "0.5,1.25"))
     assert len(evaluate(said)) == 3
     assert said == [
         "the run does not say which videos it was trained on: if some of these were, the scores are too good"

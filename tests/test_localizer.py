@@ -396,9 +396,12 @@ def test_mistakes_at_the_command_line(
             ["localize", "x.mp4", "--model", "nothing"],
             "'nothing' is no folder; give that of a run of `tada local",
         ),
-        (["predict", run, "x.mp4"], f"is a localizer: tada localize VIDEO --model {run} says when things happen"),
+        (
+            ["predict", run, "x.mp4"],
+            f"says when things happen: `tada localize VIDEO --model {run}`",
+        ),
         (["predict", unfinished, "x.mp4"], "is a localizer whose training has not ended: continue it with `tada local"),
-        (["extract", run, "x.mp4", tmp_path / "f"], f"is a localizer: tada localize VIDEO --model {run} says"),
+        (["extract", run, "x.mp4", tmp_path / "f"], "is a localizer, which says when things happen"),
     ):
         assert call(*arguments) == 2
         err = capsys.readouterr().err

@@ -344,8 +344,8 @@ def _check_no_localizer(folder: Path) -> None:
         return
     if (folder / "localizer.json").exists():
         raise CheckpointError(
-            f"{str(folder)!r} is a localizer: tada localize VIDEO --model {folder} says when things happen"
-            + (f", and the recogniser in it is {folder / 'backbone'}" if (folder / "backbone").is_dir() else "")
+            f"{str(folder)!r} is a localizer, which says when things happen: `tada localize VIDEO --model {folder}`"
+            + (f"; the recogniser in it is {folder / 'backbone'}" if (folder / "backbone").is_dir() else "")
         )
     if (folder / "data.json").exists():
         raise CheckpointError(

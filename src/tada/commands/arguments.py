@@ -98,14 +98,12 @@ def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) ->
         command: as in "tada predict".
 
     Raises:
-        UserError: it is a video, a localizer, or a name of nothing while a run stands behind it.
+        UserError: it is a video, or a name of nothing while a run stands behind it.
     """
     from tada.data.table import VIDEO_EXTENSIONS
     from tada.models.weights import packaged_names
 
     path, name = Path(run), str(run)
-    if (path / "localizer.json").is_file():
-        raise UserError(f"{name!r} is a localizer, which says when things happen: `tada localize VIDEO --model {name}`")
     if _is_run(path) or name.startswith("hf-hub:") or (name in packaged_names() and not path.exists()):
         return
     swapped = next((other for other in others if _is_run(Path(other))), None)

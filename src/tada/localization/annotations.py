@@ -18,6 +18,8 @@ from tada.localization.video_names import KnownVideos, short_names
 
 GRACE_SECONDS = 0.5
 """A segment may reach this far beyond its video: annotators and containers disagree about ends. It is cut there."""
+VAL_FRACTION = 0.2
+"""The part of the videos that is held out where the annotations have no splits."""
 DUPLICATE_SECONDS = 1e-3
 """Two segments of a class that differ by no more at both ends are one, written twice."""
 

@@ -100,6 +100,7 @@ def evaluate_localizer(
             "trained on; extract them with its own: tada extract RUN/backbone, or import them as those for training"
         )
     table = named_like(_counted(segments, leave_out), folder.places())
+    table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})
     trained = None if localizer.run is None else TrainedVideos(localizer.run)
     table = choose_tested(table, trained, folder, split, say)
     missing = [video.name for video in table.videos if video.name not in folder.cards]
@@ -109,7 +110,6 @@ def evaluate_localizer(
             f"{missing[0]!r}; extract them, or list these videos in a file for --leave-out, and say so beside the score"
         )
     folder.check_sources(video.name for video in table.videos)
-    table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})
     _check_classes(table, localizer.label_sets)
     if localizer.recipe.names_by_scores:
         check_naming(folder, table.videos, localizer.label_sets)

@@ -17,6 +17,7 @@ from tada.data.table import listed
 from tada.errors import DataError, VideoError
 from tada.files import try_folder
 from tada.localization.annotations import (
+    VAL_FRACTION,
     SegmentTable,
     check_for_training,
     named_like,
@@ -50,7 +51,7 @@ def train_on_videos(
     backbone_recipe: Recipe | None = None,
     window_seconds: float | None = None,
     stride_seconds: float | None = None,
-    val_fraction: float = 0.2,
+    val_fraction: float = VAL_FRACTION,
     resume: bool = False,
     skip_unreadable: int = 0,
     num_workers: int | None = None,

@@ -34,6 +34,7 @@ from tada.errors import DataError
 from tada.files import write_whole
 from tada.interruption import tell_state
 from tada.localization.annotations import (
+    VAL_FRACTION,
     SegmentTable,
     UntrimmedVideo,
     check_for_training,
@@ -51,7 +52,13 @@ from tada.localization.localizer import Localizer, LocalizerCard, results_of, sa
 from tada.localization.metrics import best_thresholds
 from tada.localization.naming import can_name, check_naming, scores_for
 from tada.localization.recipe import LocalizationRecipe
-from tada.localization.trained_videos import VIDEOS_FILE, TrainedVideos, check_no_leak, write_trained_videos
+from tada.localization.trained_videos import (
+    DATA_FILE,
+    VIDEOS_FILE,
+    TrainedVideos,
+    check_no_leak,
+    write_trained_videos,
+)
 from tada.localization.training_loop import BestEpoch, LocalizationTask, TestFeatures, TrainingSamples
 from tada.locks import holds
 from tada.loop import EpochLines, fit, make_trainer
@@ -62,7 +69,6 @@ from tada.run_folder import begun, check_free, finished_metrics, saved_state, wa
 from tada.saved_states import WholeFileCheckpoints
 from tada.schedule import epochs_between_tests, fitted, in_words
 
-DATA_FILE = "data.json"
 BEST = Path("resume", "best.ckpt")
 _SHORTEST_STEPS = 2
 _ENOUGH_VIDEOS, _MOST_VIDEOS = 5, 100  # that thresholds of classes without validation are learned from
@@ -129,7 +135,7 @@ def train_localizer(
     *,
     backbone: Recognizer | None = None,
     classifier: Path | None = None,
-    val_fraction: float = 0.2,
+    val_fraction: float = VAL_FRACTION,
     resume: bool = False,
     skip_missing: int = 0,
     leave_out: Path | None = None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,13 @@ from tada.data.rows import csv_rows, guarded
 from tada.data.table import listed
 from tada.errors import DataError
 from tada.files import write_whole
-from tada.localization.annotations import SegmentTable
+from tada.localization.annotations import VAL_FRACTION, SegmentTable, with_splits
 from tada.localization.features import FeatureFolder
 from tada.localization.forms import split_name
+from tada.localization.recipe import LocalizationRecipe
+from tada.recipe import recipe_of_run
 
-VIDEOS_FILE = "videos.csv"
+VIDEOS_FILE, DATA_FILE = "videos.csv", "data.json"
 _COLUMNS = ("video", "split", "content", "path")
 
 
@@ -64,6 +67,20 @@ class TrainedVideos:
                 if row["content"]:
                     self._by_content[row["content"]] = row["split"]
 
+    def recall(self, table: SegmentTable) -> None:
+        """Find out what the run of an older tada, which kept no list, held out: what it would hold out of a table.
+
+        Only if that makes the very splits that it noted a hash of.
+        """
+        noted = self.run / DATA_FILE
+        if self.is_known or table.splits or len(table) < 2 or not noted.exists():
+            return
+        seed = recipe_of_run(self.run, LocalizationRecipe).seed
+        parted = with_splits(table, val_fraction=VAL_FRACTION, seed=seed)
+        if json.loads(noted.read_text(encoding="utf-8")).get("segments") == parted.fingerprint():
+            self._by_name = {video.name.removeprefix("v_"): _Noted(video.split or "", "") for video in parted.videos}
+            self.is_known = True
+
     def split_of(self, name: str, folder: FeatureFolder) -> str | None:
         """The part in which the run had a video, by its name and the source of its features; None if it had it not."""
         source = folder.cards[name].source if name in folder.cards else None
@@ -94,7 +111,7 @@ def choose_tested(
     """The annotated videos that a localizer is tested on: none that it was trained on, but where that is asked for.
 
     Args:
-        table: all that is annotated, called as the features are.
+        table: all that is annotated, called as the features are and with their durations.
         split: what was asked for; by default the annotations' test split where it has segments, else val. Where they
             have no splits: the videos that the run held out, or that it does not know.
 
@@ -104,6 +121,8 @@ def choose_tested(
     chosen = split_name(split) if split else None
     if table.splits:
         table = of_tested_split(table, split)
+    if trained is not None:
+        trained.recall(table)
     if trained is None or not trained.is_known:
         say("the run does not say which videos it was trained on: if some of these were, the scores are too good")
         return table

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -258,3 +259,37 @@ def test_parcels_are_plain(tmp_path: Path) -> None:
     plain = (int, bytes, tuple, type(None))
     assert isinstance(parcel, Parcel)
     assert all(isinstance(getattr(parcel, name), plain) for name in Parcel.__slots__)
+
+
+class Locked:
+    """Stands in for an output while something is displayed, as rich does: what is written waits for the display."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def write(self, text: str) -> int:
+        assert self.lock.acquire(timeout=3.0), "the display that was being drawn when the worker began is waited for"
+        self.lock.release()
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+class Talking(Dataset[int]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        print("a frame is odd", file=sys.stderr)
+        print("a line")
+        return index
+
+
+def test_a_worker_that_says_something_waits_for_no_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    display = Locked()
+    monkeypatch.setattr(sys, "stdout", display)
+    monkeypatch.setattr(sys, "stderr", display)
+    loader = VideoLoader(Talking(), num_workers=1, batch_size=None)
+    with closing(loader), display.lock:
+        assert list(loader) == [0, 1, 2, 3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
 from numpy.typing import NDArray
 
 from drawn_videos import (
@@ -31,6 +33,7 @@ from tada.prediction import ClipScores, Prediction
 from tada.video.annotate import annotate_video
 from tada.video.captions import Captions, Lane
 from tada.video.reader import open_video
+from test_plots import forget, install_font
 from test_sound import draw_clicking, heard, remuxed
 
 SEGMENTS = [
@@ -249,6 +252,36 @@ def test_text_can_be_read_and_fits(width: int, height: int) -> None:
     assert captions._text.width(fitted) <= width // 2
     assert fitted[:3] == "a v"
     assert "…" in fitted
+
+
+@pytest.fixture
+def few_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Those that come with matplotlib, whatever this machine has."""
+    own = [entry for entry in font_manager.fontManager.ttflist if "mpl-data" in entry.fname]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    forget()
+    yield
+    forget()
+
+
+def test_a_name_that_no_font_can_draw_is_a_number(few_fonts: None, tmp_path: Path) -> None:
+    lanes = [*SEGMENTS, replace(SEGMENTS[0], label="跑步")]
+    annotate_video(draw_plain(tmp_path / "a.mp4", 6), tmp_path / "b.mp4", lanes)
+    assert (tmp_path / "b.classes.txt").read_text(encoding="utf-8") == "#3\t跑步\n"
+    annotate_video(tmp_path / "a.mp4", tmp_path / "c.mp4", SEGMENTS)
+    assert not (tmp_path / "c.classes.txt").exists()
+
+
+def test_letters_come_from_a_font_that_has_them(few_fonts: None, tmp_path: Path) -> None:
+    lane = Lane(label="ab 跑步", spans=((0.0, 1.0, 0.5),), is_curve=False)
+    install_font(tmp_path / "squares.ttf", "Chinese Letters", "跑步")
+    captions = Captions([lane], width=320, height=240, duration_seconds=1.0)
+    assert captions.legend == {}
+    size = captions._text.size
+    assert captions._text.width("跑步") == round(2 * 0.8 * size)  # the squares' advance
+    row = captions.draw(grey(), 0.5)[240 + captions._pad :][: captions._row]
+    name = row[:, captions._pad + captions._text.width("ab ") : captions._pad + captions._text.width("ab 跑步")]
+    assert (name.min(-1) > 200).mean() > 0.25  # filled squares; strokes fill less
 
 
 def test_a_video_in_which_nothing_happens(tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def _shortened(text: str, longest: int = _LONGEST) -> str:
     return f"{text[: longest // 2]}…{text[-(longest // 2 - 1) :]}"
 
 
+def font_file(letter: str) -> str:
+    """The file of a font that has a letter; matplotlib's own where none has."""
+    return _letters_of(_family(letter) or _default())[0]
+
+
 # -- which font has a letter ------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tada.errors import OptionError
-from tada.files import writing
+from tada.files import write_whole, writing
 from tada.video.captions import Captions, Lane
 from tada.video.container import Limits
 from tada.video.reader import MAX_FRAMES, MAX_PIXELS, Video, open_video
@@ -39,7 +39,8 @@ def annotate_video(
     """Write an MP4 (H.264, AAC) that browsers play, with the source's frames, times and sound, and ``lanes`` drawn in.
 
     The file appears when it is complete, or not at all. Frames pass one by one. Where their pixels are not square they
-    become so. Sound that cannot be decoded is left out, with a warning.
+    become so. Sound that cannot be decoded is left out, with a warning. Classes whose names no font of the machine can
+    draw are numbers; NAME.classes.txt beside NAME.mp4 says whose.
 
     Args:
         advance: told now and then which part of the video has been written since.
@@ -78,6 +79,9 @@ def annotate_video(
             fast_encode=True,
             sound=None if sound.start_seconds is None else sound,
         )
+    if captions.legend:
+        lines = "".join(f"{number}\t{name}\n" for number, name in captions.legend.items())
+        write_whole(target.with_suffix(".classes.txt"), lines.encode())
 
 
 def _size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:

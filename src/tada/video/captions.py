@@ -6,13 +6,15 @@ Shapes: H x W pixels of a frame. Scores are from 0 to 1, times in seconds from t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from tada.fonts import font_file, lettering
 
 _COLOURS = (
     (86, 180, 233),
@@ -56,6 +58,7 @@ class Captions:
 
     Attributes:
         height: of what is drawn, in pixels: the frame and the bar of time below it. Even.
+        legend: the names of classes that no font has, by the numbers that are drawn for them.
     """
 
     def __init__(self, lanes: Sequence[Lane], *, width: int, height: int, duration_seconds: float) -> None:
@@ -64,14 +67,16 @@ class Captions:
         self._row = round(1.6 * self._text.size)
         self._pad = max(self._text.size // 3, 3)
         room = max(round(0.35 * height / self._row) - 1, 2)
-        self._lanes = list(lanes)
+        names = lettering([lane.label for lane in lanes])
+        self.legend = names.legend
+        self._lanes = [replace(lane, label=shown) for lane, shown in zip(lanes, names.shown, strict=True)]
         self._colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(lanes))]
         self._drawn = self._chosen(room)
         self.height = height + self._row * (len(self._drawn) + 1) + self._pad
         self.height += self.height % 2
         time_width = self._text.width(f"{_clock(self._duration)} / {_clock(self._duration)}")
-        names = max((self._text.width(lane.label) for lane, _ in self._drawn), default=0)
-        self._left = min(max(time_width, min(names, round(0.3 * width))) + 2 * self._pad, round(0.6 * width))
+        widest = max((self._text.width(lane.label) for lane, _ in self._drawn), default=0)
+        self._left = min(max(time_width, min(widest, round(0.3 * width))) + 2 * self._pad, round(0.6 * width))
         self._lane_of_span = np.repeat(np.arange(len(lanes)), [len(lane.spans) for lane in lanes])
         self._spans = np.array([span for lane in lanes for span in lane.spans], np.float64).reshape(-1, 3)
         self._panels: dict[tuple[tuple[int, str], ...], NDArray[np.uint8]] = {}
@@ -237,17 +242,10 @@ class _Text:
             x += font.getlength(part)
 
     def _parts(self, text: str) -> Iterator[tuple[ImageFont.FreeTypeFont, str]]:
-        for file, letters in groupby(text, key=_font_file):
+        for file, letters in groupby(text, key=font_file):
             yield _font(file, self.size), "".join(letters)
 
 
 @cache
 def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(file, size)
-
-
-@cache
-def _font_file(letter: str) -> str:
-    from matplotlib.font_manager import FontProperties, findfont
-
-    return findfont(FontProperties())

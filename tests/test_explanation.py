@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tada.cli import main
-from tada.errors import OptionError, UnknownNameError
+from tada.errors import OptionError, OutputError, UnknownNameError
 from tada.explanation import Explanation
 from tada.gradcam import look
 from tada.models import create_model
@@ -199,7 +199,7 @@ def test_nothing_is_left_of_what_could_not_be_saved_whole(
     before = (tmp_path / "old" / "explanation.json").stat()
     monkeypatch.setattr(np, "savez_compressed", full)
     for name in ("new", "old"):
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OutputError, match=rf"{name}' cannot be written: the disk is full; make room"):
             explained.save(tmp_path / name, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["old"]
     assert (tmp_path / "old" / "explanation.json").stat() == before

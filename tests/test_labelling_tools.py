@@ -302,7 +302,7 @@ def test_of_several_annotations_the_ground_truth_counts(tmp_path: Path) -> None:
         ),
         ([task(1, "a.mp4", {"value": {"start": "x", "end": 2, "labels": ["a"]}})], r"region r0: ValueError"),
         ([task(1, "a.mp4", {"value": {"start": 1, "end": 2, "labels": "ab"}})], r"region r0: its labels are no list"),
-        ([task(1, "a.mp4", {"value": TRACKED["value"] | {"framesCount": float("inf")}})], r"region r0: OverflowError"),
+        ([task(1, "a.mp4", {"value": TRACKED["value"] | {"duration": 0}})], r"region r0: ZeroDivisionError"),
         ([task(1, "a.mp4") | {"annotations": 5}], r"entry 1 is no task of Label Studio"),
     ],
 )

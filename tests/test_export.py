@@ -6,6 +6,7 @@ Networks are as small as they can be and still have every part: an export takes 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from torch import Tensor, nn
 import tada.export
 from tada.cli import main
 from tada.data.annotations import read_dataset
+from tada.data.identity import content_id
+from tada.data.known import write_run_list
+from tada.data.splits import Splits
 from tada.errors import CheckpointError, DataError, OptionError
 from tada.evaluation import evaluate
 from tada.export import TOLERANCE, Exported, export, largest_difference
@@ -226,6 +230,7 @@ def knows_light(lights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     network.head.weight.data = torch.stack([axis, -axis])
     network.head.bias.data = torch.stack([-axis, axis]) @ (bright + dark) / 2
     save_model(folder, network, card)
+    write_run_list(read_dataset(lights), folder, silent)
     return folder
 
 
@@ -249,15 +254,17 @@ def test_integers_are_calibrated_on_some_videos_and_measured_on_others(
     )
     paths = [Path(path).relative_to(lights).as_posix() for path in calibrated]
     assert paths == ["train/bright/0.mp4", "train/bright/2.mp4", "train/dark/0.mp4", "train/dark/2.mp4"]
-    assert said == [
-        "testing on the data's val split",
-        f"{knows_light} has no list of the videos it was trained on: whether these 6 were among them cannot be told",
-    ]
+    assert said == ["testing on the data's val split"]
 
     assert done.int8 is not None
     assert done.int8.num_videos == 6
     assert done.int8.float_metrics["top1"] == 1.0
-    again = evaluate(done.file, lights, num_workers=0, show_progress=False, say=silent)
+    shutil.copytree(lights, tmp_path / "copy")
+    unsplit = read_dataset(tmp_path / "copy")  # as class folders without splits: the file knows its own
+    unsplit = replace(unsplit, videos=tuple(replace(video, split=None) for video in unsplit.videos))
+    said.clear()
+    again = evaluate(done.file, unsplit, num_workers=0, show_progress=False, say=said.append)
+    assert said == [f"testing on the 6 videos that {done.file} held out for validation"]
     assert again.metrics() == done.int8.metrics
     before = evaluate(knows_light, lights, num_workers=0, show_progress=False, say=silent)
     same = before.scores.argmax(1) == again.scores.argmax(1)
@@ -304,6 +311,18 @@ def test_videos_that_cannot_be_read_do_not_calibrate(lights: Path, tmp_path: Pat
     assert clip.shape == (1, 3, 8, 32, 32)
     with pytest.raises(DataError, match=r"none of the 1 videos to calibrate with could be read; the first: .*broken"):
         list(tada.export._clips_of(replace(table, videos=tuple(videos[:1])), CLIP))
+
+
+def test_what_a_file_cannot_know_is_told(lights: Path, tmp_path: Path) -> None:
+    """Of a list that an earlier tada wrote, the videos that are where they were."""
+    assert tada.export._splits_text(tmp_path, silent) is None
+    video = lights / "train" / "dark" / "0.mp4"
+    (tmp_path / "videos.csv").write_text(f"path,label,split,group\n{video},dark,train,\n/gone.mp4,dark,val,\n")
+    said: list[str] = []
+    text = tada.export._splits_text(tmp_path, said.append)
+    assert said == [f"1 of 2 videos of {tmp_path} are not where its list has them: the file will not know them"]
+    assert text is not None
+    assert Splits.from_text(text).of([content_id(video)], None, None) == "train"
 
 
 # -- what can go wrong ------------------------------------------------------------------------------------------------
@@ -382,8 +401,8 @@ def test_the_command(knows_light: Path, lights: Path, tmp_path: Path, capsys: py
     assert main(["export", str(knows_light), str(out), "--int8", str(lights), "--num-workers", "0"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "testing on the data's val split"
-    assert said[2] == "of 6 videos    float32    int8"
-    assert [line.split()[:2] for line in said[3:5]] == [["top1", "1.0000"], ["top5", "1.0000"]]
+    assert said[1] == "of 6 videos    float32    int8"
+    assert [line.split()[:2] for line in said[2:4]] == [["top1", "1.0000"], ["top5", "1.0000"]]
     assert said[-1].startswith(f"{out}: 0.0")
     assert main(["evaluate", str(out), str(lights), "--num-workers", "0"]) == 0
     assert (tmp_path / "lights_evaluation" / "evaluation.json").exists()

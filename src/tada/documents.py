@@ -261,7 +261,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         return tuple(
             _checked(one, item, f"{where}[{i}]") for i, (one, item) in enumerate(zip(kinds, value, strict=True))
         )
-    elif is_dataclass(hint):
+    elif is_dataclass(hint) and isinstance(value, Mapping):
         assert isinstance(hint, type)
         return _dataclass(hint, value, where)
     raise _WrongTypeError(f"entry {where!r} should be {_words(hint)}, and is {_shown(value)}")

@@ -23,7 +23,7 @@ class Source:
     """Its time of change: while that and the size are as they were, the file is not read again."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for what no card of ours says."""
+        """Raise ValueError for a path that no file has."""
         if "\0" in self.path:
             raise ValueError(f"{self.path!r} is no path")
 

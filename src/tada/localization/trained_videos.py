@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 from tada.data.rows import csv_rows, guarded
 from tada.data.table import listed
+from tada.documents import read_json
 from tada.errors import DataError
 from tada.files import write_whole
 from tada.localization.annotations import VAL_FRACTION, SegmentTable, with_splits
@@ -77,7 +77,11 @@ class TrainedVideos:
             return
         seed = recipe_of_run(self.run, LocalizationRecipe).seed
         parted = with_splits(table, val_fraction=VAL_FRACTION, seed=seed)
-        if json.loads(noted.read_text(encoding="utf-8")).get("segments") == parted.fingerprint():
+        try:
+            about = read_json(noted)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{str(noted)!r} is damaged ({error}); copy the run again") from error
+        if isinstance(about, dict) and about.get("segments") == parted.fingerprint():
             self._by_name = {video.name.removeprefix("v_"): _Noted(video.split or "", "") for video in parted.videos}
             self.is_known = True
 

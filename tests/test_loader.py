@@ -107,6 +107,8 @@ class Clips(Dataset[Tensor]):
                 raise DataError("clips/5.mp4 is not right: mend it")
             if self.fault == "ours":
                 raise KeyError("a fault of ours")
+            if self.fault == "memory":
+                torch.empty(1 << 60)
             if self.fault == "slow":
                 time.sleep(1000)
         return torch.full((self.size,), number, dtype=torch.int32)
@@ -165,6 +167,9 @@ def test_a_worker_that_dies_while_it_waits() -> None:
 def test_what_a_user_can_mend_crosses_as_it_is_and_the_rest_with_its_traceback() -> None:
     loader = loader_of(Clips(20, 10, fault="user"))
     with pytest.raises(DataError, match=r"^clips/5\.mp4 is not right: mend it$"), closing(loader):
+        list(loader)
+    loader = loader_of(Clips(20, 10, fault="memory"))
+    with pytest.raises(WorkerLostError, match=r"^memory is too short .*: fewer --num-workers"), closing(loader):
         list(loader)
     loader = loader_of(Clips(20, 10, fault="ours"))
     with pytest.raises(KeyError, match=r"Traceback[\s\S]*a fault of ours"), closing(loader):

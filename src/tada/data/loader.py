@@ -65,7 +65,8 @@ class _Start:
     """Makes a worker of a new process."""
 
     def __init__(self) -> None:
-        self.parent = os.getpid()
+        # Where processes are not forked, a server of them may be the parent, which ends when this process does.
+        self.parent = os.getpid() if multiprocessing.get_start_method() == "fork" else None
         self.lines: list[socket.socket] = []
         self.slots: Any = None
 
@@ -94,6 +95,8 @@ class _Samples(Dataset[Any]):
             return self.dataset[key]
         except UserError as error:
             return _Fault(error)
+        except (MemoryError, RuntimeError) as error:
+            return _short_of_memory(error)
 
 
 class _Collate:
@@ -104,9 +107,21 @@ class _Collate:
         if _worker is None:
             return self.collate(samples)
         faults = [sample for sample in (samples if isinstance(samples, list) else [samples]) if type(sample) is _Fault]
-        packed = faults[0] if faults else _worker.packer.pack(self.collate(samples))
-        _worker.note("")
-        return packed
+        if faults:
+            return faults[0]
+        try:
+            return _worker.packer.pack(self.collate(samples))
+        except (MemoryError, RuntimeError) as error:
+            return _short_of_memory(error)
+        finally:
+            _worker.note("")
+
+
+def _short_of_memory(error: Exception) -> _Fault:
+    """What to say where memory was refused; any other error is raised again."""
+    if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
+        raise error
+    return _Fault(WorkerLostError("memory is too short for a batch of videos: fewer --num-workers need less, 0 none"))
 
 
 def _alone(sample: Any) -> Any:

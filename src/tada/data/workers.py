@@ -182,11 +182,16 @@ def exit_in_words(code: int) -> str:
     return f"signal {name}{'; was memory short?' if name == 'SIGKILL' else ''}"
 
 
-def end_with_parent(parent: int) -> None:
-    """Let this process end soon after its parent, whatever it is doing; ``parent`` is the parent's process id."""
+def end_with_parent(parent: int | None = None) -> None:
+    """Let this process end soon after its parent, whatever it is doing.
+
+    Args:
+        parent: its process id, where it is known: it may have ended already.
+    """
+    first = os.getppid() if parent is None else parent
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == first:
             time.sleep(_LOOK_SECONDS)
         os._exit(1)
 

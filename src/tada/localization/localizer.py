@@ -33,6 +33,7 @@ from tada.localization.extraction import ExtractionSettings, extract_video
 from tada.localization.features import VideoFeatures
 from tada.localization.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
+from tada.machine import find_device
 from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
 from tada.models.weights import check_fits, read_bytes, restore, save_model
 from tada.plots import save_timeline
@@ -327,7 +328,9 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
 
     Raises:
         CheckpointError: the folder holds none, or a damaged one.
+        OptionError: this machine has no such device.
     """
+    find_device(device)
     path = Path(folder)
     file = path / CARD_FILE
     if not path.is_dir():

@@ -154,13 +154,14 @@ class _MPEG4(Pictures):
         if self._is_packed:
             is_one = len(packet) > _LARGEST_EMPTY and bytes(packet).count(_VOP) == 1
             return Meaning.PICTURE if is_one else Meaning.UNCLEAR
-        content = bytes(packet[:_BEGINNING])
-        place = content.find(_VOP)
+        beginning = bytes(packet[:_BEGINNING])
+        place = beginning.find(_VOP)
         if place < 0:
             return Meaning.HIDDEN if len(packet) <= _LARGEST_EMPTY else Meaning.PICTURE
-        content = content[place + 4 : place + 24]
+        content = beginning[place + 4 :]
         self.has_b |= content[:1] != b"" and content[0] >> 6 == 2
-        return Meaning.HIDDEN if self._is_not_coded(content) else Meaning.PICTURE
+        is_empty = len(packet) - place <= _LARGEST_EMPTY and self._is_not_coded(content)
+        return Meaning.HIDDEN if is_empty else Meaning.PICTURE
 
     def _is_not_coded(self, content: bytes) -> bool:
         bits = _Bits(content)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tada.data import identity
 from tada.data.identity import PART_BYTES, content_id, content_ids
 
 
@@ -54,3 +56,19 @@ def test_many_at_once_leave_out_what_cannot_be_read(tmp_path: Path) -> None:
     files = [str(written(tmp_path / str(i), 100 + i, seed=i)) for i in range(50)]
     gone = str(tmp_path / "gone")
     assert content_ids([*files, gone, str(tmp_path)]) == {file: content_id(file) for file in files}
+
+
+def test_an_interruption_does_not_wait_for_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def interrupted(path: str) -> str:
+        asked.append(path)
+        if path == "20":
+            raise KeyboardInterrupt
+        time.sleep(0.005)
+        return "1-a"
+
+    monkeypatch.setattr(identity, "_content_id_or_empty", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        content_ids(map(str, range(2000)))
+    assert len(asked) < 1000

@@ -44,13 +44,16 @@ def content_id(path: str | os.PathLike[str]) -> str:
 def content_ids(paths: Iterable[str], *, show_progress: bool = False) -> dict[str, str]:
     """``content_id`` of many files, by path; a file that cannot be read is left out."""
     wanted = list(dict.fromkeys(paths))
-    with ThreadPoolExecutor(_THREADS) as threads:
+    threads = ThreadPoolExecutor(_THREADS)
+    try:
         found = threads.map(_content_id_or_empty, wanted)
         if show_progress and len(wanted) > _FEW:
             from rich.progress import track
 
             found = track(found, "looking at the videos' contents", len(wanted), transient=True)  # type: ignore[assignment]  # as good
         return {path: identity for path, identity in zip(wanted, found, strict=True) if identity}
+    finally:
+        threads.shutdown(cancel_futures=True)  # at Ctrl-C, what has not begun is left
 
 
 def size_of(identity: str) -> int:

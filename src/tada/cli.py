@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
+from yaml import YAMLError
 
 from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
@@ -96,6 +97,8 @@ def _of_the_machine(error: OSError) -> str:
 
 def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """That of all, and each command's own."""
+    # Values are tried as YAML first. Names of files whose bytes are no UTF-8 are none, which is no reason to stop.
+    set_loader("yaml", get_loader("yaml"), (YAMLError, UnicodeEncodeError))
     parser = ArgumentParser(
         prog="tada",
         description="Understand video with temporally-adaptive convolutions (TAdaConv).",

@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
@@ -61,6 +61,7 @@ def make_trainer(
     save_every_steps: int,
     test_every_epochs: int = 1,
     show_progress: bool,
+    say: Callable[[str], None],
 ) -> L.Trainer:
     """Lightning's trainer with our loggers, saved states and strategy.
 
@@ -92,16 +93,24 @@ def make_trainer(
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.clip_gradient_norm,
             callbacks=callbacks,
-            logger=[
-                CSVLogger(out / "logs", name="", version=start),
-                TensorBoardLogger(out / "logs", name="", version=start),
-            ],
+            logger=_loggers(out / "logs", start, say),
             log_every_n_steps=1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_progress_bar=show_progress,
             enable_model_summary=False,
         )
+
+
+def _loggers(folder: Path, start: str, say: Callable[[str], None]) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(folder, name="", version=start)]
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        say("TensorBoard writes only to paths that are UTF-8, as this run's is not: the numbers are in logs/ as CSV")
+    else:
+        loggers.append(TensorBoardLogger(folder, name="", version=start))
+    return loggers
 
 
 def fit(

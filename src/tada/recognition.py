@@ -221,6 +221,7 @@ def train(
             save_every_steps=save_every_steps or min(steps_per_epoch * test_every_epochs, 200),
             test_every_epochs=test_every_epochs,
             show_progress=show_progress,
+            say=say,
         )
         on_cpu = trainer.strategy.root_device.type == "cpu"
         if processes.world > 1 and recipe.sync_batch_norm:

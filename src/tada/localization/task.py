@@ -232,6 +232,7 @@ def train_localizer(
             save_every_steps=min(steps_per_epoch * test_every_epochs, 200),
             test_every_epochs=test_every_epochs,
             show_progress=show_progress,
+            say=say,
         )
         started = time.perf_counter()
         fit(trainer, task, loader, test_loader, state=state)

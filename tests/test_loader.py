@@ -88,7 +88,7 @@ def test_memory_goes_when_its_batch_goes() -> None:
 
 
 class Clips(Dataset[Tensor]):
-    """Clips that show their own number; "0" makes the reader do what it says."""
+    """Clips that show their own number; the sixth does what ``fault`` says."""
 
     def __init__(self, num_clips: int, size: int, *, fault: str = "") -> None:
         self.num_clips, self.size, self.fault = num_clips, size, fault
@@ -109,6 +109,8 @@ class Clips(Dataset[Tensor]):
                 raise KeyError("a fault of ours")
             if self.fault == "memory":
                 torch.empty(1 << 60)
+            if self.fault == "print":
+                print("a decoder says something")
             if self.fault == "slow":
                 time.sleep(1000)
         return torch.full((self.size,), number, dtype=torch.int32)
@@ -174,6 +176,24 @@ def test_what_a_user_can_mend_crosses_as_it_is_and_the_rest_with_its_traceback()
     loader = loader_of(Clips(20, 10, fault="ours"))
     with pytest.raises(KeyError, match=r"Traceback[\s\S]*a fault of ours"), closing(loader):
         list(loader)
+
+
+def test_a_worker_may_print_whoever_held_the_terminal_as_it_was_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the thread does that draws a progress bar, which prints in place of the usual output."""
+
+    class Held:
+        def write(self, text: str) -> int:
+            assert os.getpid() == parent, "it would wait for ever"
+            return len(text)
+
+        def flush(self) -> None:
+            pass
+
+    parent = os.getpid()
+    monkeypatch.setattr(sys, "stdout", Held())
+    loader = loader_of(Clips(20, 10, fault="print"))
+    with closing(loader):
+        assert numbers(loader) == list(range(20))
 
 
 def test_busy_workers_are_not_waited_for() -> None:

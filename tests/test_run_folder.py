@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tada.cli import main
-from tada.errors import DataError, OptionError
+from tada.errors import DataError, OptionError, UserError
 from tada.recipe import Recipe, recipe_yaml
 from tada.recognition import train
 from tada.recognition_task import NonFiniteLossError, RecognitionTask
@@ -57,7 +57,7 @@ def test_a_run_that_was_killed_before_its_first_state_is_begun_by_resume(
     assert weights() == whole
 
 
-@pytest.mark.parametrize("left", [[], ["recipe.yaml.4711.part"]])
+@pytest.mark.parametrize("left", [[], [".0123abcd-4711-0123abcd.part"]])
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_in_which_nothing_was_begun_is_free(
     left: list[str], resume: bool, small_recipe: Recipe, home: Path
@@ -77,7 +77,7 @@ def test_a_folder_of_other_things_is_nobodys_run(small_recipe: Recipe, home: Pat
     Path("runs/a/thesis.tex").write_text("years of work")
     with pytest.raises(OptionError, match=r"runs/a holds no run .*recipe\.yaml.*'thesis.tex'"):
         run(small_recipe, resume=True)
-    with pytest.raises(OptionError, match=r"small\.yaml is no folder"):
+    with pytest.raises(UserError, match=r"'small\.yaml' cannot be written: a file has the name of the folder"):
         train(small_recipe, Path("videos"), Path("small.yaml"), num_workers=0)
 
 

@@ -72,6 +72,8 @@ class _Start:
 
     def __call__(self, number: int) -> None:
         global _worker
+        # A progress display has its own in place of these, whose lock another thread may have held when we were forked.
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         for told in SIGNALS:
             signal.signal(told, signal.SIG_IGN)  # who ends a run may signal all its processes: it goes on to save
         end_with_parent(self.parent)

@@ -130,16 +130,14 @@ def read_yaml(file: str | os.PathLike[str]) -> Any:
         ValueError: as ``parse_json``; also what it says twice, or by tags or references that it would grow by.
     """
     text = read_bytes(file, MAX_YAML_BYTES).decode("utf-8-sig")
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         return None if node is None else _Plain(loader).value(node, 1)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-    finally:
-        loader.dispose()
 
 
 class _Plain:
@@ -216,7 +214,7 @@ def typed(kind: type[D], values: Any, *, ignore: Collection[str] = ()) -> D:
 
 def _dataclass(kind: type[Any], values: Any, where: str, ignore: Collection[str] = ()) -> Any:
     if not isinstance(values, Mapping):
-        raise ValueError(f"{where or 'it'} should be a mapping, and is {_shown(values)}")
+        raise _WrongTypeError(f"{where or 'it'} should be a mapping, and is {_shown(values)}")
     hints = _types(kind)  # type: ignore[arg-type]  # a class can be hashed
     unknown = [name for name in values if name not in hints and name not in ignore]
     if unknown:
@@ -246,6 +244,8 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin in (Union, types.UnionType):
         for one in inner:
+            if is_dataclass(one) and isinstance(value, dict):
+                return _checked(one, value, where)
             with suppress(_WrongTypeError):
                 return _checked(one, value, where)
     elif origin is Literal and isinstance(value, str | int) and value in inner:

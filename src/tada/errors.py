@@ -10,9 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST = 2000
+
 
 class UserError(ValueError):
-    """Something only the user can mend: a file, a row, an option."""
+    """Something only the user can mend: a file, a row, an option. Of a message that fills a screen, the ends are told."""
+
+    def __init__(self, message: str) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST - 500]} [...] {message[-490:]}"
+        super().__init__(message)
 
 
 class UnknownNameError(UserError):

@@ -83,10 +83,10 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 
 def check_names(values: Mapping[Any, Any], kind: type, *, inside: str = "") -> None:
-    """See whether all keys are fields of a dataclass, and those of mappings inside it.
+    """See whether all keys are fields of a dataclass, and those of mappings inside it; and that none is null in vain.
 
     Raises:
-        OptionError: one is not.
+        OptionError: one is not, or is null though its field may not be.
         UnknownNameError: likewise; it tells the nearest.
     """
     hints: dict[str, Any] = get_type_hints(kind)
@@ -96,6 +96,8 @@ def check_names(values: Mapping[Any, Any], kind: type, *, inside: str = "") -> N
             raise OptionError(f"the name of a field is a word, not {name!r}")
         if name not in names:
             raise UnknownNameError.of(f"field of {inside}" if inside else "field", name, names)
+        if value is None and hints[name] is not Any and NoneType not in get_args(hints[name]):
+            raise OptionError(wrong_value(f"{inside}.{name}" if inside else name, hints[name], None))
         if isinstance(value, Mapping) and is_dataclass(hints[name]):
             check_names(value, hints[name], inside=name)
 

@@ -28,6 +28,7 @@ _PROTOCOL = re.compile(
     r"|md5|mmsh|pipe|prompeg|rtmp|rtp|rtsp|sftp|smb|srt|subfile|tcp|tee|tls|udp|unix|zmq)[:,]",
     re.IGNORECASE,
 )
+_MAX_COLUMNS = 1000
 _FORMULA = ("=", "+", "-", "@")
 
 
@@ -43,6 +44,10 @@ def csv_columns(file: Path, known: Collection[str], *, example: str = "path,labe
     """
     check_text(file, f"its first row should name the columns: {example}")
     _, header = next(_cells(file, known), (1, []))
+    if len(header) > _MAX_COLUMNS:
+        raise DataError(
+            f"{file.name} row 1 names {len(header)} columns, more than {_MAX_COLUMNS}: is it a table of rows?"
+        )
     columns = list(map(_plain, header))
     for column in columns:
         if column in known and columns.count(column) > 1:

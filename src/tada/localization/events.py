@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ def ground_truth_events(ground_truth: Mapping[str, Any], subset: str) -> Events:
             for annotation in about["annotations"]:
                 videos.append(video)
                 labels.append(annotation["label"])
-                segments.append(_finite(annotation["segment"], f"ground truth of video {video!r}"))
+                segments.append(_finite(annotation["segment"], f"ground truth of video {video!r}", 2))
     if not labels:
         raise DataError(
             f"the ground truth has no segments in its subset {subset!r}; its subsets are {', '.join(sorted(subsets))}"
@@ -56,9 +56,9 @@ def predicted_events(results: Mapping[str, Any], *, labels: tuple[str, ...] = ("
             raise DataError(f"predictions of video {video!r} are no list of objects with segment, label and score")
         for number, prediction in enumerate(predictions, start=1):
             try:
-                segments.append(_finite(prediction["segment"], f"prediction {number} of video {video!r}"))
-                scores.append(_finite([prediction["score"]], f"score of prediction {number} of video {video!r}")[0])
-                values = [prediction[name] for name in labels]
+                segments.append(_finite(prediction["segment"], f"prediction {number} of video {video!r}", 2))
+                scores.append(_finite([prediction["score"]], f"score of prediction {number} of video {video!r}", 1)[0])
+                values = [_label(prediction[name], f"prediction {number} of video {video!r}") for name in labels]
             except KeyError as error:
                 raise DataError(f"prediction {number} of video {video!r} has no {error}; give it one") from error
             videos.append(video)
@@ -66,14 +66,22 @@ def predicted_events(results: Mapping[str, Any], *, labels: tuple[str, ...] = ("
     return Events(videos, found, np.array(segments, np.float64).reshape(-1, 2), np.array(scores, np.float64))
 
 
-def _finite(values: Sequence[Any], what: str) -> list[float]:
+def _finite(values: Any, what: str, count: int) -> list[float]:
     try:
-        numbers = [float(value) for value in values]
+        numbers = [float(value) for value in values] if isinstance(values, list | tuple) else []
     except (TypeError, ValueError) as error:
         raise DataError(f"{what}: {values!r} should be numbers") from error
+    if len(numbers) != count:
+        raise DataError(f"{what}: {values!r} should be {count} numbers")
     if not all(map(math.isfinite, numbers)):
         raise DataError(f"{what}: {values!r} is not finite; correct it or take it away")
     return numbers
+
+
+def _label(value: Any, what: str) -> Hashable:
+    if not isinstance(value, str | int):
+        raise DataError(f"{what}: the label {value!r} should be a class's name")
+    return value
 
 
 def without_faulty(truth: Events) -> Events:

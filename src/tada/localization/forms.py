@@ -195,7 +195,10 @@ def _read_json(path: Path) -> Content:
         duration = _duration(about, source)
         if duration is not None:
             content.durations[key] = duration
-        for number, annotation in enumerate(about.get("annotations") or [], start=1):
+        annotations = about.get("annotations") or []
+        if not isinstance(annotations, list):
+            raise DataError(f"{source}: its annotations are no list; it needs one, of 'segment' and 'label'")
+        for number, annotation in enumerate(annotations, start=1):
             where = f"{source} annotation {number}"
             try:
                 labels = _json_labels(annotation)

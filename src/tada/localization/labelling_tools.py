@@ -121,7 +121,10 @@ def _read_label_studio(file: Path, clock: FrameClock) -> Content:
             content.notes.append(f"{where}: of {len(made)} annotations one counts (the ground truth, or the last)")
         video = _label_studio_video(task["data"], where)
         path = _named(content, video, where)
-        for region in chosen.get("result") or []:
+        regions = chosen.get("result") or []
+        if not isinstance(regions, list):
+            raise DataError(f"{where}: its result is no list of regions; export again from Label Studio")
+        for region in regions:
             value = region.get("value") if isinstance(region, dict) else None
             if not isinstance(value, dict):
                 continue

@@ -1,7 +1,7 @@
 """Wrong documents made of right ones: each is one change away from what a reader expects.
 
-Values are exchanged at every place of a document, for those that readers trip over; keys are left out and renamed; texts
-are cut, and lines, bytes and bits in them changed. Everything is drawn from a seed.
+Values are exchanged at every place of a document, for those that readers trip over; keys are left out and renamed;
+texts are cut, and lines, bytes and bits in them changed. Everything is drawn from a seed.
 """
 
 from __future__ import annotations

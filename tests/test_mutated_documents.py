@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,22 +40,25 @@ from tada.recipe import Recipe, read_recipe, recipe_yaml
 from tada.video.sampling import ClipSpec
 from test_localizer import RECIPE, draw_features, silent
 
-HANG_SECONDS = 60
+HANG_SECONDS, SECONDS = 900, 30
+"""A guard against hanging, and the most that a processor may work on one."""
 QUICK, FULL = 30, 400
 """Mutations of each form."""
 
 
 @contextmanager
 def soon() -> Iterator[None]:
-    """Fail where something takes a minute, which none of this does in a second, however busy the machine is."""
+    """Fail where something hangs, or takes half a minute of a processor; all of this takes less than a second."""
 
     def late(number: int, frame: FrameType | None) -> None:
         raise AssertionError("it hangs")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(HANG_SECONDS)
+    started = time.process_time()
     try:
         yield
+        assert time.process_time() - started < SECONDS
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)

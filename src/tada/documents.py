@@ -280,6 +280,8 @@ def _words(hint: Any) -> str:
         return " or ".join(map(_words, inner))
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"a list of {len(inner)} entries"
     return _WORDS.get(hint) or ("a list" if origin in (list, tuple) else "a mapping")
 
 

@@ -14,7 +14,7 @@ _LONGEST = 2000
 
 
 class UserError(ValueError):
-    """Something only the user can mend: a file, a row, an option. Of a message that fills a screen, the ends are told."""
+    """Something only the user can mend: a file, a row, an option. A message that fills a screen loses its middle."""
 
     def __init__(self, message: str) -> None:
         if len(message) > _LONGEST:

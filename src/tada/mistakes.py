@@ -98,6 +98,8 @@ def check_names(values: Mapping[Any, Any], kind: type, *, inside: str = "") -> N
             raise UnknownNameError.of(f"field of {inside}" if inside else "field", name, names)
         if value is None and hints[name] is not Any and NoneType not in get_args(hints[name]):
             raise OptionError(wrong_value(f"{inside}.{name}" if inside else name, hints[name], None))
+        if is_dataclass(hints[name]) and isinstance(value, str | int | float | list):
+            raise OptionError(wrong_value(f"{inside}.{name}" if inside else name, hints[name], value))
         if isinstance(value, Mapping) and is_dataclass(hints[name]):
             check_names(value, hints[name], inside=name)
 

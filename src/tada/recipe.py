@@ -279,7 +279,7 @@ def check_recipe(path: Path, kind: type[Any]) -> None:
 
 
 def _values(path: Path) -> dict[str, Any]:
-    values = read_yaml(path) or {}
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise OptionError("a recipe is a mapping of fields to values, a line for each: 'epochs: 30'")
     return values

@@ -335,7 +335,7 @@ def test_a_file_that_computes_something_else_is_not_put_in_place(
     out.write_bytes(b"as it was")
     monkeypatch.setattr(tada.export, "largest_difference", lambda *_: float("nan"))
     with pytest.raises(RuntimeError, match=r"out.pt2' was not written: its logits differ by nan of the largest"):
-        export(two_heads, out, say=silent)
+        export(two_heads, out, overwrite=True, say=silent)
     assert out.read_bytes() == b"as it was"
     assert list(tmp_path.iterdir()) == [out]
 

@@ -115,7 +115,7 @@ def test_the_classifier_of_hacs_gives_logits(tmp_path: Path) -> None:
             r"c.json video 'v': scores of the shape \[1\], while there are 2",
         ),
         ({"results": {"v": ["x", 1]}, "class": ["a", "b"]}, r"c.json video 'v': its scores are no list of numbers"),
-        ({"results": {"v": [0.5, float("nan")]}, "class": ["a", "b"]}, "c.json video 'v': scores that are not finite"),
+        ({"results": {"v": [0.5, float("nan")]}, "class": ["a", "b"]}, "NaN is no finite number"),
     ],
 )
 def test_faults_of_a_classifiers_file(content: Any, message: str, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_classifiers_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     assert "mAP" in capsys.readouterr().out
     (tmp_path / "blocked.json").write_text('["v4"]')
     left_out = ["--leave-out", tmp_path / "blocked.json"]
-    assert main([*map(str, ("localize", "evaluate", *data, "--model", run, *left_out))]) == 0
+    assert main([*map(str, ("localize", "evaluate", *data, "--model", run, "--overwrite", *left_out))]) == 0
     assert json.loads((run / "evaluation" / "detections.json").read_text())["results"].keys() == {"v5"}
     faults = (
         (("localize", "train", "--videos", tmp_path, "--segments", segments, "--classifier", file), "with --videos"),

@@ -77,9 +77,6 @@ class _Start:
         for told in SIGNALS:
             signal.signal(told, signal.SIG_IGN)  # who ends a run may signal all its processes: it goes on to save
         end_with_parent(self.parent)
-        # In the parent a progress display may stand in for these. Its lock came along held if one of its threads was
-        # drawing at that moment, and a warning of ours would wait for it for ever.
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
         _worker = _Worker(number, Packer(number, self.lines[number]), self.slots)
 
 

@@ -305,7 +305,7 @@ def test_options_are_written_with_dashes_or_underscores(command: str) -> None:
         ({"epoch": 3}, r"^no field is called 'epoch'; did you mean 'epochs'\?"),
         ({"clip": {"num_frame": 3}}, r"^no field of clip is called 'num_frame'; did you mean 'num_frames'\?"),
         ({"clip": {"num_frames": "x"}}, r"^clip\.num_frames must be a whole number, not 'x'$"),
-        ({"clip": 3}, r"^clip lacks num_frames$"),
+        ({"clip": 3}, r"^clip must be a mapping of its fields: num_frames, .*, not 3$"),
         ({"model": 3}, r"^model must be a text, not 3$"),
         (
             {"short_side_range": [1]},

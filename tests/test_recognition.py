@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from hang import HANG_SECONDS
 from tada.data.annotations import read_dataset
-from tada.errors import CheckpointError, DataError, OptionError
+from tada.errors import CheckpointError, DataError, OptionError, OutputError
 from tada.intervals import interval_text
 from tada.loop import WholeFileCheckpoints, learning_rate_factor
 from tada.machine import Machine
@@ -401,7 +401,7 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="cannot be written: the disk is full"):
         files.save_checkpoint({"step": 2}, path)
     assert torch.load(path, weights_only=True) == {"step": 1}
 

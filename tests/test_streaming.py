@@ -518,7 +518,7 @@ def test_options_that_would_do_nothing_are_refused(run: Path, day: Path, capsys:
         ((day, "--idle-seconds", 1), "--idle-seconds is for --stream: leave it away"),
         ((day, "--stream", "--plots", "p"), "--plots is for finished videos: leave it away"),
         ((day, day, "--stream"), "--stream takes one source, not 2: start one command for each"),
-        ((day, "--stream", "--span-seconds", 1), "span_seconds=1 should be more than twice settle_seconds=2"),
+        ((day, "--stream", "--span-seconds", 1), "--span-seconds should be more than twice settle_seconds=2"),
         ((day.parent, "--stream"), "is a folder; a file, a pipe or a camera is needed"),
     ):
         assert call("localize", *words, "--model", run) == 2

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tada import files
-from tada.errors import CheckpointError, UnknownNameError
+from tada.errors import CheckpointError, OutputError, UnknownNameError
 from tada.models import create_model, weights
 from tada.models.weights import (
     ModelCard,
@@ -94,7 +94,7 @@ class TestTrainedModel:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(files.os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OutputError, match="cannot be written: the disk is full"):
             save_model(folder, small_model(), CARD)
         assert sorted(file.name for file in folder.iterdir()) == ["model.json", "model.safetensors"]
         load_model(folder)
@@ -181,7 +181,7 @@ class TestTrainedModel:
             ({"options": {"widths": [8], "depths": [1] * 10_000}}, r"depths=.* are more than 500 blocks"),
             ({"model": "tada3d"}, r"no model is called 'tada3d'.*; update tada, or copy"),
             ({"clip": {"num_frames": 4, "speed": 3}}, r"entry 'clip.speed': there is no such thing here"),
-            ({"clip": 3}, r"clip should be a mapping, and is 3"),
+            ({"clip": 3}, r"entry 'clip' should be a mapping, and is 3"),
             ({"clip": {"num_frames": 10**9}}, r"num_frames=1000000000 .* is more than a network can take"),
             ({"trained_from": None}, r"entry 'trained_from' should be a text, and is null"),
             ({"head_sizes": {"verb": -1, "noun": 4}}, r"head_sizes .* do not add up to 3 labels"),

@@ -198,7 +198,7 @@ def test_classifiers_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads((run / "evaluation" / "detections.json").read_text())["results"].keys() == {"v5"}
     faults = (
         (("localize", "train", "--videos", tmp_path, "--segments", segments, "--classifier", file), "with --videos"),
-        (("localize", "evaluate", *data[:4], "--model", run), "--classifier"),
+        (("localize", "evaluate", *data[:4], "--model", run, "--overwrite"), "--classifier"),
     )
     for arguments, message in faults:
         capsys.readouterr()

@@ -28,6 +28,7 @@ FLOORS = [
     },
     {
         "tada.ahead",
+        "tada.arrays",
         "tada.data.identity",
         "tada.data.manifest",
         "tada.data.parcels",

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
+from tada.arrays import read_npz
 from tada.data.clips import Unreadable, Views
 from tada.data.rows import guarded
 from tada.data.table import Head
@@ -239,18 +240,18 @@ def load_scores(path: Path) -> Evaluation:
     """
     file = find_scores(path)
     try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            about = json.loads(bytes(arrays["about"]))
-            return Evaluation(
-                heads=tuple(Head(name=head["name"], labels=tuple(head["labels"])) for head in about["heads"]),
-                ids=tuple(about["ids"]),
-                paths=tuple(about["paths"]),
-                groups=tuple(about["groups"]),
-                targets=arrays["targets"],
-                scores=arrays["scores"],
-                unreadable=tuple(Unreadable(*failure) for failure in about["unreadable"]),
-                views=tuple(Views.parse(views) for views in about["views"]),
-            )
+        arrays = read_npz(file)
+        about = json.loads(bytes(arrays["about"]))
+        return Evaluation(
+            heads=tuple(Head(name=head["name"], labels=tuple(head["labels"])) for head in about["heads"]),
+            ids=tuple(about["ids"]),
+            paths=tuple(about["paths"]),
+            groups=tuple(about["groups"]),
+            targets=arrays["targets"],
+            scores=arrays["scores"],
+            unreadable=tuple(Unreadable(*failure) for failure in about["unreadable"]),
+            views=tuple(Views.parse(views) for views in about["views"]),
+        )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{file} is damaged, or was not written by tada ({error}): evaluate again") from error
 

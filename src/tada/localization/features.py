@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tada.arrays import read_npz
 from tada.data.table import composed
 from tada.documents import read_json, typed
 from tada.errors import DataError
@@ -224,8 +225,7 @@ class FeatureFolder:
             )
         file = self._files[name].with_suffix(".npz")
         try:
-            with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-                found = {key: arrays[key].astype(np.float32) for key in arrays.files}
+            found = {key: rows.astype(np.float32, copy=False) for key, rows in read_npz(file).items()}
             features = found.pop("feats")
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{str(file)!r} is damaged ({error}); remove it, and extract the video again") from error

@@ -13,6 +13,7 @@ import csv
 import math
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from tada.arrays import MAX_BYTES, check_memory, read_hdf5, read_npy, read_npz
+from tada.documents import open_regular, read_bytes
 from tada.errors import DataError
 from tada.localization.features import PUBLISHED_ENDINGS, Array, FeatureCard, VideoFeatures, write_features
 from tada.localization.forms import NUM_EPIC_NOUNS, NUM_EPIC_VERBS
@@ -27,6 +30,7 @@ from tada.localization.grid import FeatureGrid
 from tada.localization.video_names import video_name
 from tada.locks import holds
 
+_MAX_CSV_BYTES = 1 << 26
 _EPIC_SIZES = {"verb": NUM_EPIC_VERBS, "noun": NUM_EPIC_NOUNS}
 
 
@@ -74,7 +78,8 @@ def _read(file: Path, choose: Callable[[Any], dict[str, Any]], allow_pickle: boo
     """The arrays that ``choose`` takes from a file's content, all finite numbers [T, C]."""
     try:
         arrays = {name: np.asarray(rows) for name, rows in choose(_content(file, allow_pickle)).items()}
-        found = {name: rows.astype(np.float32) for name, rows in arrays.items()}
+        check_memory((rows.shape, rows.dtype) for rows in arrays.values())
+        found = {name: rows.astype(np.float32, copy=False) for name, rows in arrays.items()}
     except DataError:
         raise
     except Exception as error:  # what the bytes of a damaged file lead to has no end of names
@@ -93,10 +98,10 @@ def _read(file: Path, choose: Callable[[Any], dict[str, Any]], allow_pickle: boo
 def _content(file: Path, allow_pickle: bool) -> Any:
     """What is in a file: an array, or a mapping of names to arrays."""
     readers: dict[str, Callable[[], Any]] = {
-        ".npy": lambda: np.load(file, allow_pickle=allow_pickle),
-        ".npz": lambda: _read_npz(file, allow_pickle),
-        ".pt": lambda: torch.load(file, map_location="cpu", weights_only=not allow_pickle),
-        ".pth": lambda: torch.load(file, map_location="cpu", weights_only=not allow_pickle),
+        ".npy": lambda: read_npy(file, allow_pickle=allow_pickle),
+        ".npz": lambda: read_npz(file, allow_pickle=allow_pickle),
+        ".pt": lambda: _read_torch(file, allow_pickle),
+        ".pth": lambda: _read_torch(file, allow_pickle),
         ".safetensors": lambda: _read_safetensors(file),
         ".h5": lambda: _read_hdf5(file),
         ".hdf5": lambda: _read_hdf5(file),
@@ -119,32 +124,35 @@ def _only(content: Any) -> Any:
     return next(iter(content.values()))
 
 
-def _read_npz(file: Path, allow_pickle: bool) -> dict[str, Any]:
-    with file.open("rb") as opened, np.load(opened, allow_pickle=allow_pickle) as arrays:
-        return dict(arrays)
+def _read_torch(file: Path, allow_pickle: bool) -> Any:
+    with open_regular(file, MAX_BYTES) as opened:
+        if zipfile.is_zipfile(opened):
+            with zipfile.ZipFile(opened) as archive:  # PyTorch never compresses
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > file.stat().st_size:
+                raise DataError(
+                    f"{str(file)!r} is packed: it unpacks to {unpacked} bytes; save it anew with torch.save"
+                )
+        opened.seek(0)
+        return torch.load(opened, map_location="cpu", weights_only=not allow_pickle)
 
 
 def _read_safetensors(file: Path) -> Any:
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
-    return load_file(file)
+    return load(read_bytes(file, MAX_BYTES))
 
 
 def _read_hdf5(file: Path) -> dict[str, Any]:
     try:
-        import h5py
+        return read_hdf5(file)
     except ImportError as error:
         raise DataError(f"{str(file)!r}: HDF5 needs the package h5py: pip install h5py") from error
-    with h5py.File(file, "r") as opened:
-        found: dict[str, Any] = {}
-        opened.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return found
 
 
-def _read_csv(file: Path) -> list[list[float]]:
-    with file.open(newline="", encoding="utf-8-sig") as lines:
-        rows = list(csv.reader(lines))
-    return [[float(cell) for cell in row] for row in rows[1:]]  # the first names the channels
+def _read_csv(file: Path) -> Array:
+    lines = read_bytes(file, _MAX_CSV_BYTES).decode("utf-8-sig").splitlines()[1:]  # the first names the channels
+    return np.stack([np.asarray(row, np.float32) for row in csv.reader(lines)])  # a row of text at a time
 
 
 def _unpickle(file: Path, allow_pickle: bool) -> Any:

@@ -43,6 +43,7 @@ FLOORS = [
         "tada.ranks",
         "tada.schedule",
         "tada.tadaconv",
+        "tada.video.boxes",
         "tada.video.live",
         "tada.video.pictures",
         "tada.video.pixels",

@@ -38,6 +38,7 @@ from tada.errors import (
     VideoError,
     VideoNotFoundError,
 )
+from tada.video.boxes import check_samples
 from tada.video.live import LiveBytes
 from tada.video.pictures import Meaning, Pictures, pictures_of
 
@@ -84,6 +85,7 @@ class MediaFile:
         source: str | LiveBytes
         if live is None:
             _check_regular_file(path)
+            check_samples(path)
             source, form, formats, protocol = "file:" + os.path.abspath(path), None, _FORMATS, "file"
         elif live == "camera":
             source, form, formats, protocol = path, _CAMERA_FORMAT, _CAMERA_FORMAT, "none"

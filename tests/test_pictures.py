@@ -158,6 +158,36 @@ def test_times_in_the_order_of_decoding_are_not_believed(codec: str, name: str, 
     assert_all_frames(tmp_path / name, 40, np.arange(40) / 30, tolerance=1.1e-3)
 
 
+def test_two_frames_at_one_time_are_two(tmp_path: Path, decodings: list[str]) -> None:
+    """Telephones write such files. All other frames keep their times."""
+    plain = draw_plain(tmp_path / "plain.mp4", options={"bf": "2"})
+    path = tmp_path / "a.mp4"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        packets = [packet for packet in source.demux(stream) if packet.size]
+        frame_ticks = round(1 / (30 * stream.time_base))
+        numbers = [round(packet.pts / frame_ticks) for packet in packets]
+        moved = [
+            i for i, packet in enumerate(packets) if packet.pts - packet.dts >= frame_ticks and numbers[i] % 8 == 4
+        ]
+        assert len(moved) >= 2
+        for i, packet in enumerate(packets):
+            packet.pts -= frame_ticks * (i in moved)  # to the time of the frame before
+            packet.stream = copy
+            target.mux(packet)
+    times = np.arange(40) / 30
+    times[[numbers[i] for i in moved]] -= 1 / 30
+    with open_video(path) as video:
+        assert len(decodings) == 1
+        np.testing.assert_allclose(video.times_seconds, times, rtol=0, atol=1e-3)
+        assert np.all(np.diff(video.times_seconds) > 0)
+        assert video.info.num_frames == 40
+        shown = read_stamps(frame for _, frame in video)
+        assert sorted(shown) == list(range(40))  # of two at one time the file says no order
+        assert read_stamps(video.frames([39, 0, 25])) == [shown[39], shown[0], shown[25]]
+
+
 @pytest.mark.parametrize("codec", ["mpeg1video", "mpeg2video"])
 @pytest.mark.parametrize(("width", "num_b_frames", "quantiser"), [(64, 0, 8), (128, 2, 20)])
 def test_a_seek_leads_to_the_packet_that_was_sought(
@@ -220,6 +250,25 @@ def test_an_ordinary_avi_is_opened_without_decoding(
     assert decodings == []
     with open_video(draw_packed(tmp_path / "packed.avi")) as video:
         assert len(decodings) == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
+def test_a_video_whose_header_allows_b_frames_and_that_has_none_is_opened_without_decoding(
+    codec: str, suffix: str, tmp_path: Path, decodings: list[str]
+) -> None:
+    """Short and restless clips are so: the encoder would have used some."""
+    noise = np.random.default_rng(0).integers(0, 255, (6, 48, 64, 3), np.uint8)
+    path = draw(tmp_path / f"a{suffix}", noise, codec=codec, format={".ts": "mpegts"}.get(suffix),
+                options={"bf": "2" if codec == "libx264" else "0"})  # fmt: skip
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        pts = [packet.pts for packet in container.demux(stream) if packet.size]
+        assert pts == sorted(pts)
+        assert codec != "libx264" or stream.codec_context.has_b_frames
+    with open_video(path) as video:
+        assert video.info.num_frames == 6
+    assert decodings == []
 
 
 # --- what packets say -------------------------------------------------------------------------------------------------

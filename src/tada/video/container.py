@@ -110,7 +110,8 @@ class MediaFile:
             raise (_opening_fault(fault, path, limits) if live is None else _live_fault(fault, path, live)) from fault
         try:
             self.kind = self.container.format.name.split(",")[0]
-            self.has_pts = self.kind not in _WITHOUT_PTS  # the file says when pictures are shown
+            # The file says when pictures are shown.
+            self.has_pts = self.kind not in _WITHOUT_PTS | _WITHOUT_TIMES
             cover = av.stream.Disposition.attached_pic
             videos = [stream for stream in self.container.streams.video if not stream.disposition & cover]
             if not videos:
@@ -202,7 +203,7 @@ class MediaFile:
             TooLargeError: the video has more packets than ``max_frames``.
         """
         scan, ours = Packets(), self.stream.index
-        pictures = pictures_of(self.codec, self.context.extradata)
+        pictures = pictures_of(self.codec, self.context.extradata, may_have_b=self.context.has_b_frames)
         begins, ends = [0] * len(self.container.streams), [0] * len(self.container.streams)
         is_cut, stream = False, -1
         for packet in self.packets(all_streams=True):

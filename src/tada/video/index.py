@@ -92,25 +92,42 @@ def index_by_packets(media: MediaFile, packets: Packets) -> FrameIndex | None:
     )
 
 
-def index_by_decoding(media: MediaFile, packets: Packets, came_with: Sequence[int | None]) -> FrameIndex:
+def index_by_decoding(media: MediaFile, packets: Packets, came: Sequence[tuple[int | None, int | None]]) -> FrameIndex:
     """Number the frames as they came out of the decoder.
 
-    They are shown as they come, one for each packet: so long after the packet with which they come is due as the first
-    had to wait for. Where packets do not say when they are due, frames are taken to be evenly spaced.
+    They are shown at their own times, if these never go back. Else as they come, one for each packet: so long after the
+    packet with which they come is due as the first had to wait for. Where packets do not say when they are due, frames
+    are taken to be evenly spaced.
 
     Args:
-        came_with: of each frame, the DTS of the packet with which it came; None for those that came at the end.
+        came: of each frame, its own PTS, and the DTS of the packet with which it came; None for one that came at the
+            end.
     """
     declared = float(media.stream.guessed_rate or media.stream.average_rate or _USUAL_FPS)
-    ticks = _due(packets, came_with) if packets.are_due_in_turn and came_with else None
+    ticks = _own_times([pts for pts, _ in came]) if media.has_pts else None
+    if ticks is None and packets.are_due_in_turn and came:
+        ticks = _due(packets, [dts for _, dts in came])
     if ticks is not None:
         last_ticks = int(np.median(np.diff(ticks))) if len(ticks) > 1 else packets.duration[-1]
         times, duration_seconds, fps = _times(media, ticks, last_ticks, declared)
     else:
-        count = len(came_with)
+        count = len(came)
         times, duration_seconds, fps = np.arange(count) / declared, count / declared, declared
     times.flags.writeable = False
     return FrameIndex(times_seconds=times, duration_seconds=duration_seconds, fps=fps)
+
+
+def _own_times(pts: Sequence[int | None]) -> npt.NDArray[np.int64] | None:
+    """Times of frames; where a few are those of the one before, they come a tick later. None: they are no times."""
+    known = [ticks for ticks in pts if ticks is not None]
+    if not known or len(known) < len(pts):
+        return None
+    gaps = np.diff(np.asarray(known))
+    if np.any(gaps < 0) or np.count_nonzero(gaps == 0) > len(known) // 2:
+        return None
+    for i in range(1, len(known)):
+        known[i] = max(known[i], known[i - 1] + 1)
+    return np.asarray(known, np.int64)
 
 
 def _due(packets: Packets, came_with: Sequence[int | None]) -> npt.NDArray[np.int64] | None:

@@ -46,15 +46,16 @@ class Pictures:
         return Meaning.PICTURE
 
 
-def pictures_of(codec: str, extradata: bytes | None) -> Pictures:
+def pictures_of(codec: str, extradata: bytes | None, *, may_have_b: bool = True) -> Pictures:
     """What knows the pictures of a codec.
 
     Args:
         codec: FFmpeg's name of it.
         extradata: what the container holds beside the packets.
+        may_have_b: whether it is of use to look for B pictures.
     """
     if codec == "h264":
-        return _H264(extradata or b"")
+        return _H264(extradata or b"", may_have_b=may_have_b)
     if codec == "vp8":
         return _VP8()
     if codec == "mpeg4":
@@ -201,9 +202,12 @@ def _time_bits(headers: bytes) -> int:
 
 
 class _H264(Pictures):
-    """Second fields are known by what the slices of a picture begin with (ITU-T H.264, 7.3.3)."""
+    """Second fields and B pictures are known by what the slices of a picture begin with (ITU-T H.264, 7.3.3)."""
 
-    def __init__(self, extradata: bytes) -> None:
+    has_b = False
+
+    def __init__(self, extradata: bytes, *, may_have_b: bool) -> None:
+        self._may_have_b = may_have_b
         # Units of a stream begin with a mark, in MP4 and MKV with their length.
         self._length_bytes = (extradata[4] & 3) + 1 if len(extradata) > 6 and extradata[0] == 1 else 0
         self._settings: _Settings | None = None  # unknown
@@ -216,7 +220,8 @@ class _H264(Pictures):
                 self._learn(unit)
 
     def __call__(self, packet: memoryview) -> Meaning:
-        if not (self._is_first_packet or self._settings is None or self._settings.may_have_fields):
+        may_be_field = self._is_first_packet or self._settings is None or self._settings.may_have_fields
+        if not may_be_field and (self.has_b or not self._may_have_b):
             return Meaning.PICTURE
         self._is_first_packet = False
         field = None
@@ -235,13 +240,14 @@ class _H264(Pictures):
                 self._settings = _Settings.of(unit)
 
     def _field(self, unit: bytes) -> tuple[int, int] | None:
-        """Frame_num and parity of a slice of a field; None for one of a whole picture."""
-        if self._settings is None:
-            return None
+        """Frame_num and parity of a slice of a field; None for one of a whole picture. Says ``has_b``, too."""
         with suppress(IndexError):
             bits = _Bits(_unescaped(unit[1:40]))
-            for _ in range(3):
-                bits.ue()
+            bits.ue()
+            self.has_b |= bits.ue() % 5 == 1
+            bits.ue()
+            if self._settings is None or not self._settings.may_have_fields:
+                return None
             bits.read(2 * self._settings.has_planes)
             frame_num = bits.read(self._settings.frame_num_bits)
             if bits.read(1):

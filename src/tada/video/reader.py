@@ -158,7 +158,7 @@ class Video:
         self._index = FrameIndex(times_seconds=np.zeros(0), duration_seconds=0.0, fps=0.0)  # to be counted
         self._restart()
         self._num_undecodable = 0
-        index = index_by_decoding(self._file, packets, [frame.dts for _, frame in self._decoder])
+        index = index_by_decoding(self._file, packets, [(frame.pts, frame.dts) for _, frame in self._decoder])
         if self._num_undecodable and index.num_frames and not self._allow_damaged:
             raise CorruptVideoError(
                 f"{self._path!r}: {index.num_frames} frames decode, but {self._num_undecodable} packets do not; copy "

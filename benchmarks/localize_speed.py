@@ -34,7 +34,7 @@ from tada.localization.localizer import Localizer, LocalizerCard
 from tada.localization.recipe import LocalizationRecipe
 from tada.models import create_model
 from tada.models.weights import ModelCard
-from tada.predict import Recognizer
+from tada.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video

@@ -25,7 +25,7 @@ from tada.data.annotations import read_dataset
 from tada.evaluation import choose_videos, evaluate
 from tada.export import export
 from tada.models.weights import WEIGHTS_FILE
-from tada.predict import load
+from tada.recognizer import load
 from tada.video.sampling import ClipSpec
 
 

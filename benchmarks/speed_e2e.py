@@ -36,7 +36,7 @@ from tada.cli import main as tada
 from tada.data.motion import draw_motion
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
-from tada.predict import Recognizer
+from tada.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import normalise, test_crops

@@ -39,8 +39,8 @@ from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import train_localizer
 from tada.localization.trimmed import cut_clips
 from tada.models.weights import CARD_FILE
-from tada.predict import load
 from tada.recognition import train
+from tada.recognizer import load
 
 FPS = 9  # of the recordings
 DETECTORS = {

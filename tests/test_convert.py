@@ -15,7 +15,7 @@ from tada.cli import main
 from tada.errors import CheckpointError, OptionError, UnknownNameError
 from tada.models.convert import PROTOCOLS, convert_checkpoint, protocol
 from tada.models.weights import convert_published
-from tada.predict import load
+from tada.recognizer import load
 from tada.video.sampling import ClipSpec
 
 GOLDEN = Path(__file__).parent / "golden"

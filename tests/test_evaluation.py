@@ -18,9 +18,9 @@ from tada.data.motion import write_motion_videos
 from tada.data.table import Head, LabelledVideo, VideoTable
 from tada.errors import CheckpointError, DataError
 from tada.evaluation import check_votes, choose_videos, evaluate
-from tada.predict import Recognizer, load
 from tada.recipe import Recipe
 from tada.recognition import train
+from tada.recognizer import Recognizer, load
 
 
 def silent(line: str) -> None:

@@ -19,7 +19,7 @@ from tada.gradcam import look
 from tada.models import create_model
 from tada.models.exported import OnnxNetwork
 from tada.models.weights import ModelCard
-from tada.predict import Recognizer, load
+from tada.recognizer import Recognizer, load
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 from tada.video.transforms import normalise, test_crops

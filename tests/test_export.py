@@ -31,7 +31,7 @@ from tada.evaluation import evaluate
 from tada.export import TOLERANCE, Exported, export, largest_difference
 from tada.models import create_model, list_models
 from tada.models.weights import ModelCard, load_model, save_model
-from tada.predict import load
+from tada.recognizer import load
 from tada.tadaconv import TemporalPool, pool_over_time
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video

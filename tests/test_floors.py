@@ -125,7 +125,7 @@ FLOORS = [
         "tada.localization.events",
         "tada.localization.importing",
         "tada.localization.naming",
-        "tada.predict",
+        "tada.recognizer",
         "tada.recognition",
         "tada.results",
     },

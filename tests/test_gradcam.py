@@ -18,7 +18,7 @@ from tada.adaptation import adapt
 from tada.errors import CheckpointError, OptionError, UnknownNameError
 from tada.gradcam import MIN_CELLS, look
 from tada.models import create_model
-from tada.predict import load
+from tada.recognizer import load
 from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
 from tada.video.transforms import normalise, test_crops
 

@@ -18,7 +18,7 @@ from tada.errors import CheckpointError, OptionError
 from tada.models import create_model
 from tada.models.hub import fetch_model, push_to_hub, readme
 from tada.models.weights import ModelCard, save_model
-from tada.predict import load
+from tada.recognizer import load
 from tada.video.sampling import ClipSpec
 
 SMALL: dict[str, Any] = {"depths": (1,), "widths": (4,), "stem_width": 4}

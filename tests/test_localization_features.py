@@ -35,7 +35,7 @@ from tada.localization.importing import count_between, import_features, read_pub
 from tada.localization.video_names import videos_by_name
 from tada.models import create_model
 from tada.models.weights import ModelCard
-from tada.predict import Recognizer
+from tada.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video

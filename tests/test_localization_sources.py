@@ -24,8 +24,8 @@ from tada.localization.sources import Source
 from tada.localization.task import train_localizer
 from tada.localization.trimmed import cut_clips
 from tada.localization.video_names import videos_by_name
-from tada.predict import find_videos, load
 from tada.recipe import Recipe
+from tada.recognizer import find_videos, load
 from test_localizer import RECIPE, silent
 
 SETTINGS = ExtractionSettings(window_seconds=1.0, stride_seconds=0.5)

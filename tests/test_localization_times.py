@@ -20,7 +20,7 @@ from tada.localization.pipeline import match_videos
 from tada.localization.streaming import clips_as_they_come
 from tada.localization.trimmed import cut_clips
 from tada.models.weights import ModelCard
-from tada.predict import Recognizer
+from tada.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 from tada.video.stream import FrameStream

@@ -36,8 +36,8 @@ from tada.localization.naming import naming_scores
 from tada.localization.recipe import LocalizationRecipe, load_localization_recipe, named_localization_recipes
 from tada.localization.task import train_localizer
 from tada.models.weights import ModelCard
-from tada.predict import Recognizer
 from tada.recipe import read_recipe, recipe_yaml
+from tada.recognizer import Recognizer
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 from test_localization_features import Brightness
@@ -187,7 +187,7 @@ def test_features_of_another_backbone_are_refused(run: Path, data: tuple[Path, P
 
 
 def test_features_are_not_another_backbones(data: tuple[Path, Path], small_backbone: Path, tmp_path: Path) -> None:
-    own = tada.predict.load(small_backbone)
+    own = tada.recognizer.load(small_backbone)
     with pytest.raises(DataError, match=r"holds features of another backbone \(drawn\) than the one given"):
         train_localizer(RECIPE, *data, tmp_path / "run", backbone=own, show_progress=False, say=silent)
 

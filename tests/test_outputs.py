@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from tada.cli import main
-from tada.predict import load
 from tada.recipe import Recipe, recipe_yaml
+from tada.recognizer import load
 from test_localizer import draw_features
 
 NETWORK = "tada2d_tiny_motion"

@@ -17,9 +17,9 @@ from drawn_videos import draw_plain, draw_webm
 from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
 from tada.evaluation import evaluate
-from tada.predict import load
 from tada.recipe import EXPECTED, Recipe, load_recipe
 from tada.recognition import train
+from tada.recognizer import load
 from tada.results import load_scores
 from test_published import EPIC, EPIC_ROW, KINETICS
 

@@ -9,8 +9,8 @@ import pytest
 
 from tada.data.motion import MOTIONS
 from tada.errors import OptionError
-from tada.predict import load
 from tada.quickstart import quickstart
+from tada.recognizer import load
 
 
 def silent(line: str) -> None:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from tada.localization.localizer import Localization, Localizer
     from tada.models import create_model, list_models
     from tada.models.hub import push_to_hub
-    from tada.predict import Recognizer
     from tada.prediction import Prediction
     from tada.recipe import Recipe, load_recipe
     from tada.recognition import train
+    from tada.recognizer import Recognizer
     from tada.results import Evaluation
     from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
     from tada.video.sampling import ClipSpec
@@ -62,7 +62,7 @@ _HOME = {
     "Localizer": "tada.localization.localizer",
     "Prediction": "tada.prediction",
     "Recipe": "tada.recipe",
-    "Recognizer": "tada.predict",
+    "Recognizer": "tada.recognizer",
     "Routing": "tada.tadaconv",
     "TAdaConv2d": "tada.tadaconv",
     "TAdaConv3d": "tada.tadaconv",

@@ -30,8 +30,8 @@ from tada.errors import CheckpointError, DataError
 from tada.loop import quiet
 from tada.machine import Machine, Processes, check_num_workers, default_num_workers
 from tada.models.exported import SPLITS_ENTRY, OnnxNetwork, open_session
-from tada.predict import Recognizer, load
 from tada.ranks import gathered, leaving_together
+from tada.recognizer import Recognizer, load
 from tada.results import UNKNOWN, Evaluation
 
 

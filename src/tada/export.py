@@ -50,7 +50,7 @@ from tada.models.exported import (
     open_session,
 )
 from tada.models.weights import write_card
-from tada.predict import Recognizer
+from tada.recognizer import Recognizer
 from tada.results import Evaluation
 from tada.video.sampling import ClipSpec
 from tada.video.transforms import MEAN, STD, normalise

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-import tada.predict
+import tada.recognizer
 from tada.errors import OptionError
 from tada.localization.localizer import CARD_FILE, Localizer, load_localizer
-from tada.predict import Recognizer
+from tada.recognizer import Recognizer
 
 
 def load(
@@ -35,4 +35,4 @@ def load(
         if dtype is not None or compile:
             raise OptionError(f"{str(run)!r} is a localizer: it is loaded without dtype and compile")
         return load_localizer(run, device=device)
-    return tada.predict.load(run, device=device, dtype=dtype, compile=compile)
+    return tada.recognizer.load(run, device=device, dtype=dtype, compile=compile)

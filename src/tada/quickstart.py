@@ -23,9 +23,9 @@ from tada.evaluation import evaluate
 from tada.files import write_whole
 from tada.locks import holds, is_used
 from tada.plots import save_comparison
-from tada.predict import load
 from tada.recipe import load_recipe
 from tada.recognition import train
+from tada.recognizer import load
 
 MODELS = {"tada2d": "tada2d_tiny", "tsn": "tsn_tiny"}
 """The network and its twin that averages frames, by their names in the result."""

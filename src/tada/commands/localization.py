@@ -58,7 +58,7 @@ def _extract(options: Namespace) -> int:
     """Write the features of untrimmed videos, for `tada localize train --features` or other work."""
     from tada.localization.extraction import ExtractionSettings, extract
     from tada.localization.video_names import videos_by_name
-    from tada.predict import find_videos, load
+    from tada.recognizer import find_videos, load
 
     recognizer = load(options.run, device=options.device)
     settings = ExtractionSettings.for_clips(
@@ -107,7 +107,7 @@ def _localize(options: Namespace) -> int:
     from tada.localization.annotations import named_like, read_segments
     from tada.localization.localizer import load_localizer, localizations_csv, localizations_json
     from tada.localization.video_names import videos_by_name
-    from tada.predict import find_videos
+    from tada.recognizer import find_videos
 
     check_stream_options(options)
     if options.stream:
@@ -224,7 +224,7 @@ def _localize_train(options: Namespace) -> int:
         raise UserError("--classifier and --leave-out go with --features; with --videos the backbone names segments")
     from tada.localization.pipeline import train_on_videos
     from tada.localization.task import train_localizer
-    from tada.predict import load
+    from tada.recognizer import load
 
     recipe = typed_recipe({field.name: options[field.name] for field in fields(LocalizationRecipe)}, LocalizationRecipe)
     out = options.resume or options.out

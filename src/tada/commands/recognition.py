@@ -41,8 +41,8 @@ from tada.terminal import markup_cell, print_text, printable, say
 
 if TYPE_CHECKING:
     from tada.data.clips import Views
-    from tada.predict import Recognizer
     from tada.prediction import Prediction
+    from tada.recognizer import Recognizer
     from tada.results import Evaluation
 
 
@@ -298,8 +298,8 @@ def _predict(options: Namespace) -> int:
     """Say what happens in videos."""
     import torch
 
-    from tada.predict import find_videos, load
     from tada.prediction import predictions_csv, predictions_json
+    from tada.recognizer import find_videos, load
 
     check_run(options.run, options.videos, command="tada predict")
     dtype = torch.bfloat16 if options.precision == "bf16" else None

@@ -34,7 +34,7 @@ from tada.localization.grid import FeatureGrid
 from tada.localization.sources import Source
 from tada.localization.video_names import video_name
 from tada.locks import holds
-from tada.predict import Recognizer
+from tada.recognizer import Recognizer
 from tada.video.reader import Video, open_video, probe
 from tada.video.sampling import ClipSpec
 from tada.video.transforms import normalise, test_crops

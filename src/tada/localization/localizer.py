@@ -37,9 +37,9 @@ from tada.machine import find_device
 from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
 from tada.models.weights import check_fits, read_bytes, restore, save_model
 from tada.plots import save_timeline
-from tada.predict import Recognizer, load
 from tada.prediction import Prediction
 from tada.recipe import read_recipe
+from tada.recognizer import Recognizer, load
 from tada.terminal import printable
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane

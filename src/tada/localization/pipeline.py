@@ -33,9 +33,9 @@ from tada.localization.video_names import videos_by_name
 from tada.locks import holds, is_used
 from tada.machine import check_num_workers, find_device
 from tada.models.weights import CARD_FILE
-from tada.predict import find_videos, load
 from tada.recipe import RECIPE_FILE, Recipe
 from tada.recognition import train
+from tada.recognizer import find_videos, load
 from tada.run_folder import check_free, was_begun
 from tada.video.reader import probe
 
@@ -64,7 +64,7 @@ def train_on_videos(
     Args:
         videos: a folder that holds all annotated videos, at any depth.
         segments: what ``read_segments`` takes.
-        backbone: what ``tada.predict.load`` takes. By default one is trained on the segments, cut out of the videos.
+        backbone: what ``tada.recognizer.load`` takes. By default one is trained on the segments, cut out of the videos.
         backbone_recipe: how; by default as `tada train` does.
         window_seconds: what a feature's clip spans; see ``ExtractionSettings.for_clips``, as for ``stride_seconds``.
         skip_unreadable: how many videos may be missing or turn out unreadable; they are named, and left out.

@@ -63,8 +63,8 @@ from tada.localization.training_loop import BestEpoch, LocalizationTask, TestFea
 from tada.locks import holds
 from tada.loop import EpochLines, fit, make_trainer
 from tada.machine import Machine
-from tada.predict import Recognizer
 from tada.recipe import recipe_yaml, resumed
+from tada.recognizer import Recognizer
 from tada.run_folder import begun, check_free, finished_metrics, saved_state, was_begun, write_metrics
 from tada.saved_states import WholeFileCheckpoints
 from tada.schedule import epochs_between_tests, fitted, in_words

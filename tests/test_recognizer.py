@@ -20,8 +20,8 @@ from tada import prediction as prediction_module
 from tada.errors import CheckpointError, OptionError, VideoError, VideoNotFoundError
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
-from tada.predict import Recognizer, find_videos, load, windows_of
 from tada.prediction import predictions_csv, predictions_json
+from tada.recognizer import Recognizer, find_videos, load, windows_of
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 

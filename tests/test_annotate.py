@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import struct
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from drawn_videos import (
     draw,
+    draw_packed,
     draw_plain,
     draw_rotated,
     draw_transport_stream,
@@ -27,7 +29,7 @@ from drawn_videos import (
     truncate,
 )
 from tada.cli import main
-from tada.errors import OptionError, VideoError
+from tada.errors import CorruptVideoError, OptionError, VideoError
 from tada.localization.localizer import Localization, LocalizedSegment
 from tada.prediction import ClipScores, Prediction
 from tada.video.annotate import annotate_video
@@ -120,6 +122,35 @@ def test_sound_that_cannot_be_decoded_is_left_out_and_that_is_said(tmp_path: Pat
     with pytest.warns(UserWarning, match=r"the sound of '.*damaged\.mkv' \(mp3\w*\) cannot be decoded and is left out"):
         annotate_video(damaged, tmp_path / "new.mp4", SEGMENTS)
     assert heard(tmp_path / "new.mp4") == []
+
+
+def test_sound_whose_times_go_back_leaves_gaps(tmp_path: Path) -> None:
+    source = draw_plain(tmp_path / "a.flv", 24, codec="flv", with_sound_seconds=0.8, sound_rate=44_100)
+    content = bytearray(source.read_bytes())
+    place, sounds = 13, []
+    while place + 15 < len(content):  # tags: kind, size, time, and at the end their size again
+        if content[place] == 8:
+            sounds.append(place)
+        place += 15 + int.from_bytes(content[place + 1 : place + 4], "big")
+    content[sounds[9] + 4 : sounds[9] + 7] = (5000).to_bytes(3, "big")
+    source.write_bytes(content)
+    annotate_video(source, tmp_path / "b.mp4", SEGMENTS)
+    with open_video(tmp_path / "b.mp4") as video:
+        assert video.info.num_frames == 24
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        times = [packet.dts for packet in container.demux(audio=0) if packet.size]
+    assert 9 <= len(times) < len(sounds)
+
+
+def test_times_that_no_file_may_have(tmp_path: Path) -> None:
+    source = draw_packed(tmp_path / "a.avi", 24)
+    content = bytearray(source.read_bytes())
+    place = content.index(b"strh") + 4 + 24  # units of a second, and how many units a picture takes: 10 hours
+    content[place : place + 8] = struct.pack("<2I", 36_000 * 30, 30)
+    source.write_bytes(content)
+    with pytest.raises(CorruptVideoError, match=r"a.avi': its sound or its times are damaged and .*; convert it first"):
+        annotate_video(source, tmp_path / "b.mp4", SEGMENTS)
+    assert list(tmp_path.iterdir()) == [source]
 
 
 def test_a_file_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

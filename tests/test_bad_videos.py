@@ -278,6 +278,17 @@ def test_a_cut_that_loses_no_more_than_three_frames_may_pass(tmp_path: Path, nam
         assert read_stamps(video.frames([50, 3])) == [50, 3]
 
 
+def test_a_damaged_header_is_no_matter_of_rights(tmp_path: Path) -> None:
+    """Of an ASF that does not say which kind a stream is FFmpeg says that it is not permitted."""
+    path = draw_plain(tmp_path / "a.wmv", codec="wmv2")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"WMV2") - 81] = 0xFF
+    path.write_bytes(content)
+    with pytest.raises(PermissionError):
+        av.open(str(path))
+    refused(path, TruncatedVideoError, "begins as a video, but 0 frames can be read: its end, or the index")
+
+
 def test_a_cut_that_loses_every_frame(tmp_path: Path) -> None:
     path = draw_plain(tmp_path / "video.mp4", container_options={"movflags": "+faststart"})
     truncate(path, (path.read_bytes().index(b"mdat") + 20) / path.stat().st_size)

@@ -24,7 +24,7 @@ import torch
 from drawn_videos import draw_plain
 from mutations import wrong_documents, wrong_text
 from tada.data.annotations import read_dataset
-from tada.errors import UserError
+from tada.errors import CheckpointError, UserError
 from tada.localization.annotations import read_segments
 from tada.localization.classifiers import read_video_scores
 from tada.localization.evaluation import evaluate_predictions
@@ -223,6 +223,16 @@ def read_all(name: str, right: Path, folder: Path, count: int) -> int:
 def test_mutated_documents(name: str, right: Path, tmp_path: Path) -> None:
     READERS[name](right / name, right)  # it is right
     assert read_all(name, right, tmp_path / "wrong", QUICK) > 0
+
+
+def test_a_localizer_of_sizes_that_no_machine_has(right: Path, tmp_path: Path) -> None:
+    shutil.copytree(right / "localizer", tmp_path / "localizer")
+    card = json.loads((tmp_path / "localizer" / "localizer.json").read_text())
+    for size in (2**31, 2**62):
+        wrong = card | {"shape": card["shape"] | {"dim": size}}
+        (tmp_path / "localizer" / "localizer.json").write_text(json.dumps(wrong))
+        with pytest.raises(CheckpointError, match="the shape of the detector is not as tada writes it"):
+            load_localizer(tmp_path / "localizer", device="cpu")
 
 
 @pytest.mark.slow

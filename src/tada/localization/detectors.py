@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tada.errors import CheckpointError, OptionError
+from tada.errors import CheckpointError
 from tada.localization import actionformer, bmn
 from tada.localization.annotations import LabelSet, SegmentTable, UntrimmedVideo
 from tada.localization.detections import Detections, select
@@ -338,5 +338,5 @@ def detector_of(
         values = shape | {"num_classes": tuple(shape["num_classes"]), "regression_ranges": ranges}
         actionformer_config = actionformer.ActionFormerConfig(**values)
         return ActionFormerDetector(actionformer_config, recipe=recipe, label_sets=label_sets)
-    except (TypeError, KeyError, ValueError, OptionError) as error:
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:  # the last for sizes that no machine has
         raise CheckpointError(f"the shape of the detector is not as tada writes it ({error}); train anew") from error

@@ -9,11 +9,12 @@ from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
+import av.error
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tada.errors import OptionError
+from tada.errors import CorruptVideoError, OptionError
 from tada.files import write_whole, writing
 from tada.video.captions import Captions, Lane
 from tada.video.container import Limits
@@ -46,7 +47,7 @@ def annotate_video(
         advance: told now and then which part of the video has been written since.
 
     Raises:
-        VideoError: the source cannot be read to its end.
+        VideoError: the source cannot be read to its end, or its times or sound are such as no file may have.
         OptionError: the target is there already, and not to be replaced; or it is the source.
     """
     path, target = os.fspath(source), Path(target)
@@ -70,15 +71,22 @@ def annotate_video(
 
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-        write_video(
-            target,
-            drawn(),
-            times_seconds=_apart(video),
-            crf=_CRF,
-            keyframe_interval_frames=_KEYFRAME_INTERVAL,
-            fast_encode=True,
-            sound=None if sound.start_seconds is None else sound,
-        )
+        try:
+            write_video(
+                target,
+                drawn(),
+                times_seconds=_apart(video),
+                crf=_CRF,
+                keyframe_interval_frames=_KEYFRAME_INTERVAL,
+                fast_encode=True,
+                sound=None if sound.start_seconds is None else sound,
+            )
+        except (av.error.ArgumentError, av.error.InvalidDataError) as fault:  # of what an MP4 cannot hold
+            raise CorruptVideoError(
+                f"{path!r}: its sound or its times are damaged and cannot be written into another file; convert it "
+                "first",
+                path,
+            ) from fault
     if captions.legend:
         lines = "".join(f"{number}\t{name}\n" for number, name in captions.legend.items())
         write_whole(target.with_suffix(".classes.txt"), lines.encode())

@@ -151,16 +151,19 @@ class MediaFile:
         for name in ("container", "stream", "context"):
             vars(self).pop(name, None)
 
-    def packets(self, *, all_streams: bool = False) -> Iterator[av.packet.Packet[Any]]:
-        """Read on, packet by packet. Where the file cannot be read further, that is its end."""
-        streams = self.container.streams if all_streams else [self.stream]
-        packets = self.container.demux(*streams)
+    def packets(self, *streams: av.stream.Stream) -> Iterator[av.packet.Packet[Any]]:
+        """Read on, packet by packet. Where the file cannot be read further, that is its end.
+
+        Args:
+            streams: of which packets; by default those of the video.
+        """
+        packets = self.container.demux(*(streams or [self.stream]))
         while True:
             try:
                 packet = next(packets, None)
             except (av.error.ExitError, TimeoutError) as fault:
                 raise _timeout(self.path, self.limits) from fault
-            except av.error.FFmpegError:
+            except (av.error.FFmpegError, IndexError):  # the latter at the end, where a stream has appeared meanwhile
                 return
             if packet is None:
                 return
@@ -206,7 +209,7 @@ class MediaFile:
         pictures = pictures_of(self.codec, self.context.extradata, may_have_b=self.context.has_b_frames)
         begins, ends = [0] * len(self.container.streams), [0] * len(self.container.streams)
         is_cut, stream = False, -1
-        for packet in self.packets(all_streams=True):
+        for packet in self.packets(*self.container.streams):
             stream, pts, duration = packet.stream_index, packet.pts, packet.duration or 0
             is_cut = packet.is_corrupt
             if pts is not None:
@@ -354,10 +357,11 @@ def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
         return _timeout(path, limits)
     if isinstance(fault, MemoryError):  # FFmpeg's word for too many streams, too
         return TooLargeError(f"{path!r} has more than {_MAX_STREAMS} streams, or needs too much memory", path)
-    if isinstance(fault, FileNotFoundError | PermissionError):  # since it was looked at
-        return VideoNotFoundError(f"{path!r} cannot be opened ({fault.strerror}); check path and rights", path)
-    with open(path, "rb") as file:
-        beginning = file.read(200)
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(200)
+    except OSError as gone:  # since it was looked at; FFmpeg says so of damaged files, too
+        return VideoNotFoundError(f"{path!r} cannot be opened ({gone.strerror}); check path and rights", path)
     # FFmpeg calls an argument invalid if the format is not among those allowed.
     if _BEGINNINGS.match(beginning) and getattr(fault, "errno", None) != errno.EINVAL:
         return TruncatedVideoError(

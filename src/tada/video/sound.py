@@ -5,6 +5,7 @@ Times count from the container's start, as those of the pictures that the reader
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import chain
@@ -52,7 +53,7 @@ class Sound:
 
     def _open(self, stream: AudioStream) -> None:
         self._stream = stream
-        packets = (packet for packet in self._demuxed() if packet.pts is not None)
+        packets = (packet for packet in self._file.packets(stream) if packet.pts is not None)
         first = next(packets, None)
         if first is None or stream.time_base is None:
             return
@@ -71,19 +72,6 @@ class Sound:
             return False
         self._form, self._decoded = first, chain([first], frames)
         return True
-
-    def _demuxed(self) -> Iterator[av.Packet[Any]]:
-        """Packets up to where the file cannot be read further."""
-        packets = self._file.container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.error.FFmpegError:
-                return
-            if packet is None:
-                return
-            if packet.size:
-                yield packet
 
     def _frames(self) -> Iterator[av.AudioFrame]:
         """What the packets hold; those that cannot be decoded leave a gap."""
@@ -104,6 +92,7 @@ class Sound:
         starts_late = from_zero and self.start_seconds > _LATE_SECONDS
         if self._stream.codec_context.name == "aac" and not (starts_late and self._decode()):
             self._target = container.add_stream_from_template(self._stream)
+            self._rate = self._stream.codec_context.sample_rate or _RATES[0]
             self._ready = self._copied()
             return
         rate = self._form.sample_rate if self._form.sample_rate in _RATES else 48000
@@ -120,9 +109,15 @@ class Sound:
                 return
 
     def _copied(self) -> Iterator[av.Packet[Any]]:
+        """The packets; of a damaged file, those whose times go back are left out."""
+        last = -math.inf
         for packet in self._packets:
             assert packet.pts is not None
             assert packet.time_base is not None
+            samples = round((packet.pts if packet.dts is None else packet.dts) * packet.time_base * self._rate)
+            if samples <= last:
+                continue
+            last = samples
             origin = self._ticks(packet.time_base)
             packet.pts -= origin
             if packet.dts is not None:

@@ -94,10 +94,11 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(
     assert lines[0] == "12 training and 3 validation videos of 3 classes"
     assert lines[1].endswith("starting from random weights")
     assert lines[2] == "2 epochs of 3 steps, 4 clips in each; warm-up 1 epochs"
-    assert lines[-3].startswith("epoch 2/2  train_loss ")
-    assert re.fullmatch(r"a clip takes \d+ ms of a core \(95 of 100 at most \d+ ms\)", lines[-2])
+    assert lines[-4].startswith("epoch 2/2  train_loss ")
+    assert re.fullmatch(r"a clip takes \d+ ms of a core \(95 of 100 at most \d+ ms\)", lines[-3])
+    assert lines[-1] == f"curves, every class and the worst mistakes: {out / 'report.html'}"
     top1 = result.metrics["val_top1"]
-    assert lines[-1] == f"val_top1 {top1:.3f} of 3 clips ({interval_text(top1, 3)})"
+    assert lines[-2] == f"val_top1 {top1:.3f} of 3 clips ({interval_text(top1, 3)})"
     assert load_recipe(out / "recipe.yaml") == small_recipe
     model, card = load_model(out)
     assert card.labels == ("left", "right", "up")
@@ -115,6 +116,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(
     assert not (out / "unreadable.csv").exists()
     # Nothing but what was promised.
     names = {"recipe.yaml", "videos.csv", "model.safetensors", "model.json", "metrics.json", "logs", "resume"}
+    names |= {"report.html", "curves.png", "validation"}
     assert {path.name for path in out.iterdir()} == names
 
 

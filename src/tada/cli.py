@@ -23,7 +23,7 @@ from tada.interruption import end, say_last_words, told, watching, way_on
 from tada.machine import is_first_process
 from tada.mistakes import Typed, check_dashes, in_arguments, in_words_typed, no_such_option, unknown_command
 from tada.recipe import RECIPE_FILE
-from tada.terminal import accept_all_names, printable
+from tada.terminal import accept_all_names, carrying_out, printable
 
 COMMANDS: dict[str, Command] = {
     **recognition.COMMANDS,
@@ -37,9 +37,10 @@ COMMANDS: dict[str, Command] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code says how it went."""
     accept_all_names()
-    with watching():
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with watching(), carrying_out(arguments):
         try:
-            return _run(sys.argv[1:] if arguments is None else arguments)
+            return _run(arguments)
         except BaseException as error:
             # What is raised after a signal came of it: work that was torn apart says many things.
             if not isinstance(error, KeyboardInterrupt) and told() is None:

@@ -33,6 +33,7 @@ from tada.models.exported import SPLITS_ENTRY, OnnxNetwork, open_session
 from tada.ranks import gathered, leaving_together
 from tada.recognizer import Recognizer, load
 from tada.results import UNKNOWN, Evaluation
+from tada.video.sampling import ClipSpec
 
 
 def evaluate(
@@ -77,27 +78,94 @@ def evaluate(
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; scores are of these")
     table = table.numbered_as(recognizer.heads)
-    videos = TestVideos(table, recognizer.clip, Views() if views is None else views)
-    loader = test_loader(
-        videos,
-        clips_per_batch=clips_per_batch,
-        num_workers=default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers),
-        rank=processes.rank,
-        world=processes.world,
-        say=say,
-    )
-    with closing(loader), leaving_together():
+    views = Views() if views is None else views
+    num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)
+    with leaving_together():
         if processes.world > 1:
             recognizer = Recognizer(recognizer.model, recognizer.card, device=_join(machine, processes))
-        votes: list[tuple[int, NDArray[np.float32]]] = []
-        unreadable: list[Unreadable] = []
+        votes, unreadable = _votes(
+            recognizer,
+            table,
+            views,
+            clips_per_batch=clips_per_batch,
+            num_workers=num_workers,
+            rank=processes.rank,
+            world=processes.world,
+            hidden=hidden,
+            say=say,
+        )
+        votes, unreadable = gathered(votes), gathered(unreadable)
+    return _counted(table, recognizer.clip, views, votes, unreadable)
+
+
+def evaluate_alone(
+    recognizer: Recognizer,
+    table: VideoTable,
+    *,
+    num_workers: int,
+    clips_per_batch: int = 32,
+    show_progress: bool = False,
+    say: Callable[[str], None] = print,
+) -> Evaluation:
+    """Test a model on all videos of a table in this process alone, one view of each: at the end of its training.
+
+    Raises:
+        DataError: none of the videos can be read.
+    """
+    table = table.numbered_as(recognizer.heads)
+    votes, unreadable = _votes(
+        recognizer,
+        table,
+        Views(),
+        clips_per_batch=clips_per_batch,
+        num_workers=num_workers,
+        hidden=not show_progress,
+        say=say,
+    )
+    return _counted(table, recognizer.clip, Views(), votes, unreadable)
+
+
+def _votes(
+    recognizer: Recognizer,
+    table: VideoTable,
+    views: Views,
+    *,
+    clips_per_batch: int,
+    num_workers: int,
+    rank: int = 0,
+    world: int = 1,
+    hidden: bool,
+    say: Callable[[str], None],
+) -> tuple[list[tuple[int, NDArray[np.float32]]], list[Unreadable]]:
+    """The place and the mean scores [K] of each video that falls to this process, and those that cannot be read."""
+    loader = test_loader(
+        TestVideos(table, recognizer.clip, views),
+        clips_per_batch=clips_per_batch,
+        num_workers=num_workers,
+        rank=rank,
+        world=world,
+        say=say,
+    )
+    votes: list[tuple[int, NDArray[np.float32]]] = []
+    unreadable: list[Unreadable] = []
+    with closing(loader):
         for batch in track(loader, "testing", transient=True, disable=hidden):
             votes += _video_scores(recognizer, batch, clips_per_batch)
             unreadable += batch.unreadable
-        votes, unreadable = gathered(votes), gathered(unreadable)
+    return votes, unreadable
+
+
+def _counted(
+    table: VideoTable,
+    clip: ClipSpec,
+    views: Views,
+    votes: Sequence[tuple[int, NDArray[np.float32]]],
+    unreadable: Sequence[Unreadable],
+) -> Evaluation:
+    """The result of a test from the votes of all its videos."""
     if not votes:
         raise DataError(f"none of the {len(table.videos)} videos could be read; the first: {unreadable[0].message}")
-    votes.sort(key=lambda vote: vote[0])
+    votes = sorted(votes, key=lambda vote: vote[0])
     check_votes((index for index, _ in votes), len(table.videos), len(unreadable))
     read = [table.videos[index] for index, _ in votes]
     unknown = (UNKNOWN,) * len(table.heads)
@@ -105,11 +173,13 @@ def evaluate(
         heads=table.heads,
         ids=tuple(video.id for video in read),
         paths=tuple(video.path for video in read),
+        segments=tuple((video.start_seconds, video.end_seconds) for video in read),
         groups=tuple(video.group for video in read),
         targets=np.array([video.labels or unknown for video in read], np.int64),
         scores=np.stack([scores for _, scores in votes]),
         unreadable=tuple(unreadable),
-        views=(videos.views,),
+        views=(views,),
+        clip=clip,
     )
 
 

@@ -25,6 +25,7 @@ from tada.files import whole_file
 from tada.interruption import DEFERRED_SECONDS, deferring, tell_state
 from tada.machine import Machine, Processes
 from tada.ranks import gathered, on_any
+from tada.run_page import RATE
 from tada.saved_states import CHECKPOINT, SavedStates, WholeFileCheckpoints
 from tada.schedule import Numbers
 
@@ -266,6 +267,11 @@ class EpochLines(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rate = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        for logger in trainer.loggers:
+            logger.log_metrics({RATE: rate, "epoch": trainer.current_epoch}, step=trainer.global_step)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int

@@ -86,7 +86,7 @@ def save_prediction(
 
 
 def save_timeline(
-    frames: NDArray[np.uint8],
+    frames: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
     rows: Mapping[str, Sequence[tuple[float, float, str, float]]],
     duration_seconds: float,
     path: Path,
@@ -96,20 +96,24 @@ def save_timeline(
     """Draw frames of a video over a line of time, and below them the segments of each class.
 
     Args:
-        frames: [F, H, W, 3], evenly spread over the video.
+        frames: [F, H, W, 3], evenly spread over the video; none for the line alone.
         rows: for each kind of segments, such as "found" and "annotated", their start, end, class and score; the
             score is how dark they are. A class's kinds stand below each other.
     """
     labels = sorted({label for segments in rows.values() for _, _, label, _ in segments})
     names = lettering(labels)
     height = 0.32 * max(len(labels) * len(rows), 1)
-    figure = _figure(14, 1.9 + height + 1.0)
-    grid = figure.add_gridspec(2, len(frames), height_ratios=[1.5, height + 0.4])
-    for i, frame in enumerate(frames):
-        axes = figure.add_subplot(grid[0, i])
-        axes.imshow(frame)
-        axes.axis("off")
-    axes = figure.add_subplot(grid[1, :])
+    count = len(frames)
+    figure = _figure(14, (1.9 if count else 0.3) + height + 1.0)
+    if count:
+        grid = figure.add_gridspec(2, count, height_ratios=[1.5, height + 0.4])
+        for i, frame in enumerate(frames):
+            axes = figure.add_subplot(grid[0, i])
+            axes.imshow(frame)
+            axes.axis("off")
+        axes = figure.add_subplot(grid[1, :])
+    else:
+        axes = figure.subplots()
     colours = ("#3273a8", "#5a9e4b", "#b0703a")
     thick = 0.8 / len(rows)
     for kind, (name, segments) in enumerate(rows.items()):
@@ -261,6 +265,95 @@ def save_comparison(per_class: Mapping[str, Mapping[str, float]], path: Path, *,
     _set_title(figure, title)
     figure.legend(loc="outside lower center", ncols=len(models), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, names.legend)
+
+
+def save_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], path: Path) -> None:
+    """Draw numbers over the epochs of a training, those of each panel in a diagram of their own.
+
+    Args:
+        panels: for each diagram its curves by name: the epochs, and the values. The last value is written at its end.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(8, 1.0 + 2.2 * len(panels))
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, curves) in zip(rows, panels.items(), strict=True):
+        for name, (epochs, values) in curves.items():
+            (line,) = axes.plot(epochs, values, label=name, marker="o" if len(epochs) < 40 else None, markersize=3)
+            axes.annotate(
+                f"{values[-1]:.3g}",
+                (epochs[-1], values[-1]),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+                color=line.get_color(),
+                fontsize=9,
+            )
+        axes.set_title(title, fontsize=10, loc="left")
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.06, 0.5))
+        axes.margins(x=0.03)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[-1].set_xlabel("epoch")
+    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    _save(figure, path)
+
+
+def save_bars(values: Mapping[str, float], path: Path, *, label: str, counts: Mapping[str, int] | None = None) -> None:
+    """Draw a number of each class as a bar, in the order given.
+
+    Args:
+        values: by class, each from 0 to 1; of more than 60 the rest is left out, which the picture says.
+        label: what the number is.
+        counts: how many each is measured on, which is written behind its name.
+    """
+    shown = list(values)[:60]
+    names = lettering(shown)
+    left_out = len(values) - len(shown)
+    figure = _figure(8, 1.2 + 0.28 * len(shown))
+    axes = figure.subplots()
+    bars = axes.barh(range(len(shown)), [values[name] for name in shown], color="#3273a8")
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+    texts = [
+        f"{text} ({counts[name]})" if counts and name in counts else text
+        for name, text in zip(shown, names.shown, strict=True)
+    ]
+    axes.set_yticks(range(len(shown)), texts, **names.style)
+    more = f" ({left_out} more classes are not shown)" if left_out else ""
+    axes.set(xlim=(0, 1.1), ylim=(len(shown) - 0.4, -0.6), xlabel=_with_note(label + more, names.legend))
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path, names.legend)
+
+
+def save_stacks(rows: Mapping[str, Mapping[str, int]], kinds: Sequence[str], path: Path, *, label: str) -> None:
+    """Draw of each class how many things are of which kind, as pieces of a bar.
+
+    Args:
+        rows: by class, then by kind; of more than 60 classes the rest is left out, which the picture says.
+        kinds: the order of the pieces; the first is drawn in green, the others in colours that warn.
+        label: what is counted.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    shown = list(rows)[:60]
+    names = lettering(shown)
+    left_out = len(rows) - len(shown)
+    figure = _figure(9, 1.6 + 0.3 * len(shown))
+    axes = figure.subplots()
+    colours = ("#5a9e4b", "#9cc3e6", "#b0703a", "#e0a030", "#c8504b", "#888888")
+    starts = np.zeros(len(shown))
+    for kind, colour in zip(kinds, colours, strict=False):
+        wide = np.array([rows[name].get(kind, 0) for name in shown], float)
+        axes.barh(range(len(shown)), wide, left=starts, color=colour, label=kind)
+        starts += wide
+    axes.set_yticks(range(len(shown)), names.shown, **names.style)
+    more = f" ({left_out} more classes are not shown)" if left_out else ""
+    axes.set(ylim=(len(shown) - 0.4, -0.6), xlabel=_with_note(label + more, names.legend))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds), frameon=False)
     _save(figure, path, names.legend)
 
 

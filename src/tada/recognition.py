@@ -10,6 +10,10 @@ A run's folder holds::
     resume/last.ckpt    the state from which an interrupted run continues, bit for bit
     unreadable.csv      videos that could not be read, where some were allowed
     non_finite_batch.txt    the clips of a batch whose loss was no number, where that ended the run
+    commands.txt        the commands that started and continued it
+    validation/         the test on the held-out videos, as `tada evaluate` writes it
+    curves.png          loss, accuracy and learning rate over the epochs
+    report.html         all that people want to see of it, in one page
 
 Shapes: N clips or videos, V views, T frames, K classes.
 """
@@ -25,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import (
@@ -38,8 +43,9 @@ from tada.data.clips import (
 )
 from tada.data.known import KnownVideo, as_in_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
-from tada.data.table import Head, VideoTable, listed, with_splits
+from tada.data.table import Head, VideoTable, listed, videos_text, with_splits
 from tada.errors import DataError, OptionError
+from tada.evaluation import evaluate_alone
 from tada.interruption import tell_state
 from tada.intervals import interval_text
 from tada.locks import holds
@@ -49,17 +55,23 @@ from tada.models import create_model
 from tada.models.initial import absolute_source, initialise, start_in_words
 from tada.models.parallel import checkpoint_blocks, synchronise_batch_norms, whole_weights
 from tada.models.weights import ModelCard, save_weights
+from tada.page import PAGE
 from tada.ranks import leaving_together
 from tada.recipe import Recipe, recipe_of_run, recipe_yaml, resumed
 from tada.recognition_task import About, RecognitionTask, ShardedRecognitionTask
+from tada.recognizer import load
+from tada.report import clip_in_words, lead, report_sections
 from tada.run_folder import (
     begun,
     check_free,
     finished_metrics,
+    note_command,
+    noted_commands,
     saved_state,
     was_begun,
     write_metrics,
 )
+from tada.run_page import VALIDATION, write_run_page
 from tada.schedule import epochs_between_tests, fitted, in_words
 from tada.speed import LoaderSpeed
 from tada.video.transforms import flip_swaps, reverse_swaps
@@ -212,6 +224,8 @@ def train(
     if is_begun and processes.is_first and not any(row.content for row in known or ()):
         write_list(out)  # of a run of an earlier tada
     with _begun(out, recipe, write_list) if processes.is_first and not is_begun else nullcontext():
+        if processes.is_first:
+            note_command(out)
         trainer = make_trainer(
             recipe,
             out,
@@ -250,7 +264,62 @@ def train(
     for name, value in lines.metrics.items():
         if name.startswith("val_") and task.num_tested:
             say(f"{name} {value:.3f} of {task.num_tested} clips ({interval_text(value, task.num_tested)})")
+    if processes.is_first:
+        facts = [
+            ("network", f"{recipe.model}, {sum(p.numel() for p in model.parameters()):,} parameters"),
+            ("started from", task.about.trained_from),
+            ("data", f"{data if isinstance(data, Path) else table.root}: {len(training)} videos of {classes}"),
+            ("held out", videos_text(num_held_out)),
+            ("time", f"{seconds:.0f} s for {recipe.numbers.epochs} epochs of {steps_per_epoch} steps"),
+        ]
+        _write_page(
+            out,
+            recipe,
+            facts,
+            validation,
+            device=str(trainer.strategy.root_device),
+            num_workers=num_workers,
+            show_progress=show_progress,
+            say=say,
+        )
     return TrainingResult(run=out, metrics=lines.metrics, seconds=seconds)
+
+
+_MOST_TESTED = 2000
+"""Held-out videos that the report's numbers are from, at most: more take long on one device."""
+
+
+def _write_page(
+    out: Path,
+    recipe: Recipe,
+    facts: Sequence[tuple[str, str]],
+    validation: VideoTable | None,
+    *,
+    device: str,
+    num_workers: int,
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Test the network once more on what was held out, as it was saved, and write what people look at."""
+    result = None
+    if validation is not None:
+        if len(validation) > _MOST_TESTED:
+            say(f"the report is of {_MOST_TESTED} of the {len(validation)} held-out videos, evenly spread")
+            places = {round(i) for i in np.linspace(0, len(validation) - 1, _MOST_TESTED)}
+            validation = replace(validation, videos=tuple(validation.videos[i] for i in sorted(places)))
+        result = evaluate_alone(
+            load(out, device=device), validation, num_workers=num_workers, show_progress=show_progress, say=say
+        )
+        result.save(out / VALIDATION, overwrite=True)
+    write_run_page(
+        out,
+        [*facts, ("clip", clip_in_words(recipe.clip))],
+        [] if result is None else report_sections(out / VALIDATION, result),
+        lead="No videos were held out, so nothing says how good the network is." if result is None else lead(result),
+        recipe=recipe_yaml(recipe),
+        commands=noted_commands(out),
+    )
+    say(f"curves, every class and the worst mistakes: {out / PAGE}")
 
 
 def _begun(out: Path, recipe: Recipe, write_list: Callable[[Path], None]) -> AbstractContextManager[None]:

@@ -1,7 +1,8 @@
 """What a test found: the scores of every video, accuracies, files, and ensembles of several tests.
 
 A report's folder holds evaluation.json (the numbers), scores.npz (all of it, to be scored again or joined with other
-tests without running a model), scores.csv (the same for people) and a confusion matrix of each head. An ensemble is
+tests without running a model), scores.csv (the same for people), a confusion matrix of each head, and report.html
+(``tada.report``). An ensemble is
 the mean of several tests' scores of the same videos: TAda2D_En of the paper is that of 8 and of 16 frames.
 
 Shapes: N videos, H heads (things that are said of a video), K classes of all heads, side by side.
@@ -29,12 +30,14 @@ from tada.data.table import Head
 from tada.errors import DataError
 from tada.files import check_not_there, whole_file, write_whole, writing
 from tada.intervals import accuracy_interval
+from tada.page import PAGE
 from tada.plots import save_confusion_matrix
+from tada.video.sampling import ClipSpec
 
 SCORES_FILE = "scores.npz"
 CHALLENGE_FILE = "challenge_metrics.json"
 """The same numbers as EPIC-KITCHENS' challenge counts them, where that was asked for."""
-REPORT_FILES = ("evaluation.json", SCORES_FILE, "scores.csv", CHALLENGE_FILE, "confusion*.png", "confusion*.txt")
+REPORT_FILES = ("evaluation.json", SCORES_FILE, "scores.csv", PAGE, CHALLENGE_FILE, "confusion*.png", "confusion*.txt")
 """What a report's folder holds, as patterns."""
 UNKNOWN = -1
 """The target of a video whose class is not known."""
@@ -60,6 +63,11 @@ class Evaluation:
     """Videos of the test set that are not among the N."""
     views: tuple[Views, ...]
     """Views of each video; of an ensemble, those of each of its tests."""
+    segments: tuple[tuple[float | None, float | None], ...] = ()
+    """[N], the start and end in seconds of what was tested of each file, None for where that begins or ends; empty in
+    scores of before they were noted."""
+    clip: ClipSpec | None = None
+    """Which frames make a clip of the network; of an ensemble, of its first; None where it was not noted."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -86,6 +94,7 @@ class Evaluation:
             ids=tuple(self.ids[i] for i in where),
             paths=tuple(self.paths[i] for i in where),
             groups=tuple(self.groups[i] for i in where),
+            segments=tuple(self.segments[i] for i in where) if self.segments else (),
             targets=self.targets[chosen],
             scores=self.scores[chosen],
         )
@@ -194,7 +203,7 @@ class Evaluation:
         write_whole(folder / "evaluation.json", (json.dumps(summary, indent=2) + "\n").encode())
         with writing(folder):  # what the new ones do not replace
             for old in before:
-                if old.suffix in (".png", ".txt") or old.name == CHALLENGE_FILE:
+                if old.suffix in (".png", ".txt", ".html") or old.name == CHALLENGE_FILE:
                     old.unlink(missing_ok=True)
         if self.known.any():
             for i, head in enumerate(self.heads):
@@ -208,6 +217,8 @@ class Evaluation:
             "ids": self.ids,
             "paths": self.paths,
             "groups": self.groups,
+            "segments": self.segments,
+            "clip": None if self.clip is None else asdict(self.clip),
             "unreadable": self.unreadable,
             "views": [str(views) for views in self.views],
         }
@@ -247,6 +258,8 @@ def load_scores(path: Path) -> Evaluation:
             ids=tuple(about["ids"]),
             paths=tuple(about["paths"]),
             groups=tuple(about["groups"]),
+            segments=tuple((start, end) for start, end in about.get("segments", ())),
+            clip=ClipSpec(**about["clip"]) if about.get("clip") else None,
             targets=arrays["targets"],
             scores=arrays["scores"],
             unreadable=tuple(Unreadable(*failure) for failure in about["unreadable"]),

@@ -15,15 +15,18 @@ from pathlib import Path
 from tada.data.table import listed
 from tada.documents import read_json
 from tada.errors import CheckpointError, OptionError
-from tada.files import write_whole
+from tada.files import write_whole, writing
 from tada.interruption import last_chance
 from tada.locks import names_in, was_made
 from tada.recipe import RECIPE_FILE
 from tada.saved_states import CHECKPOINT
+from tada.terminal import command_line, printable
 
 METRICS_FILE = "metrics.json"
 NON_FINITE_FILE = "non_finite_batch.txt"
-_DATA_FILES = ("videos.csv", "data.json")
+COMMANDS_FILE = "commands.txt"
+"""The commands that have started and continued the run, one in each line."""
+_DATA_FILES = ("videos.csv", "data.json", COMMANDS_FILE)
 
 
 def check_free(out: Path) -> None:
@@ -67,6 +70,20 @@ def begun(out: Path, recipe: str, write_data: Callable[[Path], None]) -> Iterato
         except BaseException:
             take_away()
             raise
+
+
+def note_command(out: Path) -> None:
+    """Add the command that is carried out to those of the run, where it is one that was typed."""
+    line = printable(command_line())
+    if line:
+        with writing(out / COMMANDS_FILE), (out / COMMANDS_FILE).open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+
+
+def noted_commands(out: Path) -> list[str]:
+    """The commands that have started and continued the run, as far as they were typed."""
+    file = out / COMMANDS_FILE
+    return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
 
 
 def was_begun(out: Path) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import codecs
 import io
+import shlex
 import sys
 import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 _ESCAPED_KINDS = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, ends of lines
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in the other direction
@@ -60,3 +63,24 @@ def _names(error: UnicodeError) -> tuple[str | bytes, int]:
     if "\udc80" <= character <= "\udcff":  # a byte, as ``os.fsdecode`` gives it
         return bytes([ord(character) - 0xDC00]), error.start + 1
     return _escaped(character), error.start + 1
+
+
+# -- what was typed ----------------------------------------------------------------------------------------------------
+
+_typed: list[str] = []
+
+
+@contextmanager
+def carrying_out(arguments: Sequence[str]) -> Iterator[None]:
+    """Have it known which command is carried out inside of the block."""
+    before = list(_typed)
+    _typed[:] = arguments
+    try:
+        yield
+    finally:
+        _typed[:] = before
+
+
+def command_line() -> str:
+    """The command that is carried out, as it may be typed again; empty where a program has called the library."""
+    return shlex.join(["tada", *_typed]) if _typed else ""

@@ -33,7 +33,7 @@ from tada.interruption import advise
 from tada.localization.recipe import LocalizationRecipe
 from tada.locks import held_folder
 from tada.recipe import RECIPE_FILE, load_recipe, typed_recipe
-from tada.terminal import markup_cell, print_text, say
+from tada.terminal import command_line, markup_cell, print_text, say
 
 if TYPE_CHECKING:
     from tada.localization.localizer import Localization
@@ -333,6 +333,7 @@ def _measure(options: Namespace, out: Path | None) -> int:
     from tada.localization.localizer import load_localizer
     from tada.localization.metrics import PRESETS
     from tada.localization.report import write_report
+    from tada.page import PAGE
 
     thresholds: dict[str, float] = {}
     tious = PRESETS[options.preset]
@@ -372,7 +373,15 @@ def _measure(options: Namespace, out: Path | None) -> int:
     if out is not None:
         result.save(out, overwrite=options.overwrite)
         title = f"{options.model or options.predictions} on {options.segments}"
-        write_report(out / "report.html", result.table, result.results, result.tasks(), thresholds, title=title)
+        write_report(
+            out / PAGE,
+            result.table,
+            result.results,
+            result.tasks(),
+            thresholds,
+            title=title,
+            command=command_line(),
+        )
         say(f"the report is in {out}: report.html, evaluation.json, detections.json")
     return 0
 

@@ -37,7 +37,7 @@ from tada.intervals import interval_text
 from tada.locks import held_folder
 from tada.machine import Machine, is_first_process
 from tada.recipe import RECIPE_FILE, Recipe, recipe_of
-from tada.terminal import markup_cell, print_text, printable, say
+from tada.terminal import command_line, markup_cell, print_text, printable, say
 
 if TYPE_CHECKING:
     from tada.data.clips import Views
@@ -262,7 +262,12 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
         from tada.results import CHALLENGE_FILE
 
         write_whole(out / CHALLENGE_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
-    say(f"the report is in {out}: evaluation.json, scores.npz, scores.csv, pictures of what was confused")
+    if is_new:
+        from tada.report import write_test_page
+
+        title = " + ".join(map(str, options.scores)) if options.scores else f"{options.run} on {options.data}"
+        write_test_page(out, result, title=title, command=command_line())
+    say(f"the report is in {out}: report.html, evaluation.json, scores.npz, scores.csv, pictures of what was confused")
 
 
 # --- predict ---

@@ -13,22 +13,23 @@ and an annotated segment that nothing right found is missed.
 
 from __future__ import annotations
 
-import base64
-import html
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tada.errors import DataError
-from tada.files import write_whole
+from tada.files import scratch_folder
 from tada.localization.annotations import SegmentTable
 from tada.localization.evaluation import score
 from tada.localization.metrics import DetectionScores
 from tada.localization.segments import tiou
+from tada.page import Picture, Section, Table, write_page
+from tada.plots import save_bars, save_stacks, save_timeline
 
 KINDS = ("right", "duplicate", "wrong class", "boundary", "background", "missed")
 _FOUND, _NEAR = 0.5, 0.1  # overlaps
@@ -60,7 +61,7 @@ def errors_by_kind(table: SegmentTable, results: Mapping[str, Any], thresholds: 
         truths = np.array([(s.start_seconds, s.end_seconds) for s in video.segments], np.float64).reshape(-1, 2)
         labels = np.array([table.label_of(s) for s in video.segments])
         is_found = np.zeros(len(truths), bool)
-        found = [p for p in results["results"].get(video.name, []) if p["score"] >= thresholds.get(p["label"], 0.0)]
+        found = _above(results, thresholds, video.name)
         for prediction in sorted(found, key=lambda p: -p["score"]):
             overlap = tiou(np.array([prediction["segment"]], np.float64), truths)[0]
             own = labels == prediction["label"]
@@ -121,51 +122,145 @@ def write_report(
     *,
     title: str,
     pictures: Mapping[str, Path] | None = None,
+    command: str = "",
 ) -> None:
-    """Write the page: scores, every class, errors by kind, precision by length, and pictures, all in one file.
+    """Write the page: scores, every class, errors by kind, precision by length, timelines, all in one file.
 
     Args:
         scores: by what they are of; "action" is there always.
         pictures: PNG files by their captions.
+        command: what made it, as it was typed.
 
     Raises:
         DataError: a picture that cannot be read.
+        OutputError: the file cannot be written.
     """
-    first = next(iter(scores.values()))
-    tious = first.tiou_thresholds
-    parts = [f"<h1>{html.escape(title)}</h1>"]
-    rows = [[task, *(f"{v:.4f}" for v in s.per_threshold), f"{s.average:.4f}"] for task, s in scores.items()]
-    parts.append(_table("Mean average precision", ["", *(f"tIoU {t:g}" for t in tious), "average"], rows))
-    by_length = map_by_length(table, results, tious)
-    parts.append(_table("By length", ["segments", "average mAP"], [[k, f"{v:.4f}"] for k, v in by_length.items()]))
-    errors = errors_by_kind(table, results, thresholds)
-    average = scores["action"].class_average()
-    counts = table.counts()[0] if len(table.label_sets) == 1 else {}
-    rows = [["all", "", "", *(str(errors.total()[kind]) for kind in KINDS)]]
-    for label, kinds in sorted(errors.counts.items()):
-        precision = f"{average[label]:.4f}" if label in average else ""
-        rows.append([label, str(counts.get(label, "")), precision, *(str(kinds[kind]) for kind in KINDS)])
-    parts.append(_table("Every class, and errors by kind", ["class", "annotated", "average AP", *KINDS], rows))
+    sections = report_sections(table, results, scores, thresholds)
     for caption, picture in (pictures or {}).items():
         try:
-            data = base64.b64encode(picture.read_bytes()).decode()
+            sections.append(Section(heading=caption, pictures=[Picture.of_file(picture, picture.name)]))
         except OSError as error:
             raise DataError(f"{str(picture)!r} cannot be read: {error.strerror}; draw it again") from error
-        parts.append(f'<h2>{html.escape(caption)}</h2><img src="data:image/png;base64,{data}">')
-    page = "<!doctype html><meta charset='utf-8'>" + _STYLE + f"<title>{html.escape(title)}</title>" + "".join(parts)
-    write_whole(file, page.encode())
+    if command:
+        sections.append(Section(heading="How it was made", lines=[command]))
+    write_page(file, title, sections, lead=lead(scores, table))
 
 
-_STYLE = (
-    "<style>body{font:15px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:.2em .8em;"
-    "border-bottom:1px solid #ccc;text-align:right}td:first-child,th:first-child{text-align:left}"
-    "img{max-width:100%}</style>"
+def lead(scores: Mapping[str, DetectionScores], table: SegmentTable) -> str:
+    """The result in a line."""
+    numbers = ", ".join(f"{scores[task].average:.3f}{'' if len(scores) == 1 else f' ({task})'}" for task in scores)
+    return (
+        f"Average mAP {numbers}: {sum(len(video.segments) for video in table.videos)} segments in "
+        f"{len(table.videos)} videos that the localizer was not trained on."
+    )
+
+
+def report_sections(
+    table: SegmentTable,
+    results: dict[str, Any],
+    scores: Mapping[str, DetectionScores],
+    thresholds: Mapping[str, float],
+) -> list[Section]:
+    """What a test of a localizer found, in numbers and pictures. Arguments are those of ``write_report``."""
+    tious = next(iter(scores.values())).tiou_thresholds
+    rows = [[task, *(f"{v:.4f}" for v in s.per_threshold), f"{s.average:.4f}"] for task, s in scores.items()]
+    by_threshold = Table(header=["", *(f"tIoU {t:g}" for t in tious), "average"], rows=rows)
+    by_length = map_by_length(table, results, tious)
+    average = scores["action"].class_average()
+    annotated = Counter(table.label_of(segment) for video in table.videos for segment in video.segments)
+    best_first = dict(sorted(average.items(), key=lambda entry: -entry[1]))
+    return [
+        Section(heading="Mean average precision", texts=[_PRECISION], tables=[by_threshold]),
+        Section(
+            heading="By length",
+            texts=["Thirds of the annotated segments by their length; detections of other lengths do not count."],
+            pictures=[_drawn("Average mAP by length.", partial(save_bars, by_length, label="average mAP"))],
+        ),
+        Section(
+            heading="Every class",
+            pictures=[
+                _drawn(
+                    "Average AP of each class, best first; behind its name the number of annotated segments.",
+                    partial(save_bars, best_first, label="average AP", counts=annotated),
+                )
+            ],
+        ),
+        _errors_section(errors_by_kind(table, results, thresholds), average, annotated),
+        Section(
+            heading="Timelines",
+            texts=[
+                "What was annotated and what was found, above each class's threshold: the darker, the surer. The "
+                "videos with the most errors come first."
+            ],
+            pictures=[
+                _drawn(f"{name}: errors: {wrong}", partial(_draw_timeline, table, results, thresholds, name))
+                for name, wrong in _worst_videos(table, results, thresholds)
+            ],
+        ),
+    ]
+
+
+def _errors_section(errors: Errors, average: Mapping[str, float], annotated: Mapping[str, int]) -> Section:
+    total = errors.total()
+    rows = [["all", str(sum(annotated.values())), "", *(str(total[kind]) for kind in KINDS)]]
+    for label, kinds in sorted(errors.counts.items()):
+        precision = f"{average[label]:.4f}" if label in average else ""
+        rows.append([label, str(annotated.get(label, 0)), precision, *(str(kinds[kind]) for kind in KINDS)])
+    draw = partial(save_stacks, dict(sorted(errors.counts.items())), KINDS, label="detections, and missed segments")
+    caption = "What the detections above their class's threshold are, and the segments that none found."
+    return Section(
+        heading="Errors by kind",
+        texts=[_KINDS_IN_WORDS],
+        tables=[Table(header=["class", "annotated", "average AP", *KINDS], rows=rows)],
+        pictures=[_drawn(caption, draw)],
+    )
+
+
+def _drawn(caption: str, draw: Callable[[Path], None]) -> Picture:
+    """A picture that ``draw`` writes into a file."""
+    with scratch_folder() as folder:
+        draw(folder / "picture.png")
+        return Picture.of_file(folder / "picture.png", caption)
+
+
+_PRECISION = (
+    "The temporal intersection over union (tIoU) of two segments is the time they share, divided by the time that "
+    "either covers. At a threshold of tIoU, a detection is right if it reaches that overlap with a segment of its "
+    "class which no surer one has found. Average precision (AP) is the area under the curve of precision over recall "
+    "as detections are taken in from the surest on; mAP is its mean over the classes, and the average that over the "
+    "thresholds."
 )
+_KINDS_IN_WORDS = (
+    f"right: its class, a tIoU of {_FOUND:g} or more with a segment that no surer one has found. duplicate: the same, "
+    f"but the segment is found already. wrong class: a tIoU of {_FOUND:g} or more, but with another class only. "
+    f"boundary: {_NEAR:g} to {_FOUND:g} with its class. background: none of these. missed: an annotated segment that "
+    "nothing right found."
+)
+_TIMELINES = 10
 
 
-def _table(caption: str, header: list[str], rows: list[list[str]]) -> str:
-    def cells(row: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
+def _above(results: Mapping[str, Any], thresholds: Mapping[str, float], name: str) -> list[dict[str, Any]]:
+    """The detections of a video from its classes' thresholds on."""
+    return [p for p in results["results"].get(name, []) if p["score"] >= thresholds.get(p["label"], 0.0)]
 
-    body = "".join(cells(row, "td") for row in rows)
-    return f"<h2>{html.escape(caption)}</h2><table>{cells(header, 'th')}{body}</table>"
+
+def _worst_videos(
+    table: SegmentTable, results: Mapping[str, Any], thresholds: Mapping[str, float]
+) -> list[tuple[str, int]]:
+    """Names of the videos with the most errors, and how many these are, most first."""
+    counts = []
+    for video in table.videos:
+        of_video = errors_by_kind(replace(table, videos=(video,)), results, thresholds).total()
+        counts.append((video.name, of_video.total() - of_video["right"]))
+    return sorted(counts, key=lambda entry: -entry[1])[:_TIMELINES]
+
+
+def _draw_timeline(
+    table: SegmentTable, results: Mapping[str, Any], thresholds: Mapping[str, float], name: str, file: Path
+) -> None:
+    video = next(video for video in table.videos if video.name == name)
+    found = _above(results, thresholds, name)
+    annotated = [(s.start_seconds, s.end_seconds, table.label_of(s), 1.0) for s in video.segments]
+    detected = [(*p["segment"], p["label"], min(max(p["score"], 0.0), 1.0)) for p in found]
+    last = max((end for _, end, _, _ in (*annotated, *detected)), default=1.0)
+    save_timeline([], {"annotated": annotated, "found": detected}, video.duration_seconds or last, file)

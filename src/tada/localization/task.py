@@ -10,6 +10,10 @@ A run's folder holds::
     backbone/               the network that made the features, where it was one of ours
     metrics.json            how it ended
     logs/                   numbers of every epoch: CSV, and TensorBoard
+    commands.txt            the commands that started and continued it
+    validation/             the test on the held-out videos, as `tada localize evaluate` writes it
+    curves.png              loss, mean average precision and learning rate over the epochs
+    report.html             all that people want to see of it, in one page
     resume/                 the state from which an interrupted run continues, and the best epoch's
 """
 
@@ -29,6 +33,7 @@ from lightning.pytorch.callbacks import Callback
 
 from tada.data.clips import ResumableBatches, ResumableLoader
 from tada.data.loader import VideoLoader
+from tada.data.table import videos_text
 from tada.documents import read_json
 from tada.errors import DataError
 from tada.files import write_whole
@@ -45,6 +50,7 @@ from tada.localization.annotations import (
 )
 from tada.localization.detections import Detections
 from tada.localization.detectors import new_detector
+from tada.localization.evaluation import LocalizationEvaluation, score
 from tada.localization.extraction import backbone_hash
 from tada.localization.features import FeatureFolder
 from tada.localization.forms import read_names
@@ -52,6 +58,7 @@ from tada.localization.localizer import Localizer, LocalizerCard, results_of, sa
 from tada.localization.metrics import best_thresholds
 from tada.localization.naming import can_name, check_naming, scores_for
 from tada.localization.recipe import LocalizationRecipe
+from tada.localization.report import lead, report_sections
 from tada.localization.trained_videos import (
     DATA_FILE,
     VIDEOS_FILE,
@@ -63,9 +70,20 @@ from tada.localization.training_loop import BestEpoch, LocalizationTask, TestFea
 from tada.locks import holds
 from tada.loop import EpochLines, fit, make_trainer
 from tada.machine import Machine
+from tada.page import PAGE
 from tada.recipe import recipe_yaml, resumed
 from tada.recognizer import Recognizer
-from tada.run_folder import begun, check_free, finished_metrics, saved_state, was_begun, write_metrics
+from tada.run_folder import (
+    begun,
+    check_free,
+    finished_metrics,
+    note_command,
+    noted_commands,
+    saved_state,
+    was_begun,
+    write_metrics,
+)
+from tada.run_page import VALIDATION, write_run_page
 from tada.saved_states import WholeFileCheckpoints
 from tada.schedule import epochs_between_tests, fitted, in_words
 
@@ -223,6 +241,7 @@ def train_localizer(
     callbacks: list[Callback] = [lines] if best is None else [lines, best]
     machine = Machine()  # detectors are small: one device
     with nullcontext() if is_begun else begun(out, recipe_yaml(recipe), lambda run: _write_data(run, table, folder)):
+        note_command(out)
         trainer = make_trainer(
             steps,
             out,
@@ -257,6 +276,15 @@ def train_localizer(
     save_localizer(out, localizer)
     write_metrics(out, metrics, seconds=seconds)
     tell_state(str)  # what is told from here on is another's
+    facts = [
+        ("detector", f"{recipe.detector}, {size:,} parameters"),
+        ("features", f"{features}, {folder.channels} channels every {folder.grid.stride_seconds:.3f} s"),
+        ("trained on", f"{training.num_segments} segments in {len(training)} videos of {classes}"),
+        ("held out", videos_text(num_tested)),
+        ("time", f"{seconds:.0f} s for {steps.numbers.epochs} epochs of {steps_per_epoch} steps"),
+    ]
+    _write_page(out, recipe, facts, localizer, folder, tested)
+    say(f"curves, every class, errors by kind and timelines: {out / PAGE}")
     return LocalizationResult(run=out, metrics=metrics, seconds=seconds)
 
 
@@ -270,6 +298,28 @@ def _steps(recipe: LocalizationRecipe, num_samples: int) -> LocalizationRecipe:
         return recipe
     batch_size = num_samples // accumulate * accumulate or num_samples
     return replace(recipe, batch_size=batch_size, accumulate=accumulate if batch_size % accumulate == 0 else 1)
+
+
+def _write_page(
+    out: Path,
+    recipe: LocalizationRecipe,
+    facts: Sequence[tuple[str, str]],
+    localizer: Localizer,
+    folder: FeatureFolder,
+    tested: SegmentTable | None,
+) -> None:
+    """Test the localizer as it was saved, and write what people look at."""
+    words, sections = "No videos were held out, so nothing says how good the localizer is.", []
+    if tested is not None:
+        found = {video.name: localizer.detect(folder.read(video.name)) for video in tested.videos}
+        results = results_of(found, tested.label_sets)
+        result = LocalizationEvaluation(
+            scores=score(tested, results, recipe.tiou_thresholds), results=results, table=tested
+        )
+        result.save(out / VALIDATION, overwrite=True)
+        sections = report_sections(tested, results, result.tasks(), localizer.card.thresholds)
+        words = f"{lead(result.tasks(), tested)} The best epoch was chosen by them: a third split says more."
+    write_run_page(out, facts, sections, lead=words, recipe=recipe_yaml(recipe), commands=noted_commands(out))
 
 
 def thresholds_of(

@@ -103,6 +103,7 @@ FLOORS = [
         "tada.models.weights",
         "tada.run_folder",
         "tada.speed",
+        "tada.spelling",
     },
     {
         "tada.commands.arguments",

@@ -98,7 +98,7 @@ def test_one_command_from_videos_to_a_localizer(
     segments = untrimmed / "segments.csv"
     words = ["--recipe", recipe, "--out", out, "--epochs", "1", "--warmup-epochs", "0", "--backbone", small_backbone]
     assert call("localize", "train", "--videos", untrimmed, "--segments", segments, *words) == 0
-    assert f"tada localize VIDEO --model {out}" in capsys.readouterr().out
+    assert f"tada localize {out} VIDEO" in capsys.readouterr().out
     assert isinstance(tada.load(out), tada.Localizer)
     assert isinstance(tada.load(small_backbone), tada.Recognizer)
 

@@ -387,6 +387,8 @@ def test_mistakes_at_the_command_line(
         ),
         (["localize", "train", "--segments", tmp_path / "s.csv", "--features", tmp_path], "is no file"),
         (["localize", "x.mp4", "--model", tmp_path], "holds no localizer.json"),
+        (["localize", "x.mp4", run], f"'x.mp4' is no run: the run comes first, `tada localize {run} x.mp4`"),
+        (["localize", "x.mp4", "y.mp4"], "'x.mp4' is no run: the run comes first, `tada localize RUN x.mp4`"),
         (["localize", "evaluate", "--segments", "s.csv"], "say what to measure"),
         (
             ["localize", "x.mp4", "--model", small_backbone],
@@ -398,7 +400,7 @@ def test_mistakes_at_the_command_line(
         ),
         (
             ["predict", run, "x.mp4"],
-            f"says when things happen: `tada localize VIDEO --model {run}`",
+            f"says when things happen: `tada localize {run} VIDEO`",
         ),
         (["predict", unfinished, "x.mp4"], "is a localizer whose training has not ended: continue it with `tada local"),
         (["extract", run, "x.mp4", tmp_path / "f"], "is a localizer, which says when things happen"),

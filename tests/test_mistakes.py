@@ -12,11 +12,12 @@ import pytest
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from tada.cli import COMMANDS, _normalised, _parsers, main
+from tada.cli import COMMANDS, _parsers, main
 from tada.commands.arguments import RecipeFile
 from tada.errors import UserError
 from tada.mistakes import type_in_words, wrong_value
 from tada.recipe import recipe_of
+from tada.spelling import normalised
 
 PARSERS: dict[str, ArgumentParser] = _parsers()[1]
 INTERNAL = ("Parser key", "<class", "Union", "ubtypes", "typing.", "jsonargparse", "validate", "NoneType", "_", "\n")
@@ -115,7 +116,7 @@ def test_an_option_that_is_not_there(command: str, capsys: pytest.CaptureFixture
     assert said([*words_of(command), "--frobnicate", "3"], capsys) == (
         f"`tada {name}` has no option --frobnicate; `tada {name} --help` lists those it has"
     )
-    names = [dashed(action) for action in options_of(command)]
+    names = [name.replace("_", "-") for action in options_of(command) for name in action.option_strings]
     for option in names:
         if len(option) > 6 and option[:-1] not in names:
             line = said([*words_of(command), option[:-1], "3"], capsys)
@@ -141,8 +142,34 @@ LINES: dict[str, tuple[list[str], str]] = {
     ),
     "a video as data": (["train", "clip.mp4"], "'clip.mp4' is a video; give a folder of class folders"),
     "no folder": (["train", "nowhere"], "'nowhere' is not there"),
-    "initials": (["train", "clips", "--lr", "0.1"], "`tada train` has no option --lr; did you mean --learning-rate?"),
-    "a word of it": (["train", "clips", "--workers", "2"], "no option --workers; did you mean --num-workers?"),
+    "initials": (["train", "clips", "--wd", "0.1"], "`tada train` has no option --wd; did you mean --weight-decay?"),
+    "a word of it": (["train", "clips", "--norm", "2"], "no option --norm; did you mean --clip-gradient-norm?"),
+    "a short name": (
+        ["train", "clips", "--worker", "2"],
+        "`tada train` has no option --worker; did you mean --workers?",
+    ),
+    "of another program": (["train", "clips", "-o", "run"], "`tada train` has no option -o; did you mean --out?"),
+    "one given by name": (
+        ["export", "run", "--modle", "x"],
+        "no option --modle; did you mean --model?",
+    ),
+    "a field of a group, with underscores": (
+        ["train", "clips", "--clip.num_frame", "3"],
+        "`tada train` has no option --clip.num-frame; did you mean --clip.num-frames?",
+    ),
+    "the wrong value of a short name": (["train", "clips", "--lr", "fast"], "--lr must be a number, not 'fast'"),
+    "a short name out of range": (["train", "clips", "--batch", "0"], "--batch must be 1 or more, not 0"),
+    "a short name without a value": (["train", "clips", "--workers"], "--workers needs a value: "),
+    "output alone": (["export", "--out", "x.onnx"], "`tada export` needs RUN: the folder of a run"),
+    "output twice": (["export", "run", "x", "--out", "y"], "`tada export` takes RUN --out OUT, and 'y' is too much"),
+    "a name without a value": (["export", "run", "--out"], "--out needs a value: OUT.onnx, for ONNX Runtime"),
+    "a command of two words": (
+        ["localize", "trian", "--segments", "s.csv"],
+        "no command is called 'localize trian', and no file 'trian'; did you mean 'localize train'?",
+    ),
+    "a command of two words, elsewhere": (["localize", "test", "--model", "m"], "did you mean 'localize evaluate'?"),
+    "a command of another program": (["fit", "clips"], "no command is called 'fit'; did you mean 'train'?"),
+    "an option of all, misspelt": (["--hlep"], "no option is called '--hlep'; did you mean --help?"),
     "one of another command": (
         ["predict", "run", "clip.mp4", "--epochs", "3"],
         "`tada predict` has no option --epochs, which is one of `tada train` and `tada localize train`; ",
@@ -208,12 +235,13 @@ LINES: dict[str, tuple[list[str], str]] = {
         ["train", "clips", "--recipe", "none.yaml"],
         "--recipe none.yaml: the recipe's epochs must be 1 or more",
     ),
-    "a video alone": (
-        ["predict", "clip.mp4"],
-        "`tada predict` needs RUN VIDEOS...; given is 'clip.mp4' alone, and VIDEOS... is missing; VIDEOS... is files, ",
+    "a model alone": (
+        ["predict", "run"],
+        "`tada predict` needs RUN VIDEO...; given is 'run' alone, and the videos are missing",
     ),
-    "a video first": (
-        ["predict", "clip.mp4", "clip.mp4"],
+    "nothing that is there": (["predict", "nowhere"], "'nowhere' is not there: give a video, a folder of them, or a "),
+    "a video as a model": (
+        ["predict", "--model", "clip.mp4", "clip.mp4"],
         "'clip.mp4' is a video: the run that is asked comes first, `tada predict RUN clip.mp4`",
     ),
     "data before the run": (
@@ -226,11 +254,23 @@ LINES: dict[str, tuple[list[str], str]] = {
     ),
     "a localizer": (
         ["predict", "when", "clip.mp4"],
-        "'when' is a localizer, which says when things happen: `tada localize VIDEO --model when`",
+        "'when' is a localizer, which says when things happen: `tada localize when VIDEO`",
     ),
     "a network without weights": (
         ["predict", "tada2d_tiny", "clip.mp4"],
-        "'tada2d-tiny' is not there: give the folder of a run, with model.json in it; did you mean 'tada2d-tiny-motion",
+        "'tada2d-tiny' is a network; weights of it that ship with tada have their own name: `tada predict tada2d-",
+    ),
+    "a network alone": (
+        ["predict", "tada2d_tiny"],
+        "'tada2d-tiny' is a network; weights of it that ship with tada have their own name: `tada predict tada2d-",
+    ),
+    "a network that nobody trained": (
+        ["predict", "tada2d_r50", "clip.mp4"],
+        "'tada2d_r50' is a network, and no weights of it ship with tada: train it (`tada train DATA --model tada",
+    ),
+    "weights misspelt": (
+        ["predict", "tada2d_tiny_moton", "clip.mp4"],
+        "did you mean 'tada2d-tiny-motion', weights that ship with tada?",
     ),
     "a dash before a file": (
         ["predict", "run", "-a.mp4"],
@@ -242,7 +282,10 @@ LINES: dict[str, tuple[list[str], str]] = {
     "no clips": (["predict", "run", "clip.mp4", "--clips", "0"], "--clips must be a whole number from 1 on, not '0'"),
     "localizing without videos": (["localize", "train", "--segments", "s.csv"], "--videos with a folder of videos"),
     "no command": (["trian", "clips"], "no command is called 'trian'; did you mean 'train'? Known: check, "),
-    "no option of all": (["--frobnicate"], "no option is called '--frobnicate'; `tada --help` lists the commands"),
+    "no option of all": (
+        ["--frobnicate"],
+        "no option is called '--frobnicate'; options of a command stand ",
+    ),
 }
 
 
@@ -275,8 +318,22 @@ def test_the_line_shows_the_way(mistake: str, place: Path, capsys: pytest.Captur
     assert main(arguments) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert expected.replace("tada2d-tiny", "tada2d_tiny").replace("tiny-motion", "tiny_motion") in line
+    assert expected.replace("tada2d-", "tada2d_").replace("tiny-mo", "tiny_mo") in line
     assert sorted(place.rglob("*")) == before, "nothing is left behind"
+
+
+@pytest.mark.parametrize("words", ["clip.mp4", "clip.mp4 clips", "clips", "*.mp4", "clips clip.mp4"])
+def test_videos_alone_are_answered_by_the_best_weights(
+    words: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The videos are empty here, which is said after that."""
+    assert main(["predict", *words.split()]) == 1
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    own = f"your own: `tada predict RUN {words.split()[0]}`"
+    assert first == f"tada: tada2d_tiny_motion answers, the best weights that ship with tada; {own}"
+    assert "is empty (0 bytes)" in second
+    assert main(["predict", *words.split(), "--model", "tada2d_tiny_motion"]) == 1
+    assert capsys.readouterr().err.startswith("tada: no prediction: ")
 
 
 def test_files_that_begin_with_a_dash_are_read(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -293,8 +350,49 @@ def test_options_are_written_with_dashes_or_underscores(command: str) -> None:
     for action in options_of(command):
         for name in set(action.option_strings) - {"--recipe", "--resume"}:
             for spelling in (name.replace("_", "-"), "--" + name[2:].replace("-", "_")):
-                assert _normalised([command, spelling, "x"], of_command)[1:] == [name, "x"]
-                assert _normalised([command, f"{spelling}=x"], of_command)[1:] == [f"{name}=x"]
+                words = [name, "x"] if action.nargs != 0 else ["x", name]  # what is no option's comes first
+                assert normalised([command, spelling, "x"], of_command)[1:] == words
+                assert normalised([command, f"{spelling}=x"], of_command)[1:] == [f"{name}=x"]
+
+
+SPELLINGS = {
+    "options between arguments": ("evaluate run --views 2x3 clips", "evaluate run clips --views 2x3"),
+    "a flag between arguments": ("export run --overwrite out.onnx", "export run out.onnx --overwrite"),
+    "several values": ("evaluate --scores a b --out c", "evaluate --scores a b --out c"),
+    "the model by name": ("evaluate --model run clips", "evaluate run clips"),
+    "the model behind": ("export out.onnx --model run", "export run out.onnx"),
+    "the output by name": ("export run --out=out.onnx", "export run out.onnx"),
+    "both by name": ("extract --out features --model run clips", "extract run clips features"),
+    "a copy": ("prepare --out fast clips", "prepare clips fast"),
+    "a negative number": ("train clips --val-fraction -0.5", "train clips --val-fraction -0.5"),
+    "standard input": ("localize --stream - --model run", "localize run - --stream"),
+    "two words": ("localize train --segments s.csv", "localize-train --segments s.csv"),
+    "short names": ("train clips --batch 4 --lr 0.1 --workers 0", "train clips --batch 4 --lr 0.1 --workers 0"),
+    "a nested field": ("train clips --clip.num-frames=4", "train clips --clip.num_frames=4"),
+    "an entry of a mapping": ("train clips --model-options.a 1", "train clips --model_options.a 1"),
+    "the recipe first": ("train clips --epochs 3 --recipe r", "train --recipe r clips --epochs 3"),
+    "help alone": ("train clips --recipe nowhere.yaml --help", "train --help"),
+    "dashes": ("predict run --top 1 -- -a.mp4", "predict --top 1 -- run -a.mp4"),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_what_is_typed_becomes_what_is_read(spelling: str) -> None:
+    typed, read = SPELLINGS[spelling]
+    assert " ".join(normalised(typed.split(), PARSERS)) == read
+
+
+def test_short_names_are_those_of_the_options() -> None:
+    for command, short, dest in (
+        ("train", "--lr", "learning_rate"),
+        ("train", "--device", "accelerator"),
+        ("train", "--workers", "num_workers"),
+        ("localize-train", "--batch", "batch_size"),
+        ("localize-train", "--device", "device"),
+        ("extract", "--batch", "batch_size"),
+        ("predict", "--device", "device"),
+    ):
+        assert PARSERS[command]._option_string_actions[short].dest == dest
 
 
 @pytest.mark.parametrize(

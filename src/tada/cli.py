@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
@@ -21,8 +20,15 @@ from tada.commands.arguments import Command
 from tada.errors import OutputError, UserError
 from tada.interruption import end, say_last_words, told, watching, way_on
 from tada.machine import is_first_process
-from tada.mistakes import Typed, check_dashes, in_arguments, in_words_typed, no_such_option, unknown_command
-from tada.recipe import RECIPE_FILE
+from tada.mistakes import (
+    Typed,
+    check_dashes,
+    in_arguments,
+    in_words_typed,
+    no_such_option,
+    unknown_command,
+)
+from tada.spelling import add_aliases, normalised
 from tada.terminal import accept_all_names, carrying_out, printable
 
 COMMANDS: dict[str, Command] = {
@@ -53,7 +59,7 @@ def _run(arguments: Sequence[str]) -> int:
     code = 2
     try:
         parser, of_command = _parsers()
-        words = _normalised(arguments, of_command) if arguments else ["--help"]
+        words = normalised(arguments, of_command) if arguments else ["--help"]
         if not words[0].startswith("-"):
             typed = _typed(words, of_command)
         parsed = parser.parse_args(words)
@@ -113,6 +119,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         assert run.__doc__ is not None
         own = ArgumentParser(description=run.__doc__, exit_on_error=False, allow_abbrev=False)
         add_arguments(own)
+        add_aliases(own)
         subcommands.add_subcommand(name, own, help=run.__doc__.splitlines()[0])
         of_command[name] = own
     return parser, of_command
@@ -135,44 +142,6 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("tada-video")
-
-
-def _normalised(arguments: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> list[str]:
-    """Let options be written with dashes or underscores, and read the recipe before the options that change it.
-
-    A run that is resumed brings its own recipe.
-    """
-    if arguments[0] == "localize" and arguments[1:2] and arguments[1] in ("train", "evaluate", "import"):
-        arguments = [f"localize-{arguments[1]}", *arguments[2:]]
-    own = of_command.get(arguments[0])
-    if own is None:
-        return list(arguments)
-    spelled = {name.replace("_", "-"): name for action in own._actions for name in action.option_strings}
-    recipe: list[str] = []
-    others: list[str] = []
-    rest = iter(arguments[1:])
-    for argument in rest:
-        option, equals, value = argument.partition("=")
-        if argument == "--":  # only files follow
-            others += [argument, *rest]
-        elif option in ("--recipe", "--resume") and option in spelled:
-            given = [value] if equals else list(islice(rest, 1))
-            if not given:
-                raise UserError(f"{option} needs a value: {_NEEDED[option]}")
-            if option == "--recipe":
-                recipe = ["--recipe", *given]
-                continue
-            others += ["--resume", *given]
-            file = Path(*given) / RECIPE_FILE
-            recipe = recipe or (["--recipe", str(file)] if file.exists() else [])
-        else:
-            group, dot, field = option.replace("_", "-").partition(".")
-            known = f"{spelled[group]}{dot}{field.replace('-', '_')}{equals}{value}" if group in spelled else argument
-            others.append(known)
-    return [arguments[0], *recipe, *others]
-
-
-_NEEDED = {"--recipe": "one of `tada recipes`, or a YAML file", "--resume": "the folder of the run that goes on"}
 
 
 if __name__ == "__main__":

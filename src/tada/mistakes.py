@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from tada.errors import OptionError, UnknownNameError
+from tada.errors import OptionError, UnknownNameError, UserError
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _REQUIRED = re.compile(r"the following arguments are required: (.*)")
@@ -207,6 +207,14 @@ class Typed:
         return values[-1] if values else None
 
 
+def by_name(parser: ArgumentParser) -> dict[str, argparse.Action]:
+    """Arguments of a command that may also be given as options: `tada export --model RUN --out FILE`."""
+    known = {name for action in parser._actions for name in action.option_strings}
+    positionals = {action.dest: action for action in parser._actions if not action.option_strings}
+    names = {"--model": "run", "--out": "out"}
+    return {name: positionals[dest] for name, dest in names.items() if dest in positionals and name not in known}
+
+
 def check_dashes(typed: Typed) -> None:
     """See whether a word with one dash before it, which no option has but -h, is meant as a file.
 
@@ -236,7 +244,7 @@ def in_arguments(error: ArgumentError, typed: Typed, others: Mapping[str, Argume
         if action is not None:
             return _wrong_argument(action, typed)
     if required is not None:
-        return _missing([name.partition(".")[2] for name in required[1].split(", ")], typed)
+        return missing([name.partition(".")[2] for name in required[1].split(", ")], typed)
     if text.startswith("unrecognized arguments: "):
         extra = text.removeprefix("unrecognized arguments: ")
         return f"{typed} takes {_usage(typed.positionals())}, and {extra!r} is too much{_one_folder(typed)}"
@@ -258,7 +266,7 @@ def in_words_typed(message: str, typed: Typed) -> str:
         return message
     recipe = typed.value_of("--recipe")
     name, *_, verb, rule = match.groups()
-    for option, action in typed.options().items():
+    for option, action in typed.options().items():  # each also by its short names
         own = typed.value_of(option)
         if own is not None and action.dest.split(".")[-1] == name.split(".")[-1]:
             value = "" if f", not {own}" in rule else f", not {own}"
@@ -268,14 +276,57 @@ def in_words_typed(message: str, typed: Typed) -> str:
 
 def unknown_command(word: str, commands: Sequence[str]) -> str:
     """That there is no such command."""
-    error = UnknownNameError.of("command", word, [name.replace("localize-", "localize ") for name in commands])
-    return f"{error} (`tada --help` explains them)"
+    known = [name.replace("localize-", "localize ") for name in commands]
+    if word in _COMMANDS_ELSEWHERE:
+        return f"no command is called {word!r}; did you mean {_COMMANDS_ELSEWHERE[word]!r}? `tada --help` lists all"
+    return f"{UnknownNameError.of('command', word, known)} (`tada --help` explains them)"
+
+
+def check_inner_command(command: str, word: str, inner: Sequence[str]) -> None:
+    """See whether the first word behind a command is meant as a command inside it: `tada localize trian`.
+
+    Raises:
+        UserError: it is no file, and like one of these commands.
+    """
+    if not word.isalpha() or os.path.exists(word):
+        return
+    near = [name for name in (_COMMANDS_ELSEWHERE.get(word),) if name in inner] or get_close_matches(word, inner, n=1)
+    if near:
+        names = [f"{command} {name}" for name in (word, near[0])]
+        raise UserError(f"no command is called {names[0]!r}, and no file {word!r}; did you mean {names[1]!r}?")
 
 
 def no_such_option(error: ArgumentError) -> str:
     """What is wrong with an option before any command."""
     word = _one_line(error).removeprefix("unrecognized arguments: ").split(" ")[0]
-    return f"no option is called {word!r}; `tada --help` lists the commands, `tada COMMAND --help` the options of each"
+    near = get_close_matches(word, ["--help", "--version"], n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; options of a command stand behind its name:"
+    return f"no option is called {word!r}{hint} `tada --help` lists the commands, `tada COMMAND --help` their options"
+
+
+_COMMANDS_ELSEWHERE = {
+    **dict.fromkeys(("fit", "finetune", "learn"), "train"),
+    **dict.fromkeys(("test", "val", "validate", "benchmark"), "evaluate"),
+    **dict.fromkeys(("infer", "inference", "classify", "recognize", "recognise", "run", "demo"), "predict"),
+    **dict.fromkeys(("detect", "spot"), "localize"),
+    **dict.fromkeys(("info", "env", "checks"), "doctor"),
+}
+"""What other programs call such commands."""
+
+_OPTIONS_ELSEWHERE = {
+    **dict.fromkeys(("-o", "--output", "--output-dir", "--save-dir", "--work-dir", "--project"), ("--out",)),
+    **dict.fromkeys(("--weights", "--checkpoint", "--ckpt", "--pretrained"), ("--init", "--model")),
+    **dict.fromkeys(("-b", "--bs"), ("--batch-size",)),
+    **dict.fromkeys(("-j", "--threads"), ("--num-workers",)),
+    **dict.fromkeys(("--gpu", "--gpus"), ("--devices", "--device")),
+    **dict.fromkeys(("--cuda", "--cpu"), ("--device",)),
+    **dict.fromkeys(("--topk", "--top-k"), ("--top",)),
+    **dict.fromkeys(("--conf", "--threshold", "--score-thr"), ("--min-score",)),
+    **dict.fromkeys(("--json", "--csv"), ("--format",)),
+    **dict.fromkeys(("--config", "--cfg"), ("--recipe",)),
+    **dict.fromkeys(("--val-split", "--val-ratio"), ("--val-fraction",)),
+}
+"""What other programs call such options, and what they may be here."""
 
 
 def _unknown_option(word: str, typed: Typed, others: Mapping[str, ArgumentParser]) -> str:
@@ -283,7 +334,8 @@ def _unknown_option(word: str, typed: Typed, others: Mapping[str, ArgumentParser
     file = next((own for own in typed.arguments if own.startswith(name) and os.path.exists(own)), None)
     if file is not None:
         return f"{file!r} looks like an option; a file whose name begins with a dash is written {'./' + file!r}"
-    near = _near(name, list(typed.options()))
+    name = name.replace("_", "-")
+    near = _near(name, [*typed.options(), *by_name(typed.parser)])
     if near:
         return f"{typed} has no option {name}; did you mean {near}?"
     own = [
@@ -301,20 +353,23 @@ def _near(name: str, options: Sequence[str]) -> str | None:
     close = get_close_matches(name, options, n=1, cutoff=0.75)
     parts = [option for option in options if len(word) > 2 and word in option.lstrip("-").split("-")]
     initials = [option for option in options if len(word) > 1 and word == "".join(re.findall(r"(?<=-)[a-z]", option))]
-    return next(iter([*close, *parts, *initials]), None)
+    elsewhere = [option for option in _OPTIONS_ELSEWHERE.get(name, ()) if option in options]
+    return next(iter([*elsewhere, *close, *parts, *initials]), None)
 
 
 def _wrong_argument(action: argparse.Action, typed: Typed) -> str:
     if not action.option_strings:
         return f"{_metavar(action)} must be {type_in_words(_type(action))}"
-    option = _dashed(action.option_strings[0])
+    names = [_dashed(name) for name in action.option_strings]
+    option = next((name for name, _ in typed.typed_options() if name in names), names[0])
     inner = typed.inner(option)
     if inner:
         return f"{option} has its fields one by one: {', '.join(inner)}"
     return wrong_value(option, _type(action), typed.value_of(option))
 
 
-def _missing(dests: Sequence[str], typed: Typed) -> str:
+def missing(dests: Sequence[str], typed: Typed) -> str:
+    """That arguments are missing, which, and what they are."""
     actions = [action for action in (_action(typed.parser, dest) for dest in dests) if action is not None]
     positionals = [action for action in actions if not action.option_strings]
     if len(actions) == 1 and not typed.given():
@@ -352,7 +407,8 @@ def _help(action: argparse.Action) -> str:
 def _metavar(action: argparse.Action) -> str:
     if action.option_strings:
         return _dashed(action.option_strings[0])
-    return f"{action.metavar or action.dest.upper()}{'...' if action.nargs == '+' else ''}"
+    name = f"{action.metavar or action.dest.upper()}{'...' if action.nargs == '+' else ''}"
+    return f"--out {name}" if action.dest == "out" else name
 
 
 def _dashed(option: str) -> str:

@@ -344,7 +344,7 @@ def _check_no_localizer(folder: Path) -> None:
         return
     if (folder / "localizer.json").exists():
         raise CheckpointError(
-            f"{str(folder)!r} is a localizer, which says when things happen: `tada localize VIDEO --model {folder}`"
+            f"{str(folder)!r} is a localizer, which says when things happen: `tada localize {folder} VIDEO`"
             + (f"; the recogniser in it is {folder / 'backbone'}" if (folder / "backbone").is_dir() else "")
         )
     if (folder / "data.json").exists():

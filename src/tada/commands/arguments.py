@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import partial
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -101,10 +102,9 @@ def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) ->
         UserError: it is a video, or a name of nothing while a run stands behind it.
     """
     from tada.data.table import VIDEO_EXTENSIONS
-    from tada.models.weights import packaged_names
 
     path, name = Path(run), str(run)
-    if _is_run(path) or name.startswith("hf-hub:") or (name in packaged_names() and not path.exists()):
+    if _is_model(name):
         return
     swapped = next((other for other in others if _is_run(Path(other))), None)
     if swapped is not None:
@@ -114,9 +114,67 @@ def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) ->
     if path.suffix.lower() in VIDEO_EXTENSIONS:
         raise UserError(f"{name!r} is a video: the run that is asked comes first, `{command} RUN {name}`")
     if not path.exists():
-        near = get_close_matches(name, packaged_names(), n=1)
-        hint = f"; did you mean {near[0]!r}, weights that ship with tada?" if near else ""
-        raise UserError(f"{name!r} is not there: give the folder of a run, with model.json in it{hint}")
+        raise UserError(_no_run(name, command))
+
+
+def _no_run(name: str, command: str) -> str:
+    """That a name is that of nothing; weights by their own name, where it is that of a network."""
+    from tada.models import list_models
+    from tada.models.weights import packaged_names
+
+    if name in list_models():
+        own = [packed for packed in packaged_names() if packed.startswith(f"{name}_")]
+        if own:
+            return f"{name!r} is a network; weights of it that ship with tada have their own name: `{command} {own[0]}`"
+        return (
+            f"{name!r} is a network, and no weights of it ship with tada: train it (`tada train DATA --model {name}`) "
+            "or convert a released checkpoint (`tada convert`)"
+        )
+    near = get_close_matches(name, packaged_names(), n=1)
+    hint = f"; did you mean {near[0]!r}, weights that ship with tada?" if near else ""
+    return f"{name!r} is not there: give the folder of a run, with model.json in it{hint}"
+
+
+def model_and_videos(model: str | None, words: Sequence[str]) -> tuple[str, list[str]]:
+    """Which model is asked, and about what: ``[RUN] VIDEO...``, or videos alone beside ``--model RUN``.
+
+    Without a model it is the best that ships with tada, which is said on standard error.
+
+    Raises:
+        UserError: a run stands where it is none, or the videos lack.
+    """
+    from tada.models import list_models
+    from tada.models.weights import BEST_PACKAGED
+
+    command = "tada predict"
+    if model is not None:
+        check_run(model, words, command=command)
+        return model, list(words)
+    first, *others = words
+    path = Path(first)
+    if not others and _is_model(first):
+        raise UserError(f"`{command}` needs RUN VIDEO...; given is {first!r} alone, and the videos are missing")
+    is_footage = _is_footage(path) if others else path.exists()
+    swapped = any(_is_run(Path(other)) for other in others)
+    if (is_footage or has_magic(first)) and not swapped and not _is_model(first):
+        print(
+            f"tada: {BEST_PACKAGED} answers, the best weights that ship with tada; your own: "
+            f"`{command} RUN {printable(first)}`",
+            file=sys.stderr,
+        )
+        return BEST_PACKAGED, list(words)
+    if not others and first not in list_models():
+        raise UserError(f"{first!r} is not there: give a video, a folder of them, or a pattern such as 'clips/*.mp4'")
+    check_run(first, others, command=command)
+    return first, others
+
+
+def _is_model(name: str) -> bool:
+    """Whether it is a run, weights that ship with tada, or a model on the hub."""
+    from tada.models.weights import packaged_names
+
+    path = Path(name)
+    return _is_run(path) or name.startswith("hf-hub:") or (name in packaged_names() and not path.exists())
 
 
 def _is_run(path: Path) -> bool:
@@ -124,6 +182,16 @@ def _is_run(path: Path) -> bool:
     return (
         (path / "model.json").is_file() or (path / "recipe.yaml").is_file() or path.suffix.lower() in (".onnx", ".pt2")
     )
+
+
+def _is_footage(path: Path) -> bool:
+    """Whether it is a video, or a folder that holds some and no model."""
+    from tada.data.table import VIDEO_EXTENSIONS
+
+    if not path.is_dir():
+        return path.suffix.lower() in VIDEO_EXTENSIONS
+    is_model = any((path / name).exists() for name in ("model.json", "recipe.yaml", "localizer.json", "data.json"))
+    return not is_model and any(file.suffix.lower() in VIDEO_EXTENSIONS for file in path.rglob("*"))
 
 
 def add_workers(parser: ArgumentParser) -> None:

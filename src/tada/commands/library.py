@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from glob import has_magic
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
@@ -103,7 +104,9 @@ def _publish(options: Namespace) -> int:
 
 
 def _models_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("pattern", type=str, nargs="?", default="*", help="such as 'tada2d*'")
+    parser.add_argument(
+        "pattern", type=str, nargs="?", default="*", help="those that begin so, as tada2d; or a pattern such as '*_r50'"
+    )
 
 
 def _models(options: Namespace) -> int:
@@ -113,7 +116,8 @@ def _models(options: Namespace) -> int:
     from tada.models import create_model, list_models
     from tada.models.weights import packaged_names
 
-    names = list_models(options.pattern)
+    pattern = options.pattern if has_magic(options.pattern) else f"{options.pattern}*"
+    names = list_models(pattern)
     if not names:
         raise UserError(f"no model's name fits {options.pattern!r}; `tada models` lists all")
     for name in names:

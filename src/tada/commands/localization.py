@@ -84,8 +84,8 @@ def _extract(options: Namespace) -> int:
 
 
 def _localize_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns; or train, evaluate, import")
-    parser.add_argument("--model", type=Path, required=True, metavar="RUN", help="a run of `tada localize train`")
+    parser.add_argument("run", type=Path, help="a run of `tada localize train`")
+    parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
     parser.add_argument(
         "--format", type=Literal["table", "json", "csv", "srt"], default="table", help="what is printed"
     )
@@ -110,12 +110,13 @@ def _localize(options: Namespace) -> int:
     from tada.recognizer import find_videos
 
     check_stream_options(options)
+    _check_order(options.run, options.videos)
     if options.stream:
-        return localize_live(load_localizer(options.model, device=options.device), options)
+        return localize_live(load_localizer(options.run, device=options.device), options)
     paths = find_videos(options.videos)
     pictures = picture_files(options.plots, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
-    localizer = load_localizer(options.model, device=options.device)
+    localizer = load_localizer(options.run, device=options.device)
     truths, labels = {}, {}
     if options.segments is not None:
         files = videos_by_name(paths)
@@ -161,6 +162,22 @@ def _localize(options: Namespace) -> int:
             if path in videos:
                 lost += save_video(localization, videos[path], overwrite=options.overwrite)
     return max(code, report_failures("not drawn", lost))
+
+
+def _check_order(run: Path, videos: Sequence[str]) -> None:
+    """See whether a video stands in the place of the run.
+
+    Raises:
+        UserError: it does.
+    """
+    from tada.data.table import VIDEO_EXTENSIONS
+    from tada.localization.localizer import CARD_FILE
+
+    if (run / CARD_FILE).exists():
+        return
+    swapped = next((video for video in videos if (Path(video) / CARD_FILE).exists()), None)
+    if swapped is not None or run.suffix.lower() in VIDEO_EXTENSIONS:
+        raise UserError(f"{str(run)!r} is no run: the run comes first, `tada localize {swapped or 'RUN'} {run}`")
 
 
 def _print_localizations(found: Sequence[Localization]) -> None:
@@ -265,10 +282,10 @@ def _localize_train(options: Namespace) -> int:
     best = f", mAP {result.metrics['val_map']:.4f}" if "val_map" in result.metrics else ""
     print(f"trained in {result.seconds:.0f} s{best}; next:")
     if options.features is None or options.backbone is not None:
-        say(f"  tada localize VIDEO --model {result.run}")
+        say(f"  tada localize {result.run} VIDEO")
         return 0
     paths = f"--features {options.features} --segments {options.segments}"
-    say(f"  tada localize evaluate --model {result.run} {paths}")
+    say(f"  tada localize evaluate {result.run} {paths}")
     print("it has no network to make features of a video; with --backbone RUN, the one that made these, it gets one")
     return 0
 
@@ -298,8 +315,8 @@ def _way_on(options: Namespace, state: str) -> str:
 
 
 def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path | None, nargs="?", default=None, help="a run of `tada localize train`")
     parser.add_argument("--segments", type=Path, required=True, help="the annotations, as for training")
-    parser.add_argument("--model", type=Path | None, default=None, metavar="RUN", help="a run of `tada localize train`")
     parser.add_argument("--features", type=Path | None, default=None, help="features of the videos to test it on")
     parser.add_argument("--predictions", type=Path | None, default=None, help="or: detections in ActivityNet's form")
     parser.add_argument("--preset", type=Literal["anet", "hacs", "thumos", "epic"], default="thumos", help="thresholds")
@@ -316,8 +333,8 @@ def _localize_evaluate(options: Namespace) -> int:
 
     advise(lambda state: "no report was written")
     out = options.out
-    if out is None and options.model is not None and options.predictions is None:
-        out = options.model / "evaluation"
+    if out is None and options.run is not None and options.predictions is None:
+        out = options.run / "evaluation"
     if out is None:
         return _measure(options, None)
     with held_folder(out):
@@ -337,7 +354,7 @@ def _measure(options: Namespace, out: Path | None) -> int:
 
     thresholds: dict[str, float] = {}
     tious = PRESETS[options.preset]
-    if options.predictions is not None and options.model is None and options.classifier is None:
+    if options.predictions is not None and options.run is None and options.classifier is None:
         result = evaluate_predictions(
             options.predictions,
             options.segments,
@@ -345,8 +362,8 @@ def _measure(options: Namespace, out: Path | None) -> int:
             split=options.split,
             leave_out=options.leave_out,
         )
-    elif options.model is not None and options.features is not None and options.predictions is None:
-        localizer = load_localizer(options.model, device=options.device)
+    elif options.run is not None and options.features is not None and options.predictions is None:
+        localizer = load_localizer(options.run, device=options.device)
         thresholds = localizer.card.thresholds
         result = evaluate_localizer(
             localizer,
@@ -359,7 +376,7 @@ def _measure(options: Namespace, out: Path | None) -> int:
             show_progress=sys.stderr.isatty(),
         )
     else:
-        raise UserError("say what to measure: --model RUN with --features DIR, or --predictions FILE")
+        raise UserError("say what to measure: RUN with --features DIR, or --predictions FILE")
     for task, scores in result.tasks().items():
         classes = scores.per_class if len(scores.per_class) <= 40 else {}
         table = Table(task, *(f"{t:g}" for t in tious), "average")
@@ -372,7 +389,7 @@ def _measure(options: Namespace, out: Path | None) -> int:
         Console(width=max(Console().width, width)).print(table)
     if out is not None:
         result.save(out, overwrite=options.overwrite)
-        title = f"{options.model or options.predictions} on {options.segments}"
+        title = f"{options.run or options.predictions} on {options.segments}"
         write_report(
             out / PAGE,
             result.table,

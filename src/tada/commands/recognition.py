@@ -22,6 +22,7 @@ from tada.commands.arguments import (
     check_new,
     check_run,
     data_options,
+    model_and_videos,
     picture_files,
     read_data,
     report_failures,
@@ -275,9 +276,15 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
 
 def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "run", type=str, help="the folder of a run, OUT.onnx, weights that ship with tada, or hf-hub:OWNER/NAME"
+        "run",
+        type=str | None,
+        nargs="?",
+        default=None,
+        help="the folder of a run, OUT.onnx, weights that ship with tada, or hf-hub:OWNER/NAME; by default the best "
+        "weights that ship with tada",
     )
     parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
+    parser.add_argument("--model", type=str | None, default=None, metavar="RUN", help="the same as RUN in its place")
     parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
     parser.add_argument("--clips", type=PositiveInt | None, default=None, help="clips spread over a video or window")
@@ -306,9 +313,10 @@ def _predict(options: Namespace) -> int:
     from tada.prediction import predictions_csv, predictions_json
     from tada.recognizer import find_videos, load
 
-    check_run(options.run, options.videos, command="tada predict")
+    words = [*([] if options.run is None else [options.run]), *options.videos]
+    run, names = model_and_videos(options.model, words)
     dtype = torch.bfloat16 if options.precision == "bf16" else None
-    paths = find_videos(options.videos)
+    paths = find_videos(names)
     pictures = picture_files(options.plots, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
     predictions: list[Prediction] = []
@@ -322,7 +330,7 @@ def _predict(options: Namespace) -> int:
         else:
             _print_predictions(predictions, options.top)
 
-    recognizer = load(options.run, device=options.device, dtype=dtype, compile=options.compile)
+    recognizer = load(run, device=options.device, dtype=dtype, compile=options.compile)
     explanations = _explanations(options, recognizer, paths)
     advise(lambda state: f"{len(predictions)} of {len(paths)} videos were answered")
     found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)

@@ -125,6 +125,10 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
 _RENEW = "copy or download the folder again, or train anew"
 
 
+BEST_PACKAGED = "tada2d_tiny_motion"
+"""The weights that `tada predict` asks where no model is named."""
+
+
 def packaged(name: str) -> Path:
     """The folder of weights that ship with tada, for ``load_model``.
 

@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tada.cli import main
-from tada.recipe import Recipe, recipe_yaml
+from tada.files import is_part
+from tada.locks import names_in
 from tada.recognizer import load
+from tada.recipe import Recipe, recipe_yaml
+from tada.results import load_scores
+from tada.saved_states import WholeFileCheckpoints
 from test_localizer import draw_features
 
 NETWORK = "tada2d_tiny_motion"
@@ -33,7 +39,7 @@ COMMANDS = {
     "predict --plots": f"predict {NETWORK} data/up --plots OUT",
     "check": "check data --num-workers 1 --out OUT",
     "prepare": "prepare data OUT --short-side 16 --num-workers 1",
-    "extract": f"extract {NETWORK} data/up OUT --window-seconds 1",
+    "extract": f"extract {NETWORK} data/up OUT --window-seconds 1 --stride-seconds 0.05",
     "export": f"export {NETWORK} OUT.pt2",
     "quickstart": "quickstart --out OUT",
     "convert": "convert nothing.pyth OUT --protocol ssv2-8",
@@ -55,7 +61,8 @@ def inputs(motion_videos: Path, small_recipe: Recipe, tmp_path_factory: pytest.T
     draw_features(folder)
     shutil.copytree(motion_videos, folder / "data")
     (folder / "small.yaml").write_text(recipe_yaml(small_recipe))
-    (folder / "found.json").write_text(json.dumps({"results": {"v4": [], "v5": []}}))
+    found = [{"segment": [i / 50, i / 50 + 1], "label": "ab"[i % 2], "score": 1 / (1 + i)} for i in range(200)]
+    (folder / "found.json").write_text(json.dumps({"results": {"v4": found, "v5": []}}))
     (folder / "published").mkdir()
     np.save(folder / "published" / "a.npy", np.random.default_rng(0).random((9, 4)).astype(np.float32))
     from tada.evaluation import evaluate
@@ -123,6 +130,140 @@ def test_output_is_tried_before_the_work(
     assert f" cannot be written: {reason}" in told.err.replace(str(place), "").replace("'/file'", "file'")
     assert everything(place) == before
     assert Path("file").read_text() == "mine"
+
+
+# -- a disk that is full later, or a folder that goes -----------------------------------------------------------------
+
+
+LATER = {
+    # What no file may be larger than; what is printed all the same; what cannot be written; what is there afterwards.
+    "train": (30_000, "training and", "last.ckpt", []),  # as no state was saved, nothing was begun
+    "evaluate": (8_000, "top-1", "confusion.png", ["evaluation.json", "scores.csv", "scores.npz"]),
+    "predict --plots": (8_000, "what happens", ".png", []),
+    "check": (4_500, "", "probes.jsonl", ["probes.jsonl"]),
+    "extract": (4_200, "", ".npz", []),
+    "export": (50_000, "", "float32.pt2", None),
+    "quickstart": (4_200, "drawing", "videos", ["videos"]),
+    "localize train, features": (30_000, "training videos", "last.ckpt", []),
+    "localize evaluate": (4_200, "mAP", "detections.json", []),
+    "localize import": (4_200, "", "a.npz", []),
+}
+
+
+@pytest.mark.parametrize("command", LATER)
+def test_a_disk_that_is_full_later_leaves_what_was_done(
+    command: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says which file, what was found is printed and saved, and no part of a file is left."""
+    num_bytes, printed, file, kept = LATER[command]
+    if command == "localize import":
+        Path("published").unlink()
+        Path("published").mkdir()
+        np.save("published/a.npy", np.random.default_rng(0).random((999, 4)).astype(np.float32))
+    with files_of_at_most(num_bytes):
+        assert tada(COMMANDS[command]) == 1
+    told = capsys.readouterr()
+    assert printed in told.out
+    line = told.err.splitlines()[-1]
+    assert re.search(rf"^tada: '[^']*{re.escape(file)}[^']*' cannot be written: it is larger than the system", line)
+    assert told.err.count("\n") == 1
+    assert not [path for path in everything(place) if is_part(path.name) or "lock" in path.name]
+    if kept is None:
+        assert not Path(file).exists()
+    else:
+        assert names_in(Path("out")) == kept
+    if command == "evaluate":
+        assert load_scores(Path("out")).ids
+
+
+@pytest.mark.parametrize("command", ["train", "localize train, features"])
+def test_a_run_whose_folder_is_removed_ends_with_a_line(
+    command: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = WholeFileCheckpoints.save_checkpoint
+
+    def remove(self: WholeFileCheckpoints, state: dict[str, Any], path: Path, options: Any = None) -> None:
+        saved(self, state, path, options)
+        shutil.rmtree("out")
+
+    monkeypatch.setattr(WholeFileCheckpoints, "save_checkpoint", remove)
+    assert tada(COMMANDS[command]) == 1
+    told = capsys.readouterr().err
+    assert re.search(r"^tada: '.*/?out\b.*' cannot be written: its folder is not there any more", told)
+    assert told.count("\n") == 1
+    assert not Path("out").exists()
+
+
+# -- nothing is replaced in silence -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["evaluate", "evaluate --scores", "export", "localize evaluate"])
+def test_what_is_there_is_replaced_only_when_told(
+    command: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tada(COMMANDS[command]) == 0
+    capsys.readouterr()
+    files = {path: path.read_bytes() for path in everything(Path(".")) if path.is_file()}
+    stamps = {path: path.stat().st_ino for path in files}
+
+    def no_work(*arguments: object, **options: object) -> None:
+        pytest.fail("the work has begun")
+
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr("tada.recognizer.load_model", no_work)
+        forbidden.setattr("tada.localization.evaluation.evaluate_predictions", no_work)
+        assert tada(COMMANDS[command]) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"^tada: 'out(\.pt2)?' (is there already|holds a report)", told)
+    assert "--overwrite" in told
+    assert {path: path.stat().st_ino for path in files} == stamps
+    assert tada(f"{COMMANDS[command]} --overwrite") == 0
+    assert all(path.stat().st_ino != stamps[path] for path in files)
+    assert everything(Path(".")) >= set(files)
+
+
+def test_a_report_is_replaced_whole(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the new one does not have goes, and what others have put there stays."""
+    assert tada(COMMANDS["evaluate --scores"]) == 0
+    for name in ("confusion_verb.png", "challenge_metrics.json", "notes.txt"):
+        Path("out", name).touch()
+    assert tada(f"{COMMANDS['evaluate --scores']} --overwrite") == 0
+    assert names_in(Path("out")) == ["confusion.png", "evaluation.json", "notes.txt", "scores.csv", "scores.npz"]
+
+
+def test_scoring_a_report_again_leaves_it_as_it_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tada(COMMANDS["evaluate --scores"]) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("out").iterdir()}
+    for report in ("out", "out/scores.npz"):
+        assert tada(f"evaluate --scores {report}") == 0
+        assert "the report is in out: " in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in Path("out").iterdir()} == before
+
+
+def test_features_are_imported_once_more_but_never_over_others(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = COMMANDS["localize import"]
+    assert tada(command) == 0
+    before = Path("out/a.npz").read_bytes()
+    assert tada(command) == 0  # the same again: as after an interruption
+    assert Path("out/a.npz").read_bytes() == before
+    capsys.readouterr()
+    for change, message in (
+        (
+            command.replace("--fps 5", "--fps 6"),
+            "holds features of another kind (of 'published', one every 0.2 s)",
+        ),
+        (f"{command} --described-as x --overwrite", "import into another folder, or remove this one"),
+    ):
+        assert tada(change) == 2
+        assert message in capsys.readouterr().err
+    Path("published").unlink()
+    Path("published").mkdir()
+    np.save("published/a.npy", np.random.default_rng(1).random((9, 4)).astype(np.float32))
+    assert tada(command) == 2
+    assert "holds other features or scores of 'a' already: import into another folder" in capsys.readouterr().err
+    assert Path("out/a.npz").read_bytes() == before
+    assert tada(f"{command} --overwrite") == 0
+    assert Path("out/a.npz").read_bytes() != before
 
 
 # -- names that are no text -------------------------------------------------------------------------------------------

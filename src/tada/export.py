@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from io import BytesIO
 from os import PathLike
 from pathlib import Path
 from shutil import rmtree
@@ -129,7 +130,7 @@ def export(
     if missing and suffix == ONNX_SUFFIX:
         raise OptionError(f"{str(out)!r}: ONNX needs {', '.join(missing)}: pip install 'tada-video[export]'")
     if out.exists() and not overwrite:
-        raise OptionError(f"{str(out)!r} is there already: give another name, or replace it with --overwrite")
+        raise OptionError(f"{str(out)!r} is there already: give another name, or replace it (--overwrite)")
     recognizer = load(run, device="cpu")
     if not isinstance(recognizer, Recognizer):
         raise OptionError(f"{str(run)!r} is a localizer; export the recognizer whose features it reads")
@@ -174,7 +175,10 @@ def _write(recognizer: Recognizer, file: Path, splits: str | None) -> nn.Module:
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # where on this machine the code lies
             program.example_inputs = None  # which would be written too, and be larger than some networks
-            torch.export.save(program, file, extra_files={CARD_ENTRY: _card_text(recognizer)})
+            # Into memory: where a file cannot be written to its end, torch's own writer ends the whole process.
+            data = BytesIO()
+            torch.export.save(program, data, extra_files={CARD_ENTRY: _card_text(recognizer)})
+            file.write_bytes(data.getvalue())
             return torch.export.load(file).module()
         onnx_program = torch.onnx.export(
             recognizer.model,

@@ -124,13 +124,18 @@ def remove_dead_parts(folder: Path) -> None:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give a folder of the system for temporary files. One that a killed process has left goes with the next."""
+    """Give a folder of the system for temporary files. One that a killed process has left goes with the next.
+
+    Raises:
+        OutputError: a file in it cannot be written.
+    """
     place = Path(tempfile.gettempdir())
     remove_dead_parts(place)
     folder = _part_of(place / "scratch")
-    folder.mkdir(mode=0o700)
     try:
-        yield folder
+        with writing(place, folder):
+            folder.mkdir(mode=0o700)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -195,8 +200,7 @@ def check_not_there(folder: Path, names: Iterable[str], *, overwrite: bool) -> N
     there = () if overwrite else (file for name in names for file in sorted(folder.glob(name)))
     if (file := next(iter(there), None)) is not None:
         raise OptionError(
-            f"{str(folder)!r} holds a report ({file.name}): give another folder with --out, or replace it with "
-            "--overwrite"
+            f"{str(folder)!r} holds a report ({file.name}): give another folder (--out), or replace it (--overwrite)"
         )
 
 

@@ -420,6 +420,7 @@ def _localize_import_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--allow-pickle", action="store_true", help="read pickles, which may run code: only trusted ones"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace other features of the same videos")
 
 
 def _localize_import(options: Namespace) -> int:
@@ -443,6 +444,7 @@ def _localize_import(options: Namespace) -> int:
         described_as=options.described_as or options.source.absolute().name,
         scores=options.scores,
         allow_pickle=options.allow_pickle,
+        overwrite=options.overwrite,
     )
     say(f"{len(cards)} videos, {cards[0].channels} channels every {grid.stride_seconds:.4g} s, are in {options.out}")
     if options.scores is not None:

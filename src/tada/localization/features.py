@@ -141,6 +141,11 @@ def _find_cards(folder: Path) -> Iterator[tuple[str, Path]]:
             yield composed(file.relative_to(folder).with_suffix("").as_posix()), file
 
 
+def has_features(folder: Path) -> bool:
+    """Whether a folder holds features with their cards."""
+    return next(_find_cards(folder), None) is not None
+
+
 class FeatureFolder:
     """A folder of features, all of one backbone and one setting."""
 

@@ -24,7 +24,15 @@ import torch
 from tada.arrays import MAX_BYTES, check_memory, read_hdf5, read_npy, read_npz
 from tada.documents import open_regular, read_bytes
 from tada.errors import DataError
-from tada.localization.features import PUBLISHED_ENDINGS, Array, FeatureCard, VideoFeatures, write_features
+from tada.localization.features import (
+    PUBLISHED_ENDINGS,
+    Array,
+    FeatureCard,
+    FeatureFolder,
+    VideoFeatures,
+    has_features,
+    write_features,
+)
 from tada.localization.forms import NUM_EPIC_NOUNS, NUM_EPIC_VERBS
 from tada.localization.grid import FeatureGrid
 from tada.localization.video_names import video_name
@@ -178,6 +186,7 @@ def import_features(
     described_as: str,
     scores: Path | None = None,
     allow_pickle: bool = False,
+    overwrite: bool = False,
 ) -> list[FeatureCard]:
     """Bring a folder of published features into our form.
 
@@ -192,9 +201,13 @@ def import_features(
         described_as: whose features these are, in words.
         scores: a folder of EPIC-KITCHENS-100's classification scores, called as the features are; videos without any
             stay without.
+        overwrite: replace other features of the same videos. The same ones are always written again, so that an import
+            that was interrupted goes on, and scores can be added.
 
     Raises:
-        DataError: nothing there, a file that cannot be read, a chunk that is missing or has another length.
+        DataError: nothing there, a file that cannot be read, a chunk that is missing or has another length; ``out``
+            holds features of another kind, or others that may not be replaced.
+        OutputError: ``out`` cannot be written, or another process writes into it.
     """
     videos = _parts_by_video(source, durations)
     score_files = {} if scores is None else {file.stem: file for file in _files(scores)}
@@ -203,6 +216,7 @@ def import_features(
             f"none of the scores in {str(scores)!r} is called as a file of features, such as "
             f"{next(iter(videos.values()))[0].file.stem!r}; give the scores of the same videos"
         )
+    before = FeatureFolder(out) if has_features(out) else None
     cards: list[FeatureCard] = []
     for name, parts in videos.items():
         features = _joined(parts, grid, lambda file: {"": read_published(file, allow_pickle=allow_pickle)})[""]
@@ -233,9 +247,44 @@ def import_features(
                 f"features of {name!r} have {card.channels} channels, those of {cards[0].video!r} {cards[0].channels}; "
                 "import each kind into a folder of its own"
             )
-        write_features(out, VideoFeatures(card=card, features=features, scores=found))
+        new = VideoFeatures(card=card, features=features, scores=found)
+        if before is not None:
+            _check_not_lost(before, new, overwrite=overwrite)
+        write_features(out, new)
         cards.append(card)
     return cards
+
+
+def _check_not_lost(before: FeatureFolder, new: VideoFeatures, *, overwrite: bool) -> None:
+    """Make sure that no features are lost by writing others into their folder.
+
+    Raises:
+        DataError: they would be.
+    """
+    if before.key != new.card.key:
+        raise DataError(
+            f"{str(before.folder)!r} holds features of another kind (of {before.backbone!r}, one every "
+            f"{before.grid.stride_seconds:.4g} s): import into another folder, or remove this one"
+        )
+    name = new.card.video
+    if overwrite or name not in before.cards:
+        return
+    old = before.read(name)
+    is_kept = _is_same(old.features, new.features) and all(
+        s in new.scores and _is_same(rows, new.scores[s]) for s, rows in old.scores.items()
+    )
+    if not is_kept:
+        raise DataError(
+            f"{str(before.folder)!r} holds other features or scores of {name!r} already: import into another folder, "
+            "or replace them with --overwrite"
+        )
+
+
+def _is_same(stored: Array, new: Array) -> bool:
+    """Whether values are those that were stored, as 32 or 16 bits."""
+    with np.errstate(over="ignore"):
+        rounded = new.astype(np.float16).astype(np.float32)
+    return np.array_equal(stored, new) or np.array_equal(stored, rounded)
 
 
 class _Part(NamedTuple):

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -108,8 +109,6 @@ def commands(
 
 def timed(commands: Commands, command: str) -> float:
     """How long a command takes that is not killed."""
-    import time
-
     started = time.monotonic()
     assert commands(command) == 0, commands.told
     return time.monotonic() - started

@@ -177,19 +177,26 @@ def test_a_disk_that_is_full_later_leaves_what_was_done(
 
 
 @pytest.mark.parametrize("command", ["train", "localize train, features"])
+@pytest.mark.parametrize("slow_seconds", [0.0, 1e9], ids=["slow steps", "fast steps"])
 def test_a_run_whose_folder_is_removed_ends_with_a_line(
-    command: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    command: str,
+    slow_seconds: float,
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Whether a state or a line of numbers is the next that is written there."""
     saved = WholeFileCheckpoints.save_checkpoint
 
-    def remove(self: WholeFileCheckpoints, state: dict[str, Any], path: Path, options: Any = None) -> None:
-        saved(self, state, path, options)
+    def remove(self: WholeFileCheckpoints, state: dict[str, Any], path: Path, storage_options: Any = None) -> None:
+        saved(self, state, path, storage_options)
         shutil.rmtree("out")
 
     monkeypatch.setattr(WholeFileCheckpoints, "save_checkpoint", remove)
+    monkeypatch.setattr("tada.saved_states._SLOW_SECONDS", slow_seconds)
     assert tada(COMMANDS[command]) == 1
     told = capsys.readouterr().err
-    assert re.search(r"^tada: '.*/?out\b.*' cannot be written: its folder is not there any more", told)
+    assert re.search(r"^tada: '.*/?out\b.*' cannot be written: (its folder|it) is not there any more", told)
     assert told.count("\n") == 1
     assert not Path("out").exists()
 

@@ -36,7 +36,7 @@ from tada.data.splits import MOST_PARTS
 from tada.data.table import VideoTable
 from tada.errors import DataError, OptionError, VideoError
 from tada.evaluation import choose_videos, evaluate
-from tada.files import scratch_folder, write_whole
+from tada.files import scratch_folder, write_whole, writing
 from tada.interruption import last_chance
 from tada.loading import load
 from tada.locks import holds_file
@@ -145,7 +145,8 @@ def export(
     loss: Int8Loss | None = None
     with scratch_folder() as folder, last_chance(lambda: rmtree(folder)):
         file = folder / f"float32{suffix}"
-        exported = _write(recognizer, file, splits)
+        with writing(file):  # which no fault of its writers names
+            exported = _write(recognizer, file, splits)
         difference = largest_difference(recognizer.model, exported, recognizer.clip)
         if not difference <= TOLERANCE:  # nor nan
             raise RuntimeError(f"{str(out)!r} was not written: its logits differ by {difference:.1g} of the largest")

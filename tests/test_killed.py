@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +31,8 @@ from tada.files import is_part
 from tada.localization.features import FeatureFolder, read_card
 from tada.localization.localizer import load_localizer
 from tada.localization.recipe import LocalizationRecipe
-from tada.recognizer import load
 from tada.recipe import Recipe, recipe_yaml
+from tada.recognizer import load
 from tada.video.reader import open_video
 
 FORKING = """
@@ -69,7 +70,7 @@ class Commands:
         )
 
     def __call__(self, command: str, *, kill_after_seconds: float | None = None) -> int:
-        """The exit code; -9 for a command that was killed."""
+        """The exit code; -9 for a command that was killed before its end."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(command.split()) + "\n")
@@ -77,10 +78,9 @@ class Commands:
         pid = int(self.process.stdout.readline())
         has_ended, _, _ = select.select([self.process.stdout], [], [], kill_after_seconds or HANG_SECONDS)
         if not has_ended:
-            os.kill(pid, signal.SIGKILL)
-        code = int(self.process.stdout.readline())
-        assert has_ended or code == -9
-        return code
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL)
+        return int(self.process.stdout.readline())
 
     @property
     def told(self) -> str:
@@ -102,9 +102,7 @@ def commands(
     try:
         yield commands
     finally:
-        assert commands.process.stdin is not None
-        commands.process.stdin.close()
-        commands.process.wait(HANG_SECONDS)
+        commands.process.communicate(timeout=HANG_SECONDS)
 
 
 def timed(commands: Commands, command: str) -> float:

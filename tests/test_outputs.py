@@ -24,8 +24,8 @@ import pytest
 from tada.cli import main
 from tada.files import is_part
 from tada.locks import names_in
-from tada.recognizer import load
 from tada.recipe import Recipe, recipe_yaml
+from tada.recognizer import load
 from tada.results import load_scores
 from tada.saved_states import WholeFileCheckpoints
 from test_localizer import draw_features

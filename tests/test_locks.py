@@ -130,15 +130,19 @@ def test_what_killed_processes_left_does_not_count(tmp_path: Path) -> None:
     assert not is_used(tmp_path / "nothing")
 
 
-def test_a_folder_that_vanishes_meanwhile(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("run/log", r"run/log' cannot be written: its folder is not"), ("run", "run' cannot be written: it is not")],
+)
+def test_a_folder_that_vanishes_meanwhile(name: str, message: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     def log_into_it() -> None:
         with held_folder(folder):
             shutil.rmtree(folder)
-            (folder / "log").write_text("as a logger does")
+            os.open(tmp_path / name, os.O_RDWR | os.O_CREAT if name != "run" else os.O_RDONLY)
 
-    with pytest.raises(OutputError, match=r"run/log' cannot be written: its folder is not there any more"):
+    with pytest.raises(OutputError, match=rf"{message} there any more"):
         log_into_it()
     assert list(tmp_path.iterdir()) == []
 

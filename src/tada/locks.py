@@ -104,11 +104,12 @@ def held_folder(folder: Path) -> Iterator[None]:
             except OSError as fault:
                 # Such as a log's, which no one of us writes, and which names no file.
                 is_gone = not folder.is_dir()
-                if is_gone and fault.errno == errno.ENOENT:
-                    raise OutputError(f"{str(folder)!r} cannot be written: it is not there any more") from fault
                 if not (is_gone if fault.filename else fault.errno in _DISK):
                     raise
-                raise OutputError(cannot_be_written(Path(fault.filename or folder), fault)) from fault
+                file = Path(fault.filename or folder)
+                if is_gone and os.path.realpath(file) == place:
+                    raise OutputError(f"{str(folder)!r} cannot be written: it is not there any more") from fault
+                raise OutputError(cannot_be_written(file, fault)) from fault
             finally:
                 _held.pop(place, None)
 

@@ -108,7 +108,7 @@ def test_output_is_tried_before_the_work(
     def no_work(*arguments: object, **options: object) -> None:
         pytest.fail("the work has begun")
 
-    monkeypatch.setattr("tada.video.reader.open_video", no_work)
+    monkeypatch.setattr("av.open", no_work)  # none imports it by name
     monkeypatch.setattr("lightning.Trainer.fit", no_work)
     out = {"below a file": "file/a/out", "a file": "file", "in /proc": "/proc/tada/out", "full": "new/out"}[where]
     if command == "export" and where == "a file":
@@ -235,7 +235,9 @@ def test_a_report_is_replaced_whole(place: Path, capsys: pytest.CaptureFixture[s
     for name in ("confusion_verb.png", "challenge_metrics.json", "notes.txt"):
         Path("out", name).touch()
     assert tada(f"{COMMANDS['evaluate --scores']} --overwrite") == 0
-    assert names_in(Path("out")) == ["confusion.png", "evaluation.json", "notes.txt", "scores.csv", "scores.npz"]
+    assert names_in(Path("out")) == [
+        *("confusion.png", "evaluation.json", "notes.txt", "report.html", "scores.csv", "scores.npz")
+    ]
 
 
 def test_scoring_a_report_again_leaves_it_as_it_is(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,8 +153,8 @@ FLOORS = [
         "tada.loading",
         "tada.quickstart",
     },
-    {"tada.commands.streaming", "tada.export", "tada.localization.report"},
-    {"tada.localization.task"},
+    {"tada.commands.streaming", "tada.export", "tada.live", "tada.localization.report"},
+    {"tada.commands.live", "tada.localization.task"},
     {"tada.localization.pipeline"},
     {
         "tada.commands.datasets",

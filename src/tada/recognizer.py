@@ -99,6 +99,10 @@ class Recognizer:
         """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU; those of each head add up to 1."""
         return self.probabilities(self.network(normalise(views.to(self.device)))).cpu()
 
+    def answer_scores(self, views: Tensor) -> Tensor:
+        """Uint8 views [V, T, H, W, 3] -> probabilities of ``answers`` [V, answers], on the CPU."""
+        return torch.stack([self._joint(scores) for scores in self.scores(views)])
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [V, K] -> probabilities [V, K]; those of each head add up to 1."""
         sizes = [len(head.labels) for head in self.heads]
@@ -224,7 +228,7 @@ class Recognizer:
         return ClipScores(
             start_seconds=clip.start_seconds,
             end_seconds=clip.end_seconds,
-            scores=tuple(self._joint(self.scores(clip.views)[0]).tolist()),
+            scores=tuple(self.answer_scores(clip.views)[0].tolist()),
             frame_numbers=clip.frame_numbers,
         )
 

@@ -31,6 +31,7 @@ from tada.commands.arguments import (
     save_video,
     video_files,
 )
+from tada.commands.live import add_live, check_live_options, recognize_live
 from tada.errors import OptionError, UserError, VideoError
 from tada.files import check_not_there, try_file, try_folder, write_whole
 from tada.interruption import advise
@@ -303,6 +304,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there of --explain and --save-video")
     parser.add_argument("--precision", type=Literal["fp32", "bf16"], default="fp32", help="of the network's numbers")
     parser.add_argument("--compile", action="store_true", help="compile the network first: worth it for many videos")
+    add_live(parser)
     add_device(parser)
 
 
@@ -315,7 +317,10 @@ def _predict(options: Namespace) -> int:
 
     words = [*([] if options.run is None else [options.run]), *options.videos]
     run, names = model_and_videos(options.model, words)
+    check_live_options(options, names)
     dtype = torch.bfloat16 if options.precision == "bf16" else None
+    if options.stream:
+        return recognize_live(load(run, device=options.device, dtype=dtype, compile=options.compile), names[0], options)
     paths = find_videos(names)
     pictures = picture_files(options.plots, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -49,12 +49,34 @@ def check_stream_options(options: Namespace) -> None:
     Raises:
         UserError: one of streams without --stream, one of finished videos with it, or several sources.
     """
-    for name in _ONLY_FOR_FILES if options.stream else _ONLY_FOR_STREAMS:
+    check_only_for(options, streams=_ONLY_FOR_STREAMS, files=_ONLY_FOR_FILES)
+    check_one_source(options, options.videos)
+
+
+def check_only_for(options: Namespace, *, streams: Sequence[str], files: Sequence[str]) -> None:
+    """Refuse options that would do nothing.
+
+    Args:
+        streams: those that are only for --stream.
+        files: those that are only for finished videos.
+
+    Raises:
+        UserError: one of them is given where it does nothing.
+    """
+    for name in files if options.stream else streams:
         if options[name] is not None:
             rule = "is for finished videos" if options.stream else "is for --stream"
             raise UserError(f"--{name.replace('_', '-')} {rule}: leave it away")
-    if options.stream and len(options.videos) > 1:
-        raise UserError(f"--stream takes one source, not {len(options.videos)}: start one command for each")
+
+
+def check_one_source(options: Namespace, videos: Sequence[str]) -> None:
+    """Refuse several sources of --stream.
+
+    Raises:
+        UserError: there are several.
+    """
+    if options.stream and len(videos) > 1:
+        raise UserError(f"--stream takes one source, not {len(videos)}: start one command for each")
 
 
 def localize_live(localizer: Localizer, options: Namespace) -> int:
@@ -69,7 +91,8 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
     stream = FrameStream(source, **idle)
     settings = StreamSettings(**{name: options[name] for name in _SETTINGS if options[name] is not None})
     say = _WRITERS[options.format](source)
-    latencies = _Latencies()
+    latencies = Latencies()
+    num_segments = 0
     # The first Ctrl-C or SIGTERM ends the stream in order, however long the last look takes; a second does not wait.
     with (
         deferring(at_once=stream.stop, seconds=math.inf, is_the_end=False),
@@ -78,36 +101,38 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
         if not sys.stderr.isatty():
             status.stop()
         for look in localize_stream(localizer, stream, settings, min_score=options.min_score):
-            latencies.add(look)
+            latencies.add(look.seen_seconds, look.latency_seconds, is_last=look.is_last)
+            num_segments += len(look.settled)
             say(look)
             sys.stdout.flush()
             now = ", ".join(f"{markup_cell(s.label)} ({s.score:.2f})" for s in look.pending)
             status.update(f"{look.seen_seconds:.1f} s seen{'; perhaps: ' + now if now else ''}")
-    end = latencies.summary(stream)
+    end = {"num_segments": num_segments, **latencies.summary(stream)}
     if options.format == "json":
         print(json.dumps({"event": "end", **end}))
     else:
-        print(_in_words(end), file=sys.stdout if options.format == "table" else sys.stderr)
+        words = f"{num_segments} segments in {end['seen_seconds']:.1f} s, {end['num_frames']} frames"
+        lines = [words, *latencies_in_words(end)]
+        print("\n".join(lines), file=sys.stdout if options.format == "table" else sys.stderr)
     return 0
 
 
 @dataclass(kw_only=True, slots=True)
-class _Latencies:
+class Latencies:
     """How long the looks took, and whether they keep up with the stream."""
 
     seconds: list[float] = field(default_factory=list)
     """Of each look; the last one, which waits for the stream's end, does not count."""
     seen: list[tuple[float, float]] = field(default_factory=list)
     """At each of them, how much of the stream had been seen and what the clock said."""
-    num_segments: int = 0
     seen_seconds: float = 0.0
 
-    def add(self, look: Look) -> None:
-        self.num_segments += len(look.settled)
-        self.seen_seconds = look.seen_seconds
-        if not look.is_last:
-            self.seconds.append(look.latency_seconds)
-            self.seen.append((look.seen_seconds, time.perf_counter()))
+    def add(self, seen_seconds: float, latency_seconds: float, *, is_last: bool) -> None:
+        """Note a look."""
+        self.seen_seconds = seen_seconds
+        if not is_last:
+            self.seconds.append(latency_seconds)
+            self.seen.append((seen_seconds, time.perf_counter()))
 
     def summary(self, stream: FrameStream) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -120,7 +145,6 @@ class _Latencies:
             speed = round((last - first) / (ended - began), 3)
         return {
             "seen_seconds": round(self.seen_seconds, 3),
-            "num_segments": self.num_segments,
             "num_frames": stream.num_frames,
             "num_left_out": stream.num_left_out,
             "num_looks": len(ordered),
@@ -129,16 +153,17 @@ class _Latencies:
         }
 
 
-def _in_words(end: dict[str, Any]) -> str:
-    lines = [f"{end['num_segments']} segments in {end['seen_seconds']:.1f} s, {end['num_frames']} frames"]
+def latencies_in_words(end: dict[str, Any]) -> list[str]:
+    """Lines that say what ``Latencies.summary`` has found."""
+    lines = []
     if end["num_left_out"]:
-        lines[0] += f"; {end['num_left_out']} damaged ones were left out"
+        lines.append(f"{end['num_left_out']} damaged frames were left out")
     if end["latency_seconds"]:
         times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in end["latency_seconds"].items())
         lines.append(f"from a frame's arrival to the answer: {times} ({end['num_looks']} looks)")
     if end["speed"] is not None:
         lines.append(f"{end['speed']:.2f} s of the stream in a second")
-    return "\n".join(lines)
+    return lines
 
 
 # -- the forms, line by line ------------------------------------------------------------------------------------------

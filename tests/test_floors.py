@@ -69,6 +69,7 @@ FLOORS = [
     },
     {
         "tada.data.lists",
+        "tada.data.plain_lists",
         "tada.data.loader",
         "tada.localization.actionformer",
         "tada.localization.bmn",

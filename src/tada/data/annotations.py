@@ -4,6 +4,7 @@
     DATA/train/left/a.mp4               the same below train/, val/ and test/ (one of them is enough)
     DATA.csv                            the columns path (or video) and label, and, if wanted, split, group,
                                         start_seconds and end_seconds; or verb and noun in the place of label
+    DATA.txt                            a video and its class in each line: see ``tada.data.plain_lists``
     DATA                                annotations as they are published: see ``tada.data.lists``
 
 Everything is checked before training starts: no video is opened here, but each must be there once, in one split,
@@ -20,11 +21,12 @@ from __future__ import annotations
 import csv
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tada.data.lists import COLUMNS as PUBLISHED_COLUMNS
+from tada.data.plain_lists import plain_lists, read_plain
 from tada.data.published import find_published, read_published
 from tada.data.rows import (
     OtherSpellings,
@@ -88,6 +90,9 @@ def read_dataset(data: Path, *, root: Path | None = None, fold: int = 1) -> Vide
     if published is not None:
         kind, lists = published
         return read_published(kind, lists, root or lists[0].parent)
+    plain = plain_lists(data)
+    if plain:
+        return _read_plain(plain, root or plain[0].parent)
     if stat.S_ISDIR(mode):
         if root is not None:
             raise OptionError(f"root {str(root)!r} goes with a CSV file; {str(data)!r} is a folder")
@@ -229,6 +234,19 @@ def _row(source: str, cells: Mapping[str, str], heads: tuple[str, ...], root: st
     )
 
 
+def _read_plain(lists: Sequence[Path], root: Path) -> VideoTable:
+    name = ", ".join(file.name for file in lists)
+    if not root.is_dir():
+        raise DataError(f"{name}: the folder {str(root)!r} that its paths start from is not there")
+    top = absolute_path(root)
+    found, classes = read_plain(lists)
+    rows = [
+        _Row(path_inside(top, row.path, row.source), row.path, (row.label,), row.split, None, row.source)
+        for row in found
+    ]
+    return _table(rows, top, kind="list", name=name, heads=(ACTION,), ignored=[], classes=classes)
+
+
 def write_table(
     table: VideoTable,
     file: Path,
@@ -286,13 +304,23 @@ class _Row:
 
 
 def _table(
-    rows: list[_Row], root: str, *, kind: str, name: str, heads: tuple[str, ...], ignored: list[str]
+    rows: list[_Row],
+    root: str,
+    *,
+    kind: str,
+    name: str,
+    heads: tuple[str, ...],
+    ignored: list[str],
+    classes: tuple[str, ...] | None = None,
 ) -> VideoTable:
-    rows, statuses = _found(rows, root, name, OtherSpellings(root) if kind == "CSV" else None)
+    """The checked table; ``classes`` is the order of the classes of one head, where a list has numbered them."""
+    rows, statuses = _found(rows, root, name, None if kind == "folder" else OtherSpellings(root))
     _check_once(rows, statuses)
     _check_unicode_forms(rows)
-    classes = [class_names((row.labels[i], row.source) for row in rows) for i in range(len(heads))]
-    numbers = [{label: i for i, label in enumerate(labels)} for labels in classes]
+    names = [class_names((row.labels[i], row.source) for row in rows) for i in range(len(heads))]
+    if classes is not None:
+        names = [classes]
+    numbers = [{label: i for i, label in enumerate(labels)} for labels in names]
     videos = [
         LabelledVideo(
             path=row.path,
@@ -308,7 +336,7 @@ def _table(
         for row in rows
     ]
     table = VideoTable(
-        heads=tuple(Head(name=head, labels=labels) for head, labels in zip(heads, classes, strict=True)),
+        heads=tuple(Head(name=head, labels=labels) for head, labels in zip(heads, names, strict=True)),
         videos=tuple(sorted(videos, key=lambda video: (video.path, video.start_seconds or 0.0, video.id))),
         root=root,
         kind=kind,

@@ -102,7 +102,7 @@ class VideoTable:
     root: str
     """The folder that all videos lie in."""
     kind: str
-    """"folder", "CSV", or the published data set: "Kinetics", ..."""
+    """"folder", "CSV", "list" (without a header), or the published data set: "Kinetics", ..."""
     ignored: tuple[str, ...] = ()
     """What was found beside the videos and left out: files without a video's ending, other columns. Worth showing."""
     missing: tuple[MissingVideo, ...] = ()

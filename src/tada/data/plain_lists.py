@@ -1,0 +1,139 @@
+"""Lists without a header, as MMAction2, TSM and VideoMAE have them: a video and its class in each line.
+
+    clips/a.mp4 3               a number, counted from 0, or a name; parted by spaces, a tab, a comma or a semicolon
+    frames/a 120 3              a folder of frames, how many there are, and the class (TSM, MMAction2's rawframes)
+
+Names of numbered classes stand in a file beside the list, one in each line: classes.txt, labels.txt, or MMAction2's
+label_map_k400.txt. Of several lists in one folder that are called after splits (ssv2_train.txt, ssv2_val.txt) each is
+that split.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tada.data.rows import class_number, text_lines
+from tada.data.table import SPLIT_OF, VIDEO_EXTENSIONS, composed, listed
+from tada.errors import DataError
+
+_ENDINGS = "|".join(re.escape(ending) for ending in sorted(VIDEO_EXTENSIONS))
+# The path goes up to a video's ending that a mark follows: it may hold spaces and commas itself.
+_VIDEO_ROW = re.compile(
+    rf"""(?P<quote>["']?)(?P<path>.+?(?:{_ENDINGS}))(?P=quote)\s*[\s,;]\s*(?P<label>.+)""", re.IGNORECASE
+)
+_FRAMES_ROW = re.compile(r"(?P<path>.*\S)[\s,;]+(?P<count>\d+)[\s,;]+(?P<label>\d+)")
+_NUMBER = re.compile(r"\d+")
+_CLASS_FILES = ("classes.txt", "labels.txt", "*label_map*.txt", "*classes*.txt")
+_SUFFIXES = frozenset((".txt", ".csv", ".list", ".lst"))
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRow:
+    """A line of such a list."""
+
+    source: str
+    """Where it stands: "train.txt line 3"."""
+    path: str
+    """As it is written."""
+    label: str
+    split: str | None
+
+
+def plain_lists(data: Path) -> list[Path]:
+    """The lists without a header that a file or folder is; none if it is something else.
+
+    In a folder only lists count that are called after splits, of which there is more than one.
+    """
+    if data.is_dir():
+        named = [file for file in sorted(data.iterdir()) if _split_of(file) is not None and _is_plain(file)]
+        return named if len({_split_of(file) for file in named}) > 1 else []
+    return [data] if _is_plain(data) else []
+
+
+def read_plain(lists: Sequence[Path]) -> tuple[list[PlainRow], tuple[str, ...] | None]:
+    """The rows of some lists, and the classes in the order of their numbers; None where they are not numbered.
+
+    Raises:
+        DataError: a line of another form, numbers beside names, or a number without a name.
+    """
+    with_splits = len(lists) > 1
+    rows = [row for file in lists for row in _rows(file, _split_of(file) if with_splits else None)]
+    numbered = [row for row in rows if _NUMBER.fullmatch(row.label)]
+    if not numbered:
+        return [PlainRow(row.source, row.path, composed(row.label), row.split) for row in rows], None
+    if len(numbered) < len(rows):
+        other = next(row for row in rows if not _NUMBER.fullmatch(row.label))
+        raise DataError(
+            f"{other.source}: the class {other.label!r} is a name, that of {numbered[0].source} a number: write all of "
+            "them one way"
+        )
+    file, names = _class_names(lists[0].parent)
+    if names is None:
+        classes = tuple(sorted({str(int(row.label)) for row in rows}, key=int))
+        return [PlainRow(row.source, row.path, str(int(row.label)), row.split) for row in rows], classes
+    try:
+        named = [
+            PlainRow(row.source, row.path, names[class_number(row.source, row.label, len(names), "class")], row.split)
+            for row in rows
+        ]
+    except DataError as error:
+        raise DataError(f"{error} in {file}; numbers count from 0") from error
+    return named, names
+
+
+def _rows(file: Path, split: str | None) -> Iterator[PlainRow]:
+    for source, line in text_lines(file):
+        match = _VIDEO_ROW.fullmatch(line) or _FRAMES_ROW.fullmatch(line)
+        if match is None:
+            raise DataError(
+                f"{source}: {line[:80]!r} should be a video and its class, such as 'clips/a.mp4 3'; or give the file a "
+                "header: path,label"
+            )
+        yield PlainRow(source, match["path"], match["label"].strip().strip("\"'"), split)
+
+
+def _is_plain(file: Path) -> bool:
+    """Whether the first line of a text is a video and its class."""
+    if file.suffix.lower() not in _SUFFIXES or not file.is_file():
+        return False
+    try:
+        _, line = next(text_lines(file))
+    except DataError:  # who reads it as another form says what is wrong
+        return False
+    video = _VIDEO_ROW.fullmatch(line)
+    if video is not None:
+        # A row of a table with a header that is lacking would have more cells.
+        return not re.search(r"[,;\t]", video["label"])
+    return file.suffix.lower() != ".csv" and _FRAMES_ROW.fullmatch(line) is not None
+
+
+def _split_of(file: Path) -> str | None:
+    """The split that a list is called after: "kinetics400_val_list.txt"."""
+    if file.suffix.lower() not in _SUFFIXES:
+        return None
+    words = [SPLIT_OF[word] for word in re.split(r"[^a-z]+", file.stem.lower()) if word in SPLIT_OF]
+    return words[0] if len(set(words)) == 1 else None
+
+
+def _class_names(folder: Path) -> tuple[str, tuple[str, ...] | None]:
+    """The file with the names of the classes, and these.
+
+    Raises:
+        DataError: a name stands there twice, or there are two such files.
+    """
+    files = sorted({file for pattern in _CLASS_FILES for file in folder.glob(pattern)})
+    if not files:
+        return "", None
+    if len(files) > 1:
+        raise DataError(f"several files name the classes ({listed(file.name for file in files)}): keep one of them")
+    names: dict[str, str] = {}
+    for source, line in text_lines(files[0]):
+        number, _, name = line.partition(" ")  # "0 archery", as some write it
+        label = composed(name.strip() if number == str(len(names)) and name.strip() else line)
+        if label in names:
+            raise DataError(f"{source}: the class {label!r} stands already in {names[label]}; keep one")
+        names[label] = source
+    return files[0].name, tuple(names)

@@ -25,13 +25,13 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from tada.predict import Recognizer
 
 from drawn_fields import draw_fields
 from drawn_videos import draw_packed, draw_plain, draw_rotated, draw_trimmed, draw_webm
 from tada.errors import VideoError
 from tada.models import create_model
 from tada.models.weights import ModelCard
+from tada.recognizer import Recognizer
 from tada.video.annotate import annotate_video
 from tada.video.reader import open_video, probe
 from tada.video.sampling import ClipSpec

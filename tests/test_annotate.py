@@ -95,6 +95,17 @@ def test_frames_and_times_are_the_sources(tmp_path: Path, name: str) -> None:
     assert content.index(b"moov") < content.index(b"mdat")  # plays before it is there as a whole
 
 
+@pytest.mark.parametrize(("width", "height"), [(2, 400), (400, 2), (16, 4000), (4000, 16)])
+def test_a_strip_is_made_wide_enough_to_draw_into(tmp_path: Path, width: int, height: int) -> None:
+    source = draw(
+        tmp_path / "strip.mkv", [np.full((height, width, 3), 90, np.uint8)] * 4, codec="mjpeg", pix_fmt="yuvj444p"
+    )
+    annotate_video(source, tmp_path / "target.mp4", SEGMENTS)
+    with open_video(tmp_path / "target.mp4") as video:
+        assert video.info.num_frames == 4
+        assert 96 <= video.info.width <= 1920
+
+
 def draw_with_wide_pixels(path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)

@@ -427,6 +427,24 @@ def test_times_at_the_ends_of_their_range(tmp_path: Path) -> None:
     read_somehow(path, allow_damaged=False)
 
 
+def draw_ivf(path: Path, times: list[int]) -> Path:
+    """VP9, one frame at each of these ticks of 1/30 s."""
+    with av.open(str(draw_webm(path.with_suffix(".webm"), len(times)))) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    content = b"DKIF" + struct.pack("<2H4s2H4I", 0, 32, b"VP90", 64, 48, 30, 1, len(times), 0)
+    for packet, ticks in zip(packets, times, strict=True):
+        content += struct.pack("<IQ", len(packet), ticks) + packet
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("times", [[1 << 62], [0, 1 << 62], [1 << 61, (1 << 61) + 1], [0, 1, 1 << 54]])
+def test_times_beyond_all_measure(tmp_path: Path, times: list[int]) -> None:
+    read_somehow(draw_ivf(tmp_path / "a.ivf", times), allow_damaged=False)
+    with open_video(tmp_path / "a.ivf") as video:
+        assert video.info.num_frames == len(times)
+
+
 # --- the errors themselves --------------------------------------------------------------------------------------------
 
 

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from drawn_videos import draw, draw_plain, read_stamps, stamped_frames, truncate
-from tada.errors import DataError, OptionError
+from drawn_videos import draw, draw_plain, draw_variable_rate, read_stamps, stamped_frames, truncate
+from tada.errors import DataError, OptionError, TooLargeError
 from tada.localization.extraction import (
     ExtractionSettings,
     backbone_hash,
@@ -152,6 +152,15 @@ def test_features_are_those_of_the_network(tmp_path: Path) -> None:
     assert found.card.backbone == backbone_hash(own.model)
     again = extract_video(own, path, settings, batch_size=5)
     np.testing.assert_allclose(again.features, found.features, atol=1e-5)
+
+
+def test_a_video_that_claims_to_last_for_years_is_refused(tmp_path: Path) -> None:
+    """A few pictures, of which each would be the frames of millions of features."""
+    path = draw_variable_rate(tmp_path / "a.mkv", [0.0, 0.1, 0.2, 500_000.0])
+    settings = ExtractionSettings(window_seconds=0.8, stride_seconds=0.4)
+    message = r"a.mkv' lasts 500000 s .* which gives 12\d+ features, and at most 500000 are made of a video; cut it"
+    with pytest.raises(TooLargeError, match=message):
+        extract_video(recognizer(), path, settings)
 
 
 class Brightness(nn.Module):

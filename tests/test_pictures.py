@@ -16,7 +16,7 @@ from tada.data.annotations import read_dataset
 from tada.data.clips import Augmentation, TrainingClips
 from tada.video import reader
 from tada.video.pictures import Meaning, pictures_of
-from tada.video.reader import open_video
+from tada.video.reader import open_video, probe
 from tada.video.sampling import ClipSpec
 
 N = 81
@@ -282,6 +282,16 @@ def meanings(codec: str, extradata: bytes | None, packets: list[bytes]) -> list[
 def test_small_packets_may_be_no_pictures() -> None:
     assert meanings("tscc", None, [b"\0" * 19, b"\0" * 20]) == [Meaning.UNCLEAR, Meaning.PICTURE]
     assert meanings("vp9", None, [b"\x88"]) == [Meaning.PICTURE]
+
+
+def test_marks_side_by_side_have_no_unit_between_them(tmp_path: Path) -> None:
+    path = draw_plain(tmp_path / "a.h264", 20, format="h264")
+    content = path.read_bytes()
+    for number, more in enumerate((b"\0\0\1", b"\0\0\0\1\0\0\1")):
+        place = content.index(b"\0\0\1\x67")
+        wrong = tmp_path / f"{number}.h264"
+        wrong.write_bytes(content[:place] + more + content[place:] + more)
+        assert probe(wrong).num_frames == 20
 
 
 def test_bits_that_end_are_left_to_the_decoder() -> None:

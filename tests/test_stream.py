@@ -15,7 +15,16 @@ import av
 import numpy as np
 import pytest
 
-from drawn_videos import draw_plain, draw_rotated, draw_sound, draw_transport_stream, draw_webm, flip_bits, truncate
+from drawn_videos import (
+    draw_plain,
+    draw_rotated,
+    draw_sound,
+    draw_transport_stream,
+    draw_variable_rate,
+    draw_webm,
+    flip_bits,
+    truncate,
+)
 from hang import HANG_SECONDS
 from tada.errors import (
     ChangedVideoError,
@@ -245,3 +254,15 @@ def test_a_writer_that_begins_anew_is_noticed(tmp_path: Path) -> None:
     growing.write_bytes(data[:100])
     with pytest.raises(ChangedVideoError, match=r"became shorter while it was read \(100 bytes, of which \d+ are read"):
         list(frames)
+
+
+def test_times_that_jump_ahead_by_hours_are_refused(tmp_path: Path) -> None:
+    """Who counts in windows would have to fill all those in which nothing was shown."""
+    times = [0.0, 0.1, 0.2, 3 * 3600.0, 8 * 3600.0]
+    path = draw_variable_rate(tmp_path / "a.mkv", times)
+    stream, seconds = FrameStream(path, idle_seconds=0.05), []
+    with pytest.raises(
+        CorruptVideoError, match=r"after 10800\.0 s its times jump ahead by 18000\.0 s; see to its writer"
+    ):
+        seconds.extend(frame.seconds for frame in stream)
+    assert stream.num_frames == 4

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tada.ahead import Ahead
 from tada.data.table import listed
-from tada.errors import ChangedVideoError, DataError, OptionError, VideoError
+from tada.errors import ChangedVideoError, DataError, OptionError, TooLargeError, VideoError
 from tada.localization.features import FeatureCard, VideoFeatures, read_card, write_card, write_features
 from tada.localization.grid import FeatureGrid
 from tada.localization.sources import Source
@@ -42,6 +42,8 @@ from tada.video.transforms import normalise, test_crops
 _FRAMES_AT_ONCE = 32
 _DENSE_SECONDS, _SPARSE_SECONDS = 2 / 15, 8 / 15  # 0.133 and 0.533 s, the strides of the published features
 _SHORT_ACTION_SECONDS = 4.0
+MAX_FEATURES = 500_000
+"""Most of one video: 18 hours at the smallest stride of the published features."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,13 +151,13 @@ def clips_of(reader: Video, spec: ClipSpec, settings: ExtractionSettings, clip_r
     Frames wait, resized and cut, until no later clip needs them.
     """
     times = reader.times_seconds
-    needed: list[list[int]] = []
-    for index in clip_range:
+    needed = np.empty((len(clip_range), spec.num_frames), np.int64)
+    for row, index in enumerate(clip_range):
         shown = np.searchsorted(times, settings.clip_times(index, spec.num_frames), side="right") - 1
-        needed.append(np.clip(shown, 0, len(times) - 1).tolist())
-    wanted = iter(sorted({frame for clip in needed for frame in clip}))
+        needed[row] = np.clip(shown, 0, len(times) - 1)
+    wanted = iter(np.unique(needed).tolist())
     ready: dict[int, Tensor] = {}  # [V, crop, crop, 3]
-    for clip in needed:
+    for clip in map(np.ndarray.tolist, needed):
         while clip[-1] not in ready:
             part = [frame for _, frame in zip(range(_FRAMES_AT_ONCE), wanted, strict=False)]
             crops = reader.frames(part, shrink=lambda frames: frame_crops(frames, spec, settings).numpy())
@@ -209,6 +211,12 @@ def extract_video(
     with open_video(path) as reader:
         duration = reader.info.duration_seconds
         count = settings.count(duration)
+        if count > MAX_FEATURES:
+            raise TooLargeError(
+                f"{fspath(path)!r} lasts {duration:.0f} s by its own account, which gives {count} features, and at "
+                f"most {MAX_FEATURES} are made of a video; cut it into parts, or let --stride-seconds be larger",
+                fspath(path),
+            )
         batch: list[Tensor] = []
         # The next batch is decoded while the network is busy with this one.
         with Ahead(clips_of(reader, backbone.clip, settings, range(count)), size=batch_size) as clips:

@@ -24,6 +24,7 @@ from tada.video.writer import write_video
 
 _SHORT_SIDE = 240  # smaller frames are enlarged to it, so that text has room
 _LONG_SIDE = 1920  # larger frames are made smaller, so that browsers play them
+_LEAST_WIDTH = 96  # of a frame that is so narrow that nothing could be drawn into it otherwise
 _TICK = 1 / 90_000  # of the times that the writer writes
 _KEYFRAME_INTERVAL = 60
 _CRF = 21.0
@@ -100,8 +101,8 @@ def _size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
     if min(wide, high) < _SHORT_SIDE:
         scale = float(-(-_SHORT_SIDE // min(wide, high)))  # whole, so that pixels stay as they are
     scale = min(scale, _LONG_SIDE / max(wide, high))
-    even_width, even_height = (max(2 * round(side * scale / 2), 2) for side in (wide, high))
-    return even_width, even_height
+    even_width, even_height = (2 * round(side * scale / 2) for side in (wide, high))
+    return max(even_width, _LEAST_WIDTH), max(even_height, 2)
 
 
 def _resized(frame: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

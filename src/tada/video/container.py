@@ -55,6 +55,7 @@ _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
 # These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
 _SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
 _MARKED_BYTES = 1024
+_LATEST_SECONDS = 1e6  # that a picture may come after the sound: eleven days
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,8 +197,9 @@ class MediaFile:
         unit = self.stream.time_base
         if unit is None or self.container.start_time is None:
             return 0.0
-        # ASF may say a start that lies behind the first picture.
-        return float(max(first_ticks * unit - self.start, Fraction(0)))
+        late = float(first_ticks * unit - self.start)
+        # ASF may say a start that lies behind the first picture, and a damaged file any.
+        return late if 0 < late < _LATEST_SECONDS else 0.0
 
     def scan(self) -> Packets:
         """Read every packet of the file, decoding none.

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from tada.video.container import MediaFile, Packets
 
 _USUAL_FPS = 25.0  # where a file says nothing
+_EXACT_BITS = 53  # of a float
 
 
 class KeyPacket(NamedTuple):
@@ -65,7 +66,7 @@ def index_by_packets(media: MediaFile, packets: Packets) -> FrameIndex | None:
     shown = np.flatnonzero(is_shown & (pts >= pts[key_packets[0]]))
     shown = shown[np.argsort(pts[shown])]
     ticks = pts[shown]
-    if np.any(np.diff(ticks) == 0):
+    if np.any(np.diff(ticks) == 0) or _are_too_far_apart(media, ticks):
         return None
     # A hidden key frame, before the place where an edit list begins, stands for the first frame after it.
     keys = [
@@ -107,7 +108,7 @@ def index_by_decoding(media: MediaFile, packets: Packets, came: Sequence[tuple[i
     ticks = _own_times([pts for pts, _ in came]) if media.has_pts else None
     if ticks is None and packets.are_due_in_turn and came:
         ticks = _due(packets, [dts for _, dts in came])
-    if ticks is not None:
+    if ticks is not None and not _are_too_far_apart(media, ticks):
         last_ticks = int(np.median(np.diff(ticks))) if len(ticks) > 1 else packets.duration[-1]
         times, duration_seconds, fps = _times(media, ticks, last_ticks, declared)
     else:
@@ -144,6 +145,13 @@ def _due(packets: Packets, came_with: Sequence[int | None]) -> npt.NDArray[np.in
     return due
 
 
+def _are_too_far_apart(media: MediaFile, ticks: npt.NDArray[np.int64]) -> bool:
+    """Whether times are such as only a damaged file has: as seconds those of two frames might be the same."""
+    unit = media.stream.time_base
+    assert unit is not None
+    return len(ticks) > 0 and (int(ticks[-1]) - int(ticks[0])) * unit.numerator >= 1 << _EXACT_BITS
+
+
 def _times(
     media: MediaFile, ticks: npt.NDArray[np.int64], last_ticks: int, declared_fps: float | None
 ) -> tuple[npt.NDArray[np.float64], float, float]:
@@ -159,7 +167,7 @@ def _times(
     late = media.seconds_late(int(ticks[0]))
     times = (ticks - ticks[0]) * unit.numerator / unit.denominator + late
     times.flags.writeable = False
-    duration_seconds = float(times[-1]) + (last_ticks * float(unit) or 1 / (declared_fps or _USUAL_FPS))
+    duration_seconds = float(times[-1]) + (max(last_ticks, 0) * float(unit) or 1 / (declared_fps or _USUAL_FPS))
     # Headers round, or count frames that are not shown: one is believed if it is right within a frame.
     shown_seconds = duration_seconds - late
     is_right = declared_fps is not None and abs(declared_fps * shown_seconds - len(ticks)) <= 1

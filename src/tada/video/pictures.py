@@ -312,7 +312,8 @@ def _units(content: bytes, length_bytes: int) -> Iterator[bytes]:
     place = content.find(b"\0\0\1")
     while 0 <= place < len(content) - 3:
         begin, place = place + 3, content.find(b"\0\0\1", place + 3)
-        yield content[begin : place if place >= 0 else len(content)]
+        if place != begin:  # in a damaged stream two marks may stand side by side
+            yield content[begin : place if place >= 0 else len(content)]
 
 
 def _unescaped(content: bytes) -> bytes:

@@ -23,7 +23,7 @@ from tada.video.pixels import Geometry, to_rgb
 from tada.video.reader import MAX_PIXELS
 
 _OPENING_SECONDS = 30.0  # for a camera
-_LONGEST_JUMP_BACK_SECONDS = 1.0
+_LONGEST_JUMP_BACK_SECONDS, _LONGEST_JUMP_AHEAD_SECONDS = 1.0, 4 * 3600.0
 
 
 class LiveFrame(NamedTuple):
@@ -122,6 +122,13 @@ class FrameStream:
                     )
                 self.num_left_out += 1
                 continue
+            ahead = float((frame.pts - last) * unit) if self.num_frames else 0.0
+            if ahead > _LONGEST_JUMP_AHEAD_SECONDS:  # whoever counts in windows would have to fill them all
+                raise CorruptVideoError(
+                    f"{self.path!r}: after {seconds:.1f} s its times jump ahead by {ahead:.1f} s; see to its writer, "
+                    "and start again",
+                    self.path,
+                )
             last = frame.pts
             # In the order of the reader's operations, so that times are the same to the last bit.
             before, seconds = seconds, (last - first) * unit.numerator / unit.denominator + late

@@ -1,6 +1,42 @@
 """TAda: video understanding with temporally-adaptive convolutions.
 
-The names below are what a program needs; each is loaded when it is first used.
+An answer, by weights that ship with tada:
+
+    import tada
+    tada.predict("a.mp4")
+
+Learn the classes of a folder of class folders, or of a CSV; test on what
+was held out; use what was learned (a recogniser, a localizer that says
+when, or an ONNX file, all alike):
+
+    tada.train("quickstart", "clips", "run", epochs=3)
+    tada.evaluate("run", "clips").accuracy()
+    model = tada.load("run")
+    model.predict("a.mp4").label
+    model.predict(frames, fps=30).top(3)  # uint8 [T, H, W, 3]
+    model.predict(["a.mp4", "b.mp4"])  # a list of answers
+    model.predict("a.mp4").explain().plot("why.png")
+    tada.load("runs/when").predict("long.mp4").segments
+
+Networks, clips [N, 3, T, H, W] -> logits [N, K], and TAdaConv in others:
+
+    tada.list_models("tada2d_*")
+    tada.create_model("tada2d_r50", num_classes=174)
+    tada.create_model("tada2d_tiny", pretrained=True)
+    network, report = tada.adapt(network)
+    tada.TAdaConv2d(64, 128, 3, padding=1, routing=tada.Routing(64))
+
+Recipes, which hold all that decides what is learned; and publishing:
+
+    recipe = tada.load_recipe("quickstart", epochs=3)
+    tada.push_to_hub("run", "me/model", licence="MIT")
+
+Answers and tests (Prediction, Localization, Evaluation) print in a line
+or two, show themselves in a notebook, and have as_dict(), to_rows() for
+pandas.DataFrame, plot("a.png") and, of videos, save_video("b.mp4").
+Mistakes raise tada.UserError, whose line says the way out.
+
+The names below are what a program needs; each is loaded when it is used.
 """
 
 from __future__ import annotations
@@ -14,10 +50,11 @@ if TYPE_CHECKING:
     from tada.errors import UserError
     from tada.evaluation import evaluate
     from tada.explanation import Explanation
-    from tada.loading import load
+    from tada.loading import load, predict
     from tada.localization.localizer import Localization, Localizer
-    from tada.models import create_model, list_models
+    from tada.models import list_models
     from tada.models.hub import push_to_hub
+    from tada.models.initial import create_model
     from tada.prediction import Prediction
     from tada.recipe import Recipe, load_recipe
     from tada.recognition import train
@@ -49,6 +86,7 @@ __all__ = [
     "list_models",
     "load",
     "load_recipe",
+    "predict",
     "push_to_hub",
     "train",
 ]
@@ -69,11 +107,12 @@ _HOME = {
     "TemporalAggregation": "tada.tadaconv",
     "UserError": "tada.errors",
     "adapt": "tada.adaptation",
-    "create_model": "tada.models",
+    "create_model": "tada.models.initial",
     "evaluate": "tada.evaluation",
     "list_models": "tada.models",
     "load": "tada.loading",
     "load_recipe": "tada.recipe",
+    "predict": "tada.loading",
     "push_to_hub": "tada.models.hub",
     "train": "tada.recognition",
 }

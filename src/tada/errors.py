@@ -7,7 +7,7 @@ cross from a worker process, so each can be rebuilt from its message alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 _LONGEST = 2000
@@ -29,9 +29,19 @@ class UnknownNameError(UserError):
     def of(cls, kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
         """Name the nearest known one, and all of them."""
         choices = sorted(known)
-        near = get_close_matches(name, choices, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see the list."
+        near = nearest(name, choices)
+        hint = f"did you mean {near!r}?" if near else "see the list."
         return cls(f"no {kind} is called {name!r}; {hint} Known: {', '.join(choices)}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that is most like another: by its letters, or else by the initials of its words.
+
+    Of those that are like it one that begins with it is preferred: batch_size for "batch", not last_batch.
+    """
+    close = sorted(get_close_matches(name, known), key=lambda other: not other.startswith(name))
+    initials = [other for other in known if len(name) > 1 and name == "".join(word[:1] for word in other.split("_"))]
+    return next(iter([*close, *initials]), None)
 
 
 class OptionError(UserError):

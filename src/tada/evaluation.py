@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,13 @@ from tada.video.sampling import ClipSpec
 
 
 def evaluate(
-    run: Path,
-    data: Path | VideoTable,
+    run: str | PathLike[str],
+    data: str | PathLike[str] | VideoTable,
     *,
-    root: Path | None = None,
+    root: str | PathLike[str] | None = None,
+    fold: int = 1,
     split: str | None = None,
-    views: Views | None = None,
+    views: Views | str | None = None,
     num_workers: int | None = None,
     clips_per_batch: int = 32,
     device: str | None = None,
@@ -52,11 +54,18 @@ def evaluate(
 ) -> Evaluation:
     """Test the model of a run.
 
+        tada.evaluate("runs/first", "clips").accuracy()
+        tada.evaluate("runs/first", "clips.csv", views="10x3").save("report")
+
     Args:
+        run: the folder of a run, or a file of `tada export`.
         data: what ``read_dataset`` takes, or a table it has read.
+        root: the folder that paths of a CSV start from, or below which a published list's videos lie; by default its
+            own.
+        fold: which of the three divisions of UCF101 and HMDB51.
         split: the part of the data to test on. By default "test" where there is one whose classes are known, else
             "val", else all that the run was not trained on.
-        views: views of each video; by default one, in the middle.
+        views: of each video, as clips x crops, such as "10x3"; by default one, in the middle.
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
         clips_per_batch: clips that pass the model at a time, whatever the number of views.
         device: "cpu", "cuda", ...; by default a GPU where there is one. Several devices are ``machine``'s matter.
@@ -69,8 +78,12 @@ def evaluate(
     machine = Machine() if machine is None else machine
     processes = machine.processes()
     say = processes.speaker(say)
+    run = Path(run)
+    views = Views.parse(views) if isinstance(views, str) else views
     recognizer = load(run, device="cpu" if processes.world > 1 else device)
-    table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
+    if not isinstance(data, VideoTable):
+        data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
+    table = data
     if table.ignored:
         say(f"left out, beside the videos: {listed(table.ignored, quote=False)}")
     hidden = not (show_progress and processes.is_first)

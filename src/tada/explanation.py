@@ -6,6 +6,7 @@ Shapes: T frames of a clip, T' frames of a layer, C channels, L layers, h x w ce
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,8 @@ from tada.errors import OptionError, UnknownNameError
 from tada.files import whole_folder
 from tada.gradcam import look
 from tada.plots import save_calibration, save_heat
-from tada.video.reader import open_video
+from tada.terminal import printable
+from tada.video.inputs import VideoSource
 from tada.video.sampling import ClipSpec
 from tada.video.transforms import frame_crops, normalise, short_side_size, shrink_to
 
@@ -32,7 +34,7 @@ _SHORT_SIDE = 360  # of the frames that are kept for pictures, in pixels, at mos
 
 def explain(
     network: nn.Module,
-    video: str,
+    video: VideoSource,
     frame_numbers: Sequence[int],
     spec: ClipSpec,
     choose: Callable[[Tensor], Tensor],
@@ -51,15 +53,15 @@ def explain(
         VideoError: the video cannot be read.
         OptionError: the network has no such layer, or no feature map.
     """
-    with open_video(video) as reader:
+    with video.open() as reader:
         crops = partial(frame_crops, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
         view = torch.from_numpy(reader.frames(frame_numbers, shrink=crops))[:, 0]
         frames = reader.frames(frame_numbers, shrink=partial(shrink_to, short_side=_SHORT_SIDE))
-        times = [float(reader.times_seconds[number]) for number in frame_numbers]
+        times = [float(reader.times_seconds[number]) if video.has_times else math.nan for number in frame_numbers]
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     found = look(network, normalise(view[None].to(device)), choose, layer=layer)
     return Explanation(
-        path=video,
+        path=video.name,
         label=label,
         score=score,
         frame_numbers=tuple(frame_numbers),
@@ -83,7 +85,7 @@ def _seen(frames: NDArray[np.uint8], spec: ClipSpec) -> tuple[float, float, floa
     return top, left, spec.crop * scales[0], spec.crop * scales[1]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Explanation:
     """Why a model says a class of a clip."""
 
@@ -96,7 +98,7 @@ class Explanation:
     frame_numbers: tuple[int, ...]
     """The clip's frames in the video, [T]."""
     times_seconds: tuple[float, ...]
-    """When each is shown, [T]."""
+    """When each is shown, [T]; nan where frames came without times."""
     frames: NDArray[np.uint8]
     """[T, H, W, 3], RGB: as in the video, made smaller where they are large."""
     crop: tuple[float, float, float, float]
@@ -157,6 +159,13 @@ class Explanation:
             out[i] = np.rint((grey * (1 - part) + colours * part) * np.where(seen, 1.0, 0.4)[..., None])
         return out
 
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.heat.shape))
+        what = f"{printable(self.path)}: {printable(self.label)} {self.score:.2f}"
+        return (
+            f"Explanation({what}; heat {size} of {', '.join(self.layers)}, {len(self.calibrations)} calibrated layers)"
+        )
+
     def plot(self, picture: str | Path) -> None:
         """Draw the frames with the heat over them, as a PNG file."""
         title = f"{Path(self.path).name}: {self.label} {self.score:.2f}"
@@ -196,7 +205,7 @@ class Explanation:
             "label": self.label,
             "score": round(self.score, 6),
             "frame_numbers": list(self.frame_numbers),
-            "times_seconds": [round(time, 6) for time in self.times_seconds],
+            "times_seconds": [None if math.isnan(time) else round(time, 6) for time in self.times_seconds],
             "layers": list(self.layers),
             "mean_heat": _rounded(self.heat.mean((1, 2))),
             "calibration_strength": {name: _rounded(strength) for name, strength in strengths.items()},

@@ -1,38 +1,83 @@
-"""Whatever was trained, loaded for use."""
+"""Whatever was trained, loaded for use; and an answer in one call."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from os import PathLike, fspath
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import tada.recognizer
 from tada.errors import OptionError
-from tada.localization.localizer import CARD_FILE, Localizer, load_localizer
+from tada.localization.localizer import CARD_FILE, Localization, Localizer, load_localizer
+from tada.models.weights import BEST_PACKAGED
+from tada.prediction import Prediction
 from tada.recognizer import Recognizer
+
+if TYPE_CHECKING:
+    from tada.video.inputs import VideoInput
+
+    Answer = Prediction | Localization
 
 
 def load(
     run: str | PathLike[str], *, device: str | None = None, dtype: torch.dtype | None = None, compile: bool = False
 ) -> Recognizer | Localizer:
-    """Load a trained model: the folder of a run, the name of weights that ship with tada, or ``hf-hub:OWNER/NAME``.
+    """Load what was trained: a recogniser, a localizer, or an exported file. All have the same ``predict``.
+
+        tada.load("runs/first").predict("a.mp4").label      # what happens
+        tada.load("runs/when").predict("a.mp4").segments    # what happens when
+        tada.load("model.onnx").predict("a.mp4").top(3)
 
     Args:
-        device: "cpu", "cuda", ...; by default a GPU where there is one.
+        run: the folder of a run of `tada train` or `tada localize train`, OUT.onnx of `tada export`, the name of
+            weights that ship with tada, or ``hf-hub:OWNER/NAME``.
+        device: "cpu", "cuda", ...; by default a GPU where there is one. What is in an ONNX file runs on the CPU.
         dtype: in which a recogniser computes, such as torch.bfloat16; by default that of its weights.
         compile: whether torch.compile works on a recogniser, when it first sees clips: takes a minute.
 
     Returns:
-        What `tada train` left says what happens (``.predict``); what `tada localize train` left says also when
-        (``.localize``).
+        A ``Recognizer``, whose ``predict`` gives a ``Prediction``; or a ``Localizer``, whose gives a ``Localization``.
 
     Raises:
-        CheckpointError: the folder holds no model, or a damaged one; or the hub has none or is out of reach.
-        OptionError: dtype or compile for a localizer, whose detector was trained on features as they are without.
+        CheckpointError: the folder or file holds no model, or a damaged one; or the hub has none or is out of reach.
+        OptionError: dtype or compile for a localizer, whose detector was trained on features as they are without; or
+            for an ONNX file, which says itself how it computes.
     """
     if (Path(fspath(run)) / CARD_FILE).exists():
         if dtype is not None or compile:
             raise OptionError(f"{str(run)!r} is a localizer: it is loaded without dtype and compile")
         return load_localizer(run, device=device)
     return tada.recognizer.load(run, device=device, dtype=dtype, compile=compile)
+
+
+def predict(
+    video: VideoInput | Iterable[Any],
+    model: str | PathLike[str] | Recognizer | Localizer = BEST_PACKAGED,
+    *,
+    device: str | None = None,
+    **options: Any,
+) -> Answer | list[Answer] | Iterator[Answer]:
+    """Say what happens in a video, or in each of several, in one call.
+
+        tada.predict("a.mp4")                       # with weights that ship with tada
+        tada.predict("a.mp4", "runs/first").label
+        tada.predict(frames, "runs/first", fps=30)  # uint8 [T, H, W, 3]
+
+    The model is loaded each time: for call after call, ``tada.load`` it once.
+
+    Args:
+        video: what ``Recognizer.predict`` takes.
+        model: what ``tada.load`` takes, or has given. By default the best weights that ship with tada: they know eight
+            directions of motion.
+        options: those of the model's ``predict``, such as fps, num_clips, window_seconds and min_score.
+
+    Raises:
+        UserError: as ``load`` and ``Recognizer.predict``.
+    """
+    loaded = model if isinstance(model, Recognizer | Localizer) else load(model, device=device)
+    given: Any = video
+    found: Answer | list[Answer] | Iterator[Answer] = loaded.predict(given, **options)
+    return found

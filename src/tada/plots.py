@@ -5,6 +5,7 @@ Names of classes that no font of the machine can draw are numbers there; NAME.cl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ def save_prediction(
 
     Args:
         frames: [F, H, W, 3].
-        times_seconds: [F], when each is shown.
+        times_seconds: [F], when each is shown; nan where that is not known.
         scores: (label, probability), best first.
     """
     count = len(frames)
@@ -71,7 +72,7 @@ def save_prediction(
     for i in range(count):
         axes = figure.add_subplot(rows[0, i])
         axes.imshow(frames[i])
-        axes.set_title(f"{times_seconds[i]:.2f} s", fontsize=9)
+        axes.set_title(_time(times_seconds[i]), fontsize=9)
         axes.axis("off")
     axes = figure.add_subplot(rows[1, :])
     names = lettering([label for label, _ in scores])
@@ -149,7 +150,7 @@ def save_heat(
     Args:
         frames: [T, H, W, 3]; of more than 32 as many are drawn, evenly spread.
         overlaid: [T, H, W, 3], the same with the heat.
-        times_seconds: [T], when each is shown.
+        times_seconds: [T], when each is shown; nan where that is not known.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -169,7 +170,7 @@ def save_heat(
         left, top = column * (wide + beside), row * (2 * high + above + beside) + above
         axes.imshow(frames[i], extent=(left, left + wide, top + high, top))
         axes.imshow(overlaid[i], extent=(left, left + wide, top + 2 * high, top + high))
-        axes.text(left + wide / 2, top - above / 4, f"{times_seconds[i]:.2f} s", fontsize=9, ha="center")
+        axes.text(left + wide / 2, top - above / 4, _time(times_seconds[i]), fontsize=9, ha="center")
     axes.set(xlim=(0, columns * (wide + beside)), ylim=(rows * (2 * high + above + beside), 0))
     axes.axis("off")
     scale = ScalarMappable(Normalize(0, 1), "turbo")
@@ -198,7 +199,7 @@ def save_calibration(
 
     Args:
         frames: [T, S, S, 3].
-        times_seconds: [T], when each is shown.
+        times_seconds: [T], when each is shown; nan where that is not known.
         strengths: for each layer, in the network's order, how far its kernels are from the shared one, [T'].
         layer: whose channels are drawn.
         deviations: its alpha - 1, [T', C].
@@ -231,9 +232,11 @@ def save_calibration(
     bottom.set_ylabel("channel")
     bottom.set_title(layer, parse_math=False)
     figure.colorbar(image, ax=bottom, label="alpha - 1", fraction=0.03)
+    is_timed = not math.isnan(times_seconds[0])
+    ticks = [f"{times_seconds[i]:.2f}" if is_timed else str(i + 1) for i in shown]
     for axes in (middle, bottom):
-        axes.set_xticks([i + 0.5 for i in shown], [f"{times_seconds[i]:.2f}" for i in shown], fontsize=8)
-    bottom.set_xlabel("seconds")
+        axes.set_xticks([i + 0.5 for i in shown], ticks, fontsize=8)
+    bottom.set_xlabel("seconds" if is_timed else "frame of the clip")
     _set_title(figure, title)
     _save(figure, path)
 
@@ -355,6 +358,10 @@ def save_stacks(rows: Mapping[str, Mapping[str, int]], kinds: Sequence[str], pat
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(kinds), frameon=False)
     _save(figure, path, names.legend)
+
+
+def _time(seconds: float) -> str:
+    return "" if math.isnan(seconds) else f"{seconds:.2f} s"
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:

@@ -22,10 +22,12 @@ import numpy as np
 from tada.data.rows import guarded
 from tada.errors import OptionError
 from tada.explanation import Explanation
+from tada.notebook import Bar, results_html
 from tada.plots import save_prediction
+from tada.terminal import printable
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
-from tada.video.reader import open_video
+from tada.video.inputs import VideoSource, source_of
 from tada.video.transforms import shrink_to
 
 
@@ -42,7 +44,8 @@ class ClipScores:
     """What the model says of one clip of a video."""
 
     start_seconds: float
-    """When the clip's first frame is shown, counted from where the file begins, as in players."""
+    """When the clip's first frame is shown, counted from where the file begins, as in players; nan where frames came
+    without times."""
     end_seconds: float
     """When its last frame is shown."""
     scores: tuple[float, ...]
@@ -50,12 +53,19 @@ class ClipScores:
     frame_numbers: tuple[int, ...] = ()
     """The video's frames that were looked at."""
 
+    def when(self) -> str:
+        """From when to when, as people read it: "1.0-2.5"; of frames without times their numbers."""
+        if math.isnan(self.start_seconds):
+            return f"frames {self.frame_numbers[0]}-{self.frame_numbers[-1]}"
+        return f"{self.start_seconds:.1f}-{self.end_seconds:.1f}"
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Prediction:
     """What the model says of a video: the mean over its clips."""
 
     path: str
+    """The video's; of one that has none, what it is: "<array>"."""
     labels: tuple[str, ...]
     """Class names."""
     scores: tuple[float, ...]
@@ -65,8 +75,34 @@ class Prediction:
     recognizer: Explains | None = field(default=None, repr=False, compare=False)
     """Whose answer it is; it does not go along where the prediction is pickled."""
 
+    source: VideoSource | None = field(default=None, compare=False)
+    """The video as it was given; None: the file at ``path``."""
+
     def __getstate__(self) -> list[Any]:
         return [None if f.name == "recognizer" else getattr(self, f.name) for f in fields(self)]
+
+    def __str__(self) -> str:
+        best = ", ".join(f"{printable(label)} {score:.2f}" for label, score in self.top(3))
+        return f"{printable(self.path)}: {best}"
+
+    def __repr__(self) -> str:
+        clips = f"; {len(self.clips)} clips" if len(self.clips) > 1 else ""
+        return f"Prediction({self}{clips})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        tables: list[tuple[Sequence[str], Sequence[Sequence[str | Bar]]]] = [
+            (("class", "probability"), [(label, Bar(score)) for label, score in self.top(5)])
+        ]
+        if len(self.clips) > 1:
+            rows = [(clip.when(), *self.top(1, clip)[0]) for clip in self.clips]
+            tables.append((("seconds", "class", "probability"), [(when, name, Bar(p)) for when, name, p in rows]))
+        return results_html(self.path, tables)
+
+    @property
+    def video(self) -> VideoSource:
+        """The video, to be opened again."""
+        return source_of(self.path) if self.source is None else self.source
 
     @property
     def label(self) -> str:
@@ -79,20 +115,37 @@ class Prediction:
         return sorted(zip(self.labels, scores, strict=True), key=lambda pair: -pair[1])[:count]
 
     def as_dict(self, count: int = 5) -> dict[str, Any]:
-        """Plain values for JSON: the best classes of the video and of each clip."""
+        """Plain values for JSON: the best classes of the video and of each clip. Times that are not known are None."""
         return {
             "video": self.path,
             "label": self.label,
             "scores": dict(self.top(count)),
             "clips": [
                 {
-                    "start_seconds": round(clip.start_seconds, 3),
-                    "end_seconds": round(clip.end_seconds, 3),
+                    "start_seconds": _rounded(clip.start_seconds),
+                    "end_seconds": _rounded(clip.end_seconds),
                     "scores": dict(self.top(count, clip)),
                 }
                 for clip in self.clips
             ],
         }
+
+    def to_rows(self, count: int = 5, *, clips: bool = False) -> list[dict[str, Any]]:
+        """Flat rows, as for ``pandas.DataFrame``: video, rank, label, score, for each of the most probable classes.
+
+        Args:
+            clips: those of each clip, with its start_seconds and end_seconds, in place of those of the whole video.
+        """
+        if not clips:
+            return [self._row(rank, *best) for rank, best in enumerate(self.top(count), start=1)]
+        return [
+            self._row(rank, *best, start_seconds=_rounded(clip.start_seconds), end_seconds=_rounded(clip.end_seconds))
+            for clip in self.clips
+            for rank, best in enumerate(self.top(count, clip), start=1)
+        ]
+
+    def _row(self, rank: int, label: str, score: float, **more: float | None) -> dict[str, Any]:
+        return {"video": self.path, **more, "rank": rank, "label": label, "score": score}
 
     def explain(self, *, label: str | None = None, clip: int | None = None, layer: str | None = None) -> Explanation:
         """Show what the network looked at, and how its kernels were calibrated: see ``Recognizer.explain``.
@@ -122,10 +175,10 @@ class Prediction:
             advance: told now and then which part of the video has been written since.
 
         Raises:
-            VideoError: the video cannot be read to its end.
-            OptionError: the file is there already, and not to be replaced.
+            VideoError: the video cannot be read to its end, or its frames are not kept any more.
+            OptionError: the file is there already, and not to be replaced; or frames came without times.
         """
-        annotate_video(self.path, target, self._lanes(count), overwrite=overwrite, advance=advance)
+        annotate_video(self.video, target, self._lanes(count), overwrite=overwrite, advance=advance)
 
     def _lanes(self, count: int) -> list[Lane]:
         """The course of the scores of the most probable classes, by the video's score."""
@@ -148,7 +201,7 @@ class Prediction:
             if label in named
         ]
 
-    def plot(self, picture: Path, *, num_frames: int = 8, count: int = 5) -> None:
+    def plot(self, picture: str | PathLike[str], *, num_frames: int = 8, count: int = 5) -> None:
         """Draw frames that were looked at and the most probable classes, as a PNG file.
 
         Args:
@@ -157,14 +210,19 @@ class Prediction:
         Raises:
             VideoError: the video cannot be read any more.
         """
+        video = self.video
         seen = sorted({number for clip in self.clips for number in clip.frame_numbers})
-        with open_video(self.path) as reader:
-            times = reader.times_seconds
+        with video.open() as reader:
+            times = reader.times_seconds if video.has_times else np.full(len(reader.times_seconds), math.nan)
             seen = seen or list(range(len(times)))  # of a prediction that does not say
             indices = [seen[i] for i in sorted({round(i) for i in np.linspace(0, len(seen) - 1, num_frames)})]
             frames = reader.frames(indices, shrink=partial(shrink_to, short_side=256))
         title = Path(self.path).name
-        save_prediction(frames, [float(times[i]) for i in indices], self.top(count), picture, title=title)
+        save_prediction(frames, [float(times[i]) for i in indices], self.top(count), Path(picture), title=title)
+
+
+def _rounded(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else round(seconds, 3)
 
 
 def predictions_json(predictions: Sequence[Prediction], count: int = 5) -> str:

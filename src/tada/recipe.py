@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from importlib import resources
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -246,13 +247,44 @@ def find_recipe(name_or_path: str, folder: Literal["", "localization"] = "") -> 
     return recipes[name_or_path]
 
 
-def load_recipe(name_or_path: str | Path, **changes: Any) -> Recipe:
-    """Read a recipe by name or from a YAML file, and change some of its fields.
+def load_recipe(name_or_path: str | PathLike[str], **changes: Any) -> Recipe:
+    """Read a recipe by name or from a YAML file, and change some of its fields, as ``changed`` does.
 
     Raises:
-        OptionError: the file cannot be read, or a field is unknown or of the wrong type.
+        OptionError: the file cannot be read, or a field is of the wrong type or out of its range.
+        UnknownNameError: no recipe has the name, or none of its fields.
     """
-    return replace(read_recipe(find_recipe(str(name_or_path)), Recipe), **changes)
+    return changed(read_recipe(find_recipe(fspath(name_or_path)), Recipe), changes)
+
+
+def changed(recipe: R, changes: Mapping[str, Any]) -> R:
+    """The recipe with other values of some fields; those of ``clip`` may be a mapping of some of its fields.
+
+    Raises:
+        OptionError: a value is of the wrong type or out of its range.
+        UnknownNameError: there is no such field; it tells the nearest.
+    """
+    if not changes:
+        return recipe
+    values = _plain(asdict(recipe))  # type: ignore[call-overload]
+    for name, value in changes.items():
+        own, value = values.get(name), _plain(value)
+        inside = isinstance(value, dict) and is_dataclass(getattr(recipe, name, None))
+        values[name] = {**own, **value} if inside else value
+    return typed_recipe(values, type(recipe))
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def read_recipe(path: Path, kind: type[R], *, absent: Mapping[str, Any] | None = None) -> R:

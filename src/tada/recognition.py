@@ -21,12 +21,15 @@ Shapes: N clips or videos, V views, T frames, K classes.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -44,7 +47,7 @@ from tada.data.clips import (
 from tada.data.known import KnownVideo, as_in_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
 from tada.data.table import Head, VideoTable, listed, videos_text, with_splits
-from tada.errors import DataError, OptionError
+from tada.errors import DataError, OptionError, UnknownNameError
 from tada.evaluation import evaluate_alone
 from tada.interruption import tell_state
 from tada.intervals import interval_text
@@ -57,7 +60,7 @@ from tada.models.parallel import checkpoint_blocks, synchronise_batch_norms, who
 from tada.models.weights import ModelCard, save_weights
 from tada.page import PAGE
 from tada.ranks import leaving_together
-from tada.recipe import Recipe, recipe_of_run, recipe_yaml, resumed
+from tada.recipe import Recipe, changed, load_recipe, recipe_of_run, recipe_yaml, resumed
 from tada.recognition_task import About, RecognitionTask, ShardedRecognitionTask
 from tada.recognizer import load
 from tada.report import clip_in_words, lead, report_sections
@@ -91,26 +94,36 @@ class TrainingResult:
 
 @holds("out")
 def train(
-    recipe: Recipe,
-    data: Path | VideoTable,
-    out: Path,
+    recipe: Recipe | str | PathLike[str] | None,
+    data: str | PathLike[str] | VideoTable,
+    out: str | PathLike[str],
     *,
-    root: Path | None = None,
+    root: str | PathLike[str] | None = None,
+    fold: int = 1,
     val_fraction: float = 0.2,
     val_groups: Sequence[str] = (),
     resume: bool = False,
     skip_unreadable: int = 0,
     num_workers: int | None = None,
     save_every_steps: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
     machine: Machine | None = None,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
+    **changes: Any,
 ) -> TrainingResult:
     """Train a model on a folder of class folders or a CSV of clips, and leave it in the folder ``out``.
 
+        tada.train(None, "clips", "runs/first")
+        tada.train("quickstart", "clips.csv", "runs/second", epochs=3, clip={"num_frames": 4})
+
     Args:
+        recipe: a recipe, the name of one that comes with tada, or a YAML file. None: the defaults; of a run that is
+            resumed, its own.
         data: what ``tada.data.annotations.read_dataset`` takes, or a table it has read.
-        root: the folder that paths of a CSV start from; by default the CSV's own.
+        root: the folder that paths of a CSV start from, or below which a published list's videos lie; by default its
+            own.
+        fold: which of the three divisions of UCF101 and HMDB51.
         val_fraction: part of each class held out for validation where the data has no split of its own; 0 for none.
         val_groups: hold out these values of the CSV's group column instead.
         resume: continue the run in ``out`` from its last saved state, to the same numbers as if never stopped.
@@ -118,19 +131,26 @@ def train(
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
         save_every_steps: optimiser steps between saved states; by default those of an epoch (of some short ones), at
             most 200.
-        machine: devices and how they are used; by default one device. The same run may go on with other ones.
+        device: "cpu" or "cuda"; by default a GPU where there is one.
+        machine: or: how many devices, and how they are used. The same run may go on with other ones.
         say: receives a line for each thing worth knowing.
+        changes: fields of the recipe that are to have other values, as ``tada.recipe.changed`` takes them.
 
     Raises:
+        UnknownNameError: no recipe is called so, or no field or argument; it tells the nearest.
         UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
         OutputError: the folder cannot be written, or another process writes into it.
     """
     if not 0 <= val_fraction < 1:
         raise OptionError(f"val_fraction must be 0 or more and less than 1, not {val_fraction:g}")
-    machine = Machine() if machine is None else machine
+    out = Path(out)
+    recipe = _recipe_of_call(recipe, changes, out if resume else None)
+    machine = _machine_of_call(device, machine)
     processes = machine.processes()
     say = processes.speaker(say)
-    table = data if isinstance(data, VideoTable) else read_dataset(data, root=root)
+    if not isinstance(data, VideoTable):
+        data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
+    table = data
     is_drawn = not (table.splits or val_groups)
     table = with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
     show_progress = show_progress and processes.is_first
@@ -320,6 +340,36 @@ def _write_page(
         commands=noted_commands(out),
     )
     say(f"curves, every class and the worst mistakes: {out / PAGE}")
+
+
+def _recipe_of_call(
+    recipe: Recipe | str | PathLike[str] | None, changes: Mapping[str, Any], resumed_run: Path | None
+) -> Recipe:
+    """The recipe that was named, with what was changed about it."""
+    names = [field.name for field in fields(Recipe)]
+    for name in changes:
+        if name not in names:
+            options = [p.name for p in inspect.signature(train).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            raise UnknownNameError.of("recipe field or argument of train", name, names + options)
+    if recipe is None:
+        is_there = resumed_run is not None and was_begun(resumed_run)
+        recipe = recipe_of_run(resumed_run, Recipe) if resumed_run is not None and is_there else Recipe()
+    elif not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe)
+    return changed(recipe, changes)
+
+
+def _machine_of_call(device: str | None, machine: Machine | None) -> Machine:
+    if device is None:
+        return Machine() if machine is None else machine
+    if machine is not None:
+        raise OptionError("device and machine both say where to train: give one of them")
+    if device not in ("cpu", "cuda"):
+        raise OptionError(
+            f"{device = } should be 'cpu' or 'cuda'; which GPUs are seen is CUDA_VISIBLE_DEVICES' matter, and how many "
+            "are used machine=tada.machine.Machine(devices=...)'s"
+        )
+    return Machine(accelerator="cpu" if device == "cpu" else "gpu")
 
 
 def _begun(out: Path, recipe: Recipe, write_list: Callable[[Path], None]) -> AbstractContextManager[None]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import accumulate, groupby, pairwise, product
+from itertools import accumulate, pairwise, product
 from os import PathLike, fspath
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
 
 import numpy as np
 import torch
@@ -29,9 +29,13 @@ from tada.models.fuse import FusedNetwork, fuse
 from tada.models.hub import fetch_model, is_hub_id
 from tada.models.weights import CARD_FILE, ModelCard, load_model, packaged, packaged_names
 from tada.prediction import ClipScores, Prediction
-from tada.video.reader import Video, open_video
+from tada.terminal import printable
+from tada.video.inputs import OpenVideo, VideoSource, is_one_video, source_of
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import frame_crops, normalise
+
+if TYPE_CHECKING:
+    from tada.video.inputs import VideoInput
 
 _CLIPS_AHEAD = 4
 MAX_CLIPS = 10
@@ -68,6 +72,11 @@ class Recognizer:
         else:
             self.network = fuse(self.model, dtype=dtype, compile=compile)
         self.card = card
+
+    def __repr__(self) -> str:
+        named = ", ".join(map(printable, self.answers[:3])) + (", ..." if len(self.answers) > 3 else "")
+        clip = f"{self.clip.num_frames} frames of {self.clip.crop}x{self.clip.crop} pixels"
+        return f"Recognizer({self.card.model}, {len(self.answers)} classes ({named}), {clip}, on {self.device})"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -108,16 +117,59 @@ class Recognizer:
         sizes = [len(head.labels) for head in self.heads]
         return torch.cat([of_head.softmax(1) for of_head in torch.split(logits.float(), sizes, dim=1)], dim=1)
 
-    def predict(
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a path is a collection of letters, an open file one of lines
         self,
-        video: str | PathLike[str],
+        video: VideoInput,
         *,
+        fps: float | None = None,
         num_clips: int | None = None,
         window_seconds: float | None = None,
-    ) -> Prediction:
-        """Say what happens in a video.
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        video: Iterator[VideoInput],
+        *,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+    ) -> Iterator[Prediction]: ...
+
+    @overload
+    def predict(
+        self,
+        video: Collection[Any],
+        *,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        video: VideoInput | Iterable[Any],
+        *,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+    ) -> Prediction | list[Prediction] | Iterator[Prediction]:
+        """Say what happens in a video, or in each of several.
+
+            recognizer.predict("a.mp4").label
+            recognizer.predict(frames, fps=30).top(3)  # uint8 [T, H, W, 3]
+            recognizer.predict(["a.mp4", "b.mp4"])     # two predictions
+            for prediction in recognizer.predict(path for path in paths): ...
 
         Args:
+            video: a path, the bytes of a video file, a binary file that is open, frames or a list of pictures: see
+                ``tada.video.inputs.source_of``. Of a list (or whatever else has a length) of videos all predictions
+                come in a list; of a generator they come one by one, as they are ready. It runs in a thread of its own,
+                some clips ahead; what it gives in memory is let go when the next prediction is asked for, so explain
+                and draw before that.
+            fps: the rate of frames that come without times, in frames per second. Needed where the model's clips are
+                counted in seconds, and for times in the answer.
             num_clips: clips spread over the video, or over each window. By default one for each span that a clip
                 covers, at most ten; a clip of segments covers the whole video, so one.
             window_seconds: cut the video into windows of this length and treat each as a video of its own, for
@@ -125,18 +177,24 @@ class Recognizer:
                 window at the end joins the one before.
 
         Raises:
-            VideoError: the video cannot be read.
-            OptionError: an argument out of its range.
+            VideoError: a video cannot be read; ``predict_all`` goes on with the next.
+            OptionError: an argument out of its range, or no video; or frames whose rate is needed.
         """
-        found = next(iter(self.predict_all([video], num_clips=num_clips, window_seconds=window_seconds)))
-        if isinstance(found, VideoError):
-            raise found
-        return found
+        if is_one_video(video):
+            source = source_of(video, fps=fps)
+            found = next(iter(self.predict_all([source], num_clips=num_clips, window_seconds=window_seconds)))
+            if isinstance(found, VideoError):
+                raise found
+            return found
+        videos: Any = video
+        answers = self.predict_all(videos, fps=fps, num_clips=num_clips, window_seconds=window_seconds)
+        return _all_sound(answers) if isinstance(videos, Collection) else _one_by_one(answers)
 
     def predict_all(
         self,
-        videos: Sequence[str | PathLike[str]],
+        videos: Iterable[VideoInput],
         *,
+        fps: float | None = None,
         num_clips: int | None = None,
         window_seconds: float | None = None,
     ) -> Iterator[Prediction | VideoError]:
@@ -145,38 +203,60 @@ class Recognizer:
         Arguments are those of ``predict``. A video that cannot be read gives the error that says why.
 
         Raises:
-            OptionError: an argument out of its range.
+            OptionError: an argument out of its range, or no video.
         """
         if num_clips is not None and num_clips < 1:
             raise OptionError(f"{num_clips = } should be at least 1")
         if window_seconds is not None and not window_seconds > 0:
             raise OptionError(f"{window_seconds = } should be more than 0")
-        return self._predictions(videos, num_clips, window_seconds)
+        if is_one_video(videos):
+            videos = [cast("VideoInput", videos)]
+        number = not isinstance(videos, Sequence) or len(videos) > 1
+        sources: Iterable[VideoSource] = (
+            self._timed(source_of(video, fps=fps, number=i if number else None), window_seconds)
+            for i, video in enumerate(videos)
+        )
+        if isinstance(videos, Collection):
+            sources = list(sources)  # so that what is no video is told at once
+        return self._predictions(sources, num_clips, window_seconds)
+
+    def _timed(self, source: VideoSource, window_seconds: float | None) -> VideoSource:
+        """The source; refused where its frames need times that it has not."""
+        needed = ""
+        if self.clip.sampling == "interval" and self.clip.fps is not None:
+            needed = f"this model's clips are counted at {self.clip.fps:g} frames per second"
+        elif window_seconds is not None:
+            needed = "window_seconds counts seconds"
+        if needed and not source.has_times:
+            raise OptionError(f"{source.name} does not say when its frames are shown, and {needed}: give fps")
+        return source
 
     def explain(
         self,
-        video: str | PathLike[str] | Prediction,
+        video: VideoInput | Prediction,
         *,
         label: str | None = None,
         clip: int | None = None,
         layer: str | None = None,
+        fps: float | None = None,
     ) -> Explanation:
         """Show what the network looked at in one clip of a video (Grad-CAM), and how its kernels were calibrated.
 
         It is the network as it was trained, not its inference form. Not for two threads at a time.
 
         Args:
-            video: a file, which is predicted first; or what ``predict`` gave for one, with its clips.
+            video: one video as for ``predict``, which is predicted first; or what that gave, with its clips.
             label: the class that is explained, of ``answers``; by default the most probable of the video.
             clip: which of the prediction's clips; by default the one in which the class is most probable.
             layer: the module whose feature map is looked at; see ``tada.gradcam.look``.
+            fps: of frames without times, as for ``predict``.
 
         Raises:
-            VideoError: the video cannot be read.
+            VideoError: the video cannot be read, or its frames are not kept any more.
             OptionError: no such class, clip or layer; or an ONNX file, into which there is no looking.
         """
         self.check_explains(label)
-        prediction = video if isinstance(video, Prediction) else self.predict(video)
+        prediction = video if isinstance(video, Prediction) else self._predict_one(video, fps)
         label = prediction.label if label is None else label
         if prediction.labels != self.answers:
             raise OptionError("this prediction is of a recognizer with other classes: predict the video with this one")
@@ -191,7 +271,7 @@ class Recognizer:
         logits = [start + int(i) for start, i in zip(starts, np.unravel_index(place, sizes), strict=True)]
         return explain(
             self.model,
-            prediction.path,
+            prediction.video,
             chosen.frame_numbers,
             self.clip,
             lambda found: found[logits].sum(),
@@ -212,17 +292,22 @@ class Recognizer:
         if label is not None and label not in self.answers:
             raise UnknownNameError.of("class", label, self.answers)
 
+    def _predict_one(self, video: Any, fps: float | None) -> Prediction:
+        if not is_one_video(video):
+            raise OptionError("one video is explained at a time: call explain for each")
+        return self.predict(source_of(video, fps=fps))
+
     def _predictions(
-        self, videos: Sequence[str | PathLike[str]], num_clips: int | None, window_seconds: float | None
+        self, sources: Iterable[VideoSource], num_clips: int | None, window_seconds: float | None
     ) -> Iterator[Prediction | VideoError]:
-        with Ahead(_read_clips(videos, self.clip, num_clips, window_seconds), size=_CLIPS_AHEAD) as clips:
-            for place, of_video in groupby(clips, key=lambda clip: clip.place):
-                found, fault = [], None
-                for clip in of_video:
-                    if clip.fault is None:
-                        found.append(self._score(clip))
-                    fault = clip.fault
-                yield fault or self._mean(videos[place], found)
+        found: list[ClipScores] = []
+        with Ahead(_read_clips(sources, self.clip, num_clips, window_seconds), size=_CLIPS_AHEAD) as clips:
+            for clip in clips:
+                if clip.fault is None:
+                    found.append(self._score(clip))
+                if clip.is_last:
+                    yield clip.fault or self._mean(clip.source, found)
+                    found = []
 
     def _score(self, clip: _Clip) -> ClipScores:
         return ClipScores(
@@ -232,10 +317,15 @@ class Recognizer:
             frame_numbers=clip.frame_numbers,
         )
 
-    def _mean(self, video: str | PathLike[str], clips: list[ClipScores]) -> Prediction:
+    def _mean(self, source: VideoSource, clips: list[ClipScores]) -> Prediction:
         mean = torch.tensor([clip.scores for clip in clips]).mean(0)
         return Prediction(
-            path=fspath(video), labels=self.answers, scores=tuple(mean.tolist()), clips=tuple(clips), recognizer=self
+            path=source.name,
+            labels=self.answers,
+            scores=tuple(mean.tolist()),
+            clips=tuple(clips),
+            recognizer=self,
+            source=source,
         )
 
     def _joint(self, scores: Tensor) -> Tensor:
@@ -246,13 +336,31 @@ class Recognizer:
         return joint
 
 
+def _all_sound(answers: Iterator[Prediction | VideoError]) -> list[Prediction]:
+    found = []
+    for answer in answers:
+        if isinstance(answer, VideoError):
+            raise answer
+        found.append(answer)
+    return found
+
+
+def _one_by_one(answers: Iterator[Prediction | VideoError]) -> Iterator[Prediction]:
+    for answer in answers:
+        if isinstance(answer, VideoError):
+            raise answer
+        yield answer
+        answer.video.forget()  # or many videos would be in memory, where somebody collects the answers
+
+
 class _Clip(NamedTuple):
     """What a video's clip shows; or why the video cannot be read."""
 
-    place: int
-    """of the video among those that are read"""
-    start_seconds: float = 0.0
-    end_seconds: float = 0.0
+    source: VideoSource
+    is_last: bool
+    """of the video's clips"""
+    start_seconds: float = math.nan
+    end_seconds: float = math.nan
     views: Tensor = torch.empty(0)
     """uint8 [1, T, H, W, 3]"""
     frame_numbers: tuple[int, ...] = ()
@@ -260,23 +368,26 @@ class _Clip(NamedTuple):
 
 
 def _read_clips(
-    videos: Sequence[str | PathLike[str]], spec: ClipSpec, num_clips: int | None, window_seconds: float | None
+    sources: Iterable[VideoSource], spec: ClipSpec, num_clips: int | None, window_seconds: float | None
 ) -> Iterator[_Clip]:
     """The clips of each video, one after the other; a video's last is its fault, if it has one."""
     shrink = partial(frame_crops, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
-    for place, video in enumerate(videos):
+    for source in sources:
         try:
-            with open_video(video) as reader:
-                for indices in _choose_clips(reader, spec, num_clips, window_seconds):
+            with source.open() as reader:
+                chosen = _choose_clips(reader, spec, num_clips, window_seconds)
+                for number, indices in enumerate(chosen, start=1):
                     views = torch.from_numpy(reader.frames(indices, shrink=shrink)).transpose(0, 1)
                     first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
-                    yield _Clip(place, first, last, views, tuple(indices))
+                    if not source.has_times:
+                        first = last = math.nan
+                    yield _Clip(source, number == len(chosen), first, last, views, tuple(indices))
         except VideoError as error:
-            yield _Clip(place, fault=error)
+            yield _Clip(source, True, fault=error)
 
 
 def _choose_clips(
-    reader: Video, spec: ClipSpec, num_clips: int | None, window_seconds: float | None
+    reader: OpenVideo, spec: ClipSpec, num_clips: int | None, window_seconds: float | None
 ) -> list[list[int]]:
     """The frames of every clip, in the order of time."""
     times = reader.times_seconds

@@ -15,6 +15,7 @@ import json
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from tada.arrays import read_npz
 from tada.data.clips import Unreadable, Views
 from tada.data.rows import guarded
-from tada.data.table import Head
+from tada.data.table import Head, videos_text
 from tada.errors import DataError
 from tada.files import check_not_there, whole_file, write_whole, writing
-from tada.intervals import accuracy_interval
+from tada.intervals import accuracy_interval, interval_text
+from tada.notebook import Bar, Table, results_html
 from tada.page import PAGE
 from tada.plots import save_confusion_matrix
 from tada.video.sampling import ClipSpec
@@ -43,7 +45,7 @@ UNKNOWN = -1
 """The target of a video whose class is not known."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Evaluation:
     """The result of a test."""
 
@@ -68,6 +70,54 @@ class Evaluation:
     scores of before they were noted."""
     clip: ClipSpec | None = None
     """Which frames make a clip of the network; of an ensemble, of its first; None where it was not noted."""
+
+    def __str__(self) -> str:
+        """Say how many are right."""
+        classes = " and ".join(f"{len(head.labels)} {head.name} classes" for head in self.heads)
+        parts = [f"{videos_text(len(self.paths))} of {classes}"]
+        number = int(self.known.sum())
+        parts += [f"{name} {value:.3f} ({interval_text(value, number)})" for name, value in self.metrics().items()]
+        if not self.known.any():
+            parts.append("whose classes are not known")
+        if self.unreadable:
+            parts.append(f"{videos_text(len(self.unreadable))} unreadable")
+        return "; ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else parts[0]
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        number = int(self.known.sum())
+        rows = [(name, Bar(value), interval_text(value, number)) for name, value in self.metrics().items()]
+        tables: list[Table] = [(("", "", "interval"), rows)] if rows else []
+        if self.known.any():
+            for i, head in enumerate(self.heads):
+                per_class = sorted(self.per_class(head=i).items(), key=lambda entry: entry[1][0])
+                cells = [(label, Bar(top1), str(count)) for label, (top1, count) in per_class]
+                tables.append(((f"{head.name}, the worst first", "top1", "videos"), cells))
+        return results_html("Evaluation", tables, lead=str(self))
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Flat rows, as for ``pandas.DataFrame``: id, path, group, label, predicted, score, correct of each video.
+
+        Of several heads: verb, verb_predicted, verb_score, verb_correct, noun, ... What is not known is None.
+        """
+        rows: list[dict[str, Any]] = [
+            {"id": name, "path": path, "group": group}
+            for name, path, group in zip(self.ids, self.paths, self.groups, strict=True)
+        ]
+        for i, head in enumerate(self.heads):
+            truth, more = ("label", "") if len(self.heads) == 1 else (head.name, f"{head.name}_")
+            scores = self.of_head(i)
+            for row, target, found, best in zip(
+                rows, self.targets[:, i].tolist(), scores.argmax(1).tolist(), scores.max(1).tolist(), strict=True
+            ):
+                is_known = target != UNKNOWN
+                row[truth] = head.labels[target] if is_known else None
+                row[f"{more}predicted"], row[f"{more}score"] = head.labels[found], best
+                row[f"{more}correct"] = found == target if is_known else None
+        return rows
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -157,22 +207,8 @@ class Evaluation:
         """The 95 % interval of each of these accuracies: how far so many videos can tell."""
         return {name: accuracy_interval(value, int(self.known.sum())) for name, value in self.metrics().items()}
 
-    def save(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Write evaluation.json, scores.npz, scores.csv, and confusion.png or one of them for each head.
-
-        Each file is whole or not there; the pictures come last.
-
-        Args:
-            overwrite: replace a report that is there.
-
-        Raises:
-            OptionError: there is one, and it may not be replaced.
-            OutputError: the folder cannot be written.
-        """
-        check_not_there(folder, REPORT_FILES, overwrite=overwrite)
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        before = [file for name in REPORT_FILES for file in folder.glob(name)]
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: accuracies with their intervals, those of each class, and what was tested."""
         summary: dict[str, Any] = {
             **self.metrics(),
             "interval_95": self.intervals(),
@@ -185,6 +221,36 @@ class Evaluation:
             for i, head in enumerate(self.heads):
                 per_class = {label: {"top1": top, "videos": n} for label, (top, n) in self.per_class(head=i).items()}
                 summary["per_class" if one else f"per_{head.name}"] = per_class
+        return summary
+
+    def plot(self, picture: str | PathLike[str], *, head: int = 0) -> None:
+        """Draw how often each class was taken for each class, as a PNG file.
+
+        Raises:
+            DataError: the true classes are not known.
+        """
+        if not self.known.any():
+            raise DataError("the true classes of these videos are not known, so none can be compared")
+        save_confusion_matrix(self.confusion(head=head), self.heads[head].labels, Path(picture))
+
+    def save(self, folder: str | PathLike[str], *, overwrite: bool = False) -> None:
+        """Write evaluation.json, scores.npz, scores.csv, and confusion.png or one of them for each head.
+
+        Each file is whole or not there; the pictures come last.
+
+        Args:
+            overwrite: replace a report that is there.
+
+        Raises:
+            OptionError: there is one, and it may not be replaced.
+            OutputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        check_not_there(folder, REPORT_FILES, overwrite=overwrite)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        before = [file for name in REPORT_FILES for file in folder.glob(name)]
+        one = len(self.heads) == 1
         self._save_scores(folder / SCORES_FILE)
         with (
             whole_file(folder / "scores.csv") as part,
@@ -200,7 +266,7 @@ class Evaluation:
                     for head, target in zip(self.heads, targets, strict=True)
                 ]
                 writer.writerow([guarded(path), *truth, *(f"{score:.6f}" for score in scores)])
-        write_whole(folder / "evaluation.json", (json.dumps(summary, indent=2) + "\n").encode())
+        write_whole(folder / "evaluation.json", (json.dumps(self.as_dict(), indent=2) + "\n").encode())
         with writing(folder):  # what the new ones do not replace
             for old in before:
                 if old.suffix in (".png", ".txt", ".html") or old.name == CHALLENGE_FILE:

@@ -35,7 +35,8 @@ from tada.localization.sources import Source
 from tada.localization.video_names import video_name
 from tada.locks import holds
 from tada.recognizer import Recognizer
-from tada.video.reader import Video, open_video, probe
+from tada.video.inputs import OpenVideo, VideoSource, source_of
+from tada.video.reader import probe
 from tada.video.sampling import ClipSpec
 from tada.video.transforms import normalise, test_crops
 
@@ -145,7 +146,7 @@ def settings_of(backbone: Recognizer, settings: ExtractionSettings) -> dict[str,
     }
 
 
-def clips_of(reader: Video, spec: ClipSpec, settings: ExtractionSettings, clip_range: range) -> Iterator[Tensor]:
+def clips_of(reader: OpenVideo, spec: ClipSpec, settings: ExtractionSettings, clip_range: range) -> Iterator[Tensor]:
     """The crops of each clip, uint8 [V, T, crop, crop, 3], in order; every frame is decoded once.
 
     Frames wait, resized and cut, until no later clip needs them.
@@ -191,7 +192,7 @@ def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
 
 def extract_video(
     backbone: Recognizer,
-    path: Path,
+    video: Path | VideoSource,
     settings: ExtractionSettings,
     *,
     batch_size: int = 16,
@@ -208,7 +209,8 @@ def extract_video(
         VideoError: the video cannot be read to its end.
     """
     features, scores = [], []
-    with open_video(path) as reader:
+    source = source_of(video)
+    with source.open() as reader:
         duration = reader.info.duration_seconds
         count = settings.count(duration)
         if count > MAX_FEATURES:
@@ -233,7 +235,7 @@ def extract_video(
         settings,
         torch.cat(features).numpy(),
         torch.cat(scores).numpy(),
-        video=video_name(path.name),
+        video=video_name(Path(source.name).name),
         duration_seconds=duration,
         backbone_sha256=backbone_sha256,
     )

@@ -10,12 +10,12 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import safetensors.torch
@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from tada.data.rows import guarded
 from tada.documents import read_json, typed
-from tada.errors import CheckpointError
+from tada.errors import CheckpointError, OptionError
 from tada.files import write_whole
 from tada.localization.annotations import LabelSet, UntrimmedVideo
 from tada.localization.detections import Detections
@@ -36,15 +36,18 @@ from tada.localization.recipe import LocalizationRecipe
 from tada.machine import find_device
 from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
 from tada.models.weights import check_fits, read_bytes, restore, save_model
+from tada.notebook import Bar, results_html, timeline_html
 from tada.plots import save_timeline
-from tada.prediction import Prediction
 from tada.recipe import read_recipe
 from tada.recognizer import Recognizer, load
 from tada.terminal import printable
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
-from tada.video.reader import open_video
+from tada.video.inputs import VideoSource, is_one_video, source_of
 from tada.video.transforms import shrink_to
+
+if TYPE_CHECKING:
+    from tada.video.inputs import VideoInput
 
 WEIGHTS_FILE = "localizer.safetensors"
 CARD_FILE = "localizer.json"
@@ -100,20 +103,60 @@ class LocalizedSegment:
             "score": round(self.score, 6),
         }
 
+    def __str__(self) -> str:
+        return f"{printable(self.label)} {self.start_seconds:.1f}-{self.end_seconds:.1f} s ({self.score:.2f})"
+
     def srt(self, number: int) -> str:
         """A subtitle that names it, with an empty line below."""
         times = f"{_srt_time(self.start_seconds)} --> {_srt_time(self.end_seconds)}"
         return f"{number}\n{times}\n{printable(self.label)} ({self.score:.2f})\n"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Localization:
     """What happens when in a video."""
 
     path: str
+    """The video's; of one that has none, what it is: "<array>"."""
     duration_seconds: float
     segments: tuple[LocalizedSegment, ...]
     """By start."""
+    source: VideoSource | None = field(default=None, compare=False)
+    """The video as it was given; None: the file at ``path``."""
+
+    def __str__(self) -> str:
+        shown = ", ".join(map(str, self.segments[:3])) + (", ..." if len(self.segments) > 3 else "")
+        number = f"{len(self.segments)} segment{'' if len(self.segments) == 1 else 's'}"
+        return f"{printable(self.path)}: {number} in {self.duration_seconds:.1f} s{f': {shown}' if shown else ''}"
+
+    def __repr__(self) -> str:
+        return f"Localization({self})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = [(f"{s.start_seconds:.1f}-{s.end_seconds:.1f}", s.label, Bar(s.score)) for s in self.segments]
+        return results_html(
+            self.path,
+            [(("seconds", "class", "score"), rows)],
+            lead=f"{len(rows)} segments in {self.duration_seconds:.1f} s",
+            below=timeline_html(self._spans(), self.duration_seconds),
+        )
+
+    @property
+    def video(self) -> VideoSource:
+        """The video, to be opened again."""
+        return source_of(self.path) if self.source is None else self.source
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Flat rows, as for ``pandas.DataFrame``: video, start_seconds, end_seconds, label, score of each segment."""
+        return [{"video": self.path, **segment.as_dict()} for segment in self.segments]
+
+    def _spans(self) -> dict[str, list[tuple[float, float, float]]]:
+        """Start, end and score of the segments of each class."""
+        spans: dict[str, list[tuple[float, float, float]]] = {}
+        for segment in self.segments:
+            spans.setdefault(segment.label, []).append((segment.start_seconds, segment.end_seconds, segment.score))
+        return spans
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -142,14 +185,16 @@ class Localization:
             VideoError: the video cannot be read to its end.
             OptionError: the file is there already, and not to be replaced.
         """
-        spans: dict[str, list[tuple[float, float, float]]] = {}
-        for segment in self.segments:
-            spans.setdefault(segment.label, []).append((segment.start_seconds, segment.end_seconds, segment.score))
-        lanes = [Lane(label=label, spans=tuple(of_label), is_curve=False) for label, of_label in spans.items()]
-        annotate_video(self.path, target, lanes, overwrite=overwrite, advance=advance)
+        lanes = [Lane(label=label, spans=tuple(spans), is_curve=False) for label, spans in self._spans().items()]
+        annotate_video(self.video, target, lanes, overwrite=overwrite, advance=advance)
 
     def plot(
-        self, picture: Path, *, truth: UntrimmedVideo | None = None, names: Sequence[str] = (), num_frames: int = 10
+        self,
+        picture: str | PathLike[str],
+        *,
+        truth: UntrimmedVideo | None = None,
+        names: Sequence[str] = (),
+        num_frames: int = 10,
     ) -> None:
         """Draw frames of the video and below them a row of segments for each class, as a PNG file.
 
@@ -161,14 +206,14 @@ class Localization:
             VideoError: the video cannot be read any more.
         """
         times = (np.arange(num_frames) + 0.5) / num_frames * self.duration_seconds
-        with open_video(self.path) as reader:
+        with self.video.open() as reader:
             shown = [min(float(t), float(reader.times_seconds[-1])) for t in times]
             frames = reader.frames_at(shown, shrink=partial(shrink_to, short_side=256))
         rows = {"found": [(s.start_seconds, s.end_seconds, s.label, s.score) for s in self.segments]}
         if truth is not None:
             true = zip(truth.segments, names, strict=True)
             rows["annotated"] = [(s.start_seconds, s.end_seconds, name, 1.0) for s, name in true]
-        save_timeline(frames, rows, self.duration_seconds, picture, title=Path(self.path).name)
+        save_timeline(frames, rows, self.duration_seconds, Path(picture), title=Path(self.path).name)
 
 
 def _srt_time(seconds: float) -> str:
@@ -247,6 +292,11 @@ class Localizer:
         if backbone is not None:
             self.detector.to(backbone.device)
 
+    def __repr__(self) -> str:
+        names = [name for label_set in self.label_sets for name in label_set.classes]
+        shown = ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
+        return f"Localizer({self.card.detector}, {len(names)} classes ({shown}), features of {self.backbone!r})"
+
     @property
     def label_sets(self) -> tuple[LabelSet, ...]:
         """The classes that it names."""
@@ -259,25 +309,66 @@ class Localizer:
 
     def localize(
         self,
-        video: str | PathLike[str],
+        video: VideoInput,
         *,
+        fps: float | None = None,
         min_score: float | None = None,
         advance: Callable[[float], None] = lambda part: None,
     ) -> Localization:
         """Say what happens when in a video.
 
         Args:
+            video: a path, the bytes of a video file, a binary file that is open, frames or a list of pictures: see
+                ``tada.video.inputs.source_of``.
+            fps: the rate of frames that come without times, in frames per second.
             min_score: the score from which on segments are given; by default each class has its own, the one that was
                 best in validation.
             advance: told now and then which part of the video has been read since.
 
         Raises:
             VideoError: the video cannot be read.
+            OptionError: it is none, or its frames have no times.
             CheckpointError: the localizer was trained on features from files, and has no network to make its own.
         """
         backbone, settings = self.feature_maker()
-        features = extract_video(backbone, Path(video), settings, backbone_sha256=self.card.backbone, advance=advance)
-        return self.named(self.detect(features), fspath(video), features.card.duration_seconds, min_score=min_score)
+        source = source_of(video, fps=fps)
+        if not source.has_times:
+            raise OptionError(f"{source.name} does not say when its frames are shown, and a localizer does: give fps")
+        features = extract_video(backbone, source, settings, backbone_sha256=self.card.backbone, advance=advance)
+        found = self.named(self.detect(features), source.name, features.card.duration_seconds, min_score=min_score)
+        return replace(found, source=source)
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a path is a collection of letters, an open file one of lines
+        self, video: VideoInput, *, fps: float | None = None, min_score: float | None = None
+    ) -> Localization: ...
+
+    @overload
+    def predict(
+        self, video: Iterator[VideoInput], *, fps: float | None = None, min_score: float | None = None
+    ) -> Iterator[Localization]: ...
+
+    @overload
+    def predict(
+        self, video: Collection[Any], *, fps: float | None = None, min_score: float | None = None
+    ) -> list[Localization]: ...
+
+    def predict(
+        self, video: VideoInput | Iterable[Any], *, fps: float | None = None, min_score: float | None = None
+    ) -> Localization | list[Localization] | Iterator[Localization]:
+        """Say what happens when in a video, or in each of several: ``localize``, called as that of a recogniser.
+
+        Of a list of videos all answers come in a list; of a generator they come one by one, as they are ready, and what
+        it gives in memory is let go when the next is asked for. Arguments and errors are those of ``localize``. (What
+        the network that makes the features says of a video as a whole: ``localizer.backbone.predict``.)
+        """
+        if is_one_video(video):
+            return self.localize(source_of(video, fps=fps), min_score=min_score)
+        videos: Any = video
+        answers = (
+            self.localize(source_of(one, fps=fps, number=i), min_score=min_score) for i, one in enumerate(videos)
+        )
+        return list(answers) if isinstance(videos, Collection) else _one_by_one(answers)
 
     def named(
         self, found: Detections, path: str, duration_seconds: float, *, min_score: float | None = None
@@ -293,10 +384,6 @@ class Localizer:
         by_start = sorted(segments, key=lambda s: (s.start_seconds, s.end_seconds))
         return Localization(path=path, duration_seconds=duration_seconds, segments=tuple(by_start))
 
-    def predict(self, video: str | PathLike[str], **options: Any) -> Prediction:
-        """What the backbone says of the video as a whole: see ``Recognizer.predict``."""
-        return self.feature_maker()[0].predict(video, **options)
-
     def feature_maker(self) -> tuple[Recognizer, ExtractionSettings]:
         """The network that makes the features, and how it is shown a video.
 
@@ -309,6 +396,12 @@ class Localizer:
                 "them of a video; train one on features of `tada extract`"
             )
         return self.backbone, ExtractionSettings.of(self.card.feature_settings)
+
+
+def _one_by_one(answers: Iterator[Localization]) -> Iterator[Localization]:
+    for answer in answers:
+        yield answer
+        answer.video.forget()  # as of a recogniser
 
 
 def save_localizer(folder: Path, localizer: Localizer) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tada.localization.detections import Selection
-from tada.recipe import find_recipe, named_recipes, read_recipe
+from tada.recipe import changed, find_recipe, named_recipes, read_recipe
 from tada.schedule import Fit, LastBatch, Schedule, require
 
 
@@ -111,4 +111,4 @@ def load_localization_recipe(name_or_path: str | Path, **changes: Any) -> Locali
         UnknownNameError: no recipe has the name.
         OptionError: the file cannot be read, or a field is unknown or of the wrong type.
     """
-    return replace(read_recipe(find_recipe(str(name_or_path), "localization"), LocalizationRecipe), **changes)
+    return changed(read_recipe(find_recipe(str(name_or_path), "localization"), LocalizationRecipe), changes)

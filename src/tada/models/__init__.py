@@ -97,6 +97,8 @@ _OPTIONS = {
 def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = None, **options: Any) -> Network:
     """Build the network called ``name``, its weights drawn for training from scratch.
 
+    ``tada.create_model`` can give it trained weights, too (``tada.models.initial``).
+
     Args:
         num_classes: K, the logits.
         num_frames: T of the clips to come. The networks here take clips of any length, each time another if need be,

@@ -22,13 +22,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tada.data.rows import absolute_path
-from tada.errors import CheckpointError, OptionError
+from tada.errors import CheckpointError, OptionError, UnknownNameError
+from tada.models import MODELS, Network
+from tada.models import create_model as drawn
 from tada.models.hub import fetch_weights, is_hub_id
 from tada.models.tada2d import TAda2D, TAda2DConfig
 from tada.models.tadaconvnext import TAdaConvNeXt, TAdaConvNeXtConfig
@@ -61,6 +66,80 @@ class InitialReport:
         lines.append(f"left as drawn: {len(self.fresh)}{fresh}")
         lines.append(f"left out: {len(self.ignored)}{f' ({_listed(self.ignored)})' if self.ignored else ''}")
         return f"from {self.source}: " + "; ".join(lines)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    num_frames: int | None = None,
+    pretrained: bool | str | PathLike[str] = False,
+    **options: Any,
+) -> Network:
+    """Build the network called ``name``: [N, 3, T, H, W] -> logits [N, K].
+
+        tada.create_model("tada2d_r50", num_classes=174)
+        tada.create_model("tada2d_tiny", pretrained=True, num_classes=5)  # all but the classifier is trained
+
+    Args:
+        num_classes: K. By default 400, or as many as the pretrained weights know.
+        num_frames: T of the clips to come; see ``tada.models.create_model``.
+        pretrained: True: the weights that ship with tada for it; or the name of such weights, the folder of a run, a
+            file of weights, or hf-hub:OWNER/NAME, as a recipe's ``init`` takes them. Their classifier comes along where
+            it is a trained model's of as many classes; else it is drawn anew. False: all weights are drawn.
+        options: fields of the network's config, as ``tada.models.create_model`` takes them; by default those of the
+            pretrained model.
+
+    Raises:
+        UnknownNameError: no such network.
+        OptionError: no such option or weights, or none ship for this network.
+        CheckpointError: weights that do not fit.
+    """
+    build = partial(drawn, name, num_frames=num_frames)
+    if pretrained is False:
+        return build(num_classes=400 if num_classes is None else num_classes, **options)
+    if name not in MODELS:
+        raise UnknownNameError.of("model", name, MODELS)
+    source = _trained_source(name, pretrained)
+    if is_hub_id(source):
+        file, card = fetch_weights(source)
+        source = str(file if card is None else card.parent)
+    if Path(source).is_dir():
+        trained, about = load_model(Path(source))
+        if about.model != name:
+            raise CheckpointError(f"{pretrained} holds a {about.model}, and no {name}")
+        options = about.options | options
+        if num_classes is None or num_classes == len(about.labels):
+            model = build(num_classes=len(about.labels), **options)
+            try:
+                restore(model, trained.state_dict())
+            except CheckpointError as error:
+                raise CheckpointError(f"the weights of {pretrained} do not fit: {error}") from error
+            return model
+    model = build(num_classes=400 if num_classes is None else num_classes, **options)
+    start_from(model, name, source)
+    return model
+
+
+def _trained_source(name: str, pretrained: bool | str | PathLike[str]) -> str:
+    """Where trained weights are: a folder, a file or a hub id."""
+    if isinstance(pretrained, bool):
+        found = next((packed for packed in packaged_names() if packed.startswith(f"{name}_")), None)
+        if found is None:
+            raise OptionError(
+                f"no weights of {name} ship with tada (only {', '.join(packaged_names())}): let pretrained be the "
+                "folder of a run, a file of weights or hf-hub:OWNER/NAME"
+            )
+        return str(packaged(found))
+    source = fspath(pretrained)
+    if is_hub_id(source) or Path(source).exists():
+        return source
+    if source in packaged_names():
+        return str(packaged(source))
+    raise OptionError(
+        f"pretrained={source!r} is neither there nor one of the weights that ship with tada "
+        f"({', '.join(packaged_names())}): give the folder of a run, a file of weights or hf-hub:OWNER/NAME"
+    )
 
 
 def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:

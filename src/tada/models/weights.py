@@ -35,6 +35,8 @@ from tada.video.sampling import ClipSpec
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
+BEST_PACKAGED = "tada2d_tiny_motion"
+"""Of the weights that ship with tada, those to answer with where none are named."""
 _FORMAT = 1
 
 

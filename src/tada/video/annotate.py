@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from tada.errors import CorruptVideoError, OptionError
 from tada.files import write_whole, writing
 from tada.video.captions import Captions, Lane
 from tada.video.container import Limits
-from tada.video.reader import MAX_FRAMES, MAX_PIXELS, Video, open_video
+from tada.video.inputs import OpenVideo, VideoSource, source_of
+from tada.video.reader import MAX_FRAMES, MAX_PIXELS, Video
 from tada.video.sound import Sound
 from tada.video.writer import write_video
 
@@ -31,7 +32,7 @@ _CRF = 21.0
 
 
 def annotate_video(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | VideoSource,
     target: str | os.PathLike[str],
     lanes: Sequence[Lane],
     *,
@@ -49,17 +50,20 @@ def annotate_video(
 
     Raises:
         VideoError: the source cannot be read to its end, or its times or sound are such as no file may have.
-        OptionError: the target is there already, and not to be replaced; or it is the source.
+        OptionError: the target is there already, and not to be replaced; or it is the source; or that is of frames
+            without times.
     """
-    path, target = os.fspath(source), Path(target)
+    given, target = source_of(source), Path(target)
+    path = given.name
+    if not given.has_times:
+        raise OptionError(f"{path} does not say when its frames are shown: give predict their fps")
     if target.exists():
         if os.path.exists(path) and os.path.samefile(path, target):
             raise OptionError(f"{str(target)!r} is the video itself: give another name or folder")
         if not overwrite:
             raise OptionError(f"{str(target)!r} is there already: give another name, or overwrite=True")
-    limits = Limits(max_pixels=MAX_PIXELS, max_frames=MAX_FRAMES, timeout_seconds=30.0)
-    with open_video(path) as video, closing(Sound(path, limits)) as sound:
-        if sound.codec is not None and sound.start_seconds is None:
+    with given.open() as video, _sound_of(video) as sound:
+        if sound is not None and sound.codec is not None and sound.start_seconds is None:
             warnings.warn(f"the sound of {path!r} ({sound.codec}) cannot be decoded and is left out", stacklevel=2)
         info = video.info
         width, height = _size(info.width, info.height, info.pixel_aspect)
@@ -80,7 +84,7 @@ def annotate_video(
                 crf=_CRF,
                 keyframe_interval_frames=_KEYFRAME_INTERVAL,
                 fast_encode=True,
-                sound=None if sound.start_seconds is None else sound,
+                sound=None if sound is None or sound.start_seconds is None else sound,
             )
         except (av.error.ArgumentError, av.error.InvalidDataError) as fault:  # of what an MP4 cannot hold
             raise CorruptVideoError(
@@ -91,6 +95,17 @@ def annotate_video(
     if captions.legend:
         lines = "".join(f"{number}\t{name}\n" for number, name in captions.legend.items())
         write_whole(target.with_suffix(".classes.txt"), lines.encode())
+
+
+@contextmanager
+def _sound_of(video: OpenVideo) -> Iterator[Sound | None]:
+    """The sound of a file; frames in memory have none."""
+    if not isinstance(video, Video):
+        yield None
+        return
+    limits = Limits(max_pixels=MAX_PIXELS, max_frames=MAX_FRAMES, timeout_seconds=30.0)
+    with closing(Sound(video.info.path, limits)) as sound:
+        yield sound
 
 
 def _size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
@@ -114,7 +129,7 @@ def _resized(frame: NDArray[np.uint8], width: int, height: int) -> NDArray[np.ui
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def _apart(video: Video) -> list[float]:
+def _apart(video: OpenVideo) -> list[float]:
     """The frames' times; those closer than the writer can tell apart are moved apart."""
     times: list[float] = []
     for seconds in video.times_seconds.tolist():

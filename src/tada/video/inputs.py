@@ -1,0 +1,404 @@
+"""What a program may give as a video: a path, bytes, an open file, or frames; each can be opened and read by frames.
+
+Frames are RGB, uint8, in an array or a tensor, [T, H, W, 3] or [T, 3, H, W], or pictures in a list. They have no times
+unless their rate is given. What could be read in two ways is refused.
+
+Shapes: T frames of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tada.errors import CorruptVideoError, OptionError, VideoError, VideoNotFoundError
+from tada.files import writing
+from tada.video.reader import VideoInfo, open_video
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+Shrink = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+_FRAMES_AT_ONCE = 16  # that are held at full size where they are to become smaller
+_LAYOUTS = "a video in memory is uint8 [T, H, W, 3] or [T, 3, H, W], RGB"
+
+
+class OpenVideo(Protocol):
+    """A video that is open: ``tada.video.reader.Video`` says what its parts mean."""
+
+    times_seconds: NDArray[np.float64]
+
+    @property
+    def container_fps(self) -> float | None: ...
+
+    @property
+    def info(self) -> VideoInfo: ...
+
+    def frames(self, indices: Sequence[int], *, shrink: Shrink | None = None) -> NDArray[np.uint8]: ...
+
+    def frames_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]: ...
+
+    def __iter__(self) -> Iterator[tuple[float, NDArray[np.uint8]]]: ...
+
+
+class VideoSource:
+    """A video that was given, to be opened as often as need be.
+
+    Attributes:
+        name: its path; of what has none, what it is: "<bytes>", "<array>".
+        has_times: whether it says when its frames are shown.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        opens: Callable[[], AbstractContextManager[OpenVideo]],
+        *,
+        has_times: bool = True,
+        is_file: bool = False,
+    ) -> None:
+        self.name, self.has_times = name, has_times
+        self._opens: Callable[[], AbstractContextManager[OpenVideo]] | None = opens
+        self._is_file = is_file
+
+    def __repr__(self) -> str:
+        return f"VideoSource({self.name!r})"
+
+    def open(self) -> AbstractContextManager[OpenVideo]:
+        """Open it, for a ``with``.
+
+        Raises:
+            VideoError: it cannot be read, or its bytes or frames are not kept any more.
+        """
+        if self._opens is None:
+            raise VideoNotFoundError(
+                f"the frames of {self.name} are not kept: they do not go along where an answer is pickled, and those "
+                "of a generator are let go when it gives the next; predict the video again",
+                self.name,
+            )
+        return self._opens()
+
+    def forget(self) -> None:
+        """Let go of what is in memory; a file stays within reach."""
+        if not self._is_file:
+            self._opens = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opens": self._opens if self._is_file else None}
+
+
+def is_one_video(video: Any) -> bool:
+    """Whether it is one video, or something that holds some: a list of pictures is one, a list of anything else not."""
+    if isinstance(video, str | os.PathLike | bytes | bytearray | memoryview | VideoSource) or hasattr(video, "read"):
+        return True
+    if _is_image(video):
+        return True
+    if getattr(video, "ndim", None) is not None:  # a column of a table, or an array of names, holds paths
+        return not (video.ndim == 1 and getattr(getattr(video, "dtype", None), "kind", "") in ("O", "U"))
+    if isinstance(video, Sequence):
+        return bool(video) and all(map(_is_picture, video))
+    return isinstance(video, Mapping) or not isinstance(video, Iterable)
+
+
+def source_of(video: Any, *, fps: float | None = None, number: int | None = None) -> VideoSource:
+    """Find out what was given as a video.
+
+    Args:
+        video: a path, the bytes of a file, a binary file that is open (read from where it stands to its end), frames in
+            an array or a tensor, or a list of pictures: PIL's, or arrays and tensors of one each.
+        fps: the rate of frames that come without times, in frames per second.
+        number: which of several it is, for its name.
+
+    Raises:
+        OptionError: it is none of these, or its layout is not clear; or a rate for what has times of its own.
+    """
+    if fps is not None and not (isinstance(fps, int | float | np.number) and 0 < fps < math.inf):
+        raise OptionError(f"{fps = } should be a positive number of frames per second")
+    if isinstance(video, VideoSource):
+        return video
+    which = "" if number is None else f" {number}"
+    found: VideoSource
+    if isinstance(video, str | os.PathLike):
+        found = VideoSource(os.fspath(video), partial(open_video, video), is_file=True)
+    elif isinstance(video, bytes | bytearray | memoryview):
+        name = f"<bytes{which}>"
+        found = VideoSource(name, partial(_open_bytes, video, name))
+    elif hasattr(video, "read"):
+        found = _of_open_file(video, which)
+    else:
+        return _of_frames(video, fps, which)
+    if fps is not None:
+        raise OptionError(f"{found.name!r} has times of its own: leave fps away, which is for frames without")
+    return found
+
+
+# -- bytes and open files ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _open_bytes(content: bytes | bytearray | memoryview, name: str) -> Iterator[OpenVideo]:
+    with _in_a_file(io.BytesIO(content), name) as video:
+        yield video
+
+
+@contextmanager
+def _in_a_file(content: BinaryIO, name: str) -> Iterator[OpenVideo]:
+    """Open what another file has from where it stands, as a file of this machine, which is what FFmpeg may open."""
+    with tempfile.TemporaryDirectory(prefix="tada-") as folder:
+        file = Path(folder) / "video"
+        with writing(file), file.open("wb") as copy:
+            shutil.copyfileobj(content, copy, 1 << 20)
+        try:
+            with open_video(file) as video:
+                yield video
+        except VideoError as error:
+            message = str(error).replace(repr(str(file)), name)
+            raise type(error)(message, name) from error
+
+
+def _of_open_file(file: Any, which: str) -> VideoSource:
+    own = getattr(file, "name", None)
+    name = own if isinstance(own, str) and own else f"<file{which}>"
+    if getattr(file, "closed", False):
+        raise OptionError(f"the file {name!r} is closed: give its path, or open it again")
+    if isinstance(file, io.TextIOBase):
+        raise OptionError(f"the file {name!r} is open as text: open it with mode 'rb'")
+    start = file.tell() if hasattr(file, "seekable") and file.seekable() else None
+    opened = False
+
+    @contextmanager
+    def opens() -> Iterator[OpenVideo]:
+        nonlocal opened
+        if getattr(file, "closed", False):
+            raise VideoNotFoundError(f"the file {name!r} has been closed since: predict its path", name)
+        if opened and start is None:
+            raise VideoNotFoundError(f"{name!r} can be read only once: save it, and predict the file's path", name)
+        if opened:
+            file.seek(start)
+        opened = True
+        with _in_a_file(file, name) as video:
+            yield video
+
+    return VideoSource(name, opens)
+
+
+# -- frames -----------------------------------------------------------------------------------------------------------
+
+
+class FramesVideo:
+    """Frames in memory, with the parts of an open video.
+
+    Args:
+        frames: T pictures, each uint8 [H, W, 3] when it is asked for.
+        size: height and width.
+        fps: their rate; None: it is not known, and ``times_seconds`` counts frames.
+    """
+
+    def __init__(
+        self, frames: Sequence[NDArray[np.uint8]], size: tuple[int, int], *, fps: float | None, name: str
+    ) -> None:
+        self._frames, self._size, self._fps, self._name = frames, size, fps, name
+        self.times_seconds = np.arange(len(frames)) / (fps or 1.0)
+
+    @property
+    def container_fps(self) -> float | None:
+        """The rate that was given."""
+        return self._fps
+
+    @property
+    def info(self) -> VideoInfo:
+        """What is known of a video."""
+        height, width = self._size
+        fps = self._fps or 1.0
+        return VideoInfo(
+            path=self._name,
+            width=width,
+            height=height,
+            fps=fps,
+            container_fps=self._fps,
+            num_frames=len(self._frames),
+            start_seconds=0.0,
+            duration_seconds=len(self._frames) / fps,
+            codec="rawvideo",
+            rotation_degrees=0,
+            pixel_aspect=Fraction(1),
+        )
+
+    def frames(self, indices: Sequence[int], *, shrink: Shrink | None = None) -> NDArray[np.uint8]:
+        """The frames numbered ``indices``; see ``Video.frames``."""
+        at_once = max(len(indices), 1) if shrink is None else _FRAMES_AT_ONCE
+        parts = [self._stacked(indices[i : i + at_once]) for i in range(0, len(indices), at_once)]
+        if not parts:
+            return np.empty((0, *self._size, 3), np.uint8)
+        return parts[0] if shrink is None else np.concatenate([shrink(part) for part in parts])
+
+    def _stacked(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        frames = np.empty((len(indices), *self._size, 3), np.uint8)
+        for place, index in enumerate(indices):
+            frames[place] = self._frames[index]
+        return frames
+
+    def frames_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]:
+        """The frames shown at ``seconds``; see ``Video.frames_at``."""
+        shown = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
+        return self.frames(shown.tolist(), shrink=shrink)
+
+    def __iter__(self) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        """Every frame in turn, [H, W, 3], and when it is shown."""
+        for index, seconds in enumerate(self.times_seconds.tolist()):
+            yield seconds, self._stacked([index])[0]
+
+
+def _of_frames(video: Any, fps: float | None, which: str) -> VideoSource:
+    frames: Sequence[NDArray[np.uint8]]
+    if _is_image(video):
+        raise OptionError("one picture is no video: give a list of them")
+    if isinstance(video, Sequence) and video and all(map(_is_image, video)):
+        name, frames = f"<images{which}>", Images(video)
+        size = frames.size
+    elif isinstance(video, Sequence) and video and all(map(_is_picture, video)):
+        name = f"<frames{which}>"
+        shapes = {tuple(frame.shape) for frame in video}
+        if len(shapes) > 1:
+            raise OptionError(f"{name}: its frames are of several shapes, {_listed(shapes)}: bring them to one size")
+        array = _rgb(np.stack([_as_array(frame, name) for frame in video]), name)
+        frames, size = cast(Any, array), (array.shape[1], array.shape[2])
+    elif hasattr(video, "__array__"):
+        name = f"<{'tensor' if _is_tensor(video) else 'array'}{which}>"
+        array = _rgb(_as_array(video, name), name)
+        frames, size = cast(Any, array), (array.shape[1], array.shape[2])
+    else:
+        kind = type(video).__name__
+        raise OptionError(
+            f"a video is a path, bytes, an open binary file, an array or tensor [T, H, W, 3] or a list of pictures, "
+            f"not {'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+        )
+    rate = None if fps is None else float(fps)
+    return VideoSource(
+        name, lambda: _open_frames(FramesVideo(frames, size, fps=rate, name=name)), has_times=rate is not None
+    )
+
+
+@contextmanager
+def _open_frames(video: FramesVideo) -> Iterator[OpenVideo]:
+    yield video
+
+
+def _as_array(video: Any, name: str) -> NDArray[Any]:
+    """An array, of a tensor or whatever can become one, where it lies if possible; refused if it is not uint8."""
+    kind = str(getattr(video, "dtype", "")).removeprefix("torch.")
+    if kind and kind != "uint8":
+        way_out = "scale what is from 0 to 1 by 255, round it and make it uint8"
+        if not kind.startswith(("float", "bfloat")):
+            way_out = "make it uint8"
+        raise OptionError(f"{name} is {kind} {list(video.shape)}; {_LAYOUTS}: {way_out}")
+    if _is_tensor(video):
+        video = video.detach().cpu().numpy()
+    return np.asarray(video)
+
+
+def _rgb(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """[T, H, W, 3] of an array in one of the layouts; it shares the memory."""
+    shape = list(array.shape)
+    if array.dtype != np.uint8:
+        raise OptionError(f"{name} is {array.dtype} {shape}; {_LAYOUTS}")
+    if array.ndim == 5:
+        raise OptionError(f"{name} is a batch, {shape}: give its videos one by one, as list(batch)")
+    if array.ndim == 3 and 3 in (shape[0], shape[2]):
+        raise OptionError(f"{name} is one picture, {shape}; {_LAYOUTS}: frames[None] makes a video of one frame")
+    if array.ndim == 3:
+        raise OptionError(f"{name} has no colours, {shape}; {_LAYOUTS}: np.repeat(frames[..., None], 3, axis=-1)")
+    if array.ndim != 4:
+        raise OptionError(f"{name} is {shape}; {_LAYOUTS}")
+    if 0 in shape:
+        raise OptionError(f"{name} is {shape}: a video has at least one frame, and that a pixel")
+    if shape[1] == 3 and 3 in (shape[0], shape[3]):
+        other, way_out = "[3, T, H, W]", "permute it to [T, H, W, 3]"
+        if shape[3] == 3:
+            other, way_out = "[T, H, W, 3]", "give frames of more than 3 pixels"
+        raise OptionError(f"{name} is {shape}, which may be [T, 3, H, W] or {other}: {way_out}")
+    if shape[3] == 3:
+        return array
+    if shape[1] == 3:
+        return array.transpose(0, 2, 3, 1)
+    way_out = "rearrange it"
+    if shape[0] == 3:
+        way_out = "where colours come first, permute it by (1, 2, 3, 0)"
+    elif 4 in (shape[1], shape[3]):
+        way_out = "leave alpha away"
+    elif 1 in (shape[1], shape[3]):
+        way_out = "repeat its one channel three times"
+    raise OptionError(f"{name} is {shape}; {_LAYOUTS}: {way_out}")
+
+
+class Images(Sequence[NDArray[np.uint8]]):
+    """Pictures of PIL as frames, each read when it is asked for. Alpha is composited on black."""
+
+    def __init__(self, images: Sequence[Image]) -> None:
+        sizes = {image.size for image in images}
+        if len(sizes) > 1:
+            raise OptionError(f"pictures of one video have one size, these are of {_listed(sizes)}: resize them")
+        deep = {image.mode for image in images if image.mode.startswith(("I", "F"))}
+        if deep:
+            raise OptionError(f"pictures of mode {_listed(deep)} have more than 8 bits: make them 'L' or 'RGB'")
+        self._images = images
+        width, height = images[0].size
+        self.size = height, width
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: Any) -> Any:
+        image = self._images[index]
+        try:
+            if image.has_transparency_data:
+                alpha = image.convert("RGBA")
+                black = alpha.copy()
+                black.paste((0, 0, 0, 255), (0, 0, *alpha.size))
+                black.alpha_composite(alpha)
+                image = black
+            return np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:  # a file that breaks off, or was closed
+            name = getattr(image, "filename", "") or "<images>"
+            raise CorruptVideoError(f"{name!r}: picture {index} cannot be read ({error})", str(name)) from error
+
+
+def _is_image(value: Any) -> bool:
+    """Whether it is a picture of PIL, which is not imported for that."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(value, module.Image)
+
+
+def _is_tensor(value: Any) -> bool:
+    module = sys.modules.get("torch")
+    return module is not None and isinstance(value, module.Tensor)
+
+
+def _is_picture(value: Any) -> bool:
+    return _is_image(value) or (getattr(value, "ndim", None) == 3 and hasattr(value, "__array__"))
+
+
+def _listed(values: Iterable[Any]) -> str:
+    found = sorted(map(str, values))
+    return ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
+
+
+if TYPE_CHECKING:  # what PyTorch and Pillow make is known here without importing them
+    Frames = NDArray[np.uint8] | Tensor | Sequence[Image] | Sequence[NDArray[np.uint8]] | Sequence[Tensor]
+    VideoInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Frames | VideoSource
+    """One video."""

@@ -9,7 +9,7 @@ Learn the classes of a folder of class folders, or of a CSV; test on what
 was held out; use what was learned (a recogniser, a localizer that says
 when, or an ONNX file, all alike):
 
-    tada.train("quickstart", "clips", "run", epochs=3)
+    tada.train(None, "clips", "run", epochs=3)
     tada.evaluate("run", "clips").accuracy()
     model = tada.load("run")
     model.predict("a.mp4").label

@@ -11,6 +11,8 @@ from tada.terminal import printable
 MAX_ROWS = 30
 """Of a table; a line says how many more there are."""
 _COLOUR = "#3273a8"
+_LEFT = "text-align:left;padding-right:1em"
+_NAME = "width:12em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 
 
 class Bar(NamedTuple):
@@ -44,14 +46,14 @@ def timeline_html(rows: Mapping[str, Sequence[tuple[float, float, float]]], dura
             for start, end, score in spans
         )
         lines.append(
-            f'<div style="display:flex;gap:8px"><span style="width:12em">{_text(name)}</span>'
+            f'<div style="display:flex;gap:8px"><span style="{_NAME}">{_text(name)}</span>'
             f'<span style="position:relative;flex:1;border-bottom:1px solid #8888">{boxes}</span></div>'
         )
     return f'<div style="max-width:60em">{"".join(lines)}</div>'
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
-    head = "".join(f'<th style="text-align:left">{_text(name)}</th>' for name in names)
+    head = "".join(f'<th style="{_LEFT}">{_text(name)}</th>' for name in names)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows[:MAX_ROWS])
     more = f"<div>and {len(rows) - MAX_ROWS} more</div>" if len(rows) > MAX_ROWS else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
@@ -59,9 +61,9 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 
 def _cell(cell: Cell) -> str:
     if isinstance(cell, str):
-        return f'<td style="text-align:left">{_text(cell)}</td>'
+        return f'<td style="{_LEFT}">{_text(cell)}</td>'
     bar = f"display:inline-block;height:0.7em;width:{6 * cell.part:.2f}em;background:{_COLOUR};margin-right:0.5em"
-    return f'<td style="text-align:left"><span style="{bar}"></span>{cell.part:.3f}</td>'
+    return f'<td style="{_LEFT}"><span style="{bar}"></span>{cell.part:.3f}</td>'
 
 
 def _text(text: str) -> str:

@@ -35,8 +35,6 @@ from tada.video.sampling import ClipSpec
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
-BEST_PACKAGED = "tada2d_tiny_motion"
-"""Of the weights that ship with tada, those to answer with where none are named."""
 _FORMAT = 1
 
 
@@ -128,7 +126,7 @@ _RENEW = "copy or download the folder again, or train anew"
 
 
 BEST_PACKAGED = "tada2d_tiny_motion"
-"""The weights that `tada predict` asks where no model is named."""
+"""The weights that `tada predict` and ``tada.predict`` ask where no model is named."""
 
 
 def packaged(name: str) -> Path:

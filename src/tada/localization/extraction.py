@@ -215,9 +215,9 @@ def extract_video(
         count = settings.count(duration)
         if count > MAX_FEATURES:
             raise TooLargeError(
-                f"{fspath(path)!r} lasts {duration:.0f} s by its own account, which gives {count} features, and at "
+                f"{source.name!r} lasts {duration:.0f} s by its own account, which gives {count} features, and at "
                 f"most {MAX_FEATURES} are made of a video; cut it into parts, or let --stride-seconds be larger",
-                fspath(path),
+                source.name,
             )
         batch: list[Tensor] = []
         # The next batch is decoded while the network is busy with this one.

@@ -138,7 +138,7 @@ def test_output_is_tried_before_the_work(
 LATER = {
     # What no file may be larger than; what is printed all the same; what cannot be written; what is there afterwards.
     "train": (30_000, "training and", "last.ckpt", []),  # as no state was saved, nothing was begun
-    "evaluate": (8_000, "top-1", "confusion.png", ["evaluation.json", "scores.csv", "scores.npz"]),
+    "evaluate": (8_000, "top-1", "confusion.png", ["scores.csv", "scores.npz"]),
     "predict --plots": (8_000, "what happens", ".png", []),
     "check": (4_500, "", "probes.jsonl", ["probes.jsonl"]),
     "extract": (4_200, "", ".npz", []),

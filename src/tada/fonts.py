@@ -6,8 +6,10 @@ letters of Europe, Arabic and Hebrew; for others the machine's fonts are searche
 
 from __future__ import annotations
 
+import logging
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -132,14 +134,37 @@ def _all_families() -> tuple[str, ...]:
 @cache
 def _letters_of(family: str) -> tuple[str, frozenset[int]]:
     """A family's file, and the numbers of its letters; none where it cannot be drawn with, such as pictures."""
-    from matplotlib.font_manager import FontProperties, findfont
     from matplotlib.ft2font import FT2Font
 
     try:
-        file = findfont(FontProperties(family=[family]), fallback_to_default=False)
+        file = _file_of(family)
         return file, frozenset(FT2Font(file).get_charmap())
     except (OSError, RuntimeError, ValueError):
         return "", frozenset()
+
+
+def _file_of(family: str) -> str:
+    """Its file.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from matplotlib.font_manager import FontProperties, findfont
+
+    with quiet_fonts():
+        return str(findfont(FontProperties(family=[family]), fallback_to_default=False))
+
+
+@contextmanager
+def quiet_fonts() -> Iterator[None]:
+    """Keep from the terminal that a family lacks the usual weight, where matplotlib takes the nearest."""
+    logger = logging.getLogger("matplotlib.font_manager")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _draws(family: str, letter: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.files import whole_file, write_whole, writing
-from tada.fonts import lettering, title_lettering
+from tada.fonts import lettering, quiet_fonts, title_lettering
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -399,7 +399,7 @@ def _save(figure: Figure, path: Path, legend: Mapping[str, str] | None = None) -
     if legend:
         lines = "".join(f"{number}\t{name}\n" for number, name in legend.items())
         write_whole(path.with_suffix(".classes.txt"), lines.encode())
-    with whole_file(path) as part:
+    with whole_file(path) as part, quiet_fonts():
         figure.savefig(part, dpi=110, format="png", metadata={"Software": "tada"})
 
 

@@ -44,10 +44,10 @@ from tada.data.clips import (
     Views,
     test_loader,
 )
-from tada.data.known import KnownVideo, as_in_run, read_run_list, write_run_list
+from tada.data.known import RUN_LIST, KnownVideo, as_in_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
 from tada.data.table import Head, VideoTable, listed, videos_text, with_splits
-from tada.errors import DataError, OptionError, UnknownNameError
+from tada.errors import CheckpointError, DataError, OptionError, UnknownNameError
 from tada.evaluation import evaluate_alone
 from tada.interruption import tell_state
 from tada.intervals import interval_text
@@ -74,7 +74,7 @@ from tada.run_folder import (
     was_begun,
     write_metrics,
 )
-from tada.run_page import VALIDATION, write_run_page
+from tada.run_page import VALIDATION, read_curves, write_run_page
 from tada.schedule import epochs_between_tests, fitted, in_words
 from tada.speed import LoaderSpeed
 from tada.video.transforms import flip_swaps, reverse_swaps
@@ -143,6 +143,8 @@ def train(
     """
     if not 0 <= val_fraction < 1:
         raise OptionError(f"val_fraction must be 0 or more and less than 1, not {val_fraction:g}")
+    if skip_unreadable < 0:
+        raise OptionError(f"skip_unreadable must be 0 or more, not {skip_unreadable}")
     out = Path(out)
     recipe = _recipe_of_call(recipe, changes, out if resume else None)
     machine = _machine_of_call(device, machine)
@@ -165,7 +167,12 @@ def train(
         state = saved_state(out, say)
         recipe = _of_same_run(recipe, out)
         known = read_run_list(out)
-        if known is not None:  # else it was interrupted that early
+        if known is None and state is not None:
+            raise CheckpointError(
+                f"{out} has lost its {RUN_LIST}, which says what was held out: copy the run's folder again, or start "
+                f"anew with --init {out} and another --out"
+            )
+        if known is not None:  # else it was interrupted before anything was learned
             table = as_in_run(table, known, out, is_drawn=is_drawn, show_progress=show_progress)
         metrics = finished_metrics(out)
         if metrics is not None:
@@ -267,7 +274,9 @@ def train(
             fit(trainer, task, loader, val_loader, state=state)
             weights = whole_weights(model) if machine.strategy == "fsdp" else model.state_dict()
     seconds = time.perf_counter() - started
+    metrics = lines.metrics
     if processes.is_first:
+        metrics = _with_last_loss(metrics, out)
         unreadable.write(out / "unreadable.csv")
         card = ModelCard(
             model=recipe.model,
@@ -275,13 +284,11 @@ def train(
             labels=task.about.labels,
             head_sizes=head_sizes if len(head_sizes) > 1 else {},
             clip=recipe.clip,
-            metrics=lines.metrics,
+            metrics=metrics,
             trained_from=task.about.trained_from,
         )
         save_weights(out, weights, card)
-        write_metrics(out, lines.metrics, seconds=seconds)
-    tell_state(str)  # what is told from here on is another's
-    for name, value in lines.metrics.items():
+    for name, value in metrics.items():
         if name.startswith("val_") and task.num_tested:
             say(f"{name} {value:.3f} of {task.num_tested} clips ({interval_text(value, task.num_tested)})")
     if processes.is_first:
@@ -302,7 +309,9 @@ def train(
             show_progress=show_progress,
             say=say,
         )
-    return TrainingResult(run=out, metrics=lines.metrics, seconds=seconds)
+        write_metrics(out, metrics, seconds=seconds)  # with it, all is there
+    tell_state(str)  # what is told from here on is another's
+    return TrainingResult(run=out, metrics=metrics, seconds=seconds)
 
 
 _MOST_TESTED = 2000
@@ -321,21 +330,27 @@ def _write_page(
     say: Callable[[str], None],
 ) -> None:
     """Test the network once more on what was held out, as it was saved, and write what people look at."""
-    result = None
+    result, words = None, "No videos were held out, so nothing says how good the network is."
     if validation is not None:
         if len(validation) > _MOST_TESTED:
             say(f"the report is of {_MOST_TESTED} of the {len(validation)} held-out videos, evenly spread")
             places = {round(i) for i in np.linspace(0, len(validation) - 1, _MOST_TESTED)}
             validation = replace(validation, videos=tuple(validation.videos[i] for i in sorted(places)))
-        result = evaluate_alone(
-            load(out, device=device), validation, num_workers=num_workers, show_progress=show_progress, say=say
-        )
-        result.save(out / VALIDATION, overwrite=True)
+        try:
+            result = evaluate_alone(
+                load(out, device=device), validation, num_workers=num_workers, show_progress=show_progress, say=say
+            )
+        except DataError as error:  # they have been removed since: the network is whole all the same
+            words = f"What was held out could not be tested once more: {error}"
+            say(f"the report lacks its test: {error}")
+        else:
+            words = lead(result)
+            result.save(out / VALIDATION, overwrite=True)
     write_run_page(
         out,
         [*facts, ("clip", clip_in_words(recipe.clip))],
         [] if result is None else report_sections(out / VALIDATION, result),
-        lead="No videos were held out, so nothing says how good the network is." if result is None else lead(result),
+        lead=words,
         recipe=recipe_yaml(recipe),
         commands=noted_commands(out),
     )
@@ -370,6 +385,14 @@ def _machine_of_call(device: str | None, machine: Machine | None) -> Machine:
             "are used machine=tada.machine.Machine(devices=...)'s"
         )
     return Machine(accelerator="cpu" if device == "cpu" else "gpu")
+
+
+def _with_last_loss(metrics: dict[str, float], out: Path) -> dict[str, float]:
+    """The last epoch's numbers; its loss from the logs, where the epoch had ended before the run was interrupted."""
+    logged = read_curves(out).get("train_loss")
+    if "train_loss" in metrics or logged is None:
+        return metrics
+    return metrics | {"train_loss": logged.values[-1]}
 
 
 def _begun(out: Path, recipe: Recipe, write_list: Callable[[Path], None]) -> AbstractContextManager[None]:

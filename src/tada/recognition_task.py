@@ -28,6 +28,7 @@ from tada.models.parallel import shard
 from tada.ranks import gathered, on_any
 from tada.recipe import Recipe
 from tada.run_folder import NON_FINITE_FILE
+from tada.saved_states import CHECKPOINT
 from tada.video.augment import draw_mixture
 from tada.video.transforms import normalise
 
@@ -129,7 +130,7 @@ class RecognitionTask(L.LightningModule):
             write_whole(file, ("\n".join(paths) + "\n").encode(errors="surrogateescape"))
         raise NonFiniteLossError(
             f"the loss is {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
-            "learning_rate, or set clip_gradient_norm; the last saved state can be resumed. The batch's videos: "
+            f"learning_rate, or set clip_gradient_norm{state_to_resume(self.trainer)}. The batch's videos: "
             f"{', '.join(paths[:5])}{more}"
         )
 
@@ -192,6 +193,11 @@ class RecognitionTask(L.LightningModule):
             warmup_epochs=recipe.numbers.warmup_epochs,
             warmup_start=recipe.warmup_start,
         )
+
+
+def state_to_resume(trainer: L.Trainer) -> str:
+    """What a message about a run that has failed says of its saved state, if there is one."""
+    return "; the last saved state can be resumed" if Path(trainer.default_root_dir, CHECKPOINT).exists() else ""
 
 
 class ShardedRecognitionTask(RecognitionTask):

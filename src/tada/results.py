@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -39,7 +39,8 @@ from tada.video.sampling import ClipSpec
 SCORES_FILE = "scores.npz"
 CHALLENGE_FILE = "challenge_metrics.json"
 """The same numbers as EPIC-KITCHENS' challenge counts them, where that was asked for."""
-REPORT_FILES = ("evaluation.json", SCORES_FILE, "scores.csv", PAGE, CHALLENGE_FILE, "confusion*.png", "confusion*.txt")
+NUMBERS_FILE = "evaluation.json"
+REPORT_FILES = (NUMBERS_FILE, SCORES_FILE, "scores.csv", PAGE, CHALLENGE_FILE, "confusion*.png", "confusion*.txt")
 """What a report's folder holds, as patterns."""
 UNKNOWN = -1
 """The target of a video whose class is not known."""
@@ -233,20 +234,28 @@ class Evaluation:
             raise DataError("the true classes of these videos are not known, so none can be compared")
         save_confusion_matrix(self.confusion(head=head), self.heads[head].labels, Path(picture))
 
-    def save(self, folder: str | PathLike[str], *, overwrite: bool = False) -> None:
-        """Write evaluation.json, scores.npz, scores.csv, and confusion.png or one of them for each head.
+    def save(
+        self,
+        folder: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        write_more: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        """Write scores.npz, scores.csv, confusion.png or one of them for each head, and evaluation.json.
 
-        Each file is whole or not there; the pictures come last.
+        Each file is whole or not there. The pictures come after the scores, and evaluation.json last: a report without
+        it was interrupted, and may be written again.
 
         Args:
             overwrite: replace a report that is there.
+            write_more: writes what else belongs to the report into its folder.
 
         Raises:
             OptionError: there is one, and it may not be replaced.
             OutputError: the folder cannot be written.
         """
         folder = Path(folder)
-        check_not_there(folder, REPORT_FILES, overwrite=overwrite)
+        check_not_there(folder, [NUMBERS_FILE], overwrite=overwrite)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         before = [file for name in REPORT_FILES for file in folder.glob(name)]
@@ -266,15 +275,16 @@ class Evaluation:
                     for head, target in zip(self.heads, targets, strict=True)
                 ]
                 writer.writerow([guarded(path), *truth, *(f"{score:.6f}" for score in scores)])
-        write_whole(folder / "evaluation.json", (json.dumps(self.as_dict(), indent=2) + "\n").encode())
-        with writing(folder):  # what the new ones do not replace
+        with writing(folder):  # what the new ones do not replace, and what says that the report is whole
             for old in before:
-                if old.suffix in (".png", ".txt", ".html") or old.name == CHALLENGE_FILE:
+                if old.suffix in (".png", ".txt", ".html") or old.name in (CHALLENGE_FILE, NUMBERS_FILE):
                     old.unlink(missing_ok=True)
         if self.known.any():
             for i, head in enumerate(self.heads):
                 picture = "confusion.png" if one else f"confusion_{head.name}.png"
                 save_confusion_matrix(self.confusion(head=i), head.labels, folder / picture)
+        write_more(folder)
+        write_whole(folder / NUMBERS_FILE, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 
     def _save_scores(self, file: Path) -> None:
         about = {

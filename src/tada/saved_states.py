@@ -206,7 +206,7 @@ class SavedStates(Checkpoint):
     def in_words(self) -> str:
         """What is saved, for the line at the end of an interrupted command; empty for nothing."""
         if self.saved_step is None:
-            return ""
+            return "the saved state is as it was" if self.file.exists() else ""
         missing = "" if self._is_saved else f", the last that was saved; {self.last_step} were taken"
         return f"the state after step {self.saved_step} is saved{missing}"
 

@@ -72,6 +72,11 @@ class Schedule:
         """Raise OptionError where a field is out of its range."""
         require(self.epochs is None or self.epochs >= 1, "epochs", "1 or more")
         require(self.accumulate >= 1, "accumulate", "1 or more")
+        for name in ("epochs", "batch_size", "accumulate", "seed"):
+            value = getattr(self, name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            require(value is None or is_whole, name, f"a whole number, not {value!r}")
+        require(0 <= self.seed < 2**32, "seed", "from 0 to 4294967295, which is what NumPy takes")
         require(self.batch_size is None or self.batch_size >= 1, "batch_size", "1 or more")
         require(
             self.batch_size is None or self.batch_size % self.accumulate == 0,

@@ -64,8 +64,7 @@ def read_data(options: Namespace, name: str = "data") -> VideoTable:
 
 def data_options(options: Namespace) -> str:
     """How the same data are named again, behind DATA."""
-    fold = f" --fold {options.fold}" if options.fold != 1 else ""
-    return (f" --videos {options.videos}" if options.videos is not None else "") + fold
+    return said_again(options, {"videos": None, "fold": 1})
 
 
 def said_again(options: Namespace, defaults: Mapping[str, Any]) -> str:
@@ -283,7 +282,7 @@ def reported(report: Callable[[], None]) -> Iterator[None]:
     def once() -> None:
         if reporting.acquire(blocking=False):
             report()
-            sys.stdout.flush()
+            print(end="", flush=True)  # also where there is no standard output
 
     with last_chance(once):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from glob import has_magic
 from pathlib import Path
@@ -44,7 +45,7 @@ def _convert(options: Namespace) -> int:
     clip = protocol(options.protocol) if options.clip is None else ClipSpec(**dict(options.clip))
     card = convert_checkpoint(options.file, options.out, clip=clip, labels=options.labels, licence=options.licence)
     say(f"{card.model}, {len(card.labels)} classes ({card.labels[0]}, ...), {clip.num_frames} frames; next:")
-    say(f"  tada predict {options.out} VIDEO")
+    say(f"  tada predict {shlex.quote(str(options.out))} VIDEO")
     return 0
 
 

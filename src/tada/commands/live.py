@@ -88,7 +88,7 @@ def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> i
             num_events += sum(event.kind == "begins" for event in look.events)
             num_skipped += look.num_skipped
             say(look)
-            sys.stdout.flush()
+            print(end="", flush=True)
             best = ", ".join(f"{markup_cell(label)} {score:.2f}" for label, score in look.top(3))
             now = markup_cell(look.label) if look.label is not None else "nothing"
             status.update(f"{look.seen_seconds:.1f} s: {now} ({best})")

@@ -279,13 +279,14 @@ def _localize_train(options: Namespace) -> int:
             show_progress=sys.stderr.isatty(),
             say=say,
         )
+    run = shlex.quote(str(result.run))
     best = f", mAP {result.metrics['val_map']:.4f}" if "val_map" in result.metrics else ""
     print(f"trained in {result.seconds:.0f} s{best}; next:")
     if options.features is None or options.backbone is not None:
-        say(f"  tada localize {result.run} VIDEO")
+        say(f"  tada localize {run} VIDEO")
         return 0
-    paths = f"--features {options.features} --segments {options.segments}"
-    say(f"  tada localize evaluate {result.run} {paths}")
+    paths = f"--features {shlex.quote(str(options.features))} --segments {shlex.quote(str(options.segments))}"
+    say(f"  tada localize evaluate {run} {paths}")
     print("it has no network to make features of a video; with --backbone RUN, the one that made these, it gets one")
     return 0
 
@@ -329,7 +330,7 @@ def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
 
 def _localize_evaluate(options: Namespace) -> int:
     """Measure the mean average precision of a localizer, or of detections in a file."""
-    from tada.localization.evaluation import REPORT_FILES
+    from tada.localization.evaluation import NUMBERS_FILE
 
     advise(lambda state: "no report was written")
     out = options.out
@@ -338,7 +339,7 @@ def _localize_evaluate(options: Namespace) -> int:
     if out is None:
         return _measure(options, None)
     with held_folder(out):
-        check_not_there(out, REPORT_FILES, overwrite=options.overwrite)
+        check_not_there(out, [NUMBERS_FILE], overwrite=options.overwrite)
         return _measure(options, out)
 
 

@@ -100,8 +100,9 @@ def _train(options: Namespace) -> int:
     )
     if is_first_process():
         print(f"trained in {result.seconds:.0f} s; next:")
-        say(f"  tada evaluate {result.run} {options.data}{data_options(options)}")
-        say(f"  tada predict {result.run} VIDEO")
+        run = shlex.quote(str(result.run))
+        say(f"  tada evaluate {run} {shlex.quote(str(options.data))}{data_options(options)}")
+        say(f"  tada predict {run} VIDEO")
     return 0
 
 
@@ -161,7 +162,7 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
 def _evaluate(options: Namespace) -> int:
     """Test a trained model on videos it has not seen, or score and join earlier tests."""
     from tada.data.clips import Views
-    from tada.results import REPORT_FILES
+    from tada.results import NUMBERS_FILE
 
     advise(lambda state: "no report was written")
     views = Views.parse(options.views)
@@ -169,7 +170,7 @@ def _evaluate(options: Namespace) -> int:
     is_new = not options.scores or options.out is not None
     with held_folder(out):
         if is_new and is_first_process():
-            check_not_there(out, REPORT_FILES, overwrite=options.overwrite)
+            check_not_there(out, [NUMBERS_FILE], overwrite=options.overwrite)
         if options.challenge is not None and is_first_process():
             if options.challenge.is_file() and not options.overwrite:
                 raise OptionError(
@@ -258,17 +259,21 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
 
         write_challenge(result, options.challenge)
         say(f"the challenge's JSON is in {options.challenge}: zip it as test.json")
-    if is_new:
-        result.save(out, overwrite=options.overwrite)
-    if options.epic is not None:
+
+    def write_more(folder: Path) -> None:
+        from tada.report import write_test_page
         from tada.results import CHALLENGE_FILE
 
-        write_whole(out / CHALLENGE_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
-    if is_new:
-        from tada.report import write_test_page
+        if options.epic is not None:
+            write_whole(folder / CHALLENGE_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
+        if is_new:
+            title = " + ".join(map(str, options.scores)) if options.scores else f"{options.run} on {options.data}"
+            write_test_page(folder, result, title=title, command=command_line())
 
-        title = " + ".join(map(str, options.scores)) if options.scores else f"{options.run} on {options.data}"
-        write_test_page(out, result, title=title, command=command_line())
+    if is_new:
+        result.save(out, overwrite=options.overwrite, write_more=write_more)
+    else:
+        write_more(out)
     say(f"the report is in {out}: report.html, evaluation.json, scores.npz, scores.csv, pictures of what was confused")
 
 

@@ -104,7 +104,7 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
             latencies.add(look.seen_seconds, look.latency_seconds, is_last=look.is_last)
             num_segments += len(look.settled)
             say(look)
-            sys.stdout.flush()
+            print(end="", flush=True)
             now = ", ".join(f"{markup_cell(s.label)} ({s.score:.2f})" for s in look.pending)
             status.update(f"{look.seen_seconds:.1f} s seen{'; perhaps: ' + now if now else ''}")
     end = {"num_segments": num_segments, **latencies.summary(stream)}

@@ -164,10 +164,17 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
     """Names of folders and of everything else, both sorted; hidden ones (.DS_Store, .git) do not count."""
     try:
         with os.scandir(folder) as entries:
-            seen = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+            seen = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise DataError(f"folder {str(folder)!r} cannot be read: {error.strerror}") from error
     return [name for name, is_folder in seen if is_folder], [name for name, is_folder in seen if not is_folder]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: who opens it as a file says so
+        return False
 
 
 def _not_videos(folder: Path, files: list[str]) -> list[str]:

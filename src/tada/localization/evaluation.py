@@ -22,8 +22,8 @@ from tada.localization.metrics import DetectionScores, EpicScores, detection_map
 from tada.localization.naming import check_naming, scores_for
 from tada.localization.trained_videos import TrainedVideos, choose_tested, of_tested_split
 
-REPORT_FILES = ("evaluation.json", "detections.json", "report.html")
-"""What a report's folder holds; the page is written by ``tada.localization.report``."""
+NUMBERS_FILE = "evaluation.json"
+"""What is written last into a report's folder; the page is written by ``tada.localization.report``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,21 +47,26 @@ class LocalizationEvaluation:
         """The scores by what they are of: action; or verb, noun and action."""
         return _parts(self.scores)
 
-    def save(self, folder: Path, *, overwrite: bool = False) -> None:
-        """Write evaluation.json and detections.json.
+    def save(
+        self, folder: Path, *, overwrite: bool = False, write_more: Callable[[Path], None] = lambda folder: None
+    ) -> None:
+        """Write detections.json and evaluation.json. A report without the latter was interrupted.
 
         Args:
             overwrite: replace a report that is there.
+            write_more: writes what else belongs to the report into its folder.
 
         Raises:
             OptionError: there is one, and it may not be replaced.
             OutputError: the folder cannot be written.
         """
-        check_not_there(folder, REPORT_FILES, overwrite=overwrite)
+        check_not_there(folder, [NUMBERS_FILE], overwrite=overwrite)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            (folder / NUMBERS_FILE).unlink(missing_ok=True)  # it says that the report is whole
         write_whole(folder / "detections.json", (json.dumps(self.results) + "\n").encode())
-        write_whole(folder / "evaluation.json", (json.dumps(self.as_dict(), indent=2) + "\n").encode())
+        write_more(folder)
+        write_whole(folder / NUMBERS_FILE, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
 
 
 def evaluate_localizer(

@@ -274,8 +274,6 @@ def train_localizer(
     if tested is not None:
         localizer.card = replace(card, thresholds=thresholds_of(localizer, folder, tested, training))
     save_localizer(out, localizer)
-    write_metrics(out, metrics, seconds=seconds)
-    tell_state(str)  # what is told from here on is another's
     facts = [
         ("detector", f"{recipe.detector}, {size:,} parameters"),
         ("features", f"{features}, {folder.channels} channels every {folder.grid.stride_seconds:.3f} s"),
@@ -285,6 +283,8 @@ def train_localizer(
     ]
     _write_page(out, recipe, facts, localizer, folder, tested)
     say(f"curves, every class, errors by kind and timelines: {out / PAGE}")
+    write_metrics(out, metrics, seconds=seconds)  # with it, all is there
+    tell_state(str)  # what is told from here on is another's
     return LocalizationResult(run=out, metrics=metrics, seconds=seconds)
 
 

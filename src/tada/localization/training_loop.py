@@ -21,7 +21,7 @@ from tada.localization.localizer import results_of
 from tada.localization.metrics import detection_map
 from tada.localization.recipe import LocalizationRecipe
 from tada.loop import scheduled
-from tada.recognition_task import NonFiniteLossError
+from tada.recognition_task import NonFiniteLossError, state_to_resume
 
 
 class TrainingSamples(Dataset[Sample]):
@@ -88,7 +88,7 @@ class LocalizationTask(L.LightningModule):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
-                "learning_rate, or set clip_gradient_norm; the last saved state can be resumed"
+                f"learning_rate, or set clip_gradient_norm{state_to_resume(self.trainer)}"
             )
         for name, value in parts.items():
             self.log(f"train_{name}", value, on_step=False, on_epoch=True, batch_size=len(batch.features))

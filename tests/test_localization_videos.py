@@ -119,6 +119,17 @@ def test_one_command_from_videos_to_a_localizer(
     theirs = sorted((round(s["segment"][0], 3), round(s["segment"][1], 3)) for s in found)
     assert len(mine) == len(theirs)
     np.testing.assert_allclose(mine, theirs, atol=0.02)  # features in files have sixteen bits
+    # Or they are made for the test.
+    words = ["localize", "evaluate", out, "--videos", untrimmed, "--segments", segments, "--out", tmp_path / "again"]
+    assert call(*words) == 0
+    assert "features of 3 videos extracted into" in capsys.readouterr().out
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert again == json.loads((out / "evaluation" / "evaluation.json").read_text())
+    # A localizer may stand where its backbone may, and says itself how features are made.
+    assert call("extract", out, untrimmed, tmp_path / "again_features") == 0
+    assert "0 videos extracted, 3 were there already" in capsys.readouterr().out
+    assert call("extract", out, untrimmed, tmp_path / "f", "--stride-seconds", "1") == 2
+    assert "is a localizer, whose features have a window of" in capsys.readouterr().err
     predictions = out / "evaluation" / "detections.json"
     assert call("localize", "evaluate", "--predictions", predictions, "--segments", segments, "--preset", "epic") == 0
     capsys.readouterr()

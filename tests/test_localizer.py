@@ -103,6 +103,9 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(run: Path, data: t
         "metrics.json",
         "logs",
         "resume",
+        "curves.png",
+        "report.html",
+        "validation",
     }
     assert {path.name for path in run.iterdir()} == names
     assert read_recipe(run / "recipe.yaml", LocalizationRecipe) == RECIPE
@@ -181,7 +184,7 @@ def test_features_of_another_backbone_are_refused(run: Path, data: tuple[Path, P
     write_features(tmp_path / "f", replace(found, card=replace(found.card, backbone="another")))
     with pytest.raises(
         DataError,
-        match="holds features of another backbone than the localizer was trained on; extract them with its own",
+        match="holds features of another backbone than the localizer was trained on; extract them as it does, `tada",
     ):
         evaluate_localizer(load_localizer(run), tmp_path / "f", data[1], tiou_thresholds=(0.5,), show_progress=False)
 
@@ -212,7 +215,7 @@ def test_features_of_another_setting_and_other_classes_are_refused(
 
     found = FeatureFolder(data[0]).read("v5")
     write_features(tmp_path / "f", replace(found, card=replace(found.card, settings={"stride_seconds": 0.3})))
-    with pytest.raises(DataError, match="holds features of another stride_seconds than the localizer was trained on"):
+    with pytest.raises(DataError, match=r"features of another stride_seconds \(.*, not .*\) than the localizer was"):
         test(tmp_path / "f", data[1])
     (tmp_path / "s.csv").write_text("video,start,end,label\nv5,1,2,swim\n")
     with pytest.raises(DataError, match=r"s.csv is of action \(swim\), while the localizer names action \(a, b\)"):
@@ -403,7 +406,7 @@ def test_mistakes_at_the_command_line(
             f"says when things happen: `tada localize {run} VIDEO`",
         ),
         (["predict", unfinished, "x.mp4"], "is a localizer whose training has not ended: continue it with `tada local"),
-        (["extract", run, "x.mp4", tmp_path / "f"], "is a localizer, which says when things happen"),
+        (["extract", run, "x.mp4", tmp_path / "f"], "was trained on features from files (drawn) and has no network"),
     ):
         assert call(*arguments) == 2
         err = capsys.readouterr().err

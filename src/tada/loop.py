@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
@@ -262,11 +262,25 @@ class EpochLines(Callback):
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
         self.metrics: dict[str, float] = {}
+        self.seconds_before = 0.0
+        """Of training, in earlier starts of the run."""
+        self.began = time.perf_counter()
         self.started = time.perf_counter()
         self.is_in_epoch = False
 
+    @property
+    def seconds(self) -> float:
+        """What training has taken, over all starts of the run."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds_before = state_dict["seconds"]
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.started = time.perf_counter()
+        self.began = self.started = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         rate = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -89,7 +88,7 @@ class TrainingResult:
     metrics: dict[str, float]
     """Of the last epoch: train_loss, and val_top1 (one centre view) where videos were held out."""
     seconds: float
-    """Wall time of the training loop."""
+    """Wall time of the training loop, over all starts of the run."""
 
 
 @holds("out")
@@ -269,11 +268,10 @@ def train(
             synchronise_batch_norms(model, on_cpu=on_cpu)
         if machine.checkpoint_gradients:
             checkpoint_blocks(model)
-        started = time.perf_counter()
         with leaving_together():
             fit(trainer, task, loader, val_loader, state=state)
             weights = whole_weights(model) if machine.strategy == "fsdp" else model.state_dict()
-    seconds = time.perf_counter() - started
+    seconds = lines.seconds
     metrics = lines.metrics
     if processes.is_first:
         metrics = _with_last_loss(metrics, out)

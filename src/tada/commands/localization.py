@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 
 
 def _extract_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME")
+    parser.add_argument(
+        "run",
+        type=str,
+        help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME; or a localizer, whose features "
+        "are then made as it needs them",
+    )
     parser.add_argument("videos", type=str, help="a file, a folder, or a pattern such as 'clips/*.mp4'")
     parser.add_argument("out", type=Path, help="a folder for the features; what is in it already is kept")
     _clip_arguments(parser)
@@ -57,16 +62,25 @@ def _clip_arguments(parser: ArgumentParser) -> None:
 def _extract(options: Namespace) -> int:
     """Write the features of untrimmed videos, for `tada localize train --features` or other work."""
     from tada.localization.extraction import ExtractionSettings, extract
+    from tada.localization.localizer import CARD_FILE, load_localizer
     from tada.localization.video_names import videos_by_name
     from tada.recognizer import find_videos, load
 
-    recognizer = load(options.run, device=options.device)
-    settings = ExtractionSettings.for_clips(
-        recognizer.clip,
-        window_seconds=options.window_seconds,
-        stride_seconds=options.stride_seconds,
-        num_crops=options.num_crops,
-    )
+    if (Path(options.run) / CARD_FILE).exists():
+        recognizer, settings = load_localizer(options.run, device=options.device).feature_maker()
+        if options.window_seconds is not None or options.stride_seconds is not None or options.num_crops != 1:
+            raise UserError(
+                f"{options.run!r} is a localizer, whose features have a window of {settings.window_seconds:g} s and a "
+                f"stride of {settings.stride_seconds:g} s: leave --window-seconds, --stride-seconds, --num-crops away"
+            )
+    else:
+        recognizer = load(options.run, device=options.device)
+        settings = ExtractionSettings.for_clips(
+            recognizer.clip,
+            window_seconds=options.window_seconds,
+            stride_seconds=options.stride_seconds,
+            num_crops=options.num_crops,
+        )
     advise(lambda state: "the features that were written stay: the same command goes on")
     done = extract(
         recognizer,
@@ -280,10 +294,16 @@ def _localize_train(options: Namespace) -> int:
             say=say,
         )
     run = shlex.quote(str(result.run))
-    best = f", mAP {result.metrics['val_map']:.4f}" if "val_map" in result.metrics else ""
-    print(f"trained in {result.seconds:.0f} s{best}; next:")
+    if "val_map" in result.metrics:
+        print(
+            f"mAP {result.metrics['val_map']:.4f} on the held-out videos, by which the best epoch was chosen: it is a "
+            "little too good by that, and more so the fewer they are"
+        )
+    print(f"trained in {result.seconds:.0f} s; next:")
     if options.features is None or options.backbone is not None:
         say(f"  tada localize {run} VIDEO")
+        if options.videos is not None:
+            say(f"  tada localize evaluate {run} --videos OTHERS --segments {shlex.quote(str(options.segments))}")
         return 0
     paths = f"--features {shlex.quote(str(options.features))} --segments {shlex.quote(str(options.segments))}"
     say(f"  tada localize evaluate {run} {paths}")
@@ -318,10 +338,14 @@ def _way_on(options: Namespace, state: str) -> str:
 def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path | None, nargs="?", default=None, help="a run of `tada localize train`")
     parser.add_argument("--segments", type=Path, required=True, help="the annotations, as for training")
-    parser.add_argument("--features", type=Path | None, default=None, help="features of the videos to test it on")
+    parser.add_argument("--videos", type=Path | None, default=None, help="the folder of the videos to test it on")
+    parser.add_argument("--features", type=Path | None, default=None, help="or: a folder of their features")
     parser.add_argument("--predictions", type=Path | None, default=None, help="or: detections in ActivityNet's form")
     parser.add_argument("--preset", type=Literal["anet", "hacs", "thumos", "epic"], default="thumos", help="thresholds")
     parser.add_argument("--split", type=str | None, default=None, help="the part of the annotations to test on")
+    parser.add_argument(
+        "--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may lack, or be unreadable"
+    )
     _protocol_arguments(parser)
     parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
     parser.add_argument("--overwrite", action="store_true", help="replace a report that is there")
@@ -350,6 +374,7 @@ def _measure(options: Namespace, out: Path | None) -> int:
     from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
     from tada.localization.localizer import load_localizer
     from tada.localization.metrics import PRESETS
+    from tada.localization.pipeline import features_for
     from tada.localization.report import write_report
     from tada.page import PAGE
 
@@ -363,13 +388,26 @@ def _measure(options: Namespace, out: Path | None) -> int:
             split=options.split,
             leave_out=options.leave_out,
         )
-    elif options.run is not None and options.features is not None and options.predictions is None:
+    elif options.run is not None and options.predictions is None and (options.features or options.videos):
         localizer = load_localizer(options.run, device=options.device)
         thresholds = localizer.card.thresholds
+        features, segments = options.features, options.segments
+        if features is None:
+            assert out is not None
+            features = out.with_name(f"{out.name}_features")
+            segments = features_for(
+                localizer,
+                options.videos,
+                segments,
+                features,
+                skip_unreadable=options.skip_unreadable,
+                show_progress=sys.stderr.isatty(),
+                say=say,
+            )
         result = evaluate_localizer(
             localizer,
-            options.features,
-            options.segments,
+            features,
+            segments,
             tiou_thresholds=tious,
             split=options.split,
             leave_out=options.leave_out,
@@ -377,7 +415,7 @@ def _measure(options: Namespace, out: Path | None) -> int:
             show_progress=sys.stderr.isatty(),
         )
     else:
-        raise UserError("say what to measure: RUN with --features DIR, or --predictions FILE")
+        raise UserError("say what to measure: RUN with --videos DIR or --features DIR, or --predictions FILE")
     for task, scores in result.tasks().items():
         classes = scores.per_class if len(scores.per_class) <= 40 else {}
         table = Table(task, *(f"{t:g}" for t in tious), "average")

@@ -331,7 +331,7 @@ def _about_file(probe: Probe, source: str, usual_fps: float) -> Iterator[Finding
         message = f"{probe.path!r}: a frame stays {probe.longest_gap:.0f} times as long as usual; sampled by time"
         yield Finding(kind="uneven", path=probe.path, source=source, message=message)
     elif probe.num_frames > 1 and (not low <= probe.fps <= high or ratio > _ODD_RATIO):
-        others = f"most files here show {usual_fps:.4g}" if ratio > _ODD_RATIO else f"{low:g} to {high:g} are usual"
+        others = f"the median here is {usual_fps:.4g}" if ratio > _ODD_RATIO else f"{low:g} to {high:g} are usual"
         message = f"{probe.path!r} shows {probe.fps:.4g} frames a second; {others}"
         yield Finding(kind="odd_rate", path=probe.path, source=source, message=message)
     if probe.start_seconds > _LATE_SECONDS:

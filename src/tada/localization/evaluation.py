@@ -98,11 +98,16 @@ def evaluate_localizer(
     folder = FeatureFolder(features, classifier=scores_for(localizer.recipe, classifier))
     first = next(iter(folder.cards.values()))
     known = localizer.card.feature_settings
-    changed = [key for key in known | first.settings if first.settings.get(key) != known.get(key)]
+    changed = [
+        f"{key} ({first.settings.get(key)}, not {known.get(key)})"
+        for key in known | first.settings
+        if first.settings.get(key) != known.get(key)
+    ]
     if first.backbone != localizer.card.backbone or changed:
+        run = "RUN" if localizer.run is None else str(localizer.run)
         raise DataError(
             f"{str(features)!r} holds features of another {', '.join(changed) or 'backbone'} than the localizer was "
-            "trained on; extract them with its own: tada extract RUN/backbone, or import them as those for training"
+            f"trained on; extract them as it does, `tada extract {run} VIDEOS OUT`, or import as those for training"
         )
     table = named_like(_counted(segments, leave_out), folder.places())
     table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})

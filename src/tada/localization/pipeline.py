@@ -26,6 +26,7 @@ from tada.localization.annotations import (
     with_splits,
 )
 from tada.localization.extraction import ExtractionSettings, extract
+from tada.localization.localizer import Localizer
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import LocalizationResult, train_localizer
 from tada.localization.trimmed import CLIPS_TABLE, copy_notes, cut_clips, replaced_videos, segments_changed
@@ -176,6 +177,42 @@ def _check_clips_of(table: SegmentTable, files: dict[str, Path], run: Path, note
             f"{str(run)!r} was trained on clips of {what}: remove {listed(sorted(map(str, folders)))} to cut and train "
             f"anew, or keep the network as it is with --backbone {run}"
         )
+
+
+def features_for(
+    localizer: Localizer,
+    videos: Path,
+    segments: Path,
+    features: Path,
+    *,
+    skip_unreadable: int = 0,
+    show_progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> SegmentTable:
+    """Make the features of annotated videos as a localizer makes them, to test it on these videos.
+
+    Args:
+        videos: a folder that holds all annotated videos, at any depth.
+        features: a folder for them; what is in it already is kept.
+        skip_unreadable: how many videos may be missing or turn out unreadable; they are named, and left out.
+
+    Returns:
+        The annotations, with the videos' durations.
+
+    Raises:
+        DataError: videos are missing, or cannot be read.
+        CheckpointError: the localizer has no network to make features.
+    """
+    backbone, settings = localizer.feature_maker()
+    table = read_segments(segments, videos)
+    table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
+    done = extract(backbone, files, features, settings, show_progress=show_progress)
+    say(f"features of {len(done.written)} videos extracted into {features}, {len(done.kept)} were there already")
+    for line in done.lines():
+        say(line)
+    names = {str(file): name for name, file in files.items()}
+    reasons = {names[failure.path]: failure.message for failure in done.failures}
+    return table.without(reasons, allowed=skip_unreadable, say=say)
 
 
 def match_videos(

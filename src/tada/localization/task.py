@@ -20,7 +20,6 @@ A run's folder holds::
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -101,7 +100,7 @@ class LocalizationResult:
     metrics: dict[str, float]
     """train_loss of the last epoch; val_map of the best, where videos were held out."""
     seconds: float
-    """Wall time of the training loop."""
+    """Wall time of the training loop, over all starts of the run."""
 
 
 def prepare_table(
@@ -253,9 +252,8 @@ def train_localizer(
             show_progress=show_progress,
             say=say,
         )
-        started = time.perf_counter()
         fit(trainer, task, loader, test_loader, state=state)
-    seconds = time.perf_counter() - started
+    seconds = lines.seconds
     metrics = dict(lines.metrics)
     if best is not None:
         task.load_state_dict(WholeFileCheckpoints().load_checkpoint(best.file)["state_dict"])

@@ -18,6 +18,7 @@ FLOORS = [
     {
         "tada.commands",
         "tada.data",
+        "tada.data.identity",
         "tada.documents",
         "tada.errors",
         "tada.intervals",
@@ -29,7 +30,6 @@ FLOORS = [
     {
         "tada.ahead",
         "tada.arrays",
-        "tada.data.identity",
         "tada.data.manifest",
         "tada.data.parcels",
         "tada.data.table",

@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from tada.cli import main
 from tada.data import prepare as module
 from tada.data.annotations import read_dataset
 from tada.data.identity import content_id
+from tada.data.known import known_videos, marks, splits_of
 from tada.data.manifest import read_manifest
 from tada.data.prepare import Prepared, PrepareOptions, prepare, small_size
+from tada.data.splits import Splits
 from tada.data.workers import Lost
 from tada.errors import DataError, OptionError
 from tada.video.reader import open_video
@@ -145,6 +148,30 @@ def test_a_manifest_of_an_earlier_tada_learns_what_the_originals_are(data: Path,
         assert {copy.source: copy.source_content for copy in copies} == {
             line["source"]: content_id(data / line["source"]) for line in lines
         }
+
+
+def test_a_copy_of_a_copy_is_still_the_original(data: Path, copy: Prepared, tmp_path: Path) -> None:
+    second = prepared(copy.table, tmp_path / "second")
+    third = prepared(second.table, tmp_path / "third")
+    generations = [read_dataset(folder) for folder in (data, copy.table, second.table, third.table)]
+    splits = ["train", "val", "train", "val"]
+    for trained in generations:
+        with_splits = (replace(video, split=split) for video, split in zip(trained.videos, splits, strict=True))
+        rows = known_videos(replace(trained, videos=tuple(with_splits)))
+        for tested in generations:
+            assert marks(tested, rows) == splits
+            assert marks(tested, Splits.from_text(splits_of(rows).to_text())) == splits
+    # One that an earlier tada made learns it when the same command runs again.
+    manifest = tmp_path / "second" / "manifest.jsonl"
+    lines = [json.loads(line) for line in manifest.read_text().splitlines() if line]
+    for line in lines:
+        file = line["source"].removeprefix("videos/")
+        (source,) = [found.source for found in copy.copies if found.file == file]
+        assert line.pop("earlier") == [content_id(data / source)]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert prepared(copy.table, tmp_path / "second").num_new == 0
+    assert prepared(second.table, tmp_path / "third").num_new == 0
+    assert all(len(copy.earlier) == 1 for copy in read_manifest(manifest).values())
 
 
 def test_lines_that_are_no_copies_are_passed_over(copy: Prepared, tmp_path: Path) -> None:

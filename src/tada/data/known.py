@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tada.data.annotations import write_table
 from tada.data.identity import content_ids, is_sha256, sha256_identity, sha256_of, size_of
-from tada.data.manifest import copies_among
+from tada.data.manifest import originals_among
 from tada.data.rows import absolute_path, unguarded
 from tada.data.splits import Splits
 from tada.data.table import LabelledVideo, VideoTable, composed, path_below, stamp_of, videos_text
@@ -47,15 +47,16 @@ class KnownVideo:
     end_seconds: float | None = None
     content: str = ""
     """``content_id`` of the file; empty where it was not noted."""
-    original: str = ""
-    """Of a prepared copy: the content of its original, or, from old manifests, "SIZE-sha256:HEX"."""
+    originals: tuple[str, ...] = ()
+    """Of a prepared copy: the content of its original, or, from old manifests, "SIZE-sha256:HEX"; where that was a copy
+    too, also what it was copied from."""
     mtime_ns: int | None = None
     """The file's time of change, in nanoseconds; None where it was not noted."""
 
     @property
     def identities(self) -> tuple[str, ...]:
         """What the file is known by."""
-        return tuple(identity for identity in (self.content, self.original) if identity)
+        return (self.content, *self.originals) if self.content else self.originals
 
 
 # -- a run's list -----------------------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def known_videos(table: VideoTable, *, show_progress: bool = False) -> tuple[Kno
     """The videos of a table that has splits, each with what its file is. Reads a part of each file."""
     stamps = _stamps(table.videos)
     contents = content_ids(stamps, show_progress=show_progress)
-    originals = _originals({path: size for path, (size, _) in stamps.items()})
+    originals = originals_among({path: size for path, (size, _) in stamps.items()})
     return tuple(
         KnownVideo(
             path=video.path,
@@ -74,7 +75,7 @@ def known_videos(table: VideoTable, *, show_progress: bool = False) -> tuple[Kno
             start_seconds=video.start_seconds,
             end_seconds=video.end_seconds,
             content=contents.get(video.path, ""),
-            original=originals.get(video.path, ""),
+            originals=originals.get(video.path, ()),
             mtime_ns=stamps[video.path][1] if video.path in stamps else None,
         )
         for video in table.videos
@@ -87,8 +88,8 @@ def write_run_list(table: VideoTable, run: Path, say: Callable[[str], None], *, 
         say(f"reading a part of each of {len(table)} videos, by which the run knows them again wherever they lie")
     rows = known_videos(table, show_progress=show_progress)
     more: dict[str, dict[str, object]] = {"content": {row.path: row.content for row in rows}}
-    if any(row.original for row in rows):
-        more["original"] = {row.path: row.original for row in rows}
+    if any(row.originals for row in rows):
+        more["original"] = {row.path: " ".join(row.originals) for row in rows}
     more["mtime_ns"] = {row.path: "" if row.mtime_ns is None else row.mtime_ns for row in rows}
     write_table(table, run / RUN_LIST, more=more)
     pairs = in_two_splits(rows)
@@ -132,7 +133,7 @@ def _known_video(row: Mapping[str, str]) -> KnownVideo:
         start_seconds=float(start) if start else None,
         end_seconds=float(end) if end else None,
         content=row.get("content") or "",
-        original=row.get("original") or "",
+        originals=tuple((row.get("original") or "").split()),
         mtime_ns=int(row.get("mtime_ns") or 0) or None,
     )
     for identity in known.identities:
@@ -161,14 +162,14 @@ def marks(table: VideoTable, known: Sequence[KnownVideo] | Splits, *, show_progr
         known: a run's list, or what an exported file has of it.
     """
     stamps = _stamps(table.videos)
-    originals = _originals({path: size for path, (size, _) in stamps.items()})
+    originals = originals_among({path: size for path, (size, _) in stamps.items()})
     rows: Sequence[KnownVideo] = ()
     if isinstance(known, Splits):
         splits = known
     else:
         rows = with_contents(known, stamps, show_progress=show_progress)
         splits = splits_of(rows)
-        _add_sha256(splits, rows, {size_of(original) for original in originals.values() if is_sha256(original)})
+        add_sha256(splits, rows, (identity for of_file in originals.values() for identity in of_file))
     contents = _contents(stamps, rows, splits.sizes, show_progress=show_progress)
     by_path = {row.path for row in rows if not row.content}
     for row in rows:
@@ -176,11 +177,13 @@ def marks(table: VideoTable, known: Sequence[KnownVideo] | Splits, *, show_progr
             splits.add(_path_identity(row.path), row.start_seconds, row.end_seconds, row.split)
 
     def identities(path: str) -> Iterator[str]:
-        yield from (of[path] for of in (contents, originals) if path in of)
+        if path in contents:
+            yield contents[path]
+        yield from originals.get(path, ())
         if path in by_path:
             yield _path_identity(path)
         if path in stamps and stamps[path][0] in splits.sha256_sizes:
-            yield from _sha256_identity(path)
+            yield from sha256_identities(path)
 
     of_path = {path: tuple(identities(path)) for path in {video.path for video in table.videos}}
     return [splits.of(of_path[video.path], video.start_seconds, video.end_seconds) for video in table.videos]
@@ -207,12 +210,12 @@ def with_contents(
     if not lacking or (wanted is not None and wanted.keys() <= lacking):  # then each is found by its path
         return tuple(rows)
     stamps = {path: stamp for path in lacking if (stamp := _stamp(path)) is not None}
-    originals = _originals({path: size for path, (size, _) in stamps.items()})
+    originals = originals_among({path: size for path, (size, _) in stamps.items()})
     sizes = None if wanted is None else {size for size, _ in wanted.values()}
     candidates = [path for path, (size, _) in stamps.items() if sizes is None or size in sizes or path in originals]
     contents = content_ids(candidates, show_progress=show_progress)
     return tuple(
-        replace(row, content=contents[row.path], original=originals.get(row.path, ""), mtime_ns=stamps[row.path][1])
+        replace(row, content=contents[row.path], originals=originals.get(row.path, ()), mtime_ns=stamps[row.path][1])
         if row.path in contents and not row.content
         else row
         for row in rows
@@ -238,19 +241,24 @@ def _contents(
     return found | content_ids(to_read, show_progress=show_progress)
 
 
-def _add_sha256(splits: Splits, rows: Iterable[KnownVideo], sizes: Collection[int]) -> None:
-    """Add the SHA-256 of the rows' files of these sizes, as far as they lie where they lay."""
+def add_sha256(splits: Splits, rows: Iterable[KnownVideo], wanted: Iterable[str]) -> None:
+    """Add the SHA-256 of those rows' files that may be one of the wanted ones, as far as they lie where they lay.
+
+    Args:
+        wanted: identities, of which those are meant that are a SHA-256.
+    """
+    sizes = {size_of(identity) for identity in wanted if is_sha256(identity)}
     found: dict[str, list[str]] = {}
     for row in rows:
         if row.content and size_of(row.content) in sizes:
             if row.path not in found:
-                found[row.path] = _sha256_identity(row.path)
+                found[row.path] = sha256_identities(row.path)
             for identity in found[row.path]:
                 splits.add(identity, row.start_seconds, row.end_seconds, row.split)
 
 
-def _sha256_identity(path: str) -> list[str]:
-    """One, or none where the file cannot be read."""
+def sha256_identities(path: str) -> list[str]:
+    """A file's identity by its SHA-256: one, or none where the file cannot be read."""
     try:
         return [sha256_identity(os.path.getsize(path), sha256_of(path))]
     except OSError:
@@ -260,14 +268,6 @@ def _sha256_identity(path: str) -> list[str]:
 def _path_identity(path: str) -> str:
     """What a file is known by where nothing else was noted: its name, after a size as other identities have it."""
     return f"0-path:{path}"
-
-
-def _originals(sizes: Mapping[str, int]) -> dict[str, str]:
-    """Of those files that are prepared copies, what their originals are."""
-    return {
-        path: copy.source_content or sha256_identity(copy.source_size_bytes, copy.source_sha256)
-        for path, copy in copies_among(sizes).items()
-    }
 
 
 def _stamps(videos: Iterable[LabelledVideo]) -> dict[str, Stamp]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from tada.data.identity import sha256_identity
 from tada.documents import parse_json, typed
 
 MANIFEST = "manifest.jsonl"
@@ -37,6 +39,14 @@ class Copy:
     keyframe_interval_frames: int
     source_content: str = ""
     """``content_id`` of the original; empty in manifests of before it was noted."""
+    earlier: tuple[str, ...] = ()
+    """Where the original was itself a copy: the identities of what it was copied from, the very first last."""
+
+    @property
+    def originals(self) -> tuple[str, ...]:
+        """The identities of all that this is a copy of."""
+        source = self.source_content or sha256_identity(self.source_size_bytes, self.source_sha256)
+        return (source, *self.earlier)
 
 
 def read_manifest(file: Path) -> dict[str, Copy]:
@@ -53,6 +63,15 @@ def read_manifest(file: Path) -> dict[str, Copy]:
     return copies
 
 
+def originals_among(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+    """Of those files that are copies that ``tada prepare`` made, what they are copies of.
+
+    Args:
+        sizes: as for ``copies_among``.
+    """
+    return {path: copy.originals for path, copy in copies_among(sizes).items()}
+
+
 def copies_among(sizes: Mapping[str, int]) -> dict[str, Copy]:
     """Which of some files are copies that ``tada prepare`` made, and have not been changed since.
 
@@ -63,7 +82,7 @@ def copies_among(sizes: Mapping[str, int]) -> dict[str, Copy]:
         By path the line of the manifest, for those files that one is found of.
     """
     below: dict[str, tuple[str, str] | None] = {}
-    manifests: dict[str, dict[str, Copy]] = {}
+    manifests: dict[str, Mapping[str, Copy]] = {}
 
     def line_of(path: str) -> Copy | None:
         folder, name = os.path.split(path)
@@ -74,8 +93,9 @@ def copies_among(sizes: Mapping[str, int]) -> dict[str, Copy]:
             return None
         top, inner = place
         if top not in manifests:
-            lines = read_manifest(Path(top).parent / MANIFEST).values()
-            manifests[top] = {copy.file: copy for copy in lines}
+            file = Path(top).parent / MANIFEST
+            stamp = file.stat()
+            manifests[top] = _by_file(file, stamp.st_size, stamp.st_mtime_ns)
         return manifests[top].get(f"{inner}{name}")
 
     copies = {}
@@ -84,6 +104,12 @@ def copies_among(sizes: Mapping[str, int]) -> dict[str, Copy]:
         if copy is not None and copy.size_bytes == size:
             copies[path] = copy
     return copies
+
+
+@lru_cache(maxsize=1)  # who asks for one file after the other does not have it read each time
+def _by_file(manifest: Path, size: int, mtime_ns: int) -> Mapping[str, Copy]:
+    """The copies by their own paths; ``size`` and ``mtime_ns`` are the manifest's now."""
+    return {copy.file: copy for copy in read_manifest(manifest).values()}
 
 
 def _folder_of_copies(folder: str) -> tuple[str, str] | None:

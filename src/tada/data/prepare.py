@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from rich.progress import track
 
 from tada.data.annotations import write_table
 from tada.data.identity import content_id, content_ids, sha256_of
-from tada.data.manifest import COPIES, MANIFEST, Copy, read_manifest
+from tada.data.manifest import COPIES, MANIFEST, Copy, originals_among, read_manifest
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.documents import read_json
@@ -100,6 +100,8 @@ class _Task:
     source: str
     relative: str
     target: str
+    earlier: tuple[str, ...]
+    """As ``Copy.earlier``."""
 
 
 @holds("out")
@@ -143,7 +145,7 @@ def prepare(
     )
     folders = {os.path.dirname(task.target) for task in tasks}
     with writing(manifest), manifest.open("ab") as file, _clean(folders):
-        completed = _with_contents(copies)
+        completed = _completed(copies, tasks)
         copies |= completed
         _write_lines(file, completed.values())
         for task, made in track(work, "copying", len(new), transient=True, disable=not show_progress):
@@ -186,6 +188,7 @@ def _tasks(table: VideoTable, out: Path) -> list[_Task]:
     videos = os.path.abspath(out / COPIES)
     if os.path.commonpath([os.path.realpath(videos), os.path.realpath(table.root)]) == os.path.realpath(videos):
         raise OptionError(f"{str(out)!r} holds the originals; give another folder")
+    earlier = originals_among(_sizes(video.path for video in table.videos))
     tasks: dict[str, _Task] = {}
     source_of: dict[str, str] = {}
     for video in table.videos:
@@ -198,8 +201,17 @@ def _tasks(table: VideoTable, out: Path) -> list[_Task]:
             raise DataError(f"{other!r} and {relative!r} would both become {target!r}; rename one of them")
         if os.path.realpath(target) == os.path.realpath(video.path):
             raise OptionError(f"{str(out)!r} holds the original {relative!r}; give another folder")
-        tasks[video.path] = _Task(video.path, relative, target)
+        tasks[video.path] = _Task(video.path, relative, target, earlier.get(video.path, ()))
     return list(tasks.values())
+
+
+def _sizes(paths: Iterable[str]) -> dict[str, int]:
+    """Of the files that are there; copying says what is wrong with the others."""
+    sizes = {}
+    for path in paths:
+        with suppress(OSError, ValueError):
+            sizes[path] = os.path.getsize(path)
+    return sizes
 
 
 def _check_options(file: Path, options: PrepareOptions) -> None:
@@ -226,16 +238,24 @@ def _is_done(task: _Task, copy: Copy | None) -> bool:
     return size == copy.size_bytes and stamp_of(task.source) == (copy.source_size_bytes, copy.source_mtime_ns)
 
 
-def _with_contents(copies: dict[str, Copy]) -> dict[str, Copy]:
-    """Those of an earlier tada, which did not note the originals' contents, with them."""
+def _completed(copies: dict[str, Copy], tasks: Iterable[_Task]) -> dict[str, Copy]:
+    """Those of an earlier tada, which did not note the originals' contents, or that these are copies, with it."""
     contents = content_ids(source for source, copy in copies.items() if not copy.source_content)
-    return {source: replace(copies[source], source_content=content) for source, content in contents.items()}
+    completed = {source: replace(copies[source], source_content=content) for source, content in contents.items()}
+    for task in tasks:
+        copy = completed.get(task.source, copies.get(task.source))
+        if copy is not None and task.earlier and copy.earlier != task.earlier:
+            completed[task.source] = replace(copy, earlier=task.earlier)
+    return completed
 
 
 def _write_lines(file: BinaryIO, copies: Iterable[Copy]) -> None:
     for copy in copies:
+        about = asdict(copy)
+        if not copy.earlier:  # so that an older tada reads the line too
+            del about["earlier"]
         # A line begins the write: where the one before was cut off, only that one is lost.
-        file.write(b"\n" + json.dumps(asdict(copy)).encode("utf-8", "surrogateescape") + b"\n")
+        file.write(b"\n" + json.dumps(about).encode("utf-8", "surrogateescape") + b"\n")
     file.flush()
     os.fsync(file.fileno())
 
@@ -276,6 +296,7 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
             source_mtime_ns=mtime_ns,
             source_sha256=sha256_of(task.source),
             source_content=content_id(task.source),
+            earlier=task.earlier,
             file=os.path.splitext(task.relative)[0] + ".mp4",
             size_bytes=target.stat().st_size,
             sha256=sha256_of(task.target),

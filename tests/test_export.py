@@ -51,7 +51,13 @@ def silent(line: str) -> None:
 
 
 def saved(
-    folder: Path, model: str, options: dict[str, Any], *, labels: tuple[str, ...] = ("a", "b", "c"), **card: Any
+    folder: Path,
+    model: str,
+    options: dict[str, Any],
+    *,
+    labels: tuple[str, ...] = ("a", "b", "c"),
+    clip: ClipSpec = CLIP,
+    **card: Any,
 ) -> Path:
     """The folder of a network whose every part counts: no factor is the one that training starts with."""
     torch.manual_seed(0)
@@ -63,7 +69,7 @@ def saved(
     save_model(
         folder,
         network,
-        ModelCard(model=model, options=options, labels=labels, clip=CLIP, trained_from="nothing", **card),
+        ModelCard(model=model, options=options, labels=labels, clip=clip, trained_from="nothing", **card),
     )
     return folder
 
@@ -156,6 +162,17 @@ def test_pytorchs_program_computes_what_the_network_does(model: str, tmp_path: P
     assert b"tadaconv.py" not in done.file.read_bytes(), "where this machine's code lies"
     network, _ = load_model(run)
     for shape in ((1, 3, 8, 32, 32), (3, 3, 12, 40, 48)):
+        torch.testing.assert_close(program(noise(*shape)), network(noise(*shape)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("model", "num_frames", "size"), [("tada2d_tiny", 8, 20), ("tsn_tiny", 1, 32)])
+def test_programs_of_small_clips(model: str, num_frames: int, size: int, tmp_path: Path) -> None:
+    """Whose pictures are a pixel wide at the end of a network that halves them five times."""
+    clip = replace(CLIP, num_frames=num_frames, short_side=size, crop=size)
+    run = saved(tmp_path / "run", model, {**SMALL[model], "depths": [1] * 4, "widths": [8] * 4}, clip=clip)
+    done = export(run, tmp_path / "out.pt2", say=silent)
+    program, (network, _) = torch.export.load(done.file).module(), load_model(run)
+    for shape in ((1, 3, num_frames, size, size), (2, 3, 5, 8, 40), (2, 3, 2, 1, 1)):
         torch.testing.assert_close(program(noise(*shape)), network(noise(*shape)), atol=1e-5, rtol=1e-5)
 
 

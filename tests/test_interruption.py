@@ -111,6 +111,23 @@ def test_a_process_that_was_started_to_ignore_a_signal_does(tmp_path: Path) -> N
     assert done.stdout == "done\n"
 
 
+LEAVING = """
+import atexit, time
+with watching():
+    pass
+atexit.register(lambda: (print("leaving", flush=True), time.sleep(1000)))
+end(0)
+"""
+
+
+def test_ctrl_c_when_all_is_done_ends_what_is_left_at_once(tmp_path: Path) -> None:
+    with Terminal(script(LEAVING), folder=tmp_path) as terminal:
+        terminal.wait_for("leaving")
+        terminal.press_ctrl_c()
+        assert terminal.end() == -signal.SIGINT  # which shells call 130
+    assert "Traceback" not in terminal.output
+
+
 FORKING = """
 import multiprocessing, os, time
 def child():
@@ -181,6 +198,10 @@ def in_second_saving(save, state, file):
         time.sleep(0.5)
     save(state, file)
 
+def at_page(write, *arguments, **options):
+    now()
+    time.sleep(1000)
+
 def at_start(start, task, *arguments):
     now()
     time.sleep(1000)
@@ -197,6 +218,9 @@ if moment == "validation":
     instead(recognition_task.RecognitionTask, "validation_step", in_second_validation)
 if moment == "saving":
     instead(torch, "save", in_second_saving)
+if moment == "page":
+    import tada.recognition as recognition
+    instead(recognition, "write_run_page", at_page)
 if moment == "start":
     instead(recognition_task.RecognitionTask, "configure_optimizers", at_start)
 end(main(sys.argv[2:]))
@@ -241,6 +265,7 @@ def segments_in_shared_memory() -> set[str]:
         pytest.param("waiting", "0", {4}, marks=pytest.mark.slow),
         ("validation", "2", {6}),
         ("saving", "0", {4}),
+        ("page", "0", {6}),
     ],
 )
 def test_ctrl_c_in_training_saves_the_state_and_says_how_to_go_on(
@@ -275,6 +300,7 @@ def test_ctrl_c_in_training_saves_the_state_and_says_how_to_go_on(
     assert Path("run/model.safetensors").read_bytes() == straight
     # What was being validated is validated now.
     assert any(line.startswith("epoch 2/2") and "val_top1" in line for line in lines)
+    assert Path("run/report.html").exists()
 
 
 def test_ctrl_c_before_training_has_begun_leaves_nothing(at_home: Callable[..., Terminal]) -> None:

@@ -186,6 +186,8 @@ def test_localize_train(count: int, commands: Commands) -> None:
             code = commands(f"{command} --resume {out}")
         assert code == 0, commands.told
         assert Path(out, "localizer.safetensors").read_bytes() == whole
+        assert Path(out, "report.html").exists()
+        assert Path(f"{out}_backbone", "report.html").exists()
         assert leftovers(Path(".")) == []
         for folder in Path(".").glob(f"{out}*"):
             shutil.rmtree(folder)

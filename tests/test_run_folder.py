@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from killed import killed_in_a_write
 from tada.cli import main
 from tada.errors import DataError, OptionError, UserError
 from tada.recipe import Recipe, recipe_yaml
@@ -55,6 +56,18 @@ def test_a_run_that_was_killed_before_its_first_state_is_begun_by_resume(
     said = run(small_recipe, resume=True)
     assert "runs/a was interrupted before its first saved state: it starts from its beginning" in said
     assert weights() == whole
+
+
+def test_a_run_that_was_killed_at_its_end_gets_all_that_runs_have(small_recipe: Recipe, home: Path) -> None:
+    run(small_recipe)
+    whole, names = weights(), {path for path in Path("runs/a").rglob("*") if "logs" not in path.parts}
+    for name in ("metrics.json", "report.html", "validation/confusion.png"):  # the last that are written
+        Path("runs/a", name).unlink()
+    left = killed_in_a_write(Path("runs/a/resume/last.ckpt"))
+    assert Path("runs/a/resume", left).exists()
+    run(small_recipe, resume=True)
+    assert weights() == whole
+    assert {path for path in Path("runs/a").rglob("*") if "logs" not in path.parts} == names
 
 
 @pytest.mark.parametrize("left", [[], [".0123abcd-4711-0123abcd.part"]])

@@ -27,7 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views, read_views
@@ -175,6 +177,7 @@ def _write(recognizer: Recognizer, file: Path, splits: str | None) -> nn.Module:
             program = torch.export.export(recognizer.model, (example,), dynamic_shapes=(axes,))
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # where on this machine the code lies
+            _take_all_sizes(program)
             program.example_inputs = None  # which would be written too, and be larger than some networks
             # Into memory: where a file cannot be written to its end, torch's own writer ends the whole process.
             data = BytesIO()
@@ -194,6 +197,16 @@ def _write(recognizer: Recognizer, file: Path, splits: str | None) -> nn.Module:
     onnx_program.save(file, external_data=False)
     _write_card(file, recognizer, splits)
     return open_session(file)
+
+
+def _take_all_sizes(program: ExportedProgram) -> None:
+    """Let a program take the sizes of clips that its network takes.
+
+    The exporter notes what held of the example's strides in every layer, such as that pictures are wider than a pixel
+    at the network's end, and the program would refuse clips of 32 pixels. No operator computes anything else for that.
+    """
+    for size in program.range_constraints:
+        program.range_constraints[size] = ValueRanges(1, int_oo)
 
 
 def _write_card(file: Path, recognizer: Recognizer, splits: str | None, **more: Any) -> None:

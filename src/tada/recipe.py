@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 RECIPE_FILE = "recipe.yaml"
-"""In the folder of a run."""
+"""What the folder of a run has from its beginning on."""
+METRICS_FILE = "metrics.json"
+"""What it has from its end on."""
 
 # The line under a field is its help on the command line.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -15,14 +15,13 @@ from pathlib import Path
 from tada.data.table import listed
 from tada.documents import read_json
 from tada.errors import CheckpointError, OptionError
-from tada.files import write_whole, writing
+from tada.files import remove_dead_parts, write_whole, writing
 from tada.interruption import last_chance
 from tada.locks import names_in, was_made
-from tada.recipe import RECIPE_FILE
+from tada.recipe import METRICS_FILE, RECIPE_FILE
 from tada.saved_states import CHECKPOINT
 from tada.terminal import command_line, printable
 
-METRICS_FILE = "metrics.json"
 NON_FINITE_FILE = "non_finite_batch.txt"
 COMMANDS_FILE = "commands.txt"
 """The commands that have started and continued the run, one in each line."""
@@ -104,6 +103,7 @@ def was_begun(out: Path) -> bool:
 
 def saved_state(out: Path, say: Callable[[str], None]) -> Path | None:
     """The state that a run which has begun goes on from; None where none was saved yet, which is said."""
+    remove_dead_parts((out / CHECKPOINT).parent)  # there may be no other state to write
     if (out / CHECKPOINT).exists():
         return out / CHECKPOINT
     say(f"{out} was interrupted before its first saved state: it starts from its beginning")
@@ -123,5 +123,5 @@ def finished_metrics(out: Path) -> dict[str, float] | None:
 
 
 def write_metrics(out: Path, metrics: dict[str, float], *, seconds: float) -> None:
-    """Write the last file of a run."""
+    """Write the last file of a run: without it, a run that goes on ends once more, and writes all the others."""
     write_whole(out / METRICS_FILE, (json.dumps(metrics | {"seconds": seconds}, indent=2) + "\n").encode())

@@ -32,7 +32,7 @@ from tada.files import check_not_there
 from tada.interruption import advise
 from tada.localization.recipe import LocalizationRecipe
 from tada.locks import held_folder
-from tada.recipe import RECIPE_FILE, load_recipe, typed_recipe
+from tada.recipe import METRICS_FILE, RECIPE_FILE, load_recipe, typed_recipe
 from tada.terminal import command_line, markup_cell, print_text, say
 
 if TYPE_CHECKING:
@@ -316,6 +316,8 @@ def _way_on(options: Namespace, state: str) -> str:
     out = options.resume or options.out
     if not (out / RECIPE_FILE).exists():
         return f"{state or 'what was done stays'}: the same command goes on"
+    if (out / METRICS_FILE).exists():
+        return f"{out} is finished"
     defaults = {
         "segments": None,
         "videos": None,

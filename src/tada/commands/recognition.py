@@ -38,7 +38,7 @@ from tada.interruption import advise
 from tada.intervals import interval_text
 from tada.locks import held_folder
 from tada.machine import Machine, is_first_process
-from tada.recipe import RECIPE_FILE, Recipe, recipe_of
+from tada.recipe import METRICS_FILE, RECIPE_FILE, Recipe, recipe_of
 from tada.terminal import command_line, markup_cell, print_text, printable, say
 
 if TYPE_CHECKING:
@@ -111,6 +111,8 @@ def _way_on(options: Namespace, state: str) -> str:
     run = options.resume or options.out
     if not (run / RECIPE_FILE).exists():
         return "nothing was learned yet: the same command begins anew"
+    if (run / METRICS_FILE).exists():
+        return f"{run} is finished"
     defaults = {
         "videos": None,
         "fold": 1,

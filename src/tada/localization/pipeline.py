@@ -15,7 +15,6 @@ from rich.progress import track
 
 from tada.data.table import listed
 from tada.errors import DataError, VideoError
-from tada.files import try_folder
 from tada.localization.annotations import (
     VAL_FRACTION,
     SegmentTable,
@@ -31,10 +30,10 @@ from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import LocalizationResult, train_localizer
 from tada.localization.trimmed import CLIPS_TABLE, copy_notes, cut_clips, replaced_videos, segments_changed
 from tada.localization.video_names import videos_by_name
-from tada.locks import holds, is_used
+from tada.locks import held_folder, holds, is_used
 from tada.machine import check_num_workers, find_device
 from tada.models.weights import CARD_FILE
-from tada.recipe import RECIPE_FILE, Recipe
+from tada.recipe import METRICS_FILE, RECIPE_FILE, Recipe
 from tada.recognition import train
 from tada.recognizer import find_videos, load
 from tada.run_folder import check_free, was_begun
@@ -83,7 +82,8 @@ def train_on_videos(
     else:
         check_free(out)
     for beside in ("features",) if backbone is not None else ("features", "clips", "backbone"):
-        try_folder(out.with_name(f"{out.name}_{beside}"))
+        with held_folder(out.with_name(f"{out.name}_{beside}")):
+            pass  # it can be written, and no other process does
     table = read_segments(segments, videos)
     table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     table = with_splits(table, val_fraction=val_fraction, seed=recipe.seed)
@@ -146,7 +146,9 @@ def _own_backbone(
             "these to tell classes apart; give one with --backbone, a run or tada2d_tiny_motion, which ships with tada"
         )
     run, folder = out.with_name(f"{out.name}_backbone"), out.with_name(f"{out.name}_clips")
-    is_begun, is_trained = is_used(run), (run / CARD_FILE).exists()
+    is_begun = is_used(run)
+    is_ours = (run / RECIPE_FILE).exists()
+    is_trained = (run / (METRICS_FILE if is_ours else CARD_FILE)).exists()
     if is_begun:
         _check_clips_of(table, files, run, folder if (folder / CLIPS_TABLE).exists() else run)
     if is_trained and not (folder / CLIPS_TABLE).exists():
@@ -154,9 +156,8 @@ def _own_backbone(
     clips = cut_clips(table, files, folder, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     if not is_trained:
         say(f"training a backbone on {len(clips)} segments")
-        is_begun = (run / RECIPE_FILE).exists()
-        train(recipe, clips, run, resume=is_begun, num_workers=num_workers, show_progress=show_progress, say=say)
-        copy_notes(folder, run)
+        train(recipe, clips, run, resume=is_ours, num_workers=num_workers, show_progress=show_progress, say=say)
+    copy_notes(folder, run)
     return run
 
 

@@ -7,6 +7,7 @@ import os
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 import torch
 
 from tada.arrays import check_memory, read_hdf5, read_npy, read_npz
-from tada.errors import DataError
+from tada.errors import CheckpointError, DataError
 from tada.localization.importing import read_published
 from tada.results import load_scores
+from tada.saved_states import WholeFileCheckpoints
 
 
 def npy_header(shape: tuple[int, ...], kind: str = "<f4") -> bytes:
@@ -106,16 +108,34 @@ def test_an_hdf5_file_reads_no_other_files(tmp_path: Path, monkeypatch: pytest.M
     assert read_hdf5("links.h5") == {}
 
 
+def save_packed(content: Any, path: Path) -> None:
+    plain = io.BytesIO()
+    torch.save(content, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
+
+
+def test_a_saved_state_that_claims_or_packs_more_than_it_has(tmp_path: Path) -> None:
+    weights = torch.zeros(1000, 1000)
+    right = {"state_dict": {"w": weights, "same": weights, "part": weights[3:5, ::2]}, "steps": [1, (2.0, "x")]}
+    torch.save(right, tmp_path / "right.ckpt")
+    files = WholeFileCheckpoints()
+    assert files.load_checkpoint(tmp_path / "right.ckpt")["steps"] == right["steps"]
+    save_packed(right, tmp_path / "packed.ckpt")
+    torch.save({"optimizer_states": [{"state": (torch.zeros(1).expand(1 << 20, 1 << 12),)}]}, tmp_path / "claims.ckpt")
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    for name in ("packed", "claims", "pipe"):
+        with pytest.raises(CheckpointError, match=rf"{name}.ckpt is damaged and cannot be read: start anew without"):
+            files.load_checkpoint(tmp_path / f"{name}.ckpt")
+
+
 def test_a_torch_file_that_claims_or_packs_more_than_it_has(tmp_path: Path) -> None:
     torch.save(torch.zeros(1).expand(1 << 20, 1 << 12), tmp_path / "a.pt")
     with pytest.raises(DataError, match=r"take 17180 MB"):
         read_published(tmp_path / "a.pt")
-    plain = io.BytesIO()
-    torch.save(torch.zeros(1000, 1000), plain)
-    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as target:
-        for entry in source.infolist():
-            target.writestr(entry.filename, source.read(entry))
-    with pytest.raises(DataError, match=r"b.pt' is packed: it unpacks to 400"):
+    save_packed(torch.zeros(1000, 1000), tmp_path / "b.pt")
+    with pytest.raises(DataError, match=r"b.pt' .*it is packed: it unpacks to 400"):
         read_published(tmp_path / "b.pt")
 
 

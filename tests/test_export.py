@@ -394,6 +394,26 @@ def test_mistakes_are_told_in_a_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_in_other_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime itself would read those of the working directory."""
+    monkeypatch.chdir(tmp_path)
+    Path("secret").write_bytes(b"0123456789abcdef")
+    weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.UINT8, dims=[16])
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="secret")
+    shown = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [16]) for name in ("clips", "logits")]
+    node = onnx.helper.make_node("Cast", ["w"], ["logits"], to=onnx.TensorProto.FLOAT)
+    graph = onnx.helper.make_graph([node], "graph", shown[:1], shown[1:], [weights])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    data = onnx.helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString()
+    written_otherwise = data.replace(b"\x0a\x08location\x12\x06secret", b"\x0a\x88\x00location\x12\x05secre")
+    assert written_otherwise != data
+    for content in (data, written_otherwise):
+        Path("a.onnx").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"a.onnx' keeps weights in other files, which are not opened"):
+            load("a.onnx")
+
+
 def test_files_that_are_no_exports_are_told(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none.onnx' cannot be read: No such file"):
         load(tmp_path / "none.onnx")

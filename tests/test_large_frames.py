@@ -19,9 +19,10 @@ from measured import run_measured
 from tada.data.annotations import read_dataset
 from tada.data.clips import Augmentation, TrainingClips, Views, read_views
 from tada.data.table import LabelledVideo
+from tada.errors import CorruptVideoError, TooLargeError
 from tada.recipe import Recipe, recipe_yaml
 from tada.video import pixels, reader, transforms
-from tada.video.reader import open_video
+from tada.video.reader import open_video, probe
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import frame_crops, resize_short_side, shrink_to
 
@@ -153,6 +154,35 @@ def test_alpha_is_composited_row_by_row(tmp_path: Path, monkeypatch: pytest.Monk
         whole = video.frames([0, 1])
         monkeypatch.setattr(pixels, "_ROWS_AT_ONCE", 7)
         assert np.array_equal(video.frames([0, 1]), whole)
+
+
+# --- frames that a decoder keeps --------------------------------------------------------------------------------------
+
+
+def draw_referring(path: Path, num_references: int) -> Path:
+    """A frame of a video whose frames may refer to so many before them."""
+    frames = [np.full((3600, 3600, 3), 80, np.uint8)]
+    return draw(path, frames, options={"preset": "ultrafast", "refs": str(num_references)})
+
+
+def test_more_than_a_decoder_of_h264_has_to_keep_is_refused(tmp_path: Path) -> None:
+    """Sixteen frames of 8K take more than a gigabyte, in a file of some kilobytes."""
+    message = r"makes a decoder keep frames with 207 million pixels, and H.264 allows 178 million; resize or convert it"
+    for name in ("a.mp4", "a.ts"):
+        with pytest.raises(TooLargeError, match=message):
+            open_video(draw_referring(tmp_path / name, 16))
+    few = draw_referring(tmp_path / "few.ts", 4)
+    assert probe(few).num_frames == 1
+    (tmp_path / "both.ts").write_bytes(few.read_bytes() + (tmp_path / "a.ts").read_bytes())
+    with pytest.raises(TooLargeError, match=message):
+        open_video(tmp_path / "both.ts")
+
+
+def test_frames_that_are_small_by_the_header_do_not_become_that_large(tmp_path: Path) -> None:
+    small, large = draw_plain(tmp_path / "small.ts", 10), draw_referring(tmp_path / "large.ts", 16)
+    (tmp_path / "both.ts").write_bytes(small.read_bytes() + large.read_bytes())
+    with pytest.raises(CorruptVideoError, match="10 frames decode, but 1 packets do not"):
+        open_video(tmp_path / "both.ts")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

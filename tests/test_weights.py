@@ -256,7 +256,7 @@ class TestReadWeights:
         ):
             for name in plain.namelist():
                 packed.writestr(name, plain.read(name))
-        with pytest.raises(CheckpointError, match=r"w.pth' is packed: it unpacks to 4\d+ bytes"):
+        with pytest.raises(CheckpointError, match=r"w.pth': it is packed: it unpacks to 4\d+ bytes"):
             read_weights(tmp_path / "w.pth")
 
     @pytest.mark.parametrize("zipped", [True, False])

@@ -89,6 +89,21 @@ def read_hdf5(file: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         return {name: dataset[()] for name, dataset in found.items()}
 
 
+def check_unpacked(file: BinaryIO) -> None:
+    """See that a file of ``torch.save`` is not packed: PyTorch never packs, so it would be a bomb.
+
+    Raises:
+        ValueError: it is.
+        zipfile.BadZipFile: it is damaged.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > os.fstat(file.fileno()).st_size:
+            raise ValueError(f"it is packed: it unpacks to {unpacked} bytes, and torch.save packs nothing")
+    file.seek(0)
+
+
 def check_memory(arrays: Iterable[tuple[tuple[int, ...], DTypeLike]]) -> None:
     """Add up what arrays of these shapes and types take, as they are and in float32.
 

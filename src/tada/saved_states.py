@@ -11,7 +11,8 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from tada.arrays import check_unpacked
+from tada.documents import open_regular
 from tada.errors import CheckpointError
 from tada.files import whole_file, writing
 from tada.interruption import handle_again, leave, told
@@ -65,10 +68,30 @@ class WholeFileCheckpoints(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            with open_regular(path) as file:
+                check_unpacked(file)
+                state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            _check_stored(state)
+        except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path} is damaged and cannot be read: start anew without --resume") from error
         return state
+
+
+def _check_stored(state: Any) -> None:
+    """See that no tensor is larger than what is stored of it: copied, it could fill any memory.
+
+    Raises:
+        ValueError: one is.
+    """
+    if isinstance(state, torch.Tensor):
+        if state.numel() * state.element_size() > state.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of {list(state.shape)} has {state.untyped_storage().nbytes()} bytes")
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            _check_stored(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            _check_stored(value)
 
 
 class SavedStates(Checkpoint):

@@ -13,7 +13,6 @@ import csv
 import math
 import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from tada.arrays import MAX_BYTES, check_memory, read_hdf5, read_npy, read_npz
+from tada.arrays import MAX_BYTES, check_memory, check_unpacked, read_hdf5, read_npy, read_npz
 from tada.documents import open_regular, read_bytes
 from tada.errors import DataError
 from tada.localization.features import (
@@ -134,14 +133,7 @@ def _only(content: Any) -> Any:
 
 def _read_torch(file: Path, allow_pickle: bool) -> Any:
     with open_regular(file, MAX_BYTES) as opened:
-        if zipfile.is_zipfile(opened):
-            with zipfile.ZipFile(opened) as archive:  # PyTorch never compresses
-                unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > file.stat().st_size:
-                raise DataError(
-                    f"{str(file)!r} is packed: it unpacks to {unpacked} bytes; save it anew with torch.save"
-                )
-        opened.seek(0)
+        check_unpacked(opened)
         return torch.load(opened, map_location="cpu", weights_only=not allow_pickle)
 
 

@@ -10,6 +10,7 @@ Shapes: N clips, T frames, H x W pixels, K classes.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ CARD_ENTRY = "tada"
 """The name of the card in the metadata of an ONNX file."""
 SPLITS_ENTRY = "tada_videos"
 """The name of what a file knows of the videos that the network was trained and tested on (``tada.data.splits``)."""
+# The key of the place of weights that are not in the file, as protocol buffers write it: its field, length and text.
+_ELSEWHERE = re.compile(rb"\x0a(?:\x08|\x88\x80*\x00)location")
 INPUT, OUTPUT = "clips", "logits"
 """[N, 3, T, H, W] float32, normalised; and [N, K]."""
 
@@ -86,7 +89,10 @@ def open_session(file: Path) -> OnnxNetwork:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors alone; its warnings speak of its own optimisations
     try:
-        session = onnxruntime.InferenceSession(read_bytes(file), options, providers=["CPUExecutionProvider"])
+        data = read_bytes(file)
+        if _ELSEWHERE.search(data):  # ONNX Runtime would read what lies in the working directory
+            raise CheckpointError(f"{str(file)!r} keeps weights in other files, which are not opened; export it again")
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except CheckpointError:
         raise
     except Exception as error:  # what the bytes of a damaged file lead to has no end of names

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata, resources
@@ -27,6 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from tada.arrays import check_unpacked
 from tada.documents import MAX_CARD_BYTES, open_regular, parse_json, typed
 from tada.errors import CheckpointError, UnknownNameError
 from tada.files import write_whole
@@ -278,12 +278,10 @@ def _parse_safetensors(file: Path, data: bytes) -> dict[str, Tensor]:
 def _unpickle(file: Path) -> Any:
     try:
         with _open(file) as opened:
-            if zipfile.is_zipfile(opened):
-                with zipfile.ZipFile(opened) as archive:  # PyTorch never compresses: this would be a bomb
-                    unpacked = sum(entry.file_size for entry in archive.infolist())
-                if unpacked > file.stat().st_size:
-                    raise CheckpointError(f"{str(file)!r} is packed: it unpacks to {unpacked} bytes; {_UNSAFE}")
-            opened.seek(0)
+            try:
+                check_unpacked(opened)
+            except ValueError as error:
+                raise CheckpointError(f"{str(file)!r}: {error}; {_UNSAFE}") from error
             return torch.load(opened, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise

@@ -55,6 +55,10 @@ _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
 # These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
 _SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
 _MARKED_BYTES = 1024
+MAX_KEPT_PIXELS = 696_320 * 256
+"""Of pictures that an H.264 decoder has to keep since others refer to them; its highest level, 6.2, allows no more."""
+_MAX_REFERENCES = 16  # to which pictures of H.264 may refer
+_LARGE_PIXELS = MAX_KEPT_PIXELS // _MAX_REFERENCES * 9 // 10  # blocks of 16x16 may reach over the edges
 _LATEST_SECONDS = 1e6  # that a picture may come after the sound: eleven days
 
 
@@ -124,8 +128,11 @@ class MediaFile:
             self.context = self.stream.codec_context
             self.codec: str = self.context.codec.canonical_name
             self.context.thread_type, self.context.thread_count = "NONE", 1
-            self.context.options = pixels
             self._check_size()
+            # Where a header says that frames are small, they may not become so large that the kept ones would be many.
+            self.are_large = self.context.width * self.context.height > _LARGE_PIXELS
+            most = limits.max_pixels if self.are_large else min(limits.max_pixels, MAX_KEPT_PIXELS // _MAX_REFERENCES)
+            self.context.options = {"max_pixels": str(most)}
         except BaseException:
             self.close()
             raise
@@ -205,10 +212,12 @@ class MediaFile:
         """Read every packet of the file, decoding none.
 
         Raises:
-            TooLargeError: the video has more packets than ``max_frames``.
+            TooLargeError: the video has more packets than ``max_frames``, or more is to be kept than any decoder keeps.
         """
         scan, ours = Packets(), self.stream.index
-        pictures = pictures_of(self.codec, self.context.extradata, may_have_b=self.context.has_b_frames)
+        pictures = pictures_of(
+            self.codec, self.context.extradata, may_have_b=self.context.has_b_frames, are_large=self.are_large
+        )
         begins, ends = [0] * len(self.container.streams), [0] * len(self.container.streams)
         is_cut, stream = False, -1
         for packet in self.packets(*self.container.streams):
@@ -221,6 +230,13 @@ class MediaFile:
                 continue
             content = memoryview(packet)
             meaning = pictures(content)
+            if pictures.kept_pixels > MAX_KEPT_PIXELS:
+                kept, allowed = (pixels / 1e6 for pixels in (pictures.kept_pixels, MAX_KEPT_PIXELS))
+                raise TooLargeError(
+                    f"{self.path!r} makes a decoder keep frames with {kept:.0f} million pixels, and H.264 allows "
+                    f"{allowed:.0f} million; resize or convert it",
+                    self.path,
+                )
             if meaning is Meaning.SECOND_FIELD:
                 scan.has_fields = True
                 continue

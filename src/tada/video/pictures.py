@@ -41,21 +41,24 @@ class Pictures:
 
     has_b: bool = True
     """There may be B pictures among them, which are shown before pictures that are decoded earlier."""
+    kept_pixels: int = 0
+    """Of pictures that a decoder may have to keep since others refer to them, the most; 0 where that is unknown."""
 
     def __call__(self, packet: memoryview) -> Meaning:
         return Meaning.PICTURE
 
 
-def pictures_of(codec: str, extradata: bytes | None, *, may_have_b: bool = True) -> Pictures:
+def pictures_of(codec: str, extradata: bytes | None, *, may_have_b: bool = True, are_large: bool = False) -> Pictures:
     """What knows the pictures of a codec.
 
     Args:
         codec: FFmpeg's name of it.
         extradata: what the container holds beside the packets.
         may_have_b: whether it is of use to look for B pictures.
+        are_large: whether each packet is to be looked at for ``kept_pixels``.
     """
     if codec == "h264":
-        return _H264(extradata or b"", may_have_b=may_have_b)
+        return _H264(extradata or b"", may_have_b=may_have_b, are_large=are_large)
     if codec == "vp8":
         return _VP8()
     if codec == "mpeg4":
@@ -206,8 +209,8 @@ class _H264(Pictures):
 
     has_b = False
 
-    def __init__(self, extradata: bytes, *, may_have_b: bool) -> None:
-        self._may_have_b = may_have_b
+    def __init__(self, extradata: bytes, *, may_have_b: bool, are_large: bool) -> None:
+        self._may_have_b, self._are_large = may_have_b, are_large
         # Units of a stream begin with a mark, in MP4 and MKV with their length.
         self._length_bytes = (extradata[4] & 3) + 1 if len(extradata) > 6 and extradata[0] == 1 else 0
         self._settings: _Settings | None = None  # unknown
@@ -221,23 +224,25 @@ class _H264(Pictures):
 
     def __call__(self, packet: memoryview) -> Meaning:
         may_be_field = self._is_first_packet or self._settings is None or self._settings.may_have_fields
-        if not may_be_field and (self.has_b or not self._may_have_b):
+        if not may_be_field and (self.has_b or not self._may_have_b) and not self._are_large:
             return Meaning.PICTURE
         self._is_first_packet = False
-        field = None
+        field, has_slice = None, False
         for unit in _units(bytes(packet), self._length_bytes):
             self._learn(unit)
-            if unit[0] & 31 in (1, 5):  # a slice
-                field = self._field(unit)
-                break
+            if unit[0] & 31 in (1, 5) and not has_slice:
+                field, has_slice = self._field(unit), True
+                if not self._are_large:
+                    break
         is_second = field is not None and self._first == (field[0], 1 - field[1])
         self._first = None if is_second else field
         return Meaning.SECOND_FIELD if is_second else Meaning.PICTURE
 
     def _learn(self, unit: bytes) -> None:
-        if unit[0] & 31 == 7:
+        if unit and unit[0] & 31 == 7:
             with suppress(IndexError):  # cut short: the decoder will say so
                 self._settings = _Settings.of(unit)
+                self.kept_pixels = max(self.kept_pixels, self._settings.kept_pixels)
 
     def _field(self, unit: bytes) -> tuple[int, int] | None:
         """Frame_num and parity of a slice of a field; None for one of a whole picture. Says ``has_b``, too."""
@@ -261,6 +266,7 @@ class _Settings(NamedTuple):
     may_have_fields: bool
     frame_num_bits: int
     has_planes: bool
+    kept_pixels: int
 
     @classmethod
     def of(cls, unit: bytes) -> _Settings:
@@ -288,11 +294,12 @@ class _Settings(NamedTuple):
                 bits.ue()
             for _ in range(bits.ue()):
                 bits.ue()
-        bits.ue()
+        num_references = bits.ue()
         bits.read(1)
-        for _ in range(2):  # width and height
-            bits.ue()
-        return cls(not bits.read(1), frame_num_bits, has_planes)
+        width, height = 16 * (bits.ue() + 1), 16 * (bits.ue() + 1)  # the latter of a field, where there may be fields
+        may_have_fields = not bits.read(1)
+        pixels = width * height * (2 if may_have_fields else 1)
+        return cls(may_have_fields, frame_num_bits, has_planes, num_references * pixels)
 
 
 def _units(content: bytes, length_bytes: int) -> Iterator[bytes]:

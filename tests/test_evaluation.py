@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +94,9 @@ def test_videos_that_were_trained_on_are_no_test(run: Path, motion_videos: Path,
 
     def chosen(data: VideoTable, split: str | None = None) -> VideoTable:
         lines.clear()
-        return choose_videos(data, run, split, lines.append)
+        table = choose_videos(data, run, split, lines.append)
+        lines[:] = [line for line in lines if "the name of one" not in line]  # see the next test
+        return table
 
     seen = read_dataset(motion_videos)
     held_out = chosen(seen)
@@ -176,6 +179,37 @@ def test_an_old_list_whose_videos_are_gone_is_told(unseen: VideoTable, run: Path
         f"none of these videos are known to {tmp_path}: all 15 are tested. Its list was written by an earlier tada and "
         "knows videos by their paths alone: 2 of 2 are not there any more, and would not be known under another path"
     ]
+
+
+def test_a_known_name_with_another_content_is_told(run: Path, motion_videos: Path, tmp_path: Path) -> None:
+    """As after `ffmpeg -c copy`, or in a format that no manifest of ours speaks of."""
+    rows = list(csv.DictReader((run / "videos.csv").read_text().splitlines()))
+    trained = sorted(row["path"] for row in rows if row["split"] == "train")
+    held_out = next(row["path"] for row in rows if row["split"] != "train")
+    seen = read_dataset(motion_videos)
+
+    def said(*copies: tuple[str, str]) -> list[str]:
+        """What a test says of converted videos."""
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+        (tmp_path / "new.csv").write_text("path,label\n" + "".join(f"new/{name},left\n" for _, name in copies))
+        for path, name in copies:
+            file = tmp_path / "new" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(Path(path).read_bytes() + b"\0\0\0\x08free")
+        lines: list[str] = []
+        choose_videos(read_dataset(tmp_path / "new.csv").numbered_as(seen.heads), run, None, lines.append)
+        return lines
+
+    one, two = (str(Path(path).relative_to(motion_videos)) for path in trained[:2])
+    name = os.path.splitext(one)[0]
+    end = f"{run} was trained on, and another content, such as 'deeper/{two}': if that is the same recording,"
+    assert said((trained[0], f"{name}.mkv"), (trained[1], f"deeper/{two}")) == [
+        f"none of these videos are known to {run}: all 2 are tested",
+        f"2 videos have the name of one that {end} converted, the score is too good, and it should be left out",
+    ]
+    others = [(held_out, str(Path(held_out).relative_to(motion_videos))), (trained[0], f"{Path(one).parent}/new.mp4")]
+    assert said(*others) == [f"none of these videos are known to {run}: all 2 are tested"]
+    assert said(*others, (trained[0], f"{name}.mp4"))[1].startswith(f"1 video has the name of one that {run} was ")
 
 
 def test_a_split_of_the_data_is_chosen_by_name(run: Path, unseen: VideoTable) -> None:

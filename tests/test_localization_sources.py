@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tada.data.annotations import read_dataset
+from tada.data.prepare import prepare
 from tada.errors import DataError
 from tada.localization import extraction, sources
 from tada.localization.annotations import read_segments
@@ -270,6 +272,10 @@ def held_out() -> str:
     return next(row["video"] for row in rows if row["split"] == "val")
 
 
+def trained() -> list[str]:
+    return [name for name in ("v0", "v1", "v2") if name != held_out()]
+
+
 def test_a_localizer_is_tested_on_what_it_was_not_trained_on(tested: Path, small_backbone: Path) -> None:
     held, said = held_out(), []
     assert evaluate(said) == [held]
@@ -293,7 +299,78 @@ def test_other_videos_of_the_same_names_were_not_trained_on(tested: Path, small_
     extract_all(small_backbone, "new", "features_new")
     said: list[str] = []
     assert evaluate(said, features="features_new") == ["v0", "v1", "v2"]
-    assert said == ["testing on 3 videos, 3 that run does not know"]
+    assert said == [
+        "testing on 3 videos, 3 that run does not know",
+        f"2 videos have the name of one that run was trained on, and another content, such as {trained()[0]!r}: if "
+        "that is the same recording, converted, the score is too good, and it should be left out",
+    ]
+
+
+def prepare_all(out: str, *, of: str = "videos") -> str:
+    """Copies as `tada prepare` makes them; where they lie."""
+    listing = Path(of, "list.csv")
+    listing.write_text("path,label\n" + "".join(f"v{i}.mp4,x\n" for i in range(3)))
+    prepare(read_dataset(listing), Path(out), num_processes=1, show_progress=False)
+    return f"{out}/videos"
+
+
+def forget_originals(folder: str) -> None:
+    """Make features what a tada extracted that did not note of what copies are made."""
+    for file in Path(folder).glob("*.json"):
+        about = json.loads(file.read_text())
+        del about["source"]["originals"]
+        file.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize("old_manifest", [False, True])
+def test_prepared_copies_are_their_originals(tested: Path, small_backbone: Path, old_manifest: bool) -> None:
+    held, said = held_out(), []
+    line = "testing on 1 video, 1 held out of training; 2 that were trained on are left out"
+    copies = prepare_all("fast")
+    again = prepare_all("faster", of="fast/videos")
+    if old_manifest:
+        manifest = Path("fast/manifest.jsonl")
+        lines = [json.loads(line) for line in manifest.read_text().splitlines() if line]
+        manifest.write_text("".join(json.dumps({**line, "source_content": ""}) + "\n" for line in lines))
+    extract_all(small_backbone, copies, "features_fast")
+    extract_all(small_backbone, again, "features_faster")
+    for features in ("features_fast", "features_faster"):
+        assert evaluate(said, features=features) == [held]
+        assert said == [line]
+        said.clear()
+    forget_originals("features_fast")  # they are found while the copies lie there
+    assert evaluate(said, features="features_fast") == [held]
+    extract_all(small_backbone, copies, "features_fast")  # and are noted then
+    os.rename("fast", "gone")
+    assert evaluate(said, features="features_fast") == [held]
+    # Trained on copies, tested on originals and on copies of the copies.
+    shutil.rmtree("run")
+    os.rename("gone", "fast")
+    train_localizer(
+        replace(RECIPE, epochs=1),
+        Path("features_fast"),
+        Path("plain.csv"),
+        Path("run"),
+        show_progress=False,
+        say=silent,
+    )
+    for features in ("features", "features_faster"):
+        assert evaluate(said, features=features) == [held]
+    assert said == [line] * 4
+
+
+def test_a_copy_is_not_trained_on_while_its_original_is_tested(work: Path, small_backbone: Path) -> None:
+    prepare_all("fast")
+    os.makedirs("all/videos")
+    shutil.copy("fast/manifest.jsonl", "all")
+    shutil.copy("fast/videos/v0.mp4", "all/videos/v0.mp4")
+    shutil.copy("videos/v0.mp4", "all/original.mp4")
+    shutil.copy("videos/v1.mp4", "all/v1.mp4")
+    extract_all(small_backbone, "all")
+    rows = [("videos/v0", "train"), ("v1", "train"), ("original", "val")]
+    Path("s.csv").write_text("video,start,end,label,split\n" + "".join(f"{v},0.5,1.5,left,{s}\n" for v, s in rows))
+    with pytest.raises(DataError, match=r"'original' and 'v0' are the same video \(as copies that tada prepare made\)"):
+        train_localizer(RECIPE, Path("features"), Path("s.csv"), Path("run"), show_progress=False, say=silent)
 
 
 def test_a_split_that_holds_trained_videos_is_refused(tested: Path) -> None:

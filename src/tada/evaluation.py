@@ -23,7 +23,7 @@ from torch import nn
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loader
-from tada.data.known import KnownVideo, marks, read_run_list
+from tada.data.known import KnownVideo, line_of_namesakes, marks, names_below, read_run_list
 from tada.data.loader import closing
 from tada.data.splits import PART, Splits
 from tada.data.table import VideoTable, listed, videos_text
@@ -290,9 +290,22 @@ def choose_videos(
             f"{len(trained_on)} of {len(table.videos)} test videos were trained on, the first: "
             f"{trained_on[0].path} ({trained_on[0].source}); choose a split with --split, or leave them out"
         )
+    if known is not None and not isinstance(known, Splits):  # an exported file has no names
+        lines += _namesakes(table, found, known, run)
     for line in lines:
         say(line)
     return table
+
+
+def _namesakes(table: VideoTable, found: Sequence[str], known: Sequence[KnownVideo], run: Path) -> list[str]:
+    """A line where files that a run does not know have the names of some that it was trained on."""
+    trained = {
+        name for row, name in zip(known, names_below([row.path for row in known]), strict=True) if row.split == "train"
+    }
+    names = names_below([video.path for video in table.videos])
+    unknown = dict.fromkeys(name for name, mark in zip(names, found, strict=True) if not mark)
+    line = line_of_namesakes(list(unknown), trained, run)
+    return [line] if line else []
 
 
 def videos_known_to(run: Path, network: nn.Module | None = None) -> tuple[KnownVideo, ...] | Splits | None:

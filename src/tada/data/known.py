@@ -22,7 +22,15 @@ from tada.data.identity import content_ids, is_sha256, sha256_identity, sha256_o
 from tada.data.manifest import originals_among
 from tada.data.rows import absolute_path, unguarded
 from tada.data.splits import Splits
-from tada.data.table import LabelledVideo, VideoTable, composed, path_below, stamp_of, videos_text
+from tada.data.table import (
+    VIDEO_EXTENSIONS,
+    LabelledVideo,
+    VideoTable,
+    composed,
+    path_below,
+    stamp_of,
+    videos_text,
+)
 from tada.errors import CheckpointError, DataError
 
 RUN_LIST = "videos.csv"
@@ -283,6 +291,50 @@ def _stamp(path: str) -> Stamp | None:
         return None
 
 
+# -- the same names, and other contents -------------------------------------------------------------------------------
+
+
+def line_of_namesakes(names: Sequence[str], trained: Iterable[str], run: Path) -> str:
+    """What is to be said of videos that are not known by their content, and yet by their name; "" where none is.
+
+    Such a one may be a new recording, or one that was trained on and converted since: the content does not tell.
+
+    Args:
+        names: of the videos that are not known, below the folder that they share.
+        trained: those of the videos that the run was trained on.
+        run: for the message.
+    """
+    known: dict[str, list[list[str]]] = {}
+    for name in trained:
+        *folders, last = _parts(name)
+        known.setdefault(last, []).append(folders)
+
+    def is_known(name: str) -> bool:
+        *folders, last = _parts(name)
+        # One may be told from further above: then it has more folders, of which the last agree.
+        return any(
+            folders[len(folders) - shared :] == others[len(others) - shared :]
+            for others in known.get(last, ())
+            for shared in (min(len(folders), len(others)),)
+        )
+
+    found = [name for name in names if is_known(name)]
+    if not found:
+        return ""
+    they_have = f"{videos_text(len(found))} {'has' if len(found) == 1 else 'have'}"
+    return (
+        f"{they_have} the name of one that {run} was trained on, and another content, such as {found[0]!r}: if that is "
+        "the same recording, converted, the score is too good, and it should be left out"
+    )
+
+
+def _parts(name: str) -> list[str]:
+    """Folders and name of a file, in one Unicode form, without a video's ending."""
+    *folders, last = composed(name).replace("\\", "/").split("/")
+    stem, dot, ending = last.rpartition(".")
+    return [*folders, stem if dot and f".{ending.lower()}" in VIDEO_EXTENSIONS else last]
+
+
 # -- going on with a run ----------------------------------------------------------------------------------------------
 
 
@@ -359,7 +411,7 @@ def _places_in(rows: Sequence[KnownVideo], videos: Sequence[LabelledVideo], cont
     """
     segments = [(video.start_seconds, video.end_seconds) for video in videos]
     row_segments = [(row.start_seconds, row.end_seconds) for row in rows]
-    names, row_names = _names([video.path for video in videos]), _names([row.path for row in rows])
+    names, row_names = names_below([video.path for video in videos]), names_below([row.path for row in rows])
     places = [-1] * len(videos)
     taken: set[int] = set()
     ways: list[tuple[list[str], list[str]]] = [
@@ -380,7 +432,7 @@ def _places_in(rows: Sequence[KnownVideo], videos: Sequence[LabelledVideo], cont
     return places
 
 
-def _names(paths: Sequence[str]) -> list[str]:
+def names_below(paths: Sequence[str]) -> list[str]:
     """What files are called below the folder that they share, in one Unicode form."""
     if not paths:
         return []

@@ -416,9 +416,16 @@ def _is_of_another_length(card: FeatureCard, path: Path) -> bool:
 
 def _bind(out: Path, card: FeatureCard, path: Path) -> None:
     """Note what a video is, and where, whose features are kept, so that it need not be read the next time."""
+    before = card.source
     with suppress(OSError):  # the video is gone, or the folder may not be written: then all stays as it is
-        if card.source is None or not card.source.is_untouched(path):
-            write_card(out, replace(card, source=Source.of(path)))
+        if before is not None and before.is_untouched(path):
+            now = before.with_originals()
+        else:
+            now = Source.of(path)
+            if before is not None and not now.originals:  # a copy stays one where its manifest is not
+                now = replace(now, originals=before.originals)
+        if now != before:
+            write_card(out, replace(card, source=now))
 
 
 def _source_of(path: Path) -> Source | None:

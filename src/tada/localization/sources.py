@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tada.data.identity import content_id
+from tada.data.identity import content_id, size_of
+from tada.data.manifest import originals_among
 from tada.data.table import stamp_of
 
 
@@ -21,9 +22,13 @@ class Source:
     """Its ``content_id``."""
     mtime_ns: int
     """Its time of change: while that and the size are as they were, the file is not read again."""
+    originals: tuple[str, ...] = ()
+    """The identities of what it is a copy of, where ``tada prepare`` made it."""
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a path that no file has."""
+        """Raise ValueError for a path that no file has, or what is no identity."""
+        for identity in self.identities:
+            size_of(identity)
         if "\0" in self.path:
             raise ValueError(f"{self.path!r} is no path")
 
@@ -35,7 +40,17 @@ class Source:
             OSError: it cannot be read, or is no regular file.
         """
         _, mtime_ns = _stamp(file)
-        return cls(path=os.path.abspath(file), content=content_id(file), mtime_ns=mtime_ns)
+        return cls(path=os.path.abspath(file), content=content_id(file), mtime_ns=mtime_ns).with_originals()
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """All that it is known by: its content, and those of what it is a copy of."""
+        return (self.content, *self.originals)
+
+    def with_originals(self) -> Source:
+        """The source with what it is a copy of, also where that was not noted: if it still lies beside its manifest."""
+        found = originals_among({self.path: size_of(self.content)})
+        return replace(self, originals=found.get(self.path, self.originals))
 
     def is_untouched(self, file: str | Path) -> bool:
         """Whether a file is this very one, by its place, size and time of change: then it need not be read.

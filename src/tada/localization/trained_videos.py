@@ -1,20 +1,23 @@
 """Which videos a localizer was trained on, and so which ones it may be tested on.
 
-Its run keeps them in videos.csv: name, split, content, and where the file lay. A video is known by its content; by its
-name where one of both contents is not known, as of published features.
+Its run keeps them in videos.csv: name, split, content, where the file lay, and what it was a copy of. A video is known
+by its content, a copy that `tada prepare` made also by its original's; by its name where one of both contents is not
+known, as of published features.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from tada.data.identity import size_of
+from tada.data.known import KnownVideo, add_sha256, line_of_namesakes, sha256_identities, splits_of
 from tada.data.rows import csv_rows, guarded
-from tada.data.table import listed
+from tada.data.table import listed, videos_text
 from tada.documents import read_json
 from tada.errors import DataError
 from tada.files import write_whole
@@ -22,21 +25,26 @@ from tada.localization.annotations import VAL_FRACTION, SegmentTable, with_split
 from tada.localization.features import FeatureFolder
 from tada.localization.forms import split_name
 from tada.localization.recipe import LocalizationRecipe
+from tada.localization.sources import Source
 from tada.recipe import recipe_of_run
 
 VIDEOS_FILE, DATA_FILE = "videos.csv", "data.json"
 _COLUMNS = ("video", "split", "content", "path")
+_ORIGINAL = "original"
+"""A column that runs of before do not have."""
 
 
 def write_trained_videos(run: Path, table: SegmentTable, folder: FeatureFolder) -> None:
     """Note the videos of a table with splits in the folder of a run."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow((*_COLUMNS, _ORIGINAL))
     for video in table.videos:
         source = folder.cards[video.name].source
-        content, path = ("", "") if source is None else (source.content, source.path)
-        writer.writerow([guarded(video.name), video.split, content, guarded(path)])
+        row = [guarded(video.name), video.split, "", "", ""]
+        if source is not None:
+            row[2:] = source.content, guarded(source.path), " ".join(source.with_originals().originals)
+        writer.writerow(row)
     write_whole(run / VIDEOS_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
@@ -56,16 +64,30 @@ class TrainedVideos:
         """
         self.run = run
         self._by_name: dict[str, _Noted] = {}
-        self._by_content: dict[str, str] = {}
+        self._files: list[KnownVideo] = []
         file = run / VIDEOS_FILE
         self.is_known = file.exists()
         if self.is_known:
-            for source, row in csv_rows(file, _COLUMNS):
-                if not set(_COLUMNS) <= row.keys():
-                    raise DataError(f"{source} of {str(run)!r} is not as tada writes it; copy the run again")
-                self._by_name[row["video"].removeprefix("v_")] = _Noted(row["split"], row["content"])
-                if row["content"]:
-                    self._by_content[row["content"]] = row["split"]
+            for source, row in csv_rows(file, (*_COLUMNS, _ORIGINAL)):
+                try:
+                    self._note(row)
+                except (KeyError, ValueError) as error:
+                    raise DataError(f"{source} of {str(run)!r} is not as tada writes it; copy the run again") from error
+
+    def _note(self, row: Mapping[str, str]) -> None:
+        self._by_name[row["video"].removeprefix("v_")] = _Noted(row["split"], row["content"])
+        if row["content"]:
+            noted = Source(
+                path=row["path"],
+                content=row["content"],
+                mtime_ns=0,
+                originals=tuple(row.get(_ORIGINAL, "").split()),
+            ).with_originals()
+            self._files.append(
+                KnownVideo(
+                    path=noted.path, labels=(), split=row["split"], content=noted.content, originals=noted.originals
+                )
+            )
 
     def recall(self, table: SegmentTable) -> None:
         """Find out what the run of an older tada, which kept no list, held out: what it would hold out of a table.
@@ -85,15 +107,32 @@ class TrainedVideos:
             self._by_name = {video.name.removeprefix("v_"): _Noted(video.split or "", "") for video in parted.videos}
             self.is_known = True
 
-    def split_of(self, name: str, folder: FeatureFolder) -> str | None:
-        """The part in which the run had a video, by its name and the source of its features; None if it had it not."""
-        source = folder.cards[name].source if name in folder.cards else None
-        if source is not None and source.content in self._by_content:
-            return self._by_content[source.content]
-        noted = self._by_name.get(name.removeprefix("v_"))
-        if noted is None or (source is not None and noted.content):  # of the same name, but another content
-            return None
-        return noted.split
+    def splits_among(self, names: Iterable[str], folder: FeatureFolder) -> dict[str, str | None]:
+        """The part in which the run had each video, by the sources of their features and their names; None if not."""
+        sources = {
+            name: card.source.with_originals()
+            for name in names
+            if (card := folder.cards.get(name)) is not None and card.source is not None
+        }
+        splits = splits_of(self._files)
+        add_sha256(splits, self._files, (identity for source in sources.values() for identity in source.originals))
+
+        def split_of(name: str) -> str | None:
+            noted, source = self._by_name.get(name.removeprefix("v_")), sources.get(name)
+            # Under a name that both know, another content is another video.
+            by_name = noted.split if noted is not None and not (noted.content and source) else None
+            if source is None:
+                return by_name
+            identities = list(source.identities)
+            if size_of(source.content) in splits.sha256_sizes:
+                identities += sha256_identities(source.path)
+            return splits.of(identities, None, None) or by_name
+
+        return {name: split_of(name) for name in names}
+
+    def names_of(self, split: str) -> list[str]:
+        """What the videos of a split were called."""
+        return [name for name, noted in self._by_name.items() if noted.split == split]
 
     def changed(self, table: SegmentTable, folder: FeatureFolder) -> list[str]:
         """Names of videos that have another content than the run noted."""
@@ -130,7 +169,7 @@ def choose_tested(
     if trained is None or not trained.is_known:
         say("the run does not say which videos it was trained on: if some of these were, the scores are too good")
         return table
-    splits = {video.name: trained.split_of(video.name, folder) for video in table.videos}
+    splits = trained.splits_among([video.name for video in table.videos], folder)
     learned = [name for name, own in splits.items() if own == "train"]
     if table.splits:
         if learned and chosen != "train":
@@ -149,13 +188,18 @@ def choose_tested(
             "give others, or have them anyway with --split train",
         )
     if chosen == "train":
-        say(f"testing on {len(table)} videos, {len(learned)} of which were trained on: such scores are too good")
+        trained_on = "which was" if len(table) == 1 else f"{len(learned)} of which were"
+        say(f"testing on {videos_text(len(table))}, {trained_on} trained on: such scores are too good")
         return table
     held = sum(splits[video.name] is not None for video in table.videos)
     parts = [f"{held} held out of training"] if held else []
     parts += [f"{len(table) - held} that {trained.run} does not know"] if held < len(table) else []
     left_out = f"; {len(learned)} that were trained on are left out" if learned else ""
-    say(f"testing on {len(table)} {'video' if len(table) == 1 else 'videos'}, {' and '.join(parts)}{left_out}")
+    say(f"testing on {videos_text(len(table))}, {' and '.join(parts)}{left_out}")
+    unknown = [video.name for video in table.videos if splits[video.name] is None]
+    line = line_of_namesakes(unknown, trained.names_of("train"), trained.run)
+    if line:
+        say(line)
     return table
 
 
@@ -179,15 +223,23 @@ def check_no_leak(table: SegmentTable, folder: FeatureFolder) -> None:
     Raises:
         DataError: there is one.
     """
+
+    def content_of(name: str) -> str:
+        source = folder.cards[name].source
+        return "" if source is None else source.content
+
     first: dict[str, tuple[str, str | None]] = {}
     for video in table.videos:
         source = folder.cards[video.name].source
         if source is None:
             continue
-        name, split = first.setdefault(source.content, (video.name, video.split))
-        if (split == "train") != (video.split == "train"):
-            raise DataError(
-                f"{table.name}: {name!r} and {video.name!r} are the same video (their content is equal), one in the "
-                f"split {split!r} and one in {video.split!r}: what is tested would be trained on; keep "
-                f"{listed([name])} only, or give both the same split"
-            )
+        for identity in source.with_originals().identities:
+            name, split = first.setdefault(identity, (video.name, video.split))
+            if (split == "train") != (video.split == "train"):
+                is_equal = identity == source.content == content_of(name)
+                how = "their content is equal" if is_equal else "as copies that tada prepare made"
+                raise DataError(
+                    f"{table.name}: {name!r} and {video.name!r} are the same video ({how}), one in the split "
+                    f"{split!r} and one in {video.split!r}: what is tested would be trained on; keep {listed([name])} "
+                    "only, or give both the same split"
+                )

@@ -183,6 +183,25 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     refused(path, TooLargeError, "its frames of 64x48 exceed max_pixels=3071; resize", max_pixels=3071)
 
 
+def test_strips_are_refused(tmp_path: Path) -> None:
+    """Brought to a short side of 256 pixels, a picture of 65535x1 takes 13 GB."""
+    for width, height in ((65535, 1), (1, 65535), (102, 2), (2, 102)):
+        for name in ("a.gif", "a.mov"):
+            options = {"codec": "gif", "pix_fmt": "rgb8"} if name == "a.gif" else {"codec": "png", "pix_fmt": "rgb24"}
+            path = draw(tmp_path / name, [np.zeros((height, width, 3), np.uint8)] * 3, **options)
+            message = rf"{name}': its frames of {width}x{height} are strips, more than 50 times as long as wide; cut"
+            refused(path, TooLargeError, message)
+    path = draw(tmp_path / "a.gif", [np.zeros((2, 100, 3), np.uint8)] * 3, codec="gif", pix_fmt="rgb8")
+    assert probe(path).width == 100
+
+
+def test_frames_whose_decoder_takes_more_memory_are_refused_earlier(tmp_path: Path) -> None:
+    path = draw(tmp_path / "a.mkv", stamped_frames(2), codec="jpeg2000", pix_fmt="rgb24")
+    refused(path, TooLargeError, "by which those of jpeg2000 count 2 times; resize", max_pixels=2 * 64 * 48 - 1)
+    with open_video(path, max_pixels=2 * 64 * 48) as video:
+        assert read_stamps(video.frames([0, 1])) == [0, 1]
+
+
 def test_frames_that_grow_past_the_limit_are_refused(tmp_path: Path) -> None:
     small = draw_transport_stream(tmp_path / "small.ts", 10).read_bytes()
     large = draw(tmp_path / "large.ts", stamped_frames(10, width=640, height=480), format="mpegts").read_bytes()

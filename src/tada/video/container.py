@@ -55,6 +55,9 @@ _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
 # These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
 _SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
 _MARKED_BYTES = 1024
+MAX_ASPECT = 50
+"""Length of a frame by its width, or the other way round, that is opened."""
+_WEIGHTS = {"jpeg2000": 2}  # whose decoder takes twice the memory for each pixel
 MAX_KEPT_PIXELS = 696_320 * 256
 """Of pictures that an H.264 decoder has to keep since others refer to them; its highest level, 6.2, allows no more."""
 _MAX_REFERENCES = 16  # to which pictures of H.264 may refer
@@ -132,20 +135,37 @@ class MediaFile:
             # Where a header says that frames are small, they may not become so large that the kept ones would be many.
             self.are_large = self.context.width * self.context.height > _LARGE_PIXELS
             most = limits.max_pixels if self.are_large else min(limits.max_pixels, MAX_KEPT_PIXELS // _MAX_REFERENCES)
-            self.context.options = {"max_pixels": str(most)}
+            self.context.options = {"max_pixels": str(most // _WEIGHTS.get(self.codec, 1))}
         except BaseException:
             self.close()
             raise
 
     def _check_size(self) -> None:
         width, height = self.context.width, self.context.height
+        weight = _WEIGHTS.get(self.codec, 1)
         # FFmpeg forgets a size that is in the header if it exceeds max_pixels.
-        is_too_large = self.kind in _SIZE_IN_HEADER if width == 0 else width * height > self.limits.max_pixels
+        is_too_large = self.kind in _SIZE_IN_HEADER if width == 0 else width * height * weight > self.limits.max_pixels
         if is_too_large:
             size = f"of {width}x{height} " if width else ""
+            how = f", by which those of {self.codec} count {weight} times" if weight > 1 else ""
             raise TooLargeError(
-                f"{self.path!r}: its frames {size}exceed max_pixels={self.limits.max_pixels}; "
-                "resize the video or allow more",
+                f"{self.path!r}: its frames {size}exceed max_pixels={self.limits.max_pixels}{how}; resize the video or "
+                "allow more",
+                self.path,
+            )
+        if width:
+            self.check_shape(width, height)
+
+    def check_shape(self, width: int, height: int) -> None:
+        """See that frames are no strips, which would become huge where their short side is brought to some length.
+
+        Raises:
+            TooLargeError: they are.
+        """
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise TooLargeError(
+                f"{self.path!r}: its frames of {width}x{height} are strips, more than {MAX_ASPECT} times as long as "
+                "wide; cut them",
                 self.path,
             )
 

@@ -203,7 +203,12 @@ class Video:
         if first is None:
             raise self._file.breaks_off(0)
         self._decoder = chain([first], self._decoder)  # for one who reads on from here
-        return Geometry.of(first[1], self._size)
+        return self._geometry_of(first[1])
+
+    def _geometry_of(self, first: av.VideoFrame) -> Geometry:
+        geometry = Geometry.of(first, self._size)
+        self._file.check_shape(geometry.width, geometry.height)  # which the header may not say
+        return geometry
 
     # --- frames -----------------------------------------------------------------------------------------------
 
@@ -399,5 +404,5 @@ class Video:
     def _to_rgb(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         """[H, W, 3], turned and of the first frame's size."""
         if "_geometry" not in self.__dict__:
-            self._geometry = Geometry.of(frame, self._size)
+            self._geometry = self._geometry_of(frame)
         return to_rgb(frame, self._geometry, self._reformatter)

@@ -111,6 +111,7 @@ class FrameStream:
                 )
             if geometry is None:
                 geometry, first = Geometry.of(frame, stored), frame.pts
+                media.check_shape(geometry.width, geometry.height)
                 late = media.seconds_late(first) if media.has_pts else 0.0
             elif frame.pts <= last:
                 back = float((last - frame.pts) * unit)

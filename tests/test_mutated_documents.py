@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import time
@@ -42,6 +43,8 @@ from test_localizer import RECIPE, draw_features, silent
 
 HANG_SECONDS, SECONDS = 900, 30
 """A guard against hanging, and the most that a processor may work on one."""
+MAX_KILOBYTES = 1_000_000
+"""The most that the process may grow by."""
 QUICK, FULL = 30, 400
 """Mutations of each form."""
 
@@ -203,6 +206,7 @@ def read_all(name: str, right: Path, folder: Path, count: int) -> int:
     """Read so many wrong ones; how many were refused."""
     told: list[str] = []
     open_files = len(os.listdir("/proc/self/fd"))
+    most_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number, file in enumerate(wrong_files(name, right, folder, count)):
         try:
             with soon():
@@ -215,6 +219,7 @@ def read_all(name: str, right: Path, folder: Path, count: int) -> int:
             print(f"kept as {kept}")
             raise
     assert len(os.listdir("/proc/self/fd")) == open_files
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most_before < MAX_KILOBYTES
     assert not [message for message in told if len(message) > 2000 or "\n" in message]
     return len(told)
 

@@ -82,6 +82,22 @@ def test_videos_that_are_missing_or_broken_are_told_first(untrimmed: Path, tmp_p
         match_videos(table, tmp_path, show_progress=False)
     left, _ = match_videos(table, tmp_path, skip_unreadable=1, show_progress=False, say=silent)
     assert [video.name for video in left.videos] == ["v0", "v1"]
+    # One of the same name in another folder is another one.
+    for name in ("monday/v2", "tuesday/v9"):
+        (tmp_path / f"week/{name}.mp4").parent.mkdir(parents=True)
+        (tmp_path / f"week/{name}.mp4").write_bytes((untrimmed / "v2.mp4").read_bytes())
+    text = (untrimmed / "segments.csv").read_text()
+    (tmp_path / "s.csv").write_text(text.replace("v2.mp4", "tuesday/v2.mp4"))
+    with pytest.raises(DataError, match=r"first: 'tuesday/v2' \('.*/monday/v2.mp4' lies in another folder\); put them"):
+        match_videos(read_segments(tmp_path / "s.csv"), tmp_path, show_progress=False)
+    (tmp_path / "week/tuesday/v9.mp4").unlink()
+    said: list[str] = []
+    match_videos(read_segments(tmp_path / "s.csv"), tmp_path, show_progress=False, say=said.append)
+    assert len(said) == 1
+    assert said[0].startswith(
+        "s.csv: 1 video taken by name alone, from another folder than is written: 'tuesday/v2' for"
+    )
+    shutil.rmtree(tmp_path / "week")
     (tmp_path / "v2.mp4").write_bytes(b"no video")
     with pytest.raises(DataError, match=r"v2.mp4.*\(1 such videos, 0 allowed; --skip-unreadable N allows N\)"):
         match_videos(table, tmp_path, show_progress=False)

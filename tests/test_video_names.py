@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from drawn_videos import draw_plain
 from tada.errors import DataError
 from tada.localization.annotations import SegmentTable, named_like, read_segments
+from tada.localization.frame_clock import FrameClock
 from tada.localization.video_names import KnownVideos, short_names, video_name, video_path, videos_by_name
 
 
@@ -56,11 +58,14 @@ def test_folders_tell_which_video_is_meant() -> None:
         "1": "1",
         "x/1": "1",
         "v_1": "1",
+        "c/0": None,  # that folder is there, and 0 is not in it
+        "videos/c/0": None,
+        "videos/1": "1",  # somewhere below it
         "2": None,
         "v_2": None,
     }.items():
         assert known.find(written, "s.csv") == name
-    for unclear in ("0", "c/0"):
+    for unclear in ("0", "d/0"):
         with pytest.raises(DataError, match=rf"s.csv: the video '{unclear}' may be each of 'a/0', 'b/0'; write its fo"):
             known.find(unclear, "s.csv")
 
@@ -79,6 +84,48 @@ def read(folder: Path, *videos: str) -> SegmentTable:
     rows = "".join(f"{video},{i},{i + 1},jump\n" for i, video in enumerate(videos))
     (folder / "s.csv").write_text("video,start,end,label\n" + rows, encoding="utf-8")
     return read_segments(folder / "s.csv")
+
+
+def test_a_video_of_another_folder_is_not_taken_for_one_that_is_lacking(tmp_path: Path) -> None:
+    """tuesday/0 is not there, and monday/0 has its name."""
+    places = {"0": "/w/monday/0.mp4", "1": "/w/monday/1.mp4", "9": "/w/tuesday/9.mp4", "5": "/w/tuesday/noon/5.mp4"}
+    said: list[str] = []
+    table = named_like(read(tmp_path, "tuesday/9.mp4", "tuesday/0.mp4", "old/tuesday/1", "v_5"), places, said.append)
+    assert [video.name for video in table.videos] == ["5", "9", "old/tuesday/1", "tuesday/0"]
+    assert said == []
+    known = KnownVideos(places)
+    assert known.elsewhere("tuesday/0") == "/w/monday/0.mp4"
+    assert known.elsewhere("tuesday/2") is None
+    assert known.find("tuesday/5", "s.csv") == "5"  # it lies deeper in it
+    assert known.find("monday/tuesday/9", "s.csv") == "9"
+    # Where no such folder is there, it may be the same one, moved: that is said.
+    table = named_like(read(tmp_path, "wednesday/0", "friday/1", "monday/9"), places, said.append)
+    assert [video.name for video in table.videos] == ["0", "1", "monday/9"]
+    assert said == [
+        "s.csv: 2 videos taken by name alone, from another folder than is written: 'wednesday/0' for one, which "
+        "is '/w/monday/0.mp4' here"
+    ]
+    again = named_like(table, places, said.append)
+    assert (again.videos, len(said)) == (table.videos, 1)  # and said once
+
+
+def test_frames_are_not_counted_in_a_video_of_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, num_frames in (("monday/0", 10), ("monday/1", 20), ("tuesday/1", 30), ("tuesday/9", 40)):
+        file = Path("w", f"{name}.mp4")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draw_plain(file, num_frames, width=32, height=32, fps=10)
+    clock = FrameClock([Path("w"), Path()])
+    for written, seconds in {"tuesday/1.mp4": 3.0, "old/tuesday/1.mp4": 3.0, "0.mp4": 1.0, "x/9.mp4": 4.0}.items():
+        assert clock.duration(written, "task 1") == pytest.approx(seconds)
+    with pytest.raises(
+        DataError, match=r"task 1 counts frames, and only the video 'tuesday/0.mp4' knows when they are"
+    ):
+        clock.duration("tuesday/0.mp4", "task 1")
+    with pytest.raises(
+        DataError, match="task 1: the video '1' may be each of 'monday/1', 'tuesday/1'; write its folder"
+    ):
+        clock.duration("1.mp4", "task 1")
 
 
 def test_annotations_of_equal_names_stay_apart(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tada.data.rows import class_names
-from tada.data.table import composed, listed
+from tada.data.table import composed, listed, videos_text
 from tada.errors import DataError, OptionError
 from tada.localization.forms import Content, parse_seconds, read_content
 from tada.localization.labelling_tools import read_tool_files
-from tada.localization.video_names import KnownVideos, short_names
+from tada.localization.video_names import KnownVideos, short_names, video_path
 
 GRACE_SECONDS = 0.5
 """A segment may reach this far beyond its video: annotators and containers disagree about ends. It is cut there."""
@@ -318,18 +318,36 @@ def with_durations(table: SegmentTable, durations: Mapping[str, float]) -> Segme
     return replace(table, videos=tuple(videos), notes=tuple(notes))
 
 
-def named_like(table: SegmentTable, known: Mapping[str, str] | Collection[str]) -> SegmentTable:
-    """The table with its videos called as they are called there.
+def named_like(
+    table: SegmentTable, known: Mapping[str, str] | Collection[str], say: Callable[[str], None] = lambda line: None
+) -> SegmentTable:
+    """The table with its videos called as they are called there; those that are not there by their whole paths.
 
     Args:
         known: the videos that are there, by name, with their paths; or their names alone.
+        say: told where nothing but the names says that these are the videos.
 
     Raises:
         DataError: it is not clear which of them a video is, or two videos would be the same one; see ``KnownVideos``.
     """
     places = known if isinstance(known, Mapping) else {name: name for name in known}
-    names = KnownVideos(places).find_all({video.name: video.path or video.name for video in table.videos}, table.name)
-    videos = [replace(video, name=names.get(video.name, video.name)) for video in table.videos]
+    videos_there = KnownVideos(places)
+    written = {video.name: video.path or video.name for video in table.videos}
+    names = videos_there.find_all(written, table.name)
+    others = videos_there.in_other_folders({written[key]: name for key, name in names.items()})
+    if others:
+        first = next(name for key, name in names.items() if written[key] == others[0])
+        say(
+            f"{table.name}: {videos_text(len(others))} taken by name alone, from another folder than is written: "
+            f"{others[0]!r} for one, which is {places[first]!r} here"
+        )
+    videos = []
+    for video in table.videos:
+        if video.name in names:  # from here on it is known by where it lies
+            place = video_path(places[names[video.name]])
+            videos.append(replace(video, name=names[video.name], path=place if "/" in place else video.path))
+        else:
+            videos.append(replace(video, name=video.path if video.name in places and video.path else video.name))
     return replace(table, videos=tuple(sorted(videos, key=lambda video: video.name)))
 
 

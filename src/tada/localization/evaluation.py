@@ -109,7 +109,7 @@ def evaluate_localizer(
             f"{str(features)!r} holds features of another {', '.join(changed) or 'backbone'} than the localizer was "
             f"trained on; extract them as it does, `tada extract {run} VIDEOS OUT`, or import as those for training"
         )
-    table = named_like(_counted(segments, leave_out), folder.places())
+    table = named_like(_counted(segments, leave_out), folder.places(), say)
     table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})
     trained = None if localizer.run is None else TrainedVideos(localizer.run)
     table = choose_tested(table, trained, folder, split, say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import DataError, VideoError
+from tada.localization.video_names import KnownVideos, video_path
 from tada.video.reader import open_video
 
 
@@ -19,6 +21,7 @@ class FrameClock:
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = folders
         self._known: dict[str, tuple[NDArray[np.float64], float]] = {}
+        self._of_ending: dict[str, KnownVideos] = {}
 
     def span(self, video: str, first: int, end: int, where: str, *, step: int = 1) -> tuple[float, float]:
         """Start and end in seconds of the frames from ``first`` up to the one before ``end``, counted from 0.
@@ -43,7 +46,7 @@ class FrameClock:
 
     def _times(self, video: str, where: str) -> tuple[NDArray[np.float64], float]:
         if video not in self._known:
-            file = self._find(video)
+            file = self._find(video, where)
             if file is None:
                 raise DataError(
                     f"{where} counts frames, and only the video {video!r} knows when they are shown: put it beside the "
@@ -56,17 +59,26 @@ class FrameClock:
                 raise DataError(f"{where} counts frames of a video that cannot be read: {error}") from error
         return self._known[video]
 
-    def _find(self, video: str) -> Path | None:
+    def _find(self, video: str, where: str) -> Path | None:
+        """The file that is written, in the folders or below; of several of its name the one whose folder is written."""
         parts = [part for part in video.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         if not parts:
             return None
-        name = parts[-1]
+        written = "/".join(parts)
         for folder in self._folders:
-            for place in (folder.joinpath(*parts), folder / name):
-                if place.is_file():
-                    return place
-        found = (file for folder in self._folders for file in sorted(folder.rglob("*")) if file.name == name)
-        return next((file for file in found if file.is_file()), None)
+            if (folder / written).is_file():
+                return folder / written
+        ending = Path(written).suffix
+        if ending not in self._of_ending:
+            files: dict[str, str] = {}  # by absolute paths, for one folder may lie in the other
+            for folder in self._folders:
+                for file in sorted(folder.rglob(f"*{glob.escape(ending)}")):
+                    if file.suffix == ending and file.is_file():
+                        files.setdefault(str(file.absolute()), video_path(file.relative_to(folder).as_posix()))
+            self._of_ending[ending] = KnownVideos({name: file for file, name in reversed(files.items())})
+        known = self._of_ending[ending]
+        name = known.find(video_path(written), where)
+        return None if name is None else Path(known.places[name])
 
 
 def frame_runs(frames: Iterable[int], step: int) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.progress import track
 
-from tada.data.table import listed
+from tada.data.table import listed, videos_text
 from tada.errors import DataError, VideoError
 from tada.localization.annotations import (
     VAL_FRACTION,
@@ -29,7 +29,7 @@ from tada.localization.localizer import Localizer
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.task import LocalizationResult, train_localizer
 from tada.localization.trimmed import CLIPS_TABLE, copy_notes, cut_clips, replaced_videos, segments_changed
-from tada.localization.video_names import videos_by_name
+from tada.localization.video_names import KnownVideos, videos_by_name
 from tada.locks import held_folder, holds, is_used
 from tada.machine import check_num_workers, find_device
 from tada.models.weights import CARD_FILE
@@ -232,12 +232,14 @@ def match_videos(
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give the folder of the videos")
     files = videos_by_name(find_videos([str(folder)]), folder)
-    table = named_like(table, {name: str(file.absolute()) for name, file in files.items()})
+    places = {name: str(file.absolute()) for name, file in files.items()}
+    table = named_like(table, places, say)
     missing = [video.name for video in table.videos if video.segments and video.name not in files]
     if len(missing) > skip_unreadable:
         raise DataError(
-            f"{table.name}: {len(missing)} of {len(table.videos)} videos are not in {str(folder)!r}, the first: "
-            f"{missing[0]!r}; put them there, take their rows away, or let N videos be missing with --skip-unreadable N"
+            f"{table.name}: {len(missing)} of {videos_text(len(table.videos))} are not in {str(folder)!r}, the first: "
+            f"{missing[0]!r}{_elsewhere(missing[0], places)}; put them there, take their rows away, or let N videos be "
+            "missing with --skip-unreadable N"
         )
     empty = [video.name for video in table.videos if not video.segments and video.name not in files]
     if empty:
@@ -253,3 +255,9 @@ def match_videos(
             unreadable[name] = str(error)
     table = table.without(unreadable, allowed=skip_unreadable, say=say)
     return with_durations(table, durations), {name: files[name] for name in durations}
+
+
+def _elsewhere(name: str, places: dict[str, str]) -> str:
+    """For a message: that a video of this name lies in another folder."""
+    place = KnownVideos(places).elsewhere(name)
+    return "" if place is None else f" ({place!r} lies in another folder)"

@@ -118,7 +118,7 @@ def prepare_table(
         DataError: annotated videos without features, or with those of another content; a length that contradicts the
             duration; no segments in a split; a video in two splits.
     """
-    table = with_splits(named_like(table, folder.places()), val_fraction=val_fraction, seed=seed)
+    table = with_splits(named_like(table, folder.places(), say), val_fraction=val_fraction, seed=seed)
     example = next(iter(folder.cards))
     missing = {
         video.name: f"{table.name}: the video {video.name!r} has no features in {str(folder.folder)!r} (there lies "

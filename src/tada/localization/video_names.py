@@ -75,14 +75,18 @@ class KnownVideos:
         """Take in the paths of the videos by their names; the names themselves where no paths are known."""
         self.places = places
         self._of_stem: dict[str, list[str]] = {}
-        for name in places:
+        folders = set()
+        for name, place in places.items():
             self._of_stem.setdefault(composed(_last_part(name)), []).append(name)
+            folders.add(_folder(place))
+        self._folder_ends = {tuple(parts[start:]) for parts in folders for start in range(len(parts))}
 
     def find(self, path: str, where: str) -> str | None:
         """The name of the video that is written as a ``video_path``; None where there is none of that name.
 
         ActivityNet's and HACS's annotations say ID, while files of their videos and features are called v_ID. Where
-        several videos have the name, the folders that are written before it decide.
+        several videos have the name, the folders that are written before it decide. They also tell that a video is not
+        there: where the folder is, and what has the name lies in another one.
 
         Args:
             where: what it is written in, for the message.
@@ -90,10 +94,12 @@ class KnownVideos:
         Raises:
             DataError: it may be each of several videos.
         """
-        stem = _last_part(path)
-        names = next((self._of_stem[s] for s in _variants(stem) if s in self._of_stem), [])
-        if path in names or len(names) <= 1:
-            return path if path in names else next(iter(names), None)
+        names = self._of_name(path)
+        if path in names:
+            return path
+        names = [name for name in names if not self._lies_elsewhere(path, name)]
+        if len(names) <= 1:
+            return next(iter(names), None)
         shared = {name: _shared_parts(path, self.places[name]) for name in names}
         best = [name for name in names if shared[name] == max(shared.values())]
         if len(best) > 1:
@@ -101,6 +107,29 @@ class KnownVideos:
                 f"{where}: the video {path!r} may be each of {listed(sorted(names))}; write its folder before its name"
             )
         return best[0]
+
+    def elsewhere(self, path: str) -> str | None:
+        """Where a video lies that has the name of one that ``find`` does not find, if there is one."""
+        return next((self.places[name] for name in self._of_name(path)), None)
+
+    def in_other_folders(self, found: Mapping[str, str]) -> list[str]:
+        """Of written paths with the names that ``find`` gave, those of which no folder agrees with where that lies."""
+        return [
+            path
+            for path, name in found.items()
+            if _folder(path) and _folder(self.places[name]) and not _agreeing(_folder(path), _folder(self.places[name]))
+        ]
+
+    def _of_name(self, path: str) -> list[str]:
+        return next((self._of_stem[stem] for stem in _variants(_last_part(path)) if stem in self._of_stem), [])
+
+    def _lies_elsewhere(self, path: str, name: str) -> bool:
+        """Whether the folder that is written is one of those of the videos, and not the one where this video lies."""
+        written = _folder(path)
+        longest = 0  # parts of what is written, from the end, that are a folder of the videos
+        while longest < len(written) and written[len(written) - longest - 1 :] in self._folder_ends:
+            longest += 1
+        return longest > _agreeing(written, _folder(self.places[name]))
 
     def find_all(self, written: Mapping[str, str], where: str) -> dict[str, str]:
         """The names of videos that are written as ``video_path``s, by what these are called; without those not found.
@@ -132,6 +161,20 @@ class KnownVideos:
 
 def _variants(stem: str) -> tuple[str, ...]:
     return stem, f"v_{stem}", stem.removeprefix("v_")
+
+
+def _folder(path: str) -> tuple[str, ...]:
+    """The parts of a path before its name."""
+    return tuple(video_path(path).split("/")[:-1])
+
+
+def _agreeing(written: tuple[str, ...], folder: tuple[str, ...]) -> int:
+    """How many parts of a written folder, from its end, agree with those of a folder or of one that this lies in."""
+    best = 0
+    for end in range(1, len(folder) + 1):
+        while best < min(len(written), end) and written[-best - 1 :] == folder[end - best - 1 : end]:
+            best += 1
+    return best
 
 
 def _shared_parts(one: str, other: str) -> int:

@@ -127,6 +127,16 @@ def test_settings_are_filled_in() -> None:
     assert (short.window_seconds, short.stride_seconds) == (2.0, pytest.approx(2 / 15))
     with pytest.raises(OptionError, match="give --window-seconds"):
         ExtractionSettings.for_clips(SPEC)
+    # No feature between two frames; and a point in time shows nothing.
+    brief = ExtractionSettings.for_clips(SPEC, segment_seconds=[0.1, 0.1, 2.0], frame_seconds=0.04)
+    assert (brief.window_seconds, brief.stride_seconds) == (0.1, 0.04)
+    points = [1e-3, 2e-3, 3e-3, 2.0, 0.002]
+    with pytest.raises(
+        OptionError, match=r"half of the segments last 0.002 s or less, and one frame of the videos 0.04 s"
+    ):
+        ExtractionSettings.for_clips(SPEC, segment_seconds=points, frame_seconds=0.04)
+    given = ExtractionSettings.for_clips(SPEC, window_seconds=1.0, segment_seconds=points, frame_seconds=0.04)
+    assert (given.window_seconds, given.stride_seconds) == (1.0, pytest.approx(2 / 15))
     with pytest.raises(OptionError, match="stride_seconds=0 should be a positive number"):
         ExtractionSettings(window_seconds=1.0, stride_seconds=0)
 

@@ -14,7 +14,7 @@ import pytest
 
 from tada.data.annotations import read_dataset
 from tada.data.prepare import prepare
-from tada.errors import DataError
+from tada.errors import DataError, OptionError
 from tada.localization import extraction, sources
 from tada.localization.annotations import read_segments
 from tada.localization.evaluation import evaluate_localizer
@@ -195,7 +195,14 @@ def test_clips_of_a_replaced_video_are_cut_again(work: Path) -> None:
     assert said == ["clips: clips that an older tada cut do not say of which videos: taken to be of those there now"]
 
 
-def train_all(small_recipe: Recipe, said: list[str], *, backbone: str | None = None, resume: bool = False) -> None:
+def train_all(
+    small_recipe: Recipe,
+    said: list[str],
+    *,
+    backbone: str | None = None,
+    resume: bool = False,
+    window_seconds: float | None = None,
+) -> None:
     train_on_videos(
         replace(RECIPE, epochs=1),
         Path("videos/"),
@@ -204,6 +211,7 @@ def train_all(small_recipe: Recipe, said: list[str], *, backbone: str | None = N
         backbone=backbone,
         backbone_recipe=replace(small_recipe, epochs=1),
         num_workers=0,
+        window_seconds=window_seconds,
         resume=resume,
         show_progress=False,
         say=said.append,
@@ -227,6 +235,28 @@ def test_a_video_replaced_meanwhile_leaves_nothing_stale_in_a_localizer(work: Pa
     train_all(small_recipe, said, backbone="run_backbone")
     assert "replaced since their features were extracted, which were therefore made anew: 'v0'" in said
     assert read_card(Path("run_features/v0.json")).source == Source.of("videos/v0.mp4")
+
+
+def test_point_events_are_refused_before_the_work_and_trained_on_with_a_window(
+    work: Path, small_backbone: Path, small_recipe: Recipe
+) -> None:
+    text = Path("videos/segments.csv").read_text()
+    header, *rows = (row.split(",") for row in text.splitlines())
+    points = [[video, start, str(float(start) + 0.002), *rest] for video, start, _, *rest in rows]
+    Path("videos/segments.csv").write_text("\n".join(",".join(row) for row in [header, *points, points[0]]) + "\n")
+    for backbone in (None, str(small_backbone)):
+        with pytest.raises(OptionError, match=r"half of the segments last 0.002 s or less.* or give --window-seconds"):
+            train_all(small_recipe, [], backbone=backbone)
+        assert not [path for path in ("run_clips", "run_backbone", "run_features") if any(Path(".").glob(f"{path}/*"))]
+    said: list[str] = []
+    train_all(small_recipe, said, backbone=str(small_backbone), window_seconds=1.0)
+    assert "features of 1.00 s of video, one every 0.133 s" in said
+    # What is worth knowing of the annotations is said once.
+    number = len(rows) + 2
+    assert [line for line in said if "note" in line] == [
+        f"segments.csv: a note: segments.csv row {number}: the same segment and label as one before: left out"
+    ]
+    assert len(said) == len(set(said))
 
 
 def test_a_run_is_not_resumed_on_other_videos(work: Path, small_recipe: Recipe, small_backbone: Path) -> None:

@@ -400,4 +400,5 @@ def check_for_training(table: SegmentTable, say: Callable[[str], None]) -> None:
     else:
         say(f"{table.name}: nothing is held out for validation: the last epoch is kept, as good or bad as it is")
     if table.notes:
-        say(f"{table.name}: {len(table.notes)} notes, the first: {table.notes[0]}")
+        number = len(table.notes)
+        say(f"{table.name}: {'a note' if number == 1 else f'{number} notes, the first'}: {table.notes[0]}")

@@ -74,21 +74,30 @@ class ExtractionSettings:
         stride_seconds: float | None = None,
         num_crops: Literal[1, 3] = 1,
         segment_seconds: Sequence[float] = (),
+        frame_seconds: float = 0.0,
     ) -> ExtractionSettings:
         """Fill in what was not given.
 
         The window is what the network's clips span. A network of segments has seen whole actions: then it is the median
         of ``segment_seconds``. The stride is 0.133 s for actions of less than 4 s, else 0.533 s, as published features
-        have it, but at most a fourth of the window.
+        have it, but at most a fourth of the window, and no less than ``frame_seconds``, for which a frame of the videos
+        is shown: between two frames there is nothing new.
 
         Raises:
-            OptionError: a network of segments, and neither a window nor segments.
+            OptionError: a network of segments, and neither a window nor segments; or these are shorter than a frame,
+                as events are that are marked with a point in time.
         """
         median = float(np.median(segment_seconds)) if len(segment_seconds) else None
         if window_seconds is None:
             if clip.sampling == "interval" and clip.fps is not None:
                 window_seconds = clip.num_frames * clip.interval / clip.fps
             elif median is not None:
+                if median < frame_seconds:
+                    raise OptionError(
+                        f"half of the segments last {median:.3g} s or less, and one frame of the videos "
+                        f"{frame_seconds:.3g} s, so that they do not say how much of a video shows what happens: let "
+                        "each last as long as that does, or give --window-seconds, about as long"
+                    )
                 window_seconds = median
             else:
                 raise OptionError(
@@ -98,6 +107,7 @@ class ExtractionSettings:
         if stride_seconds is None:
             dense = median is not None and median < _SHORT_ACTION_SECONDS
             stride_seconds = min(_DENSE_SECONDS if dense else _SPARSE_SECONDS, window_seconds / 4)
+            stride_seconds = max(stride_seconds, frame_seconds)
         return cls(window_seconds=window_seconds, stride_seconds=stride_seconds, num_crops=num_crops)
 
     @classmethod

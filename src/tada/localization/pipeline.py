@@ -7,10 +7,13 @@ Beside the run OUT lie OUT_clips and OUT_backbone, where no backbone was given, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from rich.progress import track
 
 from tada.data.table import listed, videos_text
@@ -38,6 +41,8 @@ from tada.recognition import train
 from tada.recognizer import find_videos, load
 from tada.run_folder import check_free, was_begun
 from tada.video.reader import probe
+
+_FEW = 9  # videos, whose frame rate stands for that of all
 
 
 @holds("out")
@@ -87,8 +92,20 @@ def train_on_videos(
     table = read_segments(segments, videos)
     table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     table = with_splits(table, val_fraction=val_fraction, seed=recipe.seed)
-    check_for_training(table, say)
+    told: list[str] = []
+    check_for_training(table, told.append)
+    for line in told:
+        say(line)
+    lengths = [segment.seconds for video in table.of_split("train").videos for segment in video.segments]
+    settings_for = partial(
+        ExtractionSettings.for_clips,
+        window_seconds=window_seconds,
+        stride_seconds=stride_seconds,
+        segment_seconds=lengths,
+        frame_seconds=_frame_seconds(files.values()),
+    )
     if backbone is None:
+        settings_for((backbone_recipe or Recipe()).clip)  # what is wrong with the segments is said before the training
         backbone = str(
             _own_backbone(
                 table,
@@ -102,14 +119,11 @@ def train_on_videos(
             )
         )
     recognizer = load(backbone, device=device)
-    lengths = [segment.seconds for video in table.of_split("train").videos for segment in video.segments]
-    settings = ExtractionSettings.for_clips(
-        recognizer.clip, window_seconds=window_seconds, stride_seconds=stride_seconds, segment_seconds=lengths
-    )
+    settings = settings_for(recognizer.clip)
     say(f"features of {settings.window_seconds:.2f} s of video, one every {settings.stride_seconds:.3f} s")
     features = out.with_name(f"{out.name}_features")
     done = extract(recognizer, files, features, settings, show_progress=show_progress)
-    say(f"features of {len(done.written)} videos extracted, of {len(done.kept)} there already")
+    say(f"features of {videos_text(len(done.written))} extracted, of {len(done.kept)} there already")
     for line in done.lines():
         say(line)
     names = {str(file): name for name, file in files.items()}
@@ -123,8 +137,14 @@ def train_on_videos(
         backbone=recognizer,
         resume=resume,
         show_progress=show_progress,
-        say=say,
+        say=lambda line: None if line in told else say(line),  # what was said of the annotations is not said again
     )
+
+
+def _frame_seconds(files: Iterable[Path]) -> float:
+    """How long a frame of some videos is shown: the median of a few."""
+    few = [probe(file) for file in islice(files, _FEW)]
+    return float(np.median([info.duration_seconds / info.num_frames for info in few]))
 
 
 def _own_backbone(
@@ -155,7 +175,7 @@ def _own_backbone(
         return run
     clips = cut_clips(table, files, folder, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
     if not is_trained:
-        say(f"training a backbone on {len(clips)} segments")
+        say(f"training a backbone on {len(clips)} segment{'s' * (len(clips) != 1)}")
         train(recipe, clips, run, resume=is_ours, num_workers=num_workers, show_progress=show_progress, say=say)
     copy_notes(folder, run)
     return run

@@ -1,11 +1,14 @@
 """A small real data set in which time order decides: does motion learned on drawn videos help on real ones?
 
-    python benchmarks/gestures.py DATA --out OUT [--seeds 3] [--tsn-motion RUN]
+    python benchmarks/gestures.py DATA --out OUT [--seeds 3] [--tsn-motion RUN] [--parts]
 
 DATA holds clips.csv (video, label, group) and its videos: first-person clips of a hand that draws in the air, recorded
 in two groups. Trains on group C, tests on group A (other rooms, other days), TAda2D against TSN, each from scratch and
 from weights that learned generated motion, with the same recipe (``gestures``). Prints top-1 over all ten classes and
 on {left, right, up, down} alone: mean, lowest and highest of the seeds. Writes OUT/gestures.json and one run for each.
+
+With --parts: what is lost where only the classifier, or the classifier and the calibration, are trained from the motion
+weights (``--train head``, ``calibration`` and ``all``).
 
 TSN's motion weights do not ship; ``benchmarks/motion_weights.py OUT --model tsn_tiny`` makes them, by the same recipe.
 """
@@ -27,6 +30,8 @@ import tada
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views
 from tada.evaluation import evaluate
+from tada.models import create_model
+from tada.models.trained_part import train_only
 from tada.recognition import train
 
 DIRECTIONS = ("left", "right", "up", "down")
@@ -44,27 +49,34 @@ def main() -> None:
         type=Path,
         help="the folder of TSN's motion weights; without it, TSN's rows from motion weights are left out",
     )
+    parser.add_argument("--parts", action="store_true", help="in place of the other rows: parts of a network trained")
     parser.add_argument("--only", help="one row alone, such as 'tada2d_tiny from motion weights'")
     arguments = parser.parse_args()
 
     recipe = tada.load_recipe(arguments.recipe)
     table = read_dataset(arguments.data / "clips.csv")
     starts = {
-        "tada2d_tiny from scratch": ("tada2d_tiny", "none"),
-        "tsn_tiny from scratch": ("tsn_tiny", "none"),
-        "tada2d_tiny from motion weights": ("tada2d_tiny", "motion"),
+        "tada2d_tiny from scratch": ("tada2d_tiny", "none", "all"),
+        "tsn_tiny from scratch": ("tsn_tiny", "none", "all"),
+        "tada2d_tiny from motion weights": ("tada2d_tiny", "motion", "all"),
     }
     if arguments.tsn_motion is not None:
-        starts["tsn_tiny from motion weights"] = ("tsn_tiny", str(arguments.tsn_motion))
+        starts["tsn_tiny from motion weights"] = ("tsn_tiny", str(arguments.tsn_motion), "all")
+    if arguments.parts:
+        starts = {f"--train {part}": ("tada2d_tiny", "motion", part) for part in ("head", "calibration", "all")}
     rows = {}
-    for row, (model, init) in starts.items():
+    for row, (model, init, part) in starts.items():
         if arguments.only not in (None, row):
             continue
-        rows[row] = {"top1": [], "directions_top1": [], "seconds": []}
+        network = create_model(model, num_classes=len(table.labels))
+        train_only(network, part, model)
+        count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+        rows[row] = {"top1": [], "directions_top1": [], "seconds": [], "trained_parameters": count}
         for seed in range(arguments.seeds):
-            run = arguments.out / row.replace(" ", "_") / f"seed_{seed}"
+            run = arguments.out / row.lstrip("-").replace(" ", "_") / f"seed_{seed}"
             started = time.perf_counter()
-            train(replace(recipe, model=model, init=init, seed=seed), table, run, val_groups=["A"], show_progress=False)
+            own = replace(recipe, model=model, init=init, train=part, seed=seed)
+            train(own, table, run, val_groups=["A"], show_progress=False)
             result = evaluate(run, table, views=Views(num_clips=3), show_progress=False)
             result.save(run / "evaluation")
             right = result.scores.argmax(1) == result.targets[:, 0]
@@ -77,12 +89,13 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "gestures.json").write_text(json.dumps(rows, indent=2) + "\n")
 
-    report = Table("trained on C, tested on A", "top-1", "left, right, up, down", "seconds")
+    report = Table("trained on C, tested on A", "top-1", "left, right, up, down", "trained parameters", "seconds")
     for row, values in rows.items():
         report.add_row(
             row,
             _spread(values["top1"]),
             _spread(values["directions_top1"]),
+            f"{values['trained_parameters']:,}",
             f"{statistics.mean(values['seconds']):.0f}",
         )
     Console(width=110).print(report)

@@ -52,6 +52,7 @@ FLOORS = [
     },
     {
         "tada.adaptation",
+        "tada.data.balance",
         "tada.data.recordings",
         "tada.data.rows",
         "tada.localization.detections",
@@ -103,6 +104,7 @@ FLOORS = [
         "tada.localization.labelling_xml",
         "tada.loop",
         "tada.models.fuse",
+        "tada.models.trained_part",
         "tada.models.weights",
         "tada.run_folder",
         "tada.speed",

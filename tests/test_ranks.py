@@ -23,7 +23,7 @@ from tada.data.annotations import read_dataset
 from tada.data.clips import Views
 from tada.evaluation import evaluate
 from tada.models.weights import load_model
-from tada.recipe import Recipe, recipe_yaml
+from tada.recipe import Recipe, TrainedPart, recipe_yaml
 from tada.recognition import train
 from tada.results import load_scores
 
@@ -165,9 +165,27 @@ def test_two_ranks_learn_as_one(options: str, recipe: Recipe, alone: Path, motio
 
 
 @pytest.mark.slow
-def test_two_ranks_that_divide_the_weights_learn_as_one(recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_a_part_as_one(recipe: Recipe, alone: Path, motion_videos: Path, tmp_path: Path) -> None:
+    recipe = replace(recipe, train="calibration", init=str(alone))
+    train(recipe, motion_videos, tmp_path / "alone", num_workers=0, show_progress=False, say=lambda line: None)
+    (tmp_path / "own.yaml").write_text(recipe_yaml(recipe))
+    ends = finish(start_ranks(2, TRAIN, tmp_path / "own.yaml", motion_videos, tmp_path / "run", "{}", "none"))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert_same_curve(tmp_path / "run", tmp_path / "alone")
+    start, end = load_file(alone / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    # The network is built in single precision before it takes what it starts from.
+    moved = {name for name in start if not torch.equal(start[name].float(), end[name].float())}
+    assert moved
+    assert all(name.startswith("head.") or ".routing." in name or ".pooled_norm." in name for name in moved)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["all", "calibration"])
+def test_two_ranks_that_divide_the_weights_learn_as_one(
+    part: TrainedPart, recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
     """In single precision, the only one that FSDP has here; AdamW makes much of small differences."""
-    recipe = replace(recipe, precision="fp32")
+    recipe = replace(recipe, precision="fp32", train=part)
     train(recipe, motion_videos, tmp_path / "alone", num_workers=0, show_progress=False, say=lambda line: None)
     (tmp_path / "own.yaml").write_text(recipe_yaml(recipe))
     out, options = tmp_path / "run", '{"machine": {"strategy": "fsdp"}}'

@@ -13,10 +13,11 @@ from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
 
 from tada.data.clips import Batch, Unreadable, ViewBatch
 from tada.data.loader import VideoLoader, closing
@@ -76,7 +77,7 @@ def make_trainer(
         start = f"start_{len(list((out / 'logs').iterdir()))}"  # a resumed run adds a folder
     callbacks = list(callbacks)
     if recipe.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+        callbacks.append(AveragedWeights(recipe.ema_decay))
     if show_progress:
         callbacks.append(RichProgressBar(leave=False))
     files = WholeFileCheckpoints()
@@ -192,6 +193,22 @@ def scheduled(
 
 
 # --- callbacks ------------------------------------------------------------------------------------------------------
+
+
+class AveragedWeights(WeightAveraging):
+    """The running mean of the weights, which is tested and kept; what does not move stays as it is to the last bit."""
+
+    def __init__(self, decay: float) -> None:
+        def averaged(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+            # Rounding would move what is frozen.
+            return mean if torch.equal(mean, value) else decay * mean + (1 - decay) * value
+
+        super().__init__(avg_fn=averaged)
+
+    @property
+    def state_key(self) -> str:
+        """As in the states of older runs, where Lightning's own did this."""
+        return "EMAWeightAveraging"
 
 
 class SameRun(Callback):

@@ -33,6 +33,8 @@ RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
 """What it has from its end on."""
 
+TrainedPart = Literal["head", "calibration", "all"]
+
 # The line under a field is its help on the command line.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -55,6 +57,9 @@ class Recipe(Schedule):
     """What training starts from: 'motion' (weights that ship with tada, learned on generated motion), 'none' (drawn at
     random), the folder of a run, a file of weights or hf-hub:OWNER/NAME (of this network, or of an image network of its
     shape); or 'auto': motion for a model that has such weights, none for the others."""
+    train: TrainedPart = "all"
+    """What is trained: 'head' (the classifier), 'calibration' (the classifier, and TAdaConv's routing functions and
+    second norms, on frozen kernels) or 'all'. Norms of what is frozen keep their statistics."""
     clip: ClipSpec = field(
         default_factory=lambda: ClipSpec(num_frames=8, sampling="segment", short_side=55, crop=48, antialias=True)
     )
@@ -134,6 +139,9 @@ class Recipe(Schedule):
     sync_batch_norm: bool = True
     """Whether batch norms see the clips of all devices, so that the number of devices changes nothing, or each device
     its own."""
+    balance: Literal["none", "sampling", "loss"] = "none"
+    """For classes of which there are few clips: 'sampling' shows as many clips of each class in an epoch, 'loss' lets a
+    clip count the more the fewer its class has, 'none' takes all clips as they are."""
     seed: int = 0
     """Decides the initial weights, the order of clips and their augmentation."""
 

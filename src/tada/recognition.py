@@ -34,6 +34,7 @@ import lightning as L
 import numpy as np
 
 from tada.data.annotations import read_dataset
+from tada.data.balance import balance_in_words, classes_of
 from tada.data.clips import (
     Augmentation,
     ResumableBatches,
@@ -54,8 +55,9 @@ from tada.locks import holds
 from tada.loop import EpochLines, SameRun, UnreadableVideos, fit, make_trainer
 from tada.machine import Machine, check_num_workers, default_num_workers
 from tada.models import create_model
-from tada.models.initial import absolute_source, initialise, start_in_words
+from tada.models.initial import RANDOM_WEIGHTS, absolute_source, initialise, start_in_words
 from tada.models.parallel import checkpoint_blocks, synchronise_batch_norms, whole_weights
+from tada.models.trained_part import train_only
 from tada.models.weights import ModelCard, save_weights
 from tada.page import PAGE
 from tada.ranks import leaving_together
@@ -196,6 +198,7 @@ def train(
     model = create_model(
         recipe.model, num_classes=sum(head_sizes.values()), num_frames=recipe.clip.num_frames, **recipe.model_options
     )
+    part_in_words = train_only(model, recipe.train, recipe.model)
     # A saved state has all weights, so what the run started from may be gone.
     trained_from = start_in_words(recipe.model, recipe.init)
     if state is None:
@@ -208,6 +211,7 @@ def train(
         seed=recipe.seed,
         rank=processes.rank,
         world=processes.world,
+        classes=classes_of(training) if recipe.balance == "sampling" else None,
     )
     num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)
     clips = TrainingClips(training, recipe.clip, _augmentation(recipe, table.heads), seed=recipe.seed)
@@ -228,10 +232,18 @@ def train(
     say(f"{len(training)} training and {num_held_out} validation videos of {classes}")
     start = f"starting from {trained_from}" if state is None else f"going on from {state}"
     say(f"{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {start}")
+    if part_in_words:
+        say(part_in_words)
+        if trained_from == RANDOM_WEIGHTS:
+            say("what stays as it is has random weights: --init says where better ones are")
     advice = shared_recordings(table) if is_drawn else ""
     if advice:
         say(advice)
-    say(in_words(recipe.numbers, len(training), recipe.last_batch))
+    say(in_words(recipe.numbers, len(training), recipe.last_batch, is_balanced=recipe.balance == "sampling"))
+    num_drawn = recipe.numbers.batch_size * len(batches) // recipe.accumulate
+    balance = balance_in_words(training, recipe.balance, num_drawn)
+    if balance:
+        say(balance)
     if recipe.peak_learning_rate != recipe.learning_rate:
         say(
             f"learning_rate {recipe.learning_rate:g} is meant for batches of {recipe.learning_rate_batch}; for "
@@ -241,7 +253,8 @@ def train(
     steps_per_epoch = len(batches) // recipe.accumulate
     test_every_epochs = epochs_between_tests(recipe.numbers.epochs, steps_per_epoch)
     kind = ShardedRecognitionTask if machine.strategy == "fsdp" else RecognitionTask
-    task = kind(model, recipe, steps_per_epoch=steps_per_epoch, head_sizes=head_sizes)
+    counts = [list(training.counts(i).values()) for i in range(len(training.heads))]
+    task = kind(model, recipe, steps_per_epoch=steps_per_epoch, head_sizes=head_sizes, class_counts=counts)
     task.about = About(trained_from, tuple(label for head in table.heads for label in head.labels))
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     lines = EpochLines(say)

@@ -5,7 +5,7 @@ Shapes: N clips or videos, V views, T frames, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,11 +20,13 @@ from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from tada.data.balance import class_weights
 from tada.data.clips import Batch, ViewBatch
 from tada.errors import DataError, UserError
 from tada.files import write_whole
 from tada.loop import scheduled
 from tada.models.parallel import shard
+from tada.models.trained_part import rest_in_evaluation
 from tada.ranks import gathered, on_any
 from tada.recipe import Recipe
 from tada.run_folder import NON_FINITE_FILE
@@ -57,8 +59,15 @@ class RecognitionTask(L.LightningModule):
     allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
-        self, model: nn.Module, recipe: Recipe, *, steps_per_epoch: int, head_sizes: Mapping[str, int]
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        steps_per_epoch: int,
+        head_sizes: Mapping[str, int],
+        class_counts: Sequence[Sequence[int]] = (),
     ) -> None:
+        """``class_counts``: training clips of each class of each head, for ``balance: loss``."""
         super().__init__()
         self.model = model
         self.recipe = recipe
@@ -71,9 +80,20 @@ class RecognitionTask(L.LightningModule):
         }
         self.val_tops = nn.ModuleDict(tops)
         self.val_action_top1 = MeanMetric()
+        self.class_weights = [torch.tensor(class_weights(counts)) for counts in class_counts]
         self.num_tested = 0
         """Held-out videos that were read in the last test, over all processes."""
         self.about = About("", ())
+
+    def train(self, mode: bool = True) -> RecognitionTask:
+        """Set to training, but for what is frozen."""
+        super().train(mode)
+        if mode:
+            rest_in_evaluation(self.model)
+        return self
+
+    def on_fit_start(self) -> None:
+        self.train()  # norms that have been exchanged since
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tada"] = {"trained_from": self.about.trained_from, "labels": list(self.about.labels)}
@@ -109,13 +129,24 @@ class RecognitionTask(L.LightningModule):
         ]
         logits = self._heads(self.model(clips if mixture is None else mixture.clips(clips)))
         losses = [
-            F.cross_entropy(of_head, target, label_smoothing=recipe.label_smoothing)
-            for of_head, target in zip(logits, targets, strict=True)
+            self._loss(of_head, target, head)
+            for head, (of_head, target) in enumerate(zip(logits, targets, strict=True))
         ]
         loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
         self._check_finite(loss, batch, batch_idx)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
         return loss
+
+    def _loss(self, logits: Tensor, target: Tensor, head: int) -> Tensor:
+        """Of one head; a target is a class [N], or parts of classes [N, K]."""
+        smoothing = self.recipe.label_smoothing
+        if self.recipe.balance != "loss":
+            return F.cross_entropy(logits, target, label_smoothing=smoothing)
+        weights = self.class_weights[head].to(logits)
+        of_clips = weights[target] if target.ndim == 1 else target @ weights
+        # By clips and not, as cross_entropy's own weights do, by the classes of the smoothed target, and divided by the
+        # number of clips: so it does not matter which of them come together in a batch, or on a device.
+        return (F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none") * of_clips).mean()
 
     def _check_finite(self, loss: Tensor, batch: Batch, batch_idx: int) -> None:
         """Stop all processes before the step if the loss of one is no number; name its clips."""
@@ -176,11 +207,16 @@ class RecognitionTask(L.LightningModule):
         groups: list[dict[str, Any]] = []
         for is_head in (False, True):
             rate = recipe.peak_learning_rate * (recipe.head_learning_rate_factor if is_head else 1.0)
-            parameters = [p for name, p in self.model.named_parameters() if name.startswith("head.") == is_head]
+            parameters = [
+                p
+                for name, p in self.model.named_parameters()
+                if name.startswith("head.") == is_head and p.requires_grad
+            ]
             decayed = [p for p in parameters if p.ndim > 1]
             others = [p for p in parameters if p.ndim <= 1]  # norms and biases
             groups.append({"params": decayed, "lr": rate, "weight_decay": recipe.weight_decay})
             groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
+        groups = [group for group in groups if group["params"]]
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)

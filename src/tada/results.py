@@ -195,6 +195,11 @@ class Evaluation:
             if counts[i]
         }
 
+    def mean_class_accuracy(self, *, head: int = 0) -> float:
+        """Mean of the classes' top-1 accuracies: a rare class counts as much as another; nan if none is known."""
+        accuracies = [top1 for top1, _ in self.per_class(head=head).values()] if self.known.any() else []
+        return float(np.mean(accuracies)) if accuracies else float("nan")
+
     def metrics(self) -> dict[str, float]:
         """Top-1 and top-5 accuracies by name: top1, top5; of several heads verb_top1, ..., action_top1, ..."""
         if not self.known.any():
@@ -220,8 +225,11 @@ class Evaluation:
         one = len(self.heads) == 1
         if self.known.any():
             for i, head in enumerate(self.heads):
-                per_class = {label: {"top1": top, "videos": n} for label, (top, n) in self.per_class(head=i).items()}
-                summary["per_class" if one else f"per_{head.name}"] = per_class
+                summary["mean_class_top1" if one else f"mean_{head.name}_top1"] = self.mean_class_accuracy(head=i)
+                summary["per_class" if one else f"per_{head.name}"] = {
+                    label: {"top1": top, "videos": n, "interval_95": accuracy_interval(top, n)}
+                    for label, (top, n) in self.per_class(head=i).items()
+                }
         return summary
 
     def plot(self, picture: str | PathLike[str], *, head: int = 0) -> None:

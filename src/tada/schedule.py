@@ -141,8 +141,14 @@ def steps_of_epoch(num_clips: int, batch_size: int, last_batch: LastBatch) -> in
     return num_clips // batch_size if last_batch == "drop" else math.ceil(num_clips / batch_size)
 
 
-def in_words(numbers: Numbers, num_clips: int, last_batch: LastBatch, *, noun: str = "clip") -> str:
-    """A line that says in which steps so many clips are trained on, and what becomes of those left over."""
+def in_words(
+    numbers: Numbers, num_clips: int, last_batch: LastBatch, *, noun: str = "clip", is_balanced: bool = False
+) -> str:
+    """A line that says in which steps so many clips are trained on, and what becomes of those left over.
+
+    Args:
+        is_balanced: the clips of an epoch are drawn by class, so that none are left over.
+    """
     epochs, batch_size, warmup_epochs = numbers
     steps = steps_of_epoch(num_clips, batch_size, last_batch)
     line = (
@@ -150,6 +156,8 @@ def in_words(numbers: Numbers, num_clips: int, last_batch: LastBatch, *, noun: s
         f"warm-up {warmup_epochs:g} epochs"
     )
     left, lacking = num_clips % batch_size, -num_clips % batch_size
+    if is_balanced:
+        return line
     if left and last_batch == "drop":
         line += f"; each epoch leaves {left} of the {num_clips} {noun}s out (--last-batch fill: none)"
     elif lacking:

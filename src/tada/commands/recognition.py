@@ -35,7 +35,7 @@ from tada.commands.live import add_live, check_live_options, recognize_live
 from tada.errors import OptionError, UserError, VideoError
 from tada.files import check_not_there, try_file, try_folder, write_whole
 from tada.interruption import advise
-from tada.intervals import interval_text
+from tada.intervals import accuracy_interval, interval_text
 from tada.locks import held_folder
 from tada.machine import Machine, is_first_process
 from tada.recipe import METRICS_FILE, RECIPE_FILE, Recipe, recipe_of
@@ -243,9 +243,10 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
 
         metrics = challenge_metrics(result, read_subsets(options.epic))
     if metrics and len(result.heads) == 1:
-        table = Table("class", "top-1", "videos")
+        table = Table("class", "top-1", "videos", "95 %")
         for label, (top1, count) in result.per_class().items():
-            table.add_row(markup_cell(label), f"{top1:.3f}", str(count))
+            low, high = accuracy_interval(top1, count)
+            table.add_row(markup_cell(label), f"{top1:.3f}", str(count), f"{low:.2f} to {high:.2f}")
         Console().print(table)
     read, meant = len(result.paths), len(result.paths) + len(result.unreadable)
     names = {"top1": "top-1", "top5": "top-5"}
@@ -255,6 +256,8 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
         + (f" ({interval_text(value, known)})" if options.epic is None else "")  # whose subsets have other numbers
         for name, value in metrics.items()
     ]
+    if "top1" in metrics and len({count for _, count in result.per_class().values()}) > 1:
+        numbers.append(f"mean of the classes' top-1 {result.mean_class_accuracy():.4f}")
     print("   ".join([*numbers, f"{read} of {meant} videos"]))
     if options.challenge is not None:
         from tada.epic import write_challenge

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, Subset
 
+from tada.data.balance import balanced_order
 from tada.data.loader import VideoLoader, note_reading
 from tada.data.table import LabelledVideo, VideoTable, stamp_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
@@ -270,7 +271,8 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
     Samples that do not fill a batch are left out, others in each epoch ("drop"), or the batch is filled up with some
     that the seed draws ("fill"), so that each is seen at least once, every step is as large as the others, and it can
     be dealt out in parts, shares and pairs. Their keys count on: sample ``num_samples + i`` is ``i`` once more, and
-    the data set draws another crop for it.
+    the data set draws another crop for it. With ``classes``, one for each sample, an epoch of this length has as many
+    of each class (``balanced_order``).
     """
 
     def __init__(
@@ -283,6 +285,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
         seed: int,
         rank: int = 0,
         world: int = 1,
+        classes: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
         if num_samples < batch_size and last_batch == "drop":
             raise DataError(
@@ -293,6 +296,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
         self.part_size = batch_size // accumulate
         self.num_parts = steps_of_epoch(num_samples, batch_size, last_batch) * accumulate
         self.seed = seed
+        self.classes = classes
         self.share = slice(self.part_size * rank // world, self.part_size * (rank + 1) // world)
         self.epoch = 0
         self.first_part = 0
@@ -303,8 +307,12 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng((self.seed, self.epoch))
-        rounds = math.ceil(self.num_parts * self.part_size / self.num_samples)
-        order = np.concatenate([rng.permutation(self.num_samples) + i * self.num_samples for i in range(rounds)])
+        length = self.num_parts * self.part_size
+        if self.classes is not None:
+            order = balanced_order(self.classes, length, rng)
+        else:
+            rounds = range(math.ceil(length / self.num_samples))
+            order = np.concatenate([rng.permutation(self.num_samples) + i * self.num_samples for i in rounds])
         for part in range(self.first_part, self.num_parts):
             samples = order[part * self.part_size : (part + 1) * self.part_size]
             yield [(self.epoch, int(sample)) for sample in samples[self.share]]

@@ -40,6 +40,8 @@ from tada.models.tadaconvnext import TAdaConvNeXt, TAdaConvNeXtConfig
 from tada.models.weights import convert_published, load_model, packaged, packaged_names, read_weights, restore
 
 _HEAD = "head."
+RANDOM_WEIGHTS = "random weights"
+"""What a model was before training, in words, where nothing was taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +167,7 @@ def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], N
 def start_in_words(name: str, init: str) -> str:
     """What ``initialise`` says that a model was before training, as far as that is known without a look at it."""
     if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
-        return "random weights"
+        return RANDOM_WEIGHTS
     return "weights learned on generated motion" if init in ("auto", "motion") else f"the weights of {init}"
 
 

@@ -55,6 +55,8 @@ def _with_norms_over_ranks(module: nn.Module) -> nn.Module:
     if isinstance(module, _BatchNorm):
         norm = _NormOverRanks(module.num_features, eps=module.eps, momentum=module.momentum, affine=module.affine)
         norm.load_state_dict(module.state_dict())
+        for name, parameter in norm.named_parameters():
+            parameter.requires_grad_(module.get_parameter(name).requires_grad)
         return norm.to(next(iter(module.state_dict().values())).dtype)
     for name, child in module.named_children():
         setattr(module, name, _with_norms_over_ranks(child))

@@ -1,0 +1,83 @@
+"""Rare classes: an order of clips that shows each class as often, or losses that let each count as much."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tada.data.table import VideoTable
+
+_UNEQUAL = 5  # times as many clips, from which on it is worth a line
+
+
+def classes_of(table: VideoTable) -> list[tuple[int, ...]]:
+    """The class of each video: of several heads, what they say together."""
+    return [video.labels for video in table.videos]
+
+
+def balanced_order(classes: Sequence[tuple[int, ...]], num_drawn: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw so many samples, of each class as many as of the others or one more, in an order that the generator decides.
+
+    Of a class with fewer samples all are drawn before one is drawn again: the i-th time as sample + i * number of all
+    samples, for which ``TrainingClips`` draws another crop. Of one with more, others are drawn each time.
+
+    Args:
+        classes: of each sample.
+    """
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, found in enumerate(classes):
+        places.setdefault(found, []).append(place)
+    share, left = divmod(num_drawn, len(places))
+    with_more = set(rng.permutation(len(places))[:left].tolist())
+    drawn = []
+    for number, found in enumerate(sorted(places)):
+        own, count = np.array(places[found], np.int64), share + (number in with_more)
+        rounds = [rng.permutation(own) + i * len(classes) for i in range(math.ceil(count / len(own)))]
+        drawn += rounds and [np.concatenate(rounds)[:count]]
+    order: NDArray[np.int64] = rng.permutation(np.concatenate(drawn))
+    return order
+
+
+def class_weights(counts: Sequence[int]) -> list[float]:
+    """For each class of so many clips the weight of a clip's loss: all classes count the same, and the mean clip 1.
+
+    A class without clips has 0.
+    """
+    present = sum(count > 0 for count in counts)
+    return [sum(counts) / (present * count) if count else 0.0 for count in counts]
+
+
+def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
+    """What is done about classes of different sizes, in a line; or that something may be. Empty where nothing need be.
+
+    Args:
+        balance: as in ``Recipe``.
+        num_drawn: clips of an epoch.
+    """
+    counted = Counter(classes_of(table))
+    names = {
+        labels: " ".join(head.labels[i] for head, i in zip(table.heads, labels, strict=True)) for labels in counted
+    }
+    few, many = min(counted, key=lambda c: (counted[c], c)), max(counted, key=lambda c: (counted[c], c))
+    extent = f"{counted[few]} ({names[few]!r}) to {counted[many]} ({names[many]!r}) clips"
+    if balance == "sampling":
+        share, left = divmod(num_drawn, len(counted))
+        times = f"{share} or {share + 1}" if left else f"{share}"
+        return (
+            f"--balance sampling: each epoch has {times} clips of each of {len(counted)} classes, which have {extent}"
+        )
+    if balance == "loss":
+        factors = []
+        for head in range(len(table.heads)):
+            weights = [weight for weight in class_weights(list(table.counts(head).values())) if weight]
+            factors.append(f"{min(weights):.2g} to {max(weights):.2g} times")
+        return (
+            f"--balance loss: a clip counts {' and '.join(ends)}, by how many its class has; the classes have {extent}"
+        )
+    if counted[many] >= _UNEQUAL * counted[few]:
+        return f"the classes have {extent}: with --balance sampling or loss the rare ones count as much as the others"
+    return ""

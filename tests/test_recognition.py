@@ -185,6 +185,23 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         assert same(straight, run(recipe, motion_videos, out, resume=is_begun)), f"stopped at part {stop}"
 
 
+@pytest.mark.parametrize(("first", "second"), [(3, 5), (2, 4)])
+def test_a_run_that_is_interrupted_twice_ends_with_the_same_bits(
+    first: int,
+    second: int,
+    small_recipe: Recipe,
+    motion_videos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the end of an epoch, of three steps, and then in the middle of the next; and in the middle of both."""
+    straight = run(small_recipe, motion_videos, tmp_path / "straight")
+    out = tmp_path / "run"
+    interrupted(small_recipe, motion_videos, out, monkeypatch, step=first)
+    interrupted(small_recipe, motion_videos, out, monkeypatch, step=second, resume=True)
+    assert same(straight, run(small_recipe, motion_videos, out, resume=True))
+
+
 def some_videos(data: Path, folder: Path, *, labels: Sequence[str], videos_per_class: int) -> Path:
     """A folder of class folders with the first videos of some classes."""
     for label in labels:
@@ -219,7 +236,9 @@ def test_a_class_with_one_clip_has_ways_out(small_recipe: Recipe, motion_videos:
     run(replace(small_recipe, epochs=1), data, tmp_path / "run", val_fraction=0)
 
 
-def interrupted(recipe: Recipe, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, step: int) -> None:
+def interrupted(
+    recipe: Recipe, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, step: int, resume: bool = False
+) -> None:
     """A run that was stopped before a step, with a state saved after each."""
     begin = RecognitionTask.on_train_batch_start
 
@@ -231,7 +250,7 @@ def interrupted(recipe: Recipe, data: Path, out: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as patched:
         patched.setattr(RecognitionTask, "on_train_batch_start", stop_there)
         with pytest.raises(ConnectionError, match="goes down"):
-            run(recipe, data, out, save_every_steps=1)
+            run(recipe, data, out, resume=resume, save_every_steps=1)
 
 
 def test_a_run_from_before_batches_were_filled_up_goes_on_as_it_began(

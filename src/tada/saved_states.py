@@ -129,6 +129,11 @@ class SavedStates(Checkpoint):
         self.last_step = trainer.global_step
         self.saved_step = trainer.global_step if trainer.ckpt_path else None
         self._stepped_at = time.monotonic()
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_loop.batch_progress.is_last_batch:
+            # The state is that of an epoch's end. Lightning would not count the next one as begun, and so take a state
+            # in the middle of that for one of its start.
+            loop.reset_restart_stage()
         if self._owes_validation and trainer.enable_validation:
             validation = trainer.fit_loop.epoch_loop.val_loop
             validation.restarting = False  # from its first video on, whatever the one before has seen

@@ -136,7 +136,7 @@ def test_resume_takes_the_recipe_of_the_run(run: Path, motion_videos: Path, caps
     assert tada("train", motion_videos, "--resume", run, "--num-workers", "0") == 0
     assert (run / "model.safetensors").read_bytes() == weights
     capsys.readouterr()
-    assert tada("train", motion_videos, "--resume", run, "--epochs", "9") == 2
+    assert tada("train", motion_videos, "--resume", run, "--epochs", "1") == 2
     err = capsys.readouterr().err
     assert f"{run} was started with another epochs (2), and --resume only ends what was begun" in err
     assert f"or start a new run from its weights, with --init {run} and another --out" in err

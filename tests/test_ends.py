@@ -73,7 +73,7 @@ def test_a_run_that_was_interrupted_before_its_report_writes_it_later(
     assert (out / "model.safetensors").exists()
     assert not (out / "report.html").exists()
     again = train(recipe, motion_videos, out, num_workers=0, resume=True, show_progress=False, say=silent)
-    assert again.metrics.keys() == whole.metrics.keys() == {"train_loss", "val_top1"}
+    assert again.metrics.keys() == whole.metrics.keys() == {"train_loss", "val_loss", "val_top1"}
     assert again.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"])
     for name in ("report.html", "curves.png", "validation/evaluation.json", "metrics.json"):
         assert (out / name).exists()

@@ -74,6 +74,7 @@ FLOORS = [
         "tada.data.plain_lists",
         "tada.data.loader",
         "tada.localization.actionformer",
+        "tada.loggers",
         "tada.localization.bmn",
         "tada.models.fold",
         "tada.models.hosts",
@@ -85,6 +86,7 @@ FLOORS = [
     },
     {"tada.video.reader", "tada.video.writer"},
     {
+        "tada.best_epoch",
         "tada.data.clips",
         "tada.data.motion",
         "tada.data.published",
@@ -114,6 +116,7 @@ FLOORS = [
         "tada.commands.arguments",
         "tada.data.known",
         "tada.data.prepare",
+        "tada.dry_run",
         "tada.explanation",
         "tada.localization.classifiers",
         "tada.localization.labelling_tools",
@@ -132,6 +135,7 @@ FLOORS = [
     {
         "tada.localization.events",
         "tada.localization.importing",
+        "tada.training_call",
         "tada.localization.naming",
         "tada.recognizer",
         "tada.results",

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -131,9 +131,13 @@ def held_file(file: Path) -> Iterator[None]:
             yield
 
 
-def holds(argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Of a function: it holds the folder that it is given as ``argument`` while it runs."""
-    return _holding(held_folder, argument)
+def holds(argument: str, *, unless: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Of a function: it holds the folder that it is given as ``argument`` while it runs.
+
+    Args:
+        unless: an argument; where it is true, the function writes nothing, and nothing is held.
+    """
+    return _holding(held_folder, argument, unless)
 
 
 def holds_file(argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -142,14 +146,15 @@ def holds_file(argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _holding(
-    held: Callable[[Path], AbstractContextManager[None]], argument: str
+    held: Callable[[Path], AbstractContextManager[None]], argument: str, unless: str = ""
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
 
         @functools.wraps(function)
         def holding(*args: P.args, **kwargs: P.kwargs) -> R:
-            with held(Path(signature.bind(*args, **kwargs).arguments[argument])):
+            arguments = signature.bind(*args, **kwargs).arguments
+            with nullcontext() if arguments.get(unless) else held(Path(arguments[argument])):
                 return function(*args, **kwargs)
 
         return holding

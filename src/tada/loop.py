@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -24,6 +23,7 @@ from tada.data.loader import VideoLoader, closing
 from tada.errors import DataError, OptionError
 from tada.files import whole_file
 from tada.interruption import DEFERRED_SECONDS, deferring, tell_state
+from tada.loggers import make_loggers
 from tada.machine import Machine, Processes
 from tada.ranks import gathered, on_any
 from tada.run_page import RATE
@@ -32,6 +32,8 @@ from tada.schedule import Numbers
 
 RANKS_SECONDS = 25.0
 """What the processes of a run that was told to end have to come to the end of a step: clusters give them 30 s."""
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
+"""What Lightning calls them."""
 
 
 class LoopRecipe(Protocol):
@@ -90,29 +92,18 @@ def make_trainer(
             default_root_dir=out,
             max_epochs=recipe.numbers.epochs,
             check_val_every_n_epoch=test_every_epochs,
-            strategy=_strategy(machine, processes),
-            precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}[recipe.precision],  # type: ignore[arg-type]  # each is one it has
+            strategy=strategy_for(machine, processes),
+            precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]  # each is one it has
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.clip_gradient_norm,
             callbacks=callbacks,
-            logger=_loggers(out / "logs", start, say),
+            logger=make_loggers(machine.logger, out, start, vars(recipe), say),
             log_every_n_steps=1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             enable_progress_bar=show_progress,
             enable_model_summary=False,
         )
-
-
-def _loggers(folder: Path, start: str, say: Callable[[str], None]) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(folder, name="", version=start)]
-    try:
-        str(folder.absolute()).encode()
-    except UnicodeEncodeError:
-        say("TensorBoard writes only to paths that are UTF-8, as this run's is not: the numbers are in logs/ as CSV")
-    else:
-        loggers.append(TensorBoardLogger(folder, name="", version=start))
-    return loggers
 
 
 def fit(
@@ -142,7 +133,8 @@ def fit(
         trainer.fit(task, loader, val_loader, ckpt_path=None if state is None else str(state), weights_only=True)
 
 
-def _strategy(machine: Machine, processes: Processes) -> Strategy | str:
+def strategy_for(machine: Machine, processes: Processes) -> Strategy | str:
+    """How the devices share the work, for Lightning."""
     if machine.strategy == "fsdp":
         return ModelParallelStrategy(
             data_parallel_size=processes.world, tensor_parallel_size=1, save_distributed_checkpoint=False

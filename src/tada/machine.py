@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tada.errors import OptionError
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "csv"]
 _MANY = 64  # processes that any machine can start
 
 
@@ -33,6 +34,8 @@ class Machine:
     several devices."""
     checkpoint_gradients: bool = False
     """Forget what blocks compute and compute it again for the gradients: less memory, a third more time."""
+    logger: LoggerName = "tensorboard"
+    """Where the numbers of training go, beside CSV files; wandb and mlflow need the packages of these names."""
 
     def __post_init__(self) -> None:
         """Raise OptionError where a field is out of its range."""

@@ -132,6 +132,11 @@ class Recipe(Schedule):
     """Part of the target spread evenly over all classes."""
     ema_decay: float | None = None
     """Decay per step of the averaged weights that are kept in place of the last ones; null keeps the last."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights are kept: those after the 'last' epoch, or after the one that was 'best' on the held-out videos,
+    whose accuracy then flatters itself."""
+    stop_early: int | None = None
+    """End after so many epochs without a better accuracy on the held-out videos; null: after all epochs."""
     clip_gradient_norm: float | None = 5.0
     """Length to which a longer gradient is cut; null leaves it."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
@@ -172,6 +177,7 @@ class Recipe(Schedule):
         require(self.cutmix_alpha >= 0, "cutmix_alpha", "0 or more")
         require(self.learning_rate_batch is None or self.learning_rate_batch > 0, "learning_rate_batch", "positive")
         require(self.head_learning_rate_factor > 0, "head_learning_rate_factor", "positive")
+        require(self.stop_early is None or self.stop_early >= 1, "stop_early", "1 or more, or null")
         require(0 <= self.warmup_start <= 1, "warmup_start", "between 0 and 1")
         super().__post_init__()
 
@@ -349,11 +355,12 @@ def recipe_of_run(run: Path, kind: type[AnySchedule]) -> AnySchedule:
     return read_recipe(run / "recipe.yaml", kind, absent=kind.BEFORE)
 
 
-def resumed(recipe: AnySchedule, run: Path, *, or_else: str) -> AnySchedule:
+def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epochs: bool = False) -> AnySchedule:
     """A recipe with the numbers of a run where it says null: what goes on as the run began.
 
     Args:
         or_else: what else may be done with another recipe, for the message.
+        may_have_more_epochs: it may have more than the run, and be the same in all else.
 
     Raises:
         OptionError: it is not the run's recipe.
@@ -365,6 +372,8 @@ def resumed(recipe: AnySchedule, run: Path, *, or_else: str) -> AnySchedule:
         names += kind.BEFORE  # which an older run's file does not tell
     recipe = replace(recipe, **{name: getattr(saved, name) for name in names})  # type: ignore[type-var]
     values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
+    if may_have_more_epochs and recipe.numbers.epochs > saved.numbers.epochs:
+        values["epochs"] = of_run["epochs"]
     changed = [f"{name} ({of_run[name]})" for name, value in values.items() if of_run[name] != value]
     if changed:
         raise OptionError(

@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -33,10 +34,10 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 
+from tada.best_epoch import BEST, BestEpoch
 from tada.data.annotations import read_dataset
 from tada.data.balance import balance_in_words, classes_of
 from tada.data.clips import (
-    Augmentation,
     ResumableBatches,
     ResumableLoader,
     TestVideos,
@@ -47,21 +48,23 @@ from tada.data.clips import (
 from tada.data.known import RUN_LIST, KnownVideo, as_in_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
 from tada.data.table import Head, VideoTable, listed, videos_text, with_splits
-from tada.errors import CheckpointError, DataError, OptionError, UnknownNameError
+from tada.dry_run import nearest_folder, try_training
+from tada.errors import CheckpointError, DataError, OptionError
 from tada.evaluation import evaluate_alone
 from tada.interruption import tell_state
 from tada.intervals import interval_text
 from tada.locks import holds
+from tada.loggers import check_logger
 from tada.loop import EpochLines, SameRun, UnreadableVideos, fit, make_trainer
 from tada.machine import Machine, check_num_workers, default_num_workers
 from tada.models import create_model
-from tada.models.initial import RANDOM_WEIGHTS, absolute_source, initialise, start_in_words
+from tada.models.initial import RANDOM_WEIGHTS, initialise, start_in_words
 from tada.models.parallel import checkpoint_blocks, synchronise_batch_norms, whole_weights
 from tada.models.trained_part import train_only
 from tada.models.weights import ModelCard, save_weights
 from tada.page import PAGE
 from tada.ranks import leaving_together
-from tada.recipe import Recipe, changed, load_recipe, recipe_of_run, recipe_yaml, resumed
+from tada.recipe import Recipe, recipe_of_run, recipe_yaml
 from tada.recognition_task import About, RecognitionTask, ShardedRecognitionTask
 from tada.recognizer import load
 from tada.report import clip_in_words, lead, report_sections
@@ -69,6 +72,7 @@ from tada.run_folder import (
     begun,
     check_free,
     finished_metrics,
+    go_on,
     note_command,
     noted_commands,
     saved_state,
@@ -76,9 +80,19 @@ from tada.run_folder import (
     write_metrics,
 )
 from tada.run_page import VALIDATION, read_curves, write_run_page
+from tada.saved_states import CHECKPOINT
 from tada.schedule import epochs_between_tests, fitted, in_words
 from tada.speed import LoaderSpeed
-from tada.video.transforms import flip_swaps, reverse_swaps
+from tada.training_call import (
+    augmentation,
+    check_divisible,
+    machine_of_call,
+    mixes,
+    more_epochs_in_words,
+    of_same_run,
+    recipe_of_call,
+    yaml_of_run,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,12 +102,13 @@ class TrainingResult:
     run: Path
     """The run's folder, for `tada.load`."""
     metrics: dict[str, float]
-    """Of the last epoch: train_loss, and val_top1 (one centre view) where videos were held out."""
+    """Of the last epoch: train_loss, and val_top1 and val_loss (one centre view) where videos were held out. Of a
+    recipe that keeps the best epoch: what was measured after that on held-out videos, and kept_epoch."""
     seconds: float
     """Wall time of the training loop, over all starts of the run."""
 
 
-@holds("out")
+@holds("out", unless="dry_run")
 def train(
     recipe: Recipe | str | PathLike[str] | None,
     data: str | PathLike[str] | VideoTable,
@@ -107,6 +122,8 @@ def train(
     skip_unreadable: int = 0,
     num_workers: int | None = None,
     save_every_steps: int | None = None,
+    limit: int | None = None,
+    dry_run: bool = False,
     device: Literal["cpu", "cuda"] | None = None,
     machine: Machine | None = None,
     show_progress: bool = True,
@@ -132,6 +149,9 @@ def train(
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
         save_every_steps: optimiser steps between saved states; by default those of an epoch (of some short ones), at
             most 200.
+        limit: videos of each split that are used, at most, for a try.
+        dry_run: check everything, train two steps and throw them away, say what memory and time the training would
+            take, and write nothing.
         device: "cpu" or "cuda"; by default a GPU where there is one.
         machine: or: how many devices, and how they are used. The same run may go on with other ones.
         say: receives a line for each thing worth knowing.
@@ -146,9 +166,13 @@ def train(
         raise OptionError(f"val_fraction must be 0 or more and less than 1, not {val_fraction:g}")
     if skip_unreadable < 0:
         raise OptionError(f"skip_unreadable must be 0 or more, not {skip_unreadable}")
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit must be 1 or more, not {limit}")
     out = Path(out)
-    recipe = _recipe_of_call(recipe, changes, out if resume else None)
-    machine = _machine_of_call(device, machine)
+    arguments = [p.name for p in inspect.signature(train).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    recipe = recipe_of_call(recipe, changes, out if resume else None, arguments=arguments)
+    machine = machine_of_call(device, machine)
+    check_logger(machine.logger)
     processes = machine.processes()
     say = processes.speaker(say)
     if not isinstance(data, VideoTable):
@@ -156,6 +180,9 @@ def train(
     table = data
     is_drawn = not (table.splits or val_groups)
     table = with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
+    if limit is not None:
+        whole, table = len(table), table.limited(limit, seed=recipe.seed)
+        say(f"--limit {limit}: {len(table)} of {whole} videos are used, at most {limit} of each split")
     show_progress = show_progress and processes.is_first
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; `tada check` lists the others")
@@ -164,9 +191,11 @@ def train(
     state = None
     known: Sequence[KnownVideo] | None = None
     is_begun = resume and was_begun(out)
+    epochs_before = None
     if is_begun:
+        epochs_before = recipe_of_run(out, Recipe).numbers.epochs
+        recipe = of_same_run(recipe, out)
         state = saved_state(out, say)
-        recipe = _of_same_run(recipe, out)
         known = read_run_list(out)
         if known is None and state is not None:
             raise CheckpointError(
@@ -176,10 +205,18 @@ def train(
         if known is not None:  # else it was interrupted before anything was learned
             table = as_in_run(table, known, out, is_drawn=is_drawn, show_progress=show_progress)
         metrics = finished_metrics(out)
-        if metrics is not None:
-            say(f"{out} is finished; a new run starts from its weights with --init {out}")
+        if metrics is not None and recipe.numbers.epochs == epochs_before:
+            say(
+                f"{out} is finished; a new run starts from its weights with --init {out}, and with --epochs above "
+                f"{epochs_before} this one goes on"
+            )
             seconds = metrics.pop("seconds", 0.0)
             return TrainingResult(run=out, metrics=metrics, seconds=seconds)
+        if metrics is not None and state is None:
+            raise OptionError(
+                f"{out} is finished, and {CHECKPOINT} is gone, from which it would go on: start a new run with --init "
+                f"{out}"
+            )
     elif processes.is_first and not resume:
         check_free(out)
     for head in table.heads:
@@ -188,10 +225,15 @@ def train(
                 f"all videos are of one {head.name} class, {head.labels[0]!r}: a network learns to tell two or more "
                 "apart; add videos of another"
             )
+    if "val" not in table.splits and (recipe.keep == "best" or recipe.stop_early is not None):
+        raise OptionError(
+            "keep 'best' and stop_early go by held-out videos, and none are held out: hold some out (--val-fraction, "
+            "--val-groups), or leave them away"
+        )
     training = table.of_split("train")
     validation = table.of_split("val") if "val" in table.splits else None
-    recipe = fitted(recipe, len(training), multiple_of=processes.world * (2 if _mixes(recipe) else 1))
-    _check_divisible(recipe, machine, processes.world)
+    recipe = fitted(recipe, len(training), multiple_of=processes.world * (2 if mixes(recipe) else 1))
+    check_divisible(recipe, machine, processes.world)
 
     L.seed_everything(recipe.seed, verbose=False)
     head_sizes = {head.name: len(head.labels) for head in table.heads}
@@ -214,7 +256,7 @@ def train(
         classes=classes_of(training) if recipe.balance == "sampling" else None,
     )
     num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)
-    clips = TrainingClips(training, recipe.clip, _augmentation(recipe, table.heads), seed=recipe.seed)
+    clips = TrainingClips(training, recipe.clip, augmentation(recipe, table.heads), seed=recipe.seed)
     loader = ResumableLoader(clips, batches, num_workers=num_workers, say=say)
     val_loader = None
     if validation is not None:
@@ -244,6 +286,14 @@ def train(
     balance = balance_in_words(training, recipe.balance, num_drawn)
     if balance:
         say(balance)
+    accuracy = "val_top1" if len(head_sizes) == 1 else "val_action_top1"
+    if recipe.keep == "best":
+        say(
+            f"--keep best: the weights after the epoch with the best {accuracy} are kept, so that this number flatters "
+            "itself; what they are worth, other videos tell"
+        )
+    if epochs_before is not None and recipe.numbers.epochs > epochs_before:
+        say(more_epochs_in_words(recipe, epochs_before))
     if recipe.peak_learning_rate != recipe.learning_rate:
         say(
             f"learning_rate {recipe.learning_rate:g} is meant for batches of {recipe.learning_rate_batch}; for "
@@ -258,17 +308,43 @@ def train(
     task.about = About(trained_from, tuple(label for head in table.heads for label in head.labels))
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     lines = EpochLines(say)
+    best = BestEpoch(
+        out / BEST,
+        accuracy=accuracy,
+        keep=recipe.keep == "best",
+        stop_early=recipe.stop_early,
+        steps_per_epoch=steps_per_epoch,
+        say=say,
+    )
     same_run = SameRun(hashlib.sha256((recipe_yaml(recipe) + table.fingerprint()).encode()).hexdigest())
+    if dry_run:
+        if not os.access(nearest_folder(out), os.W_OK):
+            raise OptionError(f"{out} cannot be written: choose another folder with --out")
+        try_training(
+            task,
+            recipe,
+            loader,
+            val_loader,
+            [same_run, unreadable],
+            machine=machine,
+            processes=processes,
+            num_held_out=num_held_out,
+            num_tests=recipe.numbers.epochs // test_every_epochs,
+            say=say,
+        )
+        return TrainingResult(run=out, metrics={}, seconds=0.0)
     write_list = partial(write_run_list, table, say=say, show_progress=show_progress)
     if is_begun and processes.is_first and not any(row.content for row in known or ()):
         write_list(out)  # of a run of an earlier tada
+    if is_begun and processes.is_first and recipe.numbers.epochs != epochs_before:
+        go_on(out, yaml_of_run(recipe))
     with _begun(out, recipe, write_list) if processes.is_first and not is_begun else nullcontext():
         if processes.is_first:
             note_command(out)
         trainer = make_trainer(
             recipe,
             out,
-            [same_run, unreadable, lines, LoaderSpeed(say)],
+            [same_run, unreadable, lines, best, LoaderSpeed(say)],
             machine=machine,
             processes=processes,
             save_every_steps=save_every_steps or min(steps_per_epoch * test_every_epochs, 200),
@@ -286,8 +362,14 @@ def train(
             weights = whole_weights(model) if machine.strategy == "fsdp" else model.state_dict()
     seconds = lines.seconds
     metrics = lines.metrics
+    if best.keep and best.epoch:
+        metrics = best.metrics | {"kept_epoch": float(best.epoch)}
+        say(f"kept: the weights after epoch {best.epoch}, the best of those tested by {accuracy}")
     if processes.is_first:
-        metrics = _with_last_loss(metrics, out)
+        if "kept_epoch" in metrics:
+            weights = best.weights()
+        else:
+            metrics = _with_last_loss(metrics, out)
         unreadable.write(out / "unreadable.csv")
         card = ModelCard(
             model=recipe.model,
@@ -300,7 +382,7 @@ def train(
         )
         save_weights(out, weights, card)
     for name, value in metrics.items():
-        if name.startswith("val_") and task.num_tested:
+        if name.startswith("val_") and name != "val_loss" and task.num_tested:
             say(f"{name} {value:.3f} of {task.num_tested} clips ({interval_text(value, task.num_tested)})")
     if processes.is_first:
         facts = [
@@ -368,36 +450,6 @@ def _write_page(
     say(f"curves, every class and the worst mistakes: {out / PAGE}")
 
 
-def _recipe_of_call(
-    recipe: Recipe | str | PathLike[str] | None, changes: Mapping[str, Any], resumed_run: Path | None
-) -> Recipe:
-    """The recipe that was named, with what was changed about it."""
-    names = [field.name for field in fields(Recipe)]
-    for name in changes:
-        if name not in names:
-            options = [p.name for p in inspect.signature(train).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            raise UnknownNameError.of("recipe field or argument of train", name, names + options)
-    if recipe is None:
-        is_there = resumed_run is not None and was_begun(resumed_run)
-        recipe = recipe_of_run(resumed_run, Recipe) if resumed_run is not None and is_there else Recipe()
-    elif not isinstance(recipe, Recipe):
-        recipe = load_recipe(recipe)
-    return changed(recipe, changes)
-
-
-def _machine_of_call(device: str | None, machine: Machine | None) -> Machine:
-    if device is None:
-        return Machine() if machine is None else machine
-    if machine is not None:
-        raise OptionError("device and machine both say where to train: give one of them")
-    if device not in ("cpu", "cuda"):
-        raise OptionError(
-            f"{device = } should be 'cpu' or 'cuda'; which GPUs are seen is CUDA_VISIBLE_DEVICES' matter, and how many "
-            "are used machine=tada.machine.Machine(devices=...)'s"
-        )
-    return Machine(accelerator="cpu" if device == "cpu" else "gpu")
-
-
 def _with_last_loss(metrics: dict[str, float], out: Path) -> dict[str, float]:
     """The last epoch's numbers; its loss from the logs, where the epoch had ended before the run was interrupted."""
     logged = read_curves(out).get("train_loss")
@@ -407,63 +459,8 @@ def _with_last_loss(metrics: dict[str, float], out: Path) -> dict[str, float]:
 
 
 def _begun(out: Path, recipe: Recipe, write_list: Callable[[Path], None]) -> AbstractContextManager[None]:
-    return begun(out, recipe_yaml(replace(recipe, init=absolute_source(recipe.init))), write_list)
+    return begun(out, yaml_of_run(recipe), write_list)
 
 
 def _kind_of_classes(head: Head, heads: Sequence[Head]) -> str:
     return "classes" if len(heads) == 1 else f"{head.name}s"
-
-
-def _augmentation(recipe: Recipe, heads: Sequence[Head]) -> Augmentation:
-    return Augmentation(
-        short_side_range=recipe.short_side_range,
-        crop=recipe.train_crop,
-        crop_area_range=recipe.crop_area_range,
-        crop_ratio_range=recipe.crop_ratio_range,
-        flip_probability=recipe.flip_probability,
-        flip_swaps=[flip_swaps(head.labels) for head in heads],
-        reverse_probability=recipe.reverse_probability,
-        reverse_swaps=[reverse_swaps(head.labels) for head in heads],
-        color_strength=recipe.color_strength,
-        color_shuffle_probability=recipe.color_shuffle_probability,
-        grayscale_probability=recipe.grayscale_probability,
-        invert_probability=recipe.invert_probability,
-        color_jitter=recipe.color_jitter,
-        color_jitter_probability=recipe.color_jitter_probability,
-        randaugment_operations=recipe.randaugment_operations,
-        randaugment_magnitude=recipe.randaugment_magnitude,
-        randaugment_magnitude_std=recipe.randaugment_magnitude_std,
-        erase_probability=recipe.erase_probability,
-    )
-
-
-def _mixes(recipe: Recipe) -> bool:
-    """Whether clips of a batch are mixed in pairs."""
-    return bool(recipe.mixup_alpha or recipe.cutmix_alpha)
-
-
-def _check_divisible(recipe: Recipe, machine: Machine, world: int) -> None:
-    """A step's clips are dealt out evenly, in pairs where they are mixed in pairs."""
-    batch_size, parts = recipe.numbers.batch_size, recipe.accumulate * world
-    if batch_size % parts:
-        raise OptionError(
-            f"batch_size {batch_size} cannot be divided among {world} devices in {recipe.accumulate} parts: "
-            f"choose a multiple of {parts}"
-        )
-    if _mixes(recipe) and batch_size // parts % 2:
-        raise OptionError(
-            f"mixup and cutmix mix clips in pairs, but each device has {batch_size // parts} at a time "
-            f"(batch_size {batch_size}, {world} devices, {recipe.accumulate} parts): choose an even number"
-        )
-    if machine.strategy == "fsdp" and recipe.ema_decay is not None:
-        raise OptionError("weights that are divided among devices (fsdp) are not averaged: use ddp, or no ema_decay")
-    if machine.strategy == "fsdp" and recipe.precision == "fp64":
-        raise OptionError("weights that are divided among devices (fsdp) are fp32 or bf16: choose ddp for fp64")
-
-
-def _of_same_run(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with the run's numbers."""
-    init = recipe_of_run(out, Recipe).init
-    if absolute_source(init) == absolute_source(recipe.init):
-        recipe = replace(recipe, init=init)
-    return resumed(recipe, out, or_else=f"start a new run from its weights, with --init {out} and another --out")

@@ -80,6 +80,7 @@ class RecognitionTask(L.LightningModule):
         }
         self.val_tops = nn.ModuleDict(tops)
         self.val_action_top1 = MeanMetric()
+        self.val_loss = MeanMetric()
         self.class_weights = [torch.tensor(class_weights(counts)) for counts in class_counts]
         self.num_tested = 0
         """Held-out videos that were read in the last test, over all processes."""
@@ -94,6 +95,13 @@ class RecognitionTask(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.train()  # norms that have been exchanged since
+
+    def on_train_start(self) -> None:
+        # A saved state has the rate of its next step by the curve of as many epochs as the run had then.
+        for scheduler in self.trainer.lr_scheduler_configs:
+            curve = cast(torch.optim.lr_scheduler.LambdaLR, scheduler.scheduler)
+            for group, peak, factor in zip(curve.optimizer.param_groups, curve.base_lrs, curve.lr_lambdas, strict=True):
+                group["lr"] = peak * factor(curve.last_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tada"] = {"trained_from": self.about.trained_from, "labels": list(self.about.labels)}
@@ -188,6 +196,8 @@ class RecognitionTask(L.LightningModule):
         if len(batch.labels):
             self.num_tested += len(batch.labels)
             logits = self._heads(self.model(self._normalised(batch.views[:, 0])))
+            losses = [F.cross_entropy(one, of) for one, of in zip(logits, batch.labels.unbind(1), strict=True)]
+            self.val_loss.update(torch.stack(losses).sum(), weight=len(batch.labels))
             right = torch.ones(len(batch.labels), dtype=torch.bool, device=self.device)
             for metric, of_head, labels in zip(self._tops().values(), logits, batch.labels.unbind(1), strict=True):
                 metric.update(of_head, labels)
@@ -199,6 +209,7 @@ class RecognitionTask(L.LightningModule):
         self.num_tested = sum(gathered([self.num_tested]))
         for name, metric in self._tops().items():
             self.log(name, metric)
+        self.log("val_loss", self.val_loss)
         if len(self.head_sizes) > 1:
             self.log("val_action_top1", self.val_action_top1)
 

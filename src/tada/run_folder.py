@@ -122,6 +122,16 @@ def finished_metrics(out: Path) -> dict[str, float] | None:
     return metrics
 
 
+def go_on(out: Path, recipe: str) -> None:
+    """Make of a run, which may be finished, one that goes on by another recipe (YAML); its weights stay till then.
+
+    Killed in between, it is one that ends as before.
+    """
+    with writing(out / METRICS_FILE):
+        (out / METRICS_FILE).unlink(missing_ok=True)
+    write_whole(out / RECIPE_FILE, recipe.encode())
+
+
 def write_metrics(out: Path, metrics: dict[str, float], *, seconds: float) -> None:
     """Write the last file of a run: without it, a run that goes on ends once more, and writes all the others."""
     write_whole(out / METRICS_FILE, (json.dumps(metrics | {"seconds": seconds}, indent=2) + "\n").encode())

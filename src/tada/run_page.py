@@ -65,7 +65,8 @@ def draw_curves(curves: Mapping[str, Curve], file: Path) -> None:
     """
     panels = {
         "loss in training": [name for name in curves if name.startswith("train_")],
-        "on held-out videos": [name for name in curves if name.startswith("val_")],
+        "loss on held-out videos": [name for name in curves if name == "val_loss"],
+        "on held-out videos": [name for name in curves if name.startswith("val_") and name != "val_loss"],
         "learning rate": [name for name in curves if name == RATE],
     }
     save_curves(

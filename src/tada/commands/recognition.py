@@ -68,13 +68,17 @@ def _quickstart(options: Namespace) -> int:
 def _train_arguments(parser: ArgumentParser) -> None:
     add_data(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/train"), help="the folder of the new run")
-    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="continue this run, which was interrupted")
+    parser.add_argument("--resume", type=Path | None, metavar="RUN", help="the run to continue")
     parser.add_argument("--recipe", action=RecipeFile, metavar="NAME", help="one of `tada recipes`, or a YAML file")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="part of each class held out for validation")
     parser.add_argument("--val-groups", type=str, default="", help="or: hold out these groups of the CSV, as A,B")
     parser.add_argument("--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may turn out unreadable")
     add_workers(parser)
     parser.add_argument("--save-every-steps", type=PositiveInt | None, help="steps between states to resume from")
+    parser.add_argument("--limit", type=PositiveInt | None, help="videos of each split to use, at most, for a try")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, try two steps, tell memory and time, write nothing"
+    )
     parser.add_class_arguments(Machine)
     parser.add_class_arguments(Recipe)
 
@@ -94,11 +98,13 @@ def _train(options: Namespace) -> int:
         skip_unreadable=options.skip_unreadable,
         num_workers=options.num_workers,
         save_every_steps=options.save_every_steps,
+        limit=options.limit,
+        dry_run=options.dry_run,
         machine=_machine(options),
         show_progress=sys.stderr.isatty(),
         say=say,
     )
-    if is_first_process():
+    if is_first_process() and not options.dry_run:
         print(f"trained in {result.seconds:.0f} s; next:")
         run = shlex.quote(str(result.run))
         say(f"  tada evaluate {run} {shlex.quote(str(options.data))}{data_options(options)}")
@@ -121,6 +127,7 @@ def _way_on(options: Namespace, state: str) -> str:
         "skip_unreadable": 0,
         "num_workers": None,
         "save_every_steps": None,
+        "limit": None,
         **vars(Machine()),
     }
     words = f"{shlex.quote(str(options.data))} --resume {shlex.quote(str(run))}{said_again(options, defaults)}"

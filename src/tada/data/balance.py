@@ -67,17 +67,13 @@ def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
     if balance == "sampling":
         share, left = divmod(num_drawn, len(counted))
         times = f"{share} or {share + 1}" if left else f"{share}"
-        return (
-            f"--balance sampling: each epoch has {times} clips of each of {len(counted)} classes, which have {extent}"
-        )
+        return f"--balance sampling: an epoch has {times} clips of each of {len(counted)} classes, which have {extent}"
     if balance == "loss":
         factors = []
         for head in range(len(table.heads)):
             weights = [weight for weight in class_weights(list(table.counts(head).values())) if weight]
             factors.append(f"{min(weights):.2g} to {max(weights):.2g} times")
-        return (
-            f"--balance loss: a clip counts {' and '.join(ends)}, by how many its class has; the classes have {extent}"
-        )
+        return f"--balance loss: a clip counts {' and '.join(factors)}, by its class; the classes have {extent}"
     if counted[many] >= _UNEQUAL * counted[few]:
         return f"the classes have {extent}: with --balance sampling or loss the rare ones count as much as the others"
     return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -151,6 +152,19 @@ class VideoTable:
             videos=tuple(video for video in self.videos if video.split == split),
             missing=tuple(video for video in self.missing if video.split == split),
         )
+
+    def limited(self, limit: int, *, seed: int) -> VideoTable:
+        """So many videos of each split, at most: the classes in turn, those of a class as the seed draws them."""
+        order = list(range(len(self.videos)))
+        random.Random(seed).shuffle(order)
+        turns: dict[tuple[str | None, tuple[int, ...]], int] = {}
+        ranked: dict[str | None, list[tuple[int, tuple[int, ...], int]]] = {}
+        for place in order:
+            video = self.videos[place]
+            turn = turns[video.split, video.labels] = turns.get((video.split, video.labels), -1) + 1
+            ranked.setdefault(video.split, []).append((turn, video.labels, place))
+        chosen = {place for places in ranked.values() for _, _, place in sorted(places)[:limit]}
+        return replace(self, videos=tuple(video for place, video in enumerate(self.videos) if place in chosen))
 
     def counts(self, head: int = 0) -> dict[str, int]:
         """Videos of each class of one head, by its name."""

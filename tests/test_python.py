@@ -211,7 +211,7 @@ def test_whatever_was_trained_is_loaded_and_predicts_alike(
 ) -> None:
     recognizer = tada.load(str(run))
     assert isinstance(recognizer, tada.Recognizer)
-    export(run, tmp_path / "model.onnx", say=silent)
+    export(str(run), str(tmp_path / "model.onnx"), say=silent)
     video = str(untrimmed / "v2.mp4")
     first = recognizer.predict(video)
     exported = tada.load(str(tmp_path / "model.onnx")).predict(video)

@@ -96,9 +96,9 @@ class Exported:
 @holds_file("out")
 def export(
     run: str | PathLike[str],
-    out: Path,
+    out: str | PathLike[str],
     *,
-    int8: Path | VideoTable | None = None,
+    int8: str | PathLike[str] | VideoTable | None = None,
     calibration_clips: int = 128,
     num_workers: int | None = None,
     overwrite: bool = False,
@@ -123,6 +123,7 @@ def export(
         DataError: ``int8`` does not fit the model, or none of it can be read.
         RuntimeError: what was written does not compute what the network does: a fault of ours. ``out`` is as it was.
     """
+    out = Path(out)
     suffix = out.suffix.lower()
     if suffix not in (ONNX_SUFFIX, PROGRAM_SUFFIX):
         raise OptionError(f"{str(out)!r} should end in {ONNX_SUFFIX}, or in {PROGRAM_SUFFIX} for PyTorch alone")
@@ -140,7 +141,7 @@ def export(
         raise OptionError(f"{str(run)!r} was exported already; give the run it comes from")
 
     if int8 is not None:  # before the work, for there may be something wrong with them
-        table = (int8 if isinstance(int8, VideoTable) else read_dataset(int8)).numbered_as(recognizer.heads)
+        table = (int8 if isinstance(int8, VideoTable) else read_dataset(Path(int8))).numbered_as(recognizer.heads)
         tested = choose_videos(table, Path(run), None, say)
         calibration = _calibration_videos(table, tested, calibration_clips, say)
     splits = _splits_text(Path(run), say)

@@ -155,7 +155,7 @@ def evaluate_predictions(
         raise DataError(
             f"{str(predictions)!r} holds no detections ({error}); expected JSON with 'results': an entry for each video"
         ) from error
-    whole = named_like(of_tested_split(_counted(segments, None), split), results["results"])
+    whole = named_like(of_tested_split(_counted(segments, None), split), tuple(results["results"]))
     table = whole if leave_out is None else whole.leaving_out(read_names(leave_out))
     left_out = {video.name for video in whole.videos} - {video.name for video in table.videos}
     results["results"] = {video: found for video, found in results["results"].items() if video not in left_out}

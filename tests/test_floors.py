@@ -91,6 +91,7 @@ FLOORS = [
         "tada.data.motion",
         "tada.data.published",
         "tada.gradcam",
+        "tada.help_screens",
         "tada.localization.forms",
         "tada.localization.frame_clock",
         "tada.models",

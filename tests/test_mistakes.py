@@ -51,7 +51,7 @@ def options_of(command: str) -> list[argparse.Action]:
     return [
         action
         for action in PARSERS[command]._actions
-        if action.option_strings and not action.dest.endswith("help") and action.dest != "print_config"
+        if action.option_strings and not action.dest.endswith(("help", "help_all")) and action.dest != "print_config"
     ]
 
 

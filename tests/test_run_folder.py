@@ -179,6 +179,7 @@ def test_one_class_is_no_choice(small_recipe: Recipe, home: Path) -> None:
     ("words", "message"),
     [
         (["--accelerator", "gpu"], "accelerator 'gpu': this machine has no GPU that PyTorch can use"),
+        (["--device", "cuda"], "accelerator 'cuda': this machine has no GPU that PyTorch can use"),
         (["--num-workers", "100000"], "num_workers is 100000, but this machine has"),
         (["--devices", "100000"], "devices is 100000, but this machine has"),
     ],

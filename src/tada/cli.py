@@ -7,6 +7,7 @@ SIGTERM, 129 because the terminal was closed. A traceback is a fault of ours.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from yaml import YAMLError
 from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
 from tada.errors import OutputError, UserError
+from tada.help_screens import CommandParser, ProgramParser
 from tada.interruption import end, say_last_words, told, watching, way_on
 from tada.machine import is_first_process
 from tada.mistakes import (
@@ -26,6 +28,7 @@ from tada.mistakes import (
     in_arguments,
     in_words_typed,
     no_such_option,
+    typed_name,
     unknown_command,
 )
 from tada.spelling import add_aliases, normalised
@@ -37,7 +40,15 @@ COMMANDS: dict[str, Command] = {
     **localization.COMMANDS,
     **library.COMMANDS,
 }
-"""In the order of ``tada --help``."""
+"""By their names, in which a space is a dash."""
+
+_CHAPTERS = {
+    "what happens in videos": recognition.COMMANDS,
+    "data sets": datasets.COMMANDS,
+    "when it happens": localization.COMMANDS,
+    "models and this machine": library.COMMANDS,
+}
+"""As ``tada --help`` lists them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,7 +119,7 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
     """That of all, and each command's own."""
     # Values are tried as YAML first. Names of files whose bytes are no UTF-8 are none, which is no reason to stop.
     set_loader("yaml", get_loader("yaml"), (YAMLError, UnicodeEncodeError))
-    parser = ArgumentParser(
+    parser = ProgramParser(
         prog="tada",
         description="Understand video with temporally-adaptive convolutions (TAdaConv).",
         exit_on_error=False,
@@ -116,14 +127,22 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
         version=_version(),
     )
     subcommands = parser.add_subcommands(dest="command", required=True, metavar="COMMAND")
-    of_command = {}
+    of_command, purposes = {}, {}
     for name, (add_arguments, run) in COMMANDS.items():
         assert run.__doc__ is not None
-        own = ArgumentParser(description=run.__doc__, exit_on_error=False, allow_abbrev=False)
+        own = CommandParser(description=inspect.cleandoc(run.__doc__), exit_on_error=False, allow_abbrev=False)
         add_arguments(own)
+        own.add_help_all()
         add_aliases(own)
-        subcommands.add_subcommand(name, own, help=run.__doc__.splitlines()[0])
-        of_command[name] = own
+        subcommands.add_subcommand(name, own)
+        of_command[name], purposes[typed_name(name)] = own, run.__doc__.splitlines()[0]
+        own.prog = f"tada {typed_name(name)}"
+    parser.chapters = {
+        heading: {typed_name(name): purposes[typed_name(name)] for name in chapter}
+        for heading, chapter in _CHAPTERS.items()
+    }
+    for name, own in of_command.items():
+        own.inner = {f"tada {typed}": text for typed, text in purposes.items() if typed.startswith(f"{name} ")}
     return parser, of_command
 
 

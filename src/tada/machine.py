@@ -27,8 +27,8 @@ class Machine:
     """Devices of each machine, one process for each; by default 1, or what torchrun or srun have started."""
     num_nodes: int | None = None
     """Machines; by default 1, or what torchrun or srun have started."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """What the devices are; 'auto': GPUs where there are any."""
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    """What the devices are; 'auto': GPUs where there are any; 'gpu' and 'cuda' are the same."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """'ddp': each device holds the network; 'fsdp': its weights are divided among them; 'auto': ddp where there are
     several devices."""
@@ -157,8 +157,10 @@ def _check_there(accelerator: str, devices: int) -> None:
     import torch
 
     count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-    if accelerator == "gpu" and not count:
-        raise OptionError("accelerator 'gpu': this machine has no GPU that PyTorch can use; choose auto or cpu")
+    if accelerator in ("gpu", "cuda") and not count:
+        raise OptionError(
+            f"accelerator {accelerator!r}: this machine has no GPU that PyTorch can use; choose auto or cpu"
+        )
     if accelerator != "cpu" and count and devices > count:
         raise OptionError(f"devices is {devices}, but this machine has {_gpus(count)} that PyTorch can use")
     if devices > max(_MANY, os.cpu_count() or 1):

@@ -111,7 +111,7 @@ def in_values(error: ArgumentError, parser: ArgumentParser, values: Mapping[str,
     if key is not None:
         action = _action(parser, key[1])
         if action is not None:
-            return wrong_value(key[1], _type(action), _inside(values, key[1]), null=True)
+            return wrong_value(key[1], type_of(action), _inside(values, key[1]), null=True)
     elif required is not None:
         group, _, name = required[1].split(", ")[0].rpartition(".")
         return f"{group or 'the recipe'} lacks {name}"
@@ -128,6 +128,11 @@ def _inside(values: Mapping[str, Any], key: str) -> Any:
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
+def typed_name(command: str) -> str:
+    """A command as it is typed: "localize train"."""
+    return command.replace("localize-", "localize ")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Typed:
     """What was typed: a command, and what stands behind it."""
@@ -140,7 +145,7 @@ class Typed:
 
     def __str__(self) -> str:
         """The command as it is typed."""
-        return f"`tada {self.command.replace('localize-', 'localize ')}`"
+        return f"`tada {typed_name(self.command)}`"
 
     @property
     def help(self) -> str:
@@ -150,7 +155,7 @@ class Typed:
     def options(self) -> dict[str, argparse.Action]:
         """Those of the command, as they are typed: "--batch-size"."""
         return {
-            _dashed(name): action
+            dashed(name): action
             for action in self.parser._actions
             for name in action.option_strings
             if name.startswith("--") and not name.endswith(".help")
@@ -159,10 +164,10 @@ class Typed:
     def inner(self, option: str) -> list[str]:
         """The options of a group's fields: "--clip.num-frames" and others of "--clip"."""
         options = self.options()
-        hint = _type(options[option]) if option in options else None
+        hint = type_of(options[option]) if option in options else None
         of_hint = [field.name for part in (hint, *get_args(hint)) if is_dataclass(part) for field in fields(part)]
         inside = [name for name in options if name.startswith(f"{option}.")]
-        return inside or [f"{option}.{_dashed(name)}" for name in of_hint]
+        return inside or [f"{option}.{dashed(name)}" for name in of_hint]
 
     def knows(self, name: str) -> bool:
         """Whether a name is that of an option, or of an entry of a mapping: "--model-options.dropout"."""
@@ -186,7 +191,7 @@ class Typed:
             if not word.startswith("--"):
                 found.append(word)
             elif "=" not in word:
-                action = options.get(_dashed(word))
+                action = options.get(dashed(word))
                 if action is not None and action.nargs is None:
                     next(words, None)
         return found
@@ -199,7 +204,7 @@ class Typed:
             if word.startswith("--"):
                 name, equals, value = word.partition("=")
                 following = self.arguments[i + 1] if i + 1 < len(self.arguments) else None
-                yield _dashed(name), value if equals else following
+                yield dashed(name), value if equals else following
 
     def value_of(self, option: str) -> str | None:
         """What was typed for an option, the last time."""
@@ -249,7 +254,7 @@ def in_arguments(error: ArgumentError, typed: Typed, others: Mapping[str, Argume
         extra = text.removeprefix("unrecognized arguments: ")
         return f"{typed} takes {_usage(typed.positionals())}, and {extra!r} is too much{_one_folder(typed)}"
     if one is not None:
-        names = [_dashed(name) for name in one[1].split("/")]
+        names = [dashed(name) for name in one[1].split("/")]
         option = next((name for name, _ in typed.typed_options() if name in names), names[0])
         if "expected" in one[2] and "argument" in one[2]:
             return f"{option} needs a value: {_help(typed.options()[option])}"
@@ -276,7 +281,7 @@ def in_words_typed(message: str, typed: Typed) -> str:
 
 def unknown_command(word: str, commands: Sequence[str]) -> str:
     """That there is no such command."""
-    known = [name.replace("localize-", "localize ") for name in commands]
+    known = [typed_name(name) for name in commands]
     if word in _COMMANDS_ELSEWHERE:
         return f"no command is called {word!r}; did you mean {_COMMANDS_ELSEWHERE[word]!r}? `tada --help` lists all"
     return f"{UnknownNameError.of('command', word, known)} (`tada --help` explains them)"
@@ -359,13 +364,13 @@ def _near(name: str, options: Sequence[str]) -> str | None:
 
 def _wrong_argument(action: argparse.Action, typed: Typed) -> str:
     if not action.option_strings:
-        return f"{_metavar(action)} must be {type_in_words(_type(action))}"
-    names = [_dashed(name) for name in action.option_strings]
+        return f"{_metavar(action)} must be {type_in_words(type_of(action))}"
+    names = [dashed(name) for name in action.option_strings]
     option = next((name for name, _ in typed.typed_options() if name in names), names[0])
     inner = typed.inner(option)
     if inner:
         return f"{option} has its fields one by one: {', '.join(inner)}"
-    return wrong_value(option, _type(action), typed.value_of(option))
+    return wrong_value(option, type_of(action), typed.value_of(option))
 
 
 def missing(dests: Sequence[str], typed: Typed) -> str:
@@ -398,7 +403,7 @@ def _one_folder(typed: Typed) -> str:
 
 def _help(action: argparse.Action) -> str:
     """What may be given: the type, where it says enough, or what it is for."""
-    hint = _type(action)
+    hint = type_of(action)
     parts = {hint, *get_args(hint)} if hint is not None else {str}
     says_enough = not {str, Path} & parts and not any(map(is_dataclass, parts))
     return type_in_words(hint) if says_enough else " ".join((action.help or "a value").split())
@@ -406,12 +411,13 @@ def _help(action: argparse.Action) -> str:
 
 def _metavar(action: argparse.Action) -> str:
     if action.option_strings:
-        return _dashed(action.option_strings[0])
+        return dashed(action.option_strings[0])
     name = f"{action.metavar or action.dest.upper()}{'...' if action.nargs == '+' else ''}"
     return f"--out {name}" if action.dest == "out" else name
 
 
-def _dashed(option: str) -> str:
+def dashed(option: str) -> str:
+    """An option as it is typed: "--batch-size"."""
     return option.partition("=")[0].replace("_", "-")
 
 
@@ -419,7 +425,8 @@ def _action(parser: ArgumentParser, dest: str) -> argparse.Action | None:
     return next((action for action in parser._actions if action.dest == dest), None)
 
 
-def _type(action: argparse.Action) -> Any:
+def type_of(action: argparse.Action) -> Any:
+    """What the values of an option are."""
     hint = getattr(action, "_typehint", None)  # of jsonargparse's actions
     return action.type if hint is None else hint
 

@@ -51,9 +51,17 @@ def add_data(parser: ArgumentParser, name: str = "data", *, optional: bool = Fal
         "Kinetics, Something-Something-v2, EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all",
     )
     parser.add_argument(
-        "--videos", "--root", type=Path | None, default=None, help="the folder where the videos of a CSV or list lie"
+        "--videos",
+        "--root",
+        type=Path | None,
+        metavar="DIR",
+        default=None,
+        help="the folder where the videos of a CSV or list lie",
     )
     parser.add_argument("--fold", type=PositiveInt, default=1, help="which division of UCF101 or HMDB51")
+
+
+SHORT_DATA = "a folder of class folders, a CSV (path,label), or a published data set's lists"
 
 
 def read_data(options: Namespace, name: str = "data") -> VideoTable:

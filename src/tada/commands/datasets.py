@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def _check_arguments(parser: ArgumentParser) -> None:
     add_data(parser)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/check"), help="a folder for the report, and what it knows"
+        "--out", type=Path, metavar="DIR", default=Path("runs/check"), help="a folder for the report, and what it knows"
     )
     parser.add_argument("--min-frames", type=PositiveInt, default=8, help="videos with fewer are told of as too short")
     parser.add_argument("--thorough", action="store_true", help="decode every frame, not three of each file")
@@ -29,7 +29,10 @@ def _check_arguments(parser: ArgumentParser) -> None:
 
 
 def _check(options: Namespace) -> int:
-    """Look at every file of a data set: unreadable, too short, odd rates, the same in two splits."""
+    """Look at every file of a data set, and tell what is odd.
+
+    Files that cannot be read, are too short or have odd rates; the same video in two splits.
+    """
     from tada.data.check import check_dataset
 
     advise(lambda state: "what was seen is kept: the same command goes on")
@@ -79,7 +82,9 @@ def _print_report(report: CheckReport) -> None:
 
 def _prepare_arguments(parser: ArgumentParser) -> None:
     add_data(parser)
-    parser.add_argument("out", type=Path, help="the folder of the copy; one that was begun is gone on with")
+    parser.add_argument(
+        "out", type=Path, metavar="DIR", help="the folder of the copy; one that was begun is gone on with"
+    )
     parser.add_argument("--short-side", type=PositiveInt, default=256, help="of the copies, in pixels: 256 to 320")
     parser.add_argument("--keyframe-interval", type=PositiveInt, default=16, help="frames from key frame to key frame")
     parser.add_argument("--crf", type=float, default=23.0, help="quality, from 0 (best) to 51")
@@ -88,7 +93,10 @@ def _prepare_arguments(parser: ArgumentParser) -> None:
 
 
 def _prepare(options: Namespace) -> int:
-    """Copy a data set's videos, small and with many key frames, so that training reads them many times faster."""
+    """Copy a data set's videos so that they read much faster.
+
+    The copies are small and have many key frames.
+    """
     from tada.data.prepare import PrepareOptions, prepare
 
     table = read_data(options)

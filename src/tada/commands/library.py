@@ -19,20 +19,24 @@ from tada.video.sampling import ClipSpec
 
 
 def _convert_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, help="a released checkpoint: .pyth, .pth, .pt or .safetensors")
-    parser.add_argument("out", type=Path, help="a new folder for the model")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a released checkpoint: .pyth, .pth, .pt or .safetensors"
+    )
+    parser.add_argument("out", type=Path, metavar="DIR", help="a new folder for the model")
     parser.add_argument("--protocol", type=str | None, default=None, help="k400-8x8, k400-16x5, ssv2-8 or ssv2-16")
     parser.add_argument(
         "--clip", type=ClipSpec | None, default=None, help="or: which frames, as --clip.num-frames 8 ..."
     )
     parser.add_argument(
-        "--labels", type=Path | None, default=None, help="a text file, the name of a class on each line"
+        "--labels", type=Path | None, metavar="FILE", default=None, help="a text file, the name of a class on each line"
     )
     parser.add_argument("--licence", type=str | None, default=None, help="under which terms the weights may be used")
+    parser.first = dict.fromkeys(("file", "out", "protocol", "labels", "licence"))
+    parser.topics = {"clip": ("clip*",)}
 
 
 def _convert(options: Namespace) -> int:
-    """Make a model of a checkpoint that the authors released."""
+    """Make a model of a released checkpoint."""
     from tada.models.convert import PROTOCOLS, convert_checkpoint, protocol
 
     if options.protocol is None and options.clip is None:
@@ -51,7 +55,9 @@ def _convert(options: Namespace) -> int:
 
 def _export_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME")
-    parser.add_argument("out", type=Path, help="OUT.onnx, for ONNX Runtime and others, or OUT.pt2, for PyTorch alone")
+    parser.add_argument(
+        "out", type=Path, metavar="FILE", help="OUT.onnx, for ONNX Runtime and others, or OUT.pt2, for PyTorch alone"
+    )
     add_data(parser, "--int8", optional=True, purpose="8-bit integers, calibrated and tested on these videos: ")
     parser.add_argument("--calibration-clips", type=PositiveInt, default=128, help="clips that --int8 calibrates with")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
@@ -59,7 +65,10 @@ def _export_arguments(parser: ArgumentParser) -> None:
 
 
 def _export(options: Namespace) -> int:
-    """Write a trained model as one file that needs no tada: ONNX, or PyTorch's exported program."""
+    """Write a trained model as one file that needs no tada.
+
+    An ONNX file, or PyTorch's exported program.
+    """
     from tada.export import export
 
     advise(lambda state: f"{options.out} was not written")
@@ -93,7 +102,10 @@ def _publish_arguments(parser: ArgumentParser) -> None:
 
 
 def _publish(options: Namespace) -> int:
-    """Put a trained model on the Hugging Face hub, with a card that says what it is."""
+    """Put a trained model on the Hugging Face hub.
+
+    With a card that says what it is.
+    """
     from tada.models.hub import PREFIX, push_to_hub
 
     print(push_to_hub(options.run, options.repository, licence=options.licence, private=options.private))
@@ -153,7 +165,7 @@ def _doctor_arguments(parser: ArgumentParser) -> None:
 
 
 def _doctor(options: Namespace) -> int:
-    """Check this machine: versions, devices, codecs, and what is missing."""
+    """Look at this machine: what it has, what is missing."""
     from tada.doctor import examine
 
     checks = examine()

@@ -46,8 +46,12 @@ def _extract_arguments(parser: ArgumentParser) -> None:
         help="the folder of a run, weights that ship with tada, or hf-hub:OWNER/NAME; or a localizer, whose features "
         "are then made as it needs them",
     )
-    parser.add_argument("videos", type=str, help="a file, a folder, or a pattern such as 'clips/*.mp4'")
-    parser.add_argument("out", type=Path, help="a folder for the features; what is in it already is kept")
+    parser.add_argument(
+        "videos", type=str, metavar="VIDEO", help="a file, a folder, or a pattern such as 'clips/*.mp4'"
+    )
+    parser.add_argument(
+        "out", type=Path, metavar="DIR", help="a folder for the features; what is in it already is kept"
+    )
     _clip_arguments(parser)
     parser.add_argument("--num-crops", type=Literal[1, 3], default=1, help="the frame's middle, or three side by side")
     parser.add_argument("--batch-size", type=PositiveInt, default=16, help="clips that pass the network at a time")
@@ -60,7 +64,10 @@ def _clip_arguments(parser: ArgumentParser) -> None:
 
 
 def _extract(options: Namespace) -> int:
-    """Write the features of untrimmed videos, for `tada localize train --features` or other work."""
+    """Write the features of long videos to files.
+
+    They are for `tada localize train --features`, or other work.
+    """
     from tada.localization.extraction import ExtractionSettings, extract
     from tada.localization.localizer import CARD_FILE, load_localizer
     from tada.localization.video_names import videos_by_name
@@ -99,23 +106,37 @@ def _extract(options: Namespace) -> int:
 
 def _localize_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="a run of `tada localize train`")
-    parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
+    parser.add_argument(
+        "videos", type=str, nargs="+", metavar="VIDEO", help="files, folders, or patterns such as 'clips/*.mp4'"
+    )
     parser.add_argument(
         "--format", type=Literal["table", "json", "csv", "srt"], default="table", help="what is printed"
     )
     parser.add_argument("--min-score", type=float | None, default=None, help="in place of each class's own threshold")
-    parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one timeline of each video")
-    parser.add_argument("--segments", type=Path | None, default=None, help="annotations to draw below what is found")
     parser.add_argument(
-        "--save-video", type=Path | None, default=None, help="a folder for a copy of each video with segments drawn in"
+        "--plots", type=Path | None, metavar="DIR", default=None, help="a folder for one timeline of each video"
+    )
+    parser.add_argument(
+        "--segments", type=Path | None, metavar="FILE", default=None, help="annotations to draw below what is found"
+    )
+    parser.add_argument(
+        "--save-video",
+        type=Path | None,
+        metavar="DIR",
+        default=None,
+        help="a folder for a copy of each video with segments drawn in",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there of --save-video")
     add_device(parser)
     add_stream(parser)
+    parser.first = dict.fromkeys(
+        ("run", "videos", "format", "min_score", "plots", "save_video", "segments", "device", "stream")
+    )
+    parser.topics = {"stream": ("*_seconds",), "what else": ("*",)}
 
 
 def _localize(options: Namespace) -> int:
-    """Say what happens when in videos. `tada localize train` trains, `tada localize evaluate` tests."""
+    """Say what happens in long videos, and when."""
     from rich.progress import Progress
 
     from tada.localization.annotations import named_like, read_segments
@@ -219,16 +240,36 @@ class _LocalizationRecipeFile(RecipeFile):
     kind = LocalizationRecipe
 
 
+_OF_THE_DETECTOR = (
+    "class_agnostic",
+    "video_classes",
+    "dim",
+    "position_encoding",
+    "input_dropout",
+    "visible_part",
+    "regression_weight",
+    "normaliser",
+    "boundary_scores",
+    "train_on_background",
+)
+
+
 def _localize_train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--segments", type=Path, required=True, help="a CSV (video,start,end,label[,split]), a JSON, ..."
+        "--segments",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="a CSV (video,start,end,label[,split]), a JSON, ...",
     )
-    parser.add_argument("--videos", type=Path | None, default=None, help="the folder of the videos")
-    parser.add_argument("--features", type=Path | None, default=None, help="or: a folder of features")
+    parser.add_argument("--videos", type=Path | None, metavar="DIR", default=None, help="the folder of the videos")
+    parser.add_argument("--features", type=Path | None, metavar="DIR", default=None, help="or: a folder of features")
     parser.add_argument("--backbone", type=str | None, default=None, help="the network that makes the features, a run")
     parser.add_argument("--backbone-recipe", type=str | None, default=None, help="or: train one by a recipe")
     _protocol_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs/localize"), help="the folder of the new run")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("runs/localize"), help="the folder of the new run"
+    )
     parser.add_argument("--resume", type=Path | None, metavar="RUN", help="continue this run, which was interrupted")
     parser.add_argument("--recipe", action=_LocalizationRecipeFile, metavar="NAME", help="by name, or a YAML file")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="part of the videos held out for validation")
@@ -238,17 +279,46 @@ def _localize_train_arguments(parser: ArgumentParser) -> None:
     add_workers(parser)
     _clip_arguments(parser)
     parser.add_class_arguments(LocalizationRecipe)
+    parser.first = {
+        "segments": None,
+        "videos": None,
+        "features": None,
+        "backbone": None,
+        "out": None,
+        "recipe": None,
+        "epochs": "times that it sees every video; by default 30, more of few videos",
+        "batch_size": "videos, or windows, of one step; by default up to 8",
+        "learning_rate": "the peak, at the end of the warm-up",
+        "detector": "actionformer finds and names segments; bmn finds them",
+        "val_fraction": None,
+        "resume": None,
+        "num_workers": None,
+        "device": None,
+    }
+    parser.topics = {
+        "data": ("leave_out", "classifier", "skip_unreadable"),
+        "features": ("backbone_recipe", "window_seconds", "stride_seconds", "resize_to"),
+        "detector": _OF_THE_DETECTOR,
+        "selection": ("selection.*", "tiou_thresholds"),
+        "optimisation": ("*",),
+    }
 
 
 def _protocol_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--leave-out", type=Path | None, default=None, help="a list of videos that do not count")
     parser.add_argument(
-        "--classifier", type=Path | None, default=None, help="JSON of a classifier's scores of videos to name segments"
+        "--leave-out", type=Path | None, metavar="FILE", default=None, help="a list of videos that do not count"
+    )
+    parser.add_argument(
+        "--classifier",
+        type=Path | None,
+        metavar="FILE",
+        default=None,
+        help="JSON of a classifier's scores of videos to name segments",
     )
 
 
 def _localize_train(options: Namespace) -> int:
-    """Train a localizer on untrimmed videos and a list of segments."""
+    """Train a localizer on long videos and a list of segments."""
     if (options.videos is None) == (options.features is None):
         raise UserError("say what to train on: --videos with a folder of videos, or --features with one of features")
     if options.features is None and (options.classifier is not None or options.leave_out is not None):
@@ -339,23 +409,31 @@ def _way_on(options: Namespace, state: str) -> str:
 
 def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path | None, nargs="?", default=None, help="a run of `tada localize train`")
-    parser.add_argument("--segments", type=Path, required=True, help="the annotations, as for training")
-    parser.add_argument("--videos", type=Path | None, default=None, help="the folder of the videos to test it on")
-    parser.add_argument("--features", type=Path | None, default=None, help="or: a folder of their features")
-    parser.add_argument("--predictions", type=Path | None, default=None, help="or: detections in ActivityNet's form")
+    parser.add_argument("--segments", type=Path, metavar="FILE", required=True, help="the annotations, as for training")
+    parser.add_argument(
+        "--videos", type=Path | None, metavar="DIR", default=None, help="the folder of the videos to test it on"
+    )
+    parser.add_argument(
+        "--features", type=Path | None, metavar="DIR", default=None, help="or: a folder of their features"
+    )
+    parser.add_argument(
+        "--predictions", type=Path | None, metavar="FILE", default=None, help="or: detections in ActivityNet's form"
+    )
     parser.add_argument("--preset", type=Literal["anet", "hacs", "thumos", "epic"], default="thumos", help="thresholds")
     parser.add_argument("--split", type=str | None, default=None, help="the part of the annotations to test on")
     parser.add_argument(
         "--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may lack, or be unreadable"
     )
     _protocol_arguments(parser)
-    parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
+    parser.add_argument(
+        "--out", type=Path | None, metavar="DIR", default=None, help="folder of the report; RUN/evaluation by default"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a report that is there")
     add_device(parser)
 
 
 def _localize_evaluate(options: Namespace) -> int:
-    """Measure the mean average precision of a localizer, or of detections in a file."""
+    """Measure a localizer, or detections in a file (mAP)."""
     from tada.localization.evaluation import NUMBERS_FILE
 
     advise(lambda state: "no report was written")
@@ -446,16 +524,22 @@ def _measure(options: Namespace, out: Path | None) -> int:
 
 def _localize_import_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="a folder of published features: npy, npz, pt, h5, csv, pkl")
-    parser.add_argument("out", type=Path, help="a new folder for them in our form")
+    parser.add_argument("out", type=Path, metavar="DIR", help="a new folder for them in our form")
     parser.add_argument("--fps", type=float, required=True, help="the rate that their frames were counted at")
     parser.add_argument("--stride", type=float, required=True, help="frames from one feature to the next")
     parser.add_argument("--clip-frames", type=float, required=True, help="frames that a clip spans")
     parser.add_argument(
         "--offset", type=float | None, default=None, help="middle of the first clip; half a clip if not"
     )
-    parser.add_argument("--segments", type=Path | None, default=None, help="annotations, for the videos' durations")
     parser.add_argument(
-        "--scores", type=Path | None, default=None, help="a folder of EPIC-KITCHENS-100's classification scores"
+        "--segments", type=Path | None, metavar="FILE", default=None, help="annotations, for the videos' durations"
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path | None,
+        metavar="DIR",
+        default=None,
+        help="a folder of EPIC-KITCHENS-100's classification scores",
     )
     parser.add_argument("--described-as", type=str | None, default=None, help="whose features; SOURCE's name if not")
     parser.add_argument(
@@ -465,7 +549,10 @@ def _localize_import_arguments(parser: ArgumentParser) -> None:
 
 
 def _localize_import(options: Namespace) -> int:
-    """Bring published features into our form, with the times at which they were taken."""
+    """Bring published features into our form.
+
+    They are told the times at which they were taken.
+    """
     from tada.localization.annotations import read_segments
     from tada.localization.grid import FeatureGrid
     from tada.localization.importing import import_features

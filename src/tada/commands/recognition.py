@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from tada.commands.arguments import (
+    SHORT_DATA,
     Command,
     RecipeFile,
     add_data,
@@ -49,12 +50,17 @@ if TYPE_CHECKING:
 
 
 def _quickstart_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="a new folder for everything it makes")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("quickstart"), help="a new folder for everything it makes"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides the videos and the training")
 
 
 def _quickstart(options: Namespace) -> int:
-    """See it work: videos of motion are made, two models learn them, and are tested. Takes a few minutes."""
+    """Make videos, train two models on them, test both.
+
+    The videos show motion, which one of the models cannot see. It takes a few minutes.
+    """
     from tada.quickstart import quickstart
 
     advise(lambda state: f"{options.out} is not whole: remove it before the next try, or choose another --out")
@@ -65,9 +71,22 @@ def _quickstart(options: Namespace) -> int:
 # --- train ---
 
 
+AUGMENTATION = (
+    "short_side_range",
+    "train_crop",
+    "*_ratio_range",
+    "*_area_range",
+    "*_probability",
+    "color_*",
+    "randaugment_*",
+    "mixup_*",
+    "cutmix_*",
+)
+
+
 def _train_arguments(parser: ArgumentParser) -> None:
     add_data(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs/train"), help="the folder of the new run")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/train"), help="the folder of the new run")
     parser.add_argument("--resume", type=Path | None, metavar="RUN", help="the run to continue")
     parser.add_argument("--recipe", action=RecipeFile, metavar="NAME", help="one of `tada recipes`, or a YAML file")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="part of each class held out for validation")
@@ -81,6 +100,29 @@ def _train_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_class_arguments(Machine)
     parser.add_class_arguments(Recipe)
+    parser.first = {
+        "data": SHORT_DATA,
+        "out": None,
+        "recipe": "fields by name (`tada recipes`) or from a YAML file",
+        "model": None,
+        "init": "what it starts from: motion, none, a run, a file, hf-hub:OWNER/NAME",
+        "epochs": "times that it sees every clip; by default 45, more of few clips",
+        "batch_size": "clips of one step; by default up to 32",
+        "learning_rate": "the peak, at the end of the warm-up",
+        "clip.num_frames": "frames in a clip",
+        "val_fraction": None,
+        "resume": None,
+        "num_workers": None,
+        "accelerator": "what trains",
+    }
+    parser.topics = {
+        "data": ("videos", "fold", "val_groups", "skip_unreadable"),
+        "model": ("model_options", "print_config"),
+        "clip": ("clip.*",),
+        "augmentation": AUGMENTATION,
+        "machine": (*(field.name for field in fields(Machine)), "precision", "sync_batch_norm", "save_every_steps"),
+        "optimisation": ("*",),
+    }
 
 
 def _train(options: Namespace) -> int:
@@ -143,7 +185,12 @@ def _machine(options: Namespace) -> Machine:
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "run", type=Path | None, nargs="?", default=None, help="the folder of a run, or a file of `tada export`"
+        "run",
+        type=Path | None,
+        metavar="DIR",
+        nargs="?",
+        default=None,
+        help="the folder of a run, or a file of `tada export`",
     )
     add_data(parser, optional=True)
     parser.add_argument("--views", type=str, default="1x1", help="clips x crops of each video, such as 10x3")
@@ -156,20 +203,37 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
         metavar="REPORT",
         help="in place of RUN and DATA: score reports again; of several, the mean of their scores (an ensemble)",
     )
-    parser.add_argument("--out", type=Path | None, default=None, help="folder of the report; RUN/evaluation by default")
+    parser.add_argument(
+        "--out", type=Path | None, metavar="DIR", default=None, help="folder of the report; RUN/evaluation by default"
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a report, or a challenge's file, that is there"
     )
-    parser.add_argument("--epic", type=Path | None, default=None, help="EPIC-KITCHENS-100's annotations: count subsets")
-    parser.add_argument("--challenge", type=Path | None, default=None, help="write EPIC-KITCHENS-100's challenge JSON")
+    parser.add_argument(
+        "--epic", type=Path | None, metavar="FILE", default=None, help="EPIC-KITCHENS-100's annotations: count subsets"
+    )
+    parser.add_argument(
+        "--challenge", type=Path | None, metavar="FILE", default=None, help="write EPIC-KITCHENS-100's challenge JSON"
+    )
     add_workers(parser)
     add_device(parser)
     parser.add_argument("--devices", type=PositiveInt | None, default=None, help="devices that share the videos")
-    parser.add_argument("--num_nodes", type=PositiveInt | None, default=None, help="machines, each with --devices")
+    parser.add_argument("--num-nodes", type=PositiveInt | None, default=None, help="machines, each with --devices")
+    parser.first = dict.fromkeys(
+        ("run", "data", "split", "views", "out", "overwrite", "scores", "num_workers", "device")
+    )
+    parser.topics = {
+        "data": ("videos", "fold"),
+        "EPIC-KITCHENS-100": ("epic", "challenge"),
+        "machine": ("*",),
+    }
 
 
 def _evaluate(options: Namespace) -> int:
-    """Test a trained model on videos it has not seen, or score and join earlier tests."""
+    """Test a trained model on videos it has not seen.
+
+    Or score the reports of earlier tests again, or join them (--scores).
+    """
     from tada.data.clips import Views
     from tada.results import NUMBERS_FILE
 
@@ -301,20 +365,29 @@ def _predict_arguments(parser: ArgumentParser) -> None:
         help="the folder of a run, OUT.onnx, weights that ship with tada, or hf-hub:OWNER/NAME; by default the best "
         "weights that ship with tada",
     )
-    parser.add_argument("videos", type=str, nargs="+", help="files, folders, or patterns such as 'clips/*.mp4'")
-    parser.add_argument("--model", type=str | None, default=None, metavar="RUN", help="the same as RUN in its place")
+    parser.add_argument(
+        "videos", type=str, nargs="+", metavar="VIDEO", help="files, folders, or patterns such as 'clips/*.mp4'"
+    )
+    parser.add_argument("--model", type=str | None, default=None, metavar="RUN", help="the same as RUN, by name")
     parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
     parser.add_argument("--clips", type=PositiveInt | None, default=None, help="clips spread over a video or window")
     parser.add_argument("--window-seconds", type=float | None, default=None, help="cut videos into windows this long")
-    parser.add_argument("--plots", type=Path | None, default=None, help="a folder for one picture of each video")
     parser.add_argument(
-        "--explain", type=Path | None, default=None, help="a folder for what the network looked at in each video"
+        "--plots", type=Path | None, metavar="DIR", default=None, help="a folder for one picture of each video"
+    )
+    parser.add_argument(
+        "--explain",
+        type=Path | None,
+        metavar="DIR",
+        default=None,
+        help="a folder for what the network looked at in each video",
     )
     parser.add_argument("--explain-label", type=str | None, default=None, help="of this class, not the likeliest")
     parser.add_argument(
         "--save-video",
         type=Path | None,
+        metavar="DIR",
         default=None,
         help="a folder for a copy of each video with the answer drawn in",
     )
@@ -323,6 +396,10 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the network first: worth it for many videos")
     add_live(parser)
     add_device(parser)
+    parser.first = dict.fromkeys(
+        ("run", "videos", "format", "top", "clips", "window_seconds", "plots", "explain", "save_video", "device")
+    )
+    parser.topics = {"speed": ("precision", "compile"), "what else": ("*",)}
 
 
 def _predict(options: Namespace) -> int:

@@ -46,7 +46,7 @@ class ClipSpec:
     interval: float = 8
     """Frames from one sample to the next, counted at ``fps``. The segment rule has no use for it."""
     fps: float | None = 30.0
-    """The rate ``interval`` is counted at, in frames per second. None: the video's own average."""
+    """The rate ``interval`` is counted at, in frames per second; null: the video's own average."""
     mode: Literal["official", "exact"] = "exact"
     """As the released code does it, or as the rule says."""
     short_side: int = 256

@@ -57,6 +57,7 @@ def run(recipe_file: Path, motion_videos: Path, tmp_path_factory: pytest.TempPat
         "models",
         "recipes",
         "doctor",
+        "completion",
     ],
 )
 def test_help_needs_no_torch(command: str) -> None:

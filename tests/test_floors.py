@@ -127,6 +127,7 @@ FLOORS = [
         "tada.recognition_task",
     },
     {
+        "tada.completion",
         "tada.localization.annotations",
         "tada.localization.features",
         "tada.localization.recipe",

@@ -85,6 +85,7 @@ models
 recipes
 recipes quickstart
 doctor
+completion bash
 quickstart --out quick
 """
 NEEDS_THE_HUB = {"publish"}  # whose purpose is the network

@@ -13,11 +13,12 @@ import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentError, ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
 
 from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
+from tada.completion import Shell, completion_script
 from tada.errors import OutputError, UserError
 from tada.help_screens import CommandParser, ProgramParser
 from tada.interruption import end, say_last_words, told, watching, way_on
@@ -34,11 +35,29 @@ from tada.mistakes import (
 from tada.spelling import add_aliases, normalised
 from tada.terminal import accept_all_names, carrying_out, printable
 
+
+def _completion_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("shell", type=Shell, metavar="SHELL", help="the shell that you type in")
+
+
+def _completion(options: Namespace) -> int:
+    """Print what lets a shell complete commands, options and files.
+
+    In ~/.bashrc: eval "$(tada completion bash)"; for zsh, into a folder of $fpath: tada completion zsh >
+    ~/.zsh/completions/_tada; for fish: tada completion fish > ~/.config/fish/completions/tada.fish
+    """
+    of_command = _parsers()[1]
+    purposes = {name: str(parser.description).splitlines()[0] for name, parser in of_command.items()}
+    print(completion_script(options.shell, of_command, purposes))
+    return 0
+
+
 COMMANDS: dict[str, Command] = {
     **recognition.COMMANDS,
     **datasets.COMMANDS,
     **localization.COMMANDS,
     **library.COMMANDS,
+    "completion": (_completion_arguments, _completion),
 }
 """By their names, in which a space is a dash."""
 
@@ -46,7 +65,7 @@ _CHAPTERS = {
     "what happens in videos": recognition.COMMANDS,
     "data sets": datasets.COMMANDS,
     "when it happens": localization.COMMANDS,
-    "models and this machine": library.COMMANDS,
+    "models and this machine": {**library.COMMANDS, "completion": COMMANDS["completion"]},
 }
 """As ``tada --help`` lists them."""
 

@@ -70,17 +70,11 @@ class CommandParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is no
         return screen.format_help()
 
     def _sections(self, topic: str | None, all_of_it: bool) -> list[tuple[str | None, list[argparse.Action]]]:
-        options = [
-            action
-            for one in self._actions
-            for action in _fields(one)
-            if (action.option_strings or action.dest == "out")
-            and not isinstance(action, argparse._HelpAction)
-            and not action.dest.endswith(".help")
-            and (getattr(action, "metavar", None) != "CONFIG" or type_of(action) is not None)  # a group of fields
-        ]
+        outputs = [action for action in self._actions if not action.option_strings and action.dest == "out"]
+        options = [*outputs, *options_of(self)]
         first = [_with_text(a, self.first.get(a.dest)) for a in options if not self.first or a.dest in self.first]
-        first.sort(key=lambda a: list(self.first).index(a.dest) if self.first else a.option_strings != [])
+        if self.first:
+            first.sort(key=lambda action: list(self.first).index(action.dest))
         calls = [a for a in self._actions if isinstance(a, argparse._HelpAction)]
         if not self.first:
             calls = [a for a in calls if not isinstance(a, _HelpAll)]
@@ -168,6 +162,19 @@ class _Screen(argparse.HelpFormatter):
         return "\n\n".join(parts)
 
 
+def options_of(parser: ArgumentParser) -> list[argparse.Action]:
+    """The options of a command, without those that show help."""
+    return [
+        action
+        for one in parser._actions
+        for action in _fields(one)
+        if action.option_strings
+        and not isinstance(action, argparse._HelpAction)
+        and not action.dest.endswith(".help")
+        and (action.metavar != "CONFIG" or type_of(action) is not None)  # a group of fields
+    ]
+
+
 def _fields(action: argparse.Action) -> list[argparse.Action]:
     """An option whose value is a mapping of fields, field by field; any other as it is."""
     kind = next((part for part in get_args(type_of(action)) if is_dataclass(part)), None)
@@ -206,7 +213,7 @@ def _value(action: argparse.Action) -> str:
         return f"{own}..." if action.nargs == "+" else own
     hint = type_of(action)
     parts = [part for part in (hint, *get_args(hint)) if part is not NoneType]
-    choices = "|".join(_choices(action))
+    choices = "|".join(choices_of(action))
     if choices:
         return choices if len(choices) <= _SHORT_CHOICES else "NAME"
     if action.dest.endswith("_seconds"):
@@ -222,7 +229,8 @@ def _value(action: argparse.Action) -> str:
     return "PATH" if Path in parts else "NAME"
 
 
-def _choices(action: argparse.Action) -> list[str]:
+def choices_of(action: argparse.Action) -> list[str]:
+    """What an option's value is one of, if it is."""
     hint = type_of(action)
     parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
     return [str(choice) for part in parts for choice in get_args(part)]
@@ -239,7 +247,7 @@ def in_words(action: argparse.Action, parser: ArgumentParser) -> str:
     first, _, rest = text.partition(" ")
     if not re.search(r"[A-Z].*[A-Z]|^[A-Z]$", first.strip(",:;")) or first == "A":
         text = " ".join(filter(None, (first[:1].lower() + first[1:], rest)))
-    choices = _choices(action)
+    choices = choices_of(action)
     if len("|".join(choices)) > _SHORT_CHOICES and not all(choice in text for choice in choices):
         text += f": {', '.join(choices[:-1])} or {choices[-1]}"
     default = _in_words(action.default)

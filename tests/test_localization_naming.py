@@ -144,7 +144,7 @@ def test_the_published_recipes_name_by_a_classifier() -> None:
 
 def test_class_agnostic_actionformer_is_named_by_a_classifier(tmp_path: Path) -> None:
     features, segments = draw_features(tmp_path, with_scores=False)
-    with pytest.raises(DataError, match=r"'v4' come without scores of the action 'a' .* --class_agnostic false"):
+    with pytest.raises(DataError, match=r"'v4' come without scores of the action 'a' .* --class-agnostic false"):
         train_localizer(AGNOSTIC, features, segments, tmp_path / "run", show_progress=False, say=silent)
     assert not (tmp_path / "run").exists()
     scores = {"results": {"v4": [0.2, 0.8]}, "class": ["b", "a"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -380,6 +381,33 @@ SPELLINGS = {
 def test_what_is_typed_becomes_what_is_read(spelling: str) -> None:
     typed, read = SPELLINGS[spelling]
     assert " ".join(normalised(typed.split(), PARSERS)) == read
+
+
+EARLIER = {
+    "tada localize new.mp4 --model runs/doors --plots plots/": "tada localize runs/doors new.mp4 --plots plots/",
+    "tada localize - --model runs/doors --stream --format json": "tada localize runs/doors - --stream --format json",
+    "tada localize evaluate --model runs/anet --segments s": "tada localize evaluate runs/anet --segments s",
+    "tada export runs/doors doors.onnx --int8 clips/": "tada export runs/doors --out doors.onnx --int8 clips/",
+    "tada extract runs/doors clips/ features": "tada extract runs/doors clips/ --out features",
+    "tada prepare clips/ fast/": "tada prepare clips/ --out fast/",
+    "tada convert a.pyth models/a --protocol ssv2-8": "tada convert a.pyth --out models/a --protocol ssv2-8",
+    "tada localize import theirs ours --fps 30 --stride 4 --clip-frames 16": (
+        "tada localize import theirs --out ours --fps 30 --stride 4 --clip-frames 16"
+    ),
+    "tada train clips/ --batch_size 16 --clip.num_frames 16": "tada train clips/ --batch-size 16 --clip.num-frames 16",
+    "tada train clips/ --model_options '{adapted: true}'": "tada train clips/ --model-options '{adapted: true}'",
+    "tada evaluate runs/a clips/ --num_nodes 2": "tada evaluate runs/a clips/ --num-nodes 2",
+    "tada localize-train --segments s.csv": "tada localize train --segments s.csv",
+}
+"""Commands as they were written in earlier versions, and as they are now."""
+
+
+@pytest.mark.parametrize("earlier", EARLIER)
+def test_commands_of_earlier_versions_mean_the_same(earlier: str) -> None:
+    parser, of_command = _parsers()
+    old, new = (normalised(shlex.split(line)[1:], of_command) for line in (earlier, EARLIER[earlier]))
+    assert old == new
+    assert parser.parse_args(old).command == old[0]
 
 
 def test_short_names_are_those_of_the_options() -> None:

@@ -43,8 +43,11 @@ def _completion_arguments(parser: ArgumentParser) -> None:
 def _completion(options: Namespace) -> int:
     """Print what lets a shell complete commands, options and files.
 
-    In ~/.bashrc: eval "$(tada completion bash)"; for zsh, into a folder of $fpath: tada completion zsh >
-    ~/.zsh/completions/_tada; for fish: tada completion fish > ~/.config/fish/completions/tada.fish
+    Of bash, in ~/.bashrc: eval "$(tada completion bash)"
+
+    Of zsh, where this folder is in $fpath: tada completion zsh > ~/.zsh/completions/_tada
+
+    Of fish: tada completion fish > ~/.config/fish/completions/tada.fish
     """
     of_command = _parsers()[1]
     purposes = {name: str(parser.description).splitlines()[0] for name, parser in of_command.items()}

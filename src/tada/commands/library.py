@@ -42,7 +42,7 @@ def _convert(options: Namespace) -> int:
     if options.protocol is None and options.clip is None:
         raise UserError(
             f"say which frames the checkpoint was trained on: --protocol, one of {', '.join(PROTOCOLS)}, or "
-            "--clip.num_frames and what else differs from its defaults"
+            "--clip.num-frames and what else differs from its defaults"
         )
     if options.protocol is not None and options.clip is not None:
         raise UserError("--protocol and --clip both say which frames: give one of them")

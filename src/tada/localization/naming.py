@@ -60,7 +60,7 @@ def scores_for(recipe: LocalizationRecipe, classifier: Path | None) -> VideoScor
     if not recipe.names_by_scores:
         raise OptionError(
             f"--classifier {classifier}: this ActionFormer names its segments itself; leave the classifier away, or "
-            "train one with --class_agnostic true"
+            "train one with --class-agnostic true"
         )
     return read_video_scores(classifier)
 
@@ -91,7 +91,7 @@ def _columns(video: str, known: Mapping[str, Sequence[str]], label_sets: Sequenc
                 f"the features of {video!r} come without scores of the {label_set.name} {missing[0]!r} "
                 f"({len(missing)} of {len(classes)} classes), and by these its segments are to be named: extract them "
                 "with a backbone that was trained on these classes, give an external classifier's scores "
-                "(--classifier), or train ActionFormer to name them itself (--detector actionformer --class_agnostic "
+                "(--classifier), or train ActionFormer to name them itself (--detector actionformer --class-agnostic "
                 "false)"
             )
         found.append([names.index(name) for name in classes])

@@ -161,7 +161,7 @@ def model_and_videos(model: str | None, words: Sequence[str]) -> tuple[str, list
     path = Path(first)
     if not others and _is_model(first):
         raise UserError(f"`{command}` needs RUN VIDEO...; given is {first!r} alone, and the videos are missing")
-    is_footage = _is_footage(path) if others else path.exists()
+    is_footage = _is_footage(path) if others else path.exists() or first == "-"
     swapped = any(_is_run(Path(other)) for other in others)
     if (is_footage or has_magic(first)) and not swapped and not _is_model(first):
         print(

@@ -399,7 +399,12 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.first = dict.fromkeys(
         ("run", "videos", "format", "top", "clips", "window_seconds", "plots", "explain", "save_video", "device")
     )
-    parser.topics = {"speed": ("precision", "compile"), "what else": ("*",)}
+    parser.first["stream"] = "the video is a camera, a pipe or a file that grows"
+    parser.topics = {
+        "stream": ("*_seconds", "min_score", "skip_late"),
+        "speed": ("precision", "compile"),
+        "what else": ("*",),
+    }
 
 
 def _predict(options: Namespace) -> int:

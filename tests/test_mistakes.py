@@ -162,7 +162,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     "a short name out of range": (["train", "clips", "--batch", "0"], "--batch must be 1 or more, not 0"),
     "a short name without a value": (["train", "clips", "--workers"], "--workers needs a value: "),
     "output alone": (["export", "--out", "x.onnx"], "`tada export` needs RUN: the folder of a run"),
-    "output twice": (["export", "run", "x", "--out", "y"], "`tada export` takes RUN --out OUT, and 'y' is too much"),
+    "output twice": (["export", "run", "x", "--out", "y"], "`tada export` takes RUN --out FILE, and 'y' is too much"),
     "a name without a value": (["export", "run", "--out"], "--out needs a value: OUT.onnx, for ONNX Runtime"),
     "a command of two words": (
         ["localize", "trian", "--segments", "s.csv"],

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from tada.data.balance import balanced_order, class_weights
+from tada.data.annotations import read_dataset
+from tada.data.balance import balance_in_words, balanced_order, class_weights
 from tada.data.clips import ResumableBatches
 from tada.evaluation import evaluate
 from tada.models import create_model
@@ -148,6 +149,12 @@ def test_a_balanced_run_says_so_and_goes_on_to_the_same_bits(
     assert found["per_class"]["up"]["videos"] == 1
     low, high = found["per_class"]["up"]["interval_95"]
     assert (low, high) == pytest.approx((0.2065, 1.0) if found["per_class"]["up"]["top1"] else (0.0, 0.7935), abs=1e-4)
+
+
+def test_classes_that_have_as_many_are_told_in_a_word(motion_videos: Path) -> None:
+    line = balance_in_words(read_dataset(motion_videos), "sampling", 16)
+    assert line == "--balance sampling: an epoch has 5 or 6 clips of each of 3 classes, which have 5 clips each"
+    assert balance_in_words(read_dataset(motion_videos), "none", 16) == ""
 
 
 def test_rare_classes_are_told_of(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:

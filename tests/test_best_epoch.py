@@ -200,7 +200,8 @@ def test_a_finished_run_goes_on_with_more_epochs(
         for step in range(8, 16)
     ]
     assert found == pytest.approx(curve), "the curve of four epochs, also for the first step"
-    assert any(line.startswith("4 epochs in place of 2: from here on the learning rate follows") for line in lines)
+    (line,) = [line for line in lines if line.startswith("4 epochs in place of 2: from here on the learning rate")]
+    assert f"after epoch 2 is at {curve[0]:.2g}, where that of 2 is at zero" in line
     assert any(line.startswith("epoch 4/4 ") for line in lines)
     assert not same(first, weights(out)) or result.metrics.get("kept_epoch", 9) <= 2
     assert load_recipe(out / "recipe.yaml").epochs == 4
@@ -232,6 +233,15 @@ def test_a_run_that_ended_early_tries_the_epochs_that_are_added(
     stop_before(9, monkeypatch, more, motion_videos, tmp_path / "run", resume=True)
     _, lines = run(more, motion_videos, tmp_path / "run", resume=True)
     assert any(line.startswith("training ends after epoch 3 of 6") for line in lines)
+
+
+def test_a_run_that_comes_to_its_end_has_not_ended_early(
+    recipe: Recipe, motion_videos: Path, tmp_path: Path, scored: Any
+) -> None:
+    scored([0.6, 0.5])
+    _, lines = run(replace(recipe, epochs=2, stop_early=1), motion_videos, tmp_path / "run")
+    assert not any(line.startswith("training ends") for line in lines)
+    assert any(line.startswith("epoch 2/2") for line in lines)
 
 
 def test_a_finished_run_without_its_state_cannot_go_on(recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:

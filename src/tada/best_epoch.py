@@ -73,7 +73,7 @@ class BestEpoch(Callback):
             self.epoch, self.since, self.metrics = epoch, epoch, metrics
             if self.keep:
                 trainer.save_checkpoint(self.file)
-        elif self.stop_early is not None and epoch - self.since >= self.stop_early:
+        elif self.stop_early is not None and self.stop_early <= epoch - self.since and epoch < self.epochs:
             trainer.should_stop = True
             self.say(
                 f"training ends after epoch {epoch} of {trainer.max_epochs}: no better {self.accuracy} since epoch "

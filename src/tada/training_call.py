@@ -91,9 +91,9 @@ def more_epochs_in_words(recipe: Recipe, before: int) -> str:
     epochs, _, warmup_epochs = recipe.numbers
     factor = learning_rate_factor(before, epochs=epochs, warmup_epochs=warmup_epochs, warmup_start=recipe.warmup_start)
     return (
-        f"{epochs} epochs in place of {before}: from here on the learning rate follows the curve of {epochs}. After "
-        f"epoch {before}, where it had come down to zero, it is {factor * recipe.peak_learning_rate:.2g}, and goes "
-        f"down to zero once more; {epochs} epochs from the beginning give other weights"
+        f"{epochs} epochs in place of {before}: from here on the learning rate follows the curve of {epochs}, which "
+        f"after epoch {before} is at {factor * recipe.peak_learning_rate:.2g}, where that of {before} is at zero; "
+        f"{epochs} epochs from the beginning give other weights"
     )
 
 

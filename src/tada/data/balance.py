@@ -63,7 +63,9 @@ def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
         labels: " ".join(head.labels[i] for head, i in zip(table.heads, labels, strict=True)) for labels in counted
     }
     few, many = min(counted, key=lambda c: (counted[c], c)), max(counted, key=lambda c: (counted[c], c))
-    extent = f"{counted[few]} ({names[few]!r}) to {counted[many]} ({names[many]!r}) clips"
+    extent = f"{counted[few]} clips each"
+    if counted[few] < counted[many]:
+        extent = f"{counted[few]} ({names[few]!r}) to {counted[many]} ({names[many]!r}) clips"
     if balance == "sampling":
         share, left = divmod(num_drawn, len(counted))
         times = f"{share} or {share + 1}" if left else f"{share}"

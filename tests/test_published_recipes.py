@@ -92,7 +92,7 @@ def kinetics(folder: Path) -> VideoTable:
             rows += f"{label},{split}{i},{i},{i + 10},{split}\n"
             file = folder / "videos" / split / label / f"{split}{i}_{i:06}_{i + 10:06}.mp4"
             file.parent.mkdir(parents=True, exist_ok=True)
-            draw_plain(file, 30)
+            draw_plain(file, 30 + count + i)  # no two are alike: a video is known by its content
         (folder / f"{list_name}.csv").write_text(KINETICS + rows)
     return read_dataset(folder, root=folder / "videos")
 
@@ -108,7 +108,7 @@ def something(folder: Path) -> VideoTable:
         (folder / f"something-something-v2-{name}.json").write_text(json.dumps(content))
     (folder / "20bn-something-something-v2").mkdir()
     for i in range(6):
-        draw_webm(folder / "20bn-something-something-v2" / f"{i}.webm", 12, fps=12)
+        draw_webm(folder / "20bn-something-something-v2" / f"{i}.webm", 12 + i, fps=12)
     return read_dataset(folder)
 
 

@@ -76,7 +76,7 @@ def test_the_command_tries_with_workers(
     out = capsys.readouterr().out
     assert "--limit 6: 9 of 15 videos are used, at most 6 of each split\n" in out
     assert re.search(r"reading its clips [\d.]+ m?s of 1 processes\)", out)
-    assert re.search(r"MB of this process, [\d.]+ MB of each that reads clips\n", out)
+    assert re.search(r"[MG]B of this process, [\d.]+ [MG]B of each that reads clips\n", out)
     assert "trained in" not in out
     assert {path.name for path in tmp_path.iterdir()} == {"own.yaml"}
 

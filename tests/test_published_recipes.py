@@ -50,7 +50,7 @@ def test_two_heads_are_trained_tested_and_predicted(
     recipe = replace(small_recipe, mixup_alpha=0.2, cutmix_alpha=1.0, epochs=2)
     result = train(recipe, table, tmp_path / "run", num_workers=0, show_progress=False, say=lines.append)
     assert lines[0] == "9 training and 6 validation videos of 3 verbs and 2 nouns"
-    assert set(result.metrics) == {"train_loss", "val_verb_top1", "val_noun_top1", "val_action_top1"}
+    assert set(result.metrics) == {"train_loss", "val_loss", "val_verb_top1", "val_noun_top1", "val_action_top1"}
     recognizer = load(tmp_path / "run")
     assert [head.name for head in recognizer.heads] == ["verb", "noun"]
     assert recognizer.card.head_sizes == {"verb": 3, "noun": 2}

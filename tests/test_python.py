@@ -130,8 +130,10 @@ def test_training_without_a_recipe_takes_the_defaults_or_those_of_the_run(
     )
     again = tada.train(None, motion_videos, result.run, resume=True, **QUIET)
     assert again.metrics == result.metrics
-    with pytest.raises(OptionError, match=r"was started with another epochs \(1\)"):
-        tada.train(None, motion_videos, result.run, resume=True, epochs=2, **QUIET)
+    more = tada.train(None, motion_videos, result.run, resume=True, epochs=2, **QUIET)
+    assert tada.load_recipe(more.run / "recipe.yaml").epochs == 2
+    with pytest.raises(OptionError, match=r"was started with another epochs \(2\)"):
+        tada.train(None, motion_videos, result.run, resume=True, epochs=1, **QUIET)
 
 
 def test_tables_and_lists_are_data_too(run: Path, motion_videos: Path, tmp_path: Path) -> None:
@@ -418,7 +420,9 @@ def test_a_test_is_told_as_plain_values_and_drawn(tmp_path: Path) -> None:
     tested = evaluation()
     told = json.loads(json.dumps(tested.as_dict()))
     assert told["top1"] == pytest.approx(5 / 6)
-    assert told["per_class"]["right"] == {"top1": pytest.approx(2 / 3), "videos": 3}
+    right = told["per_class"]["right"]
+    assert right == {"top1": pytest.approx(2 / 3), "videos": 3, "interval_95": right["interval_95"]}
+    assert right["interval_95"] == pytest.approx([0.2077, 0.9385], abs=1e-4)  # Wilson's, of 2 of 3
     tested.plot(str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").stat().st_size > 1000
     with pytest.raises(DataError, match="the true classes of these videos are not known"):

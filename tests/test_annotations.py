@@ -215,7 +215,7 @@ class TestCsv:
             ("path,label\nconcat:a.mp4|b.mp4,x\n", r"row 2: 'concat:a.mp4|b.mp4' is no path of a file"),
             ("path,label\nPIPE:0,x\n", r"row 2: 'PIPE:0' is no path of a file"),
             ('path,label\n"subfile,,start,0,end,9,,:a.mp4",x\n', r"row 2: 'subfile,.*' is no path of a file"),
-            ("path,label\n.,x\n", r"row 2: '.' is not a regular file"),
+            ("path,label\n.,x\n", r"row 2: '.' is a folder, and most of its files are no numbered frames"),
             (
                 "path,label\na.mp4,Left\nb.mp4,left\n",
                 r"row 3: the label 'left' differs from 'Left' \(clips.csv row 2\)",

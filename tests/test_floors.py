@@ -15,22 +15,22 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "tada"
 
 FLOORS = [
+    {"tada.errors"},
     {
         "tada.commands",
         "tada.data",
-        "tada.data.identity",
         "tada.documents",
-        "tada.errors",
         "tada.intervals",
         "tada.localization",
         "tada.localization.segments",
         "tada.terminal",
         "tada.video",
+        "tada.video.numbered",
     },
     {
         "tada.ahead",
         "tada.arrays",
-        "tada.data.manifest",
+        "tada.data.identity",
         "tada.data.parcels",
         "tada.data.table",
         "tada.data.timing",
@@ -53,11 +53,11 @@ FLOORS = [
     {
         "tada.adaptation",
         "tada.data.balance",
+        "tada.data.manifest",
         "tada.data.recordings",
         "tada.data.rows",
         "tada.localization.detections",
         "tada.data.splits",
-        "tada.localization.sources",
         "tada.localization.video_names",
         "tada.interruption",
         "tada.locks",
@@ -74,6 +74,7 @@ FLOORS = [
         "tada.data.plain_lists",
         "tada.data.loader",
         "tada.localization.actionformer",
+        "tada.localization.sources",
         "tada.loggers",
         "tada.localization.bmn",
         "tada.models.fold",
@@ -85,6 +86,7 @@ FLOORS = [
         "tada.video.sound",
     },
     {"tada.video.reader", "tada.video.writer"},
+    {"tada.video.frames"},
     {
         "tada.best_epoch",
         "tada.data.clips",

@@ -144,3 +144,9 @@ class ChangedVideoError(VideoError):
     """The file is not the one that lay there when the data set was read."""
 
     reason = "changed"
+
+
+class FrameFolderError(VideoError):
+    """A folder of frames that are not one series: a number is missing, or there are pictures of two series or sizes."""
+
+    reason = "frame_folder"

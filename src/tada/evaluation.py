@@ -26,12 +26,13 @@ from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loade
 from tada.data.known import KnownVideo, line_of_namesakes, marks, names_below, read_run_list
 from tada.data.loader import closing
 from tada.data.splits import PART, Splits
-from tada.data.table import VideoTable, listed, videos_text
+from tada.data.table import VideoTable, listed, videos_text, with_fps
 from tada.errors import CheckpointError, DataError
 from tada.loop import quiet
 from tada.machine import Machine, Processes, check_num_workers, default_num_workers
 from tada.models.exported import SPLITS_ENTRY, OnnxNetwork, open_session
 from tada.ranks import gathered, leaving_together
+from tada.recipe import fps_of_run
 from tada.recognizer import Recognizer, load
 from tada.results import UNKNOWN, Evaluation
 from tada.video.sampling import ClipSpec
@@ -43,6 +44,7 @@ def evaluate(
     *,
     root: str | PathLike[str] | None = None,
     fold: int = 1,
+    fps: float | None = None,
     split: str | None = None,
     views: Views | str | None = None,
     num_workers: int | None = None,
@@ -63,6 +65,8 @@ def evaluate(
         root: the folder that paths of a CSV start from, or below which a published list's videos lie; by default its
             own.
         fold: which of the three divisions of UCF101 and HMDB51.
+        fps: the rate of folders of frames, in frames per second, where the data does not say it; by default that which
+            the run was trained with.
         split: the part of the data to test on. By default "test" where there is one whose classes are known, else
             "val", else all that the run was not trained on.
         views: of each video, as clips x crops, such as "10x3"; by default one, in the middle.
@@ -83,7 +87,11 @@ def evaluate(
     recognizer = load(run, device="cpu" if processes.world > 1 else device)
     if not isinstance(data, VideoTable):
         data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
-    table = data
+    table = with_fps(data, fps)
+    of_run = fps_of_run(run)
+    if of_run is not None and any(video.is_frames and video.fps is None for video in table.videos):
+        say(f"frames are taken to come at {of_run:g} a second, as {run} was trained with; fps says otherwise")
+        table = with_fps(table, of_run)
     if table.ignored:
         say(f"left out, beside the videos: {listed(table.ignored, quote=False)}")
     hidden = not (show_progress and processes.is_first)
@@ -187,6 +195,7 @@ def _counted(
         ids=tuple(video.id for video in read),
         paths=tuple(video.path for video in read),
         segments=tuple((video.start_seconds, video.end_seconds) for video in read),
+        rates=tuple(video.fps for video in read),
         groups=tuple(video.group for video in read),
         targets=np.array([video.labels or unknown for video in read], np.int64),
         scores=np.stack([scores for _, scores in votes]),

@@ -21,6 +21,7 @@ from tada.documents import read_yaml
 from tada.errors import OptionError, UnknownNameError
 from tada.mistakes import check_names, in_values
 from tada.schedule import AnySchedule, Fit, LastBatch, Schedule, require
+from tada.video.numbered import check_fps
 from tada.video.sampling import ClipSpec
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ class Recipe(Schedule):
         default_factory=lambda: ClipSpec(num_frames=8, sampling="segment", short_side=55, crop=48, antialias=True)
     )
     """Which frames make a clip, and how large they are."""
+    fps: float | None = None
+    """The rate of folders of frames among the videos, in frames per second, where the data does not say it. Files have
+    times of their own. Needed where clips are counted in seconds, or segments are."""
     short_side_range: tuple[int, int] = (48, 64)
     """Range in which the short side of a training clip is drawn before cropping, in pixels."""
     train_crop: int | None = None
@@ -155,6 +159,8 @@ class Recipe(Schedule):
         # As YAML has them, so that a recipe that was written and read again is the same.
         options = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_options.items()}
         object.__setattr__(self, "model_options", options)
+        if self.fps is not None:
+            check_fps(self.fps)
         if self.crop_area_range is None:
             low, high = self.short_side_range
             crop, crop_name = (
@@ -353,6 +359,16 @@ def recipe_of_run(run: Path, kind: type[AnySchedule]) -> AnySchedule:
         OptionError: as ``read_recipe``.
     """
     return read_recipe(run / "recipe.yaml", kind, absent=kind.BEFORE)
+
+
+def fps_of_run(run: str | PathLike[str]) -> float | None:
+    """The rate of folders of frames that a run was trained with; None where it says none, or is no folder of a run."""
+    file = Path(run) / RECIPE_FILE
+    if not file.is_file():
+        return None
+    with _naming(file):
+        fps = _values(file).get("fps")
+        return None if fps is None else check_fps(fps)
 
 
 def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epochs: bool = False) -> AnySchedule:

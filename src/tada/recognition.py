@@ -47,7 +47,7 @@ from tada.data.clips import (
 )
 from tada.data.known import RUN_LIST, KnownVideo, as_in_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
-from tada.data.table import Head, VideoTable, listed, videos_text, with_splits
+from tada.data.table import Head, VideoTable, listed, videos_text, with_fps, with_splits
 from tada.dry_run import nearest_folder, try_training
 from tada.errors import CheckpointError, DataError, OptionError
 from tada.evaluation import evaluate_alone
@@ -178,6 +178,10 @@ def train(
     if not isinstance(data, VideoTable):
         data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
     table = data
+    if recipe.fps is not None and not table.has_frames:
+        say(f"fps {recipe.fps:g} is for folders of frames, and there is none: files have times of their own")
+    elif recipe.fps is not None:
+        table = with_fps(table, recipe.fps)
     is_drawn = not (table.splits or val_groups)
     table = with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
     if limit is not None:

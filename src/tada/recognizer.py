@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise, product
 from os import PathLike, fspath
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tada.ahead import Ahead
-from tada.data.table import ACTION, VIDEO_EXTENSIONS, Head
+from tada.data.table import ACTION, Head, listed
 from tada.errors import CheckpointError, OptionError, UnknownNameError, VideoError, VideoNotFoundError
 from tada.explanation import Explanation, explain
 from tada.machine import find_device
@@ -30,7 +30,9 @@ from tada.models.hub import fetch_model, is_hub_id
 from tada.models.weights import CARD_FILE, ModelCard, load_model, packaged, packaged_names
 from tada.prediction import ClipScores, Prediction
 from tada.terminal import printable
-from tada.video.inputs import OpenVideo, VideoSource, is_one_video, source_of
+from tada.video.frames import OpenVideo
+from tada.video.inputs import VideoSource, is_one_video, source_of
+from tada.video.numbered import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, is_frame_folder
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import frame_crops, normalise
 
@@ -163,11 +165,11 @@ class Recognizer:
             for prediction in recognizer.predict(path for path in paths): ...
 
         Args:
-            video: a path, the bytes of a video file, a binary file that is open, frames or a list of pictures: see
-                ``tada.video.inputs.source_of``. Of a list (or whatever else has a length) of videos all predictions
-                come in a list; of a generator they come one by one, as they are ready. It runs in a thread of its own,
-                some clips ahead; what it gives in memory is let go when the next prediction is asked for, so explain
-                and draw before that.
+            video: the path of a file or of a folder of frames, the bytes of a video file, a binary file that is open,
+                frames or a list of pictures: see ``tada.video.inputs.source_of``. Of a list (or whatever else has a
+                length) of videos all predictions come in a list; of a generator they come one by one, as they are
+                ready. It runs in a thread of its own, some clips ahead; what it gives in memory is let go when the next
+                prediction is asked for, so explain and draw before that.
             fps: the rate of frames that come without times, in frames per second. Needed where the model's clips are
                 counted in seconds, and for times in the answer.
             num_clips: clips spread over the video, or over each window. By default one for each span that a clip
@@ -223,7 +225,7 @@ class Recognizer:
     def _timed(self, source: VideoSource, window_seconds: float | None) -> VideoSource:
         """The source; refused where its frames need times that it has not."""
         needed = ""
-        if self.clip.sampling == "interval" and self.clip.fps is not None:
+        if self.clip.needs_times:
             needed = f"this model's clips are counted at {self.clip.fps:g} frames per second"
         elif window_seconds is not None:
             needed = "window_seconds counts seconds"
@@ -469,23 +471,60 @@ def _check_no_localizer(folder: Path) -> None:
         )
 
 
-def find_videos(names: Sequence[str]) -> list[str]:
-    """The video files that names mean: files as they are, folders with all they hold, patterns such as ``a/*.mp4``.
+def find_videos(names: Sequence[str], say: Callable[[str], None] = print) -> list[str]:
+    """The videos that names mean: files as they are, folders with all they hold, patterns such as ``a/*.mp4``.
+
+    A folder of numbered pictures is a video itself, wherever it is met.
+
+    Args:
+        say: told where a folder is taken for one video, and others may lie in it.
 
     Raises:
-        VideoNotFoundError: a name means no file, a folder or a pattern no video.
+        VideoNotFoundError: a name means no file, a folder or a pattern no video, or a picture alone.
     """
     found: list[str] = []
     for name in names:
         path = Path(name)
-        if path.is_dir():
-            files = [str(p) for p in sorted(path.rglob("*")) if p.suffix.lower() in VIDEO_EXTENSIONS]
+        if is_frame_folder(path):
+            files = [str(path)]
+            inner = [entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+            if inner:
+                say(
+                    f"{name!r} holds numbered pictures and is taken for one video; folders in it ({listed(inner)}) are "
+                    "passed over: name them to have what they hold"
+                )
+        elif path.is_dir():
+            files = _videos_below(path)
         elif path.exists() or not glob.has_magic(name):
             files = [name]  # a file that does not exist is refused when it is opened, like any other fault of it
         else:
             files = sorted(glob.glob(name, recursive=True))
         if not files:
             kind = "no video lies in the folder" if path.is_dir() else "no file fits the pattern"
-            raise VideoNotFoundError(f"{kind} {name!r}; videos end in {', '.join(sorted(VIDEO_EXTENSIONS))}", name)
+            raise VideoNotFoundError(
+                f"{kind} {name!r}; videos end in {', '.join(sorted(VIDEO_EXTENSIONS))}, or are folders of numbered "
+                "pictures",
+                name,
+            )
+        for file in files:
+            if Path(file).suffix.lower() in PICTURE_EXTENSIONS and Path(file).is_file():
+                folder = str(Path(file).parent)
+                raise VideoNotFoundError(
+                    f"{file!r} is a picture, and no video: give the folder of a video's frames, {folder!r}", file
+                )
         found += files
     return list(dict.fromkeys(found))
+
+
+def _videos_below(folder: Path) -> list[str]:
+    videos, maybe = [], set()
+    for path in folder.rglob("*"):
+        ending = path.suffix.lower()
+        if ending in VIDEO_EXTENSIONS:
+            videos.append(path)
+        elif ending in PICTURE_EXTENSIONS:
+            maybe.add(path.parent)
+        elif path.is_symlink() and path.is_dir():  # which are not searched
+            maybe.add(path)
+    hidden = {path for path in maybe if any(part.startswith(".") for part in path.relative_to(folder).parts)}
+    return [str(path) for path in sorted([*videos, *filter(is_frame_folder, maybe - hidden)])]

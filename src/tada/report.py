@@ -17,7 +17,7 @@ from tada.errors import OptionError, VideoError
 from tada.intervals import accuracy_interval
 from tada.page import PAGE, Picture, Section, Table, write_page
 from tada.results import UNKNOWN, Evaluation
-from tada.video.reader import open_video
+from tada.video.frames import open_footage
 from tada.video.sampling import ClipSpec, segment_frames, view_indices
 from tada.video.transforms import shrink_to
 
@@ -153,7 +153,7 @@ def _mistakes(result: Evaluation) -> list[Picture]:
     for _, i, text in sorted(found, key=lambda mistake: -mistake[0])[:_MISTAKES]:
         segment = result.segments[i] if result.segments else (None, None)
         try:
-            frames = _seen(result.paths[i], segment, result.clip)
+            frames = _seen(result.paths[i], result.rates[i] if result.rates else None, segment, result.clip)
         except (VideoError, OptionError):
             continue  # it was read a moment ago, and is gone: the numbers stay
         strips.append(Picture(data=filmstrip(frames), caption=f"{text}: {_named(result.paths[i], segment)}"))
@@ -167,9 +167,11 @@ def _named(path: str, segment: tuple[float | None, float | None]) -> str:
     return f"{path}, {start or 0:.2f} s to {'its end' if end is None else f'{end:.2f} s'}"
 
 
-def _seen(path: str, segment: tuple[float | None, float | None], clip: ClipSpec | None) -> list[NDArray[np.uint8]]:
+def _seen(
+    path: str, fps: float | None, segment: tuple[float | None, float | None], clip: ClipSpec | None
+) -> list[NDArray[np.uint8]]:
     """Some frames of the clip in the middle of a video, or of all of it: F of [H, W, 3]."""
-    with open_video(path) as reader:
+    with open_footage(path, fps=fps) as reader:
         own = segment_frames(reader.times_seconds, *segment)
         times = reader.times_seconds[own.start : own.stop]
         indices: Sequence[int] = range(len(own))

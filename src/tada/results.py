@@ -69,6 +69,8 @@ class Evaluation:
     segments: tuple[tuple[float | None, float | None], ...] = ()
     """[N], the start and end in seconds of what was tested of each file, None for where that begins or ends; empty in
     scores of before they were noted."""
+    rates: tuple[float | None, ...] = ()
+    """[N], the rate of folders of frames, in frames per second; None for files; empty in scores of before."""
     clip: ClipSpec | None = None
     """Which frames make a clip of the network; of an ensemble, of its first; None where it was not noted."""
 
@@ -146,6 +148,7 @@ class Evaluation:
             paths=tuple(self.paths[i] for i in where),
             groups=tuple(self.groups[i] for i in where),
             segments=tuple(self.segments[i] for i in where) if self.segments else (),
+            rates=tuple(self.rates[i] for i in where) if self.rates else (),
             targets=self.targets[chosen],
             scores=self.scores[chosen],
         )
@@ -302,6 +305,7 @@ class Evaluation:
             "paths": self.paths,
             "groups": self.groups,
             "segments": self.segments,
+            "rates": self.rates,
             "clip": None if self.clip is None else asdict(self.clip),
             "unreadable": self.unreadable,
             "views": [str(views) for views in self.views],
@@ -343,6 +347,7 @@ def load_scores(path: Path) -> Evaluation:
             paths=tuple(about["paths"]),
             groups=tuple(about["groups"]),
             segments=tuple((start, end) for start, end in about.get("segments", ())),
+            rates=tuple(about.get("rates", ())),
             clip=ClipSpec(**about["clip"]) if about.get("clip") else None,
             targets=arrays["targets"],
             scores=arrays["scores"],

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from tada.data.table import VideoTable
+    from tada.video.inputs import VideoSource
 
 Command = tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]
 """What adds a command's arguments, and what runs it and returns the exit code. The docstring of the latter is its help;
@@ -47,8 +48,9 @@ def add_data(parser: ArgumentParser, name: str = "data", *, optional: bool = Fal
         type=Path | None if optional else Path,
         metavar="DATA",
         **maybe,
-        help=f"{purpose}a folder of class folders; a CSV with path,label[,split][,group][,start,end]; or the lists of "
-        "Kinetics, Something-Something-v2, EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all",
+        help=f"{purpose}a folder of class folders; a CSV with path,label[,split][,group][,start,end][,fps]; or the "
+        "lists of Kinetics, Something-Something-v2, EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all. A "
+        "video may be a folder of numbered frames",
     )
     parser.add_argument(
         "--videos",
@@ -61,13 +63,42 @@ def add_data(parser: ArgumentParser, name: str = "data", *, optional: bool = Fal
     parser.add_argument("--fold", type=PositiveInt, default=1, help="which division of UCF101 or HMDB51")
 
 
+def add_fps(parser: ArgumentParser) -> None:
+    parser.add_argument("--fps", type=float | None, default=None, help="the rate of folders of frames, per second")
+
+
 SHORT_DATA = "a folder of class folders, a CSV (path,label), or a published data set's lists"
 
 
-def read_data(options: Namespace, name: str = "data") -> VideoTable:
+def read_data(options: Namespace, name: str = "data", *, fps: float | None = None) -> VideoTable:
     from tada.data.annotations import read_dataset
 
-    return read_dataset(options[name], root=options.videos, fold=options.fold)
+    return read_dataset(options[name], root=options.videos, fold=options.fold, fps=fps)
+
+
+def sources_of(paths: Sequence[str], fps: float | None, run: str | Path) -> list[VideoSource]:
+    """The videos at some paths; folders of frames with their rate, as ``rate_of`` says it."""
+    from tada.video.inputs import source_of
+
+    fps = rate_of(paths, fps, run)
+    return [source_of(path, fps=fps if Path(path).is_dir() else None) for path in paths]
+
+
+def rate_of(paths: Sequence[str], fps: float | None, run: str | Path) -> float | None:
+    """The rate of folders of frames among some videos: what is given, or by default that of a run's training.
+
+    Raises:
+        OptionError: there are no such folders, while a rate is given; or it is none.
+    """
+    from tada.recipe import fps_of_run
+    from tada.video.frames import check_rate
+
+    check_rate(paths, fps)
+    if fps is None and any(Path(path).is_dir() for path in paths):
+        fps = fps_of_run(run)
+        if fps is not None:
+            say_aside(f"frames are taken to come at {fps:g} a second, as {run} was trained with; --fps says otherwise")
+    return fps
 
 
 def data_options(options: Namespace) -> str:
@@ -108,7 +139,7 @@ def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) ->
     Raises:
         UserError: it is a video, or a name of nothing while a run stands behind it.
     """
-    from tada.data.table import VIDEO_EXTENSIONS
+    from tada.video.numbered import VIDEO_EXTENSIONS, is_frame_folder
 
     path, name = Path(run), str(run)
     if _is_model(name):
@@ -118,7 +149,7 @@ def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) ->
         raise UserError(
             f"{name!r} is no run, and {str(swapped)!r} is one: the run comes first, `{command} {swapped} {name}`"
         )
-    if path.suffix.lower() in VIDEO_EXTENSIONS:
+    if path.suffix.lower() in VIDEO_EXTENSIONS or is_frame_folder(path):
         raise UserError(f"{name!r} is a video: the run that is asked comes first, `{command} RUN {name}`")
     if not path.exists():
         raise UserError(_no_run(name, command))
@@ -193,12 +224,21 @@ def _is_run(path: Path) -> bool:
 
 def _is_footage(path: Path) -> bool:
     """Whether it is a video, or a folder that holds some and no model."""
-    from tada.data.table import VIDEO_EXTENSIONS
+    from tada.video.numbered import VIDEO_EXTENSIONS, is_frame_folder
 
     if not path.is_dir():
         return path.suffix.lower() in VIDEO_EXTENSIONS
     is_model = any((path / name).exists() for name in ("model.json", "recipe.yaml", "localizer.json", "data.json"))
-    return not is_model and any(file.suffix.lower() in VIDEO_EXTENSIONS for file in path.rglob("*"))
+    if is_model:
+        return False
+    return is_frame_folder(path) or any(
+        file.suffix.lower() in VIDEO_EXTENSIONS or is_frame_folder(file) for file in path.rglob("*")
+    )
+
+
+def say_aside(line: str) -> None:
+    """Say what is worth knowing beside the answer, on standard error."""
+    print(printable(f"tada: {line}"), file=sys.stderr)
 
 
 def add_workers(parser: ArgumentParser) -> None:

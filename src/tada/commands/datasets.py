@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
-from tada.commands.arguments import Command, add_data, read_data, report_failures
+from tada.commands.arguments import Command, add_data, add_fps, read_data, report_failures
 from tada.interruption import advise
 from tada.terminal import markup_cell, printable, say
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def _check_arguments(parser: ArgumentParser) -> None:
     add_data(parser)
+    add_fps(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", default=Path("runs/check"), help="a folder for the report, and what it knows"
     )
@@ -37,7 +38,7 @@ def _check(options: Namespace) -> int:
 
     advise(lambda state: "what was seen is kept: the same command goes on")
     report = check_dataset(
-        read_data(options),
+        read_data(options, fps=options.fps),
         options.out,
         min_frames=options.min_frames,
         thorough=options.thorough,
@@ -82,6 +83,7 @@ def _print_report(report: CheckReport) -> None:
 
 def _prepare_arguments(parser: ArgumentParser) -> None:
     add_data(parser)
+    add_fps(parser)
     parser.add_argument(
         "out", type=Path, metavar="DIR", help="the folder of the copy; one that was begun is gone on with"
     )
@@ -99,7 +101,7 @@ def _prepare(options: Namespace) -> int:
     """
     from tada.data.prepare import PrepareOptions, prepare
 
-    table = read_data(options)
+    table = read_data(options, fps=options.fps)
     advise(lambda state: "the copies that were made stay: the same command goes on")
     prepared = prepare(
         table,

@@ -18,12 +18,16 @@ from tada.commands.arguments import (
     Command,
     RecipeFile,
     add_device,
+    add_fps,
     add_workers,
     picture_files,
+    rate_of,
     report_failures,
     reported,
     said_again,
     save_video,
+    say_aside,
+    sources_of,
     video_files,
 )
 from tada.commands.streaming import add_stream, check_stream_options, localize_live
@@ -53,6 +57,7 @@ def _extract_arguments(parser: ArgumentParser) -> None:
         "out", type=Path, metavar="DIR", help="a folder for the features; what is in it already is kept"
     )
     _clip_arguments(parser)
+    add_fps(parser)
     parser.add_argument("--num-crops", type=Literal[1, 3], default=1, help="the frame's middle, or three side by side")
     parser.add_argument("--batch-size", type=PositiveInt, default=16, help="clips that pass the network at a time")
 
@@ -88,12 +93,16 @@ def _extract(options: Namespace) -> int:
             stride_seconds=options.stride_seconds,
             num_crops=options.num_crops,
         )
+    paths = find_videos([options.videos], say_aside)
+    files = videos_by_name(paths, options.videos if Path(options.videos).is_dir() else None)
+    fps = rate_of(paths, options.fps, options.run)
     advise(lambda state: "the features that were written stay: the same command goes on")
     done = extract(
         recognizer,
-        videos_by_name(find_videos([options.videos]), options.videos if Path(options.videos).is_dir() else None),
+        files,
         options.out,
         settings,
+        fps=fps,
         batch_size=options.batch_size,
         show_progress=sys.stderr.isatty(),
     )
@@ -112,6 +121,7 @@ def _localize_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--format", type=Literal["table", "json", "csv", "srt"], default="table", help="what is printed"
     )
+    add_fps(parser)
     parser.add_argument("--min-score", type=float | None, default=None, help="in place of each class's own threshold")
     parser.add_argument(
         "--plots", type=Path | None, metavar="DIR", default=None, help="a folder for one timeline of each video"
@@ -130,7 +140,7 @@ def _localize_arguments(parser: ArgumentParser) -> None:
     add_device(parser)
     add_stream(parser)
     parser.first = dict.fromkeys(
-        ("run", "videos", "format", "min_score", "plots", "save_video", "segments", "device", "stream")
+        ("run", "videos", "fps", "format", "min_score", "plots", "save_video", "segments", "device", "stream")
     )
     parser.topics = {"stream": ("*_seconds",), "what else": ("*",)}
 
@@ -148,9 +158,10 @@ def _localize(options: Namespace) -> int:
     _check_order(options.run, options.videos)
     if options.stream:
         return localize_live(load_localizer(options.run, device=options.device), options)
-    paths = find_videos(options.videos)
+    paths = find_videos(options.videos, say_aside)
     pictures = picture_files(options.plots, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
+    sources = sources_of(paths, options.fps, options.run)
     localizer = load_localizer(options.run, device=options.device)
     truths, labels = {}, {}
     if options.segments is not None:
@@ -175,11 +186,11 @@ def _localize(options: Namespace) -> int:
 
     advise(lambda state: f"{len(found)} of {len(paths)} videos were answered")
     with reported(report), Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        for path in paths:
+        for path, source in zip(paths, sources, strict=True):
             bar = progress.add_task(markup_cell(Path(path).name), total=1.0)
             try:
                 found.append(
-                    localizer.localize(path, min_score=options.min_score, advance=partial(progress.advance, bar))
+                    localizer.localize(source, min_score=options.min_score, advance=partial(progress.advance, bar))
                 )
             except VideoError as error:
                 failures.append(str(error))
@@ -205,13 +216,13 @@ def _check_order(run: Path, videos: Sequence[str]) -> None:
     Raises:
         UserError: it does.
     """
-    from tada.data.table import VIDEO_EXTENSIONS
     from tada.localization.localizer import CARD_FILE
+    from tada.video.numbered import VIDEO_EXTENSIONS, is_frame_folder
 
     if (run / CARD_FILE).exists():
         return
     swapped = next((video for video in videos if (Path(video) / CARD_FILE).exists()), None)
-    if swapped is not None or run.suffix.lower() in VIDEO_EXTENSIONS:
+    if swapped is not None or run.suffix.lower() in VIDEO_EXTENSIONS or is_frame_folder(run):
         raise UserError(f"{str(run)!r} is no run: the run comes first, `tada localize {swapped or 'RUN'} {run}`")
 
 
@@ -296,7 +307,7 @@ def _localize_train_arguments(parser: ArgumentParser) -> None:
         "device": None,
     }
     parser.topics = {
-        "data": ("leave_out", "classifier", "skip_unreadable"),
+        "data": ("fps", "leave_out", "classifier", "skip_unreadable"),
         "features": ("backbone_recipe", "window_seconds", "stride_seconds", "resize_to"),
         "detector": _OF_THE_DETECTOR,
         "selection": ("selection.*", "tiou_thresholds"),
@@ -323,6 +334,8 @@ def _localize_train(options: Namespace) -> int:
         raise UserError("say what to train on: --videos with a folder of videos, or --features with one of features")
     if options.features is None and (options.classifier is not None or options.leave_out is not None):
         raise UserError("--classifier and --leave-out go with --features; with --videos the backbone names segments")
+    if options.features is not None and options.fps is not None:
+        raise UserError("--fps is for folders of frames among --videos: features have times of their own")
     from tada.localization.pipeline import train_on_videos
     from tada.localization.task import train_localizer
     from tada.recognizer import load
@@ -413,6 +426,7 @@ def _localize_evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--videos", type=Path | None, metavar="DIR", default=None, help="the folder of the videos to test it on"
     )
+    add_fps(parser)
     parser.add_argument(
         "--features", type=Path | None, metavar="DIR", default=None, help="or: a folder of their features"
     )
@@ -480,6 +494,7 @@ def _measure(options: Namespace, out: Path | None) -> int:
                 options.videos,
                 segments,
                 features,
+                fps=options.fps,
                 skip_unreadable=options.skip_unreadable,
                 show_progress=sys.stderr.isatty(),
                 say=say,

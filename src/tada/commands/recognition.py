@@ -19,6 +19,7 @@ from tada.commands.arguments import (
     RecipeFile,
     add_data,
     add_device,
+    add_fps,
     add_workers,
     check_new,
     check_run,
@@ -30,6 +31,8 @@ from tada.commands.arguments import (
     reported,
     said_again,
     save_video,
+    say_aside,
+    sources_of,
     video_files,
 )
 from tada.commands.live import add_live, check_live_options, recognize_live
@@ -118,7 +121,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
         "accelerator": "what trains",
     }
     parser.topics = {
-        "data": ("videos", "fold", "val_groups", "skip_unreadable", "limit"),
+        "data": ("videos", "fold", "fps", "val_groups", "skip_unreadable", "limit"),
         "model": ("model_options", "print_config"),
         "clip": ("clip.*",),
         "augmentation": AUGMENTATION,
@@ -195,6 +198,7 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
         help="the folder of a run, or a file of `tada export`",
     )
     add_data(parser, optional=True)
+    add_fps(parser)
     parser.add_argument("--views", type=str, default="1x1", help="clips x crops of each video, such as 10x3")
     parser.add_argument("--split", type=str | None, default=None, help="the part of DATA to test on")
     parser.add_argument(
@@ -225,7 +229,7 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
         ("run", "data", "split", "views", "out", "overwrite", "scores", "num_workers", "device")
     )
     parser.topics = {
-        "data": ("videos", "fold"),
+        "data": ("videos", "fold", "fps"),
         "EPIC-KITCHENS-100": ("epic", "challenge"),
         "machine": ("*",),
     }
@@ -284,7 +288,7 @@ def _tested(options: Namespace, views: Views) -> Evaluation:
 
     return evaluate(
         options.run,
-        read_data(options),
+        read_data(options, fps=options.fps),
         split=options.split,
         views=views,
         num_workers=options.num_workers,
@@ -368,9 +372,14 @@ def _predict_arguments(parser: ArgumentParser) -> None:
         "weights that ship with tada",
     )
     parser.add_argument(
-        "videos", type=str, nargs="+", metavar="VIDEO", help="files, folders, or patterns such as 'clips/*.mp4'"
+        "videos",
+        type=str,
+        nargs="+",
+        metavar="VIDEO",
+        help="files, folders (also of frames), or patterns such as 'clips/*.mp4'",
     )
     parser.add_argument("--model", type=str | None, default=None, metavar="RUN", help="the same as RUN, by name")
+    add_fps(parser)
     parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
     parser.add_argument("--clips", type=PositiveInt | None, default=None, help="clips spread over a video or window")
@@ -399,7 +408,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     add_live(parser)
     add_device(parser)
     parser.first = dict.fromkeys(
-        ("run", "videos", "format", "top", "clips", "window_seconds", "plots", "explain", "save_video", "device")
+        ("run", "videos", "fps", "format", "top", "clips", "window_seconds", "plots", "explain", "save_video", "device")
     )
     parser.first["stream"] = "the video is a camera, a pipe or a file that grows"
     parser.topics = {
@@ -422,7 +431,7 @@ def _predict(options: Namespace) -> int:
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     if options.stream:
         return recognize_live(load(run, device=options.device, dtype=dtype, compile=options.compile), names[0], options)
-    paths = find_videos(names)
+    paths = find_videos(names, say_aside)
     pictures = picture_files(options.plots, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
     predictions: list[Prediction] = []
@@ -436,10 +445,11 @@ def _predict(options: Namespace) -> int:
         else:
             _print_predictions(predictions, options.top)
 
+    sources = sources_of(paths, options.fps, run)
     recognizer = load(run, device=options.device, dtype=dtype, compile=options.compile)
     explanations = _explanations(options, recognizer, paths)
     advise(lambda state: f"{len(predictions)} of {len(paths)} videos were answered")
-    found = recognizer.predict_all(paths, num_clips=options.clips, window_seconds=options.window_seconds)
+    found = recognizer.predict_all(sources, num_clips=options.clips, window_seconds=options.window_seconds)
     with reported(report):
         for answer in found:
             if isinstance(answer, VideoError):
@@ -490,8 +500,7 @@ def _print_predictions(predictions: Sequence[Prediction], top: int) -> None:
         table.add_row(markup_cell(prediction.path), "all", _scores_text(prediction.top(top)))
         if len(prediction.clips) > 1:
             for clip in prediction.clips:
-                when = f"{clip.start_seconds:.1f}-{clip.end_seconds:.1f}"
-                table.add_row("", when, _scores_text(prediction.top(top, clip)))
+                table.add_row("", clip.when(), _scores_text(prediction.top(top, clip)))
     Console().print(table)
 
 

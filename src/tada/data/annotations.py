@@ -1,9 +1,11 @@
 """Which videos there are and what each shows: a data set in any of its forms becomes one checked table.
 
     DATA/left/a.mp4                     a folder of class folders
+    DATA/left/a/img_00001.jpg ...       the same with folders of frames (``tada.video.numbered``)
     DATA/train/left/a.mp4               the same below train/, val/ and test/ (one of them is enough)
     DATA.csv                            the columns path (or video) and label, and, if wanted, split, group,
-                                        start_seconds and end_seconds; or verb and noun in the place of label
+                                        start_seconds and end_seconds, and fps of folders of frames; or verb and noun
+                                        in the place of label
     DATA.txt                            a video and its class in each line: see ``tada.data.plain_lists``
     DATA                                annotations as they are published: see ``tada.data.lists``
 
@@ -44,7 +46,6 @@ from tada.data.rows import (
 from tada.data.table import (
     ACTION,
     SPLIT_OF,
-    VIDEO_EXTENSIONS,
     Head,
     LabelledVideo,
     VideoTable,
@@ -53,31 +54,40 @@ from tada.data.table import (
     listed,
     path_below,
     segment_text,
+    stamp_of,
+    with_fps,
 )
 from tada.errors import DataError, OptionError
 from tada.files import whole_file
+from tada.video.numbered import VIDEO_EXTENSIONS, check_fps, is_frame_folder, numbered_pictures
 
 _MEANINGS = {"video": "path", "start": "start_seconds", "end": "end_seconds"}
 _KNOWN_COLUMNS = frozenset(
-    ("path", "label", "verb", "noun", "split", "group", "start_seconds", "end_seconds", *_MEANINGS)
+    ("path", "label", "verb", "noun", "split", "group", "start_seconds", "end_seconds", "fps", *_MEANINGS)
 )
 IDENTITY_COLUMNS = ("content", "original", "mtime_ns")
 """What a run's list says of its files, beside the columns that are read here (``tada.data.known``)."""
 
 
-def read_dataset(data: Path, *, root: Path | None = None, fold: int = 1) -> VideoTable:
+def read_dataset(data: Path, *, root: Path | None = None, fold: int = 1, fps: float | None = None) -> VideoTable:
     """Read a folder, a CSV file, or annotations as they are published.
 
     Args:
         root: the folder that a CSV file's paths start from and may not leave, or below which a published list's videos
             lie; by default the file's own.
         fold: which of the three divisions of UCF101 and HMDB51.
+        fps: the rate of folders of frames, where a CSV's column of this name does not say it, in frames per second.
 
     Raises:
         DataError: something about the data set is wrong; the message names the file and row, the rule and the way
             out.
-        OptionError: ``root`` was given with a folder of class folders, or there is no such fold.
+        OptionError: ``root`` was given with a folder of class folders, or there is no such fold; ``fps`` is no rate, or
+            there are no folders of frames.
     """
+    return with_fps(_read(data, root, fold), fps)
+
+
+def _read(data: Path, root: Path | None, fold: int) -> VideoTable:
     status = _status(str(data))
     if status is None:
         raise DataError(
@@ -110,6 +120,8 @@ def _read_folder(data: Path) -> VideoTable:
     if not folders:
         tables = [name for name in files if name.lower().endswith(".csv")]
         hint = f"; it holds {tables[0]!r}: give that file" if tables else "; put each class's videos in a folder"
+        if not tables and is_frame_folder(data):
+            hint = ", but frames of one video: put each video's into DATA/CLASS/VIDEO/, and give DATA"
         raise DataError(f"{str(data)!r} holds no class folders{hint}")
     splits = {name: SPLIT_OF[name.lower()] for name in folders if name.lower() in SPLIT_OF}
     if splits and len(splits) < len(folders):
@@ -141,23 +153,37 @@ def _read_classes(parent: Path, classes: list[str], *, split: str | None, rows: 
     for name in classes:
         folder = parent / name
         folders, files = _entries(folder)
-        if folders:
+        other = next((inner for inner in folders if not is_frame_folder(folder / inner)), None)
+        if other is not None:
             raise DataError(
-                f"{str(folder / folders[0])!r} is a folder inside a class folder; put the videos straight into "
-                f"{str(folder)!r}, or list them in a CSV file"
+                f"{str(folder / other)!r} is a folder inside a class folder; put the videos straight into "
+                f"{str(folder)!r}, or list them in a CSV file. (A folder that stands for a video holds its numbered "
+                "frames, as img_00001.jpg, and nothing that is more)"
             )
         videos = [file for file in files if _is_video(file)]
-        if not videos:
-            found = f"it holds {listed(files)}" if files else "it is empty"
-            endings = " ".join(sorted(VIDEO_EXTENSIONS))
-            raise DataError(
-                f"class folder {str(folder)!r} has no videos ({found}); add some or take it away. "
-                f"A video's name ends in one of {endings}"
-            )
+        if not videos and not folders:
+            raise _no_videos(folder, files)
         ignored += [str(folder / file) for file in files if not _is_video(file)]
         path, label = absolute_path(folder), composed(name)
-        rows += [_Row(os.path.join(path, file), file, (label,), split, None, str(folder)) for file in videos]
+        rows += [
+            _Row(os.path.join(path, file), file, (label,), split, None, str(folder)) for file in (*videos, *folders)
+        ]
     return ignored
+
+
+def _no_videos(folder: Path, files: list[str]) -> DataError:
+    if is_frame_folder(folder):
+        pictures = numbered_pictures(folder)
+        return DataError(
+            f"class folder {str(folder)!r} holds pictures ({listed(pictures, at_most=2)}): those of one video belong "
+            f"into a folder of their own in it, as {str(folder / 'clip_01' / pictures[0])!r}"
+        )
+    found = f"it holds {listed(files)}" if files else "it is empty"
+    endings = " ".join(sorted(VIDEO_EXTENSIONS))
+    return DataError(
+        f"class folder {str(folder)!r} has no videos ({found}); add some or take it away. "
+        f"A video's name ends in one of {endings}, or it is a folder of numbered frames"
+    )
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
@@ -205,7 +231,7 @@ def _read_csv(file: Path, root: Path) -> VideoTable:
     if meant.count("path") != 1 or not set(heads) <= set(meant):
         raise DataError(
             f"{name} row 1: expected the columns path (or video) and label (or verb and noun), and if wanted split, "
-            f"group, start_seconds and end_seconds; found {listed(columns)}"
+            f"group, start_seconds and end_seconds, and fps of folders of frames; found {listed(columns)}"
         )
     if ("start_seconds" in meant) != ("end_seconds" in meant):
         raise DataError(f"{name} row 1: a segment has start_seconds and end_seconds; add the one that is lacking")
@@ -230,6 +256,10 @@ def _row(source: str, cells: Mapping[str, str], heads: tuple[str, ...], root: st
             raise DataError(f"{source}: {split = } should be train, val or test")
         split = SPLIT_OF[split.lower()]
     start, end = cells.get("start_seconds", ""), cells.get("end_seconds", "")
+    try:
+        fps = check_fps(cells["fps"]) if cells.get("fps") else None
+    except OptionError as error:
+        raise DataError(f"{source}: {error}") from error
     return _Row(
         path_inside(root, written, source),
         written,
@@ -238,6 +268,7 @@ def _row(source: str, cells: Mapping[str, str], heads: tuple[str, ...], root: st
         cells.get("group") or None,
         source,
         segment(source, start, end, decimal_comma=decimal_comma) if start or end else (None, None),
+        fps,
     )
 
 
@@ -278,18 +309,20 @@ def write_table(
     ):
         writer = csv.writer(lines)
         times = ("start_seconds", "end_seconds") if has_segments else ()
-        writer.writerow(["path", *names, "split", "group", *times, *more])
+        rate = ("fps",) if any(video.fps is not None for video in table.videos) else ()
+        writer.writerow(["path", *names, "split", "group", *times, *rate, *more])
         for video in table.videos:
             if video.labels:
                 path = os.path.relpath(video.path, root) if root is not None else video.path
                 if root is None and not os.path.isabs(path):  # of a table that was made by hand
                     path = absolute_path(path)
                 cells = [path, *table.label_names(video), video.split or "", video.group or ""]
-                segment = [video.start_seconds, video.end_seconds] if has_segments else []
+                numbers = [video.start_seconds, video.end_seconds] if has_segments else []
+                numbers += [video.fps] if rate else []
                 writer.writerow(
                     [
                         *map(guarded, cells),
-                        *("" if time is None else repr(time) for time in segment),
+                        *("" if number is None else repr(number) for number in numbers),
                         *(of_path.get(video.path, "") for of_path in more.values()),
                     ]
                 )
@@ -308,6 +341,7 @@ class _Row:
     group: str | None
     source: str
     segment: tuple[float | None, float | None] = (None, None)
+    fps: float | None = None
 
 
 def _table(
@@ -328,6 +362,10 @@ def _table(
     if classes is not None:
         names = [classes]
     numbers = [{label: i for i, label in enumerate(labels)} for labels in names]
+    stamps = {
+        path: stamp_of(path) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
+        for path, status in statuses.items()
+    }
     videos = [
         LabelledVideo(
             path=row.path,
@@ -338,7 +376,9 @@ def _table(
             id=path_below(root, row.path) + segment_text(*row.segment),
             start_seconds=row.segment[0],
             end_seconds=row.segment[1],
-            stamp=(statuses[row.path].st_size, statuses[row.path].st_mtime_ns),
+            stamp=stamps[row.path],
+            is_frames=stat.S_ISDIR(statuses[row.path].st_mode),
+            fps=row.fps,
         )
         for row in rows
     ]
@@ -367,7 +407,17 @@ def _found(
                 row, status = replace(row, path=path), _status(path)
         if status is None:
             missing.append(row)
-        elif not stat.S_ISREG(status.st_mode):
+        elif stat.S_ISDIR(status.st_mode) and not is_frame_folder(row.path):
+            raise DataError(
+                f"{row.source}: {row.written!r} is a folder, and most of its files are no numbered frames (as "
+                "img_00001.jpg); name its videos, or the folder of one video's frames"
+            )
+        elif row.fps is not None and not stat.S_ISDIR(status.st_mode):
+            raise DataError(
+                f"{row.source}: fps is for folders of frames, and {row.written!r} is a file with times of its own; "
+                "leave the cell empty"
+            )
+        elif not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise DataError(f"{row.source}: {row.written!r} is not a regular file; only files are read, take it away")
         else:
             statuses[row.path] = status

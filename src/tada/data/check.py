@@ -7,13 +7,13 @@ file is kept, so that a second look, or one that was interrupted, reads only wha
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from tada.data.identity import sha256_of
 from tada.data.rows import guarded
 from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
 from tada.data.workers import Lost, in_processes
@@ -31,7 +32,8 @@ from tada.errors import OptionError, VideoError
 from tada.files import whole_file, write_whole, writing
 from tada.locks import holds
 from tada.machine import check_num_workers
-from tada.video.reader import open_video
+from tada.video.frames import check_pictures, open_footage
+from tada.video.numbered import FrameFolder, frame_folder
 from tada.video.sampling import segment_frames
 
 USUAL_FPS = (10.0, 121.0)
@@ -53,6 +55,8 @@ NOTES = {
     "uneven": "frames that stay several times as long as others",
     "late_start": "pictures that begin well after the sound",
     "hdr": "high dynamic range, which is cut",
+    "other_files": "what lies between the frames of a folder, and is passed over",
+    "no_rate": "frames whose rate is not said",
     "double": "the same content twice in one split",
     "missing": "listed, but not there",
     "no_videos": "a class that a split has no videos of",
@@ -79,6 +83,9 @@ class Probe:
     """When the first frame appears. Lines of probes.jsonl without it are of a release that read files otherwise."""
     duration_seconds: float = 0.0
     fps: float = 0.0
+    """0: of a folder of frames whose rate is not said."""
+    others: str = ""
+    """What lies between the frames of a folder, in words."""
     longest_gap: float = 0.0
     """The longest time between two frames, as a multiple of the usual one."""
     width: int = 0
@@ -137,7 +144,7 @@ class CheckReport:
         """How many of the readable files have each rate, size and codec, the most frequent first."""
         readable = [probe for probe in self.probes.values() if not probe.reason]
         values: dict[str, Callable[[Probe], str]] = {
-            "fps": lambda probe: f"{probe.fps:.4g}",
+            "fps": lambda probe: f"{probe.fps:.4g}" if probe.fps else "unknown",
             "size": lambda probe: f"{probe.width}x{probe.height}",
             "codec": lambda probe: probe.codec,
         }
@@ -202,19 +209,20 @@ def check_dataset(
     num_processes = check_num_workers(num_processes or os.cpu_count() or 1)
     out.mkdir(parents=True, exist_ok=True)
     known = _known_probes(out / "probes.jsonl", thorough)
-    paths = list(dict.fromkeys(video.path for video in table.videos))
-    probes = {path: known[path] for path in paths if path in known and _is_same(known[path])}
+    rates = {video.path: video.fps for video in table.videos}
+    paths = list(rates)
+    probes = {path: known[path] for path in paths if path in known and _is_same(known[path], rates[path])}
     num_cached = len(probes)
-    new = [path for path in paths if path not in probes]
+    new = [(path, rates[path]) for path in paths if path not in probes]
     looks = in_processes(
-        partial(probe_file, thorough=thorough),
+        partial(_probe_task, thorough=thorough),
         new,
         num_processes=num_processes,
         timeout_seconds=timeout_seconds,
     )
     probes_file = out / "probes.jsonl"
     with writing(probes_file), probes_file.open("ab") as file:
-        for path, found in track(looks, "looking", len(new), transient=True, disable=not show_progress):
+        for (path, _), found in track(looks, "looking", len(new), transient=True, disable=not show_progress):
             if isinstance(found, Lost):
                 size, mtime_ns = stamp_of(path)
                 message = f"{path!r}: {found.reason}; leave it out, or convert it with another program"
@@ -234,8 +242,12 @@ def check_dataset(
     return report
 
 
-def probe_file(path: str, *, thorough: bool) -> Probe:
-    """Open a file, hash it, and decode some of its frames, or all."""
+def _probe_task(task: tuple[str, float | None], *, thorough: bool) -> Probe:
+    return probe_file(task[0], thorough=thorough, fps=task[1])
+
+
+def probe_file(path: str, *, thorough: bool, fps: float | None = None) -> Probe:
+    """Open a file, or a folder of frames of some rate, hash it, and decode some of its frames, or all."""
     probe = _nothing_known(path, thorough)
     try:
         size, mtime_ns = stamp_of(path)
@@ -243,21 +255,27 @@ def probe_file(path: str, *, thorough: bool) -> Probe:
         return replace(probe, reason="not_found", message=str(error))
     probe = replace(probe, size_bytes=size, mtime_ns=mtime_ns)
     try:
-        with warnings.catch_warnings(record=True) as told, open_video(path) as video:
+        is_folder = os.path.isdir(path)
+        if is_folder:
+            probe = replace(probe, others=_others(frame_folder(path)))
+        with warnings.catch_warnings(record=True) as told, open_footage(path, fps=fps) as video:
             warnings.simplefilter("always")
-            with open(path, "rb") as file:
-                probe = replace(probe, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+            with suppress(FileNotFoundError):  # a link in a folder: reading the frame says so
+                probe = replace(probe, sha256=sha256_of(path))
             times, info = video.times_seconds, video.info
             last = len(times) - 1
+            if is_folder and not thorough:
+                check_pictures(path)
             for index in range(len(times)) if thorough else sorted({0, last // 2, last}):
                 video.frames([index])
         gaps = np.diff(times)
+        is_timed = fps is not None or not is_folder
         return replace(
             probe,
             num_frames=info.num_frames,
             start_seconds=info.start_seconds,
-            duration_seconds=info.duration_seconds,
-            fps=info.fps,
+            duration_seconds=info.duration_seconds if is_timed else 0.0,
+            fps=info.fps if is_timed else 0.0,
             longest_gap=float(gaps.max() / np.median(gaps)) if len(gaps) else 0.0,
             width=info.width,
             height=info.height,
@@ -266,6 +284,10 @@ def probe_file(path: str, *, thorough: bool) -> Probe:
         )
     except VideoError as error:
         return replace(probe, reason=error.reason, message=str(error))
+
+
+def _others(folder: FrameFolder) -> str:
+    return listed(folder.others, at_most=3) if folder.others else ""
 
 
 def _nothing_known(path: str, thorough: bool) -> Probe:
@@ -286,8 +308,11 @@ def _known_probes(file: Path, thorough: bool) -> dict[str, Probe]:
     return known
 
 
-def _is_same(probe: Probe) -> bool:
+def _is_same(probe: Probe, fps: float | None) -> bool:
     try:
+        is_folder = os.path.isdir(probe.path)
+        if is_folder and (probe.reason or probe.fps != (fps or 0.0)):  # a folder's faults may be in its names
+            return False
         return stamp_of(probe.path) == (probe.size_bytes, probe.mtime_ns)
     except OSError:
         return False
@@ -300,10 +325,13 @@ def _findings(table: VideoTable, probes: dict[str, Probe], min_frames: int) -> I
     rows: dict[str, list[LabelledVideo]] = {}
     for video in table.videos:
         rows.setdefault(video.path, []).append(video)
-    rates = [probe.fps for probe in probes.values() if not probe.reason]
+    rates = [probe.fps for probe in probes.values() if probe.fps]
     usual_fps = statistics.median(rates) if rates else 0.0
     for path, videos in rows.items():
         probe = probes[path]
+        if probe.others:
+            message = f"{path!r} holds {probe.others} beside the frames, which is passed over"
+            yield Finding(kind="other_files", path=path, source=videos[0].source, message=message)
         if probe.reason:
             yield Finding(kind=probe.reason, path=path, source=videos[0].source, message=probe.message)
         else:
@@ -325,6 +353,13 @@ def _findings(table: VideoTable, probes: dict[str, Probe], min_frames: int) -> I
 
 
 def _about_file(probe: Probe, source: str, usual_fps: float) -> Iterator[Finding]:
+    if not probe.fps:
+        message = (
+            f"{probe.path!r} is a folder of frames, whose rate is not said (--fps, or a column fps): networks whose "
+            "clips are counted in seconds need it"
+        )
+        yield Finding(kind="no_rate", path=probe.path, source=source, message=message)
+        return
     ratio = max(probe.fps, usual_fps) / min(probe.fps, usual_fps)
     low, high = USUAL_FPS
     if probe.longest_gap > _LONG_GAP:
@@ -347,7 +382,7 @@ def _about_file(probe: Probe, source: str, usual_fps: float) -> Iterator[Finding
 
 def _about_length(probe: Probe, video: LabelledVideo, min_frames: int) -> Iterator[Finding]:
     num_frames = probe.num_frames
-    if video.start_seconds is not None:
+    if video.start_seconds is not None and probe.fps:
         # As if frames were spread evenly: near enough to tell which segments a video holds.
         times = np.linspace(probe.start_seconds, probe.duration_seconds, num_frames, endpoint=False)
         try:

@@ -29,7 +29,7 @@ from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError
 from tada.schedule import LastBatch, steps_of_epoch
 from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
-from tada.video.reader import Video, open_video
+from tada.video.frames import OpenVideo, no_rate, open_footage
 from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices
 from tada.video.transforms import draw_jitter_and_crop, frame_crops, random_flip, random_reverse, recolour
 
@@ -178,8 +178,22 @@ class Sample(NamedTuple):
     """The video that it is from."""
 
 
+def check_rates(table: VideoTable, spec: ClipSpec) -> None:
+    """See whether folders of frames say their rate where clips or segments count seconds.
+
+    Raises:
+        OptionError: one does not.
+    """
+    bare = [video for video in table.videos if video.is_frames and video.fps is None]
+    if bare and spec.needs_times:
+        raise OptionError(no_rate(bare[0].path, f"clips are counted at {spec.fps:g} frames per second"))
+    segment = next((video for video in bare if video.start_seconds is not None), None)
+    if segment is not None:
+        raise OptionError(no_rate(segment.path, f"its segments are in seconds ({segment.source})"))
+
+
 @contextmanager
-def open_labelled(video: LabelledVideo) -> Iterator[tuple[Video, range]]:
+def open_labelled(video: LabelledVideo) -> Iterator[tuple[OpenVideo, range]]:
     """Open the file of a row of the table; its reader, and which of its frames the row means.
 
     Raises:
@@ -188,7 +202,7 @@ def open_labelled(video: LabelledVideo) -> Iterator[tuple[Video, range]]:
         VideoError: the file cannot be read.
     """
     note_reading(video.path)
-    with open_video(video.path) as reader:
+    with open_footage(video.path, fps=video.fps) as reader:
         if video.stamp is not None and stamp_of(video.path) != video.stamp:
             raise ChangedVideoError(
                 f"{video.path!r} has changed since the data set was read: its size or time is another; start anew",
@@ -210,6 +224,7 @@ class TrainingClips(Dataset[Sample]):
     """
 
     def __init__(self, table: VideoTable, spec: ClipSpec, augmentation: Augmentation, *, seed: int) -> None:
+        check_rates(table, spec)
         self.videos = table.videos
         self.spec = spec
         self.augmentation = augmentation
@@ -245,7 +260,7 @@ class TrainingClips(Dataset[Sample]):
             clip = self._read_small(reader, [own[index] for index in chosen], rng)
         return self.augmentation.changed(clip, video.labels, rng)
 
-    def _read_small(self, reader: Video, indices: list[int], rng: np.random.Generator) -> Tensor:
+    def _read_small(self, reader: OpenVideo, indices: list[int], rng: np.random.Generator) -> Tensor:
         """Frames, made small as they come: uint8 [T, crop, crop, 3]. What cannot be read has drawn nothing."""
         state, cut = rng.bit_generator.state, None
 
@@ -435,6 +450,7 @@ class TestVideos(Dataset[tuple[int, tuple[int, ...], Tensor | Unreadable]]):
     __test__ = False  # not a test case, though pytest would think so
 
     def __init__(self, table: VideoTable, spec: ClipSpec, views: Views) -> None:
+        check_rates(table, spec)
         self.videos = table.videos
         self.spec = spec
         self.views = views

@@ -23,7 +23,6 @@ from tada.data.manifest import originals_among
 from tada.data.rows import absolute_path, unguarded
 from tada.data.splits import Splits
 from tada.data.table import (
-    VIDEO_EXTENSIONS,
     LabelledVideo,
     VideoTable,
     composed,
@@ -32,11 +31,14 @@ from tada.data.table import (
     videos_text,
 )
 from tada.errors import CheckpointError, DataError
+from tada.video.numbered import VIDEO_EXTENSIONS
 
 RUN_LIST = "videos.csv"
 """What a run's list is called in its folder."""
 _MANY = 20_000  # files, of which each is opened: that takes a while
-_NOT_LABELS = frozenset(("path", "split", "group", "start_seconds", "end_seconds", "content", "original", "mtime_ns"))
+_NOT_LABELS = frozenset(
+    ("path", "split", "group", "start_seconds", "end_seconds", "fps", "content", "original", "mtime_ns")
+)
 
 Stamp = tuple[int, int]
 """A file's size in bytes and its time of change in nanoseconds."""

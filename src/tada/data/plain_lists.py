@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tada.data.rows import class_number, text_lines
-from tada.data.table import SPLIT_OF, VIDEO_EXTENSIONS, composed, listed
+from tada.data.table import SPLIT_OF, composed, listed
 from tada.errors import DataError
+from tada.video.numbered import VIDEO_EXTENSIONS
 
 _ENDINGS = "|".join(re.escape(ending) for ending in sorted(VIDEO_EXTENSIONS))
 # The path goes up to a video's ending that a mark follows: it may hold spaces and commas itself.

@@ -3,7 +3,7 @@
 A clip of a long video costs the decoding of all frames from the key frame before it; at full size, most of it for
 pixels that training throws away. The copy holds, below OUT::
 
-    videos/             each file of the data set, at its place below the root, as H.264 in MP4
+    videos/             each file or folder of frames of the data set, at its place below the root, as H.264 in MP4
     videos.csv          the same table, with the new paths: what `tada train` takes
     manifest.jsonl      of each file: what the original and the copy are, sizes, rates, frames (``tada.data.manifest``)
 
@@ -14,6 +14,7 @@ sound is left out.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,7 +39,7 @@ from tada.errors import DataError, OptionError, OutputError, VideoError
 from tada.files import remove_dead_parts, write_whole, writing
 from tada.locks import holds
 from tada.machine import check_num_workers
-from tada.video.reader import Video, open_video
+from tada.video.frames import OpenVideo, no_rate, open_footage
 from tada.video.sampling import average_fps
 from tada.video.writer import write_video
 
@@ -100,8 +101,12 @@ class _Task:
     source: str
     relative: str
     target: str
+    file: str
+    """As ``Copy.file``."""
     earlier: tuple[str, ...]
     """As ``Copy.earlier``."""
+    fps: float | None
+    """The rate of a folder of frames."""
 
 
 @holds("out")
@@ -194,14 +199,17 @@ def _tasks(table: VideoTable, out: Path) -> list[_Task]:
     for video in table.videos:
         if video.path in tasks:
             continue
+        if video.is_frames and video.fps is None:
+            raise OptionError(no_rate(video.path, "its copy is a video file, which does"))
         relative = table.relative(video)
-        target = os.path.join(videos, os.path.splitext(relative)[0] + ".mp4")
+        file = (relative if video.is_frames else os.path.splitext(relative)[0]) + ".mp4"
+        target = os.path.join(videos, file)
         other = source_of.setdefault(target.casefold(), relative)
         if other != relative:
             raise DataError(f"{other!r} and {relative!r} would both become {target!r}; rename one of them")
         if os.path.realpath(target) == os.path.realpath(video.path):
             raise OptionError(f"{str(out)!r} holds the original {relative!r}; give another folder")
-        tasks[video.path] = _Task(video.path, relative, target, earlier.get(video.path, ()))
+        tasks[video.path] = _Task(video.path, relative, target, file, earlier.get(video.path, ()), video.fps)
     return list(tasks.values())
 
 
@@ -210,7 +218,7 @@ def _sizes(paths: Iterable[str]) -> dict[str, int]:
     sizes = {}
     for path in paths:
         with suppress(OSError, ValueError):
-            sizes[path] = os.path.getsize(path)
+            sizes[path] = stamp_of(path)[0]
     return sizes
 
 
@@ -235,7 +243,8 @@ def _is_done(task: _Task, copy: Copy | None) -> bool:
         size = os.stat(task.target).st_size
     except OSError:
         return False
-    return size == copy.size_bytes and stamp_of(task.source) == (copy.source_size_bytes, copy.source_mtime_ns)
+    is_same = size == copy.size_bytes and stamp_of(task.source) == (copy.source_size_bytes, copy.source_mtime_ns)
+    return is_same and (task.fps is None or math.isclose(task.fps, copy.fps, rel_tol=1e-6))
 
 
 def _completed(copies: dict[str, Copy], tasks: Iterable[_Task]) -> dict[str, Copy]:
@@ -266,7 +275,7 @@ def _write_tables(table: VideoTable, out: Path, copies: dict[str, Copy]) -> None
     for video in table.videos:
         if video.path in copies:
             path = os.path.abspath(out / COPIES / copies[video.path].file)
-            videos.append(replace(video, path=path, stamp=None))
+            videos.append(replace(video, path=path, stamp=None, is_frames=False, fps=None))
     write_table(replace(table, videos=tuple(videos)), out / "videos.csv", root=out)
 
 
@@ -279,7 +288,7 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
         size, mtime_ns = stamp_of(task.source)
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-        with open_video(task.source) as video:
+        with open_footage(task.source, fps=task.fps) as video:
             width, height = small_size(video.info.width, video.info.height, options.short_side)
             write_video(
                 target,
@@ -297,7 +306,7 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
             source_sha256=sha256_of(task.source),
             source_content=content_id(task.source),
             earlier=task.earlier,
-            file=os.path.splitext(task.relative)[0] + ".mp4",
+            file=task.file,
             size_bytes=target.stat().st_size,
             sha256=sha256_of(task.target),
             width=width,
@@ -323,7 +332,7 @@ def small_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return max(round(width * scale / 2) * 2, 2), max(round(height * scale / 2) * 2, 2)
 
 
-def _resized(video: Video, width: int, height: int) -> Iterator[npt.NDArray[np.uint8]]:
+def _resized(video: OpenVideo, width: int, height: int) -> Iterator[npt.NDArray[np.uint8]]:
     reformatter = VideoReformatter()
     for _, pixels in video:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
@@ -333,7 +342,7 @@ def _resized(video: Video, width: int, height: int) -> Iterator[npt.NDArray[np.u
         yield array
 
 
-def _timing(video: Video) -> dict[str, Any]:
+def _timing(video: OpenVideo) -> dict[str, Any]:
     """The rate, where frames come at a fixed one; else the time of each."""
     times = video.times_seconds
     fps = average_fps(times)

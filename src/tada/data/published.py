@@ -18,7 +18,6 @@ from tada.data.lists import COLUMNS, FORMS, Entry
 from tada.data.rows import absolute_path, csv_columns, ignored_columns
 from tada.data.table import (
     SPLIT_OF,
-    VIDEO_EXTENSIONS,
     LabelledVideo,
     MissingVideo,
     VideoTable,
@@ -27,6 +26,7 @@ from tada.data.table import (
     stamp_of,
 )
 from tada.errors import DataError
+from tada.video.numbered import VIDEO_EXTENSIONS, are_frames
 
 
 def find_published(data: Path, fold: int) -> tuple[str, list[Path]] | None:
@@ -78,6 +78,7 @@ def read_published(kind: str, lists: Sequence[Path], root: Path) -> VideoTable:
                 start_seconds=span[0] if span else None,
                 end_seconds=span[1] if span else None,
                 stamp=stamp_of(path),
+                is_frames=os.path.isdir(path),
             )
         )
     if not videos:
@@ -120,7 +121,10 @@ def _check_ids(entries: Sequence[Entry]) -> None:
 
 
 def _files_below(root: str) -> dict[str, list[str]]:
-    """All videos by the part of their name in front of the ending; folders that are links are followed once."""
+    """All videos by the part of their name in front of the ending, and folders of frames by theirs.
+
+    Folders that are links are followed once.
+    """
     files: dict[str, list[str]] = {}
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True):
@@ -130,6 +134,9 @@ def _files_below(root: str) -> dict[str, list[str]]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if folder != root and are_frames(names):
+            files.setdefault(composed(os.path.basename(folder)), []).append(folder)
+            continue
         for name in names:
             stem, ending = os.path.splitext(name)
             if ending.lower() in VIDEO_EXTENSIONS and not name.startswith("."):

@@ -9,18 +9,15 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from tada.errors import DataError, OptionError, UnknownNameError
+from tada.video.numbered import check_fps, frame_folder_stamp
 
-VIDEO_EXTENSIONS = frozenset(
-    # Split, since a literal would be sixteen lines.
-    ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
-)
-"""Endings, in small letters, by which a folder's videos are told from other files. A CSV file may name any file."""
 SPLITS = ("train", "val", "test")
 SPLIT_OF = {
     "train": "train",
@@ -52,7 +49,8 @@ class LabelledVideo:
     """One row of the table: a file, or a segment of one."""
 
     path: str
-    """Absolute path of the video file, by the names that the user gave: links are not resolved."""
+    """Absolute path of the video file, or of the folder of its frames, by the names that the user gave: links are not
+    resolved."""
     labels: tuple[int, ...]
     """The class for each of the table's heads; empty where the data set keeps it secret."""
     split: str | None
@@ -69,6 +67,10 @@ class LabelledVideo:
     """Where it ends."""
     stamp: tuple[int, int] | None = None
     """The file's size in bytes and time of change in nanoseconds, when the table was read."""
+    is_frames: bool = False
+    """It is a folder of frames, and no file."""
+    fps: float | None = None
+    """The rate of such frames, in frames per second; None where nobody has said it. Files have times of their own."""
 
     @property
     def label(self) -> int:
@@ -132,6 +134,11 @@ class VideoTable:
         """The splits that hold videos, of train, val and test; empty where the data set has none."""
         present = {video.split for video in self.videos}
         return tuple(split for split in SPLITS if split in present)
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether some videos are folders of frames."""
+        return any(video.is_frames for video in self.videos)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -257,9 +264,27 @@ def segment_text(start_seconds: float | None, end_seconds: float | None) -> str:
 
 
 def stamp_of(path: str) -> tuple[int, int]:
-    """What tells that a file was replaced: its size in bytes and time of change in nanoseconds."""
+    """What tells that a file was replaced: its size in bytes and time of change in nanoseconds.
+
+    Of a folder of frames, the size of all of them and the newest time.
+    """
     status = os.stat(path)
-    return status.st_size, status.st_mtime_ns
+    return frame_folder_stamp(path) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
+
+
+def with_fps(table: VideoTable, fps: float | None) -> VideoTable:
+    """The table with this rate for those of its folders of frames that have none yet.
+
+    Raises:
+        OptionError: it is no rate, or there are no folders of frames, which alone need one.
+    """
+    if fps is None:
+        return table
+    rate = check_fps(fps)
+    if not table.has_frames:
+        raise OptionError(f"fps = {rate:g} is for folders of frames, and there is none: files have times of their own")
+    videos = (replace(v, fps=rate) if v.is_frames and v.fps is None else v for v in table.videos)
+    return replace(table, videos=tuple(videos))
 
 
 # -- holding out a part -----------------------------------------------------------------------------------------------

@@ -35,8 +35,8 @@ from tada.localization.sources import Source
 from tada.localization.video_names import video_name
 from tada.locks import holds
 from tada.recognizer import Recognizer
-from tada.video.inputs import OpenVideo, VideoSource, source_of
-from tada.video.reader import probe
+from tada.video.frames import OpenVideo, check_rate, probe_footage
+from tada.video.inputs import VideoSource, source_of
 from tada.video.sampling import ClipSpec
 from tada.video.transforms import normalise, test_crops
 
@@ -323,6 +323,7 @@ def extract(
     out: Path,
     settings: ExtractionSettings,
     *,
+    fps: float | None = None,
     batch_size: int = 16,
     show_progress: bool = True,
 ) -> Extraction:
@@ -333,11 +334,14 @@ def extract(
     being read.
 
     Args:
-        videos: files by the videos' names.
+        videos: files, or folders of frames, by the videos' names.
+        fps: the rate of folders of frames, in frames per second.
 
     Raises:
+        OptionError: there are folders of frames and no rate, or a rate and no such folders.
         DataError: the folder holds features of another backbone or setting, or of another video of the same name.
     """
+    check_rate(list(videos.values()), fps, needed="features are taken at times")
     sha256 = backbone_hash(backbone.model)
     expected = settings_of(backbone, settings)
     missing, kept, replaced, assumed = [], [], [], []
@@ -353,7 +357,9 @@ def extract(
                 f"{str(file)!r} holds features of another {', '.join(changed)}; extract into another folder, or remove "
                 "this one"
             )
-        if _is_of_another_content(card, path, file) or (card.source is None and _is_of_another_length(card, path)):
+        if _is_of_another_content(card, path, file) or (
+            (card.source is None or path.is_dir()) and _is_of_another_length(card, path, fps)
+        ):
             replaced.append(name)
             missing.append(name)
             continue
@@ -375,8 +381,9 @@ def extract(
             if name in replaced:
                 (out / f"{name}.json").unlink()
             try:
+                source = source_of(videos[name], fps=fps if videos[name].is_dir() else None)
                 found = _extract_bound(
-                    backbone, videos[name], settings, batch_size, sha256, lambda part: progress.advance(bar, part)
+                    backbone, source, settings, batch_size, sha256, lambda part: progress.advance(bar, part)
                 )
             except VideoError as error:
                 failures.append(Failure(fspath(videos[name]), str(error)))
@@ -412,16 +419,17 @@ def _is_of_another_content(card: FeatureCard, path: Path, file: Path) -> bool:
     return True
 
 
-def _is_of_another_length(card: FeatureCard, path: Path) -> bool:
+def _is_of_another_length(card: FeatureCard, path: Path, fps: float | None) -> bool:
     """Whether a video lasts longer or shorter than its features say, which do not tell what they were made of.
 
-    It was replaced; or an older tada counted its times from the first picture, and not from the container's start.
+    It was replaced; or an older tada counted its times from the first picture, and not from the container's start; or
+    its frames had another rate.
     """
     try:
-        duration = probe(path).duration_seconds
+        duration = probe_footage(path, fps=fps).duration_seconds
     except VideoError:  # extracting it again would not be better
         return False
-    return abs(duration - card.duration_seconds) > card.grid.stride_seconds / 2
+    return abs(duration - card.duration_seconds) > (1e-3 if path.is_dir() else card.grid.stride_seconds / 2)
 
 
 def _bind(out: Path, card: FeatureCard, path: Path) -> None:
@@ -448,16 +456,17 @@ def _source_of(path: Path) -> Source | None:
 
 def _extract_bound(
     backbone: Recognizer,
-    path: Path,
+    video: VideoSource,
     settings: ExtractionSettings,
     batch_size: int,
     backbone_sha256: str,
     advance: Callable[[float], None],
 ) -> VideoFeatures:
     """The features of a video, bound to its content."""
+    path = Path(video.name)
     before = _source_of(path)
     found = extract_video(
-        backbone, path, settings, batch_size=batch_size, backbone_sha256=backbone_sha256, advance=advance
+        backbone, video, settings, batch_size=batch_size, backbone_sha256=backbone_sha256, advance=advance
     )
     after = _source_of(path)
     if after is None or before != after:

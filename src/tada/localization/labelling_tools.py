@@ -20,12 +20,13 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tada.data.rows import csv_columns, csv_rows
-from tada.data.table import VIDEO_EXTENSIONS, listed
+from tada.data.table import listed
 from tada.errors import DataError
 from tada.localization.forms import Content, Row, load_json
 from tada.localization.frame_clock import FrameClock
 from tada.localization.labelling_xml import read_xml
 from tada.localization.video_names import video_path
+from tada.video.numbered import VIDEO_EXTENSIONS
 
 _SUFFIXES = {".xml", ".eaf", ".json", ".boris", ".csv", ".tsv"}
 

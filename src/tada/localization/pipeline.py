@@ -40,7 +40,7 @@ from tada.recipe import METRICS_FILE, RECIPE_FILE, Recipe
 from tada.recognition import train
 from tada.recognizer import find_videos, load
 from tada.run_folder import check_free, was_begun
-from tada.video.reader import probe
+from tada.video.frames import check_rate, probe_footage
 
 _FEW = 9  # videos, whose frame rate stands for that of all
 
@@ -90,7 +90,10 @@ def train_on_videos(
         with held_folder(out.with_name(f"{out.name}_{beside}")):
             pass  # it can be written, and no other process does
     table = read_segments(segments, videos)
-    table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
+    fps = recipe.fps
+    table, files = match_videos(
+        table, videos, fps=fps, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say
+    )
     table = with_splits(table, val_fraction=val_fraction, seed=recipe.seed)
     told: list[str] = []
     check_for_training(table, told.append)
@@ -102,7 +105,7 @@ def train_on_videos(
         window_seconds=window_seconds,
         stride_seconds=stride_seconds,
         segment_seconds=lengths,
-        frame_seconds=_frame_seconds(files.values()),
+        frame_seconds=_frame_seconds(files.values(), fps),
     )
     if backbone is None:
         settings_for((backbone_recipe or Recipe()).clip)  # what is wrong with the segments is said before the training
@@ -112,6 +115,7 @@ def train_on_videos(
                 files,
                 out,
                 backbone_recipe or Recipe(),
+                fps=fps,
                 skip_unreadable=skip_unreadable,
                 num_workers=num_workers,
                 show_progress=show_progress,
@@ -122,7 +126,7 @@ def train_on_videos(
     settings = settings_for(recognizer.clip)
     say(f"features of {settings.window_seconds:.2f} s of video, one every {settings.stride_seconds:.3f} s")
     features = out.with_name(f"{out.name}_features")
-    done = extract(recognizer, files, features, settings, show_progress=show_progress)
+    done = extract(recognizer, files, features, settings, fps=fps, show_progress=show_progress)
     say(f"features of {videos_text(len(done.written))} extracted, of {len(done.kept)} there already")
     for line in done.lines():
         say(line)
@@ -141,9 +145,9 @@ def train_on_videos(
     )
 
 
-def _frame_seconds(files: Iterable[Path]) -> float:
+def _frame_seconds(files: Iterable[Path], fps: float | None) -> float:
     """How long a frame of some videos is shown: the median of a few."""
-    few = [probe(file) for file in islice(files, _FEW)]
+    few = [probe_footage(file, fps=fps) for file in islice(files, _FEW)]
     return float(np.median([info.duration_seconds / info.num_frames for info in few]))
 
 
@@ -153,6 +157,7 @@ def _own_backbone(
     out: Path,
     recipe: Recipe,
     *,
+    fps: float | None,
     skip_unreadable: int,
     num_workers: int | None,
     show_progress: bool,
@@ -170,10 +175,12 @@ def _own_backbone(
     is_ours = (run / RECIPE_FILE).exists()
     is_trained = (run / (METRICS_FILE if is_ours else CARD_FILE)).exists()
     if is_begun:
-        _check_clips_of(table, files, run, folder if (folder / CLIPS_TABLE).exists() else run)
+        _check_clips_of(table, files, fps, run, folder if (folder / CLIPS_TABLE).exists() else run)
     if is_trained and not (folder / CLIPS_TABLE).exists():
         return run
-    clips = cut_clips(table, files, folder, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
+    clips = cut_clips(
+        table, files, folder, fps=fps, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say
+    )
     if not is_trained:
         say(f"training a backbone on {len(clips)} segment{'s' * (len(clips) != 1)}")
         train(recipe, clips, run, resume=is_ours, num_workers=num_workers, show_progress=show_progress, say=say)
@@ -181,7 +188,7 @@ def _own_backbone(
     return run
 
 
-def _check_clips_of(table: SegmentTable, files: dict[str, Path], run: Path, noted: Path) -> None:
+def _check_clips_of(table: SegmentTable, files: dict[str, Path], fps: float | None, run: Path, noted: Path) -> None:
     """Refuse a backbone that was trained on clips of other segments or videos than there are now.
 
     Args:
@@ -191,7 +198,7 @@ def _check_clips_of(table: SegmentTable, files: dict[str, Path], run: Path, note
         DataError: it was.
     """
     replaced = replaced_videos(files, noted)
-    if replaced or segments_changed(table, noted):
+    if replaced or segments_changed(table, noted, fps):
         what = f"the videos {listed(replaced)}, which were replaced since" if replaced else "other segments"
         folders = {run, noted, run.with_name(f"{run.name.removesuffix('_backbone')}_clips")}
         raise DataError(
@@ -206,6 +213,7 @@ def features_for(
     segments: Path,
     features: Path,
     *,
+    fps: float | None = None,
     skip_unreadable: int = 0,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
@@ -215,6 +223,7 @@ def features_for(
     Args:
         videos: a folder that holds all annotated videos, at any depth.
         features: a folder for them; what is in it already is kept.
+        fps: the rate of folders of frames, in frames per second; by default that of the localizer's training.
         skip_unreadable: how many videos may be missing or turn out unreadable; they are named, and left out.
 
     Returns:
@@ -226,8 +235,13 @@ def features_for(
     """
     backbone, settings = localizer.feature_maker()
     table = read_segments(segments, videos)
-    table, files = match_videos(table, videos, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say)
-    done = extract(backbone, files, features, settings, show_progress=show_progress)
+    if fps is None and localizer.recipe.fps is not None and _has_frames(videos):
+        fps = localizer.recipe.fps
+        say(f"frames are taken to come at {fps:g} a second, as in the localizer's training; fps says otherwise")
+    table, files = match_videos(
+        table, videos, fps=fps, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say
+    )
+    done = extract(backbone, files, features, settings, fps=fps, show_progress=show_progress)
     say(f"features of {len(done.written)} videos extracted into {features}, {len(done.kept)} were there already")
     for line in done.lines():
         say(line)
@@ -236,22 +250,31 @@ def features_for(
     return table.without(reasons, allowed=skip_unreadable, say=say)
 
 
+def _has_frames(folder: Path) -> bool:
+    return folder.is_dir() and any(Path(video).is_dir() for video in find_videos([str(folder)], lambda line: None))
+
+
 def match_videos(
     table: SegmentTable,
     folder: Path,
     *,
+    fps: float | None = None,
     skip_unreadable: int = 0,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> tuple[SegmentTable, dict[str, Path]]:
-    """Find the file of every annotated video, and check the segments against how long it is.
+    """Find the file, or the folder of frames, of every annotated video, and check the segments against its length.
+
+    Args:
+        fps: the rate of folders of frames, in frames per second.
 
     Raises:
+        OptionError: there are folders of frames and no rate, or a rate and no such folders.
         DataError: files are missing, or more than ``skip_unreadable`` cannot be opened.
     """
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give the folder of the videos")
-    files = videos_by_name(find_videos([str(folder)]), folder)
+    files = videos_by_name(find_videos([str(folder)], say), folder)
     places = {name: str(file.absolute()) for name, file in files.items()}
     table = named_like(table, places, say)
     missing = [video.name for video in table.videos if video.segments and video.name not in files]
@@ -266,11 +289,12 @@ def match_videos(
         say(f"{table.name}: videos without segments that are not in {str(folder)!r} are left out: {listed(empty)}")
         table = replace(table, videos=tuple(video for video in table.videos if video.name not in empty))
     files = {video.name: files[video.name] for video in table.videos if video.name in files}
+    check_rate(list(files.values()), fps, needed="segments are in seconds")
     durations = {}
     unreadable = {name: f"{table.name}: the video {name!r} is not in {str(folder)!r}" for name in missing}
     for name, file in track(files.items(), "opening videos", transient=True, disable=not show_progress):
         try:
-            durations[name] = probe(file).duration_seconds
+            durations[name] = probe_footage(file, fps=fps).duration_seconds
         except VideoError as error:
             unreadable[name] = str(error)
     table = table.without(unreadable, allowed=skip_unreadable, say=say)

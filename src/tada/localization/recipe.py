@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from tada.localization.detections import Selection
 from tada.recipe import changed, find_recipe, named_recipes, read_recipe
 from tada.schedule import Fit, LastBatch, Schedule, require
+from tada.video.numbered import check_fps
 
 
 # No slots: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
@@ -36,6 +37,8 @@ class LocalizationRecipe(Schedule):
     """Whether ActionFormer's steps are told their places, as on ActivityNet and HACS."""
     input_dropout: float = 0.2
     """Part of the feature channels dropped in training; ActionFormer's."""
+    fps: float | None = None
+    """The rate of folders of frames among the videos, in frames per second. Files have times of their own."""
     resize_to: int | None = None
     """Resize every video's features to so many, as on ActivityNet; null keeps their times. ActionFormer's."""
     train_on_background: bool = True
@@ -82,6 +85,8 @@ class LocalizationRecipe(Schedule):
         """Raise OptionError where a field is out of its range."""
         # As YAML has them, so that a recipe that was written and read again is the same.
         object.__setattr__(self, "tiou_thresholds", tuple(self.tiou_thresholds))
+        if self.fps is not None:
+            check_fps(self.fps)
         require(self.video_classes is None or self.video_classes >= 1, "video_classes", "null or 1 or more")
         require(self.dim >= 4 and self.dim % 4 == 0, "dim", "a multiple of 4")
         require(0 <= self.input_dropout < 1, "input_dropout", "in [0, 1)")

@@ -14,7 +14,7 @@ from tada.data.table import stamp_of
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """The video file that something was made of."""
+    """The video file, or the folder of frames, that something was made of."""
 
     path: str
     """Absolute, where it lay."""
@@ -86,6 +86,7 @@ class Source:
 
 
 def _stamp(file: str | Path) -> tuple[int, int]:
-    if not stat.S_ISREG(os.stat(file).st_mode):
+    mode = os.stat(file).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(f"{str(file)!r} is no regular file")  # reading a pipe could wait for ever
     return stamp_of(os.fspath(file))

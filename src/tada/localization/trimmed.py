@@ -31,7 +31,7 @@ from tada.files import write_whole
 from tada.localization.annotations import SegmentTable, UntrimmedVideo
 from tada.localization.sources import Source
 from tada.locks import holds
-from tada.video.reader import Video, open_video
+from tada.video.frames import OpenVideo, open_footage
 from tada.video.transforms import shrink_to
 from tada.video.writer import write_video
 
@@ -47,6 +47,7 @@ def cut_clips(
     out: Path,
     *,
     short_side: int = 256,
+    fps: float | None = None,
     skip_unreadable: int = 0,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
@@ -59,6 +60,7 @@ def cut_clips(
         out: receives the clips; a folder with those of the same segments and videos is kept. Where a video has been
             replaced since, all are cut again.
         short_side: larger videos are made so small.
+        fps: the rate of folders of frames, in frames per second.
         skip_unreadable: how many videos may turn out unreadable; they are named, and left out.
 
     Raises:
@@ -66,7 +68,7 @@ def cut_clips(
     """
     listing = out / CLIPS_TABLE
     if listing.exists():
-        if not (out / _SEGMENTS).exists() or segments_changed(table, out):
+        if not (out / _SEGMENTS).exists() or segments_changed(table, out, fps):
             raise DataError(
                 f"{str(out)!r} holds clips of other segments than {table.name} has now; remove it, and the backbone "
                 "that was trained on them, or choose another --out"
@@ -79,7 +81,7 @@ def cut_clips(
         say(f"replaced since clips were cut, which is therefore done anew: {listed(replaced)}")
         listing.unlink()
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / _SEGMENTS, table.fingerprint().encode())
+    write_whole(out / _SEGMENTS, _fingerprint(table, fps).encode())
     _write_sources(table, files, out / _VIDEOS)
     rows: list[tuple[str, str, str]] = []
     unreadable: dict[str, str] = {}
@@ -88,7 +90,7 @@ def cut_clips(
         table = table.of_split("train")
     for video in track(table.videos, "cutting clips", transient=True, disable=not show_progress):
         try:
-            names = _cut(video, files[video.name], out, short_side)
+            names = _cut(video, files[video.name], out, short_side, fps)
         except VideoError as error:
             unreadable[video.name] = str(error)
             continue
@@ -103,11 +105,11 @@ def cut_clips(
     return read_dataset(listing)
 
 
-def _cut(video: UntrimmedVideo, file: Path, out: Path, short_side: int) -> list[str]:
+def _cut(video: UntrimmedVideo, file: Path, out: Path, short_side: int, fps: float | None) -> list[str]:
     """Write a clip of each segment; their names."""
     names = []
     (out / video.name).parent.mkdir(parents=True, exist_ok=True)
-    with open_video(file) as reader:
+    with open_footage(file, fps=fps) as reader:
         times = reader.times_seconds
         for number, segment in enumerate(video.segments):
             shown = (times >= segment.start_seconds - 1e-6) & (times < segment.end_seconds)
@@ -117,7 +119,7 @@ def _cut(video: UntrimmedVideo, file: Path, out: Path, short_side: int) -> list[
     return names
 
 
-def _small_frames(reader: Video, indices: list[int], short_side: int) -> Iterator[NDArray[np.uint8]]:
+def _small_frames(reader: OpenVideo, indices: list[int], short_side: int) -> Iterator[NDArray[np.uint8]]:
     """Frames [H, W, 3] in turn, with even sides, the shorter at most ``short_side``."""
     for start in range(0, len(indices), _FRAMES_AT_ONCE):
         part = indices[start : start + _FRAMES_AT_ONCE]
@@ -129,10 +131,15 @@ def _small_frames(reader: Video, indices: list[int], short_side: int) -> Iterato
 # -- which segments and videos clips, or what was trained on them, are of ----------------------------------------------
 
 
-def segments_changed(table: SegmentTable, folder: Path) -> bool:
-    """Whether a folder's note says other segments than the table; not so where it has none."""
+def segments_changed(table: SegmentTable, folder: Path, fps: float | None = None) -> bool:
+    """Whether a folder's note says other segments than the table, or another rate; not so where it has none."""
     note = folder / _SEGMENTS
-    return note.exists() and note.read_text(encoding="utf-8") != table.fingerprint()
+    return note.exists() and note.read_text(encoding="utf-8") != _fingerprint(table, fps)
+
+
+def _fingerprint(table: SegmentTable, fps: float | None) -> str:
+    """Of the segments, and of the rate by which frames of folders are counted."""
+    return table.fingerprint() + ("" if fps is None else f" at {fps!r}")
 
 
 def replaced_videos(files: Mapping[str, Path], folder: Path) -> list[str]:

@@ -10,8 +10,9 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tada.data.table import VIDEO_EXTENSIONS, composed, listed
+from tada.data.table import composed, listed
 from tada.errors import DataError
+from tada.video.numbered import VIDEO_EXTENSIONS
 
 
 def video_path(written: str) -> str:

@@ -18,7 +18,8 @@ from tada.errors import CorruptVideoError, OptionError
 from tada.files import write_whole, writing
 from tada.video.captions import Captions, Lane
 from tada.video.container import Limits
-from tada.video.inputs import OpenVideo, VideoSource, source_of
+from tada.video.frames import OpenVideo
+from tada.video.inputs import VideoSource, source_of
 from tada.video.reader import MAX_FRAMES, MAX_PIXELS, Video
 from tada.video.sound import Sound
 from tada.video.writer import write_video

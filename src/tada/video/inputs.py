@@ -9,51 +9,30 @@ Shapes: T frames of H x W pixels.
 from __future__ import annotations
 
 import io
-import math
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from fractions import Fraction
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import CorruptVideoError, OptionError, VideoError, VideoNotFoundError
 from tada.files import writing
-from tada.video.reader import VideoInfo, open_video
+from tada.video.frames import FramesVideo, OpenVideo, open_footage, rgb_of
+from tada.video.numbered import check_fps
+from tada.video.reader import open_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-Shrink = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-
-_FRAMES_AT_ONCE = 16  # that are held at full size where they are to become smaller
 _LAYOUTS = "a video in memory is uint8 [T, H, W, 3] or [T, 3, H, W], RGB"
-
-
-class OpenVideo(Protocol):
-    """A video that is open: ``tada.video.reader.Video`` says what its parts mean."""
-
-    times_seconds: NDArray[np.float64]
-
-    @property
-    def container_fps(self) -> float | None: ...
-
-    @property
-    def info(self) -> VideoInfo: ...
-
-    def frames(self, indices: Sequence[int], *, shrink: Shrink | None = None) -> NDArray[np.uint8]: ...
-
-    def frames_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]: ...
-
-    def __iter__(self) -> Iterator[tuple[float, NDArray[np.uint8]]]: ...
 
 
 class VideoSource:
@@ -119,22 +98,25 @@ def source_of(video: Any, *, fps: float | None = None, number: int | None = None
     """Find out what was given as a video.
 
     Args:
-        video: a path, the bytes of a file, a binary file that is open (read from where it stands to its end), frames in
-            an array or a tensor, or a list of pictures: PIL's, or arrays and tensors of one each.
+        video: the path of a file or of a folder of numbered pictures, the bytes of a file, a binary file that is open
+            (read from where it stands to its end), frames in an array or a tensor, or a list of pictures: PIL's, or
+            arrays and tensors of one each.
         fps: the rate of frames that come without times, in frames per second.
         number: which of several it is, for its name.
 
     Raises:
         OptionError: it is none of these, or its layout is not clear; or a rate for what has times of its own.
     """
-    if fps is not None and not (isinstance(fps, int | float | np.number) and 0 < fps < math.inf):
-        raise OptionError(f"{fps = } should be a positive number of frames per second")
+    fps = None if fps is None else check_fps(fps)
     if isinstance(video, VideoSource):
         return video
     which = "" if number is None else f" {number}"
     found: VideoSource
+    if isinstance(video, str | os.PathLike) and os.path.isdir(video):
+        opens = partial(open_footage, video, fps=fps)
+        return VideoSource(os.fspath(video), opens, has_times=fps is not None, is_file=True)
     if isinstance(video, str | os.PathLike):
-        found = VideoSource(os.fspath(video), partial(open_video, video), is_file=True)
+        found = VideoSource(os.fspath(video), partial(open_footage, video), is_file=True)
     elif isinstance(video, bytes | bytearray | memoryview):
         name = f"<bytes{which}>"
         found = VideoSource(name, partial(_open_bytes, video, name))
@@ -200,70 +182,6 @@ def _of_open_file(file: Any, which: str) -> VideoSource:
 # -- frames -----------------------------------------------------------------------------------------------------------
 
 
-class FramesVideo:
-    """Frames in memory, with the parts of an open video.
-
-    Args:
-        frames: T pictures, each uint8 [H, W, 3] when it is asked for.
-        size: height and width.
-        fps: their rate; None: it is not known, and ``times_seconds`` counts frames.
-    """
-
-    def __init__(
-        self, frames: Sequence[NDArray[np.uint8]], size: tuple[int, int], *, fps: float | None, name: str
-    ) -> None:
-        self._frames, self._size, self._fps, self._name = frames, size, fps, name
-        self.times_seconds = np.arange(len(frames)) / (fps or 1.0)
-
-    @property
-    def container_fps(self) -> float | None:
-        """The rate that was given."""
-        return self._fps
-
-    @property
-    def info(self) -> VideoInfo:
-        """What is known of a video."""
-        height, width = self._size
-        fps = self._fps or 1.0
-        return VideoInfo(
-            path=self._name,
-            width=width,
-            height=height,
-            fps=fps,
-            container_fps=self._fps,
-            num_frames=len(self._frames),
-            start_seconds=0.0,
-            duration_seconds=len(self._frames) / fps,
-            codec="rawvideo",
-            rotation_degrees=0,
-            pixel_aspect=Fraction(1),
-        )
-
-    def frames(self, indices: Sequence[int], *, shrink: Shrink | None = None) -> NDArray[np.uint8]:
-        """The frames numbered ``indices``; see ``Video.frames``."""
-        at_once = max(len(indices), 1) if shrink is None else _FRAMES_AT_ONCE
-        parts = [self._stacked(indices[i : i + at_once]) for i in range(0, len(indices), at_once)]
-        if not parts:
-            return np.empty((0, *self._size, 3), np.uint8)
-        return parts[0] if shrink is None else np.concatenate([shrink(part) for part in parts])
-
-    def _stacked(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        frames = np.empty((len(indices), *self._size, 3), np.uint8)
-        for place, index in enumerate(indices):
-            frames[place] = self._frames[index]
-        return frames
-
-    def frames_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]:
-        """The frames shown at ``seconds``; see ``Video.frames_at``."""
-        shown = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
-        return self.frames(shown.tolist(), shrink=shrink)
-
-    def __iter__(self) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        """Every frame in turn, [H, W, 3], and when it is shown."""
-        for index, seconds in enumerate(self.times_seconds.tolist()):
-            yield seconds, self._stacked([index])[0]
-
-
 def _of_frames(video: Any, fps: float | None, which: str) -> VideoSource:
     frames: Sequence[NDArray[np.uint8]]
     if _is_image(video):
@@ -288,15 +206,9 @@ def _of_frames(video: Any, fps: float | None, which: str) -> VideoSource:
             f"a video is a path, bytes, an open binary file, an array or tensor [T, H, W, 3] or a list of pictures, "
             f"not {'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
         )
-    rate = None if fps is None else float(fps)
     return VideoSource(
-        name, lambda: _open_frames(FramesVideo(frames, size, fps=rate, name=name)), has_times=rate is not None
+        name, lambda: nullcontext(FramesVideo(frames, size, fps=fps, name=name)), has_times=fps is not None
     )
-
-
-@contextmanager
-def _open_frames(video: FramesVideo) -> Iterator[OpenVideo]:
-    yield video
 
 
 def _as_array(video: Any, name: str) -> NDArray[Any]:
@@ -366,13 +278,7 @@ class Images(Sequence[NDArray[np.uint8]]):
     def __getitem__(self, index: Any) -> Any:
         image = self._images[index]
         try:
-            if image.has_transparency_data:
-                alpha = image.convert("RGBA")
-                black = alpha.copy()
-                black.paste((0, 0, 0, 255), (0, 0, *alpha.size))
-                black.alpha_composite(alpha)
-                image = black
-            return np.asarray(image.convert("RGB"))
+            return rgb_of(image)
         except (OSError, ValueError, SyntaxError) as error:  # a file that breaks off, or was closed
             name = getattr(image, "filename", "") or "<images>"
             raise CorruptVideoError(f"{name!r}: picture {index} cannot be read ({error})", str(name)) from error

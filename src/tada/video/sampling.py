@@ -77,6 +77,11 @@ class ClipSpec:
                 f"network can take: a clip may have {MAX_CLIP_PIXELS} pixels, and a side {MAX_SHORT_SIDE}"
             )
 
+    @property
+    def needs_times(self) -> bool:
+        """Whether it depends on when frames are shown, and not on their numbers alone."""
+        return self.sampling == "interval" and self.fps is not None
+
 
 def train_indices(
     spec: ClipSpec, times_seconds: Times, rng: np.random.Generator, *, container_fps: float | None = None

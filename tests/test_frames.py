@@ -417,7 +417,7 @@ class TestTables:
         with pytest.raises(OptionError, match="fps = 25 is for folders of frames, and there is none: files have times"):
             read_dataset(tmp_path / "clips", fps=25)
         with pytest.raises(OptionError, match="fps = 25 is for folders of frames, and there is none"):
-            rate_of([str(lossless)], 25, "run")
+            rate_of([str(lossless)], 25, "run", needed="")
 
     def test_lists_as_mmaction2_and_tsm_have_them(self, folder: Path, tmp_path: Path) -> None:
         for name in ("frames/a", "frames/b"):

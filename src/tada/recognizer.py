@@ -222,13 +222,15 @@ class Recognizer:
             sources = list(sources)  # so that what is no video is told at once
         return self._predictions(sources, num_clips, window_seconds)
 
+    def needs_times(self, window_seconds: float | None = None) -> str:
+        """What of a prediction needs to know when frames are shown, in words; empty if nothing does."""
+        if self.clip.needs_times:
+            return f"this model's clips are counted at {self.clip.fps:g} frames per second"
+        return "" if window_seconds is None else "window_seconds counts seconds"
+
     def _timed(self, source: VideoSource, window_seconds: float | None) -> VideoSource:
         """The source; refused where its frames need times that it has not."""
-        needed = ""
-        if self.clip.needs_times:
-            needed = f"this model's clips are counted at {self.clip.fps:g} frames per second"
-        elif window_seconds is not None:
-            needed = "window_seconds counts seconds"
+        needed = self.needs_times(window_seconds)
         if needed and not source.has_times:
             raise OptionError(f"{source.name} does not say when its frames are shown, and {needed}: give fps")
         return source

@@ -76,19 +76,22 @@ def read_data(options: Namespace, name: str = "data", *, fps: float | None = Non
     return read_dataset(options[name], root=options.videos, fold=options.fold, fps=fps)
 
 
-def sources_of(paths: Sequence[str], fps: float | None, run: str | Path) -> list[VideoSource]:
+def sources_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed: str) -> list[VideoSource]:
     """The videos at some paths; folders of frames with their rate, as ``rate_of`` says it."""
     from tada.video.inputs import source_of
 
-    fps = rate_of(paths, fps, run)
+    fps = rate_of(paths, fps, run, needed=needed)
     return [source_of(path, fps=fps if Path(path).is_dir() else None) for path in paths]
 
 
-def rate_of(paths: Sequence[str], fps: float | None, run: str | Path) -> float | None:
+def rate_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed: str) -> float | None:
     """The rate of folders of frames among some videos: what is given, or by default that of a run's training.
 
+    Args:
+        needed: what needs the times of frames, for the message; empty if nothing does.
+
     Raises:
-        OptionError: there are no such folders, while a rate is given; or it is none.
+        OptionError: there is no rate, and it is needed; there are no such folders, while it is given; or it is none.
     """
     from tada.recipe import fps_of_run
     from tada.video.frames import check_rate
@@ -98,6 +101,7 @@ def rate_of(paths: Sequence[str], fps: float | None, run: str | Path) -> float |
         fps = fps_of_run(run)
         if fps is not None:
             say_aside(f"frames are taken to come at {fps:g} a second, as {run} was trained with; --fps says otherwise")
+        check_rate(paths, fps, needed=needed)
     return fps
 
 

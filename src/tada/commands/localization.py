@@ -95,7 +95,7 @@ def _extract(options: Namespace) -> int:
         )
     paths = find_videos([options.videos], say_aside)
     files = videos_by_name(paths, options.videos if Path(options.videos).is_dir() else None)
-    fps = rate_of(paths, options.fps, options.run)
+    fps = rate_of(paths, options.fps, options.run, needed="features are taken at times")
     advise(lambda state: "the features that were written stay: the same command goes on")
     done = extract(
         recognizer,
@@ -161,7 +161,7 @@ def _localize(options: Namespace) -> int:
     paths = find_videos(options.videos, say_aside)
     pictures = picture_files(options.plots, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
-    sources = sources_of(paths, options.fps, options.run)
+    sources = sources_of(paths, options.fps, options.run, needed="a localizer says when things happen")
     localizer = load_localizer(options.run, device=options.device)
     truths, labels = {}, {}
     if options.segments is not None:

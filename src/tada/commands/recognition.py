@@ -445,8 +445,9 @@ def _predict(options: Namespace) -> int:
         else:
             _print_predictions(predictions, options.top)
 
-    sources = sources_of(paths, options.fps, run)
     recognizer = load(run, device=options.device, dtype=dtype, compile=options.compile)
+    needed = recognizer.needs_times(options.window_seconds) or ("--save-video writes them" if videos else "")
+    sources = sources_of(paths, options.fps, run, needed=needed)
     explanations = _explanations(options, recognizer, paths)
     advise(lambda state: f"{len(predictions)} of {len(paths)} videos were answered")
     found = recognizer.predict_all(sources, num_clips=options.clips, window_seconds=options.window_seconds)

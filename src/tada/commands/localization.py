@@ -27,7 +27,6 @@ from tada.commands.arguments import (
     said_again,
     save_video,
     say_aside,
-    sources_of,
     video_files,
 )
 from tada.commands.streaming import add_stream, check_stream_options, localize_live
@@ -161,7 +160,7 @@ def _localize(options: Namespace) -> int:
     paths = find_videos(options.videos, say_aside)
     pictures = picture_files(options.plots, paths)
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
-    sources = sources_of(paths, options.fps, options.run, needed="a localizer says when things happen")
+    fps = rate_of(paths, options.fps, options.run, needed="a localizer says when things happen")
     localizer = load_localizer(options.run, device=options.device)
     truths, labels = {}, {}
     if options.segments is not None:
@@ -186,11 +185,16 @@ def _localize(options: Namespace) -> int:
 
     advise(lambda state: f"{len(found)} of {len(paths)} videos were answered")
     with reported(report), Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        for path, source in zip(paths, sources, strict=True):
+        for path in paths:
             bar = progress.add_task(markup_cell(Path(path).name), total=1.0)
             try:
                 found.append(
-                    localizer.localize(source, min_score=options.min_score, advance=partial(progress.advance, bar))
+                    localizer.localize(
+                        path,
+                        fps=fps if Path(path).is_dir() else None,
+                        min_score=options.min_score,
+                        advance=partial(progress.advance, bar),
+                    )
                 )
             except VideoError as error:
                 failures.append(str(error))

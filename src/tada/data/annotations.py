@@ -256,10 +256,11 @@ def _row(source: str, cells: Mapping[str, str], heads: tuple[str, ...], root: st
             raise DataError(f"{source}: {split = } should be train, val or test")
         split = SPLIT_OF[split.lower()]
     start, end = cells.get("start_seconds", ""), cells.get("end_seconds", "")
+    rate = cells.get("fps", "")
     try:
-        fps = check_fps(cells["fps"]) if cells.get("fps") else None
-    except OptionError as error:
-        raise DataError(f"{source}: {error}") from error
+        fps = check_fps(float(rate.replace(",", ".") if decimal_comma else rate)) if rate else None
+    except ValueError as error:
+        raise DataError(f"{source}: fps = {rate!r} should be a positive number of frames per second") from error
     return _Row(
         path_inside(root, written, source),
         written,

@@ -48,7 +48,7 @@ def check_fps(fps: object) -> float:
         rate = float(fps)  # type: ignore[arg-type]  # whatever is a number
     except (TypeError, ValueError):
         rate = math.nan
-    if isinstance(fps, bool) or not 0 < rate <= MAX_FPS:
+    if isinstance(fps, bool | str) or not 0 < rate <= MAX_FPS:
         raise OptionError(f"{fps = } should be a positive number of frames per second, up to {MAX_FPS:g}")
     return rate
 

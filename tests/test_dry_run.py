@@ -32,10 +32,10 @@ def test_a_dry_run_tells_time_and_memory_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     lines = tried(replace(small_recipe, epochs=50, **variant), motion_videos, num_workers=0)
     assert lines[0] == "12 training and 3 validation videos of 3 classes"
-    steps = 1 if "batch_size" in variant else 3
+    steps = "1 step" if "batch_size" in variant else "3 steps"
     assert re.fullmatch(
         r"a step takes [\d.]+ m?s \(the network [\d.]+ m?s, reading its clips [\d.]+ m?s\), a test of 3 videos "
-        rf"[\d.]+ m?s: 50 epochs of {steps} steps take about [\d.]+ (ms|s|minutes|hours)",
+        rf"[\d.]+ m?s: 50 epochs of {steps} take about [\d.]+ (ms|s|minutes|hours)",
         lines[-3],
     )
     assert re.fullmatch(r"memory, at most: [\d.]+ [MG]B of this process", lines[-2])

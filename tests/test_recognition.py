@@ -93,7 +93,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(
     result = train(small_recipe, motion_videos, out, num_workers=0, show_progress=False, say=lines.append)
     assert lines[0] == "12 training and 3 validation videos of 3 classes"
     assert lines[1].endswith("starting from random weights")
-    assert lines[2] == "2 epochs of 3 steps, 4 clips in each; warm-up 1 epochs"
+    assert lines[2] == "2 epochs of 3 steps, 4 clips in each; warm-up 1 epoch"
     assert lines[-4].startswith("epoch 2/2  train_loss ")
     assert re.fullmatch(r"a clip takes \d+ ms of a core \(95 of 100 at most \d+ ms\)", lines[-3])
     assert lines[-1] == f"curves, every class and the worst mistakes: {out / 'report.html'}"

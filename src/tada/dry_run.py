@@ -19,6 +19,7 @@ from tada.data.clips import ResumableLoader
 from tada.data.loader import VideoLoader, closing
 from tada.loop import PRECISIONS, AveragedWeights, LoopRecipe, quiet, strategy_for
 from tada.machine import Machine, Processes
+from tada.schedule import counted
 
 _STEPS = 2  # the first is slower than those that follow
 
@@ -106,8 +107,8 @@ def try_training(
     line = f"a step takes {_in_words(step)} (the network {_in_words(network)}, reading its clips {_in_words(reading)}"
     line += f" of {loader.num_workers} processes)" if loader.num_workers else ")"
     if num_held_out:
-        line += f", a test of {num_held_out} videos {_in_words(val_seconds)}"
-    say(f"{line}: {epochs} epochs of {steps_per_epoch} steps take about {_in_words(total)}")
+        line += f", a test of {counted(num_held_out, 'video')} {_in_words(val_seconds)}"
+    say(f"{line}: {counted(epochs, 'epoch')} of {counted(steps_per_epoch, 'step')} take about {_in_words(total)}")
     say(f"memory, at most: {_memory(device, bool(loader.num_workers))}")
     say(f"dry run: {len(clock.seconds) // recipe.accumulate} steps were trained and thrown away; nothing was written")
 

@@ -152,8 +152,8 @@ def in_words(
     epochs, batch_size, warmup_epochs = numbers
     steps = steps_of_epoch(num_clips, batch_size, last_batch)
     line = (
-        f"{_counted(epochs, 'epoch')} of {_counted(steps, 'step')}, {_counted(batch_size, noun)} in each; "
-        f"warm-up {warmup_epochs:g} epochs"
+        f"{counted(epochs, 'epoch')} of {counted(steps, 'step')}, {counted(batch_size, noun)} in each; "
+        f"warm-up {counted(warmup_epochs, 'epoch')}"
     )
     left, lacking = num_clips % batch_size, -num_clips % batch_size
     if is_balanced:
@@ -161,12 +161,12 @@ def in_words(
     if left and last_batch == "drop":
         line += f"; each epoch leaves {left} of the {num_clips} {noun}s out (--last-batch fill: none)"
     elif lacking:
-        line += f"; {_counted(lacking, noun)} once more to fill the last step"
+        line += f"; {counted(lacking, noun)} once more to fill the last step"
     return line
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def counted(number: float, noun: str) -> str:
+    return f"{number:.12g} {noun}{'' if number == 1 else 's'}"
 
 
 def epochs_between_tests(epochs: int, steps_per_epoch: int) -> int:

@@ -14,7 +14,11 @@ import tada
 from conftest import MOTIONS_OF_TESTS
 from drawn_frames import as_frame_folders, write_frames
 from tada.cli import main
+from tada.errors import DataError
+from tada.localization.annotations import read_segments
 from tada.localization.features import FeatureFolder
+from tada.localization.pipeline import match_videos
+from tada.localization.trimmed import cut_clips
 from tada.recipe import Recipe, fps_of_run, recipe_of_run, recipe_yaml
 from tada.video.reader import open_video, probe
 from tada.video.sampling import ClipSpec
@@ -216,3 +220,30 @@ def test_localization(
     assert "0 videos extracted, 3 were there already" in capsys.readouterr().out
     assert main(["extract", "run", "frames", "run_features", "--fps", "16"]) == 0
     assert "3 videos extracted, 0 were there already" in capsys.readouterr().out
+
+
+def test_frames_beside_the_recording_that_they_are_of(untrimmed: Path, tmp_path: Path) -> None:
+    """Where both lie there, annotations mean the recording, as they did before frames were extracted."""
+    shutil.copytree(untrimmed, tmp_path / "data/videos")
+    for name in ("v0", "v1"):
+        with open_video(untrimmed / f"{name}.mp4") as reader:
+            write_frames(tmp_path / "data/frames" / name, reader.frames(range(32)))
+    said: list[str] = []
+    _, files = match_videos(
+        read_segments(untrimmed / "segments.csv"), tmp_path / "data", show_progress=False, say=said.append
+    )
+    assert sorted(file.name for file in files.values()) == ["v0.mp4", "v1.mp4", "v2.mp4"]
+    assert "folders of frames that are called as video files are, and are passed over for these: " in said[0]
+
+
+def test_clips_that_were_cut_at_another_rate_are_not_taken(untrimmed: Path, tmp_path: Path) -> None:
+    for name in ("v0", "v1", "v2"):
+        with open_video(untrimmed / f"{name}.mp4") as reader:
+            write_frames(tmp_path / "frames" / name, reader.frames(range(32)))
+    table = read_segments(untrimmed / "segments.csv")
+    table, files = match_videos(table, tmp_path / "frames", fps=8, show_progress=False)
+    clips = cut_clips(table, files, tmp_path / "clips", fps=8, show_progress=False)
+    assert [probe(video.path).num_frames for video in clips.videos] == [8] * 6
+    assert cut_clips(table, files, tmp_path / "clips", fps=8, show_progress=False) == clips
+    with pytest.raises(DataError, match="holds clips of other segments"):
+        cut_clips(table, files, tmp_path / "clips", fps=9, show_progress=False)

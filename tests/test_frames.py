@@ -383,6 +383,14 @@ class TestTables:
         with pytest.raises(DataError, match="holds no class folders, but frames of one video: put each video's into"):
             read_dataset(tmp_path / "clips/wave")
 
+    def test_a_video_and_its_own_frames(self, folder: Path, lossless: Path, tmp_path: Path) -> None:
+        shutil.copytree(folder, tmp_path / "clips/wave/a")
+        shutil.copy(lossless, tmp_path / "clips/wave/a.mkv")
+        with pytest.raises(
+            DataError, match=r"a video and a folder of frames that are both called 'a': keep one of them"
+        ):
+            read_dataset(tmp_path / "clips")
+
     def test_a_folder_that_is_no_video(self, folder: Path, tmp_path: Path) -> None:
         (tmp_path / "clips/wave/more").mkdir(parents=True)
         with pytest.raises(DataError, match=r"more' is a folder inside a class folder; .*holds its numbered frames"):
@@ -429,7 +437,7 @@ class TestTables:
             ("frames/b", 1, True, 25.0),
         ]
 
-    def test_epic_kitchens_as_it_is_published(self, folder: Path, tmp_path: Path) -> None:
+    def test_epic_kitchens_as_it_is_published(self, folder: Path, lossless: Path, tmp_path: Path) -> None:
         shutil.copytree(folder, tmp_path / "P01/rgb_frames/P01_01")
         (tmp_path / "EPIC_100_train.csv").write_text(
             "narration_id,participant_id,video_id,start_timestamp,stop_timestamp,verb_class,noun_class\n"
@@ -443,6 +451,11 @@ class TestTables:
         assert video.fps == FPS
         with open_labelled(video) as (_, own):
             assert own == range(5, 15)
+        # Where the recording lies there too, it is taken, and not the frames that were extracted from it.
+        (tmp_path / "P01/videos").mkdir()
+        shutil.copy(lossless, tmp_path / "P01/videos/P01_01.mkv")
+        (video,) = read_dataset(tmp_path / "EPIC_100_train.csv").videos
+        assert not video.is_frames
 
     def test_the_same_folder_twice(self, folder: Path, tmp_path: Path) -> None:
         shutil.copytree(folder, tmp_path / "a")

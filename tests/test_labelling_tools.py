@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from drawn_frames import write_frames
 from drawn_videos import draw_plain, draw_variable_rate
 from tada.errors import DataError
 from tada.localization.annotations import read_segments
+from tada.video.reader import open_video
 from test_localization_annotations import seen
 
 
@@ -65,6 +67,19 @@ def test_cvats_tracks_last_while_their_object_is_to_be_seen(videos: Path, tmp_pa
         ("day", "wave", 36, 40),
     ]
     assert table.videos[0].duration_seconds == pytest.approx(40 / 30)
+
+
+def test_frames_of_folders_are_counted_by_their_rate(videos: Path, tmp_path: Path) -> None:
+    """The frames of day.mp4, extracted into a folder of its name."""
+    with open_video(videos / "day.mp4") as reader:
+        write_frames(tmp_path / "frames" / "day", reader.frames(range(40)), "{}.jpg")
+    file = save(tmp_path / "annotations.xml", cvat(TRACKS))
+    found = seen(read_segments(file, tmp_path / "frames", fps=30))
+    assert [(video, pytest.approx(start), pytest.approx(end), label) for video, _, start, end, label in found] == [
+        (video, start, end, label) for video, _, start, end, label in seen(read_segments(file, videos))
+    ]
+    with pytest.raises(DataError, match=r"day' is a folder of frames, .* counts its frames: give their rate"):
+        read_segments(file, tmp_path / "frames")
 
 
 def test_cvats_frames_are_shown_when_the_video_shows_them(videos: Path, tmp_path: Path) -> None:

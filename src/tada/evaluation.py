@@ -87,11 +87,7 @@ def evaluate(
     recognizer = load(run, device="cpu" if processes.world > 1 else device)
     if not isinstance(data, VideoTable):
         data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
-    table = with_fps(data, fps)
-    of_run = fps_of_run(run)
-    if of_run is not None and any(video.is_frames and video.fps is None for video in table.videos):
-        say(f"frames are taken to come at {of_run:g} a second, as {run} was trained with; fps says otherwise")
-        table = with_fps(table, of_run)
+    table = with_fps_of_run(with_fps(data, fps), run, say)
     if table.ignored:
         say(f"left out, beside the videos: {listed(table.ignored, quote=False)}")
     hidden = not (show_progress and processes.is_first)
@@ -242,6 +238,15 @@ def _video_scores(
 
 
 # -- which videos -----------------------------------------------------------------------------------------------------
+
+
+def with_fps_of_run(table: VideoTable, run: Path, say: Callable[[str], None]) -> VideoTable:
+    """The table with the rate of a run's training for those folders of frames that have none, which is said."""
+    fps = fps_of_run(run)
+    if fps is None or not any(video.is_frames and video.fps is None for video in table.videos):
+        return table
+    say(f"frames are taken to come at {fps:g} a second, as {run} was trained with; fps says otherwise")
+    return with_fps(table, fps)
 
 
 def choose_videos(

@@ -37,7 +37,7 @@ from tada.data.known import read_run_list, splits_of, with_contents
 from tada.data.splits import MOST_PARTS
 from tada.data.table import VideoTable
 from tada.errors import DataError, OptionError, VideoError
-from tada.evaluation import choose_videos, evaluate
+from tada.evaluation import choose_videos, evaluate, with_fps_of_run
 from tada.files import scratch_folder, write_whole, writing
 from tada.interruption import last_chance
 from tada.loading import load
@@ -141,7 +141,8 @@ def export(
         raise OptionError(f"{str(run)!r} was exported already; give the run it comes from")
 
     if int8 is not None:  # before the work, for there may be something wrong with them
-        table = (int8 if isinstance(int8, VideoTable) else read_dataset(Path(int8))).numbered_as(recognizer.heads)
+        table = int8 if isinstance(int8, VideoTable) else read_dataset(Path(int8))
+        table = with_fps_of_run(table, Path(run), say).numbered_as(recognizer.heads)
         tested = choose_videos(table, Path(run), None, say)
         calibration = _calibration_videos(table, tested, calibration_clips, say)
     splits = _splits_text(Path(run), say)

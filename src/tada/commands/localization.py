@@ -167,7 +167,7 @@ def _localize(options: Namespace) -> int:
         files = videos_by_name(paths)
         folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
         known = {name: str(file.absolute()) for name, file in files.items()}
-        table = named_like(read_segments(options.segments, folder), known)
+        table = named_like(read_segments(options.segments, folder, fps=fps), known)
         truths = {str(files[video.name]): video for video in table.videos if video.name in files}
         labels = {path: [table.label_of(segment) for segment in truth.segments] for path, truth in truths.items()}
     found: list[Localization] = []

@@ -163,6 +163,13 @@ def _read_classes(parent: Path, classes: list[str], *, split: str | None, rows: 
         videos = [file for file in files if _is_video(file)]
         if not videos and not folders:
             raise _no_videos(folder, files)
+        both = {os.path.splitext(file)[0]: file for file in videos}.keys() & set(folders)
+        if both:
+            twin = min(both)
+            raise DataError(
+                f"class folder {str(folder)!r} holds a video and a folder of frames that are both called {twin!r}: "
+                "keep one of them, or rename one if they are of two recordings"
+            )
         ignored += [str(folder / file) for file in files if not _is_video(file)]
         path, label = absolute_path(folder), composed(name)
         rows += [

@@ -151,6 +151,8 @@ def _find(entry: Entry, files: dict[str, list[str]], root: Path) -> tuple[str, t
         paths = files.get(composed(stem), []) if stem else []
         if entry.folder is not None and len(paths) > 1:
             paths = [path for path in paths if os.path.basename(os.path.dirname(path)) == entry.folder]
+        if len(paths) > 1:  # frames that were extracted from the files beside them
+            paths = [path for path in paths if not os.path.isdir(path)] or paths
         if len(paths) > 1:
             shown = listed(os.path.relpath(path, root) for path in paths)
             raise DataError(f"{entry.source}: {stem!r} is there {len(paths)} times ({shown}); keep one of these files")

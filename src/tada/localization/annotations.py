@@ -192,7 +192,7 @@ class SegmentTable:
         return digest.hexdigest()
 
 
-def read_segments(path: Path, videos: Path | None = None) -> SegmentTable:
+def read_segments(path: Path, videos: Path | None = None, *, fps: float | None = None) -> SegmentTable:
     """Read an annotation file or folder of a form that ``tada.localization.forms`` or ``labelling_tools`` lists.
 
     A mistake in a CSV is refused with its row: its owner can mend it. Published files are known to have empty, reversed
@@ -200,12 +200,13 @@ def read_segments(path: Path, videos: Path | None = None) -> SegmentTable:
 
     Args:
         videos: the folder of the videos, for labelling tools that count frames; no other form needs any.
+        fps: the rate of folders of frames among these.
 
     Raises:
         DataError: the file is not there or of no form that is known, or an entry is wrong; the message names it and
             the way out.
     """
-    content = read_tool_files(path, videos)
+    content = read_tool_files(path, videos, fps=fps)
     return _table(path.absolute().name, read_content(path) if content is None else content)
 
 

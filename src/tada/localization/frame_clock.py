@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 
 from tada.errors import DataError, VideoError
 from tada.localization.video_names import KnownVideos, video_path
-from tada.video.reader import open_video
+from tada.video.frames import no_rate, open_footage
+from tada.video.numbered import is_frame_folder
+
+_FRAMES = "/"  # in the place of an ending: folders of frames
 
 
 class FrameClock:
     """Finds the videos that annotations name in some folders, and opens each once."""
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = folders
+    def __init__(self, folders: Sequence[Path], *, fps: float | None = None) -> None:
+        """Look in these folders; ``fps`` is the rate of folders of frames there."""
+        self._folders, self._fps = folders, fps
         self._known: dict[str, tuple[NDArray[np.float64], float]] = {}
         self._of_ending: dict[str, KnownVideos] = {}
 
@@ -52,15 +56,20 @@ class FrameClock:
                     f"{where} counts frames, and only the video {video!r} knows when they are shown: put it beside the "
                     "annotations, or give the folder of the videos"
                 )
+            if file.is_dir() and self._fps is None:
+                raise DataError(no_rate(str(file), f"{where} counts its frames"))
             try:
-                with open_video(file) as opened:
+                with open_footage(file, fps=self._fps) as opened:
                     self._known[video] = opened.times_seconds, opened.info.duration_seconds
             except VideoError as error:
                 raise DataError(f"{where} counts frames of a video that cannot be read: {error}") from error
         return self._known[video]
 
     def _find(self, video: str, where: str) -> Path | None:
-        """The file that is written, in the folders or below; of several of its name the one whose folder is written."""
+        """The file that is written, in the folders or below; of several of its name the one whose folder is written.
+
+        Or else a folder of frames of this name.
+        """
         parts = [part for part in video.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         if not parts:
             return None
@@ -68,17 +77,24 @@ class FrameClock:
         for folder in self._folders:
             if (folder / written).is_file():
                 return folder / written
-        ending = Path(written).suffix
-        if ending not in self._of_ending:
-            files: dict[str, str] = {}  # by absolute paths, for one folder may lie in the other
-            for folder in self._folders:
-                for file in sorted(folder.rglob(f"*{glob.escape(ending)}")):
-                    if file.suffix == ending and file.is_file():
-                        files.setdefault(str(file.absolute()), video_path(file.relative_to(folder).as_posix()))
-            self._of_ending[ending] = KnownVideos({name: file for file, name in reversed(files.items())})
-        known = self._of_ending[ending]
-        name = known.find(video_path(written), where)
-        return None if name is None else Path(known.places[name])
+        for ending in (Path(written).suffix, _FRAMES):
+            if ending not in self._of_ending:
+                self._of_ending[ending] = self._videos(ending)
+            known = self._of_ending[ending]
+            name = known.find(video_path(written), where)
+            if name is not None:
+                return Path(known.places[name])
+        return None
+
+    def _videos(self, ending: str) -> KnownVideos:
+        """The files of an ending in the folders, or the folders of frames."""
+        found: dict[str, str] = {}  # by absolute paths, for one folder may lie in the other
+        for folder in self._folders:
+            for path in sorted(folder.rglob("*" if ending == _FRAMES else f"*{glob.escape(ending)}")):
+                is_one = is_frame_folder(path) if ending == _FRAMES else path.suffix == ending and path.is_file()
+                if is_one:
+                    found.setdefault(str(path.absolute()), video_path(path.relative_to(folder).as_posix()))
+        return KnownVideos({name: path for path, name in reversed(found.items())})
 
 
 def frame_runs(frames: Iterable[int], step: int) -> Iterator[tuple[int, int]]:

@@ -31,16 +31,18 @@ from tada.video.numbered import VIDEO_EXTENSIONS
 _SUFFIXES = {".xml", ".eaf", ".json", ".boris", ".csv", ".tsv"}
 
 
-def read_tool_files(path: Path, videos: Path | None = None) -> Content | None:
+def read_tool_files(path: Path, videos: Path | None = None, *, fps: float | None = None) -> Content | None:
     """Read a file of a labelling tool, or a folder that holds some; None where there is none.
 
     Args:
         videos: the folder of the videos, for tools that count frames; beside the annotations is looked too.
+        fps: the rate of folders of frames among them.
 
     Raises:
         DataError: a fault in a file, or what it is of cannot be read: another version, another export.
     """
-    clock = FrameClock([folder for folder in (videos, path if path.is_dir() else path.parent) if folder is not None])
+    folders = [folder for folder in (videos, path if path.is_dir() else path.parent) if folder is not None]
+    clock = FrameClock(folders, fps=fps)
     if not path.is_dir():
         read = _reader(path) if path.is_file() else None
         return None if read is None else read(path, clock)

@@ -89,8 +89,8 @@ def train_on_videos(
     for beside in ("features",) if backbone is not None else ("features", "clips", "backbone"):
         with held_folder(out.with_name(f"{out.name}_{beside}")):
             pass  # it can be written, and no other process does
-    table = read_segments(segments, videos)
     fps = recipe.fps
+    table = read_segments(segments, videos, fps=fps)
     table, files = match_videos(
         table, videos, fps=fps, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say
     )
@@ -234,10 +234,10 @@ def features_for(
         CheckpointError: the localizer has no network to make features.
     """
     backbone, settings = localizer.feature_maker()
-    table = read_segments(segments, videos)
     if fps is None and localizer.recipe.fps is not None and _has_frames(videos):
         fps = localizer.recipe.fps
         say(f"frames are taken to come at {fps:g} a second, as in the localizer's training; fps says otherwise")
+    table = read_segments(segments, videos, fps=fps)
     table, files = match_videos(
         table, videos, fps=fps, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say
     )
@@ -250,8 +250,22 @@ def features_for(
     return table.without(reasons, allowed=skip_unreadable, say=say)
 
 
+def _without_twins(videos: list[str], say: Callable[[str], None]) -> list[str]:
+    """The videos without folders of frames that are called as a file is: frames that were extracted from it."""
+    files = {Path(video).stem for video in videos if not Path(video).is_dir()}
+    twins = [video for video in videos if Path(video).is_dir() and Path(video).name in files]
+    if twins:
+        say(f"folders of frames that are called as video files are, and are passed over for these: {listed(twins)}")
+    return [video for video in videos if video not in twins]
+
+
 def _has_frames(folder: Path) -> bool:
-    return folder.is_dir() and any(Path(video).is_dir() for video in find_videos([str(folder)], lambda line: None))
+    def quiet(line: str) -> None:
+        pass
+
+    return folder.is_dir() and any(
+        Path(video).is_dir() for video in _without_twins(find_videos([str(folder)], quiet), quiet)
+    )
 
 
 def match_videos(
@@ -274,7 +288,7 @@ def match_videos(
     """
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give the folder of the videos")
-    files = videos_by_name(find_videos([str(folder)], say), folder)
+    files = videos_by_name(_without_twins(find_videos([str(folder)], say), say), folder)
     places = {name: str(file.absolute()) for name, file in files.items()}
     table = named_like(table, places, say)
     missing = [video.name for video in table.videos if video.segments and video.name not in files]

@@ -88,12 +88,14 @@ def are_frames(names: Iterable[str]) -> bool:
     """The same, by the names of a folder's files."""
     numbered = others = 0
     for name in names:
-        if _parts(name) is not None:
-            numbered += 1
-        elif os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
+        if _is_litter(name):  # a Mac leaves "._img_00001.jpg" beside each picture
+            continue
+        if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
             return False
-        elif not _is_litter(name):
+        if _parts(name) is None:
             others += 1
+        else:
+            numbered += 1
     return numbered > others
 
 

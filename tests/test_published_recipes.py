@@ -131,7 +131,7 @@ def epic_kitchens(folder: Path) -> VideoTable:
             rows += row.replace("P01", person)
         (folder / f"EPIC_100_{name}.csv").write_text(EPIC + rows)
         (folder / person / "videos").mkdir(parents=True)
-        draw_plain(folder / person / "videos" / f"{person}_01.MP4", 100, fps=50)
+        draw_plain(folder / person / "videos" / f"{person}_01.MP4", 98 + count, fps=50)
     return read_dataset(folder, root=folder)
 
 

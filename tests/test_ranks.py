@@ -184,14 +184,14 @@ def test_two_ranks_train_a_part_as_one(recipe: Recipe, alone: Path, motion_video
 def test_two_ranks_that_divide_the_weights_learn_as_one(
     part: TrainedPart, recipe: Recipe, motion_videos: Path, tmp_path: Path
 ) -> None:
-    """In single precision, the only one that FSDP has here; AdamW makes much of small differences."""
-    recipe = replace(recipe, precision="fp32", train=part)
+    """In single precision, the only one that FSDP has here; by SGD, as AdamW makes much of small differences."""
+    recipe = replace(recipe, precision="fp32", train=part, optimizer="sgd")
     train(recipe, motion_videos, tmp_path / "alone", num_workers=0, show_progress=False, say=lambda line: None)
     (tmp_path / "own.yaml").write_text(recipe_yaml(recipe))
     out, options = tmp_path / "run", '{"machine": {"strategy": "fsdp"}}'
     ends = finish(start_ranks(2, TRAIN, tmp_path / "own.yaml", motion_videos, out, options, "none"))
     assert [code for code, _, _ in ends] == [0, 0], ends
-    assert losses(out) == pytest.approx(losses(tmp_path / "alone"), rel=1e-4)
+    assert losses(out) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
     load_model(out)
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from drawn_frames import as_frame_folders, write_frames
 from tada.cli import main
 from tada.recipe import Recipe, recipe_yaml
+from tada.video.reader import open_video
 from test_localizer import RECIPE
 
 PAGE = Path(__file__).parent.parent / "docs" / "wishes.md"
@@ -42,6 +44,9 @@ def home(motion_videos: Path, untrimmed: Path, small_recipe: Recipe, tmp_path: P
     shutil.copytree(untrimmed, tmp_path / "long")
     for number, name in enumerate(("new.mp4", "other.mp4", "growing.ts")):
         shutil.copy(untrimmed / f"v{number}.mp4", tmp_path / name)
+    as_frame_folders(motion_videos, tmp_path / "frames")
+    with open_video(untrimmed / "v0.mp4") as reader:
+        write_frames(tmp_path / "take_1", reader.frames(range(32)), "img_{:05}.jpg")
     clips = sorted((tmp_path / "clips").glob("*/*.mp4"))
     lines = [f"{clip.relative_to(tmp_path)} {clip.parent.name}" for clip in clips]
     (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")

@@ -143,6 +143,10 @@ def test_what_is_drawn_of_a_folder(place: Path, capsys: pytest.CaptureFixture[st
             "does not say when they are shown, and features are taken",
         ),
         (["localize", "clips/up/up_000", "clips/up/up_001"], "is no run: the run comes first"),
+        (
+            ["predict", "tada2d_tiny_motion", "clips/up/up_000", "--stream", "--fps", "8"],
+            "--fps is for finished videos",
+        ),
     ],
 )
 def test_the_line_shows_the_way(

@@ -17,9 +17,9 @@ from drawn_frames import as_frame_folders, write_frames
 from drawn_videos import Frames, draw, stamped_frames
 from tada.commands.arguments import rate_of
 from tada.data.annotations import read_dataset, write_table
-from tada.data.check import check_dataset
+from tada.data.check import check_dataset, probe_file
 from tada.data.clips import TestVideos, TrainingClips, Views, open_labelled, read_views
-from tada.data.identity import content_id, size_of
+from tada.data.identity import content_id, content_ids, sha256_of, size_of
 from tada.data.prepare import prepare
 from tada.data.table import VideoTable, stamp_of, with_fps
 from tada.errors import (
@@ -582,6 +582,17 @@ class TestIdentity:
         file.write_bytes(content)
         assert content_id(copy) != content_id(folder)
 
+    def test_what_is_no_file_is_not_waited_for(self, folder: Path, tmp_path: Path) -> None:
+        copy = shutil.copytree(folder, tmp_path / "copy")
+        (copy / "img_00001.png").unlink()
+        os.mkfifo(copy / "img_00001.png")
+        for read in (content_id, sha256_of):
+            with pytest.raises(OSError, match=r"no regular file: '.*img_00001.png'"):
+                read(copy)
+        assert content_ids([str(copy)]) == {}
+        found = probe_file(str(copy), thorough=False, fps=FPS)
+        assert found.reason == "not_a_regular_file"
+
     def test_order_counts(self, folder: Path, tmp_path: Path) -> None:
         copy = shutil.copytree(folder, tmp_path / "copy")
         (copy / "img_00007.png").rename(copy / "x")
@@ -605,6 +616,7 @@ def test_a_check_tells_of_faults_and_of_what_lies_between(clips: Path, tmp_path:
     (empty_at / "img_00006.png").write_bytes(b"")
     for name in ("notes.txt", ".DS_Store"):
         (litter_at / name).touch()
+    shutil.copytree(videos[5], videos[6], dirs_exist_ok=True)
     report = check_dataset(read_dataset(data, fps=12), tmp_path / "out", num_processes=1, show_progress=False)
     found = {(finding.kind, Path(finding.path).name, finding.is_fault): finding.message for finding in report.findings}
     assert set(found) == {
@@ -612,6 +624,7 @@ def test_a_check_tells_of_faults_and_of_what_lies_between(clips: Path, tmp_path:
         ("frame_folder", sizes_at.name, True),
         ("empty_file", empty_at.name, True),
         ("other_files", litter_at.name, False),
+        ("double", videos[6].name, False),
     }
     assert "'img_00003.png' is missing" in found["frame_folder", gap_at.name, True]
     assert "'img_00002.png' is of 20x30 pixels" in found["frame_folder", sizes_at.name, True]

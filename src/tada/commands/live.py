@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = ("every_seconds", "smooth_seconds", "settle_seconds", "min_score")
 _ONLY_FOR_STREAMS = (*_SETTINGS, "idle_seconds", "skip_late")
-_ONLY_FOR_FILES = ("clips", "plots", "explain", "explain_label", "save_video")
+_ONLY_FOR_FILES = ("fps", "clips", "plots", "explain", "explain_label", "save_video")
 
 
 def add_live(parser: ArgumentParser) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = ("every_seconds", "settle_seconds", "span_seconds")
 _ONLY_FOR_STREAMS = (*_SETTINGS, "idle_seconds")
-_ONLY_FOR_FILES = ("plots", "segments", "save_video")
+_ONLY_FOR_FILES = ("fps", "plots", "segments", "save_video")
 
 
 def add_stream(parser: ArgumentParser) -> None:

@@ -260,7 +260,7 @@ def probe_file(path: str, *, thorough: bool, fps: float | None = None) -> Probe:
             probe = replace(probe, others=_others(frame_folder(path)))
         with warnings.catch_warnings(record=True) as told, open_footage(path, fps=fps) as video:
             warnings.simplefilter("always")
-            with suppress(FileNotFoundError):  # a link in a folder: reading the frame says so
+            with suppress(OSError):  # of a picture that is a link to nowhere, or a pipe: reading it says so
                 probe = replace(probe, sha256=sha256_of(path))
             times, info = video.times_seconds, video.info
             last = len(times) - 1

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,14 +50,27 @@ def content_id(path: str | os.PathLike[str]) -> str:
 
 
 def _folder_content_id(path: str | os.PathLike[str]) -> str:
-    files = [os.path.join(path, name) for name in numbered_pictures(path)]
-    if not files:
-        raise FileNotFoundError(errno.ENOENT, "no numbered pictures are in it", os.fspath(path))
-    sizes = [os.path.getsize(file) for file in files]
+    files, sizes = _pictures(path)
     digest = hashlib.blake2b(",".join(map(str, sizes)).encode(), digest_size=16)
     for place in (0, (len(files) - 1) // 2, len(files) - 1):
         digest.update(content_id(files[place]).encode())
     return f"{sum(sizes)}-{digest.hexdigest()}"
+
+
+def _pictures(path: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
+    """The frames in a folder, by their numbers, and their sizes in bytes.
+
+    Raises:
+        OSError: there are none, or one is no regular file: reading a pipe could wait for ever.
+    """
+    files = [os.path.join(path, name) for name in numbered_pictures(path)]
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, "no numbered pictures are in it", os.fspath(path))
+    statuses = [os.stat(file) for file in files]
+    odd = next((file for file, status in zip(files, statuses, strict=True) if not stat.S_ISREG(status.st_mode)), None)
+    if odd is not None:
+        raise OSError(errno.EINVAL, "no regular file", odd)
+    return files, [status.st_size for status in statuses]
 
 
 def content_ids(paths: Iterable[str], *, show_progress: bool = False) -> dict[str, str]:
@@ -97,8 +111,8 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
     """
     if os.path.isdir(path):
         of_all = hashlib.sha256()
-        for name in numbered_pictures(path):
-            of_all.update(sha256_of(os.path.join(path, name)).encode())
+        for picture in _pictures(path)[0]:
+            of_all.update(sha256_of(picture).encode())
         return of_all.hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -334,6 +334,14 @@ class TestWhatIsOneVideo:
         assert not is_frame_folder(tmp_path)
         assert not is_frame_folder(tmp_path / "gone")
 
+    def test_a_poster_beside_folders_is_no_frame(self, folder: Path, tmp_path: Path) -> None:
+        shutil.copytree(folder, tmp_path / "day/a")
+        (tmp_path / "day/poster_1.jpg").touch()
+        assert not is_frame_folder(tmp_path / "day")
+        assert find_videos([str(tmp_path / "day")]) == [str(tmp_path / "day/a")]
+        (tmp_path / "day/a/more").mkdir()
+        assert is_frame_folder(tmp_path / "day/a")
+
     def test_folders_that_are_named(
         self, folder: Path, lossless: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -77,9 +77,13 @@ class FrameFolder:
 
 
 def is_frame_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a folder that stands for a video: most of its files are numbered pictures, and none is a video."""
+    """Whether it is a folder that stands for a video: most of its files are numbered pictures, and none is a video.
+
+    One picture beside other folders is no frame, but a poster of what these hold.
+    """
     try:
-        return are_frames(_files(path)[0])
+        files, folders, _ = _files(path)
+        return are_frames(files) and not (folders and sum(_parts(name) is not None for name in files) == 1)
     except (OSError, ValueError):
         return False
 

@@ -48,7 +48,7 @@ BASH: dict[str, set[str]] = {
     "localize train --bound": {"--boundary-scores"},
     "localize train --boundary-scores ": {"true", "false"},
     "localize evaluate --mo": {"--model"},
-    "predict run --format ": {"table", "json", "csv"},
+    "predict run --format ": {"table", "json", "jsonl", "csv"},
     "predict run one": {"one.mp4"},
     "train clips --out ": {"one.mp4", "tada.bash"},
     "export run --o": {"--out", "--overwrite"},
@@ -92,7 +92,7 @@ def test_fish_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for words, expected in (
         ("localize tra", {"train"}),
         ("train --batch", {"--batch", "--batch-size"}),
-        ("predict run --format js", {"json"}),
+        ("predict run --format js", {"json", "jsonl"}),
     ):
         ask = f"source {file}; complete -C 'tada {words}'"
         done = subprocess.run(["fish", "-c", ask], capture_output=True, text=True, timeout=HANG_SECONDS, cwd=tmp_path)

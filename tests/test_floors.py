@@ -27,6 +27,7 @@ FLOORS = [
         "tada.video",
         "tada.video.numbered",
     },
+    {"tada.progress"},
     {
         "tada.ahead",
         "tada.arrays",
@@ -129,6 +130,7 @@ FLOORS = [
         "tada.recognition_task",
     },
     {
+        "tada.commands.answers",
         "tada.completion",
         "tada.localization.annotations",
         "tada.localization.features",

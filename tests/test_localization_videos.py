@@ -149,7 +149,7 @@ def test_one_command_from_videos_to_a_localizer(
     predictions = out / "evaluation" / "detections.json"
     assert call("localize", "evaluate", "--predictions", predictions, "--segments", segments, "--preset", "epic") == 0
     capsys.readouterr()
-    for form, start in (("srt", "1\n00:00:"), ("csv", "video,start,end,label,score\n"), ("table", "┏")):
+    for form, start in (("srt", "1\n00:00:"), ("csv", "video,start,end,label,score\n"), ("table", "video ")):
         assert call("localize", video, "--model", out, "--min-score", "0", "--format", form) == 0
         assert capsys.readouterr().out.startswith(start) or not found
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import nn
 
 from tada.data.annotations import read_dataset
@@ -31,6 +30,7 @@ from tada.errors import CheckpointError, DataError
 from tada.loop import quiet
 from tada.machine import Machine, Processes, check_num_workers, default_num_workers
 from tada.models.exported import SPLITS_ENTRY, OnnxNetwork, open_session
+from tada.progress import Work
 from tada.ranks import gathered, leaving_together
 from tada.recipe import fps_of_run
 from tada.recognizer import Recognizer, load
@@ -165,10 +165,11 @@ def _votes(
     )
     votes: list[tuple[int, NDArray[np.float32]]] = []
     unreadable: list[Unreadable] = []
-    with closing(loader):
-        for batch in track(loader, "testing", transient=True, disable=hidden):
+    with closing(loader), Work("testing", len(table), noun="videos", is_shown=not hidden) as work:
+        for batch in loader:
             votes += _video_scores(recognizer, batch, clips_per_batch)
             unreadable += batch.unreadable
+            work.advance_to(min(world * (len(votes) + len(unreadable)), len(table)))
     return votes, unreadable
 
 

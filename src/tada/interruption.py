@@ -26,6 +26,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tada.machine import is_first_process
+from tada.progress import wipe
 
 SIGNALS = tuple(
     signal.Signals(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -138,6 +139,7 @@ def leave() -> NoReturn:
 def say_last_words() -> int:
     """Say that this process ends, and how to go on; its exit code."""
     words = _ending.last_words()
+    wipe()
     with suppress(OSError):  # the terminal was closed
         print(words, end="", file=sys.stderr, flush=True)
     return exit_code(_ending.number or signal.SIGINT)
@@ -290,6 +292,7 @@ def _force() -> None:
 
 def _exit() -> None:
     """End the process at once."""
+    _within(0.5, wipe)
     for fd in (1, 2):
         if os.isatty(fd):
             _write(fd, _SHOW_CURSOR + b"\n")

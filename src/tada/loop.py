@@ -7,13 +7,14 @@ import logging
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -25,6 +26,7 @@ from tada.files import whole_file
 from tada.interruption import DEFERRED_SECONDS, deferring, tell_state
 from tada.loggers import make_loggers
 from tada.machine import Machine, Processes
+from tada.progress import Work, rate_text
 from tada.ranks import gathered, on_any
 from tada.run_page import RATE
 from tada.saved_states import CHECKPOINT, SavedStates, WholeFileCheckpoints
@@ -64,14 +66,16 @@ def make_trainer(
     processes: Processes,
     save_every_steps: int,
     test_every_epochs: int = 1,
+    noun: str = "clips",
     show_progress: bool,
     say: Callable[[str], None],
 ) -> L.Trainer:
-    """Lightning's trainer with our loggers, saved states and strategy.
+    """Lightning's trainer with our loggers, saved states, strategy and display.
 
     Args:
         callbacks: run in this order, then what is added here.
         test_every_epochs: after how many epochs the held-out videos are tested.
+        noun: what a batch holds, in the plural.
     """
     start = "start_0"
     if processes.is_first:  # which alone writes, and may still find that the folder is in use
@@ -80,8 +84,7 @@ def make_trainer(
     callbacks = list(callbacks)
     if recipe.ema_decay is not None:
         callbacks.append(AveragedWeights(recipe.ema_decay))
-    if show_progress:
-        callbacks.append(RichProgressBar(leave=False))
+    callbacks.append(RunProgress(noun=noun, is_shown=show_progress and processes.is_first))
     files = WholeFileCheckpoints()
     callbacks.append(SavedStates(out / CHECKPOINT, every_steps=save_every_steps, files=files))
     arguments = processes.lightning(machine)
@@ -101,7 +104,7 @@ def make_trainer(
             log_every_n_steps=1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            enable_progress_bar=show_progress,
+            enable_progress_bar=False,  # ours tells of the whole run
             enable_model_summary=False,
         )
 
@@ -121,7 +124,9 @@ def fit(
         SystemExit: SIGTERM or SIGHUP, likewise.
         WorkerLostError: a process that reads videos has died.
     """
-    states = next(callback for callback in trainer.callbacks if isinstance(callback, SavedStates))  # type: ignore[attr-defined]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    states = next(callback for callback in callbacks if isinstance(callback, SavedStates))
+    progress = next(callback for callback in callbacks if isinstance(callback, RunProgress))
     tell_state(states.in_words)
     # Several processes have to come to the end of a step together.
     seconds = DEFERRED_SECONDS if trainer.world_size == 1 else RANKS_SECONDS
@@ -129,6 +134,7 @@ def fit(
         closing(loader, val_loader),
         deferring(at_once=states.at_once, chance=states.last_chance, seconds=seconds),
         quiet(),
+        progress.work,
     ):
         trainer.fit(task, loader, val_loader, ckpt_path=None if state is None else str(state), weights_only=True)
 
@@ -317,3 +323,69 @@ class EpochLines(Callback):
         seconds = time.perf_counter() - self.started
         self.started += seconds
         self.say(f"epoch {epoch}/{trainer.max_epochs}  {numbers}  ({seconds:.1f} s)")
+
+
+class RunProgress(Callback):
+    """Shows how far the whole run is, what it has learned, how fast it goes, and what it waits for."""
+
+    def __init__(self, *, noun: str, is_shown: bool) -> None:
+        self.noun = noun
+        self.work = Work("training", noun="steps", is_shown=is_shown)
+        self.work.has_rate = False  # steps differ in size: clips tell more
+        self.work.details = (f"waiting for the first {noun}",)
+        self._tested: list[str] = []
+        self._losses = (0.0, 0)  # the sum over the epoch's clips, and their number
+        self._times: deque[tuple[float, float, int]] = deque(maxlen=50)  # of steps: waited and used seconds, clips
+        self._is_first = True  # of this start: its batch comes when the workers have started
+        self._started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.work.done, self.work.total = trainer.global_step, trainer.estimated_stepping_batches
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.work.words = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._losses = (0.0, 0)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        count = len(batch[0])  # clips or features, of either task
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        self._losses = self._losses[0] + loss * count, self._losses[1] + count
+        loader: Any = trainer.train_dataloader
+        if not self._is_first:
+            waited = loader.times.waited_seconds[-1]
+            self._times.append((waited, time.perf_counter() - self._started, count * trainer.world_size))
+        self._is_first = False
+        self._tell()
+        self.work.advance_to(trainer.global_step)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._tell(f"testing batch {batch_idx + 1} of {trainer.num_val_batches[0]}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found = sorted(trainer.callback_metrics.items())
+        shown = [f"{name} {value:.4f}" for name, value in found if name.startswith("val_") and name != "val_loss"]
+        epoch = round(trainer.global_step / (self.work.total or 1) * (trainer.max_epochs or 1))
+        self._tested = [f"{shown[0]} after epoch {epoch}"] if shown else []
+        self._tell()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.work.note_told()  # ``EpochLines`` tells
+
+    def _tell(self, doing: str = "") -> None:
+        total, count = self._losses
+        details = [f"train_loss {total / count:.4f}"] if count else []
+        waited, used, clips = (sum(column) for column in zip(*self._times, strict=True)) if self._times else (0, 0, 0)
+        if clips:
+            share = waited / (waited + used)
+            details.append(rate_text(clips / (waited + used), self.noun))
+            doing = doing or f"{100 * share:.0f} % data, {100 * (1 - share):.0f} % compute"
+        self.work.details = [*details, *self._tested, *filter(None, [doing])]

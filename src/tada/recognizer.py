@@ -199,10 +199,15 @@ class Recognizer:
         fps: float | None = None,
         num_clips: int | None = None,
         window_seconds: float | None = None,
+        advance: Callable[[float], None] = lambda part: None,
     ) -> Iterator[Prediction | VideoError]:
         """Say what happens in each of many videos, in their order; the next clips are decoded meanwhile.
 
-        Arguments are those of ``predict``. A video that cannot be read gives the error that says why.
+        A video that cannot be read gives the error that says why.
+
+        Args:
+            videos: and the other arguments, as for ``predict``.
+            advance: told after each clip which part of its video it was.
 
         Raises:
             OptionError: an argument out of its range, or no video.
@@ -220,7 +225,7 @@ class Recognizer:
         )
         if isinstance(videos, Collection):
             sources = list(sources)  # so that what is no video is told at once
-        return self._predictions(sources, num_clips, window_seconds)
+        return self._predictions(sources, num_clips, window_seconds, advance)
 
     def needs_times(self, window_seconds: float | None = None) -> str:
         """What of a prediction needs to know when frames are shown, in words; empty if nothing does."""
@@ -302,13 +307,20 @@ class Recognizer:
         return self.predict(source_of(video, fps=fps))
 
     def _predictions(
-        self, sources: Iterable[VideoSource], num_clips: int | None, window_seconds: float | None
+        self,
+        sources: Iterable[VideoSource],
+        num_clips: int | None,
+        window_seconds: float | None,
+        advance: Callable[[float], None],
     ) -> Iterator[Prediction | VideoError]:
         found: list[ClipScores] = []
+        part = 0.0
         with Ahead(_read_clips(sources, self.clip, num_clips, window_seconds), size=_CLIPS_AHEAD) as clips:
             for clip in clips:
                 if clip.fault is None:
                     found.append(self._score(clip))
+                advance(clip.done - part)
+                part = 0.0 if clip.is_last else clip.done
                 if clip.is_last:
                     yield clip.fault or self._mean(clip.source, found)
                     found = []
@@ -361,14 +373,19 @@ class _Clip(NamedTuple):
     """What a video's clip shows; or why the video cannot be read."""
 
     source: VideoSource
-    is_last: bool
-    """of the video's clips"""
+    done: float
+    """which part of the video's clips there were with this one, from 0 to 1"""
     start_seconds: float = math.nan
     end_seconds: float = math.nan
     views: Tensor = torch.empty(0)
     """uint8 [1, T, H, W, 3]"""
     frame_numbers: tuple[int, ...] = ()
     fault: VideoError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Of the video's clips."""
+        return self.done == 1
 
 
 def _read_clips(
@@ -385,9 +402,9 @@ def _read_clips(
                     first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
                     if not source.has_times:
                         first = last = math.nan
-                    yield _Clip(source, number == len(chosen), first, last, views, tuple(indices))
+                    yield _Clip(source, number / len(chosen), first, last, views, tuple(indices))
         except VideoError as error:
-            yield _Clip(source, True, fault=error)
+            yield _Clip(source, 1.0, fault=error)
 
 
 def _choose_clips(

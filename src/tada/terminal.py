@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import shlex
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 _ESCAPED_KINDS = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, ends of lines
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in the other direction
@@ -63,6 +65,51 @@ def _names(error: UnicodeError) -> tuple[str | bytes, int]:
     if "\udc80" <= character <= "\udcff":  # a byte, as ``os.fsdecode`` gives it
         return bytes([ord(character) - 0xDC00]), error.start + 1
     return _escaped(character), error.start + 1
+
+
+# -- how much fits -----------------------------------------------------------------------------------------------------
+
+
+def is_screen(stream: TextIO | None) -> bool:
+    """Whether a stream is a terminal that can erase what it shows: no file, no pipe, and not TERM=dumb."""
+    return stream is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+def screen_size(stream: TextIO) -> tuple[int, int]:
+    """Columns and lines of a terminal as it is now; the variable COLUMNS goes before its own number."""
+    try:
+        columns, lines = os.get_terminal_size(stream.fileno())
+    except OSError:  # it was closed, or has no size
+        columns, lines = 0, 0
+    asked = os.environ.get("COLUMNS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else columns or 80, lines or 24
+
+
+def cut_middle(text: str, width: int) -> str:
+    """Text of at most ``width`` columns: of a longer one the beginning and the end, which tell names apart."""
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return text
+    if width < 5:
+        return set_cell_size(text, width)
+    tail = (width - 3) // 2
+    end = set_cell_size(text[::-1], tail)[::-1].lstrip()
+    return f"{set_cell_size(text, width - 3 - tail).rstrip()}...{end}"
+
+
+def fitted_lines(items: Iterable[str], width: int, *, gap: str = "  ") -> list[str]:
+    """Items beside each other in as few lines as take them; an item that is wider than a line is cut in its middle."""
+    from rich.cells import cell_len
+
+    lines: list[str] = []
+    for item in items:
+        shown = cut_middle(item, width)
+        if lines and cell_len(lines[-1]) + len(gap) + cell_len(shown) <= width:
+            lines[-1] += gap + shown
+        else:
+            lines.append(shown)
+    return lines
 
 
 # -- what was typed ----------------------------------------------------------------------------------------------------

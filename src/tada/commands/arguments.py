@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
-from functools import partial
 from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -24,12 +23,11 @@ from tada.errors import OptionError, UserError, VideoError
 from tada.files import distinct_names, try_folder
 from tada.interruption import last_chance
 from tada.machine import is_first_process
+from tada.progress import Work
 from tada.recipe import Recipe, check_recipe, find_recipe
-from tada.terminal import markup_cell, printable
+from tada.terminal import printable
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from tada.data.table import VideoTable
     from tada.video.inputs import VideoSource
 
@@ -286,22 +284,14 @@ class _Answer(Protocol):
     def save_video(self, target: Path, *, overwrite: bool, advance: Callable[[float], None]) -> None: ...
 
 
-def save_video(answer: _Answer, file: Path, *, overwrite: bool, progress: Progress | None = None) -> list[str]:
+def save_video(answer: _Answer, file: Path, *, overwrite: bool) -> list[str]:
     """Write the copy of a video with the answer drawn in; what is wrong with the video, if it cannot be."""
-    from rich.progress import Progress
-
-    if progress is None:
-        with Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-            return save_video(answer, file, overwrite=overwrite, progress=progress)
-    bar = progress.add_task(f"writing {markup_cell(file.name)}", total=1.0)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as told, Work(f"writing {file.name}", 1.0) as work:
         warnings.simplefilter("always")
         try:
-            answer.save_video(file, overwrite=overwrite, advance=partial(progress.advance, bar))
+            answer.save_video(file, overwrite=overwrite, advance=work.advance)
         except VideoError as error:
             return [f"{file} was not written: {error}"]
-        finally:
-            progress.remove_task(bar)
     for warning in told:
         print(printable(f"tada: {file}: {warning.message}"), file=sys.stderr)
     return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,7 +43,6 @@ def _check(options: Namespace) -> int:
         thorough=options.thorough,
         num_processes=options.num_workers,
         timeout_seconds=options.timeout_seconds,
-        show_progress=sys.stderr.isatty(),
     )
     _print_report(report)
     say(f"all of it is in {options.out}: report.json, findings.csv")
@@ -111,7 +109,6 @@ def _prepare(options: Namespace) -> int:
         ),
         num_processes=options.num_workers,
         timeout_seconds=options.timeout_seconds,
-        show_progress=sys.stderr.isatty(),
     )
     megabytes = [size / 1e6 for size in (prepared.source_bytes, sum(copy.size_bytes for copy in prepared.copies))]
     print(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from glob import has_magic
 from pathlib import Path
 
@@ -79,7 +78,6 @@ def _export(options: Namespace) -> int:
         calibration_clips=options.calibration_clips,
         num_workers=options.num_workers,
         overwrite=options.overwrite,
-        show_progress=sys.stderr.isatty(),
         say=say,
     )
     if exported.int8 is not None:

@@ -14,7 +14,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from tada.commands.streaming import Latencies, check_one_source, check_only_for, latencies_in_words
 from tada.interruption import deferring
-from tada.terminal import markup_cell, print_text, printable
+from tada.progress import Work
+from tada.terminal import is_screen, print_text, printable
 
 if TYPE_CHECKING:
     from tada.live import LiveLook
@@ -60,8 +61,6 @@ def check_live_options(options: Namespace, videos: Sequence[str]) -> None:
 
 def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> int:
     """Print what a recogniser sees in a stream, until it ends or is interrupted."""
-    from rich.console import Console
-
     from tada.live import LiveSettings, recognize_stream
     from tada.video.stream import FrameStream
 
@@ -79,21 +78,19 @@ def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> i
     # The first Ctrl-C or SIGTERM ends the stream in order, however long the last look takes; a second does not wait.
     with (
         deferring(at_once=stream.stop, seconds=math.inf, is_the_end=False),
-        Console(stderr=True).status("waiting for frames") as status,
+        Work("waiting for frames", is_shown=is_screen(sys.stderr)) as work,
     ):
-        if not sys.stderr.isatty():
-            status.stop()
         for look in recognize_stream(recognizer, stream, settings):
             latencies.add(look.seen_seconds, look.latency_seconds, is_last=look.is_last)
             num_events += sum(event.kind == "begins" for event in look.events)
             num_skipped += look.num_skipped
             say(look)
             print(end="", flush=True)
-            best = ", ".join(f"{markup_cell(label)} {score:.2f}" for label, score in look.top(3))
-            now = markup_cell(look.label) if look.label is not None else "nothing"
-            status.update(f"{look.seen_seconds:.1f} s: {now} ({best})")
+            best = ", ".join(f"{label} {score:.2f}" for label, score in look.top(3))
+            now = look.label if look.label is not None else "nothing"
+            work.words = f"{look.seen_seconds:.1f} s: {now} ({best})"
     end = {"num_events": num_events, **latencies.summary(stream), "num_skipped": num_skipped}
-    if options.format == "json":
+    if options.format in ("json", "jsonl"):
         print(json.dumps({"event": "end", **end}))
     else:
         words = f"{num_events} things happened in {end['seen_seconds']:.1f} s, {end['num_frames']} frames"
@@ -152,4 +149,4 @@ def _write_csv(source: str, top: int) -> Callable[[LiveLook], None]:
     return write
 
 
-_WRITERS = {"table": _write_table, "json": _write_json, "csv": _write_csv}
+_WRITERS = {"table": _write_table, "json": _write_json, "jsonl": _write_json, "csv": _write_csv}

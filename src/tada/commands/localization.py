@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from tada.commands.answers import Answers, Columns, csv_answers, json_answers, json_lines
 from tada.commands.arguments import (
     Command,
     RecipeFile,
@@ -35,8 +34,9 @@ from tada.files import check_not_there
 from tada.interruption import advise
 from tada.localization.recipe import LocalizationRecipe
 from tada.locks import held_folder
+from tada.progress import Work, track
 from tada.recipe import METRICS_FILE, RECIPE_FILE, load_recipe, typed_recipe
-from tada.terminal import command_line, markup_cell, print_text, say
+from tada.terminal import command_line, markup_cell, say
 
 if TYPE_CHECKING:
     from tada.localization.localizer import Localization
@@ -103,7 +103,6 @@ def _extract(options: Namespace) -> int:
         settings,
         fps=fps,
         batch_size=options.batch_size,
-        show_progress=sys.stderr.isatty(),
     )
     print(f"{len(done.written)} videos extracted, {len(done.kept)} were there already; one feature every")
     say(f"{settings.stride_seconds:.3f} s, of {settings.window_seconds:.3f} s of video each; they are in {options.out}")
@@ -118,7 +117,7 @@ def _localize_arguments(parser: ArgumentParser) -> None:
         "videos", type=str, nargs="+", metavar="VIDEO", help="files, folders, or patterns such as 'clips/*.mp4'"
     )
     parser.add_argument(
-        "--format", type=Literal["table", "json", "csv", "srt"], default="table", help="what is printed"
+        "--format", type=Literal["table", "json", "jsonl", "csv", "srt"], default="table", help="what is printed"
     )
     add_fps(parser)
     parser.add_argument("--min-score", type=float | None, default=None, help="in place of each class's own threshold")
@@ -146,10 +145,8 @@ def _localize_arguments(parser: ArgumentParser) -> None:
 
 def _localize(options: Namespace) -> int:
     """Say what happens in long videos, and when."""
-    from rich.progress import Progress
-
     from tada.localization.annotations import named_like, read_segments
-    from tada.localization.localizer import load_localizer, localizations_csv, localizations_json
+    from tada.localization.localizer import load_localizer
     from tada.localization.video_names import videos_by_name
     from tada.recognizer import find_videos
 
@@ -173,35 +170,27 @@ def _localize(options: Namespace) -> int:
     found: list[Localization] = []
     failures = []
 
-    def report() -> None:
-        if options.format == "json":
-            print(localizations_json(found))
-        elif options.format == "csv":
-            print_text(localizations_csv(found))
-        elif options.format == "srt":
-            print_text("\n".join(localization.srt() for localization in found))
-        else:
-            _print_localizations(found)
-
-    advise(lambda state: f"{len(found)} of {len(paths)} videos were answered")
-    with reported(report), Progress(transient=True, disable=not sys.stderr.isatty()) as progress:
-        for path in paths:
-            bar = progress.add_task(markup_cell(Path(path).name), total=1.0)
+    answers = _answers(options.format, paths)
+    advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
+    with reported(answers.end), Work("localizing", len(paths), noun="videos") as work:
+        for done, path in enumerate(paths, start=1):
+            work.words = f"localizing in {Path(path).name}"
             try:
-                found.append(
-                    localizer.localize(
-                        path,
-                        fps=fps if Path(path).is_dir() else None,
-                        min_score=options.min_score,
-                        advance=partial(progress.advance, bar),
-                    )
+                localization = localizer.localize(
+                    path,
+                    fps=fps if Path(path).is_dir() else None,
+                    min_score=options.min_score,
+                    advance=work.advance,
                 )
             except VideoError as error:
                 failures.append(str(error))
-            progress.remove_task(bar)
+            else:
+                answers.add(localization)
+                found.append(localization)
+            work.advance_to(done)
     code = report_failures("not localized", failures)
     lost: list[str] = []
-    for localization in found:
+    for localization in track(found, "drawing", noun="videos", is_shown=bool(pictures)):
         path = localization.path
         try:
             if path in pictures:
@@ -230,19 +219,30 @@ def _check_order(run: Path, videos: Sequence[str]) -> None:
         raise UserError(f"{str(run)!r} is no run: the run comes first, `tada localize {swapped or 'RUN'} {run}`")
 
 
-def _print_localizations(found: Sequence[Localization]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _answers(form: str, paths: Sequence[str]) -> Answers[Localization]:
+    """What prints them, for each value of --format."""
+    from tada.localization.localizer import localizations_csv
 
-    table = Table("video", "start", "end", "what happens", "score")
-    for localization in found:
-        for i, s in enumerate(localization.segments):
-            video = markup_cell(localization.path) if i == 0 else ""
-            times = f"{s.start_seconds:.2f} s", f"{s.end_seconds:.2f} s"
-            table.add_row(video, *times, markup_cell(s.label), f"{s.score:.2f}")
+    def rows(localization: Localization) -> str:
         if not localization.segments:
-            table.add_row(markup_cell(localization.path), "", "", "nothing that reaches its threshold", "")
-    Console().print(table)
+            return columns.row(localization.path, ["", "", ""], ["nothing that reaches its threshold"])
+        return "".join(
+            columns.row(
+                "" if i else localization.path,
+                [f"{s.start_seconds:.2f} s", f"{s.end_seconds:.2f} s", f"{s.score:.2f}"],
+                [s.label],
+            )
+            for i, s in enumerate(localization.segments)
+        )
+
+    if form in ("json", "jsonl"):
+        return (json_answers if form == "json" else json_lines)(lambda answer: answer.as_dict())
+    if form == "csv":
+        return csv_answers(localizations_csv)
+    if form == "srt":
+        return Answers(lambda answer: answer.srt(), starts=("", "\n"))
+    columns = Columns(("video", "start", "end", "score", "what happens"), paths, [10, 10, 5])
+    return Answers(rows, head=columns.head())
 
 
 # --- localize train, evaluate, import ---
@@ -359,7 +359,6 @@ def _localize_train(options: Namespace) -> int:
             resume=options.resume is not None,
             skip_missing=options.skip_unreadable,
             leave_out=options.leave_out,
-            show_progress=sys.stderr.isatty(),
             say=say,
         )
     else:
@@ -377,7 +376,6 @@ def _localize_train(options: Namespace) -> int:
             skip_unreadable=options.skip_unreadable,
             num_workers=options.num_workers,
             device=options.device,
-            show_progress=sys.stderr.isatty(),
             say=say,
         )
     run = shlex.quote(str(result.run))
@@ -500,7 +498,6 @@ def _measure(options: Namespace, out: Path | None) -> int:
                 features,
                 fps=options.fps,
                 skip_unreadable=options.skip_unreadable,
-                show_progress=sys.stderr.isatty(),
                 say=say,
             )
         result = evaluate_localizer(
@@ -511,7 +508,6 @@ def _measure(options: Namespace, out: Path | None) -> int:
             split=options.split,
             leave_out=options.leave_out,
             classifier=options.classifier,
-            show_progress=sys.stderr.isatty(),
         )
     else:
         raise UserError("say what to measure: RUN with --videos DIR or --features DIR, or --predictions FILE")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from tada.commands.answers import Answers, Columns, csv_answers, json_answers, json_lines
 from tada.commands.arguments import (
     SHORT_DATA,
     Command,
@@ -42,12 +43,13 @@ from tada.interruption import advise
 from tada.intervals import accuracy_interval, interval_text
 from tada.locks import held_folder
 from tada.machine import Machine, is_first_process
+from tada.progress import Work, track
 from tada.recipe import METRICS_FILE, RECIPE_FILE, Recipe, recipe_of
-from tada.terminal import command_line, markup_cell, print_text, printable, say
+from tada.terminal import command_line, markup_cell, printable, say
 
 if TYPE_CHECKING:
     from tada.data.clips import Views
-    from tada.prediction import Prediction
+    from tada.prediction import ClipScores, Prediction
     from tada.recognizer import Recognizer
     from tada.results import Evaluation
 
@@ -67,7 +69,7 @@ def _quickstart(options: Namespace) -> int:
     from tada.quickstart import quickstart
 
     advise(lambda state: f"{options.out} is not whole: remove it before the next try, or choose another --out")
-    quickstart(options.out, seed=options.seed, show_progress=sys.stderr.isatty(), say=say)
+    quickstart(options.out, seed=options.seed, say=say)
     return 0
 
 
@@ -148,7 +150,6 @@ def _train(options: Namespace) -> int:
         limit=options.limit,
         dry_run=options.dry_run,
         machine=_machine(options),
-        show_progress=sys.stderr.isatty(),
         say=say,
     )
     if is_first_process() and not options.dry_run:
@@ -298,7 +299,6 @@ def _tested(options: Namespace, views: Views) -> Evaluation:
             num_nodes=options.num_nodes,
             accelerator="cpu" if options.device == "cpu" else "auto",
         ),
-        show_progress=sys.stderr.isatty(),
         say=say,
     )
 
@@ -380,7 +380,9 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--model", type=str | None, default=None, metavar="RUN", help="the same as RUN, by name")
     add_fps(parser)
-    parser.add_argument("--format", type=Literal["table", "json", "csv"], default="table", help="what is printed")
+    parser.add_argument(
+        "--format", type=Literal["table", "json", "jsonl", "csv"], default="table", help="what is printed"
+    )
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
     parser.add_argument("--clips", type=PositiveInt | None, default=None, help="clips spread over a video or window")
     parser.add_argument("--window-seconds", type=float | None, default=None, help="cut videos into windows this long")
@@ -422,7 +424,6 @@ def _predict(options: Namespace) -> int:
     """Say what happens in videos."""
     import torch
 
-    from tada.prediction import predictions_csv, predictions_json
     from tada.recognizer import find_videos, load
 
     words = [*([] if options.run is None else [options.run]), *options.videos]
@@ -436,30 +437,25 @@ def _predict(options: Namespace) -> int:
     videos = video_files(options.save_video, paths, overwrite=options.overwrite)
     predictions: list[Prediction] = []
     failures = []
-
-    def report() -> None:
-        if options.format == "json":
-            print(predictions_json(predictions, options.top))
-        elif options.format == "csv":
-            print_text(predictions_csv(predictions, options.top))
-        else:
-            _print_predictions(predictions, options.top)
-
     recognizer = load(run, device=options.device, dtype=dtype, compile=options.compile)
     needed = recognizer.needs_times(options.window_seconds) or ("--save-video writes them" if videos else "")
     sources = sources_of(paths, options.fps, run, needed=needed)
     explanations = _explanations(options, recognizer, paths)
-    advise(lambda state: f"{len(predictions)} of {len(paths)} videos were answered")
-    found = recognizer.predict_all(sources, num_clips=options.clips, window_seconds=options.window_seconds)
-    with reported(report):
-        for answer in found:
+    answers = _answers(options.format, options.top, paths)
+    advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
+    with reported(answers.end), Work("predicting", len(paths), noun="videos") as work:
+        for answer in recognizer.predict_all(
+            sources, num_clips=options.clips, window_seconds=options.window_seconds, advance=work.advance
+        ):
             if isinstance(answer, VideoError):
                 failures.append(str(answer))
             else:
+                answers.add(answer)
                 predictions.append(answer)
     code = report_failures("no prediction", failures)
     lost: list[str] = []
-    for prediction in predictions:
+    is_drawing = bool(pictures or explanations)
+    for prediction in track(predictions, "drawing", noun="videos", is_shown=is_drawing):
         path = prediction.path
         try:
             if path in pictures:
@@ -492,21 +488,24 @@ def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[st
     return folders
 
 
-def _print_predictions(predictions: Sequence[Prediction], top: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _answers(form: str, top: int, paths: Sequence[str]) -> Answers[Prediction]:
+    """What prints them, for each value of --format."""
+    from tada.prediction import predictions_csv
 
-    table = Table("video", "seconds", "what happens")
-    for prediction in predictions:
-        table.add_row(markup_cell(prediction.path), "all", _scores_text(prediction.top(top)))
-        if len(prediction.clips) > 1:
-            for clip in prediction.clips:
-                table.add_row("", clip.when(), _scores_text(prediction.top(top, clip)))
-    Console().print(table)
+    def scores(prediction: Prediction, clip: ClipScores | None = None) -> list[str]:
+        return [f"{label} {score:.2f}" for label, score in prediction.top(top, clip)]
 
+    def rows(prediction: Prediction) -> str:
+        clips = prediction.clips if len(prediction.clips) > 1 else ()
+        of_clips = (columns.row("", [clip.when()], scores(prediction, clip)) for clip in clips)
+        return "".join([columns.row(prediction.path, ["all"], scores(prediction)), *of_clips])
 
-def _scores_text(scores: Sequence[tuple[str, float]]) -> str:
-    return "  ".join(f"{markup_cell(label)} {score:.2f}" for label, score in scores)
+    if form in ("json", "jsonl"):
+        return (json_answers if form == "json" else json_lines)(lambda answer: answer.as_dict(top))
+    if form == "csv":
+        return csv_answers(lambda some: predictions_csv(some, top))
+    columns = Columns(("video", "seconds", "what happens"), paths, [11])
+    return Answers(rows, head=columns.head())
 
 
 COMMANDS: dict[str, Command] = {

@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser, Namespace
 
 from tada.errors import UserError
 from tada.interruption import deferring
-from tada.terminal import markup_cell, print_text, printable
+from tada.progress import Work
+from tada.terminal import is_screen, print_text, printable
 
 if TYPE_CHECKING:
     from tada.localization.localizer import Localizer
@@ -81,8 +82,6 @@ def check_one_source(options: Namespace, videos: Sequence[str]) -> None:
 
 def localize_live(localizer: Localizer, options: Namespace) -> int:
     """Print what a localizer finds in a stream, until it ends or is interrupted."""
-    from rich.console import Console
-
     from tada.localization.streaming import StreamSettings, localize_stream
     from tada.video.stream import FrameStream
 
@@ -96,19 +95,17 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
     # The first Ctrl-C or SIGTERM ends the stream in order, however long the last look takes; a second does not wait.
     with (
         deferring(at_once=stream.stop, seconds=math.inf, is_the_end=False),
-        Console(stderr=True).status("waiting for frames") as status,
+        Work("waiting for frames", is_shown=is_screen(sys.stderr)) as work,
     ):
-        if not sys.stderr.isatty():
-            status.stop()
         for look in localize_stream(localizer, stream, settings, min_score=options.min_score):
             latencies.add(look.seen_seconds, look.latency_seconds, is_last=look.is_last)
             num_segments += len(look.settled)
             say(look)
             print(end="", flush=True)
-            now = ", ".join(f"{markup_cell(s.label)} ({s.score:.2f})" for s in look.pending)
-            status.update(f"{look.seen_seconds:.1f} s seen{'; perhaps: ' + now if now else ''}")
+            now = ", ".join(f"{s.label} ({s.score:.2f})" for s in look.pending)
+            work.words = f"{look.seen_seconds:.1f} s seen{'; perhaps: ' + now if now else ''}"
     end = {"num_segments": num_segments, **latencies.summary(stream)}
-    if options.format == "json":
+    if options.format in ("json", "jsonl"):
         print(json.dumps({"event": "end", **end}))
     else:
         words = f"{num_segments} segments in {end['seen_seconds']:.1f} s, {end['num_frames']} frames"
@@ -225,4 +222,4 @@ def _write_srt(source: str) -> Callable[[Look], None]:
     return write
 
 
-_WRITERS = {"table": _write_table, "json": _write_json, "csv": _write_csv, "srt": _write_srt}
+_WRITERS = {"table": _write_table, "json": _write_json, "jsonl": _write_json, "csv": _write_csv, "srt": _write_srt}

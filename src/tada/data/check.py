@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from tada.data.identity import sha256_of
 from tada.data.rows import guarded
@@ -32,6 +31,7 @@ from tada.errors import OptionError, VideoError
 from tada.files import whole_file, write_whole, writing
 from tada.locks import holds
 from tada.machine import check_num_workers
+from tada.progress import track
 from tada.video.frames import check_pictures, open_footage
 from tada.video.numbered import FrameFolder, frame_folder
 from tada.video.sampling import segment_frames
@@ -222,7 +222,7 @@ def check_dataset(
     )
     probes_file = out / "probes.jsonl"
     with writing(probes_file), probes_file.open("ab") as file:
-        for (path, _), found in track(looks, "looking", len(new), transient=True, disable=not show_progress):
+        for (path, _), found in track(looks, "looking", len(new), noun="files", is_shown=show_progress):
             if isinstance(found, Lost):
                 size, mtime_ns = stamp_of(path)
                 message = f"{path!r}: {found.reason}; leave it out, or convert it with another program"

@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+from tada.progress import track
 from tada.video.numbered import numbered_pictures
 
 PART_BYTES = 64 * 1024
@@ -78,11 +79,9 @@ def content_ids(paths: Iterable[str], *, show_progress: bool = False) -> dict[st
     wanted = list(dict.fromkeys(paths))
     threads = ThreadPoolExecutor(_THREADS)
     try:
-        found = threads.map(_content_id_or_empty, wanted)
-        if show_progress and len(wanted) > _FEW:
-            from rich.progress import track
-
-            found = track(found, "looking at the videos' contents", len(wanted), transient=True)  # type: ignore[assignment]  # as good
+        is_shown = show_progress and len(wanted) > _FEW
+        ids = threads.map(_content_id_or_empty, wanted)
+        found = track(ids, "looking at the videos' contents", len(wanted), noun="files", is_shown=is_shown)
         return {path: identity for path, identity in zip(wanted, found, strict=True) if identity}
     finally:
         threads.shutdown(cancel_futures=True)  # at Ctrl-C, what has not begun is left

@@ -28,6 +28,7 @@ from tada.data.parcels import Packer, Parcel, Unpacker
 from tada.data.workers import end_with_parent, exit_in_words
 from tada.errors import UserError, WorkerLostError
 from tada.interruption import SIGNALS
+from tada.progress import of_worker
 
 _SLOT_BYTES = 4096  # of a path, as file systems allow
 
@@ -72,8 +73,8 @@ class _Start:
 
     def __call__(self, number: int) -> None:
         global _worker
-        # A progress display has its own in place of these, whose lock another thread may have held when we were forked.
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        # Somebody's display may have its own in place of these, whose lock another thread held when we were forked.
+        sys.stdout, sys.stderr = of_worker(sys.__stdout__), of_worker(sys.__stderr__)
         for told in SIGNALS:
             signal.signal(told, signal.SIG_IGN)  # who ends a run may signal all its processes: it goes on to save
         end_with_parent(self.parent)

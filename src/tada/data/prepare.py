@@ -27,7 +27,6 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
-from rich.progress import track
 
 from tada.data.annotations import write_table
 from tada.data.identity import content_id, content_ids, sha256_of
@@ -39,6 +38,7 @@ from tada.errors import DataError, OptionError, OutputError, VideoError
 from tada.files import remove_dead_parts, write_whole, writing
 from tada.locks import holds
 from tada.machine import check_num_workers
+from tada.progress import track
 from tada.video.frames import OpenVideo, no_rate, open_footage
 from tada.video.sampling import average_fps
 from tada.video.writer import write_video
@@ -153,7 +153,7 @@ def prepare(
         completed = _completed(copies, tasks)
         copies |= completed
         _write_lines(file, completed.values())
-        for task, made in track(work, "copying", len(new), transient=True, disable=not show_progress):
+        for task, made in track(work, "copying", len(new), noun="files", is_shown=show_progress):
             if isinstance(made, Lost):
                 made = Failure(
                     source=task.relative, message=f"{task.source!r}: {made.reason}; leave it out, or convert it"

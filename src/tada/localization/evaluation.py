@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from tada.data.table import listed
 from tada.documents import MAX_LIST_BYTES, read_json
 from tada.errors import DataError
@@ -21,6 +19,7 @@ from tada.localization.localizer import Localizer, results_of
 from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
 from tada.localization.naming import check_naming, scores_for
 from tada.localization.trained_videos import TrainedVideos, choose_tested, of_tested_split
+from tada.progress import track
 
 NUMBERS_FILE = "evaluation.json"
 """What is written last into a report's folder; the page is written by ``tada.localization.report``."""
@@ -125,7 +124,7 @@ def evaluate_localizer(
         check_naming(folder, table.videos, localizer.label_sets)
     found = {
         video.name: localizer.detect(folder.read(video.name))
-        for video in track(table.videos, "testing", transient=True, disable=not show_progress)
+        for video in track(table.videos, "testing", noun="videos", is_shown=show_progress)
     }
     results = results_of(found, localizer.label_sets)
     return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results, table=table)

@@ -22,8 +22,6 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from tada.ahead import Ahead
@@ -34,6 +32,7 @@ from tada.localization.grid import FeatureGrid
 from tada.localization.sources import Source
 from tada.localization.video_names import video_name
 from tada.locks import holds
+from tada.progress import Work
 from tada.recognizer import Recognizer
 from tada.video.frames import OpenVideo, check_rate, probe_footage
 from tada.video.inputs import VideoSource, source_of
@@ -368,28 +367,20 @@ def extract(
             assumed.append(name)
         _bind(out, card, path)
     written, failures = [], []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:.0f} %"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True, disable=not show_progress) as progress:
-        bar = progress.add_task("extracting", total=len(missing))
+    with Work("extracting", len(missing), noun="videos", is_shown=show_progress) as work:
         for done, name in enumerate(missing):
-            progress.update(bar, description=f"extracting {escape(name)}", completed=done)
+            work.words = f"extracting {name}"
             if name in replaced:
                 (out / f"{name}.json").unlink()
             try:
                 source = source_of(videos[name], fps=fps if videos[name].is_dir() else None)
-                found = _extract_bound(
-                    backbone, source, settings, batch_size, sha256, lambda part: progress.advance(bar, part)
-                )
+                found = _extract_bound(backbone, source, settings, batch_size, sha256, work.advance)
             except VideoError as error:
                 failures.append(Failure(fspath(videos[name]), str(error)))
             else:
                 write_features(out, replace(found, card=replace(found.card, video=name)))
                 written.append(name)
+            work.advance_to(done + 1)
     return Extraction(
         written=tuple(written),
         kept=tuple(kept),

@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from tada.data.table import listed, videos_text
 from tada.errors import DataError, VideoError
@@ -36,6 +35,7 @@ from tada.localization.video_names import KnownVideos, videos_by_name
 from tada.locks import held_folder, holds, is_used
 from tada.machine import check_num_workers, find_device
 from tada.models.weights import CARD_FILE
+from tada.progress import track
 from tada.recipe import METRICS_FILE, RECIPE_FILE, Recipe
 from tada.recognition import train
 from tada.recognizer import find_videos, load
@@ -306,7 +306,7 @@ def match_videos(
     check_rate(list(files.values()), fps, needed="segments are in seconds")
     durations = {}
     unreadable = {name: f"{table.name}: the video {name!r} is not in {str(folder)!r}" for name in missing}
-    for name, file in track(files.items(), "opening videos", transient=True, disable=not show_progress):
+    for name, file in track(files.items(), "opening videos", noun="videos", is_shown=show_progress):
         try:
             durations[name] = probe_footage(file, fps=fps).duration_seconds
         except VideoError as error:

@@ -249,6 +249,7 @@ def train_localizer(
             processes=machine.processes(),
             save_every_steps=min(steps_per_epoch * test_every_epochs, 200),
             test_every_epochs=test_every_epochs,
+            noun="windows" if recipe.detector == "bmn" else "videos",
             show_progress=show_progress,
             say=say,
         )

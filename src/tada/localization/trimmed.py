@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from tada.data.annotations import read_dataset
 from tada.data.rows import guarded
@@ -31,6 +30,7 @@ from tada.files import write_whole
 from tada.localization.annotations import SegmentTable, UntrimmedVideo
 from tada.localization.sources import Source
 from tada.locks import holds
+from tada.progress import track
 from tada.video.frames import OpenVideo, open_footage
 from tada.video.transforms import shrink_to
 from tada.video.writer import write_video
@@ -88,7 +88,7 @@ def cut_clips(
     classes = {split: table.labels_of(split) for split in table.splits}
     if any(labels != classes["train"] for labels in classes.values()):
         table = table.of_split("train")
-    for video in track(table.videos, "cutting clips", transient=True, disable=not show_progress):
+    for video in track(table.videos, "cutting clips", noun="videos", is_shown=show_progress):
         try:
             names = _cut(video, files[video.name], out, short_side, fps)
         except VideoError as error:

@@ -1,0 +1,118 @@
+"""Answers of `tada predict` and `localize`, printed as soon as they are known: as rows, JSON, CSV or subtitles."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from textwrap import indent
+from typing import Any, Generic, TypeVar
+
+from tada.terminal import cut_middle, fitted_lines, print_text, printable, screen_size
+
+Answer = TypeVar("Answer")
+
+
+class Answers(Generic[Answer]):
+    """Prints answers one by one, and at the end what makes the whole valid, also where it ends early.
+
+    ``add`` and ``end`` may be called from different threads.
+    """
+
+    def __init__(
+        self, text: Callable[[Answer], str], *, head: str = "", starts: tuple[str, str] = ("", ""), tail: str = ""
+    ) -> None:
+        """Print the head.
+
+        Args:
+            text: of an answer, whole lines.
+            head: before the first answer.
+            starts: before the first answer, and before each of the others.
+            tail: after the last one.
+        """
+        self.count = 0
+        """How many were printed."""
+        self._text, self._starts, self._tail = text, starts, tail
+        self._is_ended = False
+        self._lock = threading.Lock()
+        print_text(head)
+
+    def add(self, answer: Answer) -> None:
+        """Print an answer."""
+        text = self._starts[self.count > 0] + self._text(answer)
+        with self._lock:
+            if not self._is_ended:
+                print_text(text)
+                self.count += 1
+
+    def end(self) -> None:
+        """Print what stands at the end; nothing is printed after it."""
+        with self._lock:
+            if not self._is_ended:
+                self._is_ended = True
+                print_text(self._tail)
+
+
+def json_answers(as_dict: Callable[[Answer], dict[str, Any]]) -> Answers[Answer]:
+    """A JSON list. Its commas stand at the beginning of lines: whether another answer follows is not known before."""
+
+    def text(answer: Answer) -> str:
+        return indent(json.dumps(as_dict(answer), indent=2), "  ")[2:] + "\n"
+
+    return Answers(text, head="[\n", starts=("  ", ", "), tail="]\n")
+
+
+def json_lines(as_dict: Callable[[Answer], dict[str, Any]]) -> Answers[Answer]:
+    """A line of JSON for each answer."""
+    return Answers(lambda answer: json.dumps(as_dict(answer)) + "\n")
+
+
+def csv_answers(csv: Callable[[Sequence[Answer]], str]) -> Answers[Answer]:
+    """Rows of CSV; ``csv`` writes those of some answers below the names of the columns."""
+    head = csv([])
+    return Answers(lambda answer: csv([answer]).removeprefix(head), head=head)
+
+
+class Columns:
+    """Rows of a table, one after the other: names first, then columns of numbers, then all the rest of the line.
+
+    At a terminal names are cut in the middle where they would leave too little room, and what does not fit into the
+    last column goes on below it. In a file or a pipe nothing is cut.
+    """
+
+    def __init__(self, headings: Sequence[str], names: Sequence[str], widths: Sequence[int]) -> None:
+        """Nothing is printed yet.
+
+        Args:
+            headings: of all columns.
+            names: all that may come to stand in the first column.
+            widths: of the columns of numbers, in characters.
+        """
+        from rich.cells import cell_len
+
+        self.headings = headings
+        self.widths = widths
+        self.longest = max(map(cell_len, (headings[0], *map(printable, names))))
+
+    def head(self) -> str:
+        """The headings."""
+        name, *numbers, last = self.headings
+        return self.row(name, numbers, [last])
+
+    def row(self, name: str, numbers: Sequence[str], items: Sequence[str]) -> str:
+        """A row: one line, or several at a narrow terminal. ``items`` stand beside each other in the last column."""
+        from rich.cells import cell_len, set_cell_size
+
+        is_terminal = sys.stdout is not None and sys.stdout.isatty()
+        columns = screen_size(sys.stdout)[0] if is_terminal else 0
+        room = columns - sum(self.widths) - 2 * len(self.widths) - 45
+        width = min(self.longest, max(room, 2 * columns // 5, 12)) if is_terminal else self.longest
+        cells = [set_cell_size(cut_middle(printable(name), width), width)]
+        cells += [number.rjust(size) for number, size in zip(numbers, self.widths, strict=True)]
+        begin = "  ".join([*cells, ""])
+        items = [printable(item) for item in items]
+        if not is_terminal:
+            return f"{begin}{'  '.join(items)}".rstrip() + "\n"
+        lines = fitted_lines(items, max(columns - cell_len(begin), 10)) or [""]
+        return "".join(f"{' ' * cell_len(begin) if i else begin}{line}".rstrip() + "\n" for i, line in enumerate(lines))

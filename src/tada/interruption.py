@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tada.machine import is_first_process
-from tada.progress import wipe
+from tada.progress import is_shown, wipe
 
 SIGNALS = tuple(
     signal.Signals(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -292,10 +292,11 @@ def _force() -> None:
 
 def _exit() -> None:
     """End the process at once."""
+    ends_line = b"" if is_shown() else b"\n"  # on which the terminal has printed "^C"
     _within(0.5, wipe)
     for fd in (1, 2):
         if os.isatty(fd):
-            _write(fd, _SHOW_CURSOR + b"\n")
+            _write(fd, _SHOW_CURSOR + ends_line)
             break
     _within(0.5, sys.stdout.flush)
     _within(0.5, lambda: _write(2, _ending.last_words().encode(errors="backslashreplace")))

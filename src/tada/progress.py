@@ -134,6 +134,11 @@ def track(
             work.advance()
 
 
+def is_shown() -> bool:
+    """Whether a terminal shows how far anything is."""
+    return bool(_screen.works)
+
+
 def wipe() -> None:
     """Remove what is shown, of whatever work: the process ends, or what it was doing has."""
     _screen.close()

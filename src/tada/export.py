@@ -53,6 +53,7 @@ from tada.models.exported import (
     open_session,
 )
 from tada.models.weights import write_card
+from tada.progress import Work
 from tada.recognizer import Recognizer
 from tada.results import Evaluation
 from tada.video.sampling import ClipSpec
@@ -147,7 +148,8 @@ def export(
         calibration = _calibration_videos(table, tested, calibration_clips, say)
     splits = _splits_text(Path(run), say)
     loss: Int8Loss | None = None
-    with scratch_folder() as folder, last_chance(lambda: rmtree(folder)):
+    display = Work(f"writing {out.name}", is_shown=show_progress)
+    with scratch_folder() as folder, last_chance(lambda: rmtree(folder)), display:
         file = folder / f"float32{suffix}"
         with writing(file):  # which no fault of its writers names
             exported = _write(recognizer, file, splits)

@@ -23,6 +23,7 @@ from tada.evaluation import evaluate
 from tada.files import write_whole
 from tada.locks import holds, is_used
 from tada.plots import save_comparison
+from tada.progress import Work
 from tada.recipe import load_recipe
 from tada.recognition import train
 from tada.recognizer import load
@@ -67,6 +68,7 @@ def quickstart(
         train_videos_per_class=train_videos_per_class,
         test_videos_per_class=test_videos_per_class,
         seed=seed,
+        show_progress=show_progress,
     )
     recipe = load_recipe("quickstart", seed=seed)
     if epochs is not None:
@@ -97,19 +99,24 @@ def quickstart(
     return result
 
 
-def draw_videos(out: Path, *, train_videos_per_class: int, test_videos_per_class: int, seed: int) -> None:
+def draw_videos(
+    out: Path, *, train_videos_per_class: int, test_videos_per_class: int, seed: int, show_progress: bool = False
+) -> None:
     """Write the quickstart's videos, easy, small and short, so that minutes are enough: out/train, out/test."""
-    for split, count, own_seed in (
-        ("train", train_videos_per_class, 2 * seed),
-        ("test", test_videos_per_class, 2 * seed + 1),
-    ):
-        write_motion_videos(
-            out / split,
-            videos_per_class=count,
-            seed=own_seed,
-            num_frames=12,
-            width=64,
-            height=48,
-            clutter=(0.0, 0.15),
-            easy=True,
-        )
+    total = len(MOTIONS) * (train_videos_per_class + test_videos_per_class)
+    with Work("drawing", total, noun="videos", is_shown=show_progress) as work:
+        for split, count, own_seed in (
+            ("train", train_videos_per_class, 2 * seed),
+            ("test", test_videos_per_class, 2 * seed + 1),
+        ):
+            write_motion_videos(
+                out / split,
+                videos_per_class=count,
+                seed=own_seed,
+                num_frames=12,
+                width=64,
+                height=48,
+                clutter=(0.0, 0.15),
+                easy=True,
+                progress=lambda done, of_split: work.advance(),
+            )

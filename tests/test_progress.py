@@ -219,6 +219,13 @@ def test_what_is_printed_into_a_file_goes_there(tmp_path: Path) -> None:
     assert screen_of(terminal.output) == ["to an error stream"]
 
 
+def test_what_has_no_end_of_line_is_seen_when_it_is_flushed(tmp_path: Path) -> None:
+    with at_terminal(tmp_path, 'print("(Pdb) ", end="", flush=True)') as terminal:
+        terminal.wait_for("(Pdb) ")
+        assert terminal.end() == 0
+    assert screen_of(terminal.output) == [*END[:2], "(Pdb)", *END[2:]]
+
+
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     with at_terminal(tmp_path, "time.sleep(1000)") as terminal:
         terminal.wait_for("READY")

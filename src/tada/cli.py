@@ -126,7 +126,8 @@ def _of_the_machine(error: OSError) -> str:
     if error.filename is not None:
         return f"{error.filename!r}: {reason}"
     where = traceback.extract_tb(error.__traceback__)[-1]
-    if error.errno is not None and Path(where.filename).parent.name == "rich":  # which has let go of what it wrote
+    is_printer = Path(where.filename).parent.name == "rich" or where.name in ("say", "print_text")
+    if error.errno is not None and is_printer:  # which has let go of what it wrote
         return f"standard output cannot be written: {reason}"
     if error.errno is not None and sys.stdout is not None:
         try:

@@ -201,7 +201,7 @@ class _Screen:
         self.above: dict[str, _Above] = {}
         self._ended = threading.Event()
         self._drawn: tuple[int, list[str]] | None = None
-        self.is_of_parent = False
+        self.is_of_parent = False  # of a process that was forked: what is drawn is its parent's
         self._console: Any = None
 
     def show(self, work: Work) -> None:
@@ -231,16 +231,11 @@ class _Screen:
                 self._write(_ERASE)
             self.works.clear()
             self._ended.set()
-            self._drawn = None
-            self.forget()
-
-    def forget(self) -> None:
-        """Leave it to others: give the streams back."""
-        above, self.above = self.above, {}
-        for name, stream in above.items():
-            if getattr(sys, name) is stream:
-                setattr(sys, name, stream.stream)
-            stream.finish()
+            above, self.above = self.above, {}
+            for name, stream in above.items():
+                if getattr(sys, name) is stream:
+                    setattr(sys, name, stream.stream)
+                stream.finish()
 
     def print_above(self, stream: TextIO, text: str) -> None:
         """Print whole lines on a stream to the terminal."""
@@ -297,7 +292,7 @@ class _Screen:
 
 
 class _Above:
-    """Stands in for a stream to the terminal: whole lines go above what is drawn, the rest waits for its end."""
+    """Stands in for a stream to the terminal: lines go above what is drawn, the last when it ends or is flushed."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -309,6 +304,12 @@ class _Above:
             if end:
                 _screen.print_above(self.stream, lines + end)
         return len(text)
+
+    def flush(self) -> None:
+        with _screen.lock:
+            if self.part:  # such as a debugger's prompt
+                _screen.print_above(self.stream, self.part + "\n")
+                self.part = ""
 
     def finish(self) -> None:
         """Print what has no end of line."""

@@ -101,7 +101,10 @@ class Columns:
         return self.row(name, numbers, [last])
 
     def row(self, name: str, numbers: Sequence[str], items: Sequence[str]) -> str:
-        """A row: one line, or several at a narrow terminal. ``items`` stand beside each other in the last column."""
+        """A row: one line, or several at a narrow terminal. ``items`` stand beside each other in the last column.
+
+        Without numbers they begin where these would.
+        """
         from rich.cells import cell_len, set_cell_size
 
         is_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -109,7 +112,7 @@ class Columns:
         room = columns - sum(self.widths) - 2 * len(self.widths) - 45
         width = min(self.longest, max(room, 2 * columns // 5, 12)) if is_terminal else self.longest
         cells = [set_cell_size(cut_middle(printable(name), width), width)]
-        cells += [number.rjust(size) for number, size in zip(numbers, self.widths, strict=True)]
+        cells += [number.rjust(size) for number, size in zip(numbers, self.widths, strict=bool(numbers))]
         begin = "  ".join([*cells, ""])
         items = [printable(item) for item in items]
         if not is_terminal:

@@ -174,7 +174,7 @@ def _localize(options: Namespace) -> int:
     advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
     with reported(answers.end), Work("localizing", len(paths), noun="videos") as work:
         for done, path in enumerate(paths, start=1):
-            work.words = f"localizing in {Path(path).name}"
+            work.details = [Path(path).name]
             try:
                 localization = localizer.localize(
                     path,
@@ -225,7 +225,7 @@ def _answers(form: str, paths: Sequence[str]) -> Answers[Localization]:
 
     def rows(localization: Localization) -> str:
         if not localization.segments:
-            return columns.row(localization.path, ["", "", ""], ["nothing that reaches its threshold"])
+            return columns.row(localization.path, [], ["nothing that reaches its threshold"])
         return "".join(
             columns.row(
                 "" if i else localization.path,

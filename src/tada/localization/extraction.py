@@ -369,7 +369,7 @@ def extract(
     written, failures = [], []
     with Work("extracting", len(missing), noun="videos", is_shown=show_progress) as work:
         for done, name in enumerate(missing):
-            work.words = f"extracting {name}"
+            work.details = [name]
             if name in replaced:
                 (out / f"{name}.json").unlink()
             try:

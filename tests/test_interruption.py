@@ -179,12 +179,12 @@ def in_fifth_batch(clip, clips, key):
         time.sleep(1000)
     return clip(clips, key)
 
-def in_second_epoch(read, video, opened=[]):
+def in_second_epoch(read, video, opened=[], **options):
     opened.append(video)
     if len(opened) == 10:  # of one worker, which reads eight in an epoch
         now()
         time.sleep(1000)
-    return read(video)
+    return read(video, **options)
 
 def in_second_validation(step, task, *arguments):
     if task.current_epoch == 1:
@@ -213,7 +213,7 @@ if moment == "waiting":
     instead(TrainingClips, "__getitem__", in_fifth_batch)
 if moment == "reading":
     import tada.data.clips as clips
-    instead(clips, "open_video", in_second_epoch)
+    instead(clips, "open_footage", in_second_epoch)
 if moment == "validation":
     instead(recognition_task.RecognitionTask, "validation_step", in_second_validation)
 if moment == "saving":

@@ -27,6 +27,7 @@ from tada.recognizer import Recognizer
 from tada.video.sampling import ClipSpec
 from tada.video.stream import FrameStream
 from tada.video.writer import write_video
+from terminal import Screen, Terminal
 
 SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=16, crop=16)
 IDLE = 0.05
@@ -230,6 +231,19 @@ def test_ctrl_c_ends_a_camera_in_order(run: Path, day: Path) -> None:
         assert process.stderr.read() == b""
         assert process.wait() == 0
     assert events[-1]["event"] == "end"
+
+
+def test_lines_go_into_a_file_while_the_terminal_shows_what_is_seen(run: Path, day: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "tada.cli", "predict", str(run), "--stream", str(day), "--format", "jsonl", *WORDS]
+    into = tmp_path / "events.jsonl"
+    with Terminal([*words, "--idle-seconds", str(IDLE)], folder=tmp_path, columns=80, stdout=into) as terminal:
+        assert terminal.end() == 0
+    events = [json.loads(line) for line in into.read_text().splitlines()]
+    assert (events[-1]["event"], events[-1]["num_frames"]) == ("end", 120)
+    assert "waiting for frames" in terminal.output
+    screen = Screen(80)
+    screen.feed(terminal.output)
+    assert screen.text() == ""
 
 
 def test_options_that_would_do_nothing_are_refused(run: Path, day: Path, capsys: pytest.CaptureFixture[str]) -> None:

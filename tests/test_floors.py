@@ -23,6 +23,7 @@ FLOORS = [
         "tada.intervals",
         "tada.localization",
         "tada.localization.segments",
+        "tada.several_labels",
         "tada.terminal",
         "tada.video",
         "tada.video.numbered",

@@ -1,6 +1,7 @@
 """Testing a trained recogniser: every video once, all its views, over any number of devices.
 
-The scores of a video are the mean of its views' softmax scores, as in the papers' protocols. A video that cannot be
+The scores of a video are the mean of its views' probabilities (softmax, or of several labels sigmoid scores), as in the
+papers' protocols. A video that cannot be
 read is never left out in silence: it is listed, and the report says how many were meant and how many were read.
 
 Shapes: N videos, V views, H heads, K classes of all heads.
@@ -25,7 +26,7 @@ from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loade
 from tada.data.known import KnownVideo, line_of_namesakes, marks, names_below, read_run_list
 from tada.data.loader import closing
 from tada.data.splits import PART, Splits
-from tada.data.table import VideoTable, listed, videos_text, with_fps
+from tada.data.table import VideoTable, listed, targets_of, videos_text, with_fps
 from tada.errors import CheckpointError, DataError
 from tada.loop import quiet
 from tada.machine import Machine, Processes, check_num_workers, default_num_workers
@@ -35,7 +36,6 @@ from tada.ranks import gathered, leaving_together
 from tada.recipe import fps_of_run
 from tada.recognizer import Recognizer, load
 from tada.results import UNKNOWN, Evaluation
-from tada.video.sampling import ClipSpec
 
 
 def evaluate(
@@ -112,7 +112,7 @@ def evaluate(
             say=say,
         )
         votes, unreadable = gathered(votes), gathered(unreadable)
-    return _counted(table, recognizer.clip, views, votes, unreadable)
+    return _counted(table, recognizer, views, votes, unreadable)
 
 
 def evaluate_alone(
@@ -139,7 +139,7 @@ def evaluate_alone(
         hidden=not show_progress,
         say=say,
     )
-    return _counted(table, recognizer.clip, Views(), votes, unreadable)
+    return _counted(table, recognizer, Views(), votes, unreadable)
 
 
 def _votes(
@@ -175,7 +175,7 @@ def _votes(
 
 def _counted(
     table: VideoTable,
-    clip: ClipSpec,
+    recognizer: Recognizer,
     views: Views,
     votes: Sequence[tuple[int, NDArray[np.float32]]],
     unreadable: Sequence[Unreadable],
@@ -194,11 +194,12 @@ def _counted(
         segments=tuple((video.start_seconds, video.end_seconds) for video in read),
         rates=tuple(video.fps for video in read),
         groups=tuple(video.group for video in read),
-        targets=np.array([video.labels or unknown for video in read], np.int64),
+        targets=np.array([targets_of(table.heads, video.labels) or unknown for video in read], np.int64),
         scores=np.stack([scores for _, scores in votes]),
         unreadable=tuple(unreadable),
         views=(views,),
-        clip=clip,
+        clip=recognizer.clip,
+        thresholds=recognizer.card.thresholds,
     )
 
 
@@ -272,7 +273,7 @@ def choose_videos(
         CheckpointError: the list of the run's videos is damaged.
     """
     if split is None and table.splits:
-        told = {video.split for video in table.videos if video.labels}
+        told = {video.split for video in table.videos if table.is_told(video)}
         split = "test" if "test" in told else "val" if "val" in told else None
     has_split = split is not None and bool(table.splits)
     lines = []

@@ -77,7 +77,7 @@ class Int8Loss:
     float_metrics: dict[str, float]
     """Those of the network."""
     agreement: float
-    """Part of the videos for which both find the same most probable class (of all heads)."""
+    """Part of the videos for which both find the same most probable class (of all heads), or the same labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -356,7 +356,9 @@ def _quantize(file: Path, clips: Iterator[Tensor]) -> Path:
 
 def _loss(before: Evaluation, after: Evaluation) -> Int8Loss:
     same = np.ones(len(before.ids), np.bool_)
-    for head in range(len(before.heads)):
+    if before.several:
+        same = (before.said() == after.said()).all(1)
+    for head in () if before.several else range(len(before.heads)):
         same &= before.of_head(head).argmax(1) == after.of_head(head).argmax(1)
     return Int8Loss(
         num_videos=len(before.ids),

@@ -163,8 +163,14 @@ def recognize_stream(
 
     Raises:
         VideoError: the stream cannot be read.
-        OptionError: a network of segments, and ``settings`` do not say what a look sees.
+        OptionError: a network of segments, and ``settings`` do not say what a look sees; or one that gives a video
+            several labels.
     """
+    if recognizer.card.thresholds:
+        raise OptionError(
+            "this model gives a video several labels, and a live answer is one that begins and ends: predict files, "
+            "with --window-seconds for what follows each other"
+        )
     settings = settings or LiveSettings()
     extraction = settings.clips(recognizer.clip)
     skips = is_camera(stream.path) if settings.skip_late is None else settings.skip_late

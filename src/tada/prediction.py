@@ -24,6 +24,7 @@ from tada.errors import OptionError
 from tada.explanation import Explanation
 from tada.notebook import Bar, results_html
 from tada.plots import save_prediction
+from tada.several_labels import NONE
 from tada.terminal import printable
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
@@ -72,6 +73,8 @@ class Prediction:
     """Probability of each class, in the order of ``labels``."""
     clips: tuple[ClipScores, ...]
     """The same for each clip, in the order of time."""
+    thresholds: tuple[float, ...] = ()
+    """Where a video may have several labels, or none: the probability from which on it has each; else empty."""
     recognizer: Explains | None = field(default=None, repr=False, compare=False)
     """Whose answer it is; it does not go along where the prediction is pickled."""
 
@@ -82,7 +85,8 @@ class Prediction:
         return [None if f.name == "recognizer" else getattr(self, f.name) for f in fields(self)]
 
     def __str__(self) -> str:
-        best = ", ".join(f"{printable(label)} {score:.2f}" for label, score in self.top(3))
+        named = self.said() if self.thresholds else self.top(3)
+        best = ", ".join(f"{printable(label)} {score:.2f}" for label, score in named) or NONE
         return f"{printable(self.path)}: {best}"
 
     def __repr__(self) -> str:
@@ -95,7 +99,7 @@ class Prediction:
             (("class", "probability"), [(label, Bar(score)) for label, score in self.top(5)])
         ]
         if len(self.clips) > 1:
-            rows = [(clip.when(), *self.top(1, clip)[0]) for clip in self.clips]
+            rows = [(clip.when(), *best) for clip in self.clips for best in self.said(clip) or [(NONE, 0.0)]]
             tables.append((("seconds", "class", "probability"), [(when, name, Bar(p)) for when, name, p in rows]))
         return results_html(self.path, tables)
 
@@ -109,16 +113,38 @@ class Prediction:
         """The most probable class."""
         return self.top(1)[0][0]
 
+    @property
+    def found(self) -> tuple[str, ...]:
+        """The labels of the video, the most probable first: those over their thresholds, any number of them.
+
+        Of a model that gives each video one label, that one.
+        """
+        return tuple(label for label, _ in self.said())
+
+    def said(self, clip: ClipScores | None = None) -> list[tuple[str, float]]:
+        """As ``found``, of the video or one clip, with the scores."""
+        if not self.thresholds:
+            return self.top(1, clip)
+        least = dict(zip(self.labels, self.thresholds, strict=True))
+        return [(label, score) for label, score in self.top(len(self.labels), clip) if score >= least[label]]
+
     def top(self, count: int = 5, clip: ClipScores | None = None) -> list[tuple[str, float]]:
         """The ``count`` most probable classes of the video, or of one clip, and their scores, best first."""
         scores = self.scores if clip is None else clip.scores
         return sorted(zip(self.labels, scores, strict=True), key=lambda pair: -pair[1])[:count]
 
     def as_dict(self, count: int = 5) -> dict[str, Any]:
-        """Plain values for JSON: the best classes of the video and of each clip. Times that are not known are None."""
+        """Plain values for JSON: the best classes of the video and of each clip. Times that are not known are None.
+
+        Of several labels: "labels", all that were found, in the place of "label"; and all scores and thresholds.
+        """
+        answer: dict[str, Any] = {"label": self.label}
+        if self.thresholds:
+            count = len(self.labels)
+            answer = {"labels": list(self.found), "thresholds": dict(zip(self.labels, self.thresholds, strict=True))}
         return {
             "video": self.path,
-            "label": self.label,
+            **answer,
             "scores": dict(self.top(count)),
             "clips": [
                 {
@@ -133,6 +159,8 @@ class Prediction:
     def to_rows(self, count: int = 5, *, clips: bool = False) -> list[dict[str, Any]]:
         """Flat rows, as for ``pandas.DataFrame``: video, rank, label, score, for each of the most probable classes.
 
+        Of several labels also threshold and found, whether the score is as high.
+
         Args:
             clips: those of each clip, with its start_seconds and end_seconds, in place of those of the whole video.
         """
@@ -145,7 +173,11 @@ class Prediction:
         ]
 
     def _row(self, rank: int, label: str, score: float, **more: float | None) -> dict[str, Any]:
-        return {"video": self.path, **more, "rank": rank, "label": label, "score": score}
+        row = {"video": self.path, **more, "rank": rank, "label": label, "score": score}
+        if self.thresholds:
+            threshold = self.thresholds[self.labels.index(label)]
+            row |= {"threshold": threshold, "found": score >= threshold}
+        return row
 
     def explain(self, *, label: str | None = None, clip: int | None = None, layer: str | None = None) -> Explanation:
         """Show what the network looked at, and how its kernels were calibrated: see ``Recognizer.explain``.
@@ -234,8 +266,10 @@ def predictions_csv(predictions: Sequence[Prediction], count: int = 5) -> str:
     """One row for each video and class: video, rank, label, score."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video", "rank", "label", "score"])
+    several = any(prediction.thresholds for prediction in predictions)
+    writer.writerow(["video", "rank", "label", "score", *(("threshold", "found") if several else ())])
     for prediction in predictions:
-        for rank, (label, score) in enumerate(prediction.top(count), start=1):
-            writer.writerow([guarded(prediction.path), rank, guarded(label), f"{score:.6f}"])
+        for row in prediction.to_rows(len(prediction.labels) if several else count):
+            more = [f"{row['threshold']:.6f}", int(row["found"])] if several else []
+            writer.writerow([guarded(row["video"]), row["rank"], guarded(row["label"]), f"{row['score']:.6f}", *more])
     return text.getvalue()

@@ -61,13 +61,14 @@ from tada.models import create_model
 from tada.models.initial import RANDOM_WEIGHTS, initialise, start_in_words
 from tada.models.parallel import checkpoint_blocks, synchronise_batch_norms, whole_weights
 from tada.models.trained_part import train_only
-from tada.models.weights import ModelCard, save_weights
+from tada.models.weights import ModelCard, load_model, save_model, save_weights
 from tada.page import PAGE
 from tada.ranks import leaving_together
 from tada.recipe import Recipe, recipe_of_run, recipe_yaml
 from tada.recognition_task import About, RecognitionTask, ShardedRecognitionTask
 from tada.recognizer import load
 from tada.report import clip_in_words, lead, report_sections
+from tada.results import Evaluation
 from tada.run_folder import (
     begun,
     check_free,
@@ -82,6 +83,7 @@ from tada.run_folder import (
 from tada.run_page import VALIDATION, read_curves, write_run_page
 from tada.saved_states import CHECKPOINT
 from tada.schedule import epochs_between_tests, fitted, in_words
+from tada.several_labels import FEWEST, THRESHOLD, chosen_thresholds, positives_text
 from tada.speed import LoaderSpeed
 from tada.training_call import (
     augmentation,
@@ -229,12 +231,19 @@ def train(
                 f"all videos are of one {head.name} class, {head.labels[0]!r}: a network learns to tell two or more "
                 "apart; add videos of another"
             )
+    if table.several and recipe.balance == "sampling":
+        raise OptionError(
+            "balance 'sampling' shows as many clips of each class, and here a clip may have several: use balance 'loss'"
+        )
     if "val" not in table.splits and (recipe.keep == "best" or recipe.stop_early is not None):
         raise OptionError(
             "keep 'best' and stop_early go by held-out videos, and none are held out: hold some out (--val-fraction, "
             "--val-groups), or leave them away"
         )
     training = table.of_split("train")
+    lacking = [name for name, count in training.counts().items() if not count] if table.several else []
+    if lacking:
+        raise DataError(f"no training video is of class {listed(lacking)}; take its column away, or add videos of it")
     validation = table.of_split("val") if "val" in table.splits else None
     recipe = fitted(recipe, len(training), multiple_of=processes.world * (2 if mixes(recipe) else 1))
     check_divisible(recipe, machine, processes.world)
@@ -275,7 +284,8 @@ def train(
         )
     num_held_out = 0 if validation is None else len(validation)
     classes = " and ".join(f"{len(head.labels)} {_kind_of_classes(head, table.heads)}" for head in table.heads)
-    say(f"{len(training)} training and {num_held_out} validation videos of {classes}")
+    several = ", any number of them in each" if table.several else ""
+    say(f"{len(training)} training and {num_held_out} validation videos of {classes}{several}")
     start = f"starting from {trained_from}" if state is None else f"going on from {state}"
     say(f"{recipe.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {start}")
     if part_in_words:
@@ -290,7 +300,7 @@ def train(
     balance = balance_in_words(training, recipe.balance, num_drawn)
     if balance:
         say(balance)
-    accuracy = "val_top1" if len(head_sizes) == 1 else "val_action_top1"
+    accuracy = "val_map" if table.several else "val_top1" if len(head_sizes) == 1 else "val_action_top1"
     if recipe.keep == "best":
         say(
             f"--keep best: the weights after the epoch with the best {accuracy} are kept, so that this number flatters "
@@ -308,7 +318,14 @@ def train(
     test_every_epochs = epochs_between_tests(recipe.numbers.epochs, steps_per_epoch)
     kind = ShardedRecognitionTask if machine.strategy == "fsdp" else RecognitionTask
     counts = [list(training.counts(i).values()) for i in range(len(training.heads))]
-    task = kind(model, recipe, steps_per_epoch=steps_per_epoch, head_sizes=head_sizes, class_counts=counts)
+    task = kind(
+        model,
+        recipe,
+        steps_per_epoch=steps_per_epoch,
+        head_sizes=head_sizes,
+        class_counts=counts,
+        several_of=len(training) if table.several else 0,
+    )
     task.about = About(trained_from, tuple(label for head in table.heads for label in head.labels))
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     lines = EpochLines(say)
@@ -380,13 +397,17 @@ def train(
             options=recipe.model_options,
             labels=task.about.labels,
             head_sizes=head_sizes if len(head_sizes) > 1 else {},
+            thresholds=(THRESHOLD,) * len(task.about.labels) if table.several else (),
             clip=recipe.clip,
             metrics=metrics,
             trained_from=task.about.trained_from,
         )
         save_weights(out, weights, card)
     for name, value in metrics.items():
-        if name.startswith("val_") and name != "val_loss" and task.num_tested:
+        if name == "val_map" and validation is not None:
+            positives = positives_text(list(validation.counts().values()))
+            say(f"val_map {value:.3f} of {task.num_tested} clips: {positives}")
+        elif name.startswith("val_") and name != "val_loss" and task.num_tested:
             say(f"{name} {value:.3f} of {task.num_tested} clips ({interval_text(value, task.num_tested)})")
     if processes.is_first:
         facts = [
@@ -441,6 +462,8 @@ def _write_page(
             words = f"What was held out could not be tested once more: {error}"
             say(f"the report lacks its test: {error}")
         else:
+            if result.several:
+                result = _with_thresholds(out, result, say)
             words = lead(result)
             result.save(out / VALIDATION, overwrite=True)
     write_run_page(
@@ -452,6 +475,19 @@ def _write_page(
         commands=noted_commands(out),
     )
     say(f"curves, every class and the worst mistakes: {out / PAGE}")
+
+
+def _with_thresholds(out: Path, result: Evaluation, say: Callable[[str], None]) -> Evaluation:
+    """Choose each class's threshold by the test on what was held out, and note it in the run."""
+    thresholds = chosen_thresholds(result.scores, result.targets)
+    model, card = load_model(out)
+    save_model(out, model, replace(card, thresholds=thresholds))
+    few = sum(score.videos < FEWEST for score in result.class_scores())
+    say(
+        "thresholds are those with the best F1 on the held-out videos"
+        + (f"; {THRESHOLD} for the {few} classes that fewer than {FEWEST} of them have" if few else "")
+    )
+    return replace(result, thresholds=thresholds)
 
 
 def _with_last_loss(metrics: dict[str, float], out: Path) -> dict[str, float]:

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from tada.data.balance import class_weights
+from tada.data.balance import class_weights, positive_weights
 from tada.data.clips import Batch, ViewBatch
 from tada.errors import DataError, UserError
 from tada.files import write_whole
@@ -31,6 +31,7 @@ from tada.ranks import gathered, on_any
 from tada.recipe import Recipe
 from tada.run_folder import NON_FINITE_FILE
 from tada.saved_states import CHECKPOINT
+from tada.several_labels import mean_average_precision
 from tada.video.augment import draw_mixture
 from tada.video.transforms import normalise
 
@@ -48,11 +49,20 @@ class About(NamedTuple):
     """Names of the classes, in the order of the logits."""
 
 
+def several_loss(logits: Tensor, targets: Tensor, positive_weights: Tensor | None = None) -> Tensor:
+    """Binary cross-entropies [N, K] summed over the classes, and their mean over the clips.
+
+    The sum, so that a class teaches the network as much beside many others as it does beside one.
+    """
+    of_all = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=positive_weights, reduction="none")
+    return of_all.sum(1).mean()
+
+
 class RecognitionTask(L.LightningModule):
     """The loss, its optimiser and what is measured on the way.
 
     The network's logits are those of all heads side by side, [N, K]; the loss is the sum over the heads, as in the
-    released code (``BaseHeadx2``).
+    released code (``BaseHeadx2``). Where clips may have several labels, it is ``several_loss``.
     """
 
     # Validation videos are dealt out to the processes; there may be fewer of them.
@@ -66,8 +76,14 @@ class RecognitionTask(L.LightningModule):
         steps_per_epoch: int,
         head_sizes: Mapping[str, int],
         class_counts: Sequence[Sequence[int]] = (),
+        several_of: int = 0,
     ) -> None:
-        """``class_counts``: training clips of each class of each head, for ``balance: loss``."""
+        """Set up.
+
+        Args:
+            class_counts: training clips of each class of each head, for ``balance: loss``.
+            several_of: number of training clips, where each may have several labels; 0: each has one.
+        """
         super().__init__()
         self.model = model
         self.recipe = recipe
@@ -81,7 +97,14 @@ class RecognitionTask(L.LightningModule):
         self.val_tops = nn.ModuleDict(tops)
         self.val_action_top1 = MeanMetric()
         self.val_loss = MeanMetric()
-        self.class_weights = [torch.tensor(class_weights(counts)) for counts in class_counts]
+        self.several = several_of > 0
+        self.val_several: list[tuple[list[float], list[int]]] = []
+        """Where videos may have several labels: the probabilities and targets of those tested."""
+        if self.several:
+            self.val_tops = nn.ModuleDict()
+            self.class_weights = [torch.tensor(positive_weights(counts, several_of)) for counts in class_counts]
+        else:
+            self.class_weights = [torch.tensor(class_weights(counts)) for counts in class_counts]
         self.num_tested = 0
         """Held-out videos that were read in the last test, over all processes."""
         self.about = About("", ())
@@ -132,8 +155,8 @@ class RecognitionTask(L.LightningModule):
             rng=rng,
         )
         targets = [
-            labels if mixture is None else mixture.targets(F.one_hot(labels, size).to(clips.dtype), clips)
-            for labels, size in zip(batch.labels.unbind(1), self.head_sizes.values(), strict=True)
+            labels if mixture is None else mixture.targets(self._hot(labels, size).to(clips.dtype), clips)
+            for labels, size in zip(self._of_heads(batch.labels), self.head_sizes.values(), strict=True)
         ]
         logits = self._heads(self.model(clips if mixture is None else mixture.clips(clips)))
         losses = [
@@ -145,9 +168,21 @@ class RecognitionTask(L.LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
         return loss
 
+    def _of_heads(self, labels: Tensor) -> Sequence[Tensor]:
+        """[N, heads] -> [N] of each; of several labels the one [N, K]."""
+        return [labels] if self.several else labels.unbind(1)
+
+    def _hot(self, labels: Tensor, size: int) -> Tensor:
+        return labels if self.several else F.one_hot(labels, size)
+
     def _loss(self, logits: Tensor, target: Tensor, head: int) -> Tensor:
         """Of one head; a target is a class [N], or parts of classes [N, K]."""
         smoothing = self.recipe.label_smoothing
+        if self.several:
+            # Each class is a question of its own, with yes and no for classes: smoothing spreads over these two.
+            smooth = target.to(logits.dtype) * (1 - smoothing) + smoothing / 2
+            weights = self.class_weights[head].to(logits) if self.recipe.balance == "loss" else None
+            return several_loss(logits, smooth, weights)
         if self.recipe.balance != "loss":
             return F.cross_entropy(logits, target, label_smoothing=smoothing)
         weights = self.class_weights[head].to(logits)
@@ -188,6 +223,7 @@ class RecognitionTask(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.num_tested = 0
+        self.val_several = []
 
     def _tops(self) -> dict[str, MulticlassAccuracy]:
         return cast(dict[str, MulticlassAccuracy], self.val_tops)
@@ -196,6 +232,12 @@ class RecognitionTask(L.LightningModule):
         if len(batch.labels):
             self.num_tested += len(batch.labels)
             logits = self._heads(self.model(self._normalised(batch.views[:, 0])))
+            if self.several:
+                self.val_loss.update(
+                    several_loss(logits[0], batch.labels.to(logits[0].dtype)), weight=len(batch.labels)
+                )
+                self.val_several += zip(logits[0].float().sigmoid().tolist(), batch.labels.tolist(), strict=True)
+                return
             losses = [F.cross_entropy(one, of) for one, of in zip(logits, batch.labels.unbind(1), strict=True)]
             self.val_loss.update(torch.stack(losses).sum(), weight=len(batch.labels))
             right = torch.ones(len(batch.labels), dtype=torch.bool, device=self.device)
@@ -209,6 +251,11 @@ class RecognitionTask(L.LightningModule):
         self.num_tested = sum(gathered([self.num_tested]))
         for name, metric in self._tops().items():
             self.log(name, metric)
+        if self.several:
+            tested, self.val_several = gathered(self.val_several), []
+            scores = np.array([scores for scores, _ in tested], np.float32).reshape(len(tested), -1)
+            value = mean_average_precision(scores, np.array([targets for _, targets in tested]).reshape(scores.shape))
+            self.log("val_map", value, rank_zero_only=False, sync_dist=False)
         self.log("val_loss", self.val_loss)
         if len(self.head_sizes) > 1:
             self.log("val_action_top1", self.val_action_top1)

@@ -91,7 +91,7 @@ class Recognizer:
         sizes = self.card.head_sizes or {ACTION: len(self.labels)}
         ends = list(accumulate(sizes.values()))
         return tuple(
-            Head(name=name, labels=self.labels[end - size : end])
+            Head(name=name, labels=self.labels[end - size : end], several=bool(self.card.thresholds))
             for (name, size), end in zip(sizes.items(), ends, strict=True)
         )
 
@@ -107,7 +107,7 @@ class Recognizer:
 
     @torch.inference_mode()
     def scores(self, views: Tensor) -> Tensor:
-        """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU; those of each head add up to 1."""
+        """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU: see ``probabilities``."""
         return self.probabilities(self.network(normalise(views.to(self.device)))).cpu()
 
     def answer_scores(self, views: Tensor) -> Tensor:
@@ -115,7 +115,9 @@ class Recognizer:
         return torch.stack([self._joint(scores) for scores in self.scores(views)])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits [V, K] -> probabilities [V, K]; those of each head add up to 1."""
+        """Logits [V, K] -> probabilities [V, K]; those of each head add up to 1, but for several labels."""
+        if self.card.thresholds:
+            return logits.float().sigmoid()
         sizes = [len(head.labels) for head in self.heads]
         return torch.cat([of_head.softmax(1) for of_head in torch.split(logits.float(), sizes, dim=1)], dim=1)
 
@@ -340,6 +342,7 @@ class Recognizer:
             labels=self.answers,
             scores=tuple(mean.tolist()),
             clips=tuple(clips),
+            thresholds=self.card.thresholds,
             recognizer=self,
             source=source,
         )

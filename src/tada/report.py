@@ -6,6 +6,7 @@ Shapes: F frames of a filmstrip, K classes.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,14 @@ _TERMS = (
     "top-1 is the part of the videos whose class is the most probable one, top-5 the part whose class is among the "
     "five most probable. The 95 % interval says how far so many videos can tell: the accuracy on very many videos of "
     "the same kind lies in it 95 times of 100."
+)
+
+
+_SEVERAL_TERMS = (
+    "A video may have several labels, or none. The average precision of a class is the mean of the precisions at each "
+    "video that has it, in the order of falling scores; mAP is its mean over the classes. A class of a handful of "
+    "videos says little, and so does a mAP of such classes. Precision is the part of the videos over the class's "
+    " threshold that have it, recall the part of those that have it that are over it."
 )
 
 
@@ -74,24 +83,24 @@ def lead(result: Evaluation) -> str:
 
 def _metric(name: str) -> str:
     """What people call it: "verb top-1" for verb_top1."""
-    return name.replace("_", " ").replace("top", "top-")
+    return "mAP" if name == "map" else name.replace("_", " ").replace("top", "top-")
 
 
 def report_sections(folder: Path, result: Evaluation) -> list[Section]:
     """What a test found, in numbers and pictures."""
     if not result.known.any():
         return []
+    if result.several:
+        return several_sections(result)
     known = int(result.known.sum())
     rows = []
     for name, value in result.metrics().items():
         low, high = accuracy_interval(value, known)
         rows.append([_metric(name), f"{value:.4f}", f"{low:.3f} to {high:.3f}", str(known)])
     sections = [
-        Section(heading="Result", texts=[_TERMS], tables=[Table(header=["", "value", "95 %", "videos"], rows=rows)])
+        Section(heading="Result", texts=[_TERMS], tables=[Table(header=["", "value", "95 %", "videos"], rows=rows)]),
+        *_unread(result),
     ]
-    if result.unreadable:
-        unread = [[failure.path, failure.message] for failure in result.unreadable]
-        sections.append(Section(heading="Videos that could not be read", tables=[Table(rows=unread)]))
     for i, head in enumerate(result.heads):
         of = "" if len(result.heads) == 1 else f" of {head.name}"
         sections.append(Section(heading=f"Every class{of}", tables=[_class_table(result, i)]))
@@ -110,6 +119,38 @@ def report_sections(folder: Path, result: Evaluation) -> list[Section]:
     strips = _mistakes(result)
     if strips:
         text = "The videos about which the network was surest and wrong, worst first, as the frames that it saw."
+        sections.append(Section(heading="Worst mistakes", texts=[text], pictures=strips))
+    return sections
+
+
+def _unread(result: Evaluation) -> list[Section]:
+    rows = [[failure.path, failure.message] for failure in result.unreadable]
+    return [Section(heading="Videos that could not be read", tables=[Table(rows=rows)])] if rows else []
+
+
+def several_sections(result: Evaluation) -> list[Section]:
+    """The same where a video may have several labels, or none."""
+    numbers = [[_metric(name), f"{value:.4f}", result.worth(value)] for name, value in result.metrics().items()]
+    sections = [
+        Section(heading="Result", texts=[_SEVERAL_TERMS], tables=[Table(header=["", "value", "of"], rows=numbers)]),
+        *_unread(result),
+    ]
+    rows = []
+    for row in result.class_scores():
+        parts = (row.average_precision, row.precision, row.recall, row.threshold)
+        shown = ["-" if math.isnan(part) else f"{part:.3f}" for part in parts]
+        rows.append([row.label, str(row.videos), str(row.said), *shown])
+    header = ["class", "videos", "said of", "average precision", "precision", "recall", "threshold"]
+    sections.append(Section(heading="Every class", tables=[Table(header=header, rows=rows)]))
+    found: list[tuple[float, int, str]] = []
+    for i, k in zip(*np.nonzero(result.said() != result.targets), strict=True):
+        score, least, label = float(result.scores[i, k]), result.thresholds[k], result.labels[k]
+        has = bool(result.targets[i, k])
+        text = f"{label} {'was not found' if has else 'was said'} ({score:.2f}, threshold {least:.2f})"
+        found.append((abs(score - least), int(i), text))
+    strips = _strips(result, found)
+    if strips:
+        text = "Labels that were said and are wrong, or are lacking, the farthest from their thresholds first."
         sections.append(Section(heading="Worst mistakes", texts=[text], pictures=strips))
     return sections
 
@@ -149,6 +190,11 @@ def _mistakes(result: Evaluation) -> list[Picture]:
             right, wrong = float(scores[i, targets[i]]), float(scores[i, said[i]])
             text = f"{head.labels[targets[i]]} ({right:.2f}) was taken for {head.labels[said[i]]} ({wrong:.2f})"
             found.append((wrong - right, i, text))
+    return _strips(result, found)
+
+
+def _strips(result: Evaluation, found: Sequence[tuple[float, int, str]]) -> list[Picture]:
+    """Filmstrips of the largest mistakes, of (how large, video, words)."""
     strips: list[Picture] = []
     for _, i, text in sorted(found, key=lambda mistake: -mistake[0])[:_MISTAKES]:
         segment = result.segments[i] if result.segments else (None, None)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,7 @@ from tada.intervals import accuracy_interval, interval_text
 from tada.notebook import Bar, Table, results_html
 from tada.page import PAGE
 from tada.plots import save_confusion_matrix
+from tada.several_labels import ClassScore, class_scores, mean_average_precision, positives_text
 from tada.video.sampling import ClipSpec
 
 SCORES_FILE = "scores.npz"
@@ -59,9 +61,10 @@ class Evaluation:
     groups: tuple[str | None, ...]
     """What they were recorded with: in EPIC-KITCHENS, the participant."""
     targets: NDArray[np.int64]
-    """[N, H], the true classes; UNKNOWN where a data set keeps them secret."""
+    """[N, H], the true classes; UNKNOWN where a data set keeps them secret. Where a video may have several labels,
+    [N, K]: 1 for those that it has, 0 for the others."""
     scores: NDArray[np.float32]
-    """[N, K], the mean probabilities over a video's views; those of a head add up to 1."""
+    """[N, K], the mean probabilities over a video's views; those of a head add up to 1, but for several labels."""
     unreadable: tuple[Unreadable, ...]
     """Videos of the test set that are not among the N."""
     views: tuple[Views, ...]
@@ -73,13 +76,14 @@ class Evaluation:
     """[N], the rate of folders of frames, in frames per second; None for files; empty in scores of before."""
     clip: ClipSpec | None = None
     """Which frames make a clip of the network; of an ensemble, of its first; None where it was not noted."""
+    thresholds: tuple[float, ...] = ()
+    """Where a video may have several labels: the probability from which on it has each of the K; else empty."""
 
     def __str__(self) -> str:
         """Say how many are right."""
         classes = " and ".join(f"{len(head.labels)} {head.name} classes" for head in self.heads)
         parts = [f"{videos_text(len(self.paths))} of {classes}"]
-        number = int(self.known.sum())
-        parts += [f"{name} {value:.3f} ({interval_text(value, number)})" for name, value in self.metrics().items()]
+        parts += [f"{name} {value:.3f} ({self.worth(value)})" for name, value in self.metrics().items()]
         if not self.known.any():
             parts.append("whose classes are not known")
         if self.unreadable:
@@ -91,10 +95,13 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        number = int(self.known.sum())
-        rows = [(name, Bar(value), interval_text(value, number)) for name, value in self.metrics().items()]
-        tables: list[Table] = [(("", "", "interval"), rows)] if rows else []
-        if self.known.any():
+        rows = [(name, Bar(value), self.worth(value)) for name, value in self.metrics().items()]
+        tables: list[Table] = [(("", "", "of" if self.several else "interval"), rows)] if rows else []
+        if self.several:
+            found = sorted(self.class_scores(), key=lambda score: score.average_precision)
+            cells = [(s.label, Bar(s.average_precision), str(s.videos)) for s in found if s.videos]
+            tables.append((("class, the worst first", "average precision", "videos"), cells))
+        elif self.known.any():
             for i, head in enumerate(self.heads):
                 per_class = sorted(self.per_class(head=i).items(), key=lambda entry: entry[1][0])
                 cells = [(label, Bar(top1), str(count)) for label, (top1, count) in per_class]
@@ -104,12 +111,20 @@ class Evaluation:
     def to_rows(self) -> list[dict[str, Any]]:
         """Flat rows, as for ``pandas.DataFrame``: id, path, group, label, predicted, score, correct of each video.
 
-        Of several heads: verb, verb_predicted, verb_score, verb_correct, noun, ... What is not known is None.
+        Of several heads: verb, verb_predicted, verb_score, verb_correct, noun, ... What is not known is None. Where a
+        video may have several labels, these are parted by semicolons, there is a score of each class ("score wave"),
+        and correct are all or none.
         """
         rows: list[dict[str, Any]] = [
             {"id": name, "path": path, "group": group}
             for name, path, group in zip(self.ids, self.paths, self.groups, strict=True)
         ]
+        if self.several:
+            for row, targets, scores, said in zip(rows, self.targets, self.scores, self.said(), strict=True):
+                row["label"], row["predicted"] = (";".join(self._named(which == 1)) for which in (targets, said))
+                row |= {f"score {label}": score for label, score in zip(self.labels, scores.tolist(), strict=True)}
+                row["correct"] = bool((targets == said).all())
+            return rows
         for i, head in enumerate(self.heads):
             truth, more = ("label", "") if len(self.heads) == 1 else (head.name, f"{head.name}_")
             scores = self.of_head(i)
@@ -121,6 +136,39 @@ class Evaluation:
                 row[f"{more}predicted"], row[f"{more}score"] = head.labels[found], best
                 row[f"{more}correct"] = found == target if is_known else None
         return rows
+
+    @property
+    def several(self) -> bool:
+        """Whether a video may have several labels, or none."""
+        return self.heads[0].several
+
+    def said(self) -> NDArray[np.int64]:
+        """[N, K]: 1 where a class is over its threshold, where a video may have several labels."""
+        return (self.scores >= np.array(self.thresholds, np.float64)).astype(np.int64)
+
+    def _named(self, chosen: NDArray[np.bool_]) -> list[str]:
+        """[K] -> the classes that are chosen."""
+        return [label for label, is_chosen in zip(self.labels, chosen.tolist(), strict=True) if is_chosen]
+
+    def class_scores(self) -> list[ClassScore]:
+        """How each class was found, where a video may have several labels: average precision, recall, ..."""
+        return class_scores(self.labels, self.scores, self.targets, self.thresholds)
+
+    def mean_average_precision(self) -> float:
+        """Mean over the classes of their average precision, where a video may have several labels: mAP."""
+        return mean_average_precision(self.scores, self.targets)
+
+    def worth(self, value: float) -> str:
+        """How far one of ``metrics`` can be trusted, in words: its interval, or the videos of the classes behind it."""
+        if self.several:
+            return positives_text(self.targets.sum(0).tolist())
+        return interval_text(value, int(self.known.sum()))
+
+    def _check_one_label(self, what: str) -> None:
+        if self.several:
+            raise DataError(
+                f"videos with several labels have no {what}: see mean_average_precision() and class_scores()"
+            )
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -155,6 +203,7 @@ class Evaluation:
 
     def accuracy(self, top_k: int = 1, *, head: int = 0) -> float:
         """Part of the videos read whose class is among the ``top_k`` most probable; nan if none is known."""
+        self._check_one_label("accuracy")
         known, size = self.known, len(self.heads[head].labels)
         if not known.any():
             return float("nan")
@@ -180,6 +229,7 @@ class Evaluation:
 
     def confusion(self, *, head: int = 0) -> NDArray[np.int64]:
         """[classes, classes]: videos of each class (row) that were taken for each class (column)."""
+        self._check_one_label("confusion matrix")
         scores, targets = self._pairs(head)
         counts: NDArray[np.int64] = multiclass_confusion_matrix(scores, targets, scores.shape[1]).numpy()
         return counts
@@ -204,16 +254,23 @@ class Evaluation:
         return float(np.mean(accuracies)) if accuracies else float("nan")
 
     def metrics(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracies by name: top1, top5; of several heads verb_top1, ..., action_top1, ..."""
+        """Top-1 and top-5 accuracies by name: top1, top5; of several heads verb_top1, ..., action_top1, ...
+
+        Where a video may have several labels: map, if a video has one.
+        """
         if not self.known.any():
             return {}
+        if self.several:
+            return {"map": self.mean_average_precision()} if self.targets.any() else {}
         if len(self.heads) == 1:
             return {f"top{k}": self.accuracy(k) for k in (1, 5)}
         found = {f"{h.name}_top{k}": self.accuracy(k, head=i) for i, h in enumerate(self.heads) for k in (1, 5)}
         return found | {f"action_top{k}": self.action_accuracy(k) for k in (1, 5)}
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """The 95 % interval of each of these accuracies: how far so many videos can tell."""
+        """The 95 % interval of each of these accuracies: how far so many videos can tell. A mAP has none."""
+        if self.several:
+            return {}
         return {name: accuracy_interval(value, int(self.known.sum())) for name, value in self.metrics().items()}
 
     def as_dict(self) -> dict[str, Any]:
@@ -226,7 +283,12 @@ class Evaluation:
             "videos_unreadable": [failure._asdict() for failure in self.unreadable],
         }
         one = len(self.heads) == 1
-        if self.known.any():
+        if self.several:
+            summary["per_class"] = {
+                score.label: {name: _or_none(value) for name, value in asdict(score).items() if name != "label"}
+                for score in self.class_scores()
+            }
+        elif self.known.any():
             for i, head in enumerate(self.heads):
                 summary["mean_class_top1" if one else f"mean_{head.name}_top1"] = self.mean_class_accuracy(head=i)
                 summary["per_class" if one else f"per_{head.name}"] = {
@@ -239,7 +301,7 @@ class Evaluation:
         """Draw how often each class was taken for each class, as a PNG file.
 
         Raises:
-            DataError: the true classes are not known.
+            DataError: the true classes are not known, or a video may have several labels.
         """
         if not self.known.any():
             raise DataError("the true classes of these videos are not known, so none can be compared")
@@ -281,16 +343,20 @@ class Evaluation:
             columns = [label for head in self.heads for label in head.labels]
             writer.writerow(["path", *names, *map(guarded, columns)])
             for path, targets, scores in zip(self.paths, self.targets, self.scores, strict=True):
-                truth = [
-                    "" if target == UNKNOWN else guarded(head.labels[target])
-                    for head, target in zip(self.heads, targets, strict=True)
-                ]
+                truth = (
+                    [guarded(";".join(self._named(targets == 1)))]
+                    if self.several
+                    else [
+                        "" if target == UNKNOWN else guarded(head.labels[target])
+                        for head, target in zip(self.heads, targets, strict=True)
+                    ]
+                )
                 writer.writerow([guarded(path), *truth, *(f"{score:.6f}" for score in scores)])
         with writing(folder):  # what the new ones do not replace, and what says that the report is whole
             for old in before:
                 if old.suffix in (".png", ".txt", ".html") or old.name in (CHALLENGE_FILE, NUMBERS_FILE):
                     old.unlink(missing_ok=True)
-        if self.known.any():
+        if self.known.any() and not self.several:
             for i, head in enumerate(self.heads):
                 picture = "confusion.png" if one else f"confusion_{head.name}.png"
                 save_confusion_matrix(self.confusion(head=i), head.labels, folder / picture)
@@ -306,6 +372,7 @@ class Evaluation:
             "groups": self.groups,
             "segments": self.segments,
             "rates": self.rates,
+            "thresholds": self.thresholds,
             "clip": None if self.clip is None else asdict(self.clip),
             "unreadable": self.unreadable,
             "views": [str(views) for views in self.views],
@@ -313,6 +380,11 @@ class Evaluation:
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
         with whole_file(file) as part, part.open("wb") as out:
             np.savez_compressed(out, scores=self.scores, targets=self.targets, about=text)
+
+
+def _or_none(value: object) -> object:
+    """For JSON, which has no nan."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def find_scores(path: Path) -> Path:
@@ -342,13 +414,17 @@ def load_scores(path: Path) -> Evaluation:
         arrays = read_npz(file)
         about = json.loads(bytes(arrays["about"]))
         return Evaluation(
-            heads=tuple(Head(name=head["name"], labels=tuple(head["labels"])) for head in about["heads"]),
+            heads=tuple(
+                Head(name=head["name"], labels=tuple(head["labels"]), several=bool(head.get("several", False)))
+                for head in about["heads"]
+            ),
             ids=tuple(about["ids"]),
             paths=tuple(about["paths"]),
             groups=tuple(about["groups"]),
             segments=tuple((start, end) for start, end in about.get("segments", ())),
             rates=tuple(about.get("rates", ())),
             clip=ClipSpec(**about["clip"]) if about.get("clip") else None,
+            thresholds=tuple(about.get("thresholds", ())),
             targets=arrays["targets"],
             scores=arrays["scores"],
             unreadable=tuple(Unreadable(*failure) for failure in about["unreadable"]),

@@ -136,6 +136,7 @@ def augmentation(recipe: Recipe, heads: Sequence[Head]) -> Augmentation:
         flip_swaps=[flip_swaps(head.labels) for head in heads],
         reverse_probability=recipe.reverse_probability,
         reverse_swaps=[reverse_swaps(head.labels) for head in heads],
+        several=heads[0].several,
         color_strength=recipe.color_strength,
         color_shuffle_probability=recipe.color_shuffle_probability,
         grayscale_probability=recipe.grayscale_probability,

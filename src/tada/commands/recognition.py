@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ from tada.commands.live import add_live, check_live_options, recognize_live
 from tada.errors import OptionError, UserError, VideoError
 from tada.files import check_not_there, try_file, try_folder, write_whole
 from tada.interruption import advise
-from tada.intervals import accuracy_interval, interval_text
+from tada.intervals import accuracy_interval
 from tada.locks import held_folder
 from tada.machine import Machine, is_first_process
 from tada.progress import Work, track
@@ -48,6 +49,8 @@ from tada.recipe import METRICS_FILE, RECIPE_FILE, Recipe, recipe_of
 from tada.terminal import command_line, markup_cell, printable, say
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tada.data.clips import Views
     from tada.prediction import ClipScores, Prediction
     from tada.recognizer import Recognizer
@@ -319,18 +322,20 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
         from tada.epic import challenge_metrics, read_subsets
 
         metrics = challenge_metrics(result, read_subsets(options.epic))
-    if metrics and len(result.heads) == 1:
+    if metrics and result.several:
+        Console().print(_several_table(result))
+    elif metrics and len(result.heads) == 1:
         table = Table("class", "top-1", "videos", "95 %")
         for label, (top1, count) in result.per_class().items():
             low, high = accuracy_interval(top1, count)
             table.add_row(markup_cell(label), f"{top1:.3f}", str(count), f"{low:.2f} to {high:.2f}")
         Console().print(table)
     read, meant = len(result.paths), len(result.paths) + len(result.unreadable)
-    names = {"top1": "top-1", "top5": "top-5"}
-    known = int(result.known.sum())
+    names = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
     numbers = [
         f"{names.get(name, name)} {value:.4f}"
-        + (f" ({interval_text(value, known)})" if options.epic is None else "")  # whose subsets have other numbers
+        # The subsets of EPIC-KITCHENS have other numbers of videos.
+        + (f" ({result.worth(value)})" if options.epic is None else "")
         for name, value in metrics.items()
     ]
     if "top1" in metrics and len({count for _, count in result.per_class().values()}) > 1:
@@ -356,7 +361,21 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
         result.save(out, overwrite=options.overwrite, write_more=write_more)
     else:
         write_more(out)
-    say(f"the report is in {out}: report.html, evaluation.json, scores.npz, scores.csv, pictures of what was confused")
+    say(
+        f"the report is in {out}: report.html, evaluation.json, scores.npz, scores.csv"
+        + ("" if result.several else ", pictures of what was confused")
+    )
+
+
+def _several_table(result: Evaluation) -> Table:
+    from rich.table import Table
+
+    table = Table("class", "AP", "precision", "recall", "threshold", "videos", "said of")
+    for score in result.class_scores():
+        numbers = (score.average_precision, score.precision, score.recall)
+        shown = ["-" if math.isnan(value) else f"{value:.3f}" for value in numbers]
+        table.add_row(markup_cell(score.label), *shown, f"{score.threshold:.2f}", str(score.videos), str(score.said))
+    return table
 
 
 # --- predict ---
@@ -492,8 +511,12 @@ def _answers(form: str, top: int, paths: Sequence[str]) -> Answers[Prediction]:
     """What prints them, for each value of --format."""
     from tada.prediction import predictions_csv
 
+    from tada.several_labels import NONE
+
     def scores(prediction: Prediction, clip: ClipScores | None = None) -> list[str]:
-        return [f"{label} {score:.2f}" for label, score in prediction.top(top, clip)]
+        """The most probable classes; of several labels those over their thresholds, or that there are none."""
+        found = prediction.said(clip) if prediction.thresholds else prediction.top(top, clip)
+        return [f"{label} {score:.2f}" for label, score in found] or [NONE]
 
     def rows(prediction: Prediction) -> str:
         clips = prediction.clips if len(prediction.clips) > 1 else ()

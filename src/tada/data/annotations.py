@@ -5,7 +5,8 @@
     DATA/train/left/a.mp4               the same below train/, val/ and test/ (one of them is enough)
     DATA.csv                            the columns path (or video) and label, and, if wanted, split, group,
                                         start_seconds and end_seconds, and fps of folders of frames; or verb and noun
-                                        in the place of label
+                                        in the place of label. Several labels of a video: parted by semicolons
+                                        (wave;walk), or a column for each class (path,wave,walk) with 1 or 0
     DATA.txt                            a video and its class in each line: see ``tada.data.plain_lists``
     DATA                                annotations as they are published: see ``tada.data.lists``
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 import csv
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from tada.data.rows import (
     absolute_path,
     class_names,
     csv_columns,
+    csv_header,
     csv_rows,
     guarded,
     has_decimal_commas,
@@ -65,6 +67,8 @@ _MEANINGS = {"video": "path", "start": "start_seconds", "end": "end_seconds"}
 _KNOWN_COLUMNS = frozenset(
     ("path", "label", "verb", "noun", "split", "group", "start_seconds", "end_seconds", "fps", *_MEANINGS)
 )
+SEPARATOR = ";"
+"""What parts several labels of a video in the cell of a label."""
 IDENTITY_COLUMNS = ("content", "original", "mtime_ns")
 """What a run's list says of its files, beside the columns that are read here (``tada.data.known``)."""
 
@@ -235,28 +239,98 @@ def _read_csv(file: Path, root: Path) -> VideoTable:
     columns = csv_columns(file, known)
     meant = [_MEANINGS.get(column, column) for column in columns]
     heads = ("label",) if "label" in meant else ("verb", "noun")
-    if meant.count("path") != 1 or not set(heads) <= set(meant):
+    is_labelled = set(heads) <= set(meant)
+    columns_of_classes = {} if is_labelled or meant.count("path") != 1 else _class_columns(file, known)
+    if meant.count("path") != 1 or not (is_labelled or columns_of_classes):
         raise DataError(
-            f"{name} row 1: expected the columns path (or video) and label (or verb and noun), and if wanted split, "
-            f"group, start_seconds and end_seconds, and fps of folders of frames; found {listed(columns)}"
+            f"{name} row 1: expected the columns path (or video) and label (or verb and noun; or two or more, each "
+            "with a class's name and 1 or 0 in every row), and if wanted split, group, start_seconds and end_seconds, "
+            f"and fps of folders of frames; found {listed(columns)}"
         )
     if ("start_seconds" in meant) != ("end_seconds" in meant):
         raise DataError(f"{name} row 1: a segment has start_seconds and end_seconds; add the one that is lacking")
     top, decimal_comma = absolute_path(root), has_decimal_commas(file, known)
-    rows = [
-        _row(source, dict(zip(meant, cells.values(), strict=True)), heads, top, decimal_comma)
-        for source, cells in csv_rows(file, known)
-    ]
+    cells_of = [(source, dict(zip(meant, cells.values(), strict=True))) for source, cells in csv_rows(file, known)]
+    classes: tuple[str, ...] | None = None
+    if columns_of_classes:
+        said = [_classes_of(source, cells, columns_of_classes) for source, cells in cells_of]
+        classes = tuple(sorted(columns_of_classes.values()))
+    elif heads == ("label",) and any(SEPARATOR in cells["label"] for _, cells in cells_of):
+        said = [_parted(source, cells["label"]) for source, cells in cells_of]
+        classes = class_names((label, row[0]) for row, own in zip(cells_of, said, strict=True) for label in own)
+    else:
+        said = [tuple(composed(required(source, cells, head)) for head in heads) for source, cells in cells_of]
+    rows = [_row(source, cells, own, top, decimal_comma) for (source, cells), own in zip(cells_of, said, strict=True)]
     unsplit = [row for row in rows if row.split is None]
     if 0 < len(unsplit) < len(rows):
         raise DataError(f"{unsplit[0].source}: no split, while other rows have one; fill in all of them or none")
-    ignored = ignored_columns(file, [c for c in columns if c not in IDENTITY_COLUMNS], _KNOWN_COLUMNS)
-    return _table(rows, top, kind="CSV", name=name, heads=(ACTION,) if heads == ("label",) else heads, ignored=ignored)
+    read = {*IDENTITY_COLUMNS, *columns_of_classes}
+    return _table(
+        rows,
+        top,
+        kind="CSV",
+        name=name,
+        heads=(ACTION,) if classes or heads == ("label",) else heads,
+        ignored=ignored_columns(file, [column for column in columns if column not in read], _KNOWN_COLUMNS),
+        classes=classes,
+        several=classes is not None,
+    )
 
 
-def _row(source: str, cells: Mapping[str, str], heads: tuple[str, ...], root: str, decimal_comma: bool) -> _Row:
+def _class_columns(file: Path, known: Collection[str]) -> dict[str, str]:
+    """Columns that are classes, and the classes' names, of a file without a label: what no other column is.
+
+    Empty where there are fewer than two, or the first row has neither 1 nor 0 in any.
+    """
+    columns = dict(zip(csv_columns(file, known), csv_header(file, known), strict=False))
+    others = {column: composed(name) for column, name in columns.items() if column not in {*known, *IDENTITY_COLUMNS}}
+    if len(others) < 2:
+        return {}
+    _, first = next(csv_rows(file, known))
+    if not any(first[column] in ("0", "1") for column in others):
+        return {}
+    names = csv_columns(file, known)
+    for column, name in others.items():
+        if not column or names.count(column) > 1:
+            fault = (
+                f"the column {name!r} stands there twice; keep one" if column else "a column without a name; name it"
+            )
+            raise DataError(f"{file.name} row 1: {fault}")
+    class_names((name, f"{file.name} row 1") for name in others.values())
+    return others
+
+
+def _classes_of(source: str, cells: Mapping[str, str], classes: Mapping[str, str]) -> tuple[str, ...]:
+    """The classes whose cells say 1."""
+    for column, name in classes.items():
+        if cells[column] not in ("0", "1"):
+            raise DataError(
+                f"{source}: {name} = {cells[column]!r} should be 1 or 0: without a column label, each column with a "
+                "name of its own is a class; mend the cell, or take the column away"
+            )
+    return tuple(sorted(name for column, name in classes.items() if cells[column] == "1"))
+
+
+def _parted(source: str, cell: str) -> tuple[str, ...]:
+    """The labels of a cell such as "wave;walk"."""
+    if not cell:
+        raise DataError(
+            f"{source}: no label, where other rows have several: it may be forgotten, or mean none of them; fill it "
+            "in, or write a column for each class, with 0 in all of this row"
+        )
+    labels = [composed(label.strip()) for label in cell.split(SEPARATOR)]
+    if not all(labels):
+        raise DataError(
+            f"{source}: label = {cell!r} has an empty part; write labels with one {SEPARATOR!r} between two"
+        )
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise DataError(f"{source}: label = {cell!r} has {twice!r} twice; keep one")
+    return tuple(sorted(labels))
+
+
+def _row(source: str, cells: Mapping[str, str], labels: tuple[str, ...], root: str, decimal_comma: bool) -> _Row:
     written = required(source, cells, "path")
-    labels = tuple(composed(required(source, cells, head)) for head in heads)
     split = cells.get("split") or None
     if split is not None:
         if split.lower() not in SPLIT_OF:
@@ -309,7 +383,6 @@ def write_table(
         more: further columns by their names, with a cell for each file by its path.
     """
     more = more or {}
-    names = ["label"] if len(table.heads) == 1 else [head.name for head in table.heads]
     has_segments = any(video.start_seconds is not None for video in table.videos)
     with (
         whole_file(file) as part,
@@ -318,13 +391,13 @@ def write_table(
         writer = csv.writer(lines)
         times = ("start_seconds", "end_seconds") if has_segments else ()
         rate = ("fps",) if any(video.fps is not None for video in table.videos) else ()
-        writer.writerow(["path", *names, "split", "group", *times, *rate, *more])
+        writer.writerow(["path", *map(guarded, table.label_columns()), "split", "group", *times, *rate, *more])
         for video in table.videos:
-            if video.labels:
+            if table.is_told(video):
                 path = os.path.relpath(video.path, root) if root is not None else video.path
                 if root is None and not os.path.isabs(path):  # of a table that was made by hand
                     path = absolute_path(path)
-                cells = [path, *table.label_names(video), video.split or "", video.group or ""]
+                cells = [path, *table.label_cells(video), video.split or "", video.group or ""]
                 numbers = [video.start_seconds, video.end_seconds] if has_segments else []
                 numbers += [video.fps] if rate else []
                 writer.writerow(
@@ -361,14 +434,19 @@ def _table(
     heads: tuple[str, ...],
     ignored: list[str],
     classes: tuple[str, ...] | None = None,
+    several: bool = False,
 ) -> VideoTable:
     """The checked table; ``classes`` is the order of the classes of one head, where a list has numbered them."""
+    _check_separator(rows, heads)
     rows, statuses = _found(rows, root, name, None if kind == "folder" else OtherSpellings(root))
     _check_once(rows, statuses)
     _check_unicode_forms(rows)
-    names = [class_names((row.labels[i], row.source) for row in rows) for i in range(len(heads))]
-    if classes is not None:
+    if classes is None:
+        names = [class_names((row.labels[i], row.source) for row in rows) for i in range(len(heads))]
+    else:
         names = [classes]
+    if several:
+        _check_columns(names[0], name)
     numbers = [{label: i for i, label in enumerate(labels)} for labels in names]
     stamps = {
         path: stamp_of(path) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
@@ -377,7 +455,9 @@ def _table(
     videos = [
         LabelledVideo(
             path=row.path,
-            labels=tuple(number[label] for number, label in zip(numbers, row.labels, strict=True)),
+            labels=tuple(numbers[0][label] for label in row.labels)
+            if several
+            else tuple(number[label] for number, label in zip(numbers, row.labels, strict=True)),
             split=row.split,
             group=row.group,
             source=row.source,
@@ -391,7 +471,7 @@ def _table(
         for row in rows
     ]
     table = VideoTable(
-        heads=tuple(Head(name=head, labels=labels) for head, labels in zip(heads, names, strict=True)),
+        heads=tuple(Head(name=head, labels=labels, several=several) for head, labels in zip(heads, names, strict=True)),
         videos=tuple(sorted(videos, key=lambda video: (video.path, video.start_seconds or 0.0, video.id))),
         root=root,
         kind=kind,
@@ -399,6 +479,27 @@ def _table(
     )
     check_each_label_in_each_split(table)
     return table
+
+
+def _check_separator(rows: Iterable[_Row], heads: tuple[str, ...]) -> None:
+    """Refuse a label with a semicolon in it, which would be two in a list that is written of it."""
+    for row in rows:
+        label = next((label for label in row.labels if SEPARATOR in label), None)
+        if label is not None:
+            what = (
+                "of a verb and a noun each has one" if len(heads) > 1 else "only the label column of a CSV has several"
+            )
+            raise DataError(
+                f"{row.source}: the label {label!r} holds a {SEPARATOR!r}, which parts several labels of a video, and "
+                f"{what}; rename it, or list the videos in a CSV"
+            )
+
+
+def _check_columns(classes: Sequence[str], name: str) -> None:
+    """Refuse classes that are called as a column, since each becomes a column of the run's list."""
+    for label in classes:
+        if label.lower() in (*_KNOWN_COLUMNS, *IDENTITY_COLUMNS):
+            raise DataError(f"{name}: the class {label!r} is called as a column of a list; call it something else")
 
 
 def _found(

@@ -51,6 +51,14 @@ def class_weights(counts: Sequence[int]) -> list[float]:
     return [sum(counts) / (present * count) if count else 0.0 for count in counts]
 
 
+def positive_weights(counts: Sequence[int], num_clips: int) -> list[float]:
+    """For each class the weight of clips that have it among its labels: they count as much as those that lack it.
+
+    A class that no clip has, or all have, has 1.
+    """
+    return [(num_clips - count) / count if 0 < count < num_clips else 1.0 for count in counts]
+
+
 def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
     """What is done about classes of different sizes, in a line; or that something may be. Empty where nothing need be.
 
@@ -58,6 +66,8 @@ def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
         balance: as in ``Recipe``.
         num_drawn: clips of an epoch.
     """
+    if table.several:
+        return _several_in_words(table, balance)
     counted = Counter(classes_of(table))
     names = {
         labels: " ".join(head.labels[i] for head, i in zip(table.heads, labels, strict=True)) for labels in counted
@@ -78,4 +88,17 @@ def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
         return f"--balance loss: a clip counts {' and '.join(factors)}, by its class; the classes have {extent}"
     if counted[many] >= _UNEQUAL * counted[few]:
         return f"the classes have {extent}: with --balance sampling or loss the rare ones count as much as the others"
+    return ""
+
+
+def _several_in_words(table: VideoTable, balance: str) -> str:
+    counts = table.counts()
+    few, many = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
+    extent = f"{counts[few]} ({few!r}) to {counts[many]} ({many!r}) of {len(table)} clips"
+    if balance == "loss":
+        weights = positive_weights(list(counts.values()), len(table))
+        factors = f"{min(weights):.2g} to {max(weights):.2g} times"
+        return f"--balance loss: a clip that has a class counts {factors} in it, by the class; classes have {extent}"
+    if counts[many] >= _UNEQUAL * counts[few]:
+        return f"the classes have {extent}: with --balance loss having a rare one counts as much as lacking it"
     return ""

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, Sampler, Subset
 
 from tada.data.balance import balanced_order
 from tada.data.loader import VideoLoader, note_reading
-from tada.data.table import LabelledVideo, VideoTable, stamp_of
+from tada.data.table import LabelledVideo, VideoTable, stamp_of, targets_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError
 from tada.schedule import LastBatch, steps_of_epoch
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     clips: Tensor
     """uint8 [N, T, H, W, 3]"""
     labels: Tensor
-    """int64 [N, heads], the class of each thing that is said of a video"""
+    """int64 [N, heads], the class of each thing that is said of a video; of several labels [N, K], 1 or 0"""
     unreadable: list[Unreadable]
     """Videos met on the way that could not be read; others stand in for them."""
     paths: list[str]
@@ -60,7 +60,7 @@ class ViewBatch(NamedTuple):
     indices: Tensor
     """int64 [N], the videos' places in the table"""
     labels: Tensor
-    """int64 [N, heads]"""
+    """As in ``Batch``."""
     views: Tensor
     """uint8 [N, V, T, H, W, 3]"""
     unreadable: list[Unreadable]
@@ -81,6 +81,8 @@ class Augmentation:
     """How often a clip whose class allows it is played backwards."""
     reverse_swaps: Sequence[Mapping[int, int]]
     """For each head the label of a reversed clip, for classes that may be reversed."""
+    several: bool = False
+    """Whether a clip's labels are all of one head, any number of them."""
     color_strength: float = 0.0
     """How much brightness, contrast and tint change."""
     color_shuffle_probability: float = 0.0
@@ -136,10 +138,11 @@ class Augmentation:
         self, clip: Tensor, labels: tuple[int, ...], rng: np.random.Generator
     ) -> tuple[Tensor, tuple[int, ...]]:
         """What is done to a clip that is small, uint8 [T, crop, crop, 3], and its labels."""
-        clip, labels = random_flip(clip, labels, probability=self.flip_probability, swaps=self.flip_swaps, rng=rng)
-        clip, labels = random_reverse(
-            clip, labels, probability=self.reverse_probability, swaps=self.reverse_swaps, rng=rng
-        )
+        flip_swaps, reverse_swaps = self.flip_swaps, self.reverse_swaps
+        if self.several:  # all of one head
+            flip_swaps, reverse_swaps = [flip_swaps[0]] * len(labels), [reverse_swaps[0]] * len(labels)
+        clip, labels = random_flip(clip, labels, probability=self.flip_probability, swaps=flip_swaps, rng=rng)
+        clip, labels = random_reverse(clip, labels, probability=self.reverse_probability, swaps=reverse_swaps, rng=rng)
         clip = recolour(
             clip,
             strength=self.color_strength,
@@ -171,7 +174,7 @@ class Sample(NamedTuple):
     clip: Tensor
     """uint8 [T, crop, crop, 3]"""
     labels: tuple[int, ...]
-    """One for each head."""
+    """One for each head; of several labels 1 or 0 for each class."""
     unreadable: list[Unreadable]
     """Videos that failed before one could be read."""
     path: str
@@ -225,7 +228,7 @@ class TrainingClips(Dataset[Sample]):
 
     def __init__(self, table: VideoTable, spec: ClipSpec, augmentation: Augmentation, *, seed: int) -> None:
         check_rates(table, spec)
-        self.videos = table.videos
+        self.videos, self.heads = table.videos, table.heads
         self.spec = spec
         self.augmentation = augmentation
         self.seed = seed
@@ -258,7 +261,8 @@ class TrainingClips(Dataset[Sample]):
             times = reader.times_seconds[own.start : own.stop]
             chosen = train_indices(self.spec, times, rng, container_fps=reader.container_fps)
             clip = self._read_small(reader, [own[index] for index in chosen], rng)
-        return self.augmentation.changed(clip, video.labels, rng)
+        clip, labels = self.augmentation.changed(clip, video.labels, rng)
+        return clip, targets_of(self.heads, labels)
 
     def _read_small(self, reader: OpenVideo, indices: list[int], rng: np.random.Generator) -> Tensor:
         """Frames, made small as they come: uint8 [T, crop, crop, 3]. What cannot be read has drawn nothing."""
@@ -451,7 +455,7 @@ class TestVideos(Dataset[tuple[int, tuple[int, ...], Tensor | Unreadable]]):
 
     def __init__(self, table: VideoTable, spec: ClipSpec, views: Views) -> None:
         check_rates(table, spec)
-        self.videos = table.videos
+        self.videos, self.heads = table.videos, table.heads
         self.spec = spec
         self.views = views
 
@@ -460,10 +464,11 @@ class TestVideos(Dataset[tuple[int, tuple[int, ...], Tensor | Unreadable]]):
 
     def __getitem__(self, index: int) -> tuple[int, tuple[int, ...], Tensor | Unreadable]:
         video = self.videos[index]
+        targets = targets_of(self.heads, video.labels)
         try:
-            return index, video.labels, read_views(video, self.spec, self.views)
+            return index, targets, read_views(video, self.spec, self.views)
         except VideoError as error:
-            return index, video.labels, Unreadable(video.path, str(error))
+            return index, targets, Unreadable(video.path, str(error))
 
 
 def test_loader(

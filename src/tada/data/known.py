@@ -51,7 +51,7 @@ class KnownVideo:
     path: str
     """Where it lay; an absolute path."""
     labels: tuple[str, ...]
-    """What is said of it, in words."""
+    """What is said of it, in words; of several labels "1" or "0" for each class."""
     split: str
     start_seconds: float | None = None
     end_seconds: float | None = None
@@ -80,7 +80,7 @@ def known_videos(table: VideoTable, *, show_progress: bool = False) -> tuple[Kno
     return tuple(
         KnownVideo(
             path=video.path,
-            labels=table.label_names(video),
+            labels=table.label_cells(video),
             split=video.split or "",
             start_seconds=video.start_seconds,
             end_seconds=video.end_seconds,
@@ -355,11 +355,11 @@ def as_in_run(
     Raises:
         DataError: the table has other videos, labels or splits than the run.
     """
-    videos = [video for video in table.videos if video.labels]
+    videos = [video for video in table.videos if table.is_told(video)]
     sizes = {size_of(row.content) for row in rows if row.content}
     contents = _contents(_stamps(videos), rows, sizes, show_progress=show_progress)
     places = _places_in(rows, videos, contents)
-    labels = [tuple(map(composed, table.label_names(video))) for video in videos]
+    labels = [tuple(map(composed, table.label_cells(video))) for video in videos]
     faults = _faults(rows, videos, labels, places, is_drawn)
     if faults:
         raise DataError(
@@ -370,7 +370,7 @@ def as_in_run(
         replace(video, split=rows[place].split)
         for place, video in sorted(zip(places, videos, strict=True), key=lambda pair: pair[0])
     ]
-    others = [video for video in table.videos if not video.labels]
+    others = [video for video in table.videos if not table.is_told(video)]
     return replace(table, videos=(*ordered, *others))
 
 

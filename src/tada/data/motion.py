@@ -11,7 +11,7 @@ Shapes: T frames, H x W pixels. Lengths are in short sides of the frame, angles 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +132,33 @@ def draw_motion(
     return np.ascontiguousarray(frames[::-1]) if motion in _TWINS else frames
 
 
+def draw_motions(
+    motions: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    num_frames: int,
+    width: int,
+    height: int,
+    clutter: float = 1.0,
+    easy: bool = False,
+) -> NDArray[np.uint8]:
+    """Draw one clip in which several things happen at once, or nothing: a patch for each, RGB [T, H, W, 3].
+
+    Arguments are those of ``draw_motion``; a later patch is in front of an earlier one.
+    """
+    for motion in motions:
+        _check(motion)
+    ranges = _EASY if easy else _Ranges()
+    short = min(width, height)
+    clip = _draw_background(ranges, rng, num_frames, width, height, clutter)
+    for motion in motions:
+        path = _draw_path(_TWINS.get(motion, motion), ranges, rng, num_frames, width / short, height / short)
+        clip = _paint(clip, path.backwards() if motion in _TWINS else path, ranges, rng)
+    noise = clutter * rng.uniform(0, 0.03) * rng.standard_normal(clip.shape, dtype=np.float32)
+    frames: NDArray[np.uint8] = (np.clip(clip + noise, 0, 1) * 255).astype(np.uint8)
+    return frames
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Ranges:
     """What is drawn at random, from where to where, where easy videos differ from others."""
@@ -174,6 +201,10 @@ class _Path:
     shape: str
     thick: float
     """Half of its width, in halves of its length."""
+
+    def backwards(self) -> _Path:
+        """The same way from its end to its beginning."""
+        return replace(self, x=self.x[::-1], y=self.y[::-1], size=self.size[::-1], angle=self.angle[::-1])
 
 
 def _draw_path(

@@ -42,17 +42,22 @@ def csv_columns(file: Path, known: Collection[str], *, example: str = "path,labe
     Raises:
         DataError: the file cannot be read, is empty or no text, or names a known column twice.
     """
+    columns = list(map(_plain, csv_header(file, known, example=example)))
+    for column in columns:
+        if column in known and columns.count(column) > 1:
+            raise DataError(f"{file.name} row 1: the column {column!r} stands there twice; keep one")
+    return columns
+
+
+def csv_header(file: Path, known: Collection[str], *, example: str = "path,label") -> list[str]:
+    """A CSV file's first row as it is written; arguments and errors as those of ``csv_columns``."""
     check_text(file, f"its first row should name the columns: {example}")
     _, header = next(_cells(file, known), (1, []))
     if len(header) > _MAX_COLUMNS:
         raise DataError(
             f"{file.name} row 1 names {len(header)} columns, more than {_MAX_COLUMNS}: is it a table of rows?"
         )
-    columns = list(map(_plain, header))
-    for column in columns:
-        if column in known and columns.count(column) > 1:
-            raise DataError(f"{file.name} row 1: the column {column!r} stands there twice; keep one")
-    return columns
+    return [_cell_text(cell) for cell in header]
 
 
 def csv_rows(file: Path, known: Collection[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -12,7 +12,7 @@ import random
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tada.errors import DataError, OptionError, UnknownNameError
@@ -42,6 +42,8 @@ class Head:
     """"action"; or "verb", "noun"."""
     labels: tuple[str, ...]
     """Names of the classes; a video's label is an index into them, and so is a logit's place."""
+    several: bool = False
+    """Whether a video may have several of these labels, or none, in place of just one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +54,8 @@ class LabelledVideo:
     """Absolute path of the video file, or of the folder of its frames, by the names that the user gave: links are not
     resolved."""
     labels: tuple[int, ...]
-    """The class for each of the table's heads; empty where the data set keeps it secret."""
+    """The class for each of the table's heads; empty where the data set keeps it secret. In a table of several labels:
+    all classes that the video has, rising; empty where it has none."""
     split: str | None
     """"train", "val" or "test"; None where the data set has no splits."""
     group: str | None
@@ -130,6 +133,15 @@ class VideoTable:
         return self.heads[0].labels
 
     @property
+    def several(self) -> bool:
+        """Whether a video may have several labels, or none."""
+        return self.heads[0].several
+
+    def is_told(self, video: LabelledVideo) -> bool:
+        """Whether the data set says what a video shows."""
+        return self.several or bool(video.labels)
+
+    @property
     def splits(self) -> tuple[str, ...]:
         """The splits that hold videos, of train, val and test; empty where the data set has none."""
         present = {video.split for video in self.videos}
@@ -175,7 +187,11 @@ class VideoTable:
 
     def counts(self, head: int = 0) -> dict[str, int]:
         """Videos of each class of one head, by its name."""
-        count = Counter(video.labels[head] for video in self.videos if video.labels)
+        count = Counter(
+            label
+            for video in self.videos
+            for label in (video.labels if self.several else video.labels[head : head + 1])
+        )
         return {name: count[i] for i, name in enumerate(self.heads[head].labels)}
 
     def coverage(self) -> str:
@@ -190,8 +206,20 @@ class VideoTable:
         return path_below(self.root, video.path)
 
     def label_names(self, video: LabelledVideo) -> tuple[str, ...]:
-        """What is said of a video, in words; empty where it is not known."""
+        """What is said of a video, in words; empty where it is not known, or where it has none of several labels."""
+        if self.several:
+            return tuple(self.labels[label] for label in video.labels)
         return tuple(self.heads[i].labels[label] for i, label in enumerate(video.labels))
+
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns in which a CSV tells the labels: one for each head; of several labels one for each class."""
+        if self.several:
+            return self.labels
+        return ("label",) if len(self.heads) == 1 else tuple(head.name for head in self.heads)
+
+    def label_cells(self, video: LabelledVideo) -> tuple[str, ...]:
+        """A video's cells in these columns: names; of several labels "1" for a class that it has and "0" for others."""
+        return tuple(map(str, targets_of(self.heads, video.labels))) if self.several else self.label_names(video)
 
     def fingerprint(self) -> str:
         """SHA-256 over (path, segment, labels, split) of all videos: equal only for the same data set.
@@ -215,8 +243,18 @@ class VideoTable:
         """The same videos, their labels numbered as ``heads`` (those of a model) number them, by the classes' names.
 
         Raises:
-            DataError: the heads are of other things, or do not know a class.
+            DataError: the heads are of other things, or do not know a class; or one says several things, the other one.
         """
+        if self.several and not heads[0].several:
+            raise DataError(
+                "the model says one thing of a video, and the data have videos with several labels or none; use data "
+                "with one label for each video, or a model trained on several"
+            )
+        if heads[0].several and not self.several:
+            raise DataError(
+                "the model says several things of a video, and the data one of each; if that is all that they show, "
+                "write a CSV with a column for each class, and 0 or 1 in each row"
+            )
         if len(heads) == len(self.heads) == 1:
             pairs = [(self.heads[0], heads[0])]  # one thing is said, whatever it is called
         elif {head.name for head in heads} != {head.name for head in self.heads}:
@@ -229,6 +267,8 @@ class VideoTable:
         places = [_places(own, other) for own, other in pairs]
 
         def renumbered(video: LabelledVideo) -> LabelledVideo:
+            if self.several:
+                return replace(video, labels=tuple(sorted(places[0][label] for label in video.labels)))
             labels = (place[video.labels[i]] for i, place in zip(order, places, strict=True))
             return replace(video, labels=tuple(labels)) if video.labels else video
 
@@ -245,6 +285,13 @@ def _places(own: Head, other: Head) -> list[int]:
             f"it knows {', '.join(other.labels[:10])}"
         )
     return [numbers[composed(label)] for label in own.labels]
+
+
+def targets_of(heads: Sequence[Head], labels: tuple[int, ...]) -> tuple[int, ...]:
+    """What a network is to say of a video: the class of each head; of several labels 1 or 0 for each class."""
+    if not heads[0].several:
+        return labels
+    return tuple(int(label in labels) for label in range(len(heads[0].labels)))
 
 
 def path_below(folder: str, path: str) -> str:
@@ -327,24 +374,62 @@ def hold_out(table: VideoTable, *, fraction: float, seed: int) -> VideoTable:
     of_label: dict[int, list[LabelledVideo]] = {label: [] for label in range(len(table.labels))}
     for segments in of_file.values():
         for video in segments:
-            of_label[video.label].append(video)
+            for label in video.labels:
+                of_label[label].append(video)
     still_wanted = {}
     for label, name in enumerate(table.labels):
         videos = of_label[label]
+        if not videos:
+            raise DataError(f"no video is of class {name!r}; take its column away, or add videos of it")
         if len(videos) == 1:
             raise DataError(
                 f"class {name!r} has one video ({videos[0].path!r}); to hold out a part, each class needs two: "
                 "add one, leave the class out, or hold nothing out (--val-fraction 0)"
             )
         still_wanted[label] = min(max(round(fraction * len(videos)), 1), len(videos) - 1)
+    files = [path for path, some in sorted(of_file.items(), key=lambda f: _lot(seed, table.relative(f[1][0])))]
+    taken = {path: Counter(label for video in segments for label in video.labels) for path, segments in of_file.items()}
+    if table.several:
+        return _with_val(table, _drawn_of_several(files, taken, still_wanted, fraction))
     held: set[str] = set()
-    for path, segments in sorted(of_file.items(), key=lambda item: _lot(seed, table.relative(item[1][0]))):
-        taken = Counter(video.label for video in segments)
-        if all(still_wanted[label] >= count for label, count in taken.items()):
+    for path in files:
+        if all(still_wanted[label] >= count for label, count in taken[path].items()):
             held.add(path)
-            for label, count in taken.items():
-                still_wanted[label] -= count
+            still_wanted = {label: count - taken[path][label] for label, count in still_wanted.items()}
     return _with_val(table, held)
+
+
+def _drawn_of_several(
+    files: Sequence[str], taken: Mapping[str, Counter[int]], wanted: Mapping[int, int], fraction: float
+) -> set[str]:
+    """The files that are held out where videos have several labels: of the rarest class first, then of the next.
+
+    So each class has about its part, and a rare one has it too, which a draw over all videos might pass over (iterative
+    stratification: Sechidis, Tsoumakas and Vlahavas, ECML PKDD 2011). Of videos without a label the part is held out
+    at the end.
+
+    Args:
+        files: in the order of their lots.
+        taken: how many videos of each class a file has.
+        wanted: how many of each class should be held out.
+    """
+    left = sum(taken.values(), Counter[int]())
+    held, count = set[str](), Counter[int]()
+
+    def take(path: str) -> None:
+        held.add(path)
+        count.update(taken[path])
+        left.subtract(taken[path])
+
+    for label in sorted(wanted, key=lambda label: (left[label], label)):
+        for path in files:
+            own = taken[path]
+            leaves_some = all(left[other] > number for other, number in own.items())
+            if own[label] and path not in held and count[label] + own[label] <= wanted[label] and leaves_some:
+                take(path)
+    without = [path for path in files if not taken[path]]
+    held.update(without[: round(fraction * len(without))])
+    return held
 
 
 def hold_out_groups(table: VideoTable, groups: Sequence[str]) -> VideoTable:
@@ -404,7 +489,7 @@ def check_each_label_in_each_split(table: VideoTable) -> None:
         for has, lacks in (("train", split), (split, "train")):
             only = sorted(table.labels[label] for label in of_split[has] - of_split[lacks])
             if only:
-                example = next(v for v in table.videos if v.split == has and table.label_names(v) == (only[0],))
+                example = next(v for v in table.videos if v.split == has and only[0] in table.label_names(v))
                 raise DataError(
                     f"{example.source}: {listed(only)} {_is(only)} in {has!r} but not in {lacks!r}; each class needs "
                     "videos in both: add some, leave the class out, or take the splits away, and a part of each "

@@ -51,6 +51,9 @@ class ModelCard:
     head_sizes: dict[str, int] = field(default_factory=dict)
     """Where several things are said of a video: their names ("verb", "noun") and the number of classes of each, whose
     logits lie side by side. Empty: one thing is said."""
+    thresholds: tuple[float, ...] = ()
+    """Where a video may have several labels, or none: the probability from which on it has each of them. Empty: it has
+    just one."""
     clip: ClipSpec
     """Which frames of a video the network expects, and how large."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -205,6 +208,11 @@ def parse_card(file: Path, text: str | bytes) -> tuple[ModelCard, dict[str, Any]
         raise CheckpointError(f"{str(file)!r} names no labels; {_RENEW}")
     if sizes and (min(sizes.values()) < 1 or sum(sizes.values()) != len(card.labels)):
         raise CheckpointError(f"{str(file)!r}: head_sizes {sizes} do not add up to {len(card.labels)} labels; {_RENEW}")
+    if card.thresholds and (sizes or len(card.thresholds) != len(card.labels)):
+        raise CheckpointError(
+            f"{str(file)!r} has {len(card.thresholds)} thresholds, and {len(card.labels)} labels of "
+            f"{max(len(sizes), 1)} heads: it should have one of each label, or none; {_RENEW}"
+        )
     return card, about
 
 

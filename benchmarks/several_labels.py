@@ -36,7 +36,7 @@ def write_videos(out: Path, *, count: int, seed: int, easy: bool = False) -> Pat
         chosen = SETS[number % len(SETS)]
         order = [chosen[int(i)] for i in rng.permutation(len(chosen))]
         frames = draw_motions(order, rng, num_frames=16, width=80, height=64, clutter=0.5, easy=easy)
-        name = f"{number:04d}.mp4"
+        name = f"{seed}_{number:04d}.mp4"
         write_video(out / name, frames, fps=8.0)
         rows.append([name, *(int(label in chosen) for label in CLASSES)])
     with (out / "videos.csv").open("w", newline="") as file:
@@ -44,7 +44,7 @@ def write_videos(out: Path, *, count: int, seed: int, easy: bool = False) -> Pat
     return out / "videos.csv"
 
 
-def measure(out: Path, *, num_training: int, num_tested: int, epochs: int | None, seed: int = 0) -> Evaluation:
+def measure(out: Path, *, num_training: int, num_tested: int, epochs: int, seed: int = 0) -> Evaluation:
     """Train on some videos, and test on others."""
     data = write_videos(out / "training", count=num_training, seed=seed)
     unseen = write_videos(out / "unseen", count=num_tested, seed=seed + 1000)
@@ -55,9 +55,9 @@ def measure(out: Path, *, num_training: int, num_tested: int, epochs: int | None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a new folder")
-    parser.add_argument("--training", type=int, default=300, help="training videos")
+    parser.add_argument("--training", type=int, default=220, help="training videos")
     parser.add_argument("--tested", type=int, default=220, help="unseen videos")
-    parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     result = measure(

@@ -10,9 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import multilabel_average_precision
 
 THRESHOLD = 0.5
 """The score from which on a class is said of a video, where nothing better is known."""
@@ -42,14 +40,18 @@ class ClassScore:
 
 def average_precisions(scores: NDArray[np.floating], targets: NDArray[np.int64]) -> list[float]:
     """Of each class, from probabilities [N, K] and targets [N, K] of 0 and 1; nan for a class that no video has."""
-    num_classes = targets.shape[1]
-    if not len(targets):
-        return [math.nan] * num_classes
-    found = multilabel_average_precision(
-        torch.from_numpy(scores), torch.from_numpy(targets), num_classes, average=None, thresholds=None
-    )
-    values = np.where(targets.any(0), found.double().numpy(), math.nan)
-    return [float(value) for value in values]
+    return [_average_precision(scores[:, i], targets[:, i]) for i in range(targets.shape[1])]
+
+
+def _average_precision(scores: NDArray[np.floating], targets: NDArray[np.int64]) -> float:
+    if not targets.any():
+        return math.nan
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(targets[order], dtype=np.float64)
+    # Videos of equal scores come in together, so that their order does not matter.
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+    gained = np.diff(found[ends], prepend=0.0)
+    return float((gained * found[ends] / (ends + 1)).sum() / found[-1])
 
 
 def mean_average_precision(scores: NDArray[np.floating], targets: NDArray[np.int64]) -> float:

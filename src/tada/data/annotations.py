@@ -282,14 +282,14 @@ def _class_columns(file: Path, known: Collection[str]) -> dict[str, str]:
 
     Empty where there are fewer than two, or the first row has neither 1 nor 0 in any.
     """
-    columns = dict(zip(csv_columns(file, known), csv_header(file, known), strict=False))
+    names = csv_columns(file, known)
+    columns = dict(zip(names, csv_header(file, known), strict=True))
     others = {column: composed(name) for column, name in columns.items() if column not in {*known, *IDENTITY_COLUMNS}}
-    if len(others) < 2:
+    if sum(column in others for column in names) < 2:
         return {}
     _, first = next(csv_rows(file, known))
     if not any(first[column] in ("0", "1") for column in others):
         return {}
-    names = csv_columns(file, known)
     for column, name in others.items():
         if not column or names.count(column) > 1:
             fault = (

@@ -77,7 +77,7 @@ def csv_rows(file: Path, known: Collection[str]) -> Iterator[tuple[str, dict[str
         if len(cells) != len(columns):
             raise DataError(
                 f"{source}: {len(cells)} cells, while the header names {len(columns)} columns; quote cells "
-                "that hold commas"
+                "that hold commas (or semicolons, where these part the cells)"
             )
         is_empty = False
         yield source, dict(zip(columns, map(_cell_text, cells), strict=True))

@@ -412,7 +412,7 @@ def test_answers_are_the_labels_over_their_thresholds(run: Path, data: Path) -> 
     assert set(entry["labels"]) == set(entry["scores"]) == set(CLASSES)
     assert "label" not in entry
     assert "thresholds" in entry
-    lines = predictions_csv([answer(prediction, 1.1)], 1).splitlines()
+    lines = predictions_csv([answer(prediction, 1.1)], 1, several=True).splitlines()
     assert lines[0] == "video,rank,label,score,threshold,found"
     assert len(lines) == 4
     assert all(line.endswith(",1.100000,0") for line in lines[1:])
@@ -432,6 +432,10 @@ def test_commands(
     assert main(["predict", str(run), "000.mp4", "006.mp4"]) == 0
     out = capsys.readouterr().out
     assert "006.mp4" in out
+    assert main(["predict", str(run), "000.mp4", "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["found"] for row in rows] == [str(int(float(row["score"]) >= 0.5)) for row in rows]
+    assert len(rows) == 3, "all classes"
     assert main(["evaluate", str(run), "videos.csv", "--out", str(tmp_path / "report"), "--num-workers", "0"]) == 0
     out = capsys.readouterr().out
     assert "mAP" in out

@@ -262,11 +262,10 @@ def predictions_json(predictions: Sequence[Prediction], count: int = 5) -> str:
     return json.dumps([prediction.as_dict(count) for prediction in predictions], indent=2)
 
 
-def predictions_csv(predictions: Sequence[Prediction], count: int = 5) -> str:
-    """One row for each video and class: video, rank, label, score."""
+def predictions_csv(predictions: Sequence[Prediction], count: int = 5, *, several: bool = False) -> str:
+    """One row for each video and class: video, rank, label, score; of ``several`` labels also threshold and found."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    several = any(prediction.thresholds for prediction in predictions)
     writer.writerow(["video", "rank", "label", "score", *(("threshold", "found") if several else ())])
     for prediction in predictions:
         for row in prediction.to_rows(len(prediction.labels) if several else count):

@@ -460,7 +460,7 @@ def _predict(options: Namespace) -> int:
     needed = recognizer.needs_times(options.window_seconds) or ("--save-video writes them" if videos else "")
     sources = sources_of(paths, options.fps, run, needed=needed)
     explanations = _explanations(options, recognizer, paths)
-    answers = _answers(options.format, options.top, paths)
+    answers = _answers(options.format, options.top, paths, several=bool(recognizer.card.thresholds))
     advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
     with reported(answers.end), Work("predicting", len(paths), noun="videos") as work:
         for answer in recognizer.predict_all(
@@ -507,15 +507,14 @@ def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[st
     return folders
 
 
-def _answers(form: str, top: int, paths: Sequence[str]) -> Answers[Prediction]:
+def _answers(form: str, top: int, paths: Sequence[str], *, several: bool) -> Answers[Prediction]:
     """What prints them, for each value of --format."""
     from tada.prediction import predictions_csv
-
     from tada.several_labels import NONE
 
     def scores(prediction: Prediction, clip: ClipScores | None = None) -> list[str]:
         """The most probable classes; of several labels those over their thresholds, or that there are none."""
-        found = prediction.said(clip) if prediction.thresholds else prediction.top(top, clip)
+        found = prediction.said(clip) if several else prediction.top(top, clip)
         return [f"{label} {score:.2f}" for label, score in found] or [NONE]
 
     def rows(prediction: Prediction) -> str:
@@ -526,7 +525,7 @@ def _answers(form: str, top: int, paths: Sequence[str]) -> Answers[Prediction]:
     if form in ("json", "jsonl"):
         return (json_answers if form == "json" else json_lines)(lambda answer: answer.as_dict(top))
     if form == "csv":
-        return csv_answers(lambda some: predictions_csv(some, top))
+        return csv_answers(lambda some: predictions_csv(some, top, several=several))
     columns = Columns(("video", "seconds", "what happens"), paths, [11])
     return Answers(rows, head=columns.head())
 

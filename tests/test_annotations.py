@@ -371,6 +371,11 @@ class TestPlaces:
         with pytest.raises(DataError, match=r"row 2: start = '1,5' should be a time.* semicolons or tabs .* 1\.5"):
             read_dataset(Path("comma.csv"))
 
+    def test_columns_that_are_not_read_may_share_a_name(self, here: Path) -> None:
+        (here / "clips.csv").write_text("path,note,label,note\nclips/left/a.mp4,1,x,2\n")
+        (video,) = read_dataset(Path("clips.csv")).videos
+        assert read_dataset(Path("clips.csv")).label_names(video) == ("x",)
+
     def test_a_column_that_is_not_read_is_told(self, here: Path) -> None:
         (here / "clips.csv").write_text("path,label,splits,camera\nclips/left/a.mp4,x,train,7\n")
         assert read_dataset(Path("clips.csv")).ignored == (

@@ -250,7 +250,10 @@ def _read_csv(file: Path, root: Path) -> VideoTable:
     if ("start_seconds" in meant) != ("end_seconds" in meant):
         raise DataError(f"{name} row 1: a segment has start_seconds and end_seconds; add the one that is lacking")
     top, decimal_comma = absolute_path(root), has_decimal_commas(file, known)
-    cells_of = [(source, dict(zip(meant, cells.values(), strict=True))) for source, cells in csv_rows(file, known)]
+    cells_of = [
+        (source, {_MEANINGS.get(column, column): cell for column, cell in cells.items()})
+        for source, cells in csv_rows(file, known)
+    ]
     classes: tuple[str, ...] | None = None
     if columns_of_classes:
         said = [_classes_of(source, cells, columns_of_classes) for source, cells in cells_of]

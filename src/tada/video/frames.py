@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -270,12 +271,16 @@ def _read(file: str, folder: str, read: Callable[[Image], T]) -> T:
             raise NotARegularFileError(f"{file!r} is no regular file; only pictures belong there", folder)
         if status.st_size == 0:
             raise EmptyFileError(f"{file!r} has no bytes; {_AGAIN}", folder)
-        with Image.open(file, formats=("JPEG", "PNG")) as image:
-            _check(image, file, folder)
-            return read(image)
+        with warnings.catch_warnings():
+            # Of damaged entries beside a picture that may be whole, and of sizes, for which there is our own limit. By
+            # module, as other threads may warn meanwhile.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            with Image.open(file, formats=("JPEG", "PNG")) as image:
+                _check(image, file, folder)
+                return read(image)
     except UnidentifiedImageError as error:
         raise NotAVideoError(f"{file!r} is no JPEG or PNG picture, whatever its name says; {_AGAIN}", folder) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise TooLargeError(
             f"{file!r} exceeds {MAX_PIXELS} pixels, which a frame may have; resize it", folder
         ) from error

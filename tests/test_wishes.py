@@ -52,6 +52,9 @@ def home(motion_videos: Path, untrimmed: Path, small_recipe: Recipe, tmp_path: P
     (tmp_path / "list.txt").write_text("\n".join(lines) + "\n")
     rows = [f"{line.replace(' ', ',')},{'anna' if '000' in line else 'ben'}" for line in lines]
     (tmp_path / "groups.csv").write_text("path,label,group\n" + "\n".join(rows) + "\n")
+    several = {"left": "left;sideways", "right": "right;sideways", "up": "up"}
+    rows = [f"{path},{several[label]}" for path, label in map(str.split, lines)]
+    (tmp_path / "several.csv").write_text("path,label\n" + "\n".join(rows) + "\n")
     (tmp_path / "project.boris").write_text(json.dumps(boris_project(tmp_path / "long")))
     (tmp_path / "small.yaml").write_text(recipe_yaml(replace(small_recipe, epochs=1)))
     (tmp_path / "when.yaml").write_text(recipe_yaml(replace(RECIPE, epochs=1)))

@@ -28,6 +28,7 @@ from tada.localization.trimmed import cut_clips
 from tada.localization.video_names import videos_by_name
 from tada.recipe import Recipe
 from tada.recognizer import find_videos, load
+from tada.video.inputs import VideoSource
 from test_localizer import RECIPE, silent
 
 SETTINGS = ExtractionSettings(window_seconds=1.0, stride_seconds=0.5)
@@ -130,9 +131,9 @@ def test_a_video_that_changes_while_it_is_read_has_no_features(
 ) -> None:
     original = extraction.extract_video
 
-    def change(backbone: object, path: Path, *rest: object, **options: object) -> object:
-        found = original(backbone, path, *rest, **options)  # type: ignore[arg-type]  # passed on as they came
-        with path.open("ab") as file:
+    def change(backbone: object, video: VideoSource, *rest: object, **options: object) -> object:
+        found = original(backbone, video, *rest, **options)  # type: ignore[arg-type]  # passed on as they came
+        with open(video.name, "ab") as file:
             file.write(b"more")
         return found
 

@@ -29,8 +29,12 @@ from pathlib import Path
 from tada.locks import held_file, held_folder
 held = held_file if "." in Path(sys.argv[1]).name else held_folder
 with held(Path(sys.argv[1])):
-    if "fork" in sys.argv and os.fork() == 0:
-        time.sleep(600)
+    if "fork" in sys.argv:
+        begun, begins = os.pipe()
+        if os.fork() == 0:
+            os.write(begins, b".")
+            time.sleep(600)
+        os.read(begun, 1)
     print("held", flush=True)
     time.sleep(600)
 """

@@ -73,12 +73,16 @@ def wrong_values(action: argparse.Action) -> list[str]:
     return ["much"]
 
 
-TYPED = [
-    pytest.param(command, action, value, id=f"{command} {dashed(action)} {value}")
+CASES = [
+    (command, action, value)
     for command in COMMANDS
     for action in options_of(command)
     if getattr(action, "_typehint", None) is not None
     for value in wrong_values(action)
+]
+TYPED = [  # of the many options one in three, in a short run
+    pytest.param(*case, id=f"{case[0]} {dashed(case[1])} {case[2]}", marks=[pytest.mark.slow] if i % 3 else [])
+    for i, case in enumerate(CASES)
 ]
 
 

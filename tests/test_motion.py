@@ -61,8 +61,8 @@ def seen_motion(clip: NDArray[np.uint8]) -> NDArray[np.float64]:
 @pytest.mark.parametrize("easy", [False, True])
 @pytest.mark.parametrize(("motion", "axis"), [("right", 0), ("down", 1), ("towards", 2), ("clockwise", 3)])
 def test_a_class_moves_as_its_name_says(motion: str, axis: int, easy: bool) -> None:
-    right = [seen_motion(draw(motion, seed, num_frames=40, easy=easy))[axis] > 0 for seed in range(20)]
-    assert sum(right) >= 18
+    right = [seen_motion(draw(motion, seed, num_frames=40, easy=easy))[axis] > 0 for seed in range(10)]
+    assert sum(right) >= 9
 
 
 def test_easy_videos_have_a_bright_patch_over_a_dark_scene() -> None:

@@ -216,7 +216,7 @@ def test_a_finished_run_goes_on_with_more_epochs(
     # Finished once more, and not to be made shorter.
     _, lines = run(more, motion_videos, out, resume=True)
     assert any("with --epochs above 4 this one goes on" in line for line in lines)
-    with pytest.raises(OptionError, match=r"was started with another epochs \(4\)"):
+    with pytest.raises(OptionError, match=r"was begun with 4 epochs, and goes on with more of them alone"):
         run(replace(recipe, epochs=3), motion_videos, out, resume=True)
 
 

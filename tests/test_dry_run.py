@@ -92,6 +92,16 @@ def test_a_limited_run_has_clips_of_all_classes(motion_videos: Path) -> None:
     assert [video for video in table.videos if video in few.videos] == list(few.videos), "in their order"
 
 
+def test_a_limit_that_leaves_a_class_without_clips_is_refused(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        OptionError, match=r"--limit 1 leaves no training video of '\w+', '\w+': give a larger one, 3 for"
+    ):
+        train(small_recipe, motion_videos, tmp_path / "run", limit=1, num_workers=0, show_progress=False, say=str)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("name", "package"), [("wandb", "wandb"), ("mlflow", "mlflow-skinny")])
 def test_a_logger_that_is_not_installed_is_told_before_anything(
     name: Any, package: str, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

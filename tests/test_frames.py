@@ -296,13 +296,21 @@ class TestFaults:
         with pytest.raises(VideoNotFoundError, match="cannot be read: No such file"):
             frame_folder(tmp_path / "gone")
 
+    @pytest.mark.parametrize("name", ["flower_{}.png", "x_ray_{}.png", "workflow_{}.png"])
+    def test_what_only_begins_like_flow_is_a_series(self, name: str, tmp_path: Path) -> None:
+        for number in (1, 2, 3):
+            Image.new("RGB", (8, 8)).save(tmp_path / name.format(number))
+            Image.new("RGB", (8, 8)).save(tmp_path / f"leaf_{number}.png")
+        with pytest.raises(FrameFolderError, match=r"holds several series of pictures"):
+            frame_folder(tmp_path)
+
     def test_numbers_without_zeros_must_all_be_so(self, tmp_path: Path) -> None:
         for name in ("img_01.png", "img_2.png", "img_03.png"):
             Image.new("RGB", (8, 8)).save(tmp_path / name)
         with pytest.raises(FrameFolderError, match=r"'img_2.png' is numbered otherwise than 'img_01.png'"):
             frame_folder(tmp_path)
 
-    @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), 1e9, True, "fast"])
+    @pytest.mark.parametrize("fps", [0, -1, 1e-320, float("nan"), float("inf"), 1e9, True, "fast"])
     def test_rates(self, fps: object, folder: Path) -> None:
         with pytest.raises(OptionError, match=r"fps = .* should be a positive number of frames per second"):
             source_of(folder, fps=fps)  # type: ignore[arg-type]

@@ -94,6 +94,12 @@ def evaluate(
     table = choose_videos(table, run, split, say, network=recognizer.model, show_progress=not hidden)
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; scores are of these")
+    lacking = [label for label in recognizer.labels if label not in table.labels] if table.several else []
+    if lacking:
+        say(
+            f"the data does not say whether videos show {listed(lacking)}: counted as not shown, so that a "
+            "precision of theirs means nothing"
+        )
     table = table.numbered_as(recognizer.heads)
     views = Views() if views is None else views
     num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)

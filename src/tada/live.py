@@ -53,8 +53,8 @@ class LiveSettings:
     def __post_init__(self) -> None:
         for name in ("window_seconds", "every_seconds"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise OptionError(f"{name}={value} should be a positive number of seconds")
+            if value is not None and not 0.01 <= value <= 3600:
+                raise OptionError(f"{name}={value} should be a positive number of seconds, from 0.01 to 3600")
         for name in ("smooth_seconds", "settle_seconds"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise OptionError(f"{name}={getattr(self, name)} should be 0 or more")

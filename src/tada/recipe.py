@@ -388,6 +388,11 @@ def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epoch
         names += kind.BEFORE  # which an older run's file does not tell
     recipe = replace(recipe, **{name: getattr(saved, name) for name in names})  # type: ignore[type-var]
     values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
+    if may_have_more_epochs and recipe.numbers.epochs < saved.numbers.epochs:
+        raise OptionError(
+            f"{run} was begun with {saved.numbers.epochs} epochs, and goes on with more of them alone: raise "
+            f"--epochs above that, leave it away, or {or_else}"
+        )
     if may_have_more_epochs and recipe.numbers.epochs > saved.numbers.epochs:
         values["epochs"] = of_run["epochs"]
     changed = [f"{name} ({of_run[name]})" for name, value in values.items() if of_run[name] != value]

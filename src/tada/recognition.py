@@ -187,8 +187,9 @@ def train(
     is_drawn = not (table.splits or val_groups)
     table = with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
     if limit is not None:
-        whole, table = len(table), table.limited(limit, seed=recipe.seed)
-        say(f"--limit {limit}: {len(table)} of {whole} videos are used, at most {limit} of each split")
+        whole, table = table, table.limited(limit, seed=recipe.seed)
+        _check_limit(limit, whole.of_split("train"), table.of_split("train"))
+        say(f"--limit {limit}: {len(table)} of {len(whole)} videos are used, at most {limit} of each split")
     show_progress = show_progress and processes.is_first
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; `tada check` lists the others")
@@ -483,11 +484,28 @@ def _with_thresholds(out: Path, result: Evaluation, say: Callable[[str], None]) 
     model, card = load_model(out)
     save_model(out, model, replace(card, thresholds=thresholds))
     few = sum(score.videos < FEWEST for score in result.class_scores())
-    say(
-        "thresholds are those with the best F1 on the held-out videos"
-        + (f"; {THRESHOLD} for the {few} classes that fewer than {FEWEST} of them have" if few else "")
-    )
+    best = "thresholds are those with the best F1 on the held-out videos"
+    if few == len(thresholds):
+        say(f"thresholds are {THRESHOLD}: of each class there are fewer than {FEWEST} held-out videos to choose by")
+    else:
+        say(best + (f"; {THRESHOLD} for the {few} classes that fewer than {FEWEST} of them have" if few else ""))
     return replace(result, thresholds=thresholds)
+
+
+def _check_limit(limit: int, whole: VideoTable, limited: VideoTable) -> None:
+    """See whether each class that has training videos keeps one.
+
+    Raises:
+        OptionError: one does not.
+    """
+    for i, head in enumerate(whole.heads):
+        before, after = whole.counts(i), limited.counts(i)
+        lost = [label for label in head.labels if before[label] and not after[label]]
+        if lost:
+            raise OptionError(
+                f"--limit {limit} leaves no training video of {listed(lost)}: give a larger one, "
+                f"{len(head.labels)} for the {len(head.labels)} classes or more"
+            )
 
 
 def _with_last_loss(metrics: dict[str, float], out: Path) -> dict[str, float]:

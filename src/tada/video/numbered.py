@@ -19,7 +19,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tada.errors import FrameFolderError, NotAVideoError, OptionError, TooLargeError, VideoNotFoundError
+from tada.errors import (
+    FrameFolderError,
+    NotAVideoError,
+    OptionError,
+    TooLargeError,
+    VideoNotFoundError,
+)
 
 VIDEO_EXTENSIONS = frozenset(
     # Split, since a literal would be sixteen lines.
@@ -28,11 +34,11 @@ VIDEO_EXTENSIONS = frozenset(
 """Endings, in small letters, by which a folder's videos are told from other files. A CSV file may name any file."""
 PICTURE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png"))
 """Endings, in small letters, of pictures that may be frames."""
-MAX_FPS = 100_000.0
+MIN_FPS, MAX_FPS = 0.001, 100_000.0
 """The highest rate that frames may be said to have."""
 _MAX_FRAMES = 2_000_000  # as of a file
 _NUMBERED = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)
-_FLOW = re.compile(r"(optical_?)?flow|[xy]_", re.IGNORECASE)
+_FLOW = re.compile(r"(optical_?)?flow_?([xyuv]_?)?|[xyuv]_", re.IGNORECASE)  # before a number
 _LITTER = frozenset(("thumbs.db", "desktop.ini"))  # which Windows leaves; what others leave is hidden
 _SETTLED_NS = 2_000_000_000  # a folder that was changed within is listed anew: its time of change has coarse steps
 _SHOWN = 3
@@ -48,8 +54,10 @@ def check_fps(fps: object) -> float:
         rate = float(fps)  # type: ignore[arg-type]  # whatever is a number
     except (TypeError, ValueError):
         rate = math.nan
-    if isinstance(fps, bool | str) or not 0 < rate <= MAX_FPS:
-        raise OptionError(f"{fps = } should be a positive number of frames per second, up to {MAX_FPS:g}")
+    if isinstance(fps, bool | str) or not MIN_FPS <= rate <= MAX_FPS:
+        raise OptionError(
+            f"{fps = } should be a positive number of frames per second, from {MIN_FPS:g} up to {MAX_FPS:g}"
+        )
     return rate
 
 
@@ -177,7 +185,7 @@ def _series(path: str) -> FrameFolder:
         parts = _parts(name)
         if parts is not None:
             found.setdefault((parts[0], parts[2]), []).append(parts[1])
-    flow = [series for series in found if _FLOW.match(series[0])]
+    flow = [series for series in found if _FLOW.fullmatch(series[0])]
     if len(flow) < len(found):
         for before, after in flow:
             others += [f"{before}{number}{after}" for number in found.pop((before, after))]

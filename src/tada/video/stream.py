@@ -94,7 +94,11 @@ class FrameStream:
         finally:
             media.close()
         if self.num_frames == 0:
-            raise EmptyFileError(f"{self.path!r} ended before a frame could be decoded; see to its writer", self.path)
+            raise EmptyFileError(
+                f"{self.path!r} ended before a frame could be decoded; see to its writer. (An MP4 from a pipe needs "
+                "its index in front: ffmpeg -movflags +faststart, or write MPEG-TS)",
+                self.path,
+            )
 
     def _frames(self, media: MediaFile) -> Iterator[LiveFrame]:
         stored = media.context.width, media.context.height

@@ -183,7 +183,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("variant", [{}, {"ema_decay": 0.8}, {"keep": "best"}])
+@pytest.mark.parametrize("variant", [{"keep": "best"}, pytest.param({}, marks=pytest.mark.slow), {"ema_decay": 0.8}])
 def test_a_finished_run_goes_on_with_more_epochs(
     variant: dict[str, Any], recipe: Recipe, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

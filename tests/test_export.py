@@ -165,7 +165,10 @@ def test_pytorchs_program_computes_what_the_network_does(model: str, tmp_path: P
         torch.testing.assert_close(program(noise(*shape)), network(noise(*shape)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("model", "num_frames", "size"), [("tada2d_tiny", 8, 20), ("tsn_tiny", 1, 32)])
+@pytest.mark.parametrize(
+    ("model", "num_frames", "size"),
+    [pytest.param("tada2d_tiny", 8, 20, marks=pytest.mark.slow), ("tsn_tiny", 1, 32)],
+)
 def test_programs_of_small_clips(model: str, num_frames: int, size: int, tmp_path: Path) -> None:
     """Whose pictures are a pixel wide at the end of a network that halves them five times."""
     clip = replace(CLIP, num_frames=num_frames, short_side=size, crop=size)

@@ -255,7 +255,9 @@ def test_another_type_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch does it, when tracing
-@pytest.mark.parametrize("name", ["tada2d_tiny", "tsn_tiny", "tadaconvnext_mini"])
+@pytest.mark.parametrize(
+    "name", ["tada2d_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tsn_tiny", "tadaconvnext_mini"))]
+)
 @pytest.mark.parametrize("form", ["trained", "fused"])
 def test_a_compiler_takes_it_in_one_piece(name: str, form: str) -> None:
     network: nn.Module = tada.create_model(name, num_classes=5, dropout=0.0).double().train()

@@ -126,6 +126,7 @@ def test_extract(at_home: Callable[..., Terminal], capsys: pytest.CaptureFixture
     assert "3 videos extracted, 2 were there already" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # PyTorch takes long to trace a network
 def test_export(at_home: Callable[..., Terminal]) -> None:
     stop = "stop_at('tada.export', 'largest_difference', lambda *_: True)"
     Path("temporary").mkdir()

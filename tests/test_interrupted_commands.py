@@ -149,7 +149,7 @@ def test_quickstart(at_home: Callable[..., Terminal]) -> None:
 # --- localize train, in each of its parts ---
 
 PARTS = {
-    "opening videos": "stop_at('tada.localization.pipeline', 'probe', lambda path: '1' in path.name)",
+    "opening videos": "stop_at('tada.localization.pipeline', 'probe_footage', lambda path: '1' in path.name)",
     "cutting clips": "stop_at('tada.localization.trimmed', '_cut', lambda video, *_: '1' in video.name)",
     "backbone": "stop_at('tada.recognition_task', 'RecognitionTask.validation_step', lambda *_: True)",
     "features": "stop_at('tada.localization.extraction', 'extract_video', lambda network, path, *_: '1' in path.name)",

@@ -260,8 +260,9 @@ def test_three_ranks_count_each_of_ten_videos_once(
     for i, video in enumerate(table.videos[::-1][:10]):
         target = data / Path(video.path).relative_to(motion_videos)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # One that cannot be read is listed once too.
-        target.write_bytes(Path(video.path).read_bytes() if i != 4 else b"no video")
+        # Of other contents than those that the run knows. One that cannot be read is listed once too.
+        new = Path(video.path).read_bytes() + b"\0\0\0\x09free" + bytes([i])
+        target.write_bytes(new if i != 4 else b"no video")
     ends = finish(start_ranks(3, EVALUATE, alone, data, tmp_path / "report"))
     assert [code for code, _, _ in ends] == [0, 0, 0], ends
     assert [out.split()[-1] for _, out, _ in ends] == ["9", "9", "9"]

@@ -61,7 +61,7 @@ from tada.models import create_model
 from tada.models.initial import RANDOM_WEIGHTS, initialise, start_in_words
 from tada.models.parallel import checkpoint_blocks, synchronise_batch_norms, whole_weights
 from tada.models.trained_part import train_only
-from tada.models.weights import ModelCard, load_model, save_model, save_weights
+from tada.models.weights import ModelCard, save_thresholds, save_weights
 from tada.page import PAGE
 from tada.ranks import leaving_together
 from tada.recipe import Recipe, recipe_of_run, recipe_yaml
@@ -481,8 +481,7 @@ def _write_page(
 def _with_thresholds(out: Path, result: Evaluation, say: Callable[[str], None]) -> Evaluation:
     """Choose each class's threshold by the test on what was held out, and note it in the run."""
     thresholds = chosen_thresholds(result.scores, result.targets)
-    model, card = load_model(out)
-    save_model(out, model, replace(card, thresholds=thresholds))
+    save_thresholds(out, thresholds)
     few = sum(score.videos < FEWEST for score in result.class_scores())
     best = "thresholds are those with the best F1 on the held-out videos"
     if few == len(thresholds):

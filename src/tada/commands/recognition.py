@@ -448,8 +448,6 @@ def _predict(options: Namespace) -> int:
     words = [*([] if options.run is None else [options.run]), *options.videos]
     run, names = model_and_videos(options.model, words)
     check_live_options(options, names)
-    if "-" in names and not options.stream:
-        raise UserError("- is the standard input, which is read with --stream")
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     if options.stream:
         return recognize_live(load(run, device=options.device, dtype=dtype, compile=options.compile), names[0], options)

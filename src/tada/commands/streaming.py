@@ -71,11 +71,13 @@ def check_only_for(options: Namespace, *, streams: Sequence[str], files: Sequenc
 
 
 def check_one_source(options: Namespace, videos: Sequence[str]) -> None:
-    """Refuse several sources of --stream.
+    """Refuse several sources of --stream, and the one that needs it without it.
 
     Raises:
-        UserError: there are several.
+        UserError: there are several, or the standard input is to be a file.
     """
+    if "-" in videos and not options.stream:
+        raise UserError("- is the standard input, which is read with --stream")
     if options.stream and len(videos) > 1:
         raise UserError(f"--stream takes one source, not {len(videos)}: start one command for each")
 

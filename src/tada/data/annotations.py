@@ -240,7 +240,7 @@ def _read_csv(file: Path, root: Path) -> VideoTable:
     meant = [_MEANINGS.get(column, column) for column in columns]
     heads = ("label",) if "label" in meant else ("verb", "noun")
     is_labelled = set(heads) <= set(meant)
-    columns_of_classes = {} if is_labelled or meant.count("path") != 1 else _class_columns(file, known)
+    columns_of_classes = {} if is_labelled or meant.count("path") != 1 else _class_columns(file, columns, known)
     if meant.count("path") != 1 or not (is_labelled or columns_of_classes):
         raise DataError(
             f"{name} row 1: expected the columns path (or video) and label (or verb and noun; or two or more, each "
@@ -280,12 +280,11 @@ def _read_csv(file: Path, root: Path) -> VideoTable:
     )
 
 
-def _class_columns(file: Path, known: Collection[str]) -> dict[str, str]:
+def _class_columns(file: Path, names: Sequence[str], known: Collection[str]) -> dict[str, str]:
     """Columns that are classes, and the classes' names, of a file without a label: what no other column is.
 
-    Empty where there are fewer than two, or the first row has neither 1 nor 0 in any.
+    ``names`` are all columns. Empty where there are fewer than two, or the first row has neither 1 nor 0 in any.
     """
-    names = csv_columns(file, known)
     columns = dict(zip(names, csv_header(file, known), strict=True))
     others = {column: composed(name) for column, name in columns.items() if column not in {*known, *IDENTITY_COLUMNS}}
     if sum(column in others for column in names) < 2:

@@ -126,9 +126,7 @@ def draw_motion(
     short = min(width, height)
     path = _draw_path(_TWINS.get(motion, motion), ranges, rng, num_frames, width / short, height / short)
     background = _draw_background(ranges, rng, num_frames, width, height, clutter)
-    clip = _paint(background, path, ranges, rng)
-    noise = clutter * rng.uniform(0, 0.03) * rng.standard_normal(clip.shape, dtype=np.float32)
-    frames: NDArray[np.uint8] = (np.clip(clip + noise, 0, 1) * 255).astype(np.uint8)
+    frames = _with_noise(_paint(background, path, ranges, rng), clutter, rng)
     return np.ascontiguousarray(frames[::-1]) if motion in _TWINS else frames
 
 
@@ -154,6 +152,11 @@ def draw_motions(
     for motion in motions:
         path = _draw_path(_TWINS.get(motion, motion), ranges, rng, num_frames, width / short, height / short)
         clip = _paint(clip, path.backwards() if motion in _TWINS else path, ranges, rng)
+    return _with_noise(clip, clutter, rng)
+
+
+def _with_noise(clip: Floats, clutter: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """What was painted, as a camera of some noise gives it."""
     noise = clutter * rng.uniform(0, 0.03) * rng.standard_normal(clip.shape, dtype=np.float32)
     frames: NDArray[np.uint8] = (np.clip(clip + noise, 0, 1) * 255).astype(np.uint8)
     return frames

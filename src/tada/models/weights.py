@@ -16,7 +16,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -90,6 +90,17 @@ def save_weights(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / WEIGHTS_FILE, data)
     write_whole(folder / CARD_FILE, text.encode())
+
+
+def save_thresholds(folder: Path, thresholds: tuple[float, ...]) -> None:
+    """Note in a saved model's card from which score on each class is said of a video; the weights stay as they are.
+
+    Raises:
+        CheckpointError: the card is missing or damaged.
+    """
+    file = folder / CARD_FILE
+    card, sha256 = _read_card(file)
+    write_whole(file, write_card(replace(card, thresholds=thresholds), sha256=sha256).encode())
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:

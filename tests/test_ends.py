@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -14,19 +15,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jsonargparse import Namespace
 
 from hang import HANG_SECONDS
 from tada import cli
+from tada.commands.answers import Answers, json_form
+from tada.commands.arguments import reported
+from tada.commands.recognition import _report
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views
 from tada.data.table import Head
-from tada.errors import CheckpointError, DataError, OptionError, OutputError
+from tada.errors import CheckpointError, DataError, OptionError, OutputError, ReaderGoneError
 from tada.fonts import lettering
 from tada.localization.recipe import LocalizationRecipe
 from tada.recipe import Recipe, recipe_yaml
 from tada.recognition import train
 from tada.results import Evaluation
 from tada.saved_states import CHECKPOINT, SavedStates, WholeFileCheckpoints
+from tada.terminal import told_output
 
 
 def interrupted_at(beginning: str) -> Callable[[str], None]:
@@ -124,8 +130,9 @@ def test_fewer_than_no_unreadable_videos(recipe: Recipe, motion_videos: Path, tm
 # --- a report that was interrupted ------------------------------------------------------------------------------------
 
 
-def test_a_report_that_was_not_finished_is_written_again(tmp_path: Path) -> None:
-    result = Evaluation(
+@pytest.fixture
+def result() -> Evaluation:
+    return Evaluation(
         heads=(Head(name="action", labels=("a", "b")),),
         ids=("1",),
         paths=("/1.mp4",),
@@ -136,6 +143,8 @@ def test_a_report_that_was_not_finished_is_written_again(tmp_path: Path) -> None
         views=(Views(),),
     )
 
+
+def test_a_report_that_was_not_finished_is_written_again(result: Evaluation, tmp_path: Path) -> None:
     def full(folder: Path) -> None:
         raise OutputError("the disk is full; make room, and give the same command again")
 
@@ -169,24 +178,139 @@ def test_recommended_commands_can_be_typed(
     assert said == [["tada", "evaluate", "run $1", "my clips"], ["tada", "predict", "run $1", "VIDEO"]]
 
 
-def test_a_command_without_a_standard_output(motion_videos: Path) -> None:
-    """As programs start others that nobody listens to."""
-    video = next(motion_videos.rglob("*.mp4"))
-    words = [sys.executable, "-m", "tada.cli", "predict", "tada2d_tiny_motion", str(video), "--device", "cpu"]
+def test_a_command_without_standard_streams(tmp_path: Path) -> None:
+    """Nothing that is opened later takes their numbers."""
+    words = [sys.executable, "-m", "tada", "--version"]
     done = subprocess.run(
-        ["sh", "-c", f"{shlex.join(words)} >&-"], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
+        ["sh", "-c", f"{shlex.join(words)} >&- <&-"], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (1, CLOSED)
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
-def test_a_standard_output_that_is_full(motion_videos: Path) -> None:
-    video = next(motion_videos.rglob("*.mp4"))
-    words = [sys.executable, "-m", "tada.cli", "predict", "tada2d_tiny_motion", str(video), "--device", "cpu"]
-    with open("/dev/full", "w") as full:
-        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=HANG_SECONDS, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "tada: standard output cannot be written: No space left on device\n"
+CLOSED = "tada: standard output cannot be written: it is closed (> /dev/null drops what is printed)\n"
+
+
+def closed() -> int:
+    return os.open(os.devnull, os.O_RDONLY)  # as ``occupy_closed_streams`` has it
+
+
+def full() -> int:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no full device")
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def without_reader() -> int:
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    return ours
+
+
+@pytest.mark.parametrize(
+    ("output", "is_buffered", "code", "said"),
+    [
+        (closed, True, 1, CLOSED),
+        (full, False, 1, "tada: standard output cannot be written: No space left on device\n"),
+        (without_reader, True, 0, ""),
+        (without_reader, False, 0, ""),
+    ],
+)
+def test_a_standard_output_that_takes_nothing(
+    output: Callable[[], int], is_buffered: bool, code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever prints: print, rich or argparse; and however much."""
+
+    def with_rich(options: object) -> int:
+        from rich.console import Console
+
+        Console().print("x")
+        return 0
+
+    asked = ["--version", "predict --help-all", "doctor"] if is_buffered else ["--help", "doctor"]
+    monkeypatch.setitem(cli.COMMANDS, "doctor", (cli.COMMANDS["doctor"][0], with_rich))
+    with_rich.__doc__ = "Print a table."
+    for words in asked:
+        errors = io.TextIOWrapper(io.BytesIO())
+        with io.FileIO(output(), "w") as file:
+            stream = io.TextIOWrapper(io.BufferedWriter(file), write_through=not is_buffered)
+            monkeypatch.setattr("sys.stdout", stream)
+            monkeypatch.setattr("sys.stderr", errors)
+            assert cli.main(words.split()) == code, words
+            assert sys.stdout is stream
+            stream.flush()  # as Python does at its end: nothing is left that could not be written
+        errors.seek(0)
+        assert errors.read() == said, words
+
+
+def test_what_was_measured_is_kept_when_nobody_reads_it(
+    result: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = Namespace(epic=None, challenge=None, overwrite=False, scores=[tmp_path], run=None, data=None)
+    with io.TextIOWrapper(io.FileIO(without_reader(), "w"), write_through=True) as stream:  # type: ignore[type-var]
+        monkeypatch.setattr("sys.stdout", stream)
+        with told_output(), pytest.raises(ReaderGoneError, match="nobody reads"):
+            _report(result, tmp_path / "report", options, is_new=True)
+    assert (tmp_path / "report" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("command", ["predict RUN clips", "localize RUN clips"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(5, "Input/output error")])
+def test_json_is_valid_wherever_it_ends(
+    command: str,
+    error: type[BaseException] | BaseException,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise error
+
+    code = 130 if error is KeyboardInterrupt else 1
+    monkeypatch.setattr("tada.recognizer.find_videos", fails)
+    words = command.replace("RUN", "tada2d_tiny_motion").replace("clips", "hf-hub:a/b").split()
+    assert cli.main([*words, "--format", "json"]) == code
+    told = capsys.readouterr()
+    assert json.loads(told.out) == []
+    assert told.err.count("\n") == 1
+
+
+def test_an_answer_that_cannot_be_printed_whole_does_not_leave_json_open(capsys: pytest.CaptureFixture[str]) -> None:
+    answers: Answers[int] = Answers("json")
+
+    def fail() -> None:
+        with reported(answers.end):
+            answers.begin(json_form(lambda number: {"number": number}))
+            for number in range(2):
+                answers.add(number)
+            raise RuntimeError("lost")
+
+    with pytest.raises(RuntimeError, match="lost"):
+        fail()
+    assert json.loads(capsys.readouterr().out) == [{"number": 0}, {"number": 1}]
+
+
+EARLY = """
+import os, signal, sys
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tada.interruption":
+            os.kill(os.getpid(), signal.SIGINT)
+before = set(sys.modules)
+from tada.__main__ import main
+print([name for name in set(sys.modules) - before if name.partition(".")[0] not in ("tada", "signal", "enum")])
+print(sorted(name for name in sys.modules if name.startswith("tada")), flush=True)
+sys.meta_path.insert(0, Press())
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_starts() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
+    )
+    others, ours = done.stdout.splitlines()
+    assert ours == "['tada', 'tada.__main__']"
+    assert not any(name in others for name in ("importlib.metadata", "typing", "dataclasses", "pathlib"))
+    assert (done.returncode, done.stderr) == (130, "tada: interrupted\n")
 
 
 def test_a_link_to_itself_is_named(tmp_path: Path) -> None:

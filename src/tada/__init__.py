@@ -41,11 +41,10 @@ The names below are what a program needs; each is loaded when it is used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as of typing, whose import a Ctrl-C might meet before the command line receives it
 if TYPE_CHECKING:
+    from typing import Any
+
     from tada.adaptation import AdaptReport, adapt
     from tada.errors import UserError
     from tada.evaluation import evaluate
@@ -63,7 +62,7 @@ if TYPE_CHECKING:
     from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
     from tada.video.sampling import ClipSpec
 
-__version__ = version("tada-video")
+    __version__: str
 
 __all__ = [
     "AdaptReport",
@@ -119,12 +118,18 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tada-video")
     if name not in _HOME:
         raise AttributeError(f"module 'tada' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(__all__))
+    return sorted({*globals(), *__all__, "__version__"})

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
 from tada.completion import Shell, completion_script
-from tada.errors import OutputError, UserError
+from tada.errors import OutputError, ReaderGoneError, UserError
 from tada.help_screens import CommandParser, ProgramParser
 from tada.interruption import end, say_last_words, told, watching, way_on
 from tada.machine import is_first_process
@@ -33,7 +33,7 @@ from tada.mistakes import (
     unknown_command,
 )
 from tada.spelling import add_aliases, normalised
-from tada.terminal import accept_all_names, carrying_out, printable
+from tada.terminal import accept_all_names, carrying_out, printable, told_output
 
 
 def _completion_arguments(parser: ArgumentParser) -> None:
@@ -75,9 +75,9 @@ _CHAPTERS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code says how it went."""
-    accept_all_names()
     arguments = sys.argv[1:] if arguments is None else arguments
-    with watching(), carrying_out(arguments):
+    with told_output(), watching(), carrying_out(arguments):
+        accept_all_names()
         try:
             return _run(arguments)
         except BaseException as error:
@@ -95,22 +95,27 @@ def _run(arguments: Sequence[str]) -> int:
         words = normalised(arguments, of_command) if arguments else ["--help"]
         if not words[0].startswith("-"):
             typed = _typed(words, of_command)
-        parsed = parser.parse_args(words)
-        run = COMMANDS[parsed.command][1]
-        code = run(parsed[parsed.command])
+        try:
+            parsed = parser.parse_args(words)
+        except SystemExit:
+            if told() is not None:
+                raise
+            code = 0  # help was printed
+        else:
+            run = COMMANDS[parsed.command][1]
+            code = run(parsed[parsed.command])
         print(end="", flush=True)  # here, where the disk may be full
         return code
     except ArgumentError as error:
         message = in_arguments(error, typed, of_command) if typed else no_such_option(error)
+    except ReaderGoneError:
+        return 0
     except UserError as error:
         if told() is not None:
             raise
         code = 1 if isinstance(error, OutputError) else 2
         message = in_words_typed(str(error), typed) if typed else str(error)
         message = "; ".join(filter(None, (message, way_on())))
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        sys.stdout = None  # nothing is left to flush
-        return 0
     except OSError as error:
         if told() is not None:
             raise
@@ -126,15 +131,6 @@ def _of_the_machine(error: OSError) -> str:
     if error.filename is not None:
         return f"{error.filename!r}: {reason}"
     where = traceback.extract_tb(error.__traceback__)[-1]
-    is_printer = Path(where.filename).parent.name == "rich" or where.name in ("say", "print_text")
-    if error.errno is not None and is_printer:  # which has let go of what it wrote
-        return f"standard output cannot be written: {reason}"
-    if error.errno is not None and sys.stdout is not None:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            sys.stdout = None  # nor can the rest be written at the end
-            return f"standard output cannot be written: {reason}"
     return f"{reason} ({Path(where.filename).name}, line {where.lineno})"
 
 

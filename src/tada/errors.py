@@ -60,6 +60,10 @@ class OutputError(UserError):
     """A file or folder that cannot be written: rights, a full disk, something in its place, another process in it."""
 
 
+class ReaderGoneError(OutputError):
+    """Who read what we print, such as `head`, has seen enough."""
+
+
 class WorkerLostError(UserError):
     """A process that reads videos has died."""
 

@@ -335,7 +335,7 @@ def end(code: int) -> None:
     if _ending.number is not None:
         _within(1.0, sys.stdout.flush, sys.stderr.flush)
         os._exit(code)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if callable(signal.getsignal(signal.SIGINT)):
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # whatever is left to do ends at once, without a traceback
     sys.exit(code)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
+
+from tada.errors import OutputError, ReaderGoneError
 
 _ESCAPED_KINDS = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, ends of lines
 _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in the other direction
@@ -65,6 +68,89 @@ def _names(error: UnicodeError) -> tuple[str | bytes, int]:
     if "\udc80" <= character <= "\udcff":  # a byte, as ``os.fsdecode`` gives it
         return bytes([ord(character) - 0xDC00]), error.start + 1
     return _escaped(character), error.start + 1
+
+
+# -- where it goes -----------------------------------------------------------------------------------------------------
+
+
+def occupy_closed_streams() -> None:
+    """Put something in the place of each standard stream that was closed when this process was started.
+
+    The next file that is opened would take its number, and be written to as if it were the stream. The standard output
+    is one that cannot be written, so that results are not lost in silence; what is said on standard error is dropped.
+    """
+    for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(io.FileIO(number, "w", closefd=False))))
+
+
+class _Output(io.TextIOWrapper):
+    """Standard output or error. What cannot be written is told once; all that follows goes nowhere."""
+
+    is_told = True
+    """Whether it is told, as of results it has to be."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except OSError as fault:
+            self._lose(fault)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError as fault:
+            self._lose(fault)
+
+    def _lose(self, fault: OSError) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+        if not self.is_told:
+            return
+        if isinstance(fault, BrokenPipeError):
+            raise ReaderGoneError("nobody reads standard output any more") from fault
+        reason = "it is closed (> /dev/null drops what is printed)" if fault.errno == errno.EBADF else fault.strerror
+        raise OutputError(f"standard output cannot be written: {reason}") from fault
+
+
+@contextmanager
+def told_output() -> Iterator[None]:
+    """Have it told inside of the block when standard output cannot be written, whoever prints.
+
+    Raises:
+        ReaderGoneError: a pipe's reader has ended.
+        OutputError: the disk is full, or there is no standard output.
+    """
+    occupy_closed_streams()
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, own in before.items():
+        if type(own) is io.TextIOWrapper:  # else somebody's own, such as a test's
+            stream = _Output(
+                own.buffer,
+                encoding=own.encoding,
+                errors=own.errors,
+                line_buffering=own.line_buffering,
+                write_through=own.write_through,
+            )
+            stream.is_told = name == "stdout"
+            setattr(sys, name, stream)
+    try:
+        yield
+    finally:
+        for name, own in before.items():
+            stream = getattr(sys, name)
+            if isinstance(stream, _Output):
+                setattr(sys, name, own)
+                with suppress(OutputError):  # it was told, or another end is
+                    stream.flush()
+                stream.detach()
 
 
 # -- how much fits -----------------------------------------------------------------------------------------------------

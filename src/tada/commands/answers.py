@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from textwrap import indent
 from typing import Any, Generic, TypeVar
 
@@ -14,33 +15,50 @@ from tada.terminal import cut_middle, fitted_lines, print_text, printable, scree
 Answer = TypeVar("Answer")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form(Generic[Answer]):
+    """How answers are printed."""
+
+    text: Callable[[Answer], str]
+    """Of an answer, whole lines."""
+    head: str = ""
+    """Before the first answer."""
+    starts: tuple[str, str] = ("", "")
+    """Before the first answer, and before each of the others."""
+    tail: str = ""
+    """After the last one."""
+
+
 class Answers(Generic[Answer]):
     """Prints answers one by one, and at the end what makes the whole valid, also where it ends early.
 
     ``add`` and ``end`` may be called from different threads.
     """
 
-    def __init__(
-        self, text: Callable[[Answer], str], *, head: str = "", starts: tuple[str, str] = ("", ""), tail: str = ""
-    ) -> None:
-        """Print the head.
+    def __init__(self, form: str) -> None:
+        """Nothing is printed yet.
 
         Args:
-            text: of an answer, whole lines.
-            head: before the first answer.
-            starts: before the first answer, and before each of the others.
-            tail: after the last one.
+            form: the value of --format.
         """
         self.count = 0
         """How many were printed."""
-        self._text, self._starts, self._tail = text, starts, tail
+        self._nothing = "[]\n" if form == "json" else ""  # where the end comes before the beginning
+        self._form: Form[Answer] | None = None
         self._is_ended = False
         self._lock = threading.Lock()
-        print_text(head)
+
+    def begin(self, form: Form[Answer]) -> None:
+        """Print what stands before the first answer."""
+        with self._lock:
+            if not self._is_ended:
+                self._form = form
+                print_text(form.head)
 
     def add(self, answer: Answer) -> None:
         """Print an answer."""
-        text = self._starts[self.count > 0] + self._text(answer)
+        assert self._form is not None
+        text = self._form.starts[self.count > 0] + self._form.text(answer)
         with self._lock:
             if not self._is_ended:
                 print_text(text)
@@ -51,27 +69,27 @@ class Answers(Generic[Answer]):
         with self._lock:
             if not self._is_ended:
                 self._is_ended = True
-                print_text(self._tail)
+                print_text(self._nothing if self._form is None else self._form.tail)
 
 
-def json_answers(as_dict: Callable[[Answer], dict[str, Any]]) -> Answers[Answer]:
+def json_form(as_dict: Callable[[Answer], dict[str, Any]]) -> Form[Answer]:
     """A JSON list. Its commas stand at the beginning of lines: whether another answer follows is not known before."""
 
     def text(answer: Answer) -> str:
         return indent(json.dumps(as_dict(answer), indent=2), "  ")[2:] + "\n"
 
-    return Answers(text, head="[\n", starts=("  ", ", "), tail="]\n")
+    return Form(text=text, head="[\n", starts=("  ", ", "), tail="]\n")
 
 
-def json_lines(as_dict: Callable[[Answer], dict[str, Any]]) -> Answers[Answer]:
+def json_lines(as_dict: Callable[[Answer], dict[str, Any]]) -> Form[Answer]:
     """A line of JSON for each answer."""
-    return Answers(lambda answer: json.dumps(as_dict(answer)) + "\n")
+    return Form(text=lambda answer: json.dumps(as_dict(answer)) + "\n")
 
 
-def csv_answers(csv: Callable[[Sequence[Answer]], str]) -> Answers[Answer]:
+def csv_form(csv: Callable[[Sequence[Answer]], str]) -> Form[Answer]:
     """Rows of CSV; ``csv`` writes those of some answers below the names of the columns."""
     head = csv([])
-    return Answers(lambda answer: csv([answer]).removeprefix(head), head=head)
+    return Form(text=lambda answer: csv([answer]).removeprefix(head), head=head)
 
 
 class Columns:

@@ -318,7 +318,7 @@ def picture_files(folder: Path | None, videos: Sequence[str]) -> dict[str, Path]
 
 @contextmanager
 def reported(report: Callable[[], None]) -> Iterator[None]:
-    """Print at the end of the block what is known then, also where an interruption has ended it."""
+    """Print at the end of the block what is known then, also where an interruption or a failure has ended it."""
     reporting = threading.Lock()
 
     def once() -> None:
@@ -329,10 +329,8 @@ def reported(report: Callable[[], None]) -> Iterator[None]:
     with last_chance(once):
         try:
             yield
-        except (KeyboardInterrupt, SystemExit):
+        finally:
             once()
-            raise
-        once()
 
 
 def report_failures(outcome: str, failures: Iterable[str]) -> int:

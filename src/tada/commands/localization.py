@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from tada.commands.answers import Answers, Columns, csv_answers, json_answers, json_lines
+from tada.commands.answers import Answers, Columns, Form, csv_form, json_form, json_lines
 from tada.commands.arguments import (
     Command,
     RecipeFile,
@@ -39,6 +39,8 @@ from tada.recipe import METRICS_FILE, RECIPE_FILE, load_recipe, typed_recipe
 from tada.terminal import command_line, markup_cell, say
 
 if TYPE_CHECKING:
+    from tada.localization.annotations import UntrimmedVideo
+    from tada.localization.evaluation import LocalizationEvaluation
     from tada.localization.localizer import Localization
 
 
@@ -145,49 +147,43 @@ def _localize_arguments(parser: ArgumentParser) -> None:
 
 def _localize(options: Namespace) -> int:
     """Say what happens in long videos, and when."""
-    from tada.localization.annotations import named_like, read_segments
-    from tada.localization.localizer import load_localizer
-    from tada.localization.video_names import videos_by_name
-    from tada.recognizer import find_videos
-
     check_stream_options(options)
     _check_order(options.run, options.videos)
     if options.stream:
+        from tada.localization.localizer import load_localizer
+
         return localize_live(load_localizer(options.run, device=options.device), options)
-    paths = find_videos(options.videos, say_aside)
-    pictures = picture_files(options.plots, paths)
-    videos = video_files(options.save_video, paths, overwrite=options.overwrite)
-    fps = rate_of(paths, options.fps, options.run, needed="a localizer says when things happen")
-    localizer = load_localizer(options.run, device=options.device)
-    truths, labels = {}, {}
-    if options.segments is not None:
-        files = videos_by_name(paths)
-        folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
-        known = {name: str(file.absolute()) for name, file in files.items()}
-        table = named_like(read_segments(options.segments, folder, fps=fps), known)
-        truths = {str(files[video.name]): video for video in table.videos if video.name in files}
-        labels = {path: [table.label_of(segment) for segment in truth.segments] for path, truth in truths.items()}
+    answers: Answers[Localization] = Answers(options.format)
     found: list[Localization] = []
     failures = []
+    with reported(answers.end):
+        from tada.localization.localizer import load_localizer
+        from tada.recognizer import find_videos
 
-    answers = _answers(options.format, paths)
-    advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
-    with reported(answers.end), Work("localizing", len(paths), noun="videos") as work:
-        for done, path in enumerate(paths, start=1):
-            work.details = [Path(path).name]
-            try:
-                localization = localizer.localize(
-                    path,
-                    fps=fps if Path(path).is_dir() else None,
-                    min_score=options.min_score,
-                    advance=work.advance,
-                )
-            except VideoError as error:
-                failures.append(str(error))
-            else:
-                answers.add(localization)
-                found.append(localization)
-            work.advance_to(done)
+        paths = find_videos(options.videos, say_aside)
+        pictures = picture_files(options.plots, paths)
+        videos = video_files(options.save_video, paths, overwrite=options.overwrite)
+        fps = rate_of(paths, options.fps, options.run, needed="a localizer says when things happen")
+        localizer = load_localizer(options.run, device=options.device)
+        truths, labels = _truths(options.segments, paths, fps)
+        advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
+        answers.begin(_form(options.format, paths))
+        with Work("localizing", len(paths), noun="videos") as work:
+            for done, path in enumerate(paths, start=1):
+                work.details = [Path(path).name]
+                try:
+                    localization = localizer.localize(
+                        path,
+                        fps=fps if Path(path).is_dir() else None,
+                        min_score=options.min_score,
+                        advance=work.advance,
+                    )
+                except VideoError as error:
+                    failures.append(str(error))
+                else:
+                    answers.add(localization)
+                    found.append(localization)
+                work.advance_to(done)
     code = report_failures("not localized", failures)
     lost: list[str] = []
     for localization in track(found, "drawing", noun="videos", is_shown=bool(pictures)):
@@ -201,6 +197,24 @@ def _localize(options: Namespace) -> int:
             if path in videos:
                 lost += save_video(localization, videos[path], overwrite=options.overwrite)
     return max(code, report_failures("not drawn", lost))
+
+
+def _truths(
+    segments: Path | None, paths: Sequence[str], fps: float | None
+) -> tuple[dict[str, UntrimmedVideo], dict[str, list[str]]]:
+    """What a list says of some videos, by their paths, and the classes of its segments; nothing without a list."""
+    from tada.localization.annotations import named_like, read_segments
+    from tada.localization.video_names import videos_by_name
+
+    if segments is None:
+        return {}, {}
+    files = videos_by_name(paths)
+    folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
+    known = {name: str(file.absolute()) for name, file in files.items()}
+    table = named_like(read_segments(segments, folder, fps=fps), known)
+    truths = {str(files[video.name]): video for video in table.videos if video.name in files}
+    labels = {path: [table.label_of(segment) for segment in truth.segments] for path, truth in truths.items()}
+    return truths, labels
 
 
 def _check_order(run: Path, videos: Sequence[str]) -> None:
@@ -219,8 +233,8 @@ def _check_order(run: Path, videos: Sequence[str]) -> None:
         raise UserError(f"{str(run)!r} is no run: the run comes first, `tada localize {swapped or 'RUN'} {run}`")
 
 
-def _answers(form: str, paths: Sequence[str]) -> Answers[Localization]:
-    """What prints them, for each value of --format."""
+def _form(form: str, paths: Sequence[str]) -> Form[Localization]:
+    """How answers are printed, for each value of --format."""
     from tada.localization.localizer import localizations_csv
 
     def rows(localization: Localization) -> str:
@@ -236,13 +250,13 @@ def _answers(form: str, paths: Sequence[str]) -> Answers[Localization]:
         )
 
     if form in ("json", "jsonl"):
-        return (json_answers if form == "json" else json_lines)(lambda answer: answer.as_dict())
+        return (json_form if form == "json" else json_lines)(lambda answer: answer.as_dict())
     if form == "csv":
-        return csv_answers(localizations_csv)
+        return csv_form(localizations_csv)
     if form == "srt":
-        return Answers(lambda answer: answer.srt(), starts=("", "\n"))
+        return Form(text=lambda answer: answer.srt(), starts=("", "\n"))
     columns = Columns(("video", "start", "end", "score", "what happens"), paths, [10, 10, 5])
-    return Answers(rows, head=columns.head())
+    return Form(text=rows, head=columns.head())
 
 
 # --- localize train, evaluate, import ---
@@ -464,9 +478,6 @@ def _localize_evaluate(options: Namespace) -> int:
 
 
 def _measure(options: Namespace, out: Path | None) -> int:
-    from rich.console import Console
-    from rich.table import Table
-
     from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
     from tada.localization.localizer import load_localizer
     from tada.localization.metrics import PRESETS
@@ -511,6 +522,30 @@ def _measure(options: Namespace, out: Path | None) -> int:
         )
     else:
         raise UserError("say what to measure: RUN with --videos DIR or --features DIR, or --predictions FILE")
+    try:
+        _print_scores(result, tious)
+    finally:  # what was measured stays, whoever reads what is printed
+        if out is not None:
+            result.save(out, overwrite=options.overwrite)
+            title = f"{options.run or options.predictions} on {options.segments}"
+            write_report(
+                out / PAGE,
+                result.table,
+                result.results,
+                result.tasks(),
+                thresholds,
+                title=title,
+                command=command_line(),
+            )
+    if out is not None:
+        say(f"the report is in {out}: report.html, evaluation.json, detections.json")
+    return 0
+
+
+def _print_scores(result: LocalizationEvaluation, tious: Sequence[float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     for task, scores in result.tasks().items():
         classes = scores.per_class if len(scores.per_class) <= 40 else {}
         table = Table(task, *(f"{t:g}" for t in tious), "average")
@@ -521,20 +556,6 @@ def _measure(options: Namespace, out: Path | None) -> int:
         # Ten thresholds are wider than 80 columns: then lines are long, and no number is cut.
         width = max(map(len, ("mAP", *classes))) + 10 * len(table.columns)
         Console(width=max(Console().width, width)).print(table)
-    if out is not None:
-        result.save(out, overwrite=options.overwrite)
-        title = f"{options.run or options.predictions} on {options.segments}"
-        write_report(
-            out / PAGE,
-            result.table,
-            result.results,
-            result.tasks(),
-            thresholds,
-            title=title,
-            command=command_line(),
-        )
-        say(f"the report is in {out}: report.html, evaluation.json, detections.json")
-    return 0
 
 
 def _localize_import_arguments(parser: ArgumentParser) -> None:

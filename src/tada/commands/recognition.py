@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from tada.commands.answers import Answers, Columns, csv_answers, json_answers, json_lines
+from tada.commands.answers import Answers, Columns, Form, csv_form, json_form, json_lines
 from tada.commands.arguments import (
     SHORT_DATA,
     Command,
@@ -314,14 +314,25 @@ def _rescored(options: Namespace) -> Evaluation:
 
 def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) -> None:
     """Print the numbers, then write them; a report that is scored again is there already."""
-    from rich.console import Console
-    from rich.table import Table
-
     metrics = result.metrics()
     if options.epic is not None:
         from tada.epic import challenge_metrics, read_subsets
 
         metrics = challenge_metrics(result, read_subsets(options.epic))
+    try:
+        _print_numbers(result, metrics, options)
+    finally:  # a test may have taken hours, and its numbers gone into a pipe that nobody reads
+        _write_report(result, metrics, out, options, is_new=is_new)
+    say(
+        f"the report is in {out}: report.html, evaluation.json, scores.npz, scores.csv"
+        + ("" if result.several else ", pictures of what was confused")
+    )
+
+
+def _print_numbers(result: Evaluation, metrics: Mapping[str, float], options: Namespace) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     if metrics and result.several:
         Console().print(_several_table(result))
     elif metrics and len(result.heads) == 1:
@@ -341,6 +352,11 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
     if "top1" in metrics and len({count for _, count in result.per_class().values()}) > 1:
         numbers.append(f"mean of the classes' top-1 {result.mean_class_accuracy():.4f}")
     print("   ".join([*numbers, f"{read} of {meant} videos"]))
+
+
+def _write_report(
+    result: Evaluation, metrics: Mapping[str, float], out: Path, options: Namespace, *, is_new: bool
+) -> None:
     if options.challenge is not None:
         from tada.epic import write_challenge
 
@@ -361,10 +377,6 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
         result.save(out, overwrite=options.overwrite, write_more=write_more)
     else:
         write_more(out)
-    say(
-        f"the report is in {out}: report.html, evaluation.json, scores.npz, scores.csv"
-        + ("" if result.several else ", pictures of what was confused")
-    )
 
 
 def _several_table(result: Evaluation) -> Table:
@@ -441,36 +453,34 @@ def _predict_arguments(parser: ArgumentParser) -> None:
 
 def _predict(options: Namespace) -> int:
     """Say what happens in videos."""
-    import torch
-
-    from tada.recognizer import find_videos, load
-
-    words = [*([] if options.run is None else [options.run]), *options.videos]
-    run, names = model_and_videos(options.model, words)
-    check_live_options(options, names)
-    dtype = torch.bfloat16 if options.precision == "bf16" else None
     if options.stream:
-        return recognize_live(load(run, device=options.device, dtype=dtype, compile=options.compile), names[0], options)
-    paths = find_videos(names, say_aside)
-    pictures = picture_files(options.plots, paths)
-    videos = video_files(options.save_video, paths, overwrite=options.overwrite)
+        run, (source, *_) = _asked(options)
+        return recognize_live(_loaded(run, options), source, options)
+    answers: Answers[Prediction] = Answers(options.format)
     predictions: list[Prediction] = []
     failures = []
-    recognizer = load(run, device=options.device, dtype=dtype, compile=options.compile)
-    needed = recognizer.needs_times(options.window_seconds) or ("--save-video writes them" if videos else "")
-    sources = sources_of(paths, options.fps, run, needed=needed)
-    explanations = _explanations(options, recognizer, paths)
-    answers = _answers(options.format, options.top, paths, several=bool(recognizer.card.thresholds))
-    advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
-    with reported(answers.end), Work("predicting", len(paths), noun="videos") as work:
-        for answer in recognizer.predict_all(
-            sources, num_clips=options.clips, window_seconds=options.window_seconds, advance=work.advance
-        ):
-            if isinstance(answer, VideoError):
-                failures.append(str(answer))
-            else:
-                answers.add(answer)
-                predictions.append(answer)
+    with reported(answers.end):
+        from tada.recognizer import find_videos
+
+        run, names = _asked(options)
+        paths = find_videos(names, say_aside)
+        pictures = picture_files(options.plots, paths)
+        videos = video_files(options.save_video, paths, overwrite=options.overwrite)
+        recognizer = _loaded(run, options)
+        needed = recognizer.needs_times(options.window_seconds) or ("--save-video writes them" if videos else "")
+        sources = sources_of(paths, options.fps, run, needed=needed)
+        explanations = _explanations(options, recognizer, paths)
+        advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
+        answers.begin(_form(options.format, options.top, paths, several=bool(recognizer.card.thresholds)))
+        with Work("predicting", len(paths), noun="videos") as work:
+            for answer in recognizer.predict_all(
+                sources, num_clips=options.clips, window_seconds=options.window_seconds, advance=work.advance
+            ):
+                if isinstance(answer, VideoError):
+                    failures.append(str(answer))
+                else:
+                    answers.add(answer)
+                    predictions.append(answer)
     code = report_failures("no prediction", failures)
     lost: list[str] = []
     is_drawing = bool(pictures or explanations)
@@ -492,6 +502,22 @@ def _predict(options: Namespace) -> int:
     return max(code, report_failures("not drawn", lost))
 
 
+def _asked(options: Namespace) -> tuple[str, list[str]]:
+    """The run, and the videos."""
+    run, names = model_and_videos(options.model, [*([] if options.run is None else [options.run]), *options.videos])
+    check_live_options(options, names)
+    return run, names
+
+
+def _loaded(run: str, options: Namespace) -> Recognizer:
+    import torch
+
+    from tada.recognizer import load
+
+    dtype = torch.bfloat16 if options.precision == "bf16" else None
+    return load(run, device=options.device, dtype=dtype, compile=options.compile)
+
+
 def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[str]) -> dict[str, Path]:
     """The folder for what explains each video, where that is asked for; what is wrong with them is said before work."""
     from tada.files import distinct_names
@@ -507,8 +533,8 @@ def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[st
     return folders
 
 
-def _answers(form: str, top: int, paths: Sequence[str], *, several: bool) -> Answers[Prediction]:
-    """What prints them, for each value of --format."""
+def _form(form: str, top: int, paths: Sequence[str], *, several: bool) -> Form[Prediction]:
+    """How answers are printed, for each value of --format."""
     from tada.prediction import predictions_csv
     from tada.several_labels import NONE
 
@@ -523,11 +549,11 @@ def _answers(form: str, top: int, paths: Sequence[str], *, several: bool) -> Ans
         return "".join([columns.row(prediction.path, ["all"], scores(prediction)), *of_clips])
 
     if form in ("json", "jsonl"):
-        return (json_answers if form == "json" else json_lines)(lambda answer: answer.as_dict(top))
+        return (json_form if form == "json" else json_lines)(lambda answer: answer.as_dict(top))
     if form == "csv":
-        return csv_answers(lambda some: predictions_csv(some, top, several=several))
+        return csv_form(lambda some: predictions_csv(some, top, several=several))
     columns = Columns(("video", "seconds", "what happens"), paths, [11])
-    return Answers(rows, head=columns.head())
+    return Form(text=rows, head=columns.head())
 
 
 COMMANDS: dict[str, Command] = {

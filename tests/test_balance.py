@@ -154,6 +154,9 @@ def test_a_balanced_run_says_so_and_goes_on_to_the_same_bits(
 def test_classes_that_have_as_many_are_told_in_a_word(motion_videos: Path) -> None:
     line = balance_in_words(read_dataset(motion_videos), "sampling", 16)
     assert line == "--balance sampling: an epoch has 5 or 6 clips of each of 3 classes, which have 5 clips each"
+    few = read_dataset(motion_videos).limited(3, seed=0)
+    line = balance_in_words(few, "sampling", 3)
+    assert line == "--balance sampling: an epoch has 1 clip of each of 3 classes, which have 1 clip each"
     assert balance_in_words(read_dataset(motion_videos), "none", 16) == ""
 
 

@@ -119,7 +119,7 @@ def test_a_new_loader_goes_on_where_the_state_was_taken(table: VideoTable, recei
 
 
 def test_too_few_videos_for_a_batch_are_refused() -> None:
-    with pytest.raises(DataError, match=r"3 training videos do not fill a batch of 4: lower --batch-size to 3 or less"):
+    with pytest.raises(DataError, match="a batch of 4 is more than the 3 training videos: lower --batch-size to 3"):
         ResumableBatches(3, batch_size=4, last_batch="drop", seed=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from tada.cli import main
 from tada.data.annotations import read_dataset
-from tada.data.table import with_splits
+from tada.data.table import Head, LabelledVideo, VideoTable, with_splits
 from tada.errors import DataError, OptionError
 from tada.machine import Machine
 from tada.recipe import Recipe, recipe_yaml
@@ -90,6 +91,38 @@ def test_a_limited_run_has_clips_of_all_classes(motion_videos: Path) -> None:
     assert few == table.limited(4, seed=1)
     assert few != table.limited(4, seed=2)
     assert [video for video in table.videos if video in few.videos] == list(few.videos), "in their order"
+
+
+def test_each_class_keeps_videos_as_long_as_the_limit_allows() -> None:
+    sets = [(0,), (0, 1), (1,), (0, 2), (1, 2), (), *((0, 1, 2, 3 + i) for i in range(3)), (5, 6)]
+    videos = tuple(
+        LabelledVideo(path=f"/{i}", labels=labels, split="train", group=None, source="", id=str(i))
+        for i, labels in enumerate(sets)
+    )
+    head = Head(name="action", labels=tuple("abcdefg"), several=True)
+    table = VideoTable(heads=(head,), videos=videos, root="/", kind="CSV")
+    for seed in range(3):
+        for limit in range(3, 11):  # three videos show all: those of d and e, and the last
+            few = table.limited(limit, seed=seed)
+            assert len(few) == limit
+            assert all(few.counts().values()), (seed, limit)
+        assert sum(map(bool, table.limited(2, seed=seed).counts().values())) >= 5
+
+
+def test_a_run_goes_on_with_its_limit(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    recipe = replace(small_recipe, epochs=1)
+    train(recipe, motion_videos, tmp_path / "run", limit=5, num_workers=0, show_progress=False, say=str)
+    copy = shutil.copytree(motion_videos, tmp_path / "moved")
+    more = {"recipe": replace(recipe, epochs=2), "out": tmp_path / "run", "num_workers": 0, "show_progress": False}
+    with pytest.raises(DataError, match=r"1 video of 8 lacking.* and the options that choose among them \(--limit, "):
+        train(**more, data=copy, resume=True, limit=4, say=str)
+    train(**more, data=copy, resume=True, say=lines.append)
+    assert f"{tmp_path / 'run'} was begun with --limit 5, and goes on with it: 8 videos are used" in lines
+    assert "5 training and 3 validation videos of 3 classes" in lines
+    (copy / "left" / "new.mp4").write_bytes(b"new")
+    with pytest.raises(DataError, match=r"videos not among them"):
+        train(**more, data=copy, resume=True, say=str)
 
 
 def test_a_limit_that_leaves_a_class_without_clips_is_refused(

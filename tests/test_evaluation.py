@@ -121,7 +121,7 @@ def test_videos_that_were_trained_on_are_no_test(run: Path, motion_videos: Path,
     ]
     assert len(chosen(replace(seen, videos=unseen.videos[:2] + held_out.videos))) == 5
     assert lines == [f"testing on 3 videos that {run} held out for validation and 2 videos that it does not know"]
-    with pytest.raises(DataError, match=r"was trained on all 12 videos of this data, and held out none: test it on ot"):
+    with pytest.raises(DataError, match=r"was trained on all videos of this data \(12\), and held out none"):
         chosen(replace(seen, videos=trained_on))
 
     # Splits of the data's own: what is asked for must be new or held out.
@@ -232,7 +232,7 @@ def test_an_unreadable_video_is_listed(run: Path, unseen: VideoTable, tmp_path: 
     assert [Path(failure.path).name for failure in result.unreadable] == ["broken.mp4"]
     assert len(result.paths) == len(table) - 1
     only = replace(unseen, videos=table.videos[:1])
-    with pytest.raises(DataError, match=r"none of the 1 videos could be read; the first: .*broken\.mp4"):
+    with pytest.raises(DataError, match=r"of 1 video none could be read; the first: .*broken\.mp4"):
         evaluate(run, only, num_workers=0, show_progress=False, say=silent)
 
 

@@ -221,9 +221,9 @@ def test_localization(
     assert "frames are taken to come at 8 a second, as in the localizer's training" in said
     # Features that are there are those of the frames at this rate.
     assert main(["extract", "run", "frames", "run_features", "--fps", "8"]) == 0
-    assert "0 videos extracted, 3 were there already" in capsys.readouterr().out
+    assert "0 videos extracted, 3 there already" in capsys.readouterr().out
     assert main(["extract", "run", "frames", "run_features", "--fps", "16"]) == 0
-    assert "3 videos extracted, 0 were there already" in capsys.readouterr().out
+    assert "3 videos extracted, 0 there already" in capsys.readouterr().out
 
 
 def test_frames_beside_the_recording_that_they_are_of(untrimmed: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_extract(at_home: Callable[..., Terminal], capsys: pytest.CaptureFixture
     output = interrupt(at_home(stop, *words), "NOW")
     assert output.endswith("tada: interrupted; the features that were written stay: the same command goes on\n")
     assert main(words) == 0
-    assert "3 videos extracted, 2 were there already" in capsys.readouterr().out
+    assert "3 videos extracted, 2 there already" in capsys.readouterr().out
 
 
 @pytest.mark.slow  # PyTorch takes long to trace a network

@@ -225,8 +225,8 @@ def test_elans_annotations_are_segments(tmp_path: Path) -> None:
     assert seen(table) == [("my day", None, 1.5, 2.75, "wave & nod"), ("my day", None, 4.0, 6.0, "walk")]
     assert table.notes == (
         "day.eaf: the values of the tiers hands, walk are classes alike",
-        "day.eaf: 1 annotations that refer to others: left out",
-        "day.eaf: 1 annotations without times of their own: left out",
+        "day.eaf: 1 annotation of those that refer to others: left out",
+        "day.eaf: 1 annotation without times of their own: left out",
     )
     later = read_segments(save(tmp_path / "day.eaf", ELAN.format(origin=' TIME_ORIGIN="500"')))
     assert seen(later)[0][2:4] == (2.0, 3.25)

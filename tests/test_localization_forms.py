@@ -174,7 +174,7 @@ def test_hacs_clips(tmp_path: Path) -> None:
         ("-0O_qMHxBfXg", "val", 24.5, 26.5, "Archery"),
         ("a2X2hz1G6i8", "train", 15.5, 17.5, "Archery"),
     ]
-    assert table.notes == ("c.csv: 1 clips in which the class does not happen (label -1): left out",)
+    assert table.notes == ("c.csv: 1 clip in which the class does not happen (label -1): left out",)
     write(tmp_path, c__csv=CLIPS.replace("17.5,1\n", "17.5,2\n"))
     with pytest.raises(DataError, match=r"c.csv row 2: label = '2' should be 1 \(it happens\) or -1"):
         read_segments(tmp_path / "c.csv")

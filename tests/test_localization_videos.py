@@ -143,7 +143,7 @@ def test_one_command_from_videos_to_a_localizer(
     assert again == json.loads((out / "evaluation" / "evaluation.json").read_text())
     # A localizer may stand where its backbone may, and says itself how features are made.
     assert call("extract", out, untrimmed, tmp_path / "again_features") == 0
-    assert "0 videos extracted, 3 were there already" in capsys.readouterr().out
+    assert "0 videos extracted, 3 there already" in capsys.readouterr().out
     assert call("extract", out, untrimmed, tmp_path / "f", "--stride-seconds", "1") == 2
     assert "is a localizer, whose features have a window of" in capsys.readouterr().err
     predictions = out / "evaluation" / "detections.json"
@@ -178,7 +178,7 @@ def test_extracting_by_the_command_line(
 ) -> None:
     words = ["--window-seconds", "1", "--stride-seconds", "0.5"]
     assert call("extract", small_backbone, untrimmed, tmp_path / "f", *words) == 0
-    assert "3 videos extracted, 0 were there already" in capsys.readouterr().out
+    assert "3 videos extracted, 0 there already" in capsys.readouterr().out
     assert FeatureFolder(tmp_path / "f").read("v1").features.shape == (8, 8)
     (untrimmed / "zz.mp4").write_bytes(b"no video")
     try:
@@ -186,7 +186,7 @@ def test_extracting_by_the_command_line(
     finally:
         (untrimmed / "zz.mp4").unlink()
     captured = capsys.readouterr()
-    assert "0 videos extracted, 3 were there already" in captured.out
+    assert "0 videos extracted, 3 there already" in captured.out
     assert captured.err.startswith("tada: no features: ")
     assert call("extract", small_backbone, untrimmed, tmp_path / "f") == 2
     assert "give --window-seconds" in capsys.readouterr().err

@@ -198,7 +198,7 @@ def test_a_file_that_cannot_be_read_is_told_and_the_others_are_copied(
     command = ["prepare", str(tmp_path / "data"), str(tmp_path / "out"), "--short-side", "48", "--num-workers", "1"]
     assert main(command) == 1
     printed = capsys.readouterr()
-    assert "3 files, 3 of them new" in printed.out
+    assert "3 files, 3 new" in printed.out
     assert f"tada train {tmp_path / 'out' / 'videos.csv'}" in printed.out
     assert "tada: not copied: " in printed.err
     assert "long.mp4" in printed.err
@@ -306,7 +306,7 @@ def test_faults(data: Path, tmp_path: Path) -> None:
         path.write_text("no video")
     shutil.rmtree(tmp_path / "videos" / "y")
     (tmp_path / "videos" / "x" / "long.mov").unlink()
-    with pytest.raises(DataError, match=r"none of the 2 files could be copied; the first: .*is not a video"):
+    with pytest.raises(DataError, match=r"of 2 files none could be copied; the first: .*is not a video"):
         prepared(tmp_path / "videos", tmp_path / "out")
 
 

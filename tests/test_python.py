@@ -336,9 +336,7 @@ def test_results_print_in_a_line_or_two() -> None:
     shown = {
         repr(PREDICTION): "Prediction(a <day>.mp4: class 399 <b>& 0.50, class 398 <b>& 0.50, class 397 <b>& 0.50; 40",
         str(LOCALIZATION): r"long\x1b[2J.mp4: 50 segments in 60.0 s: <0> 0.0-0.5 s (0.50), <1> 1.0-1.5 s (0.50), ",
-        repr(
-            evaluation()
-        ): "Evaluation(6 videos of 3 action classes; top1 0.833 (95 %: 0.44 to 0.97), top5 1.000 (95 %",
+        repr(evaluation()): "Evaluation(6 videos of 3 action classes; top1 0.833 (95 %: 0.44 to 0.97))",
         repr(replace(LOCALIZATION, segments=())): r"Localization(long\x1b[2J.mp4: 0 segments in 60.0 s)",
         str(evaluation(targets=np.full((6, 1), UNKNOWN))): "6 videos of 3 action classes; whose classes are not known",
     }

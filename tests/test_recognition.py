@@ -430,7 +430,7 @@ def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("changes", "devices", "message"),
     [
-        ({"batch_size": 3}, 2, r"batch_size 3 cannot be divided among 2 devices in 1 parts: choose a multiple of 2"),
+        ({"batch_size": 3}, 2, r"batch_size 3 cannot be divided among 2 devices in 1 part: choose a multiple of 2"),
         ({"batch_size": 4, "accumulate": 2}, 4, r"among 4 devices in 2 parts: choose a multiple of 8"),
         ({"batch_size": 2, "mixup_alpha": 0.1}, 2, r"mix clips in pairs, but each device has 1 at a time"),
         ({"batch_size": 3, "cutmix_alpha": 0.1}, 1, r"mix clips in pairs, but each device has 3 at a time"),

@@ -65,6 +65,7 @@ def test_numbers_and_files_of_a_report(simple: Evaluation, tmp_path: Path) -> No
     assert summary["top1"] == pytest.approx(0.5)
     assert summary["interval_95"]["top1"] == pytest.approx([0.150, 0.850], abs=5e-4)  # 2 of 4
     assert summary["interval_95"]["top5"] == pytest.approx([0.510, 1.0], abs=5e-4)
+    assert simple.shown_metrics() == {"top1": 0.5}, "top-5 of three classes says nothing"
     assert summary["views"] == "10x3"
     assert summary["videos_read"] == 4
     assert summary["videos_unreadable"] == [{"path": "/5.mp4", "message": "5 is empty"}]
@@ -146,6 +147,7 @@ def test_actions_are_ranked_by_the_product_of_both_marginals(epic: Evaluation) -
     assert epic.action_accuracy(1) == pytest.approx(both.mean())
     metrics = epic.metrics()
     assert list(metrics) == ["verb_top1", "verb_top5", "noun_top1", "noun_top5", "action_top1", "action_top5"]
+    assert metrics.keys() - epic.shown_metrics().keys() == {"verb_top5", "noun_top5"}, "15 actions have a top-5"
     assert metrics["noun_top1"] == pytest.approx((epic.scores[:, 3:].argmax(1) == epic.targets[:, 1]).mean())
 
 

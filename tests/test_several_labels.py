@@ -381,6 +381,14 @@ def test_other_data_are_refused(run: Path, motion_videos: Path, data: Path, smal
     options: dict[str, Any] = {"num_workers": 0, "show_progress": False, "say": lambda line: None}
     with pytest.raises(DataError, match="the model says several things of a video, and the data one of each"):
         evaluate(run, motion_videos, **options)
+    table = read_dataset(data)  # which it was trained on: of another kind are data first
+    one = replace(
+        table,
+        heads=(replace(table.heads[0], several=False),),
+        videos=tuple(replace(video, labels=video.labels[:1] or (0,), split="val") for video in table.videos),
+    )
+    with pytest.raises(DataError, match="the model says several things of a video, and the data one of each"):
+        evaluate(run, one, **options)
     with pytest.raises(OptionError, match=r"balance 'sampling' shows as many clips of each class.*use balance 'loss'"):
         train(replace(small_recipe, balance="sampling"), data, run.parent / "other", **options)
 

@@ -17,9 +17,9 @@ from lightning.pytorch.callbacks import Callback
 
 from tada.data.clips import ResumableLoader
 from tada.data.loader import VideoLoader, closing
+from tada.errors import counted
 from tada.loop import PRECISIONS, AveragedWeights, LoopRecipe, quiet, strategy_for
 from tada.machine import Machine, Processes
-from tada.schedule import counted
 
 _STEPS = 2  # the first is slower than those that follow
 

@@ -44,6 +44,12 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     return next(iter([*close, *initials]), None)
 
 
+def counted(number: float, noun: str) -> str:
+    """For a message: "1 video", "2 videos", "0.5 epochs", "3 classes"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:.12g} {noun}{ending}"
+
+
 class OptionError(UserError):
     """An argument or a recipe field outside of what it may be."""
 

@@ -26,8 +26,8 @@ from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loade
 from tada.data.known import KnownVideo, line_of_namesakes, marks, names_below, read_run_list
 from tada.data.loader import closing
 from tada.data.splits import PART, Splits
-from tada.data.table import VideoTable, listed, targets_of, videos_text, with_fps
-from tada.errors import CheckpointError, DataError
+from tada.data.table import VideoTable, listed, targets_of, with_fps
+from tada.errors import CheckpointError, DataError, counted
 from tada.loop import quiet
 from tada.machine import Machine, Processes, check_num_workers, default_num_workers
 from tada.models.exported import SPLITS_ENTRY, OnnxNetwork, open_session
@@ -88,19 +88,19 @@ def evaluate(
     if not isinstance(data, VideoTable):
         data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
     table = with_fps_of_run(with_fps(data, fps), run, say)
+    lacking = [label for label in recognizer.labels if label not in table.labels] if table.several else []
+    table = table.numbered_as(recognizer.heads)  # before its videos are looked at: data of another kind are no data
     if table.ignored:
         say(f"left out, beside the videos: {listed(table.ignored, quote=False)}")
     hidden = not (show_progress and processes.is_first)
     table = choose_videos(table, run, split, say, network=recognizer.model, show_progress=not hidden)
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; scores are of these")
-    lacking = [label for label in recognizer.labels if label not in table.labels] if table.several else []
     if lacking:
         say(
             f"the data does not say whether videos show {listed(lacking)}: counted as not shown, so that a "
             "precision of theirs means nothing"
         )
-    table = table.numbered_as(recognizer.heads)
     views = Views() if views is None else views
     num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)
     with leaving_together():
@@ -188,7 +188,8 @@ def _counted(
 ) -> Evaluation:
     """The result of a test from the votes of all its videos."""
     if not votes:
-        raise DataError(f"none of the {len(table.videos)} videos could be read; the first: {unreadable[0].message}")
+        of = counted(len(table.videos), "video")
+        raise DataError(f"of {of} none could be read; the first: {unreadable[0].message}")
     votes = sorted(votes, key=lambda vote: vote[0])
     check_votes((index for index, _ in votes), len(table.videos), len(unreadable))
     read = [table.videos[index] for index, _ in votes]
@@ -295,12 +296,12 @@ def choose_videos(
         if split not in found:
             raise DataError(f"{run} has held out no videos of this data as its {split} split")
         table, found = _only(table, found, {split})
-        lines.append(f"testing on the {len(table)} videos that {run} has in its {split} split")
+        lines.append(f"testing on the {counted(len(table), 'video')} that {run} has in its {split} split")
     elif known is not None and not any(found):
         lines.append(f"none of these videos are known to {run}: all {len(table)} are tested{_unsure(known)}")
     elif set(found) == {"train"} and not has_split:
         raise DataError(
-            f"{run} was trained on all {len(found)} videos of this data, and held out none: test it on others, or "
+            f"{run} was trained on all videos of this data ({len(found)}), and held out none: test it on others, or "
             "train with a part held out"
         )
     elif known is not None and (not has_split or "" in found or PART in found):
@@ -358,21 +359,21 @@ def _in_words(found: Sequence[str], run: Path) -> str:
     count = Counter(found)
     held_out, others = count["val"] + count["test"], count[""] + count[PART]
     if not others and not count["test"]:
-        return f"testing on the {held_out} videos that {run} held out for validation"
+        return f"testing on the {counted(held_out, 'video')} that {run} held out for validation"
     tested = [
         text
         for number, text in (
-            (count["val"], f"{videos_text(count['val'])} that {run} held out for validation"),
-            (count["test"], f"{videos_text(count['test'])} that {run} has in its test split"),
-            (others, f"{videos_text(others)} that {'it' if held_out else run} does not know"),
+            (count["val"], f"{counted(count['val'], 'video')} that {run} held out for validation"),
+            (count["test"], f"{counted(count['test'], 'video')} that {run} has in its test split"),
+            (others, f"{counted(others, 'video')} that {'it' if held_out else run} does not know"),
         )
         if number
     ]
     line = f"testing on {' and '.join(tested)}"
     if count["train"]:
-        line += f"; left out: {videos_text(count['train'])} that it was trained on"
+        line += f"; left out: {counted(count['train'], 'video')} that it was trained on"
     if count[PART]:
-        line += f". Of the same files as what it was trained on: {videos_text(count[PART])}, other parts of them"
+        line += f". Of the same files as what it was trained on: {counted(count[PART], 'video')}, other parts of them"
     return line
 
 

@@ -36,7 +36,7 @@ from tada.data.clips import Views, read_views
 from tada.data.known import read_run_list, splits_of, with_contents
 from tada.data.splits import MOST_PARTS
 from tada.data.table import VideoTable
-from tada.errors import DataError, OptionError, VideoError
+from tada.errors import DataError, OptionError, VideoError, counted
 from tada.evaluation import choose_videos, evaluate, with_fps_of_run
 from tada.files import scratch_folder, write_whole, writing
 from tada.interruption import last_chance
@@ -314,7 +314,8 @@ def _clips_of(table: VideoTable, clip: ClipSpec) -> Iterator[Tensor]:
         except VideoError as error:
             failures.append(error)
     if len(failures) == len(table.videos):
-        raise DataError(f"none of the {len(failures)} videos to calibrate with could be read; the first: {failures[0]}")
+        of = counted(len(failures), "video")
+        raise DataError(f"of {of} to calibrate with none could be read; the first: {failures[0]}")
 
 
 def _quantize(file: Path, clips: Iterator[Tensor]) -> Path:
@@ -362,8 +363,8 @@ def _loss(before: Evaluation, after: Evaluation) -> Int8Loss:
         same &= before.of_head(head).argmax(1) == after.of_head(head).argmax(1)
     return Int8Loss(
         num_videos=len(before.ids),
-        metrics=after.metrics(),
-        float_metrics=before.metrics(),
+        metrics=after.shown_metrics(),
+        float_metrics=before.shown_metrics(),
         agreement=float(same.mean()),
     )
 

@@ -71,7 +71,7 @@ def predict(
     Args:
         video: what ``Recognizer.predict`` takes.
         model: what ``tada.load`` takes, or has given. By default the best weights that ship with tada: they know eight
-            directions of motion.
+            motions (left, clockwise, ...) and twelve strokes (circle, star, ...), and nothing else.
         options: those of the model's ``predict``, such as fps, num_clips, window_seconds and min_score.
 
     Raises:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tada.data.clips import Batch, Unreadable, ViewBatch
 from tada.data.loader import VideoLoader, closing
-from tada.errors import DataError, OptionError
+from tada.errors import DataError, OptionError, counted
 from tada.files import whole_file
 from tada.interruption import DEFERRED_SECONDS, deferring, tell_state
 from tada.loggers import make_loggers
@@ -257,7 +257,7 @@ class UnreadableVideos(Callback):
         """
         self.found.update(videos)
         if len(self.found) > self.allowed:
-            count = f"{len(self.found)} unreadable video{'s' if len(self.found) > 1 else ''}"
+            count = counted(len(self.found), "unreadable video")
             last = next(reversed(self.found.values()))
             raise DataError(f"{last} ({count}, {self.allowed} allowed; --skip-unreadable N allows N)")
 

@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from tada.documents import read_yaml
-from tada.errors import OptionError, UnknownNameError
+from tada.errors import OptionError, UnknownNameError, counted
 from tada.mistakes import check_names, in_values
 from tada.schedule import AnySchedule, Fit, LastBatch, Schedule, require
 from tada.video.numbered import check_fps
@@ -390,8 +390,8 @@ def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epoch
     values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
     if may_have_more_epochs and recipe.numbers.epochs < saved.numbers.epochs:
         raise OptionError(
-            f"{run} was begun with {saved.numbers.epochs} epochs, and goes on with more of them alone: raise "
-            f"--epochs above that, leave it away, or {or_else}"
+            f"{run} was begun with {counted(saved.numbers.epochs, 'epoch')}, and goes on with more of them alone: "
+            f"raise --epochs above that, leave it away, or {or_else}"
         )
     if may_have_more_epochs and recipe.numbers.epochs > saved.numbers.epochs:
         values["epochs"] = of_run["epochs"]

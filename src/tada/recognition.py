@@ -45,11 +45,11 @@ from tada.data.clips import (
     Views,
     test_loader,
 )
-from tada.data.known import RUN_LIST, KnownVideo, as_in_run, read_run_list, write_run_list
+from tada.data.known import RUN_LIST, KnownVideo, as_in_run, limited_as_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
-from tada.data.table import Head, VideoTable, listed, videos_text, with_fps, with_splits
+from tada.data.table import Head, VideoTable, listed, with_fps, with_splits
 from tada.dry_run import nearest_folder, try_training
-from tada.errors import CheckpointError, DataError, OptionError
+from tada.errors import CheckpointError, DataError, OptionError, counted
 from tada.evaluation import evaluate_alone
 from tada.interruption import tell_state
 from tada.intervals import interval_text
@@ -151,7 +151,7 @@ def train(
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
         save_every_steps: optimiser steps between saved states; by default those of an epoch (of some short ones), at
             most 200.
-        limit: videos of each split that are used, at most, for a try.
+        limit: videos of each split that are used, at most, for a try. A run that is resumed keeps its own.
         dry_run: check everything, train two steps and throw them away, say what memory and time the training would
             take, and write nothing.
         device: "cpu" or "cuda"; by default a GPU where there is one.
@@ -210,6 +210,10 @@ def train(
                 f"anew with --init {out} and another --out"
             )
         if known is not None:  # else it was interrupted before anything was learned
+            if limit is None:
+                table, limit = limited_as_run(table, known, seed=recipe.seed)
+                if limit is not None:
+                    say(f"{out} was begun with --limit {limit}, and goes on with it: {len(table)} videos are used")
             table = as_in_run(table, known, out, is_drawn=is_drawn, show_progress=show_progress)
         metrics = finished_metrics(out)
         if metrics is not None and recipe.numbers.epochs == epochs_before:
@@ -407,16 +411,17 @@ def train(
     for name, value in metrics.items():
         if name == "val_map" and validation is not None:
             positives = positives_text(list(validation.counts().values()))
-            say(f"val_map {value:.3f} of {task.num_tested} clips: {positives}")
+            say(f"val_map {value:.3f} of {counted(task.num_tested, 'clip')}: {positives}")
         elif name.startswith("val_") and name != "val_loss" and task.num_tested:
-            say(f"{name} {value:.3f} of {task.num_tested} clips ({interval_text(value, task.num_tested)})")
+            say(f"{name} {value:.3f} of {counted(task.num_tested, 'clip')} ({interval_text(value, task.num_tested)})")
     if processes.is_first:
+        videos, epochs = counted(len(training), "video"), counted(recipe.numbers.epochs, "epoch")
         facts = [
             ("network", f"{recipe.model}, {sum(p.numel() for p in model.parameters()):,} parameters"),
             ("started from", task.about.trained_from),
-            ("data", f"{data if isinstance(data, Path) else table.root}: {len(training)} videos of {classes}"),
-            ("held out", videos_text(num_held_out)),
-            ("time", f"{seconds:.0f} s for {recipe.numbers.epochs} epochs of {steps_per_epoch} steps"),
+            ("data", f"{data if isinstance(data, Path) else table.root}: {videos} of {classes}"),
+            ("held out", counted(num_held_out, "video")),
+            ("time", f"{seconds:.0f} s for {epochs} of {counted(steps_per_epoch, 'step')}"),
         ]
         _write_page(
             out,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tada.ahead import Ahead
 from tada.data.table import ACTION, Head, listed
-from tada.errors import CheckpointError, OptionError, UnknownNameError, VideoError, VideoNotFoundError
+from tada.errors import CheckpointError, OptionError, UnknownNameError, VideoError, VideoNotFoundError, counted
 from tada.explanation import Explanation, explain
 from tada.machine import find_device
 from tada.models.exported import ONNX_SUFFIX, OnnxNetwork, load_onnx
@@ -77,7 +77,7 @@ class Recognizer:
 
     def __repr__(self) -> str:
         named = ", ".join(map(printable, self.answers[:3])) + (", ..." if len(self.answers) > 3 else "")
-        clip = f"{self.clip.num_frames} frames of {self.clip.crop}x{self.clip.crop} pixels"
+        clip = f"{counted(self.clip.num_frames, 'frame')} of {self.clip.crop}x{self.clip.crop} pixels"
         return f"Recognizer({self.card.model}, {len(self.answers)} classes ({named}), {clip}, on {self.device})"
 
     @property

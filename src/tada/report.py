@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tada.errors import OptionError, VideoError
+from tada.errors import OptionError, VideoError, counted
 from tada.intervals import accuracy_interval
 from tada.page import PAGE, Picture, Section, Table, write_page
 from tada.results import UNKNOWN, Evaluation
@@ -27,9 +27,12 @@ _MISTAKES = 12
 _STRIP_FRAMES = 8
 _STRIP_PIXELS = 112  # short side of a filmstrip's frames
 
-_TERMS = (
-    "top-1 is the part of the videos whose class is the most probable one, top-5 the part whose class is among the "
-    "five most probable. The 95 % interval says how far so many videos can tell: the accuracy on very many videos of "
+_TOP1, _TOP5 = (
+    "top-1 is the part of the videos whose class is the most probable one",
+    ", top-5 the part whose class is among the five most probable",
+)
+_INTERVAL = (
+    ". The 95 % interval says how far so many videos can tell: the accuracy on very many videos of "
     "the same kind lies in it 95 times of 100."
 )
 
@@ -76,9 +79,9 @@ def lead(result: Evaluation) -> str:
     """The result in a line."""
     known = int(result.known.sum())
     if not known:
-        return f"{len(result.paths)} videos, whose classes are not known."
-    numbers = ", ".join(f"{_metric(name)} {value:.3f}" for name, value in result.metrics().items())
-    return f"{numbers}, of {known} videos that the network was not trained on."
+        return f"{counted(len(result.paths), 'video')}, of classes that are not known."
+    numbers = ", ".join(f"{_metric(name)} {value:.3f}" for name, value in result.shown_metrics().items())
+    return f"{numbers}, of {counted(known, 'video')} that the network was not trained on."
 
 
 def _metric(name: str) -> str:
@@ -94,11 +97,13 @@ def report_sections(folder: Path, result: Evaluation) -> list[Section]:
         return several_sections(result)
     known = int(result.known.sum())
     rows = []
-    for name, value in result.metrics().items():
+    metrics = result.shown_metrics()
+    for name, value in metrics.items():
         low, high = accuracy_interval(value, known)
         rows.append([_metric(name), f"{value:.4f}", f"{low:.3f} to {high:.3f}", str(known)])
+    terms = _TOP1 + (_TOP5 if any(name.endswith("top5") for name in metrics) else "") + _INTERVAL
     sections = [
-        Section(heading="Result", texts=[_TERMS], tables=[Table(header=["", "value", "95 %", "videos"], rows=rows)]),
+        Section(heading="Result", texts=[terms], tables=[Table(header=["", "value", "95 %", "videos"], rows=rows)]),
         *_unread(result),
     ]
     for i, head in enumerate(result.heads):

@@ -28,8 +28,8 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from tada.arrays import read_npz
 from tada.data.clips import Unreadable, Views
 from tada.data.rows import guarded
-from tada.data.table import Head, videos_text
-from tada.errors import DataError
+from tada.data.table import Head
+from tada.errors import DataError, counted
 from tada.files import check_not_there, whole_file, write_whole, writing
 from tada.intervals import accuracy_interval, interval_text
 from tada.notebook import Bar, Table, results_html
@@ -82,12 +82,12 @@ class Evaluation:
     def __str__(self) -> str:
         """Say how many are right."""
         classes = " and ".join(f"{len(head.labels)} {head.name} classes" for head in self.heads)
-        parts = [f"{videos_text(len(self.paths))} of {classes}"]
-        parts += [f"{name} {value:.3f} ({self.worth(value)})" for name, value in self.metrics().items()]
+        parts = [f"{counted(len(self.paths), 'video')} of {classes}"]
+        parts += [f"{name} {value:.3f} ({self.worth(value)})" for name, value in self.shown_metrics().items()]
         if not self.known.any():
             parts.append("whose classes are not known")
         if self.unreadable:
-            parts.append(f"{videos_text(len(self.unreadable))} unreadable")
+            parts.append(f"{counted(len(self.unreadable), 'video')} unreadable")
         return "; ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else parts[0]
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        rows = [(name, Bar(value), self.worth(value)) for name, value in self.metrics().items()]
+        rows = [(name, Bar(value), self.worth(value)) for name, value in self.shown_metrics().items()]
         tables: list[Table] = [(("", "", "of" if self.several else "interval"), rows)] if rows else []
         if self.several:
             found = sorted(self.class_scores(), key=lambda score: score.average_precision)
@@ -266,6 +266,16 @@ class Evaluation:
             return {f"top{k}": self.accuracy(k) for k in (1, 5)}
         found = {f"{h.name}_top{k}": self.accuracy(k, head=i) for i, h in enumerate(self.heads) for k in (1, 5)}
         return found | {f"action_top{k}": self.action_accuracy(k) for k in (1, 5)}
+
+    def shown_metrics(self) -> dict[str, float]:
+        """Those of ``metrics`` that tell something: top-5 of five classes or fewer is always 1, and is left out."""
+        sizes = {head.name: len(head.labels) for head in self.heads}
+        if len(sizes) > 1:
+            sizes["action"] = math.prod(sizes.values())
+        else:
+            sizes = dict.fromkeys(("",), *sizes.values())
+        few = [f"{name}_top5".lstrip("_") for name, size in sizes.items() if size <= 5]
+        return {name: value for name, value in self.metrics().items() if name not in few}
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 95 % interval of each of these accuracies: how far so many videos can tell. A mAP has none."""

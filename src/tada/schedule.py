@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from tada.errors import OptionError
+from tada.errors import OptionError, counted
 
 _SHORT_EPOCH = 4  # steps
 
@@ -163,10 +163,6 @@ def in_words(
     elif lacking:
         line += f"; {counted(lacking, noun)} once more to fill the last step"
     return line
-
-
-def counted(number: float, noun: str) -> str:
-    return f"{number:.12g} {noun}{'' if number == 1 else 's'}"
 
 
 def epochs_between_tests(epochs: int, steps_per_epoch: int) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tada.errors import counted
+
 THRESHOLD = 0.5
 """The score from which on a class is said of a video, where nothing better is known."""
 FEWEST = 10
@@ -112,8 +114,7 @@ def positives_text(videos: Sequence[int]) -> str:
     if not present:
         return "no video has a class"
     few, many = min(present), max(present)
-    return (
-        f"{len(present)} classes with {few} videos each"
-        if few == many
-        else (f"{len(present)} classes with {few} to {many} videos")
-    )
+    classes = counted(len(present), "class")
+    if few < many:
+        return f"{classes} with {few} to {many} videos"
+    return f"{classes} with {counted(few, 'video')}{' each' if len(present) > 1 else ''}"

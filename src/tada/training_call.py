@@ -10,7 +10,7 @@ from typing import Any
 
 from tada.data.clips import Augmentation
 from tada.data.table import Head
-from tada.errors import OptionError, UnknownNameError
+from tada.errors import OptionError, UnknownNameError, counted
 from tada.loop import learning_rate_factor
 from tada.machine import Machine
 from tada.models.initial import absolute_source
@@ -109,15 +109,13 @@ def check_divisible(recipe: Recipe, machine: Machine, world: int) -> None:
         OptionError: they cannot, or recipe and machine contradict each other in another way.
     """
     batch_size, parts = recipe.numbers.batch_size, recipe.accumulate * world
+    among = f"{counted(world, 'device')} in {counted(recipe.accumulate, 'part')}"
     if batch_size % parts:
-        raise OptionError(
-            f"batch_size {batch_size} cannot be divided among {world} devices in {recipe.accumulate} parts: "
-            f"choose a multiple of {parts}"
-        )
+        raise OptionError(f"batch_size {batch_size} cannot be divided among {among}: choose a multiple of {parts}")
     if mixes(recipe) and batch_size // parts % 2:
         raise OptionError(
             f"mixup and cutmix mix clips in pairs, but each device has {batch_size // parts} at a time "
-            f"(batch_size {batch_size}, {world} devices, {recipe.accumulate} parts): choose an even number"
+            f"(batch_size {batch_size}, {among}): choose an even number"
         )
     if machine.strategy == "fsdp" and recipe.ema_decay is not None:
         raise OptionError("weights that are divided among devices (fsdp) are not averaged: use ddp, or no ema_decay")

@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from tada.commands.arguments import Command, add_data, add_fps, read_data, report_failures
+from tada.errors import counted
 from tada.interruption import advise
 from tada.terminal import markup_cell, printable, say
 
@@ -66,17 +67,18 @@ def _print_report(report: CheckReport) -> None:
     for name, classes in report.class_counts().items():
         of_class = sorted((sum(counts.values()), label) for label, counts in classes.items())
         (least, rarest), (most, commonest) = of_class[0], of_class[-1]
-        fewest, largest = f"{least} ({printable(rarest)})", f"{most} videos ({printable(commonest)})"
-        print(f"{len(of_class)} {name} classes, from {fewest} to {largest}")
+        fewest, largest = f"{least} ({printable(rarest)})", f"{counted(most, 'video')} ({printable(commonest)})"
+        print(f"{counted(len(of_class), f'{name} class')}, from {fewest} to {largest}")
     for name, values in report.spread().items():
         shown = ", ".join(f"{value} ({count})" for value, count in list(values.items())[:5])
         console.print(f"{name}: {shown}{', ...' if len(values) > 5 else ''}", markup=False)
     if report.table.ignored:
         say(f"left out, beside the videos: {listed(report.table.ignored, quote=False)}")
     splits = ", ".join(f"{split} {len(report.table.of_split(split))}" for split in report.table.splits)
-    print(f"{len(report.table)} videos{f' ({splits})' if splits else ''} in {len(report.probes)} files", end="")
+    print(counted(len(report.table), "video") + (f" ({splits})" if splits else ""), end="")
+    print(f" in {counted(len(report.probes), 'file')}", end="")
     print(f", {report.table.coverage()} of those listed" if report.table.missing else "", end="")
-    print(f"; {len(report.faults)} faults")
+    print(f"; {counted(len(report.faults), 'fault')}")
 
 
 def _prepare_arguments(parser: ArgumentParser) -> None:
@@ -111,9 +113,8 @@ def _prepare(options: Namespace) -> int:
         timeout_seconds=options.timeout_seconds,
     )
     megabytes = [size / 1e6 for size in (prepared.source_bytes, sum(copy.size_bytes for copy in prepared.copies))]
-    print(
-        f"{len(prepared.copies)} files, {prepared.num_new} of them new: {megabytes[0]:.1f} MB became {megabytes[1]:.1f}"
-    )
+    files = f"{counted(len(prepared.copies), 'file')}, {prepared.num_new} new"
+    print(f"{files}: {megabytes[0]:.1f} MB became {megabytes[1]:.1f}")
     if table.kind in ("folder", "CSV"):
         say("next:")
         say(f"  tada train {prepared.table}")

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from tada.commands.arguments import Command, add_data, add_workers, read_data
-from tada.errors import UserError
+from tada.errors import UserError, counted
 from tada.interruption import advise
 from tada.recipe import EXPECTED, find_recipe, load_recipe, named_recipes
 from tada.terminal import say
@@ -81,7 +81,7 @@ def _export(options: Namespace) -> int:
         say=say,
     )
     if exported.int8 is not None:
-        print(f"of {exported.int8.num_videos} videos    float32    int8")
+        print(f"of {counted(exported.int8.num_videos, 'video')}    float32    int8")
         for name, value in exported.int8.metrics.items():
             print(f"  {name:<15}{exported.int8.float_metrics[name]:9.4f}{value:9.4f}")
         print(f"  the same answer for {exported.int8.agreement:.4f} of them")

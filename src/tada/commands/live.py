@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from tada.commands.streaming import Latencies, check_one_source, check_only_for, latencies_in_words
+from tada.errors import counted
 from tada.interruption import deferring
 from tada.progress import Work
 from tada.terminal import is_screen, print_text, printable
@@ -93,9 +94,10 @@ def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> i
     if options.format in ("json", "jsonl"):
         print(json.dumps({"event": "end", **end}))
     else:
-        words = f"{num_events} things happened in {end['seen_seconds']:.1f} s, {end['num_frames']} frames"
+        words = counted(num_events, "thing")
+        words += f" happened in {end['seen_seconds']:.1f} s, {counted(end['num_frames'], 'frame')}"
         if num_skipped:
-            words += f"; {num_skipped} looks came too late and were left out"
+            words += f"; {counted(num_skipped, 'look')} left out, which came too late"
         lines = [words, *latencies_in_words(end)]
         print("\n".join(lines), file=sys.stdout if options.format == "table" else sys.stderr)
     return 0

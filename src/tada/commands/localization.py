@@ -29,7 +29,7 @@ from tada.commands.arguments import (
     video_files,
 )
 from tada.commands.streaming import add_stream, check_stream_options, localize_live
-from tada.errors import UserError, VideoError
+from tada.errors import UserError, VideoError, counted
 from tada.files import check_not_there
 from tada.interruption import advise
 from tada.localization.recipe import LocalizationRecipe
@@ -106,7 +106,7 @@ def _extract(options: Namespace) -> int:
         fps=fps,
         batch_size=options.batch_size,
     )
-    print(f"{len(done.written)} videos extracted, {len(done.kept)} were there already; one feature every")
+    print(f"{counted(len(done.written), 'video')} extracted, {len(done.kept)} there already; one feature every")
     say(f"{settings.stride_seconds:.3f} s, of {settings.window_seconds:.3f} s of video each; they are in {options.out}")
     for line in done.lines():
         say(line)
@@ -610,7 +610,8 @@ def _localize_import(options: Namespace) -> int:
         allow_pickle=options.allow_pickle,
         overwrite=options.overwrite,
     )
-    say(f"{len(cards)} videos, {cards[0].channels} channels every {grid.stride_seconds:.4g} s, are in {options.out}")
+    imported = f"{counted(len(cards), 'video')}, {cards[0].channels} channels every {grid.stride_seconds:.4g} s"
+    say(f"{imported}, written into {options.out}")
     if options.scores is not None:
         print(f"{sum(bool(card.score_labels) for card in cards)} of them have scores of verbs and nouns")
     return 0

@@ -314,7 +314,7 @@ def _rescored(options: Namespace) -> Evaluation:
 
 def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) -> None:
     """Print the numbers, then write them; a report that is scored again is there already."""
-    metrics = result.metrics()
+    metrics = result.shown_metrics()
     if options.epic is not None:
         from tada.epic import challenge_metrics, read_subsets
 

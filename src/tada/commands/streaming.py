@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from tada.errors import UserError
+from tada.errors import UserError, counted
 from tada.interruption import deferring
 from tada.progress import Work
 from tada.terminal import is_screen, print_text, printable
@@ -110,7 +110,8 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
     if options.format in ("json", "jsonl"):
         print(json.dumps({"event": "end", **end}))
     else:
-        words = f"{num_segments} segments in {end['seen_seconds']:.1f} s, {end['num_frames']} frames"
+        seen = f"{end['seen_seconds']:.1f} s, {counted(end['num_frames'], 'frame')}"
+        words = f"{counted(num_segments, 'segment')} in {seen}"
         lines = [words, *latencies_in_words(end)]
         print("\n".join(lines), file=sys.stdout if options.format == "table" else sys.stderr)
     return 0

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.data.table import VideoTable
+from tada.errors import counted
 
 _UNEQUAL = 5  # times as many clips, from which on it is worth a line
 
@@ -68,25 +69,23 @@ def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
     """
     if table.several:
         return _several_in_words(table, balance)
-    counted = Counter(classes_of(table))
-    names = {
-        labels: " ".join(head.labels[i] for head, i in zip(table.heads, labels, strict=True)) for labels in counted
-    }
-    few, many = min(counted, key=lambda c: (counted[c], c)), max(counted, key=lambda c: (counted[c], c))
-    extent = f"{counted[few]} clips each"
-    if counted[few] < counted[many]:
-        extent = f"{counted[few]} ({names[few]!r}) to {counted[many]} ({names[many]!r}) clips"
+    found = Counter(classes_of(table))
+    names = {labels: " ".join(head.labels[i] for head, i in zip(table.heads, labels, strict=True)) for labels in found}
+    few, many = min(found, key=lambda c: (found[c], c)), max(found, key=lambda c: (found[c], c))
+    extent = f"{counted(found[few], 'clip')} each"
+    if found[few] < found[many]:
+        extent = f"{found[few]} ({names[few]!r}) to {found[many]} ({names[many]!r}) clips"
     if balance == "sampling":
-        share, left = divmod(num_drawn, len(counted))
-        times = f"{share} or {share + 1}" if left else f"{share}"
-        return f"--balance sampling: an epoch has {times} clips of each of {len(counted)} classes, which have {extent}"
+        share, left = divmod(num_drawn, len(found))
+        times = f"{share} or {share + 1} clips" if left else counted(share, "clip")
+        return f"--balance sampling: an epoch has {times} of each of {len(found)} classes, which have {extent}"
     if balance == "loss":
         factors = []
         for head in range(len(table.heads)):
             weights = [weight for weight in class_weights(list(table.counts(head).values())) if weight]
             factors.append(f"{min(weights):.2g} to {max(weights):.2g} times")
         return f"--balance loss: a clip counts {' and '.join(factors)}, by its class; the classes have {extent}"
-    if counted[many] >= _UNEQUAL * counted[few]:
+    if found[many] >= _UNEQUAL * found[few]:
         return f"the classes have {extent}: with --balance sampling or loss the rare ones count as much as the others"
     return ""
 
@@ -94,7 +93,7 @@ def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
 def _several_in_words(table: VideoTable, balance: str) -> str:
     counts = table.counts()
     few, many = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
-    extent = f"{counts[few]} ({few!r}) to {counts[many]} ({many!r}) of {len(table)} clips"
+    extent = f"{counts[few]} ({few!r}) to {counts[many]} ({many!r}) of {counted(len(table), 'clip')}"
     if balance == "loss":
         weights = positive_weights(list(counts.values()), len(table))
         factors = f"{min(weights):.2g} to {max(weights):.2g} times"

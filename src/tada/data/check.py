@@ -27,7 +27,7 @@ from tada.data.rows import guarded
 from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.documents import parse_json, typed
-from tada.errors import OptionError, VideoError
+from tada.errors import OptionError, VideoError, counted
 from tada.files import whole_file, write_whole, writing
 from tada.locks import holds
 from tada.machine import check_num_workers
@@ -348,7 +348,7 @@ def _findings(table: VideoTable, probes: dict[str, Probe], min_frames: int) -> I
             empty = [label for label, count in part.counts(i).items() if count == 0]
             if empty and any(video.labels for video in part.videos):
                 where = f"the {split} split has" if split else "there are"
-                message = f"{where} no videos of {len(empty)} {head.name} classes: {listed(empty)}"
+                message = f"{where} no videos of {counted(len(empty), f'{head.name} class')}: {listed(empty)}"
                 yield Finding(kind="no_videos", path="", source=split or "", message=message)
 
 

@@ -26,7 +26,7 @@ from tada.data.balance import balanced_order
 from tada.data.loader import VideoLoader, note_reading
 from tada.data.table import LabelledVideo, VideoTable, stamp_of, targets_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
-from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError
+from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError, counted
 from tada.schedule import LastBatch, steps_of_epoch
 from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
 from tada.video.frames import OpenVideo, no_rate, open_footage
@@ -308,7 +308,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         if num_samples < batch_size and last_batch == "drop":
             raise DataError(
-                f"{num_samples} training videos do not fill a batch of {batch_size}: "
+                f"a batch of {batch_size} is more than the {counted(num_samples, 'training video')}: "
                 f"lower --batch-size to {num_samples} or less, or let it be filled up (--last-batch fill)"
             )
         self.num_samples = num_samples

@@ -28,9 +28,8 @@ from tada.data.table import (
     composed,
     path_below,
     stamp_of,
-    videos_text,
 )
-from tada.errors import CheckpointError, DataError
+from tada.errors import CheckpointError, DataError, counted
 from tada.video.numbered import VIDEO_EXTENSIONS
 
 RUN_LIST = "videos.csv"
@@ -106,7 +105,7 @@ def write_run_list(table: VideoTable, run: Path, say: Callable[[str], None], *, 
     if pairs:
         trained, held_out = pairs[0]
         say(
-            f"trained on and held out too, under another name: {videos_text(len(pairs))}. {held_out.path!r} "
+            f"trained on and held out too, under another name: {counted(len(pairs), 'video')}. {held_out.path!r} "
             f"({held_out.split}) has the same content as {trained.path!r} (train). The score is too good by that: keep "
             "one of each; `tada check` lists them"
         )
@@ -323,7 +322,7 @@ def line_of_namesakes(names: Sequence[str], trained: Iterable[str], run: Path) -
     found = [name for name in names if is_known(name)]
     if not found:
         return ""
-    they_have = f"{videos_text(len(found))} {'has' if len(found) == 1 else 'have'}"
+    they_have = f"{counted(len(found), 'video')} {'has' if len(found) == 1 else 'have'}"
     return (
         f"{they_have} the name of one that {run} was trained on, and another content, such as {found[0]!r}: if that is "
         "the same recording, converted, the score is too good, and it should be left out"
@@ -338,6 +337,19 @@ def _parts(name: str) -> list[str]:
 
 
 # -- going on with a run ----------------------------------------------------------------------------------------------
+
+
+def limited_as_run(table: VideoTable, rows: Sequence[KnownVideo], *, seed: int) -> tuple[VideoTable, int | None]:
+    """What ``VideoTable.limited`` leaves of a table, and the limit, where a run has just that; else all and None."""
+    limit = max(Counter(row.split for row in rows).values(), default=0)
+    few = table.limited(limit, seed=seed)
+    listed_ones = Counter((row.split, os.path.basename(row.path), row.start_seconds, row.end_seconds) for row in rows)
+    chosen = Counter(
+        (video.split or "", os.path.basename(video.path), video.start_seconds, video.end_seconds)
+        for video in few.videos
+        if few.is_told(video)
+    )
+    return (few, limit) if len(few) < len(table) and chosen == listed_ones else (table, None)
 
 
 def as_in_run(
@@ -364,7 +376,8 @@ def as_in_run(
     if faults:
         raise DataError(
             f"the videos, labels or splits are not those that {run} was started with ({RUN_LIST} there): "
-            f"{'; '.join(faults)}. Give the data as they were, or start anew with another --out"
+            f"{'; '.join(faults)}. Give the data, and the options that choose among them (--limit, --val-groups, "
+            "--val-fraction, --fold), as they were, or start anew with another --out"
         )
     ordered = [
         replace(video, split=rows[place].split)
@@ -385,24 +398,24 @@ def _faults(
     faults = []
     new = [video.path for video, place in zip(videos, places, strict=True) if place < 0]
     if new:
-        faults.append(f"{videos_text(len(new))} not among them, or not with this content, the first: {new[0]!r}")
+        faults.append(f"{counted(len(new), 'video')} not among them, or not with this content, the first: {new[0]!r}")
     found = set(places)
     gone = [row.path for place, row in enumerate(rows) if place not in found]
     if gone:
-        faults.append(f"{videos_text(len(gone))} of {len(rows)} lacking, the first: {gone[0]!r}")
+        faults.append(f"{counted(len(gone), 'video')} of {len(rows)} lacking, the first: {gone[0]!r}")
     if faults:
         return faults
     pairs = [(rows[place], video, of_video) for place, video, of_video in zip(places, videos, labels, strict=True)]
     relabelled = [video.path for row, video, of_video in pairs if tuple(map(composed, row.labels)) != of_video]
     if relabelled:
-        faults.append(f"{videos_text(len(relabelled))} with another label, the first: {relabelled[0]!r}")
+        faults.append(f"{counted(len(relabelled), 'video')} with another label, the first: {relabelled[0]!r}")
     moved = [video.path for row, video, _ in pairs if row.split != (video.split or "")]
     counts = [
         Counter((row.split, of_video) for row, _, of_video in pairs),
         Counter((video.split or "", of_video) for _, video, of_video in pairs),
     ]
     if moved and not (is_drawn and counts[0] == counts[1]):
-        faults.append(f"{videos_text(len(moved))} in another split, the first: {moved[0]!r}")
+        faults.append(f"{counted(len(moved), 'video')} in another split, the first: {moved[0]!r}")
     return faults
 
 

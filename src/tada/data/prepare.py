@@ -34,7 +34,7 @@ from tada.data.manifest import COPIES, MANIFEST, Copy, originals_among, read_man
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.documents import read_json
-from tada.errors import DataError, OptionError, OutputError, VideoError
+from tada.errors import DataError, OptionError, OutputError, VideoError, counted
 from tada.files import remove_dead_parts, write_whole, writing
 from tada.locks import holds
 from tada.machine import check_num_workers
@@ -168,7 +168,7 @@ def prepare(
             else:
                 failures.append(made)
     if not copies:
-        raise DataError(f"none of the {len(tasks)} files could be copied; the first: {failures[0].message}")
+        raise DataError(f"of {counted(len(tasks), 'file')} none could be copied; the first: {failures[0].message}")
     _write_tables(table, out, copies)
     return Prepared(
         out=out,

@@ -7,6 +7,7 @@ of a longer file. Nothing here opens a file.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import random
 import stat
@@ -173,17 +174,50 @@ class VideoTable:
         )
 
     def limited(self, limit: int, *, seed: int) -> VideoTable:
-        """So many videos of each split, at most: the classes in turn, those of a class as the seed draws them."""
+        """So many videos of each split, at most, as the seed draws them: each class keeps some, if the limit allows."""
         order = list(range(len(self.videos)))
         random.Random(seed).shuffle(order)
-        turns: dict[tuple[str | None, tuple[int, ...]], int] = {}
-        ranked: dict[str | None, list[tuple[int, tuple[int, ...], int]]] = {}
+        of_split: dict[str | None, list[int]] = {}
         for place in order:
-            video = self.videos[place]
-            turn = turns[video.split, video.labels] = turns.get((video.split, video.labels), -1) + 1
-            ranked.setdefault(video.split, []).append((turn, video.labels, place))
-        chosen = {place for places in ranked.values() for _, _, place in sorted(places)[:limit]}
+            of_split.setdefault(self.videos[place].split, []).append(place)
+        chosen = {place for places in of_split.values() for place in self._of_all_classes(places, limit)}
         return replace(self, videos=tuple(video for place, video in enumerate(self.videos) if place in chosen))
+
+    def _of_all_classes(self, places: Sequence[int], limit: int) -> set[int]:
+        """The first of these videos, at most so many: always one more of the class of which the fewest were taken.
+
+        Of classes of which as few were taken it is the rarest one's turn. As long as a class has none, its turn goes to
+        the video that shows the most of such classes: so they all have one within as few videos as may be.
+        """
+        shown: dict[int, set[tuple[int, int]]] = {}
+        left: dict[tuple[int, int], list[int]] = {}  # videos of each class, the next one last
+        without = (len(self.heads), 0)  # what shows no class has its turn when all classes had theirs
+        for place in reversed(places):
+            labels = self.videos[place].labels
+            shown[place] = set(((0, label) for label in labels) if self.several else enumerate(labels)) or {without}
+            for found in shown[place]:
+                left.setdefault(found, []).append(place)
+        chosen: set[int] = set()
+        taken = Counter[tuple[int, int]]()
+        turns = [(0, (found == without, len(own), found)) for found, own in left.items()]
+        heapq.heapify(turns)
+        while turns and len(chosen) < limit:
+            count, rank = heapq.heappop(turns)
+            found = rank[-1]
+            if count == taken[found]:  # else what was taken for others shows it too
+                own = left[found]
+                if not count:
+                    first = max(reversed(own), key=lambda place: sum(not taken[other] for other in shown[place]))
+                    own.remove(first)
+                    own.append(first)
+                while own and own[-1] in chosen:
+                    own.pop()
+                if not own:
+                    continue
+                chosen.add(own[-1])
+                taken.update(shown[own[-1]])
+            heapq.heappush(turns, (taken[found], rank))
+        return chosen
 
     def counts(self, head: int = 0) -> dict[str, int]:
         """Videos of each class of one head, by its name."""
@@ -502,11 +536,6 @@ def listed(names: Iterable[str], *, quote: bool = True, at_most: int = 5) -> str
     shown = [repr(name) if quote else name for name in names]
     more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
     return ", ".join(shown[:at_most]) + more
-
-
-def videos_text(number: int) -> str:
-    """For a message: "1 video", "2 videos"."""
-    return "1 video" if number == 1 else f"{number} videos"
 
 
 def _is(names: Sequence[str]) -> str:

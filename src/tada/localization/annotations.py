@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tada.data.rows import class_names
-from tada.data.table import composed, listed, videos_text
-from tada.errors import DataError, OptionError
+from tada.data.table import composed, listed
+from tada.errors import DataError, OptionError, counted
 from tada.localization.forms import Content, parse_seconds, read_content
 from tada.localization.labelling_tools import read_tool_files
 from tada.localization.video_names import KnownVideos, short_names, video_path
@@ -339,7 +339,7 @@ def named_like(
     if others:
         first = next(name for key, name in names.items() if written[key] == others[0])
         say(
-            f"{table.name}: {videos_text(len(others))} taken by name alone, from another folder than is written: "
+            f"{table.name}: {counted(len(others), 'video')} taken by name alone, from another folder than is written: "
             f"{others[0]!r} for one, which is {places[first]!r} here"
         )
     videos = []

@@ -39,7 +39,7 @@ from tada.data.rows import (
     text_lines,
 )
 from tada.documents import MAX_LIST_BYTES, open_regular, read_json
-from tada.errors import DataError
+from tada.errors import DataError, counted
 from tada.localization.video_names import video_name, video_path
 
 NUM_EPIC_VERBS, NUM_EPIC_NOUNS = 97, 300
@@ -357,7 +357,7 @@ def _read_hacs_clips(file: Path) -> Content:
             _add(content, source, cells, columns, ("classname",))
         else:
             raise DataError(f"{source}: label = {cells['label']!r} should be 1 (it happens) or -1 (it does not)")
-    content.notes += [f"{file.name}: {count} clips {what}: left out" for what, count in left_out.items()]
+    content.notes += [f"{file.name}: {counted(count, 'clip')} {what}: left out" for what, count in left_out.items()]
     return content
 
 
@@ -445,5 +445,5 @@ def _read_thumos(files: Sequence[Path]) -> Content:
             content.splits[match[0]] = "train" if match[1] == "validation" else "test"
             content.rows.append(Row(video=match[0], start=cells[1], end=cells[2], labels=(label,), source=source))
         if num_ambiguous:
-            content.notes.append(f"{file.name}: {num_ambiguous} segments marked as ambiguous: left out")
+            content.notes.append(f"{file.name}: {counted(num_ambiguous, 'segment')} marked as ambiguous: left out")
     return content

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from tada.errors import DataError
+from tada.errors import DataError, counted
 from tada.localization.forms import Content, Row
 from tada.localization.frame_clock import FrameClock, frame_runs
 from tada.localization.video_names import video_path
@@ -225,9 +225,9 @@ def _read_elan(file: Path, root: Element) -> Content:
     if len(tiers) > 1:
         content.notes.append(f"{file.name}: the values of the tiers {', '.join(sorted(tiers))} are classes alike")
     if referring:
-        content.notes.append(f"{file.name}: {referring} annotations that refer to others: left out")
+        content.notes.append(f"{file.name}: {counted(referring, 'annotation')} of those that refer to others: left out")
     if untimed:
-        content.notes.append(f"{file.name}: {untimed} annotations without times of their own: left out")
+        content.notes.append(f"{file.name}: {counted(untimed, 'annotation')} without times of their own: left out")
     return content
 
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from tada.data.rows import guarded
 from tada.documents import read_json, typed
-from tada.errors import CheckpointError, OptionError
+from tada.errors import CheckpointError, OptionError, counted
 from tada.files import write_whole
 from tada.localization.annotations import LabelSet, UntrimmedVideo
 from tada.localization.detections import Detections
@@ -126,7 +126,7 @@ class Localization:
 
     def __str__(self) -> str:
         shown = ", ".join(map(str, self.segments[:3])) + (", ..." if len(self.segments) > 3 else "")
-        number = f"{len(self.segments)} segment{'' if len(self.segments) == 1 else 's'}"
+        number = counted(len(self.segments), "segment")
         return f"{printable(self.path)}: {number} in {self.duration_seconds:.1f} s{f': {shown}' if shown else ''}"
 
     def __repr__(self) -> str:
@@ -138,7 +138,7 @@ class Localization:
         return results_html(
             self.path,
             [(("seconds", "class", "score"), rows)],
-            lead=f"{len(rows)} segments in {self.duration_seconds:.1f} s",
+            lead=f"{counted(len(rows), 'segment')} in {self.duration_seconds:.1f} s",
             below=timeline_html(self._spans(), self.duration_seconds),
         )
 
@@ -295,7 +295,9 @@ class Localizer:
     def __repr__(self) -> str:
         names = [name for label_set in self.label_sets for name in label_set.classes]
         shown = ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
-        return f"Localizer({self.card.detector}, {len(names)} classes ({shown}), features of {self.backbone!r})"
+        return (
+            f"Localizer({self.card.detector}, {counted(len(names), 'class')} ({shown}), features of {self.backbone!r})"
+        )
 
     @property
     def label_sets(self) -> tuple[LabelSet, ...]:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tada.data.table import listed, videos_text
-from tada.errors import DataError, VideoError
+from tada.data.table import listed
+from tada.errors import DataError, VideoError, counted
 from tada.localization.annotations import (
     VAL_FRACTION,
     SegmentTable,
@@ -127,7 +127,7 @@ def train_on_videos(
     say(f"features of {settings.window_seconds:.2f} s of video, one every {settings.stride_seconds:.3f} s")
     features = out.with_name(f"{out.name}_features")
     done = extract(recognizer, files, features, settings, fps=fps, show_progress=show_progress)
-    say(f"features of {videos_text(len(done.written))} extracted, of {len(done.kept)} there already")
+    say(f"features of {counted(len(done.written), 'video')} extracted, of {len(done.kept)} there already")
     for line in done.lines():
         say(line)
     names = {str(file): name for name, file in files.items()}
@@ -242,7 +242,8 @@ def features_for(
         table, videos, fps=fps, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say
     )
     done = extract(backbone, files, features, settings, fps=fps, show_progress=show_progress)
-    say(f"features of {len(done.written)} videos extracted into {features}, {len(done.kept)} were there already")
+    extracted = counted(len(done.written), "video")
+    say(f"features of {extracted} extracted into {features}, of {len(done.kept)} there already")
     for line in done.lines():
         say(line)
     names = {str(file): name for name, file in files.items()}
@@ -294,9 +295,9 @@ def match_videos(
     missing = [video.name for video in table.videos if video.segments and video.name not in files]
     if len(missing) > skip_unreadable:
         raise DataError(
-            f"{table.name}: {len(missing)} of {videos_text(len(table.videos))} are not in {str(folder)!r}, the first: "
-            f"{missing[0]!r}{_elsewhere(missing[0], places)}; put them there, take their rows away, or let N videos be "
-            "missing with --skip-unreadable N"
+            f"{table.name}: {len(missing)} of {counted(len(table.videos), 'video')} are not in {str(folder)!r}, the "
+            f"first: {missing[0]!r}{_elsewhere(missing[0], places)}; put them there, take their rows away, or let N "
+            "videos be missing with --skip-unreadable N"
         )
     empty = [video.name for video in table.videos if not video.segments and video.name not in files]
     if empty:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from tada.errors import DataError
+from tada.errors import DataError, counted
 from tada.files import scratch_folder
 from tada.localization.annotations import SegmentTable
 from tada.localization.evaluation import score
@@ -149,10 +149,9 @@ def write_report(
 def lead(scores: Mapping[str, DetectionScores], table: SegmentTable) -> str:
     """The result in a line."""
     numbers = ", ".join(f"{scores[task].average:.3f}{'' if len(scores) == 1 else f' ({task})'}" for task in scores)
-    return (
-        f"Average mAP {numbers}: {sum(len(video.segments) for video in table.videos)} segments in "
-        f"{len(table.videos)} videos that the localizer was not trained on."
-    )
+    segments = counted(sum(len(video.segments) for video in table.videos), "segment")
+    videos = counted(len(table.videos), "video")
+    return f"Average mAP {numbers}: {segments} in {videos} that the localizer was not trained on."
 
 
 def report_sections(

@@ -32,9 +32,8 @@ from lightning.pytorch.callbacks import Callback
 
 from tada.data.clips import ResumableBatches, ResumableLoader
 from tada.data.loader import VideoLoader
-from tada.data.table import videos_text
 from tada.documents import read_json
-from tada.errors import DataError
+from tada.errors import DataError, counted
 from tada.files import write_whole
 from tada.interruption import tell_state
 from tada.localization.annotations import (
@@ -225,8 +224,9 @@ def train_localizer(
             check_naming(folder, tested.videos, table.label_sets)
         test_loader = VideoLoader(TestFeatures(tested, folder), batch_size=None, num_workers=num_workers, say=say)
     num_tested = 0 if tested is None else len(tested)
-    classes = " and ".join(f"{len(s.classes)} {s.name} classes" for s in table.label_sets)
-    say(f"{training.num_segments} segments in {len(training)} training videos, {num_tested} held out; {classes}")
+    classes = " and ".join(counted(len(s.classes), f"{s.name} class") for s in table.label_sets)
+    num_segments = counted(training.num_segments, "segment")
+    say(f"{num_segments} in {counted(len(training), 'training video')}, {num_tested} held out; {classes}")
     size = sum(p.numel() for p in detector.parameters())
     say(
         f"{recipe.detector}: {size:,} parameters on {folder.channels} channels every {folder.grid.stride_seconds:.3f} s"
@@ -276,9 +276,9 @@ def train_localizer(
     facts = [
         ("detector", f"{recipe.detector}, {size:,} parameters"),
         ("features", f"{features}, {folder.channels} channels every {folder.grid.stride_seconds:.3f} s"),
-        ("trained on", f"{training.num_segments} segments in {len(training)} videos of {classes}"),
-        ("held out", videos_text(num_tested)),
-        ("time", f"{seconds:.0f} s for {steps.numbers.epochs} epochs of {steps_per_epoch} steps"),
+        ("trained on", f"{num_segments} in {counted(len(training), 'video')} of {classes}"),
+        ("held out", counted(num_tested, "video")),
+        ("time", f"{seconds:.0f} s for {counted(steps.numbers.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}"),
     ]
     _write_page(out, recipe, facts, localizer, folder, tested)
     say(f"curves, every class, errors by kind and timelines: {out / PAGE}")

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from tada.data.identity import size_of
 from tada.data.known import KnownVideo, add_sha256, line_of_namesakes, sha256_identities, splits_of
 from tada.data.rows import csv_rows, guarded
-from tada.data.table import listed, videos_text
+from tada.data.table import listed
 from tada.documents import read_json
-from tada.errors import DataError
+from tada.errors import DataError, counted
 from tada.files import write_whole
 from tada.localization.annotations import VAL_FRACTION, SegmentTable, with_splits
 from tada.localization.features import FeatureFolder
@@ -189,13 +189,13 @@ def choose_tested(
         )
     if chosen == "train":
         trained_on = "which was" if len(table) == 1 else f"{len(learned)} of which were"
-        say(f"testing on {videos_text(len(table))}, {trained_on} trained on: such scores are too good")
+        say(f"testing on {counted(len(table), 'video')}, {trained_on} trained on: such scores are too good")
         return table
     held = sum(splits[video.name] is not None for video in table.videos)
     parts = [f"{held} held out of training"] if held else []
     parts += [f"{len(table) - held} that {trained.run} does not know"] if held < len(table) else []
     left_out = f"; {len(learned)} that were trained on are left out" if learned else ""
-    say(f"testing on {videos_text(len(table))}, {' and '.join(parts)}{left_out}")
+    say(f"testing on {counted(len(table), 'video')}, {' and '.join(parts)}{left_out}")
     unknown = [video.name for video in table.videos if splits[video.name] is None]
     line = line_of_namesakes(unknown, trained.names_of("train"), trained.run)
     if line:

@@ -37,6 +37,7 @@ from tada.errors import (
     UnsupportedCodecError,
     VideoError,
     VideoNotFoundError,
+    counted,
 )
 from tada.video.boxes import check_samples
 from tada.video.live import LiveBytes
@@ -326,7 +327,7 @@ class MediaFile:
     def breaks_off(self, num_frames: int) -> TruncatedVideoError:
         """The error that the file ends, or turns to noise, after ``num_frames``."""
         promised = self.stream.frames
-        count = f"{num_frames} of {promised} frames" if promised > num_frames else f"{num_frames} frames"
+        count = f"{num_frames} of {promised} frames" if promised > num_frames else counted(num_frames, "frame")
         remedy = "copy or download it again" + (", or pass allow_damaged=True to use them" if num_frames else "")
         return TruncatedVideoError(f"{self.path!r} breaks off: {count} can be read; {remedy}", self.path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -220,6 +221,11 @@ def link_to_nowhere(folder: Path) -> None:
     (folder / "img_00007.png").symlink_to(folder / "gone.png")
 
 
+def link_to_itself(folder: Path) -> None:
+    (folder / "img_00007.png").unlink()
+    (folder / "img_00007.png").symlink_to("img_00007.png")
+
+
 def pipe(folder: Path) -> None:
     (folder / "img_00007.png").unlink()
     os.mkfifo(folder / "img_00007.png")
@@ -248,15 +254,32 @@ FAULTS: list[tuple[Callable[[Path], None], type[VideoError], str]] = [
     (no_bytes, EmptyFileError, r"img_00007\.png' has no bytes; extract or copy it again"),
     (cut_off, CorruptVideoError, r"img_00007\.png' breaks off or is damaged"),
     (noise, NotAVideoError, r"img_00007\.png' is no JPEG or PNG picture"),
-    (link_to_nowhere, VideoNotFoundError, r"img_00007\.png' cannot be opened: No such file"),
-    (pipe, NotARegularFileError, r"img_00007\.png' is no regular file"),
-    (inner_folder, FrameFolderError, "'img_00007.png' is missing"),
+    (link_to_nowhere, VideoNotFoundError, r"img_00007\.png' is a symbolic link that leads nowhere, no picture"),
+    (link_to_itself, VideoNotFoundError, r"img_00007\.png' is a symbolic link that leads back to itself, no picture"),
+    (pipe, NotARegularFileError, r"img_00007\.png' is a pipe, no picture; extract or copy the frames again"),
+    (inner_folder, NotARegularFileError, r"'img_00007\.png' is a folder, no picture"),
     (deep, UnsupportedCodecError, r"img_00007\.png' has more than 8 bits for a colour; convert it to 8"),
     (strip, TooLargeError, r"img_00007\.png' of 510x10 is a strip"),
 ]
 
 
+NOT_PICTURES = (link_to_nowhere, link_to_itself, pipe, inner_folder)
+
+
 class TestFaults:
+    def test_a_frame_that_may_not_be_read(
+        self, pixels: Frames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As for a user who is not root."""
+
+        def refuse(file: str, *arguments: object, **options: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", file)
+
+        folder = write_frames(tmp_path / "f", pixels[:3])
+        monkeypatch.setattr("PIL.Image.open", refuse)
+        with pytest.raises(VideoNotFoundError, match=r"img_00001.png' cannot be read: no permission; give this user"):
+            open_footage(folder, fps=FPS)
+
     @pytest.mark.parametrize(("damage", "kind", "message"), FAULTS, ids=lambda value: getattr(value, "__name__", ""))
     def test_a_fault_is_named(
         self,
@@ -268,8 +291,9 @@ class TestFaults:
     ) -> None:
         folder = write_frames(tmp_path / "f", pixels[:12])
         damage(folder)
+        read = (0, 11) if damage in NOT_PICTURES else range(12)  # opening tells of these, whichever frames are wanted
         with pytest.raises(kind, match=message) as error, open_footage(folder, fps=FPS) as video:
-            video.frames(range(12))
+            video.frames(read)
         assert error.value.path == str(folder)
         assert str(error.value).count("\n") == 0
 

@@ -314,7 +314,7 @@ class TestReadWeights:
         for name in ("w.pth", "w.safetensors"):
             (tmp_path / name).write_bytes(b"weights")
             (tmp_path / name).chmod(0)
-            with pytest.raises(CheckpointError, match=rf"{name}' cannot be read: Permission denied"):
+            with pytest.raises(CheckpointError, match=rf"{name}' cannot be read: no permission; give this user"):
                 read_weights(tmp_path / name)
 
     def test_what_is_no_file(self, tmp_path: Path) -> None:

@@ -128,6 +128,8 @@ def _run(arguments: Sequence[str]) -> int:
 def _of_the_machine(error: OSError) -> str:
     """An error of a file or a connection, in a line: no code of ours could have avoided it."""
     reason = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, PermissionError):
+        reason += "; give this user the rights to it, and to the folders above it"
     if error.filename is not None:
         return f"{error.filename!r}: {reason}"
     where = traceback.extract_tb(error.__traceback__)[-1]

@@ -7,6 +7,7 @@ cross from a worker process, so each can be rebuilt from its message alone.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -20,6 +21,15 @@ class UserError(ValueError):
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST - 500]} [...] {message[-490:]}"
         super().__init__(message)
+
+
+def why_unread(error: OSError) -> str:
+    """Why something cannot be read, with the way out where there is one."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "no permission; give this user the right to read it"
+    if error.errno == errno.ELOOP:
+        return "it is a symbolic link that leads back to itself"
+    return error.strerror or str(error)
 
 
 class UnknownNameError(UserError):

@@ -18,7 +18,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from tada.documents import read_yaml
-from tada.errors import OptionError, UnknownNameError, counted
+from tada.errors import OptionError, UnknownNameError, counted, why_unread
 from tada.mistakes import check_names, in_values
 from tada.schedule import AnySchedule, Fit, LastBatch, Schedule, require
 from tada.video.numbered import check_fps
@@ -348,7 +348,9 @@ def _naming(path: Path) -> Iterator[None]:
         raise OptionError(f"{path}: there is no such file; give a YAML file, or one of `tada recipes`") from error
     except (OptionError, UnknownNameError) as error:
         raise OptionError(f"{path}: {error}") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise OptionError(f"{path}: it cannot be read: {why_unread(error)}") from error
+    except ValueError as error:
         raise OptionError(f"{path}: not a readable YAML file: {error}") from error
 
 

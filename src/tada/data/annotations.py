@@ -59,7 +59,7 @@ from tada.data.table import (
     stamp_of,
     with_fps,
 )
-from tada.errors import DataError, OptionError
+from tada.errors import DataError, OptionError, why_unread
 from tada.files import whole_file
 from tada.video.numbered import VIDEO_EXTENSIONS, check_fps, is_frame_folder, numbered_pictures
 
@@ -203,7 +203,7 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
         with os.scandir(folder) as entries:
             seen = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"folder {str(folder)!r} cannot be read: {error.strerror}") from error
+        raise DataError(f"folder {str(folder)!r} cannot be read: {why_unread(error)}") from error
     return [name for name, is_folder in seen if is_folder], [name for name, is_folder in seen if not is_folder]
 
 

@@ -34,7 +34,7 @@ from tada.data.manifest import COPIES, MANIFEST, Copy, originals_among, read_man
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.documents import read_json
-from tada.errors import DataError, OptionError, OutputError, VideoError, counted
+from tada.errors import DataError, OptionError, OutputError, VideoError, counted, why_unread
 from tada.files import remove_dead_parts, write_whole, writing
 from tada.locks import holds
 from tada.machine import check_num_workers
@@ -320,7 +320,7 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
     except OutputError as error:
         return Failure(source=task.relative, message=str(error), is_of_output=True)
     except OSError as error:  # of the original, which has gone meanwhile
-        return Failure(source=task.relative, message=f"{task.source!r} cannot be read: {error.strerror}")
+        return Failure(source=task.relative, message=f"{task.source!r} cannot be read: {why_unread(error)}")
 
 
 def small_size(width: int, height: int, short_side: int) -> tuple[int, int]:

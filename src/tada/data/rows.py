@@ -20,7 +20,7 @@ from typing import TextIO
 
 from tada.data.table import composed, listed
 from tada.documents import open_regular
-from tada.errors import DataError
+from tada.errors import DataError, why_unread
 
 # What FFmpeg would open instead of a file. "a:b.mp4" is a file's name like any other.
 _PROTOCOL = re.compile(
@@ -106,7 +106,7 @@ def check_text(file: Path, hint: str) -> None:
         with open_regular(file) as raw:  # a pipe can be read once only
             head = raw.read(4096)
     except OSError as error:
-        raise DataError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+        raise DataError(f"{str(file)!r} cannot be read: {why_unread(error)}") from error
     if not head.removeprefix(b"\xef\xbb\xbf").strip():
         raise DataError(f"{file.name} is empty; {hint}")
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):

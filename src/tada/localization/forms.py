@@ -39,7 +39,7 @@ from tada.data.rows import (
     text_lines,
 )
 from tada.documents import MAX_LIST_BYTES, open_regular, read_json
-from tada.errors import DataError, counted
+from tada.errors import DataError, counted, why_unread
 from tada.localization.video_names import video_name, video_path
 
 NUM_EPIC_VERBS, NUM_EPIC_NOUNS = 97, 300
@@ -154,7 +154,7 @@ def _begins(path: Path) -> bytes:
         with open_regular(path) as file:
             return file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+        raise DataError(f"{str(path)!r} cannot be read: {why_unread(error)}") from error
 
 
 # -- JSON -------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tada.data.rows import csv_columns, csv_rows
 from tada.data.table import listed
-from tada.errors import DataError
+from tada.errors import DataError, why_unread
 from tada.localization.forms import Content, Row, load_json
 from tada.localization.frame_clock import FrameClock
 from tada.localization.labelling_xml import read_xml
@@ -63,7 +63,7 @@ def _reader(file: Path) -> _Read | None:
         with file.open("rb") as raw:
             head = raw.read(4096).removeprefix(b"\xef\xbb\xbf").decode("latin-1").lstrip()
     except OSError as error:
-        raise DataError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+        raise DataError(f"{str(file)!r} cannot be read: {why_unread(error)}") from error
     if head.startswith("<"):
         return read_xml
     if file.suffix.lower() == ".boris" or ('"project_format_version"' in head and head.startswith("{")):

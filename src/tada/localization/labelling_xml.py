@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
-from tada.errors import DataError, counted
+from tada.errors import DataError, counted, why_unread
 from tada.localization.forms import Content, Row
 from tada.localization.frame_clock import FrameClock, frame_runs
 from tada.localization.video_names import video_path
@@ -76,7 +76,7 @@ def _parsed(file: Path) -> Element:
             parser.ParseFile(raw)
         return builder.close()
     except OSError as error:
-        raise DataError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+        raise DataError(f"{str(file)!r} cannot be read: {why_unread(error)}") from error
     except (expat.ExpatError, AssertionError, LookupError, ValueError) as error:
         if isinstance(error, DataError):
             raise

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from tada.arrays import check_unpacked
 from tada.documents import MAX_CARD_BYTES, open_regular, parse_json, typed
-from tada.errors import CheckpointError, UnknownNameError
+from tada.errors import CheckpointError, UnknownNameError, why_unread
 from tada.files import write_whole
 from tada.models import create_model
 from tada.video.sampling import ClipSpec
@@ -245,7 +245,7 @@ def _open(file: Path, max_bytes: int | None = None) -> BinaryIO:
     except OSError as error:
         if error.errno == 0:
             raise CheckpointError(f"{str(file)!r} is not a regular file; give a file of weights") from error
-        raise CheckpointError(f"{str(file)!r} cannot be read: {error.strerror}; check the path") from error
+        raise CheckpointError(f"{str(file)!r} cannot be read: {why_unread(error)}") from error
     if os.fstat(opened.fileno()).st_size == 0:
         opened.close()
         raise CheckpointError(f"{str(file)!r} is empty; copy or download it again")

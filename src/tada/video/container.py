@@ -38,6 +38,7 @@ from tada.errors import (
     VideoError,
     VideoNotFoundError,
     counted,
+    why_unread,
 )
 from tada.video.boxes import check_samples
 from tada.video.live import LiveBytes
@@ -379,6 +380,8 @@ def _check_regular_file(path: str) -> None:
     try:
         status = os.stat(path)
     except (OSError, ValueError) as fault:  # ValueError: a zero byte in the name
+        if isinstance(fault, OSError) and fault.errno in (errno.EACCES, errno.ELOOP):
+            raise VideoNotFoundError(f"{path!r} cannot be read: {why_unread(fault)}", path) from fault
         why = fault.strerror if isinstance(fault, OSError) else str(fault)
         raise VideoNotFoundError(f"{path!r}: no such video ({why}); check the path", path) from fault
     if not stat.S_ISREG(status.st_mode):
@@ -387,7 +390,7 @@ def _check_regular_file(path: str) -> None:
     if status.st_size == 0:
         raise EmptyFileError(f"{path!r} is empty (0 bytes); copy or download it again", path)
     if not os.access(path, os.R_OK):
-        raise VideoNotFoundError(f"{path!r} may not be read; give this user the right to read it", path)
+        raise VideoNotFoundError(f"{path!r} cannot be read: no permission; give this user the right to read it", path)
 
 
 def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
@@ -400,7 +403,7 @@ def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
         with open(path, "rb") as file:
             beginning = file.read(200)
     except OSError as gone:  # since it was looked at; FFmpeg says so of damaged files, too
-        return VideoNotFoundError(f"{path!r} cannot be opened ({gone.strerror}); check path and rights", path)
+        return VideoNotFoundError(f"{path!r} cannot be read: {why_unread(gone)}", path)
     # FFmpeg calls an argument invalid if the format is not among those allowed.
     if _BEGINNINGS.match(beginning) and getattr(fault, "errno", None) != errno.EINVAL:
         return TruncatedVideoError(

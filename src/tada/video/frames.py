@@ -29,9 +29,10 @@ from tada.errors import (
     UnsupportedCodecError,
     UserError,
     VideoNotFoundError,
+    why_unread,
 )
 from tada.video.container import MAX_ASPECT
-from tada.video.numbered import FrameFolder, check_fps, frame_folder
+from tada.video.numbered import FrameFolder, check_fps, frame_folder, kind_in_words
 from tada.video.reader import MAX_PIXELS, VideoInfo, open_video
 
 if TYPE_CHECKING:
@@ -268,7 +269,8 @@ def _read(file: str, folder: str, read: Callable[[Image], T]) -> T:
     try:
         status = os.stat(file)
         if not stat.S_ISREG(status.st_mode):
-            raise NotARegularFileError(f"{file!r} is no regular file; only pictures belong there", folder)
+            kind = kind_in_words(status.st_mode)
+            raise NotARegularFileError(f"{file!r} is {kind}, no picture; {_AGAIN}", folder)
         if status.st_size == 0:
             raise EmptyFileError(f"{file!r} has no bytes; {_AGAIN}", folder)
         with warnings.catch_warnings():
@@ -284,8 +286,10 @@ def _read(file: str, folder: str, read: Callable[[Image], T]) -> T:
         raise TooLargeError(
             f"{file!r} exceeds {MAX_PIXELS} pixels, which a frame may have; resize it", folder
         ) from error
-    except (FileNotFoundError, PermissionError) as error:
-        raise VideoNotFoundError(f"{file!r} cannot be opened: {error.strerror}; {_AGAIN}", folder) from error
+    except PermissionError as error:
+        raise VideoNotFoundError(f"{file!r} cannot be read: {why_unread(error)}", folder) from error
+    except FileNotFoundError as error:
+        raise VideoNotFoundError(f"{file!r} is not there any more; {_AGAIN}", folder) from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
         if isinstance(error, UserError):
             raise

@@ -10,9 +10,11 @@ picture, is passed over, and so are pictures of optical flow that some tools wri
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -21,10 +23,13 @@ from functools import lru_cache
 
 from tada.errors import (
     FrameFolderError,
+    NotARegularFileError,
     NotAVideoError,
     OptionError,
     TooLargeError,
+    VideoError,
     VideoNotFoundError,
+    why_unread,
 )
 
 VIDEO_EXTENSIONS = frozenset(
@@ -42,6 +47,7 @@ _FLOW = re.compile(r"(optical_?)?flow_?([xyuv]_?)?|[xyuv]_", re.IGNORECASE)  # b
 _LITTER = frozenset(("thumbs.db", "desktop.ini"))  # which Windows leaves; what others leave is hidden
 _SETTLED_NS = 2_000_000_000  # a folder that was changed within is listed anew: its time of change has coarse steps
 _SHOWN = 3
+_FOLDER = "a folder"
 
 
 def check_fps(fps: object) -> float:
@@ -90,7 +96,7 @@ def is_frame_folder(path: str | os.PathLike[str]) -> bool:
     One picture beside other folders is no frame, but a poster of what these hold.
     """
     try:
-        files, folders, _ = _files(path)
+        files, folders, *_ = _files(path)
         return are_frames(files) and not (folders and sum(_parts(name) is not None for name in files) == 1)
     except (OSError, ValueError):
         return False
@@ -115,8 +121,9 @@ def frame_folder(path: str | os.PathLike[str]) -> FrameFolder:
     """Find the frames in a folder.
 
     Raises:
-        VideoNotFoundError: there is no such folder, or it may not be read.
+        VideoNotFoundError: there is no such folder, or it may not be read; or a frame is a link that leads nowhere.
         NotAVideoError: no numbered pictures are in it, or only one.
+        NotARegularFileError: a folder, a pipe or a device is called as one of them.
         FrameFolderError: a number is missing or there twice, or there are several series.
         TooLargeError: there are more frames than a video may have.
     """
@@ -127,7 +134,7 @@ def frame_folder(path: str | os.PathLike[str]) -> FrameFolder:
             return _series(name)
         return _settled_series(name, changed)
     except OSError as error:
-        raise VideoNotFoundError(f"the folder {name!r} cannot be read: {error.strerror}", name) from error
+        raise VideoNotFoundError(f"the folder {name!r} cannot be read: {why_unread(error)}", name) from error
 
 
 def numbered_pictures(path: str | os.PathLike[str]) -> list[str]:
@@ -150,7 +157,7 @@ def frame_folder_stamp(path: str) -> tuple[int, int]:
     """
     try:
         folder = frame_folder(path)
-    except (NotAVideoError, FrameFolderError, TooLargeError):  # who reads it says what is wrong
+    except VideoError:  # who reads it says what is wrong
         return _stamp([os.path.join(path, name) for name in numbered_pictures(path)])
     last = folder.num_frames - 1
     marks = tuple(_stamp([folder.file(index)]) for index in (0, last // 2, last))
@@ -178,7 +185,7 @@ def _settled_series(path: str, changed_ns: int) -> FrameFolder:
 
 
 def _series(path: str) -> FrameFolder:
-    files, folders, litter = _files(path)
+    files, folders, litter, odd = _files(path)
     found: dict[tuple[str, str], list[str]] = {}
     others = [name for name in files if _parts(name) is None] + [f"{name}/" for name in folders] + litter
     for name in files:
@@ -189,6 +196,11 @@ def _series(path: str) -> FrameFolder:
     if len(flow) < len(found):
         for before, after in flow:
             others += [f"{before}{number}{after}" for number in found.pop((before, after))]
+    for name in sorted(odd):
+        parts = _parts(name)
+        if parts is not None and (parts[0], parts[2]) in found:
+            kind = NotARegularFileError if os.path.exists(os.path.join(path, name)) else VideoNotFoundError
+            raise kind(f"{path!r}: {name!r} is {odd[name]}, no picture; extract or copy the frames again", path)
     if not found:
         held = f"it holds {_listed(others)}" if others else "it is empty"
         raise NotAVideoError(
@@ -205,11 +217,11 @@ def _series(path: str) -> FrameFolder:
     if len(numbers) > _MAX_FRAMES:
         raise TooLargeError(f"{path!r} holds more than {_MAX_FRAMES} frames; part them into several folders", path)
     digits = len(next((number for number in numbers if number[0] == "0" and len(number) > 1), "1"))
-    odd = next((number for number in numbers if number != f"{int(number):0{digits}d}"), None)
-    if odd is not None:
+    unlike = next((number for number in numbers if number != f"{int(number):0{digits}d}"), None)
+    if unlike is not None:
         alike = min(number for number in numbers if len(number) == digits)
         raise FrameFolderError(
-            f"{path!r}: {before + odd + after!r} is numbered otherwise than {before + alike + after!r}: give all "
+            f"{path!r}: {before + unlike + after!r} is numbered otherwise than {before + alike + after!r}: give all "
             "numbers as many digits, or none of them zeros in front",
             path,
         )
@@ -252,23 +264,46 @@ def _several(path: str, found: dict[tuple[str, str], list[str]]) -> FrameFolderE
     )
 
 
-def _files(path: str | os.PathLike[str]) -> tuple[list[str], list[str], list[str]]:
-    """Names of files, and of folders, in a folder; and of what is hidden or litter, and is neither."""
+def _files(path: str | os.PathLike[str]) -> tuple[list[str], list[str], list[str], dict[str, str]]:
+    """Names of files, and of folders, in a folder; of what is hidden or litter, and is neither.
+
+    Of what is no regular file also what it is, in words: folders, and pipes, devices and broken links among the files.
+    """
     files: list[str] = []
     folders: list[str] = []
     litter: list[str] = []
+    odd: dict[str, str] = {}
     with os.scandir(path) as entries:
         for entry in entries:
-            kind = litter if _is_litter(entry.name) else folders if _is_folder(entry) else files
-            kind.append(entry.name)
-    return files, folders, litter
+            if _is_litter(entry.name):
+                litter.append(entry.name)
+                continue
+            kind = _kind(entry)
+            (folders if kind == _FOLDER else files).append(entry.name)
+            if kind:
+                odd[entry.name] = kind
+    return files, folders, litter, odd
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What an entry is that is no regular file, in words; only links are asked for more than the folder says."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+        if entry.is_file():
+            return ""
+        return _FOLDER if entry.is_dir() else kind_in_words(entry.stat().st_mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a symbolic link that leads back to itself"
+        if error.errno == errno.ENOENT:
+            return "a symbolic link that leads nowhere"
+        return f"something that cannot be looked at ({error.strerror})"
+
+
+def kind_in_words(mode: int) -> str:
+    """What a place is that is no regular file, by the mode that ``os.stat`` gives."""
+    if stat.S_ISDIR(mode):
+        return _FOLDER
+    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def _is_litter(name: str) -> bool:

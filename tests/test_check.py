@@ -106,6 +106,31 @@ def test_a_sound_data_set_has_no_faults(motion_videos: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("here")
+def test_a_report_of_other_data_is_not_replaced_unasked(
+    motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--out", str(tmp_path / "out"), "--num-workers", "1"]
+    left, up = (str(motion_videos / label) for label in ("left", "up"))
+    for label in (left, up):
+        shutil.copytree(label, tmp_path / "data" / Path(label).name / "x")
+    left, up = (str(tmp_path / "data" / label) for label in ("left", "up"))
+    assert main(["check", left, *words]) == 0
+    assert main(["check", left, *words]) == 0  # what was mended is looked at again
+    report = (tmp_path / "out" / "report.json").read_bytes()
+    capsys.readouterr()
+    assert main(["check", up, *words]) == 2
+    rule = "holds a report (report.json): give another folder (--out), or replace it (--overwrite)"
+    assert rule in capsys.readouterr().err
+    assert (tmp_path / "out" / "report.json").read_bytes() == report
+    assert main(["check", up, *words, "--overwrite"]) == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["data"] == up
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "findings.csv").write_text("mine")
+    assert main(["check", up, "--out", str(tmp_path / "mine"), "--num-workers", "1"]) == 2
+    assert (tmp_path / "mine" / "findings.csv").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("here")
 def test_what_was_found_is_kept_and_a_changed_file_is_read_again(tmp_path: Path) -> None:
     videos = tmp_path / "videos"
     (videos / "x").mkdir(parents=True)
@@ -226,5 +251,5 @@ def test_what_was_looked_at_is_known_from_other_folders_too(
     assert looked(read_dataset(Path("classes")), tmp_path / "out").num_cached == 0
     monkeypatch.chdir(tmp_path / "clips")
     assert looked(read_dataset(Path("../classes")), tmp_path / "out").num_cached == 1
-    assert main(["check", "../clips.csv", "--out", "../out"]) == 0
+    assert main(["check", "../clips.csv", "--out", "../out", "--overwrite"]) == 0
     assert "left out, beside the videos: clips.csv column 'splits' (did you mean 'split'?)" in capsys.readouterr().out

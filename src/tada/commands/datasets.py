@@ -27,6 +27,7 @@ def _check_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--thorough", action="store_true", help="decode every frame, not three of each file")
     parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that read videos")
     parser.add_argument("--timeout-seconds", type=float, default=120.0, help="longest time for one file")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report of other data")
 
 
 def _check(options: Namespace) -> int:
@@ -44,6 +45,8 @@ def _check(options: Namespace) -> int:
         thorough=options.thorough,
         num_processes=options.num_workers,
         timeout_seconds=options.timeout_seconds,
+        data=options.data,
+        overwrite=options.overwrite,
     )
     _print_report(report)
     say(f"all of it is in {options.out}: report.json, findings.csv")

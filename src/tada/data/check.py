@@ -26,9 +26,9 @@ from tada.data.identity import sha256_of
 from tada.data.rows import guarded
 from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
 from tada.data.workers import Lost, in_processes
-from tada.documents import parse_json, typed
+from tada.documents import parse_json, read_json, typed
 from tada.errors import OptionError, VideoError, counted
-from tada.files import whole_file, write_whole, writing
+from tada.files import check_not_there, whole_file, write_whole, writing
 from tada.locks import holds
 from tada.machine import check_num_workers
 from tada.progress import track
@@ -38,6 +38,7 @@ from tada.video.sampling import segment_frames
 
 USUAL_FPS = (10.0, 121.0)
 """Rates outside of this range are told of."""
+_REPORT, _FINDINGS = "report.json", "findings.csv"
 _ODD_RATIO = 1.9  # to the rate that most files have
 _LONG_GAP = 5.0  # to the usual time between two frames
 _LATE_SECONDS = 0.25  # sound and pictures of one recording begin within less
@@ -121,6 +122,8 @@ class CheckReport:
     findings: tuple[Finding, ...]
     num_cached: int
     """Files that had been looked at before, and have not changed."""
+    data: str = ""
+    """Where the table was read from, as an absolute path."""
 
     @property
     def faults(self) -> tuple[Finding, ...]:
@@ -153,6 +156,7 @@ class CheckReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {
+            "data": self.data,
             "kind": self.table.kind,
             "videos": len(self.table),
             "files": len(self.probes),
@@ -168,9 +172,9 @@ class CheckReport:
     def save(self, folder: Path) -> None:
         """Write report.json and findings.csv."""
         text = json.dumps(self.as_dict(), indent=2).encode("utf-8", "surrogateescape")
-        write_whole(folder / "report.json", text + b"\n")
+        write_whole(folder / _REPORT, text + b"\n")
         with (
-            whole_file(folder / "findings.csv") as part,
+            whole_file(folder / _FINDINGS) as part,
             part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
             writer = csv.writer(file)
@@ -189,24 +193,30 @@ def check_dataset(
     thorough: bool = False,
     num_processes: int | None = None,
     timeout_seconds: float = 120.0,
+    data: Path | None = None,
+    overwrite: bool = False,
     show_progress: bool = True,
 ) -> CheckReport:
     """Look at every file of a data set, and write what was found to the folder ``out``.
 
     Args:
-        out: holds probes.jsonl, which the next check goes on from, and the report.
+        out: holds probes.jsonl, which the next check goes on from, and the report. One of the same data is renewed.
         min_frames: videos and segments with fewer frames are faults; training would repeat their last.
         thorough: decode every frame; else the first, the middle and the last.
         num_processes: by default one for each core.
         timeout_seconds: for one file.
+        data: where the table was read from; by default the folder of its videos.
+        overwrite: replace a report of other data.
 
     Raises:
-        OptionError: an option out of its range.
+        OptionError: an option out of its range, or a report of other data in ``out``.
         OutputError: the folder cannot be written, or another process writes into it.
     """
     if min_frames < 1 or not timeout_seconds > 0:
         raise OptionError(f"{min_frames = } should be at least 1, and {timeout_seconds = } more than 0")
     num_processes = check_num_workers(num_processes or os.cpu_count() or 1)
+    name = os.path.abspath(data or table.root)
+    check_not_there(out, [_REPORT, _FINDINGS], overwrite=overwrite or _is_report_of(out / _REPORT, name))
     out.mkdir(parents=True, exist_ok=True)
     known = _known_probes(out / "probes.jsonl", thorough)
     rates = {video.path: video.fps for video in table.videos}
@@ -237,9 +247,19 @@ def check_dataset(
         probes={path: probes[path] for path in paths},
         findings=tuple(_findings(table, probes, min_frames)),
         num_cached=num_cached,
+        data=name,
     )
     report.save(out)
     return report
+
+
+def _is_report_of(file: Path, data: str) -> bool:
+    """Whether a report is there, and is of these data: then it is renewed, as what was mended is looked at again."""
+    try:
+        about = read_json(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and about.get("data") == data
 
 
 def _probe_task(task: tuple[str, float | None], *, thorough: bool) -> Probe:

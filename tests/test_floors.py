@@ -17,6 +17,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "tada"
 FLOORS = [
     {"tada.errors"},
     {
+        "tada.calls",
         "tada.commands",
         "tada.data",
         "tada.documents",

@@ -212,6 +212,9 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "text": (io.StringIO("a.mp4"), "the file '<file>' is open as text: open it with mode 'rb'"),
     "picture among videos": (["a.mp4", np.zeros((8, 8, 3), np.uint8)], "<array 1> is one picture"),
     "list among videos": (["a.mp4", ["b.mp4"]], "not a list"),
+    "on meta": (torch.zeros(2, 8, 8, 3, dtype=torch.uint8, device="meta"), "<tensor> cannot be read as an array"),
+    "sparse": (torch.zeros(2, 8, 8, 3, dtype=torch.uint8).to_sparse(), r"<tensor> cannot be read .*: give a dense one"),
+    "pattern": ("nowhere/*.mp4", r"is a pattern, or no file: .* predict\(sorted\(glob\.glob\('nowhere/\*\.mp4'"),
 }
 
 
@@ -221,6 +224,23 @@ def test_what_is_no_video_or_unclear_is_refused_in_a_line(fault: str) -> None:
     with pytest.raises(OptionError, match=message) as raised:
         segments().predict(given)
     assert "\n" not in str(raised.value)
+
+
+def test_files_of_frames_are_a_video_and_a_folder_of_videos_is_none(video: Path, frames: Any, tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    files = [tmp_path / "frames" / f"{name}.png" for name in "zyx"]  # in the order in which they are given
+    for file, frame in zip(files, frames, strict=False):
+        Image.fromarray(frame).save(file)
+    found = segments().predict([str(file) for file in files])
+    assert isinstance(found, Prediction)
+    assert found.path == "<pictures>"
+    assert found.scores == segments().predict(frames[:3]).scores  # type: ignore[attr-defined]
+    pickle.loads(pickle.dumps(found)).plot(tmp_path / "a.png")
+    with pytest.raises(OptionError, match=r"z.png' is a picture, and no video: give a list of them"):
+        segments().predict(files[0])
+    for folder in (video.parent, tmp_path):
+        with pytest.raises(OptionError, match=r"is a folder of videos: give them in a list, as predict\(sorted"):
+            segments().predict(folder)
 
 
 def test_closed_files_and_rates_of_files_are_refused(video: Path, tmp_path: Path) -> None:

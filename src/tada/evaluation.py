@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from tada.calls import checked
 from tada.data.annotations import read_dataset
 from tada.data.clips import TestVideos, Unreadable, ViewBatch, Views, test_loader
 from tada.data.known import KnownVideo, line_of_namesakes, marks, names_below, read_run_list
@@ -38,6 +39,7 @@ from tada.recognizer import Recognizer, load
 from tada.results import UNKNOWN, Evaluation
 
 
+@checked(num_workers=0, clips_per_batch=1)
 def evaluate(
     run: str | PathLike[str],
     data: str | PathLike[str] | VideoTable,

@@ -188,6 +188,16 @@ def try_file(file: Path) -> None:
     try_folder(file.parent)
 
 
+def check_ending(path: Path, ending: str, rule: str) -> None:
+    """Refuse a file's name with another ending than what is written has; one without any is let be.
+
+    Raises:
+        OptionError: it has one.
+    """
+    if path.suffix.lower() not in ("", ending):
+        raise OptionError(f"{str(path)!r} ends in {path.suffix}, and {rule}: end it in {ending}")
+
+
 def check_not_there(folder: Path, names: Iterable[str], *, overwrite: bool) -> None:
     """Make sure that no report is lost by writing another into its folder.
 

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import tada.recognizer
+from tada.calls import checked
 from tada.errors import OptionError
 from tada.localization.localizer import CARD_FILE, Localization, Localizer, load_localizer
-from tada.models.weights import BEST_PACKAGED
+from tada.models.exported import ONNX_SUFFIX
+from tada.models.hub import is_hub_id
+from tada.models.weights import BEST_PACKAGED, packaged_names
+from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
 from tada.prediction import Prediction
 from tada.recognizer import Recognizer
 
@@ -22,8 +26,13 @@ if TYPE_CHECKING:
     Answer = Prediction | Localization
 
 
+@checked()
 def load(
-    run: str | PathLike[str], *, device: str | None = None, dtype: torch.dtype | None = None, compile: bool = False
+    run: str | PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    compile: bool = False,
 ) -> Recognizer | Localizer:
     """Load what was trained: a recogniser, a localizer, or an exported file. All have the same ``predict``.
 
@@ -46,6 +55,7 @@ def load(
         OptionError: dtype or compile for a localizer, whose detector was trained on features as they are without; or
             for an ONNX file, which says itself how it computes.
     """
+    device = None if device is None else str(device)
     if (Path(fspath(run)) / CARD_FILE).exists():
         if dtype is not None or compile:
             raise OptionError(f"{str(run)!r} is a localizer: it is loaded without dtype and compile")
@@ -53,11 +63,12 @@ def load(
     return tada.recognizer.load(run, device=device, dtype=dtype, compile=compile)
 
 
+@checked()
 def predict(
     video: VideoInput | Iterable[Any],
     model: str | PathLike[str] | Recognizer | Localizer = BEST_PACKAGED,
     *,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     **options: Any,
 ) -> Answer | list[Answer] | Iterator[Answer]:
     """Say what happens in a video, or in each of several, in one call.
@@ -77,7 +88,22 @@ def predict(
     Raises:
         UserError: as ``load`` and ``Recognizer.predict``.
     """
+    if isinstance(video, Recognizer | Localizer) or _is_model(video):
+        raise OptionError(
+            f"{video if isinstance(video, str) else type(video).__name__!r} is a model: tada.predict takes the video "
+            "first, then the model: tada.predict('a.mp4', 'runs/first')"
+        )
     loaded = model if isinstance(model, Recognizer | Localizer) else load(model, device=device)
     given: Any = video
     found: Answer | list[Answer] | Iterator[Answer] = loaded.predict(given, **options)
     return found
+
+
+def _is_model(given: object) -> bool:
+    """Whether it names what ``load`` takes, and no video."""
+    if not isinstance(given, str | PathLike):
+        return False
+    name = fspath(given)
+    if Path(name).is_dir():
+        return any((Path(name) / file).exists() for file in (CARD_FILE, MODEL_CARD_FILE))
+    return name in packaged_names() or is_hub_id(name) or name.lower().endswith(ONNX_SUFFIX)

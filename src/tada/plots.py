@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tada.files import whole_file, write_whole, writing
+from tada.files import check_ending, whole_file, write_whole, writing
 from tada.fonts import lettering, quiet_fonts, title_lettering
 
 if TYPE_CHECKING:
@@ -392,8 +392,10 @@ def _save(figure: Figure, path: Path, legend: Mapping[str, str] | None = None) -
     """Write a picture, and beside it the names that are numbers in it.
 
     Raises:
+        OptionError: its name has another ending than .png.
         OutputError: it cannot be written.
     """
+    check_ending(path, ".png", "pictures are PNG files")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     if legend:

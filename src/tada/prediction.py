@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tada.calls import checked
 from tada.data.rows import guarded
 from tada.errors import OptionError
 from tada.explanation import Explanation
@@ -128,11 +129,13 @@ class Prediction:
         least = dict(zip(self.labels, self.thresholds, strict=True))
         return [(label, score) for label, score in self.top(len(self.labels), clip) if score >= least[label]]
 
+    @checked(count=0)
     def top(self, count: int = 5, clip: ClipScores | None = None) -> list[tuple[str, float]]:
         """The ``count`` most probable classes of the video, or of one clip, and their scores, best first."""
         scores = self.scores if clip is None else clip.scores
         return sorted(zip(self.labels, scores, strict=True), key=lambda pair: -pair[1])[:count]
 
+    @checked(count=0)
     def as_dict(self, count: int = 5) -> dict[str, Any]:
         """Plain values for JSON: the best classes of the video and of each clip. Times that are not known are None.
 
@@ -156,6 +159,7 @@ class Prediction:
             ],
         }
 
+    @checked(count=0)
     def to_rows(self, count: int = 5, *, clips: bool = False) -> list[dict[str, Any]]:
         """Flat rows, as for ``pandas.DataFrame``: video, rank, label, score, for each of the most probable classes.
 
@@ -179,6 +183,7 @@ class Prediction:
             row |= {"threshold": threshold, "found": score >= threshold}
         return row
 
+    @checked()
     def explain(self, *, label: str | None = None, clip: int | None = None, layer: str | None = None) -> Explanation:
         """Show what the network looked at, and how its kernels were calibrated: see ``Recognizer.explain``.
 
@@ -189,6 +194,7 @@ class Prediction:
             raise OptionError("this prediction does not know its recognizer: call recognizer.explain(prediction)")
         return self.recognizer.explain(self, label=label, clip=clip, layer=layer)
 
+    @checked(count=1)
     def save_video(
         self,
         target: str | PathLike[str],
@@ -233,6 +239,7 @@ class Prediction:
             if label in named
         ]
 
+    @checked(count=1, num_frames=1)
     def plot(self, picture: str | PathLike[str], *, num_frames: int = 8, count: int = 5) -> None:
         """Draw frames that were looked at and the most probable classes, as a PNG file.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from tada.calls import checked
 from tada.documents import read_yaml
 from tada.errors import OptionError, UnknownNameError, counted, why_unread
 from tada.mistakes import check_names, in_values
@@ -269,6 +270,7 @@ def find_recipe(name_or_path: str, folder: Literal["", "localization"] = "") -> 
     return recipes[name_or_path]
 
 
+@checked()
 def load_recipe(name_or_path: str | PathLike[str], **changes: Any) -> Recipe:
     """Read a recipe by name or from a YAML file, and change some of its fields, as ``changed`` does.
 

@@ -35,6 +35,7 @@ import lightning as L
 import numpy as np
 
 from tada.best_epoch import BEST, BestEpoch
+from tada.calls import checked
 from tada.data.annotations import read_dataset
 from tada.data.balance import balance_in_words, classes_of
 from tada.data.clips import (
@@ -110,6 +111,7 @@ class TrainingResult:
     """Wall time of the training loop, over all starts of the run."""
 
 
+@checked(skip_unreadable=0, limit=1, num_workers=0, save_every_steps=1)
 @holds("out", unless="dry_run")
 def train(
     recipe: Recipe | str | PathLike[str] | None,
@@ -166,10 +168,6 @@ def train(
     """
     if not 0 <= val_fraction < 1:
         raise OptionError(f"val_fraction must be 0 or more and less than 1, not {val_fraction:g}")
-    if skip_unreadable < 0:
-        raise OptionError(f"skip_unreadable must be 0 or more, not {skip_unreadable}")
-    if limit is not None and limit < 1:
-        raise OptionError(f"limit must be 1 or more, not {limit}")
     out = Path(out)
     arguments = [p.name for p in inspect.signature(train).parameters.values() if p.kind is p.KEYWORD_ONLY]
     recipe = recipe_of_call(recipe, changes, out if resume else None, arguments=arguments)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tada.ahead import Ahead
+from tada.calls import checked
 from tada.data.table import ACTION, Head, listed
 from tada.errors import CheckpointError, OptionError, UnknownNameError, VideoError, VideoNotFoundError, counted
 from tada.explanation import Explanation, explain
@@ -151,6 +152,7 @@ class Recognizer:
         window_seconds: float | None = None,
     ) -> list[Prediction]: ...
 
+    @checked(num_clips=1)
     def predict(
         self,
         video: VideoInput | Iterable[Any],
@@ -194,6 +196,11 @@ class Recognizer:
         answers = self.predict_all(videos, fps=fps, num_clips=num_clips, window_seconds=window_seconds)
         return _all_sound(answers) if isinstance(videos, Collection) else _one_by_one(answers)
 
+    def __call__(self, video: Any, **options: Any) -> Any:
+        """Short for ``predict``."""
+        return self.predict(video, **options)
+
+    @checked(num_clips=1)
     def predict_all(
         self,
         videos: Iterable[VideoInput],
@@ -214,8 +221,6 @@ class Recognizer:
         Raises:
             OptionError: an argument out of its range, or no video.
         """
-        if num_clips is not None and num_clips < 1:
-            raise OptionError(f"{num_clips = } should be at least 1")
         if window_seconds is not None and not window_seconds > 0:
             raise OptionError(f"{window_seconds = } should be more than 0")
         if is_one_video(videos):
@@ -242,6 +247,7 @@ class Recognizer:
             raise OptionError(f"{source.name} does not say when its frames are shown, and {needed}: give fps")
         return source
 
+    @checked()
     def explain(
         self,
         video: VideoInput | Prediction,

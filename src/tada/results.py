@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
 from tada.arrays import read_npz
+from tada.calls import checked
 from tada.data.clips import Unreadable, Views
 from tada.data.rows import guarded
 from tada.data.table import Head
@@ -201,6 +202,7 @@ class Evaluation:
             scores=self.scores[chosen],
         )
 
+    @checked(top_k=1, head=0)
     def accuracy(self, top_k: int = 1, *, head: int = 0) -> float:
         """Part of the videos read whose class is among the ``top_k`` most probable; nan if none is known."""
         self._check_one_label("accuracy")
@@ -307,6 +309,7 @@ class Evaluation:
                 }
         return summary
 
+    @checked(head=0)
     def plot(self, picture: str | PathLike[str], *, head: int = 0) -> None:
         """Draw how often each class was taken for each class, as a PNG file.
 
@@ -317,6 +320,7 @@ class Evaluation:
             raise DataError("the true classes of these videos are not known, so none can be compared")
         save_confusion_matrix(self.confusion(head=head), self.heads[head].labels, Path(picture))
 
+    @checked()
     def save(
         self,
         folder: str | PathLike[str],

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
+from tada.calls import checked
 from tada.data.rows import guarded
 from tada.documents import read_json, typed
 from tada.errors import CheckpointError, OptionError, counted
@@ -167,6 +168,7 @@ class Localization:
         """Subtitles that name what happens, for any video player."""
         return "\n".join(segment.srt(number) for number, segment in enumerate(self.segments, start=1))
 
+    @checked()
     def save_video(
         self,
         target: str | PathLike[str],
@@ -188,6 +190,7 @@ class Localization:
         lanes = [Lane(label=label, spans=tuple(spans), is_curve=False) for label, spans in self._spans().items()]
         annotate_video(self.video, target, lanes, overwrite=overwrite, advance=advance)
 
+    @checked(num_frames=1)
     def plot(
         self,
         picture: str | PathLike[str],
@@ -309,6 +312,7 @@ class Localizer:
         """All segments of a video, from its features, best first; for scores such as ``detection_map``."""
         return self.detector.detect(features)
 
+    @checked()
     def localize(
         self,
         video: VideoInput,
@@ -355,6 +359,7 @@ class Localizer:
         self, video: Collection[Any], *, fps: float | None = None, min_score: float | None = None
     ) -> list[Localization]: ...
 
+    @checked()
     def predict(
         self, video: VideoInput | Iterable[Any], *, fps: float | None = None, min_score: float | None = None
     ) -> Localization | list[Localization] | Iterator[Localization]:
@@ -371,6 +376,10 @@ class Localizer:
             self.localize(source_of(one, fps=fps, number=i), min_score=min_score) for i, one in enumerate(videos)
         )
         return list(answers) if isinstance(videos, Collection) else _one_by_one(answers)
+
+    def __call__(self, video: Any, **options: Any) -> Any:
+        """Short for ``predict``."""
+        return self.predict(video, **options)
 
     def named(
         self, found: Detections, path: str, duration_seconds: float, *, min_score: float | None = None

@@ -7,6 +7,7 @@ from dataclasses import fields
 from fnmatch import fnmatchcase
 from typing import Any
 
+from tada.calls import checked
 from tada.errors import OptionError, UnknownNameError
 from tada.models.hosts import (
     Host,
@@ -134,6 +135,7 @@ def _check_bounds(option: str, value: Any) -> None:
         raise OptionError(f"{option}={value} is beyond any network: numbers may go to {MAX_WIDTH}")
 
 
+@checked()
 def list_models(pattern: str = "*") -> list[str]:
     """Names of the networks that match a pattern like ``"tada2d_*"``."""
     return [name for name in MODELS if fnmatchcase(name, pattern)]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from tada.calls import checked
 from tada.errors import CheckpointError, OptionError
 from tada.models.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_model, save_model
 
@@ -75,6 +76,7 @@ def fetch_weights(hub_id: str) -> tuple[Path, Path | None]:
         raise
 
 
+@checked()
 def push_to_hub(folder: Path, repo_id: str, *, licence: str | None = None, private: bool = False) -> str:
     """Publish a trained model, with a README.md that holds its labels, clip specification, metrics and licence.
 

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tada.calls import checked
 from tada.data.rows import absolute_path
 from tada.errors import CheckpointError, OptionError, UnknownNameError
 from tada.models import MODELS, Network
@@ -70,6 +71,7 @@ class InitialReport:
         return f"from {self.source}: " + "; ".join(lines)
 
 
+@checked(num_classes=1, num_frames=1)
 def create_model(
     name: str,
     *,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tada.errors import CorruptVideoError, OptionError
-from tada.files import write_whole, writing
+from tada.files import check_ending, write_whole, writing
 from tada.video.captions import Captions, Lane
 from tada.video.container import Limits
 from tada.video.frames import OpenVideo
@@ -51,11 +51,12 @@ def annotate_video(
 
     Raises:
         VideoError: the source cannot be read to its end, or its times or sound are such as no file may have.
-        OptionError: the target is there already, and not to be replaced; or it is the source; or that is of frames
-            without times.
+        OptionError: the target is no .mp4, or there already, and not to be replaced; or it is the source; or that is
+            of frames without times.
     """
     given, target = source_of(source), Path(target)
     path = given.name
+    check_ending(target, ".mp4", "videos are written as MP4")
     if not given.has_times:
         raise OptionError(f"{path} does not say when its frames are shown: give predict their fps")
     if target.exists():

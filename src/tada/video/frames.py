@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol, TypeVar, overload
 
@@ -77,10 +78,14 @@ def open_footage(path: str | os.PathLike[str], *, fps: float | None = None) -> A
     """
     if not os.path.isdir(path):
         return open_video(path)
-    folder = frame_folder(path)
+    return open_pictures(frame_folder(path), fps=fps)
+
+
+def open_pictures(folder: FrameFolder | ListedPictures, *, fps: float | None) -> AbstractContextManager[OpenVideo]:
+    """Open numbered or listed pictures as a video; arguments and errors are those of ``open_footage``."""
     pictures = Pictures(folder)
-    codec = "png" if folder.after.lower().endswith("png") else "mjpeg"
-    return nullcontext(FramesVideo(pictures, pictures.size, fps=fps, name=os.fspath(path), codec=codec))
+    codec = "png" if folder.file(0).lower().endswith("png") else "mjpeg"
+    return nullcontext(FramesVideo(pictures, pictures.size, fps=fps, name=folder.path, codec=codec))
 
 
 def probe_footage(path: str | os.PathLike[str], *, fps: float | None = None) -> VideoInfo:
@@ -211,6 +216,24 @@ class FramesVideo:
 # -- pictures ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedPictures:
+    """Frames whose files somebody has listed, as ``FrameFolder`` has those of a folder."""
+
+    path: str
+    """What they are called together."""
+    files: tuple[str, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """How many there are."""
+        return len(self.files)
+
+    def file(self, index: int) -> str:
+        """The path of a frame's picture."""
+        return self.files[index]
+
+
 class Pictures(Sequence[NDArray[np.uint8]]):
     """The pictures in a folder as frames, uint8 [H, W, 3], each read when it is asked for.
 
@@ -221,7 +244,7 @@ class Pictures(Sequence[NDArray[np.uint8]]):
         VideoError: the first, or one that is asked for, cannot be read or is of another size.
     """
 
-    def __init__(self, folder: FrameFolder) -> None:
+    def __init__(self, folder: FrameFolder | ListedPictures) -> None:
         self._folder = folder
         self.size = self.size_of(0)
 
@@ -297,17 +320,25 @@ def _read(file: str, folder: str, read: Callable[[Image], T]) -> T:
 
 
 def _check(image: Image, file: str, folder: str) -> None:
-    width, height = image.size
+    check_size(*image.size, repr(file), folder)
+    if image.mode.startswith(("I", "F")):
+        raise UnsupportedCodecError(f"{file!r} has more than 8 bits for a colour; convert it to 8", folder)
+
+
+def check_size(width: int, height: int, name: str, path: str) -> None:
+    """Refuse frames of other sizes than a video may have, wherever they come from.
+
+    Raises:
+        TooLargeError: they have too many pixels, or are strips.
+    """
     if width * height > MAX_PIXELS:
         raise TooLargeError(
-            f"{file!r} of {width}x{height} exceeds {MAX_PIXELS} pixels, which a frame may have; resize it", folder
+            f"{name} of {width}x{height} exceeds {MAX_PIXELS} pixels, which a frame may have; resize it", path
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise TooLargeError(
-            f"{file!r} of {width}x{height} is a strip, more than {MAX_ASPECT} times as long as wide; cut it", folder
+            f"{name} of {width}x{height} is a strip, more than {MAX_ASPECT} times as long as wide; cut it", path
         )
-    if image.mode.startswith(("I", "F")):
-        raise UnsupportedCodecError(f"{file!r} has more than 8 bits for a colour; convert it to 8", folder)
 
 
 def _turned_size(image: Image) -> tuple[int, int]:

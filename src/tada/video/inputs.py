@@ -8,6 +8,7 @@ Shapes: T frames of H x W pixels.
 
 from __future__ import annotations
 
+import glob
 import io
 import os
 import shutil
@@ -24,8 +25,16 @@ from numpy.typing import NDArray
 
 from tada.errors import CorruptVideoError, OptionError, VideoError, VideoNotFoundError
 from tada.files import writing
-from tada.video.frames import FramesVideo, OpenVideo, open_footage, rgb_of
-from tada.video.numbered import check_fps
+from tada.video.frames import (
+    FramesVideo,
+    ListedPictures,
+    OpenVideo,
+    check_size,
+    open_footage,
+    open_pictures,
+    rgb_of,
+)
+from tada.video.numbered import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, check_fps, is_frame_folder
 from tada.video.reader import open_video
 
 if TYPE_CHECKING:
@@ -90,7 +99,7 @@ def is_one_video(video: Any) -> bool:
     if getattr(video, "ndim", None) is not None:  # a column of a table, or an array of names, holds paths
         return not (video.ndim == 1 and getattr(getattr(video, "dtype", None), "kind", "") in ("O", "U"))
     if isinstance(video, Sequence):
-        return bool(video) and all(map(_is_picture, video))
+        return bool(video) and (all(map(_is_picture, video)) or all(map(_is_picture_file, video)))
     return isinstance(video, Mapping) or not isinstance(video, Iterable)
 
 
@@ -99,8 +108,8 @@ def source_of(video: Any, *, fps: float | None = None, number: int | None = None
 
     Args:
         video: the path of a file or of a folder of numbered pictures, the bytes of a file, a binary file that is open
-            (read from where it stands to its end), frames in an array or a tensor, or a list of pictures: PIL's, or
-            arrays and tensors of one each.
+            (read from where it stands to its end), frames in an array or a tensor, or a list of pictures: PIL's, their
+            files' paths, or arrays and tensors of one each.
         fps: the rate of frames that come without times, in frames per second.
         number: which of several it is, for its name.
 
@@ -112,6 +121,8 @@ def source_of(video: Any, *, fps: float | None = None, number: int | None = None
         return video
     which = "" if number is None else f" {number}"
     found: VideoSource
+    if isinstance(video, str | os.PathLike):
+        _check_one(os.fspath(video))
     if isinstance(video, str | os.PathLike) and os.path.isdir(video):
         opens = partial(open_footage, video, fps=fps)
         return VideoSource(os.fspath(video), opens, has_times=fps is not None, is_file=True)
@@ -127,6 +138,29 @@ def source_of(video: Any, *, fps: float | None = None, number: int | None = None
     if fps is not None:
         raise OptionError(f"{found.name!r} has times of its own: leave fps away, which is for frames without")
     return found
+
+
+def _check_one(name: str) -> None:
+    """Refuse what stands for several videos, or for a part of one, with the call that takes it.
+
+    Raises:
+        OptionError: it does.
+    """
+    if os.path.isdir(name):
+        held = [] if is_frame_folder(name) else os.listdir(name)
+        if any(os.path.splitext(one)[1].lower() in VIDEO_EXTENSIONS or os.path.isdir(f"{name}/{one}") for one in held):
+            raise OptionError(
+                f"{name!r} is a folder of videos: give them in a list, as "
+                f"predict(sorted(pathlib.Path({name!r}).rglob('*.mp4')))"
+            )
+    elif glob.has_magic(name) and not os.path.exists(name):
+        raise OptionError(
+            f"{name!r} is a pattern, or no file: give the files in a list, as predict(sorted(glob.glob({name!r})))"
+        )
+    elif _is_picture_file(name) and os.path.isfile(name):
+        raise OptionError(
+            f"{name!r} is a picture, and no video: give a list of them, or the folder of a video's frames"
+        )
 
 
 # -- bytes and open files ---------------------------------------------------------------------------------------------
@@ -186,6 +220,11 @@ def _of_frames(video: Any, fps: float | None, which: str) -> VideoSource:
     frames: Sequence[NDArray[np.uint8]]
     if _is_image(video):
         raise OptionError("one picture is no video: give a list of them")
+    if isinstance(video, Sequence) and video and all(map(_is_picture_file, video)):
+        listed = ListedPictures(path=f"<pictures{which}>", files=tuple(map(os.fspath, video)))
+        return VideoSource(
+            listed.path, partial(open_pictures, listed, fps=fps), has_times=fps is not None, is_file=True
+        )
     if isinstance(video, Sequence) and video and all(map(_is_image, video)):
         name, frames = f"<images{which}>", Images(video)
         size = frames.size
@@ -206,6 +245,7 @@ def _of_frames(video: Any, fps: float | None, which: str) -> VideoSource:
             f"a video is a path, bytes, an open binary file, an array or tensor [T, H, W, 3] or a list of pictures, "
             f"not {'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
         )
+    check_size(size[1], size[0], name, name)
     return VideoSource(
         name, lambda: nullcontext(FramesVideo(frames, size, fps=fps, name=name)), has_times=fps is not None
     )
@@ -219,9 +259,14 @@ def _as_array(video: Any, name: str) -> NDArray[Any]:
         if not kind.startswith(("float", "bfloat")):
             way_out = "make it uint8"
         raise OptionError(f"{name} is {kind} {list(video.shape)}; {_LAYOUTS}: {way_out}")
-    if _is_tensor(video):
-        video = video.detach().cpu().numpy()
-    return np.asarray(video)
+    try:
+        return np.asarray(video.detach().cpu().numpy() if _is_tensor(video) else video)
+    except (TypeError, ValueError, RuntimeError) as error:  # sparse, on "meta", or of objects
+        raise OptionError(f"{name} cannot be read as an array ({_first_line(error)}): give a dense one") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def _rgb(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
@@ -297,6 +342,12 @@ def _is_tensor(value: Any) -> bool:
 
 def _is_picture(value: Any) -> bool:
     return _is_image(value) or (getattr(value, "ndim", None) == 3 and hasattr(value, "__array__"))
+
+
+def _is_picture_file(value: Any) -> bool:
+    """Whether it is called as a picture in a file."""
+    is_path = isinstance(value, str | os.PathLike) and not isinstance(os.fspath(value), bytes)
+    return is_path and os.path.splitext(os.fspath(value))[1].lower() in PICTURE_EXTENSIONS
 
 
 def _listed(values: Iterable[Any]) -> str:

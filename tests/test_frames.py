@@ -600,7 +600,7 @@ class TestAnswers:
 
     def test_a_folder_of_videos_is_no_video(self, tmp_path: Path) -> None:
         (tmp_path / "a.mp4").touch()
-        with pytest.raises(NotAVideoError, match=r"is a folder without numbered pictures \(it holds 'a.mp4'\)"):
+        with pytest.raises(OptionError, match="is a folder of videos: give them in a list, as predict"):
             recognizer().predict(tmp_path, fps=25)
 
 

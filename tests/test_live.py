@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from tada.cli import main
-from tada.errors import NotAVideoError, OptionError
+from tada.errors import NotAVideoError, OptionError, counted
 from tada.live import LiveEvent, LiveLook, LiveSettings, Settling, recognize_stream
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
@@ -150,6 +153,12 @@ def test_looks_that_come_too_late_are_left_out(day: Path) -> None:
     assert len(looks) - 1 + skipped == 60  # one in each fifth of a second
 
 
+def test_a_network_of_segments_sees_as_long_as_its_videos_were() -> None:
+    card = replace(recognizer_of(Level()).card, typical_seconds=1.5)
+    assert LiveSettings().clips(card).window_seconds == 1.5
+    assert LiveSettings(window_seconds=2.0).clips(card).window_seconds == 2.0
+
+
 def test_a_network_of_segments_needs_a_window(day: Path) -> None:
     with pytest.raises(OptionError, match="give --window-seconds, about as long as what it is to see"):
         next(iter(recognize_stream(recognizer_of(Level()), FrameStream(day))))
@@ -201,10 +210,12 @@ def test_a_stream_is_written_line_by_line(run: Path, day: Path, capsys: pytest.C
     assert events[-1]["num_skipped"] == 0
 
     assert main(words) == 0
-    lines = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
     assert lines[0].split() == ["since", "score", "behind", "latency", "what", "happens"]
     assert re.fullmatch(r" +\d\.\d\d s  begins +0\.\d\d +1\.00 s +\d+\.\d\d s  [ab]", lines[1])
-    assert lines[-3] == f"{len(begun)} things happened in 12.0 s, 120 frames"
+    assert lines[-3] == f"{counted(len(begun), 'thing')} happened in 12.0 s, 120 frames"
     assert re.fullmatch(r"from a frame's arrival to the answer: .*ms \(24 looks\)", lines[-2])
 
     assert main([*words, "--format", "csv"]) == 0
@@ -213,6 +224,47 @@ def test_a_stream_is_written_line_by_line(run: Path, day: Path, capsys: pytest.C
     assert [row["event"] for row in rows].count("begins") == len(begun)
     assert float(rows[0]["seconds"]) == begun[0]["seconds"]
     assert "120 frames" in captured.err
+
+
+def test_where_nothing_settled_it_is_said_what_would_let_it(
+    run: Path, day: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noted = shutil.copytree(run, tmp_path / "run")
+    card = json.loads((noted / "model.json").read_text())
+    (noted / "model.json").write_text(json.dumps(card | {"typical_seconds": 1.25}))
+    words = ["predict", str(noted), "--stream", str(day), "--device", "cpu", "--idle-seconds", str(IDLE)]
+    for more, reason in (
+        (["--min-score", "1"], r"the highest score was 0\.\d\d \([ab]\), below 1; --min-score says what counts"),
+        (
+            ["--min-score", "0", "--settle-seconds", "60"],
+            r"[ab] reached 0\.\d\d, but not for 60 s; --settle-seconds says",
+        ),
+    ):
+        assert main([*words, *more, "--format", "csv"]) == 0
+        captured = capsys.readouterr()
+        assert captured.out.splitlines() == ["video,event,seconds,label,score,behind_seconds,latency_seconds"]
+        first, *_, last = captured.err.splitlines()
+        assert first == (
+            "tada: a look sees 1.25 s, as long as the videos of the training; --window-seconds says otherwise"
+        )
+        assert re.match(f"tada: no class was said to happen: {reason}", last)
+
+
+def test_ctrl_c_before_anything_came(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, ours = os.pipe()
+    waits = "tada.video.live.LiveBytes._read"
+
+    def pressed(*arguments: object) -> bytes:
+        signal.raise_signal(signal.SIGINT)
+        return b""
+
+    with os.fdopen(theirs) as silent, os.fdopen(ours, "w"):
+        monkeypatch.setattr("sys.stdin", silent)
+        monkeypatch.setattr(waits, pressed)
+        assert main(["predict", str(run), "--stream", "-", *WORDS]) == 130
+    assert capsys.readouterr().err == "tada: interrupted\n"
 
 
 def test_ctrl_c_ends_a_camera_in_order(run: Path, day: Path) -> None:

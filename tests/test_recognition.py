@@ -101,6 +101,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(
     assert lines[-2] == f"val_top1 {top1:.3f} of 3 clips ({interval_text(top1, 3)})"
     assert load_recipe(out / "recipe.yaml") == small_recipe
     model, card = load_model(out)
+    assert card.typical_seconds == pytest.approx(1.0)
     assert card.labels == ("left", "right", "up")
     assert card.clip == small_recipe.clip
     assert not model.training

@@ -182,7 +182,7 @@ def test_damaged_frames_are_left_out_and_counted(tmp_path: Path) -> None:
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_stream_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_stream_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text").write_text("no video at all " * 100)
     (tmp_path / "empty").touch()
     os.mkfifo(tmp_path / "silent")
@@ -201,6 +201,12 @@ def test_what_is_no_stream_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(kind, match=message):
             list(FrameStream(tmp_path / name, idle_seconds=0.05))
+    theirs, ours = os.pipe()
+    os.close(ours)  # as of `true | tada predict - --stream`
+    with os.fdopen(theirs) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        with pytest.raises(EmptyFileError, match="'-' ended without video: its writer wrote nothing"):
+            list(FrameStream("-", idle_seconds=600))
     with pytest.raises(VideoNotFoundError, match="cannot be opened"):
         list(FrameStream("http://127.0.0.1:9/a.mkv"))
     with pytest.raises(OptionError, match="idle_seconds=0 should be positive"):

@@ -514,6 +514,7 @@ def test_ctrl_c_ends_a_stream_with_what_was_found(run: Path, day: Path, capfd: p
 
 def test_options_that_would_do_nothing_are_refused(run: Path, day: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words, message in (
+        (("-",), "- is the standard input, which is read with --stream"),
         ((day, "--every-seconds", 1), "--every-seconds is for --stream: leave it away"),
         ((day, "--idle-seconds", 1), "--idle-seconds is for --stream: leave it away"),
         ((day, "--stream", "--plots", "p"), "--plots is for finished videos: leave it away"),

@@ -24,9 +24,9 @@ from tada.ahead import Ahead
 from tada.errors import OptionError
 from tada.localization.extraction import ExtractionSettings
 from tada.localization.streaming import clips_as_they_come
+from tada.models.weights import ModelCard
 from tada.recognizer import Recognizer
 from tada.video.live import is_camera
-from tada.video.sampling import ClipSpec
 from tada.video.stream import FrameStream
 
 _CLIPS_AHEAD = 8
@@ -37,7 +37,7 @@ class LiveSettings:
     """How often to look, how far back, and how patiently."""
 
     window_seconds: float | None = None
-    """What a look sees; None: what the network's clips span."""
+    """What a look sees; None: what the network's clips span, of a network of segments what its videos lasted."""
     every_seconds: float = 0.5
     """From one look to the next."""
     smooth_seconds: float = 1.0
@@ -61,13 +61,25 @@ class LiveSettings:
         if not 0 <= self.min_score <= 1:
             raise OptionError(f"min_score={self.min_score} should be from 0 to 1")
 
-    def clips(self, spec: ClipSpec) -> ExtractionSettings:
+    def clips(self, card: ModelCard) -> ExtractionSettings:
         """How the clips of the looks lie in the stream.
 
         Raises:
-            OptionError: a network of segments, which does not say what a clip spans, and no window.
+            OptionError: a network of segments, whose card does not say how long its videos were, and no window; or one
+                that gives a video several labels.
         """
-        return ExtractionSettings.for_clips(spec, window_seconds=self.window_seconds, stride_seconds=self.every_seconds)
+        if card.thresholds:
+            raise OptionError(
+                "this model gives a video several labels, and a live answer is one that begins and ends: predict "
+                "files, with --window-seconds for what follows each other"
+            )
+        typical = () if card.typical_seconds is None else (card.typical_seconds,)
+        return ExtractionSettings.for_clips(
+            card.clip,
+            window_seconds=self.window_seconds,
+            stride_seconds=self.every_seconds,
+            segment_seconds=typical,
+        )
 
 
 class LiveEvent(NamedTuple):
@@ -166,13 +178,8 @@ def recognize_stream(
         OptionError: a network of segments, and ``settings`` do not say what a look sees; or one that gives a video
             several labels.
     """
-    if recognizer.card.thresholds:
-        raise OptionError(
-            "this model gives a video several labels, and a live answer is one that begins and ends: predict files, "
-            "with --window-seconds for what follows each other"
-        )
     settings = settings or LiveSettings()
-    extraction = settings.clips(recognizer.clip)
+    extraction = settings.clips(recognizer.card)
     skips = is_camera(stream.path) if settings.skip_late is None else settings.skip_late
     settling = Settling(recognizer.answers, settings)
     num_skipped, seen, arrived = 0, 0.0, time.perf_counter()

@@ -45,6 +45,7 @@ from tada.data.clips import (
     TrainingClips,
     Views,
     test_loader,
+    typical_seconds,
 )
 from tada.data.known import RUN_LIST, KnownVideo, as_in_run, limited_as_run, read_run_list, write_run_list
 from tada.data.recordings import shared_recordings
@@ -402,6 +403,7 @@ def train(
             head_sizes=head_sizes if len(head_sizes) > 1 else {},
             thresholds=(THRESHOLD,) * len(task.about.labels) if table.several else (),
             clip=recipe.clip,
+            typical_seconds=typical_seconds(training.videos) if recipe.clip.sampling == "segment" else None,
             metrics=metrics,
             trained_from=task.about.trained_from,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -12,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from tada.commands.streaming import Latencies, check_one_source, check_only_for, latencies_in_words
+from tada.commands.arguments import say_aside
+from tada.commands.streaming import Latencies, check_one_source, check_only_for, latencies_in_words, stopping
 from tada.errors import counted
-from tada.interruption import deferring
 from tada.progress import Work
 from tada.terminal import is_screen, print_text, printable
 
 if TYPE_CHECKING:
-    from tada.live import LiveLook
+    from tada.live import LiveLook, LiveSettings
     from tada.recognizer import Recognizer
 
 _SETTINGS = ("every_seconds", "smooth_seconds", "settle_seconds", "min_score")
@@ -72,24 +71,26 @@ def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> i
         skip_late=options.skip_late,
         **{name: options[name] for name in _SETTINGS if options[name] is not None},
     )
-    settings.clips(recognizer.clip)  # before the source is opened, which may take until someone writes
+    # What is wrong with these is told before the source is opened, which may take until someone writes.
+    window = settings.clips(recognizer.card).window_seconds
+    if options.window_seconds is None and recognizer.card.typical_seconds is not None:
+        say_aside(f"a look sees {window:.3g} s, as long as the videos of the training; --window-seconds says otherwise")
     say = _WRITERS[options.format](source, options.top)
     latencies = Latencies()
     num_events = num_skipped = 0
-    # The first Ctrl-C or SIGTERM ends the stream in order, however long the last look takes; a second does not wait.
-    with (
-        deferring(at_once=stream.stop, seconds=math.inf, is_the_end=False),
-        Work("waiting for frames", is_shown=is_screen(sys.stderr)) as work,
-    ):
+    best: tuple[str, float] | None = None
+    with stopping(stream), Work("waiting for frames", is_shown=is_screen(sys.stderr)) as work:
         for look in recognize_stream(recognizer, stream, settings):
             latencies.add(look.seen_seconds, look.latency_seconds, is_last=look.is_last)
             num_events += sum(event.kind == "begins" for event in look.events)
             num_skipped += look.num_skipped
             say(look)
             print(end="", flush=True)
-            best = ", ".join(f"{label} {score:.2f}" for label, score in look.top(3))
+            top = look.top(3)
+            best = max(filter(None, (best, top[0])), key=lambda pair: pair[1])
+            shown = ", ".join(f"{label} {score:.2f}" for label, score in top)
             now = look.label if look.label is not None else "nothing"
-            work.words = f"{look.seen_seconds:.1f} s: {now} ({best})"
+            work.words = f"{look.seen_seconds:.1f} s: {now} ({shown})"
     end = {"num_events": num_events, **latencies.summary(stream), "num_skipped": num_skipped}
     if options.format in ("json", "jsonl"):
         print(json.dumps({"event": "end", **end}))
@@ -100,14 +101,28 @@ def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> i
             words += f"; {counted(num_skipped, 'look')} left out, which came too late"
         lines = [words, *latencies_in_words(end)]
         print("\n".join(lines), file=sys.stdout if options.format == "table" else sys.stderr)
+    if not num_events and best is not None:
+        say_aside(_why_nothing(best, settings))
     return 0
+
+
+def _why_nothing(best: tuple[str, float], settings: LiveSettings) -> str:
+    """That no class has settled, and what to change where one should have; ``best`` is the highest score."""
+    label, score = best
+    if score < settings.min_score:
+        reached = f"the highest score was {score:.2f} ({label}), below {settings.min_score:g}"
+        return f"no class was said to happen: {reached}; --min-score says what counts"
+    return (
+        f"no class was said to happen: {label} reached {score:.2f}, but not for {settings.settle_seconds:g} s; "
+        "--settle-seconds says how long it has to"
+    )
 
 
 # -- the forms, line by line ------------------------------------------------------------------------------------------
 
 
 def _write_table(source: str, top: int) -> Callable[[LiveLook], None]:
-    print(f"{'since':>10}  {'':6}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens")
+    print_text(f"{'since':>10}  {'':6}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens\n")
 
     def write(look: LiveLook) -> None:
         for event in look.events:

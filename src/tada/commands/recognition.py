@@ -471,11 +471,13 @@ def _predict(options: Namespace) -> int:
         sources = sources_of(paths, options.fps, run, needed=needed)
         explanations = _explanations(options, recognizer, paths)
         advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
+        work = Work("predicting", len(paths), noun="videos")
+        found = recognizer.predict_all(
+            sources, num_clips=options.clips, window_seconds=options.window_seconds, advance=work.advance
+        )
         answers.begin(_form(options.format, options.top, paths, several=bool(recognizer.card.thresholds)))
-        with Work("predicting", len(paths), noun="videos") as work:
-            for answer in recognizer.predict_all(
-                sources, num_clips=options.clips, window_seconds=options.window_seconds, advance=work.advance
-            ):
+        with work:
+            for answer in found:
                 if isinstance(answer, VideoError):
                     failures.append(str(answer))
                 else:

@@ -6,15 +6,17 @@ import csv
 import json
 import math
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from tada.errors import UserError, counted
+from tada.errors import EmptyFileError, UserError, counted
 from tada.interruption import deferring
 from tada.progress import Work
 from tada.terminal import is_screen, print_text, printable
@@ -82,6 +84,27 @@ def check_one_source(options: Namespace, videos: Sequence[str]) -> None:
         raise UserError(f"--stream takes one source, not {len(videos)}: start one command for each")
 
 
+@contextmanager
+def stopping(stream: FrameStream) -> Iterator[None]:
+    """Let the first Ctrl-C or SIGTERM end the stream in order, however long the last look takes.
+
+    A second does not wait. Where nothing has come until the first, the command was interrupted.
+    """
+    is_told = threading.Event()
+
+    def stop() -> None:
+        is_told.set()
+        stream.stop()
+
+    with deferring(at_once=stop, seconds=math.inf, is_the_end=False):
+        try:
+            yield
+        except EmptyFileError:
+            if not is_told.is_set():
+                raise
+            raise KeyboardInterrupt from None
+
+
 def localize_live(localizer: Localizer, options: Namespace) -> int:
     """Print what a localizer finds in a stream, until it ends or is interrupted."""
     from tada.localization.streaming import StreamSettings, localize_stream
@@ -94,11 +117,7 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
     say = _WRITERS[options.format](source)
     latencies = Latencies()
     num_segments = 0
-    # The first Ctrl-C or SIGTERM ends the stream in order, however long the last look takes; a second does not wait.
-    with (
-        deferring(at_once=stream.stop, seconds=math.inf, is_the_end=False),
-        Work("waiting for frames", is_shown=is_screen(sys.stderr)) as work,
-    ):
+    with stopping(stream), Work("waiting for frames", is_shown=is_screen(sys.stderr)) as work:
         for look in localize_stream(localizer, stream, settings, min_score=options.min_score):
             latencies.add(look.seen_seconds, look.latency_seconds, is_last=look.is_last)
             num_segments += len(look.settled)
@@ -170,7 +189,7 @@ def latencies_in_words(end: dict[str, Any]) -> list[str]:
 
 
 def _write_table(source: str) -> Callable[[Look], None]:
-    print(f"{'start':>10}  {'end':>10}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens")
+    print_text(f"{'start':>10}  {'end':>10}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens\n")
 
     def write(look: Look) -> None:
         for given in look.settled:

@@ -10,8 +10,9 @@ Shapes: N clips or videos, V views of a video, T frames, H x W pixels. Clips sta
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -29,7 +30,7 @@ from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError, counted
 from tada.schedule import LastBatch, steps_of_epoch
 from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
-from tada.video.frames import OpenVideo, no_rate, open_footage
+from tada.video.frames import OpenVideo, no_rate, open_footage, probe_footage
 from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices
 from tada.video.transforms import draw_jitter_and_crop, frame_crops, random_flip, random_reverse, recolour
 
@@ -195,6 +196,9 @@ def check_rates(table: VideoTable, spec: ClipSpec) -> None:
         raise OptionError(no_rate(segment.path, f"its segments are in seconds ({segment.source})"))
 
 
+_ASKED = 100  # videos that are opened to know how long they last
+
+
 @contextmanager
 def open_labelled(video: LabelledVideo) -> Iterator[tuple[OpenVideo, range]]:
     """Open the file of a row of the table; its reader, and which of its frames the row means.
@@ -217,6 +221,22 @@ def open_labelled(video: LabelledVideo) -> Iterator[tuple[OpenVideo, range]]:
             message = f"{video.path!r}: {error} ({video.source}); mend the times there"
             raise SegmentOutsideError(message, video.path) from error
         yield reader, frames
+
+
+def typical_seconds(videos: Sequence[LabelledVideo]) -> float | None:
+    """How long videos, or the segments of them that are meant, last: the median of some, evenly spread over the table.
+
+    None where nobody says it, as of folders of frames without a rate.
+    """
+    found = []
+    for video in videos[:: -(-len(videos) // _ASKED) or 1]:
+        if video.end_seconds is not None:
+            found.append(video.end_seconds - (video.start_seconds or 0.0))
+        elif not video.is_frames or video.fps is not None:
+            with suppress(VideoError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # whoever reads it is told
+                found.append(probe_footage(video.path, fps=video.fps).duration_seconds - (video.start_seconds or 0.0))
+    return float(np.median(found)) if found else None
 
 
 class TrainingClips(Dataset[Sample]):

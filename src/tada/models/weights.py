@@ -56,6 +56,8 @@ class ModelCard:
     just one."""
     clip: ClipSpec
     """Which frames of a video the network expects, and how large."""
+    typical_seconds: float | None = None
+    """How long the videos that it was trained on last, as their median. None: the clips say it, or nobody knows."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was measured, by name: accuracies in [0, 1]."""
     trained_from: str

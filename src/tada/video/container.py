@@ -423,6 +423,8 @@ def _live_fault(fault: Exception, path: str, live: LiveBytes | Literal["camera"]
     if live == "camera":
         why = getattr(fault, "strerror", None) or str(fault)
         return VideoNotFoundError(f"{path!r}: the camera cannot be opened ({why}); does something else use it?", path)
+    if not live.beginning and live.is_closed:
+        return EmptyFileError(f"{path!r} ended without video: its writer wrote nothing; see what that says", path)
     if not live.beginning:
         return EmptyFileError(f"{path!r}: nothing came for {live.idle_seconds:g} s; start its writer first", path)
     remedy = (

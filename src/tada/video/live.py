@@ -40,6 +40,8 @@ class LiveBytes:
         self.path, self.idle_seconds = path, idle_seconds
         self.beginning = b""
         """The first bytes, for messages."""
+        self.is_closed = False
+        """The pipe's writer has closed it."""
         self._stop = stop
         self._position, self._has_ended = 0, False
         try:
@@ -75,7 +77,9 @@ class LiveBytes:
         while not self._stop.is_set():
             if self._can_wait:
                 if select.select([self._file], [], [], _POLL_SECONDS)[0]:
-                    return os.read(self._file, size)
+                    data = os.read(self._file, size)
+                    self.is_closed = not data
+                    return data
             else:
                 data = os.read(self._file, size)
                 if data:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
+from torch import nn
 
 from tada import progress
+from tada.loop import EpochLines, RunProgress
 from tada.progress import Work, duration_text, progress_line, rate_text, track
 from tada.terminal import cut_middle, fitted_lines
 from terminal import Screen, Terminal
@@ -111,9 +115,38 @@ def test_what_is_left_goes_by_what_came_after_the_first(clock: Clock) -> None:
     work.advance(2)
     assert work.numbers() == ["3 of 11 files", "16 s left", "0.5 files/s"]
     clock.seconds += 6
-    assert work.numbers() == ["3 of 11 files", "10 s left", "0.5 files/s"]
+    assert work.numbers() == ["3 of 11 files", "14 s left", "0.5 files/s"], "the next file takes longer, not the others"
+    work.advance(7.9)
+    assert work.numbers()[1] == "1 s left", "not none, while there is something to do"
+    work.advance_to(11)
+    assert work.numbers() == ["11 of 11 files", "1.0 files/s"]
     assert Work("writing", 1.0).numbers() == ["0 %"]
     assert Work("waiting for frames").lines(79) == ["waiting for frames"]
+
+
+def test_a_run_that_goes_on_says_where_it_is_and_no_line_twice() -> None:
+    trainer: Any = SimpleNamespace(
+        current_epoch=1, max_epochs=4, global_step=7, estimated_stepping_batches=20, callback_metrics={"val_top1": 1.0}
+    )
+    shown = RunProgress(noun="clips", is_shown=False)
+    shown.on_train_start(trainer, nn.Identity())  # type: ignore[arg-type]
+    assert shown.work.lines(79)[:2] == [
+        "epoch 2/4  ━━━━━━━━━━━━━━──────────────────────────  7 of 20 steps",
+        *shown.work.details,
+    ]
+    shown._losses, shown._is_first = (4.0, 4), False
+    shown._tell()
+    assert shown.work.details == ["train_loss 1.0000"]
+    trainer.current_epoch = 2
+    shown.on_train_epoch_start(trainer, nn.Identity())  # type: ignore[arg-type]
+    assert (shown.work.words, shown.work.details) == ("epoch 3/4", []), "the loss is of the epoch that is named"
+
+    said: list[str] = []
+    for told in ((2,), ()):
+        lines = EpochLines(said.append, told=told)
+        lines.on_validation_end(trainer, nn.Identity())  # type: ignore[arg-type]  # that an interruption put off
+        assert lines.metrics == {"val_top1": 1.0}
+    assert [line.split("  (")[0] for line in said] == ["epoch 2/4  val_top1 1.0000"]
 
 
 # -- a file or a pipe --------------------------------------------------------------------------------------------------

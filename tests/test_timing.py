@@ -125,7 +125,9 @@ def test_the_first_epoch_is_told_and_all_are_logged(clock: Clock, waited: float,
         epoch(callback, clock, trainer, steps=20, waits_seconds=waited, step_seconds=10.0 - waited)
     callback.on_train_end(trainer, torch.nn.Identity())  # type: ignore[arg-type]
     (line,) = said
-    assert line.startswith("a clip takes 20 ms of a core (95 of 100 at most 40 ms); training waits for clips ")
+    assert line.startswith(
+        "reading a clip takes 20 ms of one core, and of 100 clips 95 take at most 40 ms; training waits "
+    )
     share = 19 * waited / (19 * waited + 20 * (10 - waited))
     assert f"clips {100 * share:.0f} % of the time" in line
     assert ("tada prepare" in line) == advice
@@ -152,4 +154,4 @@ def test_a_few_steps_say_nothing_about_waiting(clock: Clock) -> None:
     trainer = trainer_of(LoaderTimes(), [])
     epoch(callback, clock, trainer, steps=3, waits_seconds=1.0, step_seconds=4.0)
     callback.on_train_end(trainer, torch.nn.Identity())  # type: ignore[arg-type]
-    assert said == ["a clip takes 20 ms of a core (95 of 100 at most 40 ms)"]
+    assert said == ["reading a clip takes 20 ms of one core, and of 100 clips 95 take at most 40 ms"]

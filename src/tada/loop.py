@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -274,8 +274,13 @@ class UnreadableVideos(Callback):
 class EpochLines(Callback):
     """Says how each epoch went that ends with a test, and keeps the numbers of the last."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, say: Callable[[str], None], *, told: Collection[int] = ()) -> None:
+        """Nothing is said yet.
+
+        Args:
+            told: epochs, from 1, whose tests an earlier start of the run has told of; one may have to be done again.
+        """
+        self.say, self.told = say, told
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
         """Of training, in earlier starts of the run."""
@@ -322,7 +327,8 @@ class EpochLines(Callback):
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
         seconds = time.perf_counter() - self.started
         self.started += seconds
-        self.say(f"epoch {epoch}/{trainer.max_epochs}  {numbers}  ({seconds:.1f} s)")
+        if epoch not in self.told:
+            self.say(f"epoch {epoch}/{trainer.max_epochs}  {numbers}  ({seconds:.1f} s)")
 
 
 class RunProgress(Callback):
@@ -341,10 +347,16 @@ class RunProgress(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.work.done, self.work.total = trainer.global_step, trainer.estimated_stepping_batches
+        self._begin_epoch(trainer)  # of a run that goes on within an epoch, no start of it is told
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin_epoch(trainer)
+
+    def _begin_epoch(self, trainer: L.Trainer) -> None:
         self.work.words = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self._losses = (0.0, 0)
+        if not self._is_first:
+            self._tell()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

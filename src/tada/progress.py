@@ -94,8 +94,11 @@ class Work:
         seconds, parts = self._last - self._first[0], self.done - self._first[1]
         if seconds <= 0 or parts <= 0:
             return numbers
-        left = (self.total - self.done) * seconds / parts - (time.monotonic() - self._last)
-        numbers.append(f"{duration_text(max(left, 0.0))} left")
+        if self.done < self.total:
+            # While nothing is done, as in a test between two steps, no more time passes than the next part takes.
+            part = seconds / parts
+            left = (self.total - self.done) * part - min(time.monotonic() - self._last, part)
+            numbers.append(f"{duration_text(max(left, 1.0))} left")
         if self.has_rate:
             numbers.append(rate_text(parts / seconds, self.noun))
         return numbers

@@ -52,6 +52,12 @@ def read_curves(run: Path) -> dict[str, Curve]:
     }
 
 
+def tested_epochs(run: Path) -> tuple[int, ...]:
+    """The epochs, from 1, after which the held-out videos were tested, by the logs of all starts of a run."""
+    curve = read_curves(run).get("val_loss")
+    return () if curve is None else curve.epochs
+
+
 def _start(file: Path) -> int:
     number = file.parent.name.partition("_")[2]
     return int(number) if number.isdecimal() else -1

@@ -165,6 +165,11 @@ def in_words(
     return line
 
 
+def tests_in_words(between: int) -> str:
+    """That held-out clips are not tested after each epoch, in a line."""
+    return f"epochs are short: the held-out videos are tested after every {between} of them"
+
+
 def epochs_between_tests(epochs: int, steps_per_epoch: int) -> int:
     """After how many epochs held-out clips are tested, and the state is saved: after each, or some very short ones.
 

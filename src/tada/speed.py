@@ -71,7 +71,7 @@ class LoaderSpeed(Callback):
     def _say(self) -> None:
         self.is_said = True
         median, slow = np.percentile(self.clip_seconds, [50, 95]) * 1000
-        line = f"a clip takes {median:.0f} ms of a core (95 of 100 at most {slow:.0f} ms)"
+        line = f"reading a clip takes {median:.0f} ms of one core, and of 100 clips 95 take at most {slow:.0f} ms"
         if len(self.waited_seconds) > _ENOUGH_STEPS:
             waited = sum(self.waited_seconds[1:])
             share = waited / max(waited + self.all_used_seconds, 1e-9)

@@ -398,7 +398,8 @@ def _localize_train(options: Namespace) -> int:
             f"mAP {result.metrics['val_map']:.4f} on the held-out videos, by which the best epoch was chosen: it is a "
             "little too good by that, and more so the fewer they are"
         )
-    print(f"trained in {result.seconds:.0f} s; next:")
+    in_all = "" if options.resume is None else ", all starts of the run together"
+    print(f"trained in {result.seconds:.0f} s{in_all}; next:")
     if options.features is None or options.backbone is not None:
         say(f"  tada localize {run} VIDEO")
         if options.videos is not None:

@@ -156,7 +156,8 @@ def _train(options: Namespace) -> int:
         say=say,
     )
     if is_first_process() and not options.dry_run:
-        print(f"trained in {result.seconds:.0f} s; next:")
+        in_all = "" if options.resume is None else ", all starts of the run together"
+        print(f"trained in {result.seconds:.0f} s{in_all}; next:")
         run = shlex.quote(str(result.run))
         say(f"  tada evaluate {run} {shlex.quote(str(options.data))}{data_options(options)}")
         say(f"  tada predict {run} VIDEO")

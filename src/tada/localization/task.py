@@ -81,9 +81,9 @@ from tada.run_folder import (
     was_begun,
     write_metrics,
 )
-from tada.run_page import VALIDATION, write_run_page
+from tada.run_page import VALIDATION, tested_epochs, write_run_page
 from tada.saved_states import WholeFileCheckpoints
-from tada.schedule import epochs_between_tests, fitted, in_words
+from tada.schedule import epochs_between_tests, fitted, in_words, tests_in_words
 
 BEST = Path("resume", "best.ckpt")
 _SHORTEST_STEPS = 2
@@ -234,8 +234,10 @@ def train_localizer(
     say(in_words(steps.numbers, len(samples), steps.last_batch, noun="window" if recipe.detector == "bmn" else "video"))
     steps_per_epoch = len(batches) // steps.accumulate
     test_every_epochs = epochs_between_tests(steps.numbers.epochs, steps_per_epoch)
+    if tested is not None and test_every_epochs > 1:
+        say(tests_in_words(test_every_epochs))
     task = LocalizationTask(detector, steps, steps_per_epoch=steps_per_epoch, tested=tested)
-    lines = EpochLines(say)
+    lines = EpochLines(say, told=tested_epochs(out))
     best = BestEpoch(out / BEST) if tested is not None else None
     callbacks: list[Callback] = [lines] if best is None else [lines, best]
     machine = Machine()  # detectors are small: one device

@@ -8,7 +8,7 @@ import pytest
 
 from tada.errors import OptionError
 from tada.recipe import Recipe, load_recipe, named_recipes
-from tada.schedule import Numbers, epochs_between_tests, fitted, in_words, steps_of_epoch, tests_in_words
+from tada.schedule import Numbers, between_tests_in_words, epochs_between_tests, fitted, in_words, steps_of_epoch
 
 
 @pytest.mark.parametrize("num_clips", [1, 2, 3, 5, 9, 20, 25, 31, 33, 40, 64, 100, 146, 300, 1000, 10_001])
@@ -77,7 +77,7 @@ def test_what_is_done_with_the_clips_is_said() -> None:
 )
 def test_short_epochs_are_not_all_tested(epochs: int, steps: int, between: int) -> None:
     assert epochs_between_tests(epochs, steps) == between
-    assert f"after every {between} of them" in tests_in_words(between)
+    assert f"after every {between} of them" in between_tests_in_words(between)
     assert epochs % between == 0, "the last is"
 
 

@@ -84,7 +84,7 @@ from tada.run_folder import (
 )
 from tada.run_page import VALIDATION, read_curves, tested_epochs, write_run_page
 from tada.saved_states import CHECKPOINT
-from tada.schedule import epochs_between_tests, fitted, in_words, tests_in_words
+from tada.schedule import between_tests_in_words, epochs_between_tests, fitted, in_words
 from tada.several_labels import FEWEST, THRESHOLD, chosen_thresholds, positives_text
 from tada.speed import LoaderSpeed
 from tada.training_call import (
@@ -321,7 +321,7 @@ def train(
     steps_per_epoch = len(batches) // recipe.accumulate
     test_every_epochs = epochs_between_tests(recipe.numbers.epochs, steps_per_epoch)
     if validation is not None and test_every_epochs > 1:
-        say(tests_in_words(test_every_epochs))
+        say(between_tests_in_words(test_every_epochs))
     kind = ShardedRecognitionTask if machine.strategy == "fsdp" else RecognitionTask
     counts = [list(training.counts(i).values()) for i in range(len(training.heads))]
     task = kind(

@@ -165,7 +165,7 @@ def in_words(
     return line
 
 
-def tests_in_words(between: int) -> str:
+def between_tests_in_words(between: int) -> str:
     """That held-out clips are not tested after each epoch, in a line."""
     return f"epochs are short: the held-out videos are tested after every {between} of them"
 

@@ -83,7 +83,7 @@ from tada.run_folder import (
 )
 from tada.run_page import VALIDATION, tested_epochs, write_run_page
 from tada.saved_states import WholeFileCheckpoints
-from tada.schedule import epochs_between_tests, fitted, in_words, tests_in_words
+from tada.schedule import between_tests_in_words, epochs_between_tests, fitted, in_words
 
 BEST = Path("resume", "best.ckpt")
 _SHORTEST_STEPS = 2
@@ -235,7 +235,7 @@ def train_localizer(
     steps_per_epoch = len(batches) // steps.accumulate
     test_every_epochs = epochs_between_tests(steps.numbers.epochs, steps_per_epoch)
     if tested is not None and test_every_epochs > 1:
-        say(tests_in_words(test_every_epochs))
+        say(between_tests_in_words(test_every_epochs))
     task = LocalizationTask(detector, steps, steps_per_epoch=steps_per_epoch, tested=tested)
     lines = EpochLines(say, told=tested_epochs(out))
     best = BestEpoch(out / BEST) if tested is not None else None

@@ -122,7 +122,7 @@ def test_whole_numbers_of_a_recipe(wrong: dict[str, object], message: str) -> No
 
 
 def test_fewer_than_no_unreadable_videos(recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="skip_unreadable must be 0 or more, not -1"):
+    with pytest.raises(OptionError, match="skip_unreadable = -1 should be at least 0"):
         train(recipe, motion_videos, tmp_path / "run", skip_unreadable=-1, show_progress=False, say=silent)
     assert not (tmp_path / "run").exists()
 

@@ -35,10 +35,10 @@ from rich.table import Table
 
 import tada
 from tada.data.motion import MOTIONS
-from tada.evaluation import evaluate
 from tada.models.weights import load_model
-from tada.quickstart import draw_videos
-from tada.recognition import train
+from tada.recognition.evaluation import evaluate
+from tada.recognition.quickstart import draw_videos
+from tada.recognition.training import train
 
 MODEL = "tada2d_tiny"
 

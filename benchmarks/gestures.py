@@ -29,10 +29,10 @@ from rich.table import Table
 import tada
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views
-from tada.evaluation import evaluate
 from tada.models import create_model
-from tada.models.trained_part import train_only
-from tada.recognition import train
+from tada.recognition.evaluation import evaluate
+from tada.recognition.trained_part import train_only
+from tada.recognition.training import train
 
 DIRECTIONS = ("left", "right", "up", "down")
 

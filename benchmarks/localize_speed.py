@@ -26,15 +26,15 @@ import torch
 from rich.progress import Progress
 
 from tada.data.motion import MOTIONS, draw_motion
-from tada.localization.actionformer import ActionFormerConfig
-from tada.localization.annotations import LabelSet
-from tada.localization.detectors import ActionFormerDetector
-from tada.localization.extraction import ExtractionSettings, clip_outputs, clips_of, joined, settings_of
+from tada.localization.annotations.table import LabelSet
+from tada.localization.detectors.actionformer import ActionFormerConfig
+from tada.localization.detectors.detector import ActionFormerDetector
+from tada.localization.features.extraction import ExtractionSettings, clip_outputs, clips_of, joined, settings_of
 from tada.localization.localizer import Localizer, LocalizerCard
 from tada.localization.recipe import LocalizationRecipe
 from tada.models import create_model
 from tada.models.weights import ModelCard
-from tada.recognizer import Recognizer
+from tada.recognition.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video

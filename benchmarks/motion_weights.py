@@ -16,9 +16,9 @@ from pathlib import Path
 
 import tada
 from tada.data.motion import MOTIONS, STROKES, write_motion_videos
-from tada.evaluation import evaluate
 from tada.models.weights import load_model, save_model
-from tada.recognition import train
+from tada.recognition.evaluation import evaluate
+from tada.recognition.training import train
 
 PACKAGE = Path(tada.__file__).parent / "weights_data"
 # The eight motions are to be known for themselves; strokes are there so that the weights know more of real videos.

@@ -29,8 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import tada
 from tada.data.annotations import read_dataset
 from tada.data.motion import write_motion_videos
-from tada.evaluation import evaluate
-from tada.recognition import train
+from tada.recognition.evaluation import evaluate
+from tada.recognition.training import train
 
 HOSTS = ("slowonly_tiny", "r2plus1d_tiny", "r3d_tiny")
 

@@ -22,10 +22,10 @@ from rich.table import Table
 from torch import nn
 
 from tada.data.annotations import read_dataset
-from tada.evaluation import choose_videos, evaluate
 from tada.export import export
 from tada.models.weights import WEIGHTS_FILE
-from tada.recognizer import load
+from tada.recognition.evaluation import choose_videos, evaluate
+from tada.recognition.recognizer import load
 from tada.video.sampling import ClipSpec
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from tada.data.motion import draw_motions
-from tada.evaluation import evaluate
-from tada.recipe import Recipe
-from tada.recognition import train
-from tada.results import Evaluation
+from tada.recognition.evaluation import evaluate
+from tada.recognition.recipe import Recipe
+from tada.recognition.results import Evaluation
+from tada.recognition.training import train
 from tada.video.writer import write_video
 
 CLASSES = ("left", "right", "up", "down")

@@ -32,11 +32,11 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from forms import Form, build
-from tada.cli import main as tada
+from tada.commands.cli import main as tada
 from tada.data.motion import draw_motion
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
-from tada.recognizer import Recognizer
+from tada.recognition.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import normalise, test_crops

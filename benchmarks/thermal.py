@@ -28,19 +28,19 @@ from rich.console import Console
 from rich.table import Table
 
 import tada
-from tada.evaluation import evaluate
-from tada.localization.annotations import SegmentTable, read_segments
+from tada.localization.annotations.table import SegmentTable, read_segments
 from tada.localization.evaluation import evaluate_localizer
-from tada.localization.extraction import ExtractionSettings, extract
+from tada.localization.features.extraction import ExtractionSettings, extract
 from tada.localization.localizer import load_localizer
 from tada.localization.metrics import THUMOS_TIOUS
-from tada.localization.pipeline import match_videos
 from tada.localization.recipe import LocalizationRecipe
-from tada.localization.task import train_localizer
+from tada.localization.train_from_videos import match_videos
+from tada.localization.training import train_localizer
 from tada.localization.trimmed import cut_clips
 from tada.models.weights import CARD_FILE
-from tada.recognition import train
-from tada.recognizer import load
+from tada.recognition.evaluation import evaluate
+from tada.recognition.recognizer import load
+from tada.recognition.training import train
 
 FPS = 9  # of the recordings
 DETECTORS = {

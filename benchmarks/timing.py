@@ -33,7 +33,7 @@ from rich.progress import track
 from rich.table import Table
 
 from tada.errors import OptionError
-from tada.files import write_whole
+from tada.system.files import write_whole
 
 Run = Callable[[], object]
 Item = TypeVar("Item")

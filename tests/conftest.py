@@ -12,7 +12,7 @@ import torch
 from tada.data.motion import draw_motion, write_motion_videos
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
-from tada.recipe import Recipe
+from tada.recognition.recipe import Recipe
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 

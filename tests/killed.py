@@ -9,7 +9,7 @@ from pathlib import Path
 _WRITE = """
 import os, sys
 from pathlib import Path
-from tada.files import whole_file
+from tada.system.files import whole_file
 with whole_file(Path(sys.argv[1])) as part:
     part.write_bytes(b"half")
     print(part.name, flush=True)

@@ -31,7 +31,7 @@ from drawn_videos import draw_packed, draw_plain, draw_rotated, draw_trimmed, dr
 from tada.errors import VideoError
 from tada.models import create_model
 from tada.models.weights import ModelCard
-from tada.recognizer import Recognizer
+from tada.recognition.recognizer import Recognizer
 from tada.video.annotate import annotate_video
 from tada.video.reader import open_video, probe
 from tada.video.sampling import ClipSpec

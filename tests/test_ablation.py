@@ -12,13 +12,13 @@ import pytest
 import torch
 import yaml
 
-from tada.cli import main
+from tada.commands.cli import main
 from tada.errors import OptionError
 from tada.models import create_model
 from tada.models.tada2d import TAda2D
 from tada.models.weights import load_model
-from tada.recipe import Recipe, load_recipe, recipe_yaml
-from tada.recognition import train
+from tada.recognition.recipe import Recipe, load_recipe, recipe_yaml
+from tada.recognition.training import train
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
 
 _FILE = Path(__file__).parent.parent / "benchmarks" / "ablation.py"

@@ -21,17 +21,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tada.export
-from tada.cli import main
+from tada.commands.cli import main
 from tada.data.annotations import read_dataset
 from tada.data.identity import content_id
-from tada.data.known import write_run_list
+from tada.data.run_videos import write_run_list
 from tada.data.splits import Splits
 from tada.errors import CheckpointError, DataError, OptionError
-from tada.evaluation import evaluate
 from tada.export import TOLERANCE, Exported, export, largest_difference
 from tada.models import create_model, list_models
 from tada.models.weights import ModelCard, load_model, save_model
-from tada.recognizer import load
+from tada.recognition.evaluation import evaluate
+from tada.recognition.recognizer import load
 from tada.tadaconv import TemporalPool, pool_over_time
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video

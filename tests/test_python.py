@@ -24,13 +24,13 @@ from tada.data.table import Head
 from tada.errors import CheckpointError, DataError, OptionError, UnknownNameError
 from tada.export import export
 from tada.localization.localizer import Localization, LocalizedSegment, Localizer, load_localizer
-from tada.localization.pipeline import train_on_videos
 from tada.localization.recipe import LocalizationRecipe
-from tada.machine import Machine
+from tada.localization.train_from_videos import train_on_videos
 from tada.models.weights import packaged, packaged_names, read_weights
-from tada.prediction import ClipScores, Prediction
-from tada.recipe import Recipe
-from tada.results import UNKNOWN, Evaluation
+from tada.recognition.prediction import ClipScores, Prediction
+from tada.recognition.recipe import Recipe
+from tada.recognition.results import UNKNOWN, Evaluation
+from tada.system.devices import Machine
 from tada.video.reader import open_video
 
 
@@ -90,7 +90,7 @@ def test_no_module_hides_a_verb() -> None:
     """``import tada.X`` would put a module in the place of the function X."""
     modules = {path.stem for path in Path(tada.__file__).parent.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert not modules & set(tada.__all__)
-    code = "import tada, tada.recognizer, tada.loading; assert callable(tada.predict), tada.predict"
+    code = "import tada, tada.recognition.recognizer, tada.loading; assert callable(tada.predict), tada.predict"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(ModuleNotFoundError, match=r"tada\.predict"):
         __import__("tada.predict")

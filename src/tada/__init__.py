@@ -47,18 +47,18 @@ if TYPE_CHECKING:
 
     from tada.adaptation import AdaptReport, adapt
     from tada.errors import UserError
-    from tada.evaluation import evaluate
-    from tada.explanation import Explanation
     from tada.loading import load, predict
     from tada.localization.localizer import Localization, Localizer
     from tada.models import list_models
     from tada.models.hub import push_to_hub
-    from tada.models.initial import create_model
-    from tada.prediction import Prediction
-    from tada.recipe import Recipe, load_recipe
-    from tada.recognition import train
-    from tada.recognizer import Recognizer
-    from tada.results import Evaluation
+    from tada.models.pretrained import create_model
+    from tada.recognition.evaluation import evaluate
+    from tada.recognition.explanation import Explanation
+    from tada.recognition.prediction import Prediction
+    from tada.recognition.recipe import Recipe, load_recipe
+    from tada.recognition.recognizer import Recognizer
+    from tada.recognition.results import Evaluation
+    from tada.recognition.training import train
     from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
     from tada.video.sampling import ClipSpec
 
@@ -93,27 +93,27 @@ __all__ = [
 _HOME = {
     "AdaptReport": "tada.adaptation",
     "ClipSpec": "tada.video.sampling",
-    "Evaluation": "tada.results",
-    "Explanation": "tada.explanation",
+    "Evaluation": "tada.recognition.results",
+    "Explanation": "tada.recognition.explanation",
     "Localization": "tada.localization.localizer",
     "Localizer": "tada.localization.localizer",
-    "Prediction": "tada.prediction",
-    "Recipe": "tada.recipe",
-    "Recognizer": "tada.recognizer",
+    "Prediction": "tada.recognition.prediction",
+    "Recipe": "tada.recognition.recipe",
+    "Recognizer": "tada.recognition.recognizer",
     "Routing": "tada.tadaconv",
     "TAdaConv2d": "tada.tadaconv",
     "TAdaConv3d": "tada.tadaconv",
     "TemporalAggregation": "tada.tadaconv",
     "UserError": "tada.errors",
     "adapt": "tada.adaptation",
-    "create_model": "tada.models.initial",
-    "evaluate": "tada.evaluation",
+    "create_model": "tada.models.pretrained",
+    "evaluate": "tada.recognition.evaluation",
     "list_models": "tada.models",
     "load": "tada.loading",
-    "load_recipe": "tada.recipe",
+    "load_recipe": "tada.recognition.recipe",
     "predict": "tada.loading",
     "push_to_hub": "tada.models.hub",
-    "train": "tada.recognition",
+    "train": "tada.recognition.training",
 }
 
 

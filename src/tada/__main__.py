@@ -14,13 +14,13 @@ def main() -> None:
     """Run the command that was asked for, and end the process."""
     if callable(signal.getsignal(signal.SIGINT)):  # not where this process was started to ignore it
         signal.signal(signal.SIGINT, _end_at_once)
-    from tada.interruption import end, say_last_words, told, watching
-    from tada.terminal import occupy_closed_streams
+    from tada.system.signals import end, say_last_words, told, watching
+    from tada.system.terminal import occupy_closed_streams
 
     occupy_closed_streams()
     try:
         with watching():
-            from tada.cli import main as run
+            from tada.commands.cli import main as run
 
             code = run()
     except BaseException:

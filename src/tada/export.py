@@ -33,16 +33,12 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from tada.data.annotations import read_dataset
 from tada.data.clips import Views, read_views
-from tada.data.known import read_run_list, splits_of, with_contents
+from tada.data.run_videos import read_run_list, splits_of, with_contents
 from tada.data.splits import MOST_PARTS
 from tada.data.table import VideoTable
 from tada.errors import DataError, OptionError, VideoError, counted
-from tada.evaluation import choose_videos, evaluate, with_fps_of_run
-from tada.files import scratch_folder, write_whole, writing
-from tada.interruption import last_chance
 from tada.loading import load
-from tada.locks import holds_file
-from tada.models.exported import (
+from tada.models.onnx_model import (
     CARD_ENTRY,
     INPUT,
     ONNX_SUFFIX,
@@ -53,9 +49,13 @@ from tada.models.exported import (
     open_session,
 )
 from tada.models.weights import write_card
-from tada.progress import Work
-from tada.recognizer import Recognizer
-from tada.results import Evaluation
+from tada.recognition.evaluation import choose_videos, evaluate, with_fps_of_run
+from tada.recognition.recognizer import Recognizer
+from tada.recognition.results import Evaluation
+from tada.system.files import scratch_folder, write_whole, writing
+from tada.system.locks import holds_file
+from tada.system.progress import Work
+from tada.system.signals import last_chance
 from tada.video.sampling import ClipSpec
 from tada.video.transforms import MEAN, STD, normalise
 

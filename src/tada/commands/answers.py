@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from textwrap import indent
 from typing import Any, Generic, TypeVar
 
-from tada.terminal import cut_middle, fitted_lines, print_text, printable, screen_size
+from tada.system.terminal import cut_middle, fitted_lines, print_text, printable, screen_size
 
 Answer = TypeVar("Answer")
 

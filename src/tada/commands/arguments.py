@@ -20,12 +20,12 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namesp
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from tada.errors import OptionError, UserError, VideoError
-from tada.files import distinct_names, try_folder
-from tada.interruption import last_chance
-from tada.machine import is_first_process
-from tada.progress import Work
-from tada.recipe import Recipe, check_recipe, find_recipe
-from tada.terminal import printable
+from tada.recognition.recipe import Recipe, check_recipe, find_recipe
+from tada.system.devices import is_first_process
+from tada.system.files import distinct_names, try_folder
+from tada.system.progress import Work
+from tada.system.signals import last_chance
+from tada.system.terminal import printable
 
 if TYPE_CHECKING:
     from tada.data.table import VideoTable
@@ -91,7 +91,7 @@ def rate_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed:
     Raises:
         OptionError: there is no rate, and it is needed; there are no such folders, while it is given; or it is none.
     """
-    from tada.recipe import fps_of_run
+    from tada.recognition.recipe import fps_of_run
     from tada.video.frames import check_rate
 
     check_rate(paths, fps)
@@ -306,7 +306,7 @@ def picture_files(folder: Path | None, videos: Sequence[str]) -> dict[str, Path]
     """
     if folder is None:
         return {}
-    from tada.plots import is_ours
+    from tada.display.plots import is_ours
 
     try_folder(folder)
     pictures = {video: folder / f"{name}.png" for video, name in distinct_names(videos).items()}

@@ -10,8 +10,8 @@ from jsonargparse.typing import PositiveInt
 
 from tada.commands.arguments import Command, add_data, add_fps, read_data, report_failures
 from tada.errors import counted
-from tada.interruption import advise
-from tada.terminal import markup_cell, printable, say
+from tada.system.signals import advise
+from tada.system.terminal import markup_cell, printable, say
 
 if TYPE_CHECKING:
     from tada.data.check import CheckReport

@@ -11,9 +11,9 @@ from jsonargparse.typing import PositiveInt
 
 from tada.commands.arguments import Command, add_data, add_workers, read_data
 from tada.errors import UserError, counted
-from tada.interruption import advise
-from tada.recipe import EXPECTED, find_recipe, load_recipe, named_recipes
-from tada.terminal import say
+from tada.recognition.recipe import EXPECTED, find_recipe, load_recipe, named_recipes
+from tada.system.signals import advise
+from tada.system.terminal import say
 from tada.video.sampling import ClipSpec
 
 
@@ -164,7 +164,7 @@ def _doctor_arguments(parser: ArgumentParser) -> None:
 
 def _doctor(options: Namespace) -> int:
     """Look at this machine: what it has, what is missing."""
-    from tada.doctor import examine
+    from tada.commands.doctor import examine
 
     checks = examine()
     for check in checks:

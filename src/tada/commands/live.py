@@ -14,12 +14,12 @@ from jsonargparse import ArgumentParser, Namespace
 from tada.commands.arguments import say_aside
 from tada.commands.streaming import Latencies, check_one_source, check_only_for, latencies_in_words, stopping
 from tada.errors import counted
-from tada.progress import Work
-from tada.terminal import is_screen, print_text, printable
+from tada.system.progress import Work
+from tada.system.terminal import is_screen, print_text, printable
 
 if TYPE_CHECKING:
-    from tada.live import LiveLook, LiveSettings
-    from tada.recognizer import Recognizer
+    from tada.recognition.recognizer import Recognizer
+    from tada.recognition.streaming import LiveLook, LiveSettings
 
 _SETTINGS = ("every_seconds", "smooth_seconds", "settle_seconds", "min_score")
 _ONLY_FOR_STREAMS = (*_SETTINGS, "idle_seconds", "skip_late")
@@ -61,7 +61,7 @@ def check_live_options(options: Namespace, videos: Sequence[str]) -> None:
 
 def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> int:
     """Print what a recogniser sees in a stream, until it ends or is interrupted."""
-    from tada.live import LiveSettings, recognize_stream
+    from tada.recognition.streaming import LiveSettings, recognize_stream
     from tada.video.stream import FrameStream
 
     idle = {} if options.idle_seconds is None else {"idle_seconds": options.idle_seconds}
@@ -153,7 +153,7 @@ def _write_json(source: str, top: int) -> Callable[[LiveLook], None]:
 
 
 def _write_csv(source: str, top: int) -> Callable[[LiveLook], None]:
-    from tada.data.rows import guarded
+    from tada.data.csv_rows import guarded
 
     writer = csv.writer(SimpleNamespace(write=print_text), lineterminator="\n")
     writer.writerow(["video", "event", "seconds", "label", "score", "behind_seconds", "latency_seconds"])

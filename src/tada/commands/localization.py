@@ -30,16 +30,16 @@ from tada.commands.arguments import (
 )
 from tada.commands.streaming import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError, counted
-from tada.files import check_not_there
-from tada.interruption import advise
 from tada.localization.recipe import LocalizationRecipe
-from tada.locks import held_folder
-from tada.progress import Work, track
-from tada.recipe import METRICS_FILE, RECIPE_FILE, load_recipe, typed_recipe
-from tada.terminal import command_line, markup_cell, say
+from tada.recognition.recipe import METRICS_FILE, RECIPE_FILE, load_recipe, typed_recipe
+from tada.system.files import check_not_there
+from tada.system.locks import held_folder
+from tada.system.progress import Work, track
+from tada.system.signals import advise
+from tada.system.terminal import command_line, markup_cell, say
 
 if TYPE_CHECKING:
-    from tada.localization.annotations import UntrimmedVideo
+    from tada.localization.annotations.table import UntrimmedVideo
     from tada.localization.evaluation import LocalizationEvaluation
     from tada.localization.localizer import Localization
 
@@ -74,10 +74,10 @@ def _extract(options: Namespace) -> int:
 
     They are for `tada localize train --features`, or other work.
     """
-    from tada.localization.extraction import ExtractionSettings, extract
+    from tada.localization.annotations.video_names import videos_by_name
+    from tada.localization.features.extraction import ExtractionSettings, extract
     from tada.localization.localizer import CARD_FILE, load_localizer
-    from tada.localization.video_names import videos_by_name
-    from tada.recognizer import find_videos, load
+    from tada.recognition.recognizer import find_videos, load
 
     if (Path(options.run) / CARD_FILE).exists():
         recognizer, settings = load_localizer(options.run, device=options.device).feature_maker()
@@ -158,7 +158,7 @@ def _localize(options: Namespace) -> int:
     failures = []
     with reported(answers.end):
         from tada.localization.localizer import load_localizer
-        from tada.recognizer import find_videos
+        from tada.recognition.recognizer import find_videos
 
         paths = find_videos(options.videos, say_aside)
         pictures = picture_files(options.plots, paths)
@@ -203,8 +203,8 @@ def _truths(
     segments: Path | None, paths: Sequence[str], fps: float | None
 ) -> tuple[dict[str, UntrimmedVideo], dict[str, list[str]]]:
     """What a list says of some videos, by their paths, and the classes of its segments; nothing without a list."""
-    from tada.localization.annotations import named_like, read_segments
-    from tada.localization.video_names import videos_by_name
+    from tada.localization.annotations.table import named_like, read_segments
+    from tada.localization.annotations.video_names import videos_by_name
 
     if segments is None:
         return {}, {}
@@ -354,9 +354,9 @@ def _localize_train(options: Namespace) -> int:
         raise UserError("--classifier and --leave-out go with --features; with --videos the backbone names segments")
     if options.features is not None and options.fps is not None:
         raise UserError("--fps is for folders of frames among --videos: features have times of their own")
-    from tada.localization.pipeline import train_on_videos
-    from tada.localization.task import train_localizer
-    from tada.recognizer import load
+    from tada.localization.train_from_videos import train_on_videos
+    from tada.localization.training import train_localizer
+    from tada.recognition.recognizer import load
 
     recipe = typed_recipe({field.name: options[field.name] for field in fields(LocalizationRecipe)}, LocalizationRecipe)
     out = options.resume or options.out
@@ -479,12 +479,12 @@ def _localize_evaluate(options: Namespace) -> int:
 
 
 def _measure(options: Namespace, out: Path | None) -> int:
+    from tada.display.page import PAGE
     from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
     from tada.localization.localizer import load_localizer
     from tada.localization.metrics import PRESETS
-    from tada.localization.pipeline import features_for
     from tada.localization.report import write_report
-    from tada.page import PAGE
+    from tada.localization.train_from_videos import features_for
 
     thresholds: dict[str, float] = {}
     tious = PRESETS[options.preset]
@@ -590,9 +590,9 @@ def _localize_import(options: Namespace) -> int:
 
     They are told the times at which they were taken.
     """
-    from tada.localization.annotations import read_segments
-    from tada.localization.grid import FeatureGrid
-    from tada.localization.importing import import_features
+    from tada.localization.annotations.table import read_segments
+    from tada.localization.features.grid import FeatureGrid
+    from tada.localization.features.importing import import_features
 
     durations = None
     if options.segments is not None:

@@ -39,22 +39,22 @@ from tada.commands.arguments import (
 )
 from tada.commands.live import add_live, check_live_options, recognize_live
 from tada.errors import OptionError, UserError, VideoError
-from tada.files import check_not_there, try_file, try_folder, write_whole
-from tada.interruption import advise
-from tada.intervals import accuracy_interval
-from tada.locks import held_folder
-from tada.machine import Machine, is_first_process
-from tada.progress import Work, track
-from tada.recipe import METRICS_FILE, RECIPE_FILE, Recipe, recipe_of
-from tada.terminal import command_line, markup_cell, printable, say
+from tada.recognition.intervals import accuracy_interval
+from tada.recognition.recipe import METRICS_FILE, RECIPE_FILE, Recipe, recipe_of
+from tada.system.devices import Machine, is_first_process
+from tada.system.files import check_not_there, try_file, try_folder, write_whole
+from tada.system.locks import held_folder
+from tada.system.progress import Work, track
+from tada.system.signals import advise
+from tada.system.terminal import command_line, markup_cell, printable, say
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from tada.data.clips import Views
-    from tada.prediction import ClipScores, Prediction
-    from tada.recognizer import Recognizer
-    from tada.results import Evaluation
+    from tada.recognition.prediction import ClipScores, Prediction
+    from tada.recognition.recognizer import Recognizer
+    from tada.recognition.results import Evaluation
 
 
 def _quickstart_arguments(parser: ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def _quickstart(options: Namespace) -> int:
 
     The videos show motion, which one of the models cannot see. It takes a few minutes.
     """
-    from tada.quickstart import quickstart
+    from tada.recognition.quickstart import quickstart
 
     advise(lambda state: f"{options.out} is not whole: remove it before the next try, or choose another --out")
     quickstart(options.out, seed=options.seed, say=say)
@@ -138,7 +138,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
 def _train(options: Namespace) -> int:
     """Train a model on your videos."""
     advise(lambda state: _way_on(options, state))
-    from tada.recognition import train
+    from tada.recognition.training import train
 
     result = train(
         recipe_of({field.name: options[field.name] for field in fields(Recipe)}),
@@ -246,7 +246,7 @@ def _evaluate(options: Namespace) -> int:
     Or score the reports of earlier tests again, or join them (--scores).
     """
     from tada.data.clips import Views
-    from tada.results import NUMBERS_FILE
+    from tada.recognition.results import NUMBERS_FILE
 
     advise(lambda state: "no report was written")
     views = Views.parse(options.views)
@@ -270,7 +270,7 @@ def _evaluate(options: Namespace) -> int:
 
 def _report_folder(options: Namespace) -> Path:
     """Where the report goes."""
-    from tada.results import find_scores
+    from tada.recognition.results import find_scores
 
     if options.scores:
         if options.run is not None:
@@ -289,7 +289,7 @@ def _report_folder(options: Namespace) -> Path:
 
 
 def _tested(options: Namespace, views: Views) -> Evaluation:
-    from tada.evaluation import evaluate
+    from tada.recognition.evaluation import evaluate
 
     return evaluate(
         options.run,
@@ -308,7 +308,7 @@ def _tested(options: Namespace, views: Views) -> Evaluation:
 
 
 def _rescored(options: Namespace) -> Evaluation:
-    from tada.results import ensemble, load_scores
+    from tada.recognition.results import ensemble, load_scores
 
     return ensemble([load_scores(path) for path in options.scores])
 
@@ -317,7 +317,7 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
     """Print the numbers, then write them; a report that is scored again is there already."""
     metrics = result.shown_metrics()
     if options.epic is not None:
-        from tada.epic import challenge_metrics, read_subsets
+        from tada.recognition.epic_challenge import challenge_metrics, read_subsets
 
         metrics = challenge_metrics(result, read_subsets(options.epic))
     try:
@@ -359,14 +359,14 @@ def _write_report(
     result: Evaluation, metrics: Mapping[str, float], out: Path, options: Namespace, *, is_new: bool
 ) -> None:
     if options.challenge is not None:
-        from tada.epic import write_challenge
+        from tada.recognition.epic_challenge import write_challenge
 
         write_challenge(result, options.challenge)
         say(f"the challenge's JSON is in {options.challenge}: zip it as test.json")
 
     def write_more(folder: Path) -> None:
-        from tada.report import write_test_page
-        from tada.results import CHALLENGE_FILE
+        from tada.recognition.report import write_test_page
+        from tada.recognition.results import CHALLENGE_FILE
 
         if options.epic is not None:
             write_whole(folder / CHALLENGE_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
@@ -461,7 +461,7 @@ def _predict(options: Namespace) -> int:
     predictions: list[Prediction] = []
     failures = []
     with reported(answers.end):
-        from tada.recognizer import find_videos
+        from tada.recognition.recognizer import find_videos
 
         run, names = _asked(options)
         paths = find_videos(names, say_aside)
@@ -515,7 +515,7 @@ def _asked(options: Namespace) -> tuple[str, list[str]]:
 def _loaded(run: str, options: Namespace) -> Recognizer:
     import torch
 
-    from tada.recognizer import load
+    from tada.recognition.recognizer import load
 
     dtype = torch.bfloat16 if options.precision == "bf16" else None
     return load(run, device=options.device, dtype=dtype, compile=options.compile)
@@ -523,7 +523,7 @@ def _loaded(run: str, options: Namespace) -> Recognizer:
 
 def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[str]) -> dict[str, Path]:
     """The folder for what explains each video, where that is asked for; what is wrong with them is said before work."""
-    from tada.files import distinct_names
+    from tada.system.files import distinct_names
 
     if options.explain is None:
         if options.explain_label is not None:
@@ -538,8 +538,8 @@ def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[st
 
 def _form(form: str, top: int, paths: Sequence[str], *, several: bool) -> Form[Prediction]:
     """How answers are printed, for each value of --format."""
-    from tada.prediction import predictions_csv
-    from tada.several_labels import NONE
+    from tada.data.multi_label import NONE
+    from tada.recognition.prediction import predictions_csv
 
     def scores(prediction: Prediction, clip: ClipScores | None = None) -> list[str]:
         """The most probable classes; of several labels those over their thresholds, or that there are none."""

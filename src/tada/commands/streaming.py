@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from tada.errors import EmptyFileError, UserError, counted
-from tada.interruption import deferring
-from tada.progress import Work
-from tada.terminal import is_screen, print_text, printable
+from tada.system.progress import Work
+from tada.system.signals import deferring
+from tada.system.terminal import is_screen, print_text, printable
 
 if TYPE_CHECKING:
     from tada.localization.localizer import Localizer

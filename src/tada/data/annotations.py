@@ -8,7 +8,7 @@
                                         in the place of label. Several labels of a video: parted by semicolons
                                         (wave;walk), or a column for each class (path,wave,walk) with 1 or 0
     DATA.txt                            a video and its class in each line: see ``tada.data.plain_lists``
-    DATA                                annotations as they are published: see ``tada.data.lists``
+    DATA                                annotations as they are published: see ``tada.data.published_formats``
 
 Everything is checked before training starts: no video is opened here, but each must be there once, in one split,
 with a label that training meets too. Paths stay inside one folder, the CSV file's own or ``root``; links inside it
@@ -16,7 +16,7 @@ are followed.
 
 The table's paths are absolute, so that they hold in every folder, but links in them stay what the user calls them:
 messages, reports and the choice of what is held out go by these names. Whether two files are the same is never asked
-of their names (``tada.data.known``).
+of their names (``tada.data.run_videos``).
 """
 
 from __future__ import annotations
@@ -28,10 +28,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tada.data.lists import COLUMNS as PUBLISHED_COLUMNS
-from tada.data.plain_lists import plain_lists, read_plain
-from tada.data.published import find_published, read_published
-from tada.data.rows import (
+from tada.data.csv_rows import (
     OtherSpellings,
     absolute_path,
     class_names,
@@ -45,6 +42,9 @@ from tada.data.rows import (
     required,
     segment,
 )
+from tada.data.plain_lists import plain_lists, read_plain
+from tada.data.published import find_published, read_published
+from tada.data.published_formats import COLUMNS as PUBLISHED_COLUMNS
 from tada.data.table import (
     ACTION,
     SPLIT_OF,
@@ -60,7 +60,7 @@ from tada.data.table import (
     with_fps,
 )
 from tada.errors import DataError, OptionError, why_unread
-from tada.files import whole_file
+from tada.system.files import whole_file
 from tada.video.numbered import VIDEO_EXTENSIONS, check_fps, is_frame_folder, numbered_pictures
 
 _MEANINGS = {"video": "path", "start": "start_seconds", "end": "end_seconds"}
@@ -70,7 +70,7 @@ _KNOWN_COLUMNS = frozenset(
 SEPARATOR = ";"
 """What parts several labels of a video in the cell of a label."""
 IDENTITY_COLUMNS = ("content", "original", "mtime_ns")
-"""What a run's list says of its files, beside the columns that are read here (``tada.data.known``)."""
+"""What a run's list says of its files, beside the columns that are read here (``tada.data.run_videos``)."""
 
 
 def read_dataset(data: Path, *, root: Path | None = None, fold: int = 1, fps: float | None = None) -> VideoTable:

@@ -22,16 +22,16 @@ from typing import Any
 
 import numpy as np
 
+from tada.data.csv_rows import guarded
 from tada.data.identity import sha256_of
-from tada.data.rows import guarded
 from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
 from tada.data.workers import Lost, in_processes
-from tada.documents import parse_json, read_json, typed
 from tada.errors import OptionError, VideoError, counted
-from tada.files import check_not_there, whole_file, write_whole, writing
-from tada.locks import holds
-from tada.machine import check_num_workers
-from tada.progress import track
+from tada.system.devices import check_num_workers
+from tada.system.documents import parse_json, read_json, typed
+from tada.system.files import check_not_there, whole_file, write_whole, writing
+from tada.system.locks import holds
+from tada.system.progress import track
 from tada.video.frames import check_pictures, open_footage
 from tada.video.numbered import FrameFolder, frame_folder
 from tada.video.sampling import segment_frames

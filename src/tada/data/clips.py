@@ -28,7 +28,7 @@ from tada.data.loader import VideoLoader, note_reading
 from tada.data.table import LabelledVideo, VideoTable, stamp_of, targets_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError, counted
-from tada.schedule import LastBatch, steps_of_epoch
+from tada.training.schedule import LastBatch, steps_of_epoch
 from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
 from tada.video.frames import OpenVideo, no_rate, open_footage, probe_footage
 from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from tada.progress import track
+from tada.system.progress import track
 from tada.video.numbered import numbered_pictures
 
 PART_BYTES = 64 * 1024

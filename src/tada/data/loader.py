@@ -24,11 +24,11 @@ from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from tada.data.parcels import Packer, Parcel, Unpacker
+from tada.data.shared_batches import Packer, Parcel, Unpacker
 from tada.data.workers import end_with_parent, exit_in_words
 from tada.errors import UserError, WorkerLostError
-from tada.interruption import SIGNALS
-from tada.progress import of_worker
+from tada.system.progress import of_worker
+from tada.system.signals import SIGNALS
 
 _SLOT_BYTES = 4096  # of a path, as file systems allow
 

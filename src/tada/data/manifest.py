@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from tada.data.identity import sha256_identity
-from tada.documents import parse_json, typed
+from tada.system.documents import parse_json, typed
 
 MANIFEST = "manifest.jsonl"
 COPIES = "videos"

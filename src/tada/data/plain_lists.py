@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tada.data.rows import class_number, text_lines
+from tada.data.csv_rows import class_number, text_lines
 from tada.data.table import SPLIT_OF, composed, listed
 from tada.errors import DataError
 from tada.video.numbered import VIDEO_EXTENSIONS

@@ -33,12 +33,12 @@ from tada.data.identity import content_id, content_ids, sha256_of
 from tada.data.manifest import COPIES, MANIFEST, Copy, originals_among, read_manifest
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
-from tada.documents import read_json
 from tada.errors import DataError, OptionError, OutputError, VideoError, counted, why_unread
-from tada.files import remove_dead_parts, write_whole, writing
-from tada.locks import holds
-from tada.machine import check_num_workers
-from tada.progress import track
+from tada.system.devices import check_num_workers
+from tada.system.documents import read_json
+from tada.system.files import remove_dead_parts, write_whole, writing
+from tada.system.locks import holds
+from tada.system.progress import track
 from tada.video.frames import OpenVideo, no_rate, open_footage
 from tada.video.sampling import average_fps
 from tada.video.writer import write_video

@@ -1,4 +1,4 @@
-"""Published data sets: their lists (``tada.data.lists``), and the videos that are there of them.
+"""Published data sets: their lists (``tada.data.published_formats``), and the videos that are there of them.
 
 A list names videos by their ids; the files are looked for anywhere below one folder, by the id in front of their
 ending, so that all the layouts in which copies come, and webm, avi or mp4, are found.
@@ -14,8 +14,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tada.data.lists import COLUMNS, FORMS, Entry
-from tada.data.rows import absolute_path, csv_columns, ignored_columns
+from tada.data.csv_rows import absolute_path, csv_columns, ignored_columns
+from tada.data.published_formats import COLUMNS, FORMS, Entry
 from tada.data.table import (
     SPLIT_OF,
     LabelledVideo,

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tada.documents import MAX_LIST_BYTES, read_json
 from tada.errors import DataError
+from tada.system.documents import MAX_LIST_BYTES, read_json
 
 _FORM = 'expected JSON with "class": the names, and "results": for each video as many numbers'
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tada.data.table import listed
-from tada.documents import MAX_LIST_BYTES, read_json
 from tada.errors import DataError
-from tada.files import check_not_there, write_whole, writing
-from tada.localization.annotations import LabelSet, SegmentTable, named_like, read_segments, with_durations
-from tada.localization.features import FeatureFolder
-from tada.localization.forms import read_names
+from tada.localization.annotations.formats import read_names
+from tada.localization.annotations.table import LabelSet, SegmentTable, named_like, read_segments, with_durations
+from tada.localization.features.folder import FeatureFolder
 from tada.localization.localizer import Localizer, results_of
 from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
 from tada.localization.naming import check_naming, scores_for
 from tada.localization.trained_videos import TrainedVideos, choose_tested, of_tested_split
-from tada.progress import track
+from tada.system.documents import MAX_LIST_BYTES, read_json
+from tada.system.files import check_not_there, write_whole, writing
+from tada.system.progress import track
 
 NUMBERS_FILE = "evaluation.json"
 """What is written last into a report's folder; the page is written by ``tada.localization.report``."""

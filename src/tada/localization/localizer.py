@@ -22,26 +22,26 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from tada.calls import checked
-from tada.data.rows import guarded
-from tada.documents import read_json, typed
+from tada.data.csv_rows import guarded
+from tada.display.notebook import Bar, results_html, timeline_html
+from tada.display.plots import save_timeline
 from tada.errors import CheckpointError, OptionError, counted
-from tada.files import write_whole
-from tada.localization.annotations import LabelSet, UntrimmedVideo
-from tada.localization.detections import Detections
-from tada.localization.detectors import ActionFormerDetector, BMNDetector, detector_of
-from tada.localization.extraction import ExtractionSettings, extract_video
-from tada.localization.features import VideoFeatures
-from tada.localization.grid import FeatureGrid
+from tada.localization.annotations.table import LabelSet, UntrimmedVideo
+from tada.localization.detectors.detections import Detections
+from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector, detector_of
+from tada.localization.features.extraction import ExtractionSettings, extract_video
+from tada.localization.features.folder import VideoFeatures
+from tada.localization.features.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
-from tada.machine import find_device
 from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
 from tada.models.weights import check_fits, read_bytes, restore, save_model
-from tada.notebook import Bar, results_html, timeline_html
-from tada.plots import save_timeline
-from tada.recipe import read_recipe
-from tada.recognizer import Recognizer, load
-from tada.terminal import printable
+from tada.recognition.recipe import read_recipe
+from tada.recognition.recognizer import Recognizer, load
+from tada.system.calls import checked
+from tada.system.devices import find_device
+from tada.system.documents import read_json, typed
+from tada.system.files import write_whole
+from tada.system.terminal import printable
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
 from tada.video.inputs import VideoSource, is_one_video, source_of

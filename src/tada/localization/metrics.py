@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import DataError, OptionError
-from tada.localization.events import Events, ground_truth_events, predicted_events, without_faulty
-from tada.localization.forms import NUM_EPIC_NOUNS, parse_seconds
-from tada.localization.segments import Floats, Ints, tiou, tiou_of_pairs
+from tada.localization.annotations.formats import NUM_EPIC_NOUNS, parse_seconds
+from tada.localization.detectors.segments import Floats, Ints, tiou, tiou_of_pairs
+from tada.localization.metric_inputs import Events, ground_truth_events, predicted_events, without_faulty
 
 ANET_TIOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 """ActivityNet and HACS. Written out: numpy's linspace gives 0.8999999999999999."""

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from tada.errors import DataError, OptionError
-from tada.localization.annotations import LabelSet, UntrimmedVideo
-from tada.localization.bmn import at_times
+from tada.localization.annotations.table import LabelSet, UntrimmedVideo
 from tada.localization.classifiers import VideoScores, read_video_scores
-from tada.localization.detections import Detections
-from tada.localization.features import FeatureFolder, VideoFeatures
-from tada.localization.grid import FeatureGrid
+from tada.localization.detectors.bmn import at_times
+from tada.localization.detectors.detections import Detections
+from tada.localization.detectors.segments import Floats
+from tada.localization.features.folder import FeatureFolder, VideoFeatures
+from tada.localization.features.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
-from tada.localization.segments import Floats
 
 _NUM_POINTS = 6
 _NUM_CLASSES = 2

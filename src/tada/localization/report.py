@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from tada.display.page import Picture, Section, Table, write_page
+from tada.display.plots import save_bars, save_stacks, save_timeline
 from tada.errors import DataError, counted
-from tada.files import scratch_folder
-from tada.localization.annotations import SegmentTable
+from tada.localization.annotations.table import SegmentTable
+from tada.localization.detectors.segments import tiou
 from tada.localization.evaluation import score
 from tada.localization.metrics import DetectionScores
-from tada.localization.segments import tiou
-from tada.page import Picture, Section, Table, write_page
-from tada.plots import save_bars, save_stacks, save_timeline
+from tada.system.files import scratch_folder
 
 KINDS = ("right", "duplicate", "wrong class", "boundary", "background", "missed")
 _FOUND, _NEAR = 0.5, 0.1  # overlaps

@@ -31,13 +31,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tada.ahead import Ahead
 from tada.errors import OptionError
-from tada.localization.detections import Detections
-from tada.localization.detectors import RollingView
-from tada.localization.extraction import ExtractionSettings, clip_outputs, frame_crops, joined
+from tada.localization.detectors.detections import Detections
+from tada.localization.detectors.detector import RollingView
+from tada.localization.detectors.segments import Floats, tiou
+from tada.localization.features.extraction import ExtractionSettings, clip_outputs, frame_crops, joined
 from tada.localization.localizer import LocalizedSegment, Localizer
-from tada.localization.segments import Floats, tiou
+from tada.video.prefetch import Ahead
 from tada.video.sampling import ClipSpec
 from tada.video.stream import FrameStream, LiveFrame
 

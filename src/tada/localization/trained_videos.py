@@ -14,19 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from tada.data.csv_rows import csv_rows, guarded
 from tada.data.identity import size_of
-from tada.data.known import KnownVideo, add_sha256, line_of_namesakes, sha256_identities, splits_of
-from tada.data.rows import csv_rows, guarded
+from tada.data.run_videos import KnownVideo, add_sha256, line_of_namesakes, sha256_identities, splits_of
 from tada.data.table import listed
-from tada.documents import read_json
 from tada.errors import DataError, counted
-from tada.files import write_whole
-from tada.localization.annotations import VAL_FRACTION, SegmentTable, with_splits
-from tada.localization.features import FeatureFolder
-from tada.localization.forms import split_name
+from tada.localization.annotations.formats import split_name
+from tada.localization.annotations.table import VAL_FRACTION, SegmentTable, with_splits
+from tada.localization.features.folder import FeatureFolder
+from tada.localization.features.sources import Source
 from tada.localization.recipe import LocalizationRecipe
-from tada.localization.sources import Source
-from tada.recipe import recipe_of_run
+from tada.recognition.recipe import recipe_of_run
+from tada.system.documents import read_json
+from tada.system.files import write_whole
 
 VIDEOS_FILE, DATA_FILE = "videos.csv", "data.json"
 _COLUMNS = ("video", "split", "content", "path")

@@ -22,15 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.data.annotations import read_dataset
-from tada.data.rows import guarded
+from tada.data.csv_rows import guarded
 from tada.data.table import VideoTable, listed
-from tada.documents import MAX_LIST_BYTES, read_json, typed
 from tada.errors import DataError, VideoError
-from tada.files import write_whole
-from tada.localization.annotations import SegmentTable, UntrimmedVideo
-from tada.localization.sources import Source
-from tada.locks import holds
-from tada.progress import track
+from tada.localization.annotations.table import SegmentTable, UntrimmedVideo
+from tada.localization.features.sources import Source
+from tada.system.documents import MAX_LIST_BYTES, read_json, typed
+from tada.system.files import write_whole
+from tada.system.locks import holds
+from tada.system.progress import track
 from tada.video.frames import OpenVideo, open_footage
 from tada.video.transforms import shrink_to
 from tada.video.writer import write_video

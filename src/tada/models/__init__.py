@@ -7,9 +7,8 @@ from dataclasses import fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tada.calls import checked
 from tada.errors import OptionError, UnknownNameError
-from tada.models.hosts import (
+from tada.models.resnet3d import (
     Host,
     HostConfig,
     r2plus1d_r50,
@@ -45,6 +44,7 @@ from tada.models.tadaconvnext import (
     tadaconvnext_s,
     tadaconvnext_t,
 )
+from tada.system.calls import checked
 
 Network = TAda2D | TAdaConvNeXt | Host
 
@@ -98,7 +98,7 @@ _OPTIONS = {
 def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = None, **options: Any) -> Network:
     """Build the network called ``name``, its weights drawn for training from scratch.
 
-    ``tada.create_model`` can give it trained weights, too (``tada.models.initial``).
+    ``tada.create_model`` can give it trained weights, too (``tada.models.pretrained``).
 
     Args:
         num_classes: K, the logits.

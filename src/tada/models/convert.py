@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from tada.documents import read_bytes
 from tada.errors import CheckpointError, OptionError, UnknownNameError
-from tada.locks import holds, is_used
 from tada.models import create_model
 from tada.models.weights import ModelCard, convert_published, read_weights, restore, save_model
+from tada.system.documents import read_bytes
+from tada.system.locks import holds, is_used
 from tada.video.sampling import ClipSpec
 
 _TEST_CLIP = ClipSpec(num_frames=8, mode="official", short_side=256, crop=256)

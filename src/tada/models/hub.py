@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from tada.calls import checked
 from tada.errors import CheckpointError, OptionError
 from tada.models.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_model, save_model
+from tada.system.calls import checked
 
 PREFIX = "hf-hub:"
 

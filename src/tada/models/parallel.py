@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from tada.errors import OptionError
-from tada.models import hosts, tada2d, tadaconvnext
+from tada.models import resnet3d as hosts
+from tada.models import tada2d, tadaconvnext
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

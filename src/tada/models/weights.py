@@ -26,11 +26,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tada.arrays import check_unpacked
-from tada.documents import MAX_CARD_BYTES, open_regular, parse_json, typed
 from tada.errors import CheckpointError, UnknownNameError, why_unread
-from tada.files import write_whole
 from tada.models import create_model
+from tada.system.array_files import check_unpacked
+from tada.system.documents import MAX_CARD_BYTES, open_regular, parse_json, typed
+from tada.system.files import write_whole
 from tada.video.sampling import ClipSpec
 
 WEIGHTS_FILE = "model.safetensors"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tada.errors import CorruptVideoError, OptionError
-from tada.files import check_ending, write_whole, writing
+from tada.system.files import check_ending, write_whole, writing
 from tada.video.captions import Captions, Lane
 from tada.video.container import Limits
 from tada.video.frames import OpenVideo

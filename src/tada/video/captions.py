@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tada.fonts import font_file, lettering
+from tada.display.fonts import font_file, lettering
 
 _COLOURS = (
     (86, 180, 233),

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import CorruptVideoError, OptionError, VideoError, VideoNotFoundError
-from tada.files import writing
+from tada.system.files import writing
 from tada.video.frames import (
     FramesVideo,
     ListedPictures,

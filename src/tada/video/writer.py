@@ -17,7 +17,7 @@ import numpy.typing as npt
 from av.packet import Packet
 
 from tada.errors import OptionError
-from tada.files import whole_file
+from tada.system.files import whole_file
 from tada.video.sound import Sound
 
 _TICKS = 90_000  # a second in ticks where frames come at times of their own

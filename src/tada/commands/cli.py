@@ -1,0 +1,190 @@
+"""The command line: reads arguments, calls the library, prints what came of it.
+
+Exit codes: 0 done; 1 done in part (some videos could not be read, something is missing), or a file could not be read or
+written, said in one line; 2 a mistake in what was asked, said in one line; 130 interrupted (Ctrl-C); 143 told to end by
+SIGTERM, 129 because the terminal was closed. A traceback is a fault of ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
+from yaml import YAMLError
+
+from tada.commands import datasets, library, localization, recognition
+from tada.commands.arguments import Command
+from tada.commands.completion import Shell, completion_script
+from tada.commands.help_screens import CommandParser, ProgramParser
+from tada.commands.spelling import add_aliases, normalised
+from tada.errors import OutputError, ReaderGoneError, UserError
+from tada.system.devices import is_first_process
+from tada.system.signals import end, say_last_words, told, watching, way_on
+from tada.system.terminal import accept_all_names, carrying_out, printable, told_output
+from tada.system.typed_input import (
+    Typed,
+    check_dashes,
+    in_arguments,
+    in_words_typed,
+    no_such_option,
+    typed_name,
+    unknown_command,
+)
+
+
+def _completion_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("shell", type=Shell, metavar="SHELL", help="the shell that you type in")
+
+
+def _completion(options: Namespace) -> int:
+    """Print what lets a shell complete commands, options and files.
+
+    Of bash, in ~/.bashrc: eval "$(tada completion bash)"
+
+    Of zsh, where this folder is in $fpath: tada completion zsh > ~/.zsh/completions/_tada
+
+    Of fish: tada completion fish > ~/.config/fish/completions/tada.fish
+    """
+    of_command = _parsers()[1]
+    purposes = {name: str(parser.description).splitlines()[0] for name, parser in of_command.items()}
+    print(completion_script(options.shell, of_command, purposes))
+    return 0
+
+
+COMMANDS: dict[str, Command] = {
+    **recognition.COMMANDS,
+    **datasets.COMMANDS,
+    **localization.COMMANDS,
+    **library.COMMANDS,
+    "completion": (_completion_arguments, _completion),
+}
+"""By their names, in which a space is a dash."""
+
+_CHAPTERS = {
+    "what happens in videos": recognition.COMMANDS,
+    "data sets": datasets.COMMANDS,
+    "when it happens": localization.COMMANDS,
+    "models and this machine": {**library.COMMANDS, "completion": COMMANDS["completion"]},
+}
+"""As ``tada --help`` lists them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code says how it went."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with told_output(), watching(), carrying_out(arguments):
+        accept_all_names()
+        try:
+            return _run(arguments)
+        except BaseException as error:
+            # What is raised after a signal came of it: work that was torn apart says many things.
+            if not isinstance(error, KeyboardInterrupt) and told() is None:
+                raise
+            return say_last_words()
+
+
+def _run(arguments: Sequence[str]) -> int:
+    typed: Typed | None = None
+    code = 2
+    try:
+        parser, of_command = _parsers()
+        words = normalised(arguments, of_command) if arguments else ["--help"]
+        if not words[0].startswith("-"):
+            typed = _typed(words, of_command)
+        try:
+            parsed = parser.parse_args(words)
+        except SystemExit:
+            if told() is not None:
+                raise
+            code = 0  # help was printed
+        else:
+            run = COMMANDS[parsed.command][1]
+            code = run(parsed[parsed.command])
+        print(end="", flush=True)  # here, where the disk may be full
+        return code
+    except ArgumentError as error:
+        message = in_arguments(error, typed, of_command) if typed else no_such_option(error)
+    except ReaderGoneError:
+        return 0
+    except UserError as error:
+        if told() is not None:
+            raise
+        code = 1 if isinstance(error, OutputError) else 2
+        message = in_words_typed(str(error), typed) if typed else str(error)
+        message = "; ".join(filter(None, (message, way_on())))
+    except OSError as error:
+        if told() is not None:
+            raise
+        message, code = _of_the_machine(error), 1
+    if is_first_process():  # the others meet the same mistake
+        print(f"tada: {printable(message)}", file=sys.stderr)
+    return code
+
+
+def _of_the_machine(error: OSError) -> str:
+    """An error of a file or a connection, in a line: no code of ours could have avoided it."""
+    reason = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, PermissionError):
+        reason += "; give this user the rights to it, and to the folders above it"
+    if error.filename is not None:
+        return f"{error.filename!r}: {reason}"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{reason} ({Path(where.filename).name}, line {where.lineno})"
+
+
+def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """That of all, and each command's own."""
+    # Values are tried as YAML first. Names of files whose bytes are no UTF-8 are none, which is no reason to stop.
+    set_loader("yaml", get_loader("yaml"), (YAMLError, UnicodeEncodeError))
+    parser = ProgramParser(
+        prog="tada",
+        description="Understand video with temporally-adaptive convolutions (TAdaConv).",
+        exit_on_error=False,
+        allow_abbrev=False,
+        version=_version(),
+    )
+    subcommands = parser.add_subcommands(dest="command", required=True, metavar="COMMAND")
+    of_command, purposes = {}, {}
+    for name, (add_arguments, run) in COMMANDS.items():
+        assert run.__doc__ is not None
+        own = CommandParser(description=inspect.cleandoc(run.__doc__), exit_on_error=False, allow_abbrev=False)
+        add_arguments(own)
+        own.add_help_all()
+        add_aliases(own)
+        subcommands.add_subcommand(name, own)
+        of_command[name], purposes[typed_name(name)] = own, run.__doc__.splitlines()[0]
+        own.prog = f"tada {typed_name(name)}"
+    parser.chapters = {
+        heading: {typed_name(name): purposes[typed_name(name)] for name in chapter}
+        for heading, chapter in _CHAPTERS.items()
+    }
+    for name, own in of_command.items():
+        own.inner = {f"tada {typed}": text for typed, text in purposes.items() if typed.startswith(f"{name} ")}
+    return parser, of_command
+
+
+def _typed(words: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> Typed:
+    """The command, and what stands behind it.
+
+    Raises:
+        UserError: there is no such command, or a file's name is taken for an option.
+    """
+    if words[0] not in of_command:
+        raise UserError(unknown_command(words[0], list(of_command)))
+    typed = Typed(command=words[0], parser=of_command[words[0]], arguments=words[1:])
+    check_dashes(typed)
+    return typed
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("tada-video")
+
+
+if __name__ == "__main__":
+    end(main())

@@ -1,0 +1,168 @@
+"""How commands and options may be written: with dashes or underscores, by short names, in any order.
+
+jsonargparse reads each option in one spelling, the recipe before the options that change it, and Python 3.11's argparse
+loses arguments that stand between options if they may be left away. Here what was typed becomes what they read.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from tada.errors import UserError
+from tada.recognition.recipe import RECIPE_FILE
+from tada.system.typed_input import Typed, by_name, check_inner_command, missing
+
+_INNER_COMMANDS = {"localize": ("train", "evaluate", "import")}
+"""Commands of two words, by the first; the parsers are called "localize-train" and so on."""
+
+_ALIASES = {"num_workers": "--workers", "batch_size": "--batch", "learning_rate": "--lr", "accelerator": "--device"}
+"""Short names of options, by the place of their values."""
+
+
+def add_aliases(parser: ArgumentParser) -> None:
+    """Give options their short names, where no other option of the command has these."""
+    for action in parser._actions:
+        alias = _ALIASES.get(action.dest)
+        if alias is not None and action.option_strings and alias not in parser._option_string_actions:
+            action.option_strings.append(alias)
+            parser._option_string_actions[alias] = action
+
+
+def normalised(arguments: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> list[str]:
+    """What was typed, as the parsers read it.
+
+    Options are spelled as they are known; the recipe comes first (a run that is resumed brings its own), then the
+    arguments that are no options, then the options. A call for help stands alone.
+
+    Raises:
+        UserError: an option that has to be read here has no value, an argument is missing beside one given by name, or
+            the second word of a command is misspelt.
+    """
+    command, *rest = arguments
+    inner = _INNER_COMMANDS.get(command, ())
+    if rest and rest[0] in inner:
+        command, *rest = f"{command}-{rest[0]}", *rest[1:]
+    elif rest and inner:
+        check_inner_command(command, rest[0], inner)
+    own = of_command.get(command)
+    if own is None:
+        return [command, *rest]
+    words = _Words.of(rest, own)
+    if words.help:
+        return [command, *words.help]
+    places = words.in_place(Typed(command=command, parser=own, arguments=words.places))
+    if words.literal:
+        return [command, *words.recipe, *words.options, "--", *places]
+    return [command, *words.recipe, *places, *words.options]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Words:
+    """What stands behind a command, told apart."""
+
+    places: list[str] = field(default_factory=list)
+    """Arguments that are no options, in their order."""
+    by_name: dict[str, str] = field(default_factory=dict)
+    """Those that were given as options: "--model RUN"."""
+    recipe: list[str] = field(default_factory=list)
+    """The option --recipe, or the recipe of a run that is resumed."""
+    options: list[str] = field(default_factory=list)
+    """The other options, with their values."""
+    help: list[str] = field(default_factory=list)
+    """A call for help."""
+    literal: bool = False
+    """Whether there was a "--", behind which nothing is an option."""
+
+    @classmethod
+    def of(cls, arguments: Sequence[str], parser: ArgumentParser) -> _Words:
+        """Tell apart what was typed for a parser."""
+        found = cls()
+        of_resumed: list[str] = []
+        known = {name.replace("_", "-"): name for action in parser._actions for name in action.option_strings}
+        named = by_name(parser)
+        rest = list(arguments)
+        while rest:
+            word = rest.pop(0)
+            if word == "--":
+                found.literal = True
+                found.places += rest
+                break
+            if not _is_option(word):
+                found.places.append(word)
+                continue
+            option, equals, value = word.partition("=")
+            option = option.replace("_", "-")
+            if option in ("-h", "--help", "--help-all"):
+                found.help = [option, *(rest[:1] if option == "--help-all" and not equals else [])]
+                break
+            if option in ("--recipe", "--resume") and option in known:
+                given = _value(option, equals, value, rest, _NEEDED[option])
+                if option == "--recipe":
+                    found.recipe = ["--recipe", given]
+                    continue
+                found.options += ["--resume", given]
+                file = Path(given) / RECIPE_FILE
+                of_resumed = ["--recipe", str(file)] if file.exists() else []
+            elif option in named:
+                found.by_name[named[option].dest] = _value(option, equals, value, rest, named[option].help or "a value")
+            else:
+                group, dot, inner = option.partition(".")
+                name = known.get(option) or (
+                    f"{known[group]}{dot}{inner.replace('-', '_')}" if group in known else word.partition("=")[0]
+                )
+                found.options.append(f"{name}{equals}{value}")
+                if not equals:
+                    taken = _values_of(parser._option_string_actions.get(name), group in known, rest)
+                    found.options += taken
+                    del rest[: len(taken)]
+        found.recipe = found.recipe or of_resumed
+        return found
+
+    def in_place(self, typed: Typed) -> list[str]:
+        """The arguments that are no options, with those that were given by name where they belong.
+
+        Raises:
+            UserError: one before the last of them is missing.
+        """
+        if not self.by_name:
+            return self.places
+        others = [a for a in typed.positionals() if a.dest not in self.by_name]
+        lacking = [a for a in others if a.nargs in (None, "+")][len(self.places) :]
+        if lacking:
+            raise UserError(missing([lacking[0].dest], typed))
+        run, out = ([self.by_name[dest]] if dest in self.by_name else [] for dest in ("run", "out"))
+        return [*run, *self.places, *out]
+
+
+def _is_option(word: str) -> bool:
+    """Whether a word is one; "-" and negative numbers are values."""
+    return len(word) > 1 and word[0] == "-" and not (word[1].isdigit() or word[1] == ".")
+
+
+def _value(option: str, equals: str, value: str, rest: list[str], needed: str) -> str:
+    """The value of an option, which is taken from what follows unless it stands behind a sign."""
+    if equals:
+        return value
+    if not rest or rest[0].startswith("--"):
+        raise UserError(f"{option} needs a value: {needed}")
+    return rest.pop(0)
+
+
+def _values_of(action: argparse.Action | None, is_known: bool, rest: Sequence[str]) -> list[str]:
+    """The words behind an option that are its values."""
+    if action is None:
+        number = 1 if is_known else 0  # an entry of a mapping, as in --model-options.dropout 0.5
+    elif action.nargs in ("+", "*"):
+        return list(takewhile(lambda word: not _is_option(word), rest))
+    else:
+        number = 1 if action.nargs is None else 0
+    return [word for word in rest[:number] if not word.startswith("--")]
+
+
+_NEEDED = {"--recipe": "one of `tada recipes`, or a YAML file", "--resume": "the folder of the run that goes on"}

@@ -1,0 +1,455 @@
+"""The videos that a run knows, found again wherever they lie and whatever they are called now.
+
+A run's ``videos.csv`` holds, beside path, labels and split, what each file is (``tada.data.identity``), and of a copy
+that `tada prepare` made also what its original is. So a video that was moved, linked, copied, re-encoded or is named in
+another way is still the one that the run was trained on, and a file that took its place is not. Where a path and the
+time of change decide already, or no known file has the size, a file is not opened.
+
+An exported model carries the same as short hashes (``tada.data.splits``): it goes where the run's list does not.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tada.data.annotations import write_table
+from tada.data.csv_rows import absolute_path, unguarded
+from tada.data.identity import content_ids, is_sha256, sha256_identity, sha256_of, size_of
+from tada.data.manifest import originals_among
+from tada.data.splits import Splits
+from tada.data.table import (
+    LabelledVideo,
+    VideoTable,
+    composed,
+    path_below,
+    stamp_of,
+)
+from tada.errors import CheckpointError, DataError, counted
+from tada.video.numbered import VIDEO_EXTENSIONS
+
+RUN_LIST = "videos.csv"
+"""What a run's list is called in its folder."""
+_MANY = 20_000  # files, of which each is opened: that takes a while
+_NOT_LABELS = frozenset(
+    ("path", "split", "group", "start_seconds", "end_seconds", "fps", "content", "original", "mtime_ns")
+)
+
+Stamp = tuple[int, int]
+"""A file's size in bytes and its time of change in nanoseconds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownVideo:
+    """A row of a run's list: a file, or a segment of one."""
+
+    path: str
+    """Where it lay; an absolute path."""
+    labels: tuple[str, ...]
+    """What is said of it, in words; of several labels "1" or "0" for each class."""
+    split: str
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    content: str = ""
+    """``content_id`` of the file; empty where it was not noted."""
+    originals: tuple[str, ...] = ()
+    """Of a prepared copy: the content of its original, or, from old manifests, "SIZE-sha256:HEX"; where that was a copy
+    too, also what it was copied from."""
+    mtime_ns: int | None = None
+    """The file's time of change, in nanoseconds; None where it was not noted."""
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """What the file is known by."""
+        return (self.content, *self.originals) if self.content else self.originals
+
+
+# -- a run's list -----------------------------------------------------------------------------------------------------
+
+
+def known_videos(table: VideoTable, *, show_progress: bool = False) -> tuple[KnownVideo, ...]:
+    """The videos of a table that has splits, each with what its file is. Reads a part of each file."""
+    stamps = _stamps(table.videos)
+    contents = content_ids(stamps, show_progress=show_progress)
+    originals = originals_among({path: size for path, (size, _) in stamps.items()})
+    return tuple(
+        KnownVideo(
+            path=video.path,
+            labels=table.label_cells(video),
+            split=video.split or "",
+            start_seconds=video.start_seconds,
+            end_seconds=video.end_seconds,
+            content=contents.get(video.path, ""),
+            originals=originals.get(video.path, ()),
+            mtime_ns=stamps[video.path][1] if video.path in stamps else None,
+        )
+        for video in table.videos
+    )
+
+
+def write_run_list(table: VideoTable, run: Path, say: Callable[[str], None], *, show_progress: bool = False) -> None:
+    """Write down the videos of a run, and what they are known by; tell of those that are on both sides."""
+    if len(table) > _MANY:
+        say(f"reading a part of each of {len(table)} videos, by which the run knows them again wherever they lie")
+    rows = known_videos(table, show_progress=show_progress)
+    more: dict[str, dict[str, object]] = {"content": {row.path: row.content for row in rows}}
+    if any(row.originals for row in rows):
+        more["original"] = {row.path: " ".join(row.originals) for row in rows}
+    more["mtime_ns"] = {row.path: "" if row.mtime_ns is None else row.mtime_ns for row in rows}
+    write_table(table, run / RUN_LIST, more=more)
+    pairs = in_two_splits(rows)
+    if pairs:
+        trained, held_out = pairs[0]
+        say(
+            f"trained on and held out too, under another name: {counted(len(pairs), 'video')}. {held_out.path!r} "
+            f"({held_out.split}) has the same content as {trained.path!r} (train). The score is too good by that: keep "
+            "one of each; `tada check` lists them"
+        )
+
+
+def read_run_list(run: Path) -> tuple[KnownVideo, ...] | None:
+    """The rows of a run's ``videos.csv``, in its order; None where there is none.
+
+    The first runs have paths as they were typed: relative ones count from the folder we are in.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    file = run / RUN_LIST
+    if not file.is_file():
+        return None
+    try:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+            rows = tuple(map(_known_video, csv.DictReader(lines)))
+    except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        raise CheckpointError(f"{str(file)!r} is damaged ({error}); copy the run's folder again") from error
+    return rows
+
+
+def _known_video(row: Mapping[str, str]) -> KnownVideo:
+    if None in row or None in row.values():
+        raise ValueError("a row with too many or too few cells")
+    start, end = row.get("start_seconds"), row.get("end_seconds")
+    path = unguarded(row["path"])
+    known = KnownVideo(
+        path=path if os.path.isabs(path) else absolute_path(path),
+        labels=tuple(unguarded(cell) for name, cell in row.items() if name not in _NOT_LABELS),
+        split=row["split"],
+        start_seconds=float(start) if start else None,
+        end_seconds=float(end) if end else None,
+        content=row.get("content") or "",
+        originals=tuple((row.get("original") or "").split()),
+        mtime_ns=int(row.get("mtime_ns") or 0) or None,
+    )
+    for identity in known.identities:
+        size_of(identity)
+    return known
+
+
+def in_two_splits(rows: Sequence[KnownVideo]) -> list[tuple[KnownVideo, KnownVideo]]:
+    """Files with the same content in training and in another split, whatever they are called: a row of each."""
+    trained = {identity: row for row in rows if row.split == "train" for identity in row.identities}
+    pairs: dict[str, tuple[KnownVideo, KnownVideo]] = {}
+    for row in rows:
+        twin = next((trained[identity] for identity in row.identities if identity in trained), None)
+        if row.split != "train" and twin is not None:
+            pairs.setdefault(row.path, (twin, row))
+    return list(pairs.values())
+
+
+# -- finding its videos again -----------------------------------------------------------------------------------------
+
+
+def marks(table: VideoTable, known: Sequence[KnownVideo] | Splits, *, show_progress: bool = False) -> list[str]:
+    """In which split of a run each video of a table was, as ``Splits.of`` says it.
+
+    Args:
+        known: a run's list, or what an exported file has of it.
+    """
+    stamps = _stamps(table.videos)
+    originals = originals_among({path: size for path, (size, _) in stamps.items()})
+    rows: Sequence[KnownVideo] = ()
+    if isinstance(known, Splits):
+        splits = known
+    else:
+        rows = with_contents(known, stamps, show_progress=show_progress)
+        splits = splits_of(rows)
+        add_sha256(splits, rows, (identity for of_file in originals.values() for identity in of_file))
+    contents = _contents(stamps, rows, splits.sizes, show_progress=show_progress)
+    by_path = {row.path for row in rows if not row.content}
+    for row in rows:
+        if not row.content:
+            splits.add(_path_identity(row.path), row.start_seconds, row.end_seconds, row.split)
+
+    def identities(path: str) -> Iterator[str]:
+        if path in contents:
+            yield contents[path]
+        yield from originals.get(path, ())
+        if path in by_path:
+            yield _path_identity(path)
+        if path in stamps and stamps[path][0] in splits.sha256_sizes:
+            yield from sha256_identities(path)
+
+    of_path = {path: tuple(identities(path)) for path in {video.path for video in table.videos}}
+    return [splits.of(of_path[video.path], video.start_seconds, video.end_seconds) for video in table.videos]
+
+
+def splits_of(rows: Iterable[KnownVideo]) -> Splits:
+    """The splits of the contents of a run's list: what goes with an exported model."""
+    splits = Splits()
+    for row in rows:
+        for identity in row.identities:
+            splits.add(identity, row.start_seconds, row.end_seconds, row.split)
+    return splits
+
+
+def with_contents(
+    rows: Sequence[KnownVideo], wanted: Mapping[str, Stamp] | None = None, *, show_progress: bool = False
+) -> tuple[KnownVideo, ...]:
+    """The rows of an old list with what it did not note of its files, as far as they lie where they lay.
+
+    Args:
+        wanted: files that are looked for; rows that cannot be one of them, by path or by size, may stay as they are.
+    """
+    lacking = {row.path for row in rows if not row.content}
+    if not lacking or (wanted is not None and wanted.keys() <= lacking):  # then each is found by its path
+        return tuple(rows)
+    stamps = {path: stamp for path in lacking if (stamp := _stamp(path)) is not None}
+    originals = originals_among({path: size for path, (size, _) in stamps.items()})
+    sizes = None if wanted is None else {size for size, _ in wanted.values()}
+    candidates = [path for path, (size, _) in stamps.items() if sizes is None or size in sizes or path in originals]
+    contents = content_ids(candidates, show_progress=show_progress)
+    return tuple(
+        replace(row, content=contents[row.path], originals=originals.get(row.path, ()), mtime_ns=stamps[row.path][1])
+        if row.path in contents and not row.content
+        else row
+        for row in rows
+    )
+
+
+def _contents(
+    stamps: Mapping[str, Stamp], rows: Iterable[KnownVideo], sizes: Collection[int] | None, *, show_progress: bool
+) -> dict[str, str]:
+    """``content_id`` of each file that may be known.
+
+    A file that lies, unchanged, where a row has it is not opened, nor one whose size is none of ``sizes``.
+    """
+    told = {row.path: row for row in rows if row.content}
+    found: dict[str, str] = {}
+    to_read = []
+    for path, (size, mtime_ns) in stamps.items():
+        row = told.get(path)
+        if row is not None and (size, mtime_ns) == (size_of(row.content), row.mtime_ns):
+            found[path] = row.content
+        elif sizes is None or size in sizes:
+            to_read.append(path)
+    return found | content_ids(to_read, show_progress=show_progress)
+
+
+def add_sha256(splits: Splits, rows: Iterable[KnownVideo], wanted: Iterable[str]) -> None:
+    """Add the SHA-256 of those rows' files that may be one of the wanted ones, as far as they lie where they lay.
+
+    Args:
+        wanted: identities, of which those are meant that are a SHA-256.
+    """
+    sizes = {size_of(identity) for identity in wanted if is_sha256(identity)}
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.content and size_of(row.content) in sizes:
+            if row.path not in found:
+                found[row.path] = sha256_identities(row.path)
+            for identity in found[row.path]:
+                splits.add(identity, row.start_seconds, row.end_seconds, row.split)
+
+
+def sha256_identities(path: str) -> list[str]:
+    """A file's identity by its SHA-256: one, or none where the file cannot be read."""
+    try:
+        return [sha256_identity(os.path.getsize(path), sha256_of(path))]
+    except OSError:
+        return []
+
+
+def _path_identity(path: str) -> str:
+    """What a file is known by where nothing else was noted: its name, after a size as other identities have it."""
+    return f"0-path:{path}"
+
+
+def _stamps(videos: Iterable[LabelledVideo]) -> dict[str, Stamp]:
+    """Of the files that are there; who reads the others says so."""
+    found = {video.path: video.stamp or _stamp(video.path) for video in videos}
+    return {path: stamp for path, stamp in found.items() if stamp is not None}
+
+
+def _stamp(path: str) -> Stamp | None:
+    try:
+        return stamp_of(path)
+    except (OSError, ValueError):
+        return None
+
+
+# -- the same names, and other contents -------------------------------------------------------------------------------
+
+
+def line_of_namesakes(names: Sequence[str], trained: Iterable[str], run: Path) -> str:
+    """What is to be said of videos that are not known by their content, and yet by their name; "" where none is.
+
+    Such a one may be a new recording, or one that was trained on and converted since: the content does not tell.
+
+    Args:
+        names: of the videos that are not known, below the folder that they share.
+        trained: those of the videos that the run was trained on.
+        run: for the message.
+    """
+    known: dict[str, list[list[str]]] = {}
+    for name in trained:
+        *folders, last = _parts(name)
+        known.setdefault(last, []).append(folders)
+
+    def is_known(name: str) -> bool:
+        *folders, last = _parts(name)
+        # One may be told from further above: then it has more folders, of which the last agree.
+        return any(
+            folders[len(folders) - shared :] == others[len(others) - shared :]
+            for others in known.get(last, ())
+            for shared in (min(len(folders), len(others)),)
+        )
+
+    found = [name for name in names if is_known(name)]
+    if not found:
+        return ""
+    they_have = f"{counted(len(found), 'video')} {'has' if len(found) == 1 else 'have'}"
+    return (
+        f"{they_have} the name of one that {run} was trained on, and another content, such as {found[0]!r}: if that is "
+        "the same recording, converted, the score is too good, and it should be left out"
+    )
+
+
+def _parts(name: str) -> list[str]:
+    """Folders and name of a file, in one Unicode form, without a video's ending."""
+    *folders, last = composed(name).replace("\\", "/").split("/")
+    stem, dot, ending = last.rpartition(".")
+    return [*folders, stem if dot and f".{ending.lower()}" in VIDEO_EXTENSIONS else last]
+
+
+# -- going on with a run ----------------------------------------------------------------------------------------------
+
+
+def limited_as_run(table: VideoTable, rows: Sequence[KnownVideo], *, seed: int) -> tuple[VideoTable, int | None]:
+    """What ``VideoTable.limited`` leaves of a table, and the limit, where a run has just that; else all and None."""
+    limit = max(Counter(row.split for row in rows).values(), default=0)
+    few = table.limited(limit, seed=seed)
+    listed_ones = Counter((row.split, os.path.basename(row.path), row.start_seconds, row.end_seconds) for row in rows)
+    chosen = Counter(
+        (video.split or "", os.path.basename(video.path), video.start_seconds, video.end_seconds)
+        for video in few.videos
+        if few.is_told(video)
+    )
+    return (few, limit) if len(few) < len(table) and chosen == listed_ones else (table, None)
+
+
+def as_in_run(
+    table: VideoTable, rows: Sequence[KnownVideo], run: Path, *, is_drawn: bool, show_progress: bool = False
+) -> VideoTable:
+    """A run's videos in the order and the splits that its list has, whatever they are called and wherever they lie.
+
+    Args:
+        table: what is trained on, with splits.
+        rows: the run's list.
+        run: for the message.
+        is_drawn: whether the table's splits were drawn from the videos' names. Then those of the run hold, where it
+            has held out as many videos of each class.
+
+    Raises:
+        DataError: the table has other videos, labels or splits than the run.
+    """
+    videos = [video for video in table.videos if table.is_told(video)]
+    sizes = {size_of(row.content) for row in rows if row.content}
+    contents = _contents(_stamps(videos), rows, sizes, show_progress=show_progress)
+    places = _places_in(rows, videos, contents)
+    labels = [tuple(map(composed, table.label_cells(video))) for video in videos]
+    faults = _faults(rows, videos, labels, places, is_drawn)
+    if faults:
+        raise DataError(
+            f"the videos, labels or splits are not those that {run} was started with ({RUN_LIST} there): "
+            f"{'; '.join(faults)}. Give the data, and the options that choose among them (--limit, --val-groups, "
+            "--val-fraction, --fold), as they were, or start anew with another --out"
+        )
+    ordered = [
+        replace(video, split=rows[place].split)
+        for place, video in sorted(zip(places, videos, strict=True), key=lambda pair: pair[0])
+    ]
+    others = [video for video in table.videos if not table.is_told(video)]
+    return replace(table, videos=(*ordered, *others))
+
+
+def _faults(
+    rows: Sequence[KnownVideo],
+    videos: Sequence[LabelledVideo],
+    labels: Sequence[tuple[str, ...]],
+    places: Sequence[int],
+    is_drawn: bool,
+) -> list[str]:
+    """In which ways a table differs from a run's list; ``places`` are its videos' in the list, or -1."""
+    faults = []
+    new = [video.path for video, place in zip(videos, places, strict=True) if place < 0]
+    if new:
+        faults.append(f"{counted(len(new), 'video')} not among them, or not with this content, the first: {new[0]!r}")
+    found = set(places)
+    gone = [row.path for place, row in enumerate(rows) if place not in found]
+    if gone:
+        faults.append(f"{counted(len(gone), 'video')} of {len(rows)} lacking, the first: {gone[0]!r}")
+    if faults:
+        return faults
+    pairs = [(rows[place], video, of_video) for place, video, of_video in zip(places, videos, labels, strict=True)]
+    relabelled = [video.path for row, video, of_video in pairs if tuple(map(composed, row.labels)) != of_video]
+    if relabelled:
+        faults.append(f"{counted(len(relabelled), 'video')} with another label, the first: {relabelled[0]!r}")
+    moved = [video.path for row, video, _ in pairs if row.split != (video.split or "")]
+    counts = [
+        Counter((row.split, of_video) for row, _, of_video in pairs),
+        Counter((video.split or "", of_video) for _, video, of_video in pairs),
+    ]
+    if moved and not (is_drawn and counts[0] == counts[1]):
+        faults.append(f"{counted(len(moved), 'video')} in another split, the first: {moved[0]!r}")
+    return faults
+
+
+def _places_in(rows: Sequence[KnownVideo], videos: Sequence[LabelledVideo], contents: Mapping[str, str]) -> list[int]:
+    """For each video its row, or -1: by the path, by the name below the folder that all share, and by content.
+
+    A row that tells its content is only found by a file with that content.
+    """
+    segments = [(video.start_seconds, video.end_seconds) for video in videos]
+    row_segments = [(row.start_seconds, row.end_seconds) for row in rows]
+    names, row_names = names_below([video.path for video in videos]), names_below([row.path for row in rows])
+    places = [-1] * len(videos)
+    taken: set[int] = set()
+    ways: list[tuple[list[str], list[str]]] = [
+        ([video.path for video in videos], [row.path for row in rows]),
+        (names, row_names),
+        ([contents.get(video.path, "") for video in videos], [row.content for row in rows]),
+    ]
+    for keys, row_keys in ways:
+        free: dict[tuple[str, tuple[float | None, float | None]], list[int]] = {}
+        for place in reversed(range(len(rows))):
+            if place not in taken and row_keys[place]:
+                free.setdefault((row_keys[place], row_segments[place]), []).append(place)
+        for i, video in enumerate(videos):
+            candidates = free.get((keys[i], segments[i])) if places[i] < 0 else None
+            if candidates and rows[candidates[-1]].content in ("", contents.get(video.path)):
+                places[i] = candidates.pop()
+                taken.add(places[i])
+    return places
+
+
+def names_below(paths: Sequence[str]) -> list[str]:
+    """What files are called below the folder that they share, in one Unicode form."""
+    if not paths:
+        return []
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [composed(path_below(shared, path)) for path in paths]

@@ -1,0 +1,1 @@
+"""Annotations of untrimmed videos: every form that is read, as one checked table."""

@@ -1,0 +1,449 @@
+"""What annotation files of untrimmed videos say: each published form, or a CSV, is read to the same rows.
+
+These forms are read, told apart by what is in them:
+
+    *.json   ActivityNet-1.3, HACS Segments, THUMOS14 (ActionFormer's and OpenTAD's form), EPIC-KITCHENS-100 (labels
+             "verb,noun", or verb_label and noun_label), and mmaction2's (one entry for each video, no subsets)
+    *.csv    EPIC-KITCHENS-100 (video_id, start_timestamp, stop_timestamp, verb_class, noun_class, by header name); the
+             names of the classes and the videos' durations are in files beside it
+    *.csv    HACS Clips (classname, youtube_id, subset, start, end, label: 1, or -1 where it does not happen)
+    *.txt    THUMOS14 and MultiTHUMOS as first published: one file for each class, "video start end" in each line
+    *.csv    plain: video,start,end,label[,split]; or verb and noun in place of label. Times are seconds or HH:MM:SS. A
+             row without times and label is a video in which nothing happens.
+    folder   EPIC_100_train.csv and EPIC_100_validation.csv; or THUMOS14's CLASS_val.txt and CLASS_test.txt
+
+Files of labelling tools (CVAT, ELAN, ...) are those of ``tada.localization.annotations.labelling_tools``.
+
+Nothing here knows whether rows fit together: ``tada.localization.annotations.table`` checks them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tada.data.csv_rows import (
+    check_known,
+    csv_columns,
+    csv_rows,
+    has_decimal_commas,
+    ignored_columns,
+    required,
+    seconds,
+    text_lines,
+)
+from tada.data.published_formats import epic_classes
+from tada.errors import DataError, counted, why_unread
+from tada.localization.annotations.video_names import video_name, video_path
+from tada.system.documents import MAX_LIST_BYTES, open_regular, read_json
+
+NUM_EPIC_VERBS, NUM_EPIC_NOUNS = 97, 300
+
+_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)")
+_DECIMAL_COMMA = re.compile(r"[\d:]*\d,\d+")
+_SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?", re.IGNORECASE)
+
+
+def parse_seconds(written: Any) -> float:
+    """Seconds from a number, "12.5", "1:02.5" or "00:01:02.50".
+
+    Raises:
+        ValueError: it is none of these, or no finite number.
+    """
+    text = str(written).strip()
+    if _DECIMAL_COMMA.fullmatch(text):
+        raise ValueError(f"{text!r} is no time: write {text.replace(',', '.')}, or part the cells with semicolons")
+    clock = _CLOCK.fullmatch(text)
+    if clock:
+        hours, minutes, rest = clock.groups()
+        return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is no time: write seconds or HH:MM:SS")
+    return value
+
+
+def split_name(written: Any) -> str:
+    """The common name of a split: "Validation" and "valid" are "val"; an unknown name stays, in small letters."""
+    text = str(written).strip()
+    match = _SPLIT.fullmatch(text)
+    return match[1].lower() if match else text.lower()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A segment as it is written."""
+
+    video: str
+    """Its ``video_path``."""
+    start: Any
+    end: Any
+    labels: tuple[str, ...]
+    source: str
+
+
+@dataclass(kw_only=True, slots=True)
+class Content:
+    """What a file says, before it is checked."""
+
+    label_names: tuple[str, ...] = ("action",)
+    classes: tuple[tuple[str, ...], ...] | None = None
+    """Where the data set fixes them; else those that occur."""
+    rows: list[Row] = field(default_factory=list)
+    splits: dict[str, str | None] = field(default_factory=dict)
+    """Of each video, by its ``video_path``, in the file's order."""
+    durations: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    refuses: bool = True
+    """Whether faulty segments are refused: their owner can mend a CSV. Published files are known to have some."""
+
+
+def read_content(path: Path) -> Content:
+    """Read a file or folder of any of the forms.
+
+    Raises:
+        DataError: the file is not there or of no form that is known, or an entry is wrong; the message names it and
+            the way out.
+    """
+    if path.is_dir():
+        epic = [path / f"EPIC_100_{part}.csv" for part in ("train", "validation")]
+        epic = [file for file in epic if file.is_file()]
+        thumos = [file for file in sorted(path.rglob("*.txt")) if _is_thumos(file)]
+        if not epic and not thumos:
+            raise DataError(
+                f"{str(path)!r} holds no annotations that are read from a folder (EPIC_100_train.csv and "
+                "EPIC_100_validation.csv, or THUMOS14's CLASS_val.txt and CLASS_test.txt); give the file of segments"
+            )
+        return _read_epic(epic) if epic else _read_thumos(thumos)
+    if not path.is_file():
+        raise DataError(f"{str(path)!r} is no file; give a JSON or CSV file of segments")
+    if path.suffix.lower() == ".json" or _begins(path).startswith(b"{"):
+        return _read_json(path)
+    if _is_thumos(path):
+        return _read_thumos([path])
+    header = csv_columns(path, _KNOWN, example="video,start,end,label")
+    if "verb_class" in header and "noun_class" in header:
+        return _read_epic([path])
+    return _read_hacs_clips(path) if {"classname", "youtube_id"} <= set(header) else _read_plain(path, header)
+
+
+def read_names(file: Path) -> frozenset[str]:
+    """Names of videos: a JSON list of them, or an object with an entry for each; or a text file, one in each line.
+
+    Raises:
+        DataError: the file cannot be read, or holds no names.
+    """
+    if _begins(file)[:1] in (b"[", b"{"):
+        document = load_json(file)
+        if not isinstance(document, list | dict) or not document:
+            raise DataError(f"{file.name} holds no names of videos; give a JSON list, or a name in each line")
+        return frozenset(video_path(str(name)) for name in document)
+    return frozenset(video_path(line) for _, line in text_lines(file))
+
+
+def _begins(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {why_unread(error)}") from error
+
+
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def load_json(path: Path) -> Any:
+    try:
+        return read_json(path, MAX_LIST_BYTES)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(path)!r} is not text in UTF-8: {error}; save it as JSON in UTF-8") from error
+    except ValueError as error:
+        raise DataError(f"{path.name} is no JSON: {error}; save it again") from error
+
+
+def _read_json(path: Path) -> Content:
+    name, document = path.name, load_json(path)
+    database = document.get("database", document) if isinstance(document, dict) else None
+    if not isinstance(database, dict) or not all(isinstance(about, dict) for about in database.values()):
+        raise DataError(f"{name}: expected an object with an entry for each video, or one below 'database'")
+    subsets = {str(about.get("subset")) for about in database.values()}
+    # THUMOS14 has no training videos that are untrimmed: all train on its "Validation" part and test on "Test".
+    is_thumos = subsets == {"Validation", "Test"} or "thumos" in str(document.get("version", "")).lower()
+    content = Content(refuses=False)
+    for video, about in database.items():
+        source = f"{name} video {video!r}"
+        key = video_path(video)
+        if key in content.splits:
+            raise DataError(f"{source}: the name stands there twice; keep one")
+        split = None if about.get("subset") is None else split_name(about["subset"])
+        if split not in (None, "train", "val", "test"):
+            raise DataError(
+                f"{source}: the subset {about['subset']!r} should be training, validation or testing; rename it, or "
+                "take its videos away"
+            )
+        if is_thumos and subsets == {"Validation", "Test"} and split == "val":
+            split = "train"
+        content.splits[key] = split
+        duration = _duration(about, source)
+        if duration is not None:
+            content.durations[key] = duration
+        annotations = about.get("annotations") or []
+        if not isinstance(annotations, list):
+            raise DataError(f"{source}: its annotations are no list; it needs one, of 'segment' and 'label'")
+        for number, annotation in enumerate(annotations, start=1):
+            where = f"{source} annotation {number}"
+            try:
+                labels = _json_labels(annotation)
+                start, end = annotation["segment"]
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{where}: {error!r}; it needs 'segment': [start, end] and 'label'") from error
+            if labels == ("Ambiguous",):
+                content.notes.append(f"{where}: ambiguous, as THUMOS14 marks it: left out")
+            else:
+                content.rows.append(Row(video=key, start=start, end=end, labels=labels, source=where))
+    _name_label_sets(name, content)
+    return content
+
+
+def _duration(about: Mapping[str, Any], source: str) -> float | None:
+    written = about.get("duration", about.get("duration_second"))
+    if written is None:
+        return None
+    try:
+        duration = parse_seconds(written)  # HACS writes it as a string
+        if "feature_frame" in about and "duration_frame" in about:  # mmaction2: features end before the video does
+            duration *= float(about["feature_frame"]) / float(about["duration_frame"])
+    except (ValueError, ZeroDivisionError) as error:
+        raise DataError(f"{source}: duration {error}") from error
+    if not duration > 0:
+        raise DataError(f"{source}: a duration of {duration} s; correct it or take the video away")
+    return duration
+
+
+def _json_labels(annotation: Mapping[str, Any]) -> tuple[str, ...]:
+    if "verb_label" in annotation and "noun_label" in annotation:
+        return tuple(_without_id(str(annotation[key])) for key in ("verb_label", "noun_label"))
+    label = str(annotation["label"]).strip()
+    if not label:
+        raise ValueError("an empty label")
+    return tuple(part.strip() for part in label.split(",")) if re.fullmatch(r"\d+\s*,\s*\d+", label) else (label,)
+
+
+def _without_id(label: str) -> str:
+    """OpenTAD writes class 3 as "id_003"."""
+    match = re.fullmatch(r"id_0*(\d+)", label)
+    return match[1] if match else label
+
+
+def _name_label_sets(name: str, content: Content) -> None:
+    counts = {len(row.labels) for row in content.rows}
+    if counts == {2}:
+        content.label_names = ("verb", "noun")
+        if all(label.isdecimal() for row in content.rows for label in row.labels):
+            _number_classes(content)
+    elif len(counts) > 1:
+        odd = next(row for row in content.rows if len(row.labels) == 2)
+        raise DataError(f"{odd.source}: {odd.labels} names a verb and a noun, other labels of {name} a class; use one")
+
+
+def _number_classes(content: Content) -> None:
+    """Classes as EPIC-KITCHENS-100 numbers them, whether they occur or not."""
+    content.label_names = ("verb", "noun")
+    content.classes = tuple(tuple(str(i) for i in range(count)) for count in (NUM_EPIC_VERBS, NUM_EPIC_NOUNS))
+
+
+# -- CSV --------------------------------------------------------------------------------------------------------------
+
+
+_COLUMNS = {
+    "video": ("video", "video_id", "path"),
+    "start": ("start", "start_seconds", "start_timestamp"),
+    "end": ("end", "end_seconds", "stop_timestamp"),
+    "split": ("split", "subset"),
+}
+_EPIC_COLUMNS = ("video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class")
+_HACS_COLUMNS = ("classname", "youtube_id", "subset", "start", "end", "label")
+_KNOWN = frozenset(
+    (
+        "label",
+        "verb",
+        "noun",
+        "duration",
+        *_EPIC_COLUMNS,
+        *_HACS_COLUMNS,
+        *(n for names in _COLUMNS.values() for n in names),
+    )
+)
+
+
+def _read_plain(file: Path, header: Sequence[str]) -> Content:
+    columns = {what: next((known for known in names if known in header), "") for what, names in _COLUMNS.items()}
+    labels = ("verb", "noun") if "verb" in header else ("label",)
+    missing = [what for what in ("video", "start", "end") if not columns[what]]
+    missing += [column for column in labels if column not in header]
+    if missing:
+        raise DataError(
+            f"{file.name} row 1: no column {', '.join(missing)} among {', '.join(header)}; expected "
+            "video,start,end,label[,split], or EPIC-KITCHENS-100's columns with verb_class and noun_class"
+        )
+    content = Content() if len(labels) == 1 else Content(label_names=("verb", "noun"))
+    meant = {*labels, *(name for names in _COLUMNS.values() for name in names)}
+    unread = [column for column in header if column not in columns.values() and column not in labels]
+    content.notes += [f"{column}: not read" for column in ignored_columns(file, unread, meant - set(header))]
+    decimal_comma = has_decimal_commas(file, _KNOWN)
+    for source, cells in csv_rows(file, _KNOWN):
+        if decimal_comma:
+            for what in ("start", "end"):
+                cells[columns[what]] = cells[columns[what]].replace(",", ".", 1)
+        _add(content, source, cells, columns, labels)
+    return content
+
+
+def _add(
+    content: Content, source: str, cells: Mapping[str, str], columns: Mapping[str, str], labels: Sequence[str]
+) -> None:
+    """Add a row; ``columns`` says which holds the video, start, end and split ("" for none).
+
+    A row without times and label is a video in which nothing happens.
+    """
+    video = video_path(cells[columns["video"]])
+    names = tuple(cells[column] for column in labels)
+    start, end = (cells[columns[what]] for what in ("start", "end"))
+    is_background = not (start or end or any(names))
+    if not video or not (all(names) or is_background):
+        raise DataError(
+            f"{source}: no {'label' if video else 'video'}; fill in the cell, or take the row away (a video in which "
+            "nothing happens has a row without start, end and label)"
+        )
+    split = None
+    if columns["split"]:
+        written = cells[columns["split"]]
+        split = split_name(written)
+        if split not in ("train", "val", "test"):
+            raise DataError(f"{source}: the split {written!r} should be train, val or test")
+    _place(content, video, split, source)
+    if not is_background:
+        content.rows.append(Row(video=video, start=start, end=end, labels=names, source=source))
+
+
+def _place(content: Content, video: str, split: str | None, source: str) -> None:
+    if content.splits.setdefault(video, split) != split:
+        raise DataError(
+            f"{source}: {video!r} is in the split {split!r} here and in {content.splits[video]!r} before; a video "
+            "belongs to one split: else what is tested was trained on"
+        )
+
+
+def _read_hacs_clips(file: Path) -> Content:
+    """Clips of two seconds, of which many were looked at and found not to show the class."""
+    check_known(csv_columns(file, _KNOWN), _HACS_COLUMNS, file)
+    columns = {"video": "youtube_id", "start": "start", "end": "end", "split": "subset"}
+    content = Content(refuses=False)
+    left_out: Counter[str] = Counter()
+    for source, cells in csv_rows(file, _KNOWN):
+        if not cells["classname"] or not cells["label"]:
+            left_out["without a class, which is kept secret"] += 1
+        elif cells["label"] == "-1":
+            left_out["in which the class does not happen (label -1)"] += 1
+        elif cells["label"] in ("1", "+1"):
+            _add(content, source, cells, columns, ("classname",))
+        else:
+            raise DataError(f"{source}: label = {cells['label']!r} should be 1 (it happens) or -1 (it does not)")
+    content.notes += [f"{file.name}: {counted(count, 'clip')} {what}: left out" for what, count in left_out.items()]
+    return content
+
+
+# -- EPIC-KITCHENS-100 ------------------------------------------------------------------------------------------------
+
+
+def _read_epic(files: Sequence[Path]) -> Content:
+    """EPIC_100_train.csv, EPIC_100_validation.csv: by the header's names, and by times.
+
+    Frame numbers are of another extraction. Of several files each is a split, which its name tells. The classes have
+    names where EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv lie there too, else numbers; durations are those
+    of EPIC_100_video_info.csv, or of epic_videos_len.txt, which comes with the released code.
+    """
+    folder = files[0].parent
+    content = Content(refuses=False)
+    _number_classes(content)
+    assert content.classes is not None
+    named = [epic_classes(folder, what) for what in content.label_names]
+    verbs, nouns = (
+        dict(enumerate(own if all(named) and own else numbers))
+        for own, numbers in zip(named, content.classes, strict=True)
+    )
+    content.classes = tuple(verbs.values()), tuple(nouns.values())
+    for file in files:
+        check_known(csv_columns(file, _KNOWN), _EPIC_COLUMNS, file)
+        split = None if len(files) == 1 else "train" if file.stem.endswith("_train") else "val"
+        for source, cells in csv_rows(file, _KNOWN):
+            video = video_path(required(source, cells, "video_id"))
+            numbers = [required(source, cells, column) for column in ("verb_class", "noun_class")]
+            # What is no class stays as it is written, and is refused with all others.
+            labels = tuple(
+                names.get(int(number), number) if number.isdecimal() else number
+                for names, number in zip((verbs, nouns), numbers, strict=True)
+            )
+            _place(content, video, split, source)
+            start, end = cells["start_timestamp"], cells["stop_timestamp"]
+            content.rows.append(Row(video=video, start=start, end=end, labels=labels, source=source))
+    content.durations = _epic_durations(folder)
+    return content
+
+
+def _epic_durations(folder: Path) -> dict[str, float]:
+    durations = {}
+    table, text = folder / "EPIC_100_video_info.csv", folder / "epic_videos_len.txt"
+    if table.is_file():
+        check_known(csv_columns(table, _KNOWN), ("video_id", "duration"), table)
+        for source, cells in csv_rows(table, _KNOWN):
+            durations[video_path(required(source, cells, "video_id"))] = seconds(source, cells["duration"], "duration")
+    elif text.is_file():
+        for source, line in text_lines(text):  # P01_01.MP4,1652.15
+            name, _, duration = line.partition(",")
+            durations[video_path(name)] = seconds(source, duration.strip(), "duration")
+    return durations
+
+
+# -- THUMOS14 ---------------------------------------------------------------------------------------------------------
+
+_THUMOS_VIDEO = re.compile(r"video_(validation|test)_\d+")
+
+
+def _is_thumos(file: Path) -> bool:
+    return file.suffix.lower() == ".txt" and (
+        file.stem.endswith(("_val", "_test")) or _THUMOS_VIDEO.match(_begins(file).decode(errors="replace")) is not None
+    )
+
+
+def _read_thumos(files: Sequence[Path]) -> Content:
+    """BaseballPitch_val.txt, BaseballPitch_test.txt, ...: ``video_validation_0000051  67.5 71.9`` in each line.
+
+    All train on the "validation" part, since the training videos are trimmed. MultiTHUMOS has both parts in one file.
+    What the files called Ambiguous hold is left out.
+    """
+    content = Content(refuses=False)
+    for file in files:
+        label = re.sub(r"_(val|test)$", "", file.stem)
+        num_ambiguous = 0
+        for source, line in text_lines(file):
+            cells = line.split()
+            match = _THUMOS_VIDEO.fullmatch(video_name(cells[0]))
+            if len(cells) != 3 or match is None:
+                raise DataError(f"{source}: {line!r} should be a video, a start and an end: video_test_0000004 0.2 1.1")
+            if label == "Ambiguous":
+                num_ambiguous += 1
+                continue
+            content.splits[match[0]] = "train" if match[1] == "validation" else "test"
+            content.rows.append(Row(video=match[0], start=cells[1], end=cells[2], labels=(label,), source=source))
+        if num_ambiguous:
+            content.notes.append(f"{file.name}: {counted(num_ambiguous, 'segment')} marked as ambiguous: left out")
+    return content

@@ -1,0 +1,345 @@
+"""Annotations as the tools save them that people label with: segments by time, read to the same rows as other forms.
+
+    CVAT           "CVAT for video 1.1" (XML): tracks, each time that their object is to be seen; or the tags of frames
+                   of a video task ("CVAT for images 1.1"). Frames are counted, so the video is needed for their times.
+    ELAN           .eaf (XML), formats 2 and 3: annotations with times of their own, their values as classes
+    Label Studio   the JSON export: TimelineLabels (frames are counted), Labels on sound or video (seconds),
+                   VideoRectangle (from when to when the box is to be seen)
+    VIA            VGG's Video Annotator 3, its project (JSON): temporal segments
+    BORIS          a project (.boris) or its aggregated events (CSV or TSV): state events
+
+A folder may hold several of these files, one for each video say. They are told apart by what is in them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tada.data.csv_rows import csv_columns, csv_rows
+from tada.data.table import listed
+from tada.errors import DataError, why_unread
+from tada.localization.annotations.formats import Content, Row, load_json
+from tada.localization.annotations.frame_clock import FrameClock
+from tada.localization.annotations.labelling_xml import read_xml
+from tada.localization.annotations.video_names import video_path
+from tada.video.numbered import VIDEO_EXTENSIONS
+
+_SUFFIXES = {".xml", ".eaf", ".json", ".boris", ".csv", ".tsv"}
+
+
+def read_tool_files(path: Path, videos: Path | None = None, *, fps: float | None = None) -> Content | None:
+    """Read a file of a labelling tool, or a folder that holds some; None where there is none.
+
+    Args:
+        videos: the folder of the videos, for tools that count frames; beside the annotations is looked too.
+        fps: the rate of folders of frames among them.
+
+    Raises:
+        DataError: a fault in a file, or what it is of cannot be read: another version, another export.
+    """
+    folders = [folder for folder in (videos, path if path.is_dir() else path.parent) if folder is not None]
+    clock = FrameClock(folders, fps=fps)
+    if not path.is_dir():
+        read = _reader(path) if path.is_file() else None
+        return None if read is None else read(path, clock)
+    found = [(file, read) for file in sorted(path.rglob("*")) if _is_candidate(file) and (read := _reader(file))]
+    return _joined([read(file, clock) for file, read in found]) if found else None
+
+
+def _is_candidate(file: Path) -> bool:
+    return file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
+_Read = Callable[[Path, FrameClock], Content]
+
+
+def _reader(file: Path) -> _Read | None:
+    """What reads a file, by how it begins; None where it is of no such tool."""
+    try:
+        with file.open("rb") as raw:
+            head = raw.read(4096).removeprefix(b"\xef\xbb\xbf").decode("latin-1").lstrip()
+    except OSError as error:
+        raise DataError(f"{str(file)!r} cannot be read: {why_unread(error)}") from error
+    if head.startswith("<"):
+        return read_xml
+    if file.suffix.lower() == ".boris" or ('"project_format_version"' in head and head.startswith("{")):
+        return _read_boris
+    if head.startswith("{") and ('"vid_list"' in head or '"_via_' in head):
+        return _read_via
+    if re.match(r"\[\s*\{", head):
+        return _read_label_studio
+    if head.startswith("#") and "VIA" in head.partition("\n")[0]:
+        raise DataError(f"{file.name} is a CSV that VIA exported; save the project instead, which is JSON")
+    columns = {cell.strip().strip('"').lower() for cell in re.split(r"[,;\t]", head.partition("\n")[0])}
+    if {"behavior", "start (s)", "stop (s)"} <= columns:
+        return _read_boris_table
+    if {"behavior", "behavior type", "time"} <= columns:
+        raise DataError(f"{file.name} holds BORIS's tabular events; export aggregated events, or give the project")
+    return None
+
+
+def _joined(contents: list[Content]) -> Content:
+    first, *others = contents
+    for other in others:
+        first.rows += other.rows
+        first.splits |= other.splits
+        first.durations |= other.durations
+        first.notes += other.notes
+    return first
+
+
+def _named(content: Content, video: str, where: str) -> str:
+    """Note that a video is there, and give the path it is known by."""
+    path = video_path(video)
+    if not path:
+        raise DataError(f"{where} names no video: choose one in the tool, and save again")
+    content.splits[path] = None
+    return path
+
+
+# -- Label Studio -----------------------------------------------------------------------------------------------------
+
+
+def _read_label_studio(file: Path, clock: FrameClock) -> Content:
+    """Tasks with annotations. Of several annotations of a task the ground truth counts, else the last."""
+    tasks = load_json(file)
+    content = Content()
+    for number, task in enumerate(tasks, start=1):
+        parts = (task.get("data"), task.get("annotations")) if isinstance(task, dict) else (None, None)
+        if not isinstance(parts[0], dict) or not isinstance(parts[1], list):
+            raise DataError(
+                f"{file.name} entry {number} is no task of Label Studio with 'data' and 'annotations': export as JSON, "
+                "not as JSON-MIN, CSV or predictions"
+            )
+        where = f"{file.name} task {task.get('id', number)}"
+        made = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
+        if not made:
+            continue
+        chosen = next((a for a in made if a.get("ground_truth")), made[-1])
+        if len(made) > 1:
+            content.notes.append(f"{where}: of {len(made)} annotations one counts (the ground truth, or the last)")
+        video = _label_studio_video(task["data"], where)
+        path = _named(content, video, where)
+        regions = chosen.get("result") or []
+        if not isinstance(regions, list):
+            raise DataError(f"{where}: its result is no list of regions; export again from Label Studio")
+        for region in regions:
+            value = region.get("value") if isinstance(region, dict) else None
+            if not isinstance(value, dict):
+                continue
+            source = f"{where} region {region.get('id', '?')}"
+            for start, end, labels in _label_studio_spans(value, video, source, clock):
+                if not isinstance(labels, list):
+                    raise DataError(f"{source}: its labels are no list; export again from Label Studio")
+                content.rows += [
+                    Row(video=path, start=start, end=end, labels=(str(label),), source=source) for label in labels
+                ]
+    return content
+
+
+def _label_studio_spans(
+    value: Mapping[str, Any], video: str, source: str, clock: FrameClock
+) -> Iterator[tuple[float, float, Any]]:
+    """From when to when a region lasts, and its labels."""
+    try:
+        if "ranges" in value:  # frames from 1 on, both ends included
+            for part in value["ranges"]:
+                first, last = int(part["start"]), int(part["end"])
+                yield *clock.span(video, first - 1, last, f"{source}, of Label Studio,"), value["timelinelabels"]
+        elif "sequence" in value:
+            rate = float(value["framesCount"]) / float(value["duration"])
+            for first, last in _shown(value["sequence"], int(value["framesCount"])):
+                yield (first - 1) / rate, last / rate, value["labels"]
+        elif {"start", "end", "labels"} <= value.keys():
+            yield float(value["start"]), float(value["end"]), value["labels"]
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise DataError(f"{source}: {error!r}; give it times and a label in Label Studio, and export again") from error
+
+
+def _shown(sequence: list[Mapping[str, Any]], last_frame: int) -> Iterator[tuple[int, int]]:
+    """From which frame to which a box is to be seen: it is on the frame that switches it off, too."""
+    first = None
+    for key in sorted(sequence, key=lambda key: int(key["frame"])):
+        first = int(key["frame"]) if first is None else first
+        if not key.get("enabled", True):
+            yield first, int(key["frame"])
+            first = None
+    if first is not None:
+        yield first, last_frame
+
+
+def _label_studio_video(data: Mapping[str, Any], where: str) -> str:
+    """The video's name in a task's data, without the eight signs that Label Studio puts before an upload's."""
+    texts = {key: text for key, text in data.items() if isinstance(text, str) and _file_of(text)}
+    if len(texts) > 1 and "video" in texts:
+        texts = {"video": texts["video"]}
+    if len(texts) != 1:
+        raise DataError(f"{where}: its data ({listed(sorted(data)) or 'none'}) name {len(texts)} videos; one is needed")
+    return re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", _file_of(next(iter(texts.values()))))
+
+
+def _file_of(text: str) -> str:
+    """The video file that a path or an address means: /data/local-files/?d=a/b.mp4 is a/b.mp4. "" if none."""
+    parts = urlsplit(text)
+    inside = parse_qs(parts.query).get("d")
+    path = inside[0] if inside else unquote(parts.path) if parts.scheme or parts.query else text
+    path = re.sub(r"^/?data/upload/(\d+/)?", "", path)
+    return path if Path(path).suffix.lower() in VIDEO_EXTENSIONS else ""
+
+
+# -- VIA --------------------------------------------------------------------------------------------------------------
+
+
+def _read_via(file: Path, clock: FrameClock) -> Content:
+    """A project of VIA 3: what has two times is a segment; its one attribute is the class."""
+    document = load_json(file)
+    if any(name in document for name in ("_via_img_metadata", "_via_settings")):
+        raise DataError(f"{file.name} is of VIA 2 or older, which labels images; label videos with VIA 3's video tool")
+    content = Content()
+    try:
+        version = str(document["project"].get("data_format_version", "3.1.1"))
+        if not version.startswith("3."):
+            raise DataError(f"{file.name} is of VIA's format {version}; 3.x is read")
+        names = {aid: str(attribute["aname"]) for aid, attribute in document["attribute"].items()}
+        used: set[str] = set()
+        for mid, entry in document["metadata"].items():
+            if len(entry["z"]) != 2:
+                continue  # a moment, a region in a frame, or the file as a whole
+            where = f"{file.name} segment {mid}"
+            values = {aid: value for aid, value in entry["av"].items() if str(value).strip()}
+            used |= values.keys()
+            if len(used) > 1:
+                both = ", ".join(sorted(repr(names.get(aid, aid)) for aid in used))
+                raise DataError(f"{where}: segments have several attributes ({both}); keep the one that is the class")
+            if not values:
+                raise DataError(f"{where} has no label; give it one in VIA, or take it away")
+            ((aid, value),) = values.items()
+            files = document["view"][entry["vid"]]["fid_list"]
+            about = document["file"][str(files[0])]
+            path = _named(content, str(about["fname"]), where)
+            for label in _via_labels(document["attribute"][aid], str(value)):
+                start, end = entry["z"]
+                content.rows.append(Row(video=path, start=start, end=end, labels=(label,), source=where))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file.name} is no whole project of VIA 3 ({error!r}); save it again") from error
+    return content
+
+
+def _via_labels(attribute: Mapping[str, Any], value: str) -> list[str]:
+    """The names of what was chosen: the options of a checkbox (2), one option (3, 4), or the text itself (1)."""
+    options = attribute.get("options") or {}
+    chosen = [part.strip() for part in value.split(",")] if attribute.get("type") == 2 else [value]
+    return [str(options.get(part, part)).strip() for part in chosen if part]
+
+
+# -- BORIS ------------------------------------------------------------------------------------------------------------
+
+
+def _read_boris(file: Path, clock: FrameClock) -> Content:
+    """A project: state events, each from its start to its stop. Point events have no length: left out and noted."""
+    document = load_json(file)
+    content = Content()
+    try:
+        kinds = {str(b["code"]): str(b["type"]).lower() for b in document["behaviors_conf"].values()}
+        num_points = 0
+        for name, observation in document["observations"].items():
+            where = f"{file.name} observation {name!r}"
+            if str(observation.get("type", "")).upper() != "MEDIA":
+                content.notes.append(f"{where}: of no video: left out")
+                continue
+            if float(observation.get("time offset") or 0):
+                raise DataError(f"{where}: it has a time offset; set it to 0 in BORIS (edit observation) and save")
+            media = [str(medium) for medium in observation["file"]["1"]]
+            lengths = observation.get("media_info", {}).get("length", {})
+            open_since: dict[tuple[str, str, str], float] = {}
+            for time, subject, code, modifiers, *_ in sorted(observation["events"], key=lambda event: float(event[0])):
+                if not kinds.get(code, "state event").startswith("state"):
+                    num_points += 1
+                    continue
+                key = str(subject), str(code), str(modifiers)
+                start = open_since.pop(key, None)
+                if start is None:
+                    open_since[key] = float(time)
+                    continue
+                video, first = _boris_medium(media, lengths, start, where)
+                path = _named(content, video, where)
+                begin, end = start - first, float(time) - first
+                source = f"{where}, {code!r} from {start:g} s"
+                content.rows.append(Row(video=path, start=begin, end=end, labels=(str(code),), source=source))
+            for (_, code, _), start in open_since.items():
+                raise DataError(f"{where}: the state {code!r} starts at {start:g} s and never stops: pair it in BORIS")
+            for medium in media:
+                path = _named(content, medium, where)
+                if medium in lengths:
+                    content.durations[path] = float(lengths[medium])
+        if num_points:
+            content.notes.append(f"{file.name}: {num_points} point events, which have no length: left out")
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{file.name} is no whole project of BORIS ({error!r}); save it again") from error
+    return content
+
+
+def _boris_medium(media: list[str], lengths: Mapping[str, Any], start: float, where: str) -> tuple[str, float]:
+    """The video of an event, of those that play one after the other, and when that begins."""
+    if not media:
+        raise DataError(f"{where} names no video: choose its media file in BORIS, and save")
+    first = 0.0
+    for medium, following in zip(media, [*media[1:], None], strict=True):
+        if following is None or start < first + float(lengths[medium]):
+            return medium, first
+        first += float(lengths[medium])
+    raise AssertionError("the last medium is returned")
+
+
+_BORIS_COLUMNS = (
+    "observation id",
+    "behavior",
+    "behavior type",
+    "start (s)",
+    "stop (s)",
+    "media file name",
+    "media file",
+    "source",
+)
+
+
+def _read_boris_table(file: Path, clock: FrameClock) -> Content:
+    """Aggregated events: a row for each, with start and stop in the observation's time."""
+    header = csv_columns(file, _BORIS_COLUMNS)
+    columns = [c for c in ("source", "media file name", "media file path", "media file") if c in header]
+    if not columns:
+        raise DataError(f"{file.name} row 1: no column 'Source' or 'Media file name': export aggregated events anew")
+    content = Content()
+    num_points = 0
+    for source, cells in csv_rows(file, _BORIS_COLUMNS):
+        if cells.get("behavior type", "STATE").upper().startswith("POINT"):
+            num_points += 1
+            continue
+        offset = cells.get("time offset (s)", "")
+        if offset.strip("0. ") not in ("", "NA"):
+            raise DataError(f"{source}: a time offset of {offset} s; set it to 0 in BORIS and export again")
+        # "player #1:a.mp4;b.mp4|player #2:c.mp4": one after the other, and beside them those of other players.
+        named = [re.sub(r"^player #\d+:", "", cells[column].partition("|")[0]).strip() for column in columns]
+        videos = [name for name in named if name not in ("", "NA", "Not found")]
+        if not videos or ";" in videos[0]:
+            played = "no video" if not videos else "several videos, one after the other"
+            raise DataError(f"{source}: the observation is of {played}; give the project (.boris)")
+        row = Row(
+            video=_named(content, videos[0], source),
+            start=cells["start (s)"],
+            end=cells["stop (s)"],
+            labels=(cells["behavior"],),
+            source=source,
+        )
+        content.rows.append(row)
+    if num_points:
+        content.notes.append(f"{file.name}: {num_points} point events, which have no length: left out")
+    return content

@@ -1,0 +1,1 @@
+"""Detectors on features: ActionFormer and BMN, and the segments that they find."""

@@ -1,0 +1,494 @@
+"""ActionFormer: every moment, on several time scales, says what goes on and how far away its start and end are.
+
+Source: Zhang, Wu, Li, "ActionFormer: Localizing Moments of Actions with Transformers" (ECCV 2022) and its released code
+(happyharrycn/actionformer_release, 61ea7eb). Features pass convolutions and transformer blocks with local attention;
+each further level has half the rate. A head shared by all levels classifies each point, another regresses the distances
+to both ends, in steps of the level.
+
+Differs from the released code: local attention is computed in plain blocks (equal to 1e-7) and needs no multiple of the
+window; the best candidates are chosen over all levels, as in OpenTAD; for verbs and nouns there is one trunk with two
+classification heads, where the paper trains two networks.
+
+Shapes: B videos, T features (steps), C channels, L levels, P points of all levels, G segments, K classes, S label sets.
+Times are in steps of level 0: point t of level l stands for step t * 2^l.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tada.errors import OptionError
+from tada.localization.detectors.detections import Detections
+from tada.localization.features.grid import FeatureGrid
+
+MAX_LEVELS = 8
+_FAR = 10_000.0  # beyond any segment, in steps
+_NUM_FUSED = 10  # classes of each label set that are combined
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ActionFormerConfig:
+    """The shape of a detector. Plain values, as JSON has them."""
+
+    in_channels: int
+    """C of the features."""
+    num_classes: tuple[int, ...]
+    """Classes of each label set."""
+    dim: int = 256
+    """Channels inside."""
+    num_heads: int = 4
+    """Of the attention."""
+    window: int = 19
+    """Steps that attention sees on each level, half of them on either side; odd. -1 is all."""
+    num_levels: int = 6
+    """L; level l has every 2^l-th step."""
+    regression_ranges: tuple[tuple[float, float], ...]
+    """For each level the distances to a segment's farther end that it is responsible for, in steps."""
+    max_length: int = 2304
+    """Steps that training sees at once; a multiple of 2^(L-1)."""
+    position_encoding: bool = False
+    """Whether the steps are told their places."""
+    drop_path: float = 0.1
+    """How often a block's branch is left out in training."""
+    input_dropout: float = 0.0
+    """Part of the feature channels dropped in training."""
+
+    def __post_init__(self) -> None:
+        if min(self.in_channels, self.dim, self.num_heads, *self.num_classes) < 1 or self.dim % self.num_heads:
+            raise OptionError(f"{self}: sizes must be positive, and dim a multiple of num_heads")
+        if self.window != -1 and (self.window < 1 or self.window % 2 == 0):
+            raise OptionError(f"window={self.window} should be odd, or -1 for all steps")
+        if not 1 <= self.num_levels <= MAX_LEVELS or len(self.regression_ranges) != self.num_levels:
+            raise OptionError(f"num_levels={self.num_levels} should be 1 to {MAX_LEVELS}, each with a regression range")
+        if self.max_length < 1 or self.max_length % self.stride_of_last:
+            raise OptionError(f"max_length={self.max_length} should be a multiple of {self.stride_of_last}")
+
+    @property
+    def stride_of_last(self) -> int:
+        """Steps from one point of the coarsest level to the next."""
+        return 1 << (self.num_levels - 1)
+
+    @classmethod
+    def for_data(
+        cls,
+        *,
+        in_channels: int,
+        num_classes: tuple[int, ...],
+        segment_steps: np.ndarray[tuple[int], np.dtype[np.float64]],
+        video_steps: np.ndarray[tuple[int], np.dtype[np.float64]],
+        stride_seconds: float,
+        overlapping: bool,
+        dim: int = 256,
+        position_encoding: bool = False,
+        input_dropout: float = 0.0,
+    ) -> ActionFormerConfig:
+        """Choose levels, ranges, window and length from the training data.
+
+        Levels: as few as let the last but one reach the 90th percentile of segments. Length: the 95th percentile of
+        videos. Window: 9 for sparse features, 19 for dense ones.
+
+        Args:
+            segment_steps: lengths of the training segments, in steps.
+            video_steps: numbers of features of the training videos.
+            overlapping: whether segments often overlap each other; levels then share lengths, as on EPIC-KITCHENS.
+        """
+        long = float(np.percentile(segment_steps, 90))
+        num_levels = min(max(math.ceil(math.log2(max(long, 4.0) / 4.0)) + 2, 3), MAX_LEVELS)
+        last = 2 ** (num_levels - 1)
+        length = min(max(math.ceil(np.percentile(video_steps, 95) / last), 1) * last, max(2304 // last, 1) * last)
+        ends = [4.0 * 2**level for level in range(num_levels - 1)]
+        starts = [0.0, *(end / 2 if overlapping else end for end in ends)]
+        ranges = tuple(zip(starts, [*ends, _FAR], strict=True))
+        return cls(
+            in_channels=in_channels,
+            num_classes=num_classes,
+            dim=dim,
+            window=19 if stride_seconds < 0.3 else 9,
+            num_levels=num_levels,
+            regression_ranges=ranges,
+            max_length=length,
+            position_encoding=position_encoding,
+            input_dropout=input_dropout,
+        )
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+
+class LevelOutputs(NamedTuple):
+    """What the heads say of each point, the levels one after the other."""
+
+    logits: tuple[Tensor, ...]
+    """[B, P, K] for each label set"""
+    offsets: Tensor
+    """[B, P, 2], to start and end, in steps of the point's level; 0 or more"""
+    points: Tensor
+    """[P], in steps of level 0"""
+    strides: Tensor
+    """[P], steps of level 0 in a step of the point's level"""
+    ranges: Tensor
+    """[P, 2], the regression range of the point's level"""
+    valid: Tensor
+    """bool [B, P], false where a video is padded"""
+
+
+class ActionFormer(nn.Module):
+    """The network; ``losses`` trains it and ``decode`` reads it."""
+
+    def __init__(self, config: ActionFormerConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.input_dropout = nn.Dropout1d(config.input_dropout)
+        self.embed = nn.ModuleList([ConvNorm(config.in_channels, dim), ConvNorm(dim, dim)])
+        self.stem = nn.ModuleList([TransformerBlock(config, stride=1) for _ in range(2)])
+        self.branch = nn.ModuleList([TransformerBlock(config, stride=2) for _ in range(config.num_levels - 1)])
+        self.neck = nn.ModuleList([ChannelNorm(dim) for _ in range(config.num_levels)])
+        self.classifiers = nn.ModuleList([Head(dim, count) for count in config.num_classes])
+        self.regressor = Head(dim, 2)
+        self.scales = nn.Parameter(torch.ones(config.num_levels))
+        for module in self.modules():
+            if isinstance(module, nn.Conv1d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for head in self.classifiers:
+            assert isinstance(head, Head)
+            assert head.last.bias is not None
+            nn.init.constant_(head.last.bias, -math.log((1 - 0.01) / 0.01))  # few points are positive at first
+
+    def forward(self, features: Tensor, mask: Tensor) -> LevelOutputs:
+        """Look at videos.
+
+        Args:
+            features: [B, C, T]; T a multiple of 2^(L-1).
+            mask: bool [B, T], true where there is a video.
+        """
+        if features.shape[2] % self.config.stride_of_last:
+            raise ValueError(f"{features.shape[2]} steps should be a multiple of {self.config.stride_of_last}: pad")
+        keep = mask[:, None].to(features.dtype)  # [B, 1, T]
+        x = self.input_dropout(features * keep)
+        for layer in self.embed:
+            x = layer(x, keep)
+        if self.config.position_encoding:
+            x = x + _sinusoids(x.shape[2], self.config.dim, x) / self.config.dim**0.5 * keep
+        for block in self.stem:
+            x, keep = block(x, keep)
+        levels = [(x, keep)]
+        for block in self.branch:
+            x, keep = block(x, keep)
+            levels.append((x, keep))
+        logits: list[list[Tensor]] = [[] for _ in self.classifiers]
+        offsets, points, strides, ranges, valid = [], [], [], [], []
+        for level, (x, keep) in enumerate(levels):
+            x = self.neck[level](x) * keep
+            for place, head in enumerate(self.classifiers):
+                logits[place].append(head(x, keep).transpose(1, 2))
+            offsets.append(F.relu(self.regressor(x, keep) * self.scales[level]).transpose(1, 2))
+            count, stride = x.shape[2], float(2**level)
+            points.append(torch.arange(count, device=x.device) * stride)
+            strides.append(torch.full((count,), stride, device=x.device))
+            ranges.append(torch.tensor(self.config.regression_ranges[level], device=x.device).expand(count, 2))
+            valid.append(keep[:, 0] > 0)
+        return LevelOutputs(
+            logits=tuple(torch.cat(parts, dim=1) for parts in logits),
+            offsets=torch.cat(offsets, dim=1),
+            points=torch.cat(points),
+            strides=torch.cat(strides),
+            ranges=torch.cat(ranges),
+            valid=torch.cat(valid, dim=1),
+        )
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of [B, C, T]."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return y
+
+
+class ConvNorm(nn.Module):
+    """Convolution over three steps, norm, ReLU; nothing flows from or into the padding."""
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels, dim, 3, padding=1, bias=False)
+        self.norm = ChannelNorm(dim)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        return F.relu(self.norm(self.conv(x) * keep)) * keep
+
+
+class Head(nn.Module):
+    """Two convolutions and a third that answers, shared by all levels."""
+
+    def __init__(self, dim: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([ConvNorm(dim, dim), ConvNorm(dim, dim)])
+        self.last = nn.Conv1d(dim, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        """[B, C, T] -> [B, outputs, T]."""
+        for layer in self.layers:
+            x = layer(x, keep)
+        y: Tensor = self.last(x) * keep
+        return y
+
+
+class TransformerBlock(nn.Module):
+    """Local attention and an MLP, each scaled from almost nothing; with stride 2 half of the steps remain."""
+
+    def __init__(self, config: ActionFormerConfig, *, stride: int) -> None:
+        super().__init__()
+        dim = config.dim
+        self.stride = stride
+        self.norm1, self.norm2 = ChannelNorm(dim), ChannelNorm(dim)
+        self.attention = LocalAttention(config, stride=stride)
+        self.mlp = nn.Sequential(nn.Conv1d(dim, 4 * dim, 1), nn.GELU(), nn.Conv1d(4 * dim, dim, 1))
+        self.path1, self.path2 = ScaledPath(dim, config.drop_path), ScaledPath(dim, config.drop_path)
+
+    def forward(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        attended, keep = self.attention(self.norm1(x), keep)
+        shortcut = x if self.stride == 1 else F.max_pool1d(x, 3, stride=self.stride, padding=1)
+        x = shortcut * keep + self.path1(attended)
+        return x + self.path2(self.mlp(self.norm2(x)) * keep), keep
+
+
+class ScaledPath(nn.Module):
+    """A branch's learned scale for each channel; in training it is left out for some videos."""
+
+    def __init__(self, dim: int, drop: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1, dim, 1), 1e-4))
+        self.drop = drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.scale
+        if self.training and self.drop:
+            kept = torch.rand(len(x), 1, 1, device=x.device, dtype=x.dtype) >= self.drop
+            x = x * kept / (1 - self.drop)
+        return x
+
+
+class LocalAttention(nn.Module):
+    """Each step attends to those within half a window; queries, keys and values are convolved over three steps."""
+
+    def __init__(self, config: ActionFormerConfig, *, stride: int) -> None:
+        super().__init__()
+        dim = config.dim
+        self.num_heads, self.window, self.stride = config.num_heads, config.window, stride
+        self.convs = nn.ModuleList(
+            [nn.Conv1d(dim, dim, 3, stride=stride, padding=1, groups=dim, bias=False) for _ in range(3)]
+        )
+        self.norms = nn.ModuleList([ChannelNorm(dim) for _ in range(3)])
+        self.projections = nn.ModuleList([nn.Conv1d(dim, dim, 1) for _ in range(3)])
+        self.out = nn.Conv1d(dim, dim, 1)
+
+    def forward(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, T] -> [B, C, T / stride], and the mask [B, 1, T / stride]."""
+        below, keep = keep, keep[:, :, :: self.stride]
+        b, c, t = x.shape[0], x.shape[1], keep.shape[2]
+        parts = []
+        for conv, norm, projection in zip(self.convs, self.norms, self.projections, strict=True):
+            part = projection(norm(conv(x * below) * keep))
+            parts.append(part.view(b, self.num_heads, c // self.num_heads, t).transpose(2, 3))
+        query, key, value = parts  # [B, heads, T, C / heads]
+        if self.window == -1:
+            seen = torch.where(keep[:, :, None] > 0, 0.0, -1e4).to(x.dtype)  # [B, 1, 1, T]
+            y = F.scaled_dot_product_attention(query, key, value, seen)
+        else:
+            y = banded_attention(query, key, value, keep[:, 0] > 0, half=self.window // 2)
+        y = y.transpose(2, 3).reshape(b, c, t)
+        return self.out(y) * keep, keep
+
+
+def banded_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, half: int) -> Tensor:
+    """Attention of each step to those at most ``half`` away, in blocks: no [T, T] matrix is ever made.
+
+    A block of queries meets its own keys and those of its two neighbours. What a padded step attends to is without
+    meaning.
+
+    Args:
+        query: [B, heads, T, D], as ``key`` and ``value``.
+        valid: bool [B, T].
+
+    Returns:
+        [B, heads, T, D].
+    """
+    b, heads, t, d = query.shape
+    size = max(half, 16)
+    blocks = -(-t // size)
+    padding = blocks * size - t
+    query = F.pad(query, (0, 0, 0, padding)).view(b, heads, blocks, size, d)
+    key, value = (
+        F.pad(x, (0, 0, size, padding + size)).unfold(2, 3 * size, size).transpose(3, 4) for x in (key, value)
+    )
+    known = F.pad(valid, (size, padding + size)).unfold(1, 3 * size, size)  # [B, blocks, 3 * size]
+    places = torch.arange(3 * size, device=query.device)
+    near = (places[None, :] - size - places[:size, None]).abs() <= half  # [size, 3 * size]
+    # Padding is far below any logit, but finite: a padded step sees nothing else, and must not become NaN.
+    bias = torch.where(known, 0.0, -1e4)[:, None, :, None, :] + torch.where(near, 0.0, -torch.inf)
+    y = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype))
+    return y.reshape(b, heads, blocks * size, d)[:, :, :t]
+
+
+def _sinusoids(length: int, dim: int, like: Tensor) -> Tensor:
+    """Sines and cosines of many wavelengths, [1, dim, length]."""
+    place = torch.arange(length, device=like.device, dtype=like.dtype)
+    rate = 10_000 ** (-2 * (torch.arange(dim, device=like.device) // 2) / dim).to(like.dtype)
+    angle = rate[:, None] * place
+    even = (torch.arange(dim, device=like.device) % 2 == 0)[:, None]
+    return torch.where(even, angle.sin(), angle.cos())[None]
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+class Targets(NamedTuple):
+    """What the points of one video should say."""
+
+    labels: tuple[Tensor, ...]
+    """[P, K] for each label set: 1 for the classes of the segment that a point is responsible for"""
+    offsets: Tensor
+    """[P, 2], to that segment's start and end, in steps of the point's level"""
+    positive: Tensor
+    """bool [P]"""
+
+
+def assign(
+    points: Tensor,
+    strides: Tensor,
+    ranges: Tensor,
+    segments: Tensor,
+    labels: Tensor,
+    num_classes: tuple[int, ...],
+    *,
+    radius: float = 1.5,
+) -> Targets:
+    """Give each point near the middle of a segment of the right length that segment.
+
+    Args:
+        points: [P], strides [P] and ranges [P, 2] as in ``LevelOutputs``.
+        segments: [G, 2], in steps.
+        labels: int64 [G, S].
+        radius: how far from a segment's middle a point may lie, in steps of its level; it must lie inside, too.
+
+    Where several segments want a point, the shortest is regressed, and all of about its length are named.
+    """
+    one_hot = tuple(F.one_hot(labels[:, s], count).to(points.dtype) for s, count in enumerate(num_classes))
+    if not len(segments):
+        empty = tuple(points.new_zeros(len(points), count) for count in num_classes)
+        return Targets(empty, points.new_zeros(len(points), 2), torch.zeros_like(points, dtype=torch.bool))
+    start, end = segments[:, 0], segments[:, 1]  # [G]
+    left, right = points[:, None] - start, end - points[:, None]  # [P, G]
+    middle, reach = (start + end) / 2, radius * strides[:, None]
+    from_middle_left = points[:, None] - torch.maximum(middle - reach, start)
+    from_middle_right = torch.minimum(middle + reach, end) - points[:, None]
+    central = torch.minimum(from_middle_left, from_middle_right) > 0
+    farther = torch.maximum(left, right)
+    in_range = (farther >= ranges[:, None, 0]) & (farther <= ranges[:, None, 1])
+    lengths = torch.where(central & in_range, end - start, torch.inf)  # [P, G]
+    shortest, chosen = lengths.min(1)
+    positive = shortest.isfinite()
+    named = (lengths <= shortest[:, None] + 1e-3) & positive[:, None]  # [P, G]
+    offsets = torch.stack([left, right], dim=2)[torch.arange(len(points)), chosen] / strides[:, None]
+    return Targets(
+        tuple((named.to(points.dtype) @ hot).clamp(max=1.0) for hot in one_hot),
+        torch.where(positive[:, None], offsets, 0.0),
+        positive,
+    )
+
+
+def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sigmoid focal loss, element by element: easy ones count little (Lin et al., 2017)."""
+    probability = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    hit = probability * targets + (1 - probability) * (1 - targets)
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    return weight * (1 - hit) ** gamma * entropy
+
+
+def diou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
+    """1 - IoU + (distance of the middles / length of both together)^2, for segments [N, 2] (Zheng et al., 2020)."""
+    inter = (torch.minimum(predicted[:, 1], targets[:, 1]) - torch.maximum(predicted[:, 0], targets[:, 0])).clamp(min=0)
+    union = (predicted[:, 1] - predicted[:, 0]) + (targets[:, 1] - targets[:, 0]) - inter
+    enclosing = torch.maximum(predicted[:, 1], targets[:, 1]) - torch.minimum(predicted[:, 0], targets[:, 0])
+    apart = (predicted.sum(1) - targets.sum(1)) / 2
+    tiny = 1e-8
+    return 1 - inter / union.clamp(min=tiny) + (apart / enclosing.clamp(min=tiny)) ** 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """Both losses of a batch, summed over its points, and what to divide them by."""
+
+    classification: Tensor
+    regression: Tensor
+    num_positive: int
+
+
+def losses(
+    outputs: LevelOutputs, segments: list[Tensor], labels: list[Tensor], *, label_smoothing: float = 0.0
+) -> Loss:
+    """Focal loss over all points, DIoU loss over those that have a segment.
+
+    Args:
+        segments: of each video [G, 2], in steps.
+        labels: of each video int64 [G, S].
+    """
+    classification, regression, num_positive = outputs.offsets.new_zeros(()), outputs.offsets.new_zeros(()), 0
+    num_classes = tuple(logits.shape[2] for logits in outputs.logits)
+    for i, (own_segments, own_labels) in enumerate(zip(segments, labels, strict=True)):
+        targets = assign(outputs.points, outputs.strides, outputs.ranges, own_segments, own_labels, num_classes)
+        valid = outputs.valid[i]
+        for logits, hot in zip(outputs.logits, targets.labels, strict=True):
+            smooth = hot * (1 - label_smoothing) + label_smoothing / (hot.shape[1] + 1)
+            classification = classification + focal_loss(logits[i][valid], smooth[valid]).sum()
+        positive = targets.positive & valid
+        signs = torch.tensor([-1.0, 1.0], device=valid.device)
+        predicted, wanted = outputs.offsets[i][positive] * signs, targets.offsets[positive] * signs
+        regression = regression + diou_loss(predicted, wanted).sum()
+        num_positive += int(positive.sum())
+    return Loss(classification=classification, regression=regression, num_positive=num_positive)
+
+
+# -- reading the network ----------------------------------------------------------------------------------------------
+
+
+def decode(outputs: LevelOutputs, grid: FeatureGrid, *, min_score: float, max_candidates: int) -> Detections:
+    """Candidates of one video (B = 1), in seconds, best first; ``select`` makes a choice of them.
+
+    Each point and class is a candidate. With two label sets each point's ten best verbs and ten best nouns are
+    combined, and a pair scores sqrt(p_verb * p_noun), as OpenTAD fuses its two networks.
+    """
+    valid = outputs.valid[0]
+    probabilities = [logits[0][valid].double().sigmoid() for logits in outputs.logits]
+    if len(probabilities) == 1:
+        scores = probabilities[0].flatten()
+        num_pairs = probabilities[0].shape[1]
+        classes = torch.arange(num_pairs, device=valid.device)[:, None].repeat(int(valid.sum()), 1)
+    else:
+        (verb, verbs), (noun, nouns) = (p.topk(min(_NUM_FUSED, p.shape[1]), dim=1) for p in probabilities)
+        fused = (verb[:, :, None] * noun[:, None, :]).sqrt()  # [P, V, N]
+        scores, num_pairs = fused.flatten(), fused.shape[1] * fused.shape[2]
+        pairs = verbs[:, :, None].expand(fused.shape), nouns[:, None, :].expand(fused.shape)
+        classes = torch.stack(pairs, dim=3).reshape(-1, 2)
+    candidates = torch.nonzero(scores > min_score)[:, 0]
+    best = candidates[scores[candidates].argsort(descending=True, stable=True)[:max_candidates]]
+    at = best // num_pairs
+    points, strides = outputs.points[valid][at].double(), outputs.strides[valid][at].double()
+    offsets = outputs.offsets[0][valid][at].double() * strides[:, None]
+    steps = torch.stack([points - offsets[:, 0], points + offsets[:, 1]], dim=1)
+    return Detections(
+        grid.seconds(steps.cpu().numpy()), scores[best].cpu().numpy(), classes[best].cpu().numpy().astype(np.int64)
+    )

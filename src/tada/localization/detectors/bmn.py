@@ -1,0 +1,498 @@
+"""BMN, the boundary-matching network of the paper's localization experiments: every start with every duration, scored.
+
+Source: Lin et al., "BMN: Boundary-Matching Network for Temporal Action Proposal Generation" (ICCV 2019), as released
+with TAdaConv (75b7839, models/module_zoo/heads/bmn_head.py). Proposals have no classes: those come from the backbone.
+
+The released network samples 32 points of every proposal into a tensor [256, 32, D, T] of 312 MiB (T = D = 100) and
+convolves it. Interpolation and convolution are both linear, so here each of the 32 kernels is applied to the T steps
+first, and then sampled: the same numbers without that tensor.
+
+Differs from the released code: where a batch has no positives, losses are finite (there they are NaN, or press nothing
+down); the sampling matrix is no part of a checkpoint; windows are sampled at the times of their bins (there a resize
+shifts them by up to half a feature).
+
+Shapes: B windows, C channels, T bins, D durations in bins, G segments, N proposals. Cell (d, t) is the proposal from
+bin t's start to bin t + d's end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tada.errors import OptionError
+from tada.localization.detectors.segments import Floats, soft_nms
+from tada.localization.features.grid import FeatureGrid
+
+_POINTS_PER_SAMPLE = 3
+_BOUNDARY_RATIO = 0.5  # a proposal is sampled half its length beyond both ends
+_HIDDEN, _MATCHED, _MAPS = 256, 512, 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BMNConfig:
+    """The shape of a network. Plain values, as JSON has them."""
+
+    in_channels: int
+    """C of the features."""
+    num_bins: int = 100
+    """T, bins of a window."""
+    max_duration_bins: int = 100
+    """D, the longest proposal, in bins."""
+    bin_seconds: float | None = None
+    """Length of a bin, for windows that slide over the video by D bins; null: the whole video is one window."""
+    num_samples: int = 32
+    """Points that a proposal is sampled at, each the mean of three."""
+
+    def __post_init__(self) -> None:
+        if not (self.in_channels >= 4 and self.in_channels % 4 == 0):
+            raise OptionError(f"in_channels={self.in_channels} should be a multiple of 4, for four groups")
+        if not 1 <= self.max_duration_bins <= self.num_bins or self.num_samples < 1:
+            raise OptionError(f"{self}: max_duration_bins should be from 1 to num_bins")
+        if self.bin_seconds is not None and not self.bin_seconds > 0:
+            raise OptionError(f"bin_seconds={self.bin_seconds} should be positive, or null for whole videos")
+
+    @classmethod
+    def for_data(
+        cls, *, in_channels: int, segment_seconds: Floats, video_seconds: Floats, stride_seconds: float
+    ) -> BMNConfig:
+        """Whole videos in 100 bins where nine of ten segments have two bins or more; else windows of twice the longest.
+
+        Args:
+            segment_seconds: lengths of the training segments.
+            video_seconds: lengths of the training videos.
+        """
+        whole = float(np.median(video_seconds)) / 100
+        if np.percentile(segment_seconds, 10) >= 2 * whole:
+            return cls(in_channels=in_channels)
+        bins = min(max(math.ceil(float(np.max(segment_seconds)) / stride_seconds) + 1, 8), 100)
+        return cls(
+            in_channels=in_channels, num_bins=2 * bins, max_duration_bins=bins, bin_seconds=float(stride_seconds)
+        )
+
+
+# -- the network ------------------------------------------------------------------------------------------------------
+
+
+class BMNOutputs(NamedTuple):
+    """All are probabilities."""
+
+    start: Tensor
+    """[B, T], that something starts at a bin"""
+    end: Tensor
+    """[B, T]"""
+    confidence: Tensor
+    """[B, 2, D, T]: the IoU of a proposal, as regressed; and that it is above 0.9"""
+
+
+class BMN(nn.Module):
+    """The network."""
+
+    def __init__(self, config: BMNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.base = nn.Sequential(_conv(config.in_channels, groups=4), nn.ReLU(), _conv(groups=4), nn.ReLU())
+        self.start = nn.Sequential(_conv(groups=4), nn.ReLU(), nn.Conv1d(_HIDDEN, 1, 1))
+        self.end = nn.Sequential(_conv(groups=4), nn.ReLU(), nn.Conv1d(_HIDDEN, 1, 1))
+        self.proposal = nn.Sequential(_conv(), nn.ReLU())
+        self.matching = BoundaryMatching(config)
+        # In place: what a convolution has written, nobody else reads.
+        self.maps = nn.Sequential(
+            nn.Conv2d(_MATCHED, _MAPS, 1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(_MAPS, _MAPS, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(_MAPS, _MAPS, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(_MAPS, 2, 1),
+        )
+
+    def forward(self, features: Tensor) -> BMNOutputs:
+        """Features [B, C, T] of windows -> what starts, ends and lasts."""
+        x = self.base(features)
+        confidence = self.maps(F.relu(self.matching(self.proposal(x))))
+        return BMNOutputs(self.start(x)[:, 0].sigmoid(), self.end(x)[:, 0].sigmoid(), confidence.sigmoid())
+
+
+def _conv(channels: int = _HIDDEN, *, groups: int = 1) -> nn.Conv1d:
+    return nn.Conv1d(channels, _HIDDEN, 3, padding=1, groups=groups)
+
+
+class BoundaryMatching(nn.Module):
+    """Sample each proposal at 32 points and convolve them: [B, 256, T] -> [B, 512, D, T].
+
+    Computed as sum over n of S_n (W_n x): kernel n on the steps, then its sampling S_n, which is sparse.
+    """
+
+    def __init__(self, config: BMNConfig) -> None:
+        super().__init__()
+        self.num_bins, self.num_durations, self.num_samples = (
+            config.num_bins,
+            config.max_duration_bins,
+            config.num_samples,
+        )
+        like = nn.Conv3d(_HIDDEN, _MATCHED, (config.num_samples, 1, 1))  # for its way of drawing weights
+        assert like.bias is not None
+        self.weight = nn.Parameter(like.weight.detach().view(_MATCHED, _HIDDEN, config.num_samples))
+        self.bias = nn.Parameter(like.bias.detach())
+        # Not buffers: constant, so no part of a checkpoint nor of averaged weights.
+        self._sampling: dict[tuple[torch.device, torch.dtype], tuple[SparseRows, SparseRows]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = x.shape[2]
+        if t != self.num_bins:
+            raise ValueError(f"{t} bins should be {self.num_bins}")
+        with torch.autocast(x.device.type, enabled=False):  # the sums are of the weights' type
+            x, weight = x.to(self.weight.dtype), self.weight
+            sampling, transposed = self._matrices(x.device, x.dtype)
+            projected = torch.einsum("ocn,bct->bnto", weight, x).flatten(1, 2)  # [B, num_samples * T, 512]
+            sampled: Tensor = _SparseProduct.apply(sampling, transposed, projected)  # type: ignore[no-untyped-call]  # torch does not say
+        matched = sampled.add_(self.bias)
+        return matched.view(-1, self.num_durations, t, _MATCHED).permute(0, 3, 1, 2)  # channels last
+
+    def _matrices(self, device: torch.device, dtype: torch.dtype) -> tuple[SparseRows, SparseRows]:
+        key = (device, dtype)
+        if key not in self._sampling:
+            cells, columns, weights = sampling_weights(self.num_bins, self.num_durations, self.num_samples)
+            num_cells, num_columns = self.num_durations * self.num_bins, self.num_samples * self.num_bins
+            self._sampling[key] = (
+                SparseRows.of(cells, columns, weights, num_rows=num_cells).to(device, dtype),
+                SparseRows.of(columns, cells, weights, num_rows=num_columns).to(device, dtype),
+            )
+        return self._sampling[key]
+
+
+class SparseRows(NamedTuple):
+    """A constant sparse matrix, row after row: a product with it is weighted sums of rows."""
+
+    starts: Tensor
+    """Where each row's entries start, and where the last row's end"""
+    columns: Tensor
+    """Of each entry"""
+    weights: Tensor
+    """The entries"""
+
+    @classmethod
+    def of(cls, rows: NDArray[np.int64], columns: NDArray[np.int64], weights: Floats, *, num_rows: int) -> SparseRows:
+        """The matrix with these entries; entries at the same place are added."""
+        num_columns = int(columns.max()) + 1
+        places, which = np.unique(rows * num_columns + columns, return_inverse=True)
+        starts = np.searchsorted(places, np.arange(num_rows + 1) * num_columns)
+        summed = np.bincount(which.reshape(-1), weights)
+        return cls(torch.from_numpy(starts), torch.from_numpy(places % num_columns), torch.from_numpy(summed))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> SparseRows:
+        """The same elsewhere, its entries of another type."""
+        return SparseRows(self.starts.to(device), self.columns.to(device), self.weights.to(device, dtype))
+
+    def times(self, dense: Tensor) -> Tensor:
+        """The product with each of a batch of matrices, [B, J, K] -> [B, I, K]."""
+        # Four times as fast on a CPU as torch's sparse matrices, and on every system.
+        products = [
+            F.embedding_bag(
+                self.columns,
+                matrix,
+                self.starts,
+                mode="sum",
+                per_sample_weights=self.weights,
+                include_last_offset=True,
+            )
+            for matrix in dense
+        ]
+        return torch.stack(products)
+
+
+class _SparseProduct(torch.autograd.Function):
+    """A constant sparse matrix times dense ones; its transpose is kept ready for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: SparseRows, transposed: SparseRows, dense: Tensor) -> Tensor:
+        ctx.transposed = transposed
+        return matrix.times(dense)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        return None, None, ctx.transposed.times(gradient.contiguous())
+
+
+def sampling_weights(
+    num_bins: int, num_durations: int, num_samples: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """How the points of each proposal are interpolated between bins.
+
+    96 points lie evenly from half a length before the proposal to half a length after; three neighbours make one
+    sample. A point between two bins takes from both, in proportion; what lies outside of the window gives nothing.
+    (Points less than one bin before the window take all from bin 0: the released code truncates towards zero.)
+
+    Returns:
+        Entries of the matrix [D * T cells, num_samples * T]: rows d * T + t, columns n * T + bin, weights. A place may
+        occur more than once. Proposals that leave the window have no entries.
+    """
+    duration, start = np.meshgrid(np.arange(num_durations), np.arange(num_bins), indexing="ij")
+    valid = start + duration < num_bins
+    cells = (duration * num_bins + start)[valid]
+    first, length = start[valid].astype(np.float64), duration[valid] + 1.0
+    low = first - length * _BOUNDARY_RATIO
+    high = first + length - 1 + length * _BOUNDARY_RATIO
+    num_points = num_samples * _POINTS_PER_SAMPLE
+    points = low[:, None] + (high - low)[:, None] / (num_points - 1) * np.arange(num_points)  # [cells, points]
+    part, down = np.modf(points)
+    samples = np.broadcast_to(np.arange(num_points) // _POINTS_PER_SAMPLE, points.shape)
+    rows = np.broadcast_to(cells[:, None], points.shape)
+    entries = []
+    for bins, weights in ((down, 1 - part), (np.ceil(points), part)):
+        inside = (bins >= 0) & (bins < num_bins)
+        columns = samples[inside] * num_bins + bins[inside].astype(np.int64)
+        entries.append((rows[inside], columns, weights[inside] / _POINTS_PER_SAMPLE))
+    rows, columns, weights = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+    return rows, columns, weights
+
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+class BMNTargets(NamedTuple):
+    """What the network should say of one window."""
+
+    start: Tensor
+    """[T]"""
+    end: Tensor
+    """[T]"""
+    iou: Tensor
+    """[D, T], the best IoU of a proposal with any segment"""
+
+
+def valid_cells(num_bins: int, num_durations: int) -> Tensor:
+    """Bool [D, T]: the proposals that end within the window."""
+    return torch.arange(num_durations)[:, None] + torch.arange(num_bins) < num_bins
+
+
+def targets(segments: Tensor, num_bins: int, num_durations: int) -> BMNTargets:
+    """The targets of a window with these segments, [G, 2], as parts of the window in [0, 1].
+
+    A start is looked for within 1.5 bins of a segment's start; the target is how much of a bin's neighbourhood, from
+    half a bin before to one and a half after, that covers. Ends likewise.
+    """
+    if not len(segments):
+        zeros = segments.new_zeros(num_bins)
+        return BMNTargets(zeros, zeros, segments.new_zeros(num_durations, num_bins))
+    bins = torch.arange(num_bins, device=segments.device, dtype=segments.dtype)
+    scaled = segments.clamp(0, 1) * num_bins  # in bins
+
+    def boundary(at: Tensor) -> Tensor:
+        low, high = at - 1.5, at + 1.5
+        inter = torch.minimum(high, bins[:, None] + 1.5) - torch.maximum(low, bins[:, None] - 0.5)
+        return (inter.clamp(min=0) / 2).max(1).values
+
+    cell_start = bins[None, :, None]  # [1, T, 1]
+    cell_end = (
+        cell_start + torch.arange(1, num_durations + 1, device=segments.device, dtype=segments.dtype)[:, None, None]
+    )
+    inter = (torch.minimum(cell_end, scaled[:, 1]) - torch.maximum(cell_start, scaled[:, 0])).clamp(min=0)
+    union = (cell_end - cell_start) + (scaled[:, 1] - scaled[:, 0]) - inter
+    return BMNTargets(boundary(scaled[:, 0]), boundary(scaled[:, 1]), (inter / union).max(2).values)
+
+
+class BMNLosses(NamedTuple):
+    """The three parts; the total is boundaries + 10 * regression + classification."""
+
+    boundaries: Tensor
+    regression: Tensor
+    classification: Tensor
+
+    def total(self) -> Tensor:
+        """Weighted as in the paper."""
+        return self.boundaries + 10 * self.regression + self.classification
+
+
+def bmn_losses(
+    outputs: BMNOutputs, wanted: Sequence[BMNTargets], *, generator: torch.Generator | None = None
+) -> BMNLosses:
+    """The losses of a batch of windows.
+
+    Args:
+        generator: draws which proposals of middling and low IoU take part in the regression.
+    """
+    start, end, iou = (torch.stack(parts) for parts in zip(*wanted, strict=True))
+    num_durations, num_bins = iou.shape[1:]
+    valid = valid_cells(num_bins, num_durations).to(iou.device).expand_as(iou)
+    regressed, classified = outputs.confidence[:, 0], outputs.confidence[:, 1]
+    everywhere = torch.ones_like(start, dtype=torch.bool)
+    boundaries = _balanced_entropy(outputs.start, start > 0.5, everywhere) + _balanced_entropy(
+        outputs.end, end > 0.5, everywhere
+    )
+    classification = _balanced_entropy(classified, iou > 0.9, valid)
+    return BMNLosses(boundaries, _regression(regressed, iou, valid, generator), classification)
+
+
+def _balanced_entropy(probability: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
+    """Cross entropy in which positives and negatives weigh the same.
+
+    Positives count even where they are not ``counted``. Without any positive, the released code is NaN or 0; here they
+    are taken to be one, so that what is negative is still pressed down.
+    """
+    negative = counted & ~positive
+    num_positive = positive.sum().clamp(min=1)
+    total = positive.sum() + negative.sum()
+    ratio = (total / num_positive).clamp(min=1.05)  # 1, were all positive, divides by zero
+    negative_weight, positive_weight = 0.5 * ratio / (ratio - 1), 0.5 * ratio
+    tiny = 1e-6
+    gain = positive_weight * positive * (probability + tiny).log()
+    gain = gain + negative_weight * negative * (1 - probability + tiny).log()
+    return -gain.sum() / total
+
+
+def _regression(predicted: Tensor, iou: Tensor, valid: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Squared error of all proposals with a high IoU and about as many with a middling and with a low one."""
+    high = (iou > 0.7) & valid
+    chosen = high
+    for band in ((iou > 0.3) & (iou <= 0.7) & valid, (iou > 0) & (iou <= 0.3) & valid):
+        share = high.sum() / band.sum().clamp(min=1)
+        drawn = torch.rand(iou.shape, generator=generator, device=iou.device)
+        chosen = chosen | (band & (drawn < share))
+    error = ((predicted - iou) ** 2 * chosen).sum()
+    return 0.5 * error / chosen.sum().clamp(min=1)
+
+
+# -- windows ----------------------------------------------------------------------------------------------------------
+
+
+class Window(NamedTuple):
+    """A stretch of a video in T bins."""
+
+    start_seconds: float
+    bin_seconds: float
+
+
+def windows(config: BMNConfig, duration_seconds: float) -> list[Window]:
+    """The windows of a video: one that is as long as it, or several that overlap by all but D bins."""
+    if config.bin_seconds is None:
+        return [Window(0.0, duration_seconds / config.num_bins)]
+    hop = config.max_duration_bins * config.bin_seconds
+    # The last is dropped where less than 0.2 s of the video would be new.
+    count = max(1, math.ceil((duration_seconds - 0.2) / hop))
+    return [Window(i * hop, config.bin_seconds) for i in range(count)]
+
+
+def at_times(features: Tensor, grid: FeatureGrid, seconds: NDArray[np.floating[Any]]) -> Tensor:
+    """Features [C, M] interpolated at times [n] -> [C, n]; zero from half a stride beyond the outermost on."""
+    index = torch.from_numpy(grid.index(np.asarray(seconds, np.float64))).to(features.device)
+    last = features.shape[1] - 1
+    inside = (index > -0.5 - 1e-6) & (index < last + 0.5 + 1e-6)
+    index = index.clamp(0, last)
+    low = index.floor().long()
+    part = (index - low).to(features.dtype)
+    mixed = features[:, low] * (1 - part) + features[:, (low + 1).clamp(max=last)] * part
+    return mixed * inside
+
+
+def window_features(features: Tensor, grid: FeatureGrid, window: Window, num_bins: int) -> Tensor:
+    """Features [C, M] of a video -> [C, T], at the middles of the window's bins."""
+    middles = window.start_seconds + (np.arange(num_bins) + 0.5) * window.bin_seconds
+    return at_times(features, grid, middles)
+
+
+def window_segments(segments: Floats, window: Window, num_bins: int) -> Floats:
+    """Those of the segments [G, 2] in seconds that lie wholly in the window, as parts of it."""
+    parts = (segments - window.start_seconds) / (num_bins * window.bin_seconds)
+    lengths = parts[:, 1] - parts[:, 0]
+    inside = np.clip(parts, 0, 1)
+    kept: Floats = inside[(inside[:, 1] - inside[:, 0]) / np.maximum(lengths, 1e-12) > 0.999]
+    return kept
+
+
+# -- reading the network ----------------------------------------------------------------------------------------------
+
+
+class Proposals(NamedTuple):
+    """Segments of one video that may hold something."""
+
+    segments: Floats
+    """[N, 2], in seconds"""
+    scores: Floats
+    """[N]"""
+
+
+def proposals(
+    outputs: BMNOutputs,
+    places: Sequence[Window],
+    *,
+    duration_seconds: float,
+    score: Literal["cr", "secr"] = "cr",
+    powers: tuple[float, float] = (1.2, 1.0),
+) -> Proposals:
+    """Read the maps of a video's windows; where windows overlap, they are averaged.
+
+    Args:
+        score: "cr" is classified^power * regressed^power (EPIC-KITCHENS); "secr" has the probabilities of start and end
+            as further factors (ActivityNet). The released "secr" takes the start's twice.
+        powers: of the classified and the regressed confidence.
+    """
+    bin_seconds = places[0].bin_seconds
+    offsets = [round(place.start_seconds / bin_seconds) for place in places]
+    _, _, num_durations, num_bins = outputs.confidence.shape
+    total = max(offsets) + num_bins
+    maps = np.zeros((4, num_durations, total))  # start, end, regressed, classified
+    counts = np.zeros((2, num_durations, total))
+    valid = valid_cells(num_bins, num_durations).numpy()
+    for i, offset in enumerate(offsets):
+        here = slice(offset, offset + num_bins)
+        maps[0, 0, here] += outputs.start[i].double().cpu().numpy()
+        maps[1, 0, here] += outputs.end[i].double().cpu().numpy()
+        counts[0, 0, here] += 1
+        maps[2:, :, here] += outputs.confidence[i].double().cpu().numpy() * valid
+        counts[1, :, here] += valid
+    start, end = (maps[k, 0] / np.maximum(counts[0, 0], 1) for k in (0, 1))
+    regressed, classified = maps[2:] / np.maximum(counts[1], 1)
+    used = min(total, max(math.ceil(duration_seconds / bin_seconds - 1e-9), 1))
+    is_start, is_end = _candidates(start[:used]), _candidates(end[:used])
+    is_start[0] = is_end[-1] = True
+    d, t = np.nonzero(counts[1] > 0)
+    last = t + d + 1  # the bin at whose start, and so at whose end before it, the proposal ends
+    within = last < used
+    d, t, last = d[within], t[within], last[within]
+    both = is_start[t] & is_end[last]
+    d, t, last = d[both], t[both], last[both]
+    scores = classified[d, t] ** powers[0] * regressed[d, t] ** powers[1]
+    if score == "secr":
+        scores = scores * start[t] * end[last]
+    segments = np.clip(np.stack([t, last], axis=1) * bin_seconds, 0, duration_seconds)
+    positive = scores > 0
+    return Proposals(segments[positive], scores[positive])
+
+
+def _candidates(probability: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Bins that are higher than both neighbours, or more than half as high as the highest; the outermost are not."""
+    found = np.zeros(len(probability), bool)
+    middle = probability[1:-1]
+    found[1:-1] = (middle > probability[:-2]) & (middle > probability[2:])
+    found[1:-1] |= middle > 0.5 * probability.max()
+    return found
+
+
+def thinned(
+    found: Proposals, *, duration_seconds: float, sigma: float = 0.4, thresholds: tuple[float, float] = (0.25, 0.9)
+) -> Proposals:
+    """Lower the scores of proposals that overlap better ones; keep one for each second of the video, and one more.
+
+    Args:
+        thresholds: (t1, t2) of ``soft_nms``, by width as a part of the video; (0.5, 0.9) on ActivityNet.
+    """
+    best = np.argsort(-found.scores, kind="stable")[:5000]  # beyond, none was ever kept
+    kept, scores = soft_nms(
+        found.segments[best],
+        found.scores[best],
+        sigma=sigma,
+        thresholds=thresholds,
+        extent=duration_seconds,
+        max_kept=int(duration_seconds) + 1,
+    )
+    return Proposals(found.segments[best][kept], scores)

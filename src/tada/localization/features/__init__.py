@@ -1,0 +1,1 @@
+"""Features of untrimmed videos: made from clips, imported, kept in files."""

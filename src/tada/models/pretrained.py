@@ -1,0 +1,381 @@
+"""Initial weights: what a new network starts from, and a report of what it took.
+
+A source is the folder of a run, a file of weights, or ``hf-hub:OWNER/NAME``. It may hold
+
+- a network of ours, or a released one: everything but the classifier is taken, and must fit;
+- an image network of the same shape, a ResNet (torchvision's names, which are timm's) or a ConvNeXt (torchvision's,
+  timm's or the authors'): its kernels and norms are taken one for one. What an image network does not have stays as it
+  was drawn: routing functions, which start at 1, and pooled norms, which start at 0. So at first the network sees each
+  frame as the image network does.
+
+Two weights change their form. The 4x4 stem kernel of a ConvNeXt goes to the middle of the three frames that a
+TAdaConvNeXt's stem sees, with zeros around it: then each frame, also the first, which has none before it, gives exactly
+what the image network gives for it. (A third of the kernel on each frame would blur what moves, and dim the first
+frame by a third.) And a network of basic blocks has a shortcut where ResNet-18 has its max-pool; it starts as the
+identity. Pixels are normalised here by mean .45 and std .225, as in the released code, and not channel by channel as
+on ImageNet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tada.data.csv_rows import absolute_path
+from tada.errors import CheckpointError, OptionError, UnknownNameError
+from tada.models import MODELS, Network
+from tada.models import create_model as drawn
+from tada.models.hub import fetch_weights, is_hub_id
+from tada.models.tada2d import TAda2D, TAda2DConfig
+from tada.models.tadaconvnext import TAdaConvNeXt, TAdaConvNeXtConfig
+from tada.models.weights import convert_published, load_model, packaged, packaged_names, read_weights, restore
+from tada.system.calls import checked
+
+_HEAD = "head."
+RANDOM_WEIGHTS = "random weights"
+"""What a model was before training, in words, where nothing was taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InitialReport:
+    """What became of every weight. As text, a few lines."""
+
+    source: str
+    """What was started from, in words."""
+    taken: tuple[str, ...]
+    """Weights of the network, by name, that are the source's."""
+    reshaped: Mapping[str, str]
+    """Weights of the network that were made from the source's, and how."""
+    fresh: tuple[str, ...]
+    """Weights of the network that stay as they were drawn."""
+    ignored: tuple[str, ...]
+    """Weights of the source that were left out, by their names there."""
+
+    def __str__(self) -> str:
+        """Lay out the counts."""
+        lines = [f"taken: {len(self.taken)} weights"]
+        lines += [f"made to fit: {name}, {how}" for name, how in self.reshaped.items()]
+        kinds = Counter(_kind(name) for name in self.fresh)
+        fresh = f" ({', '.join(f'{kind} {count}' for kind, count in kinds.items())})" if kinds else ""
+        lines.append(f"left as drawn: {len(self.fresh)}{fresh}")
+        lines.append(f"left out: {len(self.ignored)}{f' ({_listed(self.ignored)})' if self.ignored else ''}")
+        return f"from {self.source}: " + "; ".join(lines)
+
+
+@checked(num_classes=1, num_frames=1)
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    num_frames: int | None = None,
+    pretrained: bool | str | PathLike[str] = False,
+    **options: Any,
+) -> Network:
+    """Build the network called ``name``: [N, 3, T, H, W] -> logits [N, K].
+
+        tada.create_model("tada2d_r50", num_classes=174)
+        tada.create_model("tada2d_tiny", pretrained=True, num_classes=5)  # all but the classifier is trained
+
+    Args:
+        num_classes: K. By default 400, or as many as the pretrained weights know.
+        num_frames: T of the clips to come; see ``tada.models.create_model``.
+        pretrained: True: the weights that ship with tada for it; or the name of such weights, the folder of a run, a
+            file of weights, or hf-hub:OWNER/NAME, as a recipe's ``init`` takes them. Their classifier comes along where
+            it is a trained model's of as many classes; else it is drawn anew. False: all weights are drawn.
+        options: fields of the network's config, as ``tada.models.create_model`` takes them; by default those of the
+            pretrained model.
+
+    Raises:
+        UnknownNameError: no such network.
+        OptionError: no such option or weights, or none ship for this network.
+        CheckpointError: weights that do not fit.
+    """
+    build = partial(drawn, name, num_frames=num_frames)
+    if pretrained is False:
+        return build(num_classes=400 if num_classes is None else num_classes, **options)
+    if name not in MODELS:
+        raise UnknownNameError.of("model", name, MODELS)
+    source = _trained_source(name, pretrained)
+    if is_hub_id(source):
+        file, card = fetch_weights(source)
+        source = str(file if card is None else card.parent)
+    if Path(source).is_dir():
+        trained, about = load_model(Path(source))
+        if about.model != name:
+            raise CheckpointError(f"{pretrained} holds a {about.model}, and no {name}")
+        options = about.options | options
+        if num_classes is None or num_classes == len(about.labels):
+            model = build(num_classes=len(about.labels), **options)
+            try:
+                restore(model, trained.state_dict())
+            except CheckpointError as error:
+                raise CheckpointError(f"the weights of {pretrained} do not fit: {error}") from error
+            return model
+    model = build(num_classes=400 if num_classes is None else num_classes, **options)
+    start_from(model, name, source)
+    return model
+
+
+def _trained_source(name: str, pretrained: bool | str | PathLike[str]) -> str:
+    """Where trained weights are: a folder, a file or a hub id."""
+    if isinstance(pretrained, bool):
+        found = next((packed for packed in packaged_names() if packed.startswith(f"{name}_")), None)
+        if found is None:
+            raise OptionError(
+                f"no weights of {name} ship with tada (only {', '.join(packaged_names())}): let pretrained be the "
+                "folder of a run, a file of weights or hf-hub:OWNER/NAME"
+            )
+        return str(packaged(found))
+    source = fspath(pretrained)
+    if is_hub_id(source) or Path(source).exists():
+        return source
+    if source in packaged_names():
+        return str(packaged(source))
+    raise OptionError(
+        f"pretrained={source!r} is neither there nor one of the weights that ship with tada "
+        f"({', '.join(packaged_names())}): give the folder of a run, a file of weights or hf-hub:OWNER/NAME"
+    )
+
+
+def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:
+    """Give a new model the weights a recipe's ``init`` names, all but its classifier; say in words what they are.
+
+    Args:
+        say: receives what became of the weights, where they come from a file, a run or the hub.
+
+    Raises:
+        OptionError: ``init`` is "motion" and no such weights ship for this model, or names nothing that is there.
+        CheckpointError: weights that do not fit.
+    """
+    if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
+        return start_in_words(name, init)
+    if init in ("auto", "motion"):
+        start_from(model, name, str(packaged(f"{name}_motion")))
+        return start_in_words(name, init)
+    report = start_from(model, name, init)
+    say(str(report))
+    return report.source
+
+
+def start_in_words(name: str, init: str) -> str:
+    """What ``initialise`` says that a model was before training, as far as that is known without a look at it."""
+    if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
+        return RANDOM_WEIGHTS
+    return "weights learned on generated motion" if init in ("auto", "motion") else f"the weights of {init}"
+
+
+def absolute_source(init: str) -> str:
+    """A recipe's ``init`` by a name that holds in every folder."""
+    is_word = init in ("auto", "motion", "none") or is_hub_id(init)
+    return init if is_word or not Path(init).exists() else absolute_path(init)
+
+
+def start_from(model: nn.Module, name: str, source: str) -> InitialReport:
+    """Give a new model, called ``name``, the weights of a source, all but its classifier.
+
+    Raises:
+        OptionError: there is no such source.
+        CheckpointError: weights that do not fit; the model is then as it was.
+    """
+    folder, file = Path(source), Path(source)
+    words = f"the weights of {source}"
+    if is_hub_id(source):
+        file, card = fetch_weights(source)
+        folder = file if card is None else card.parent
+    if folder.is_dir():
+        given, card_of_it = load_model(folder)
+        if card_of_it.model != name:
+            raise CheckpointError(f"{source} holds a {card_of_it.model}; a {name} cannot start from it")
+        return _take_own(model, given.state_dict(), words)
+    if not file.exists():
+        raise OptionError(
+            f"init {source!r} should be 'auto', 'motion', 'none', the folder of a run, a file of weights, or "
+            "hf-hub:OWNER/NAME"
+        )
+    weights = read_weights(file)
+    if "head.weight" in weights and ("stem_conv.weight" in weights or "stem.conv.weight" in weights):
+        return _take_own(model, weights, words)
+    if any(key.startswith("backbone.") for key in weights):
+        released, weights = convert_published(weights)
+        if released != name:
+            raise CheckpointError(f"{source} holds a released {released}; a {name} cannot start from it")
+        return _take_own(model, weights, f"the released weights of {source}")
+    return take_image_network(model, weights, f"the image network of {source}")
+
+
+def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> InitialReport:
+    try:
+        restore(model, weights, fresh=(_HEAD,))
+    except CheckpointError as error:
+        raise CheckpointError(f"{words} do not fit: {error}") from error
+    names = model.state_dict()
+    return InitialReport(
+        source=words,
+        taken=tuple(key for key in names if not key.startswith(_HEAD)),
+        reshaped={},
+        fresh=tuple(key for key in names if key.startswith(_HEAD)),
+        ignored=tuple(key for key in weights if key.startswith(_HEAD)),
+    )
+
+
+# -- image networks ---------------------------------------------------------------------------------------------------
+
+# Where a part of ours is in theirs. Stages are counted from 0 in i, from 1 in n; blocks from 0 in j.
+_Rows = tuple[tuple[str, ...], ...]
+_BOTTLENECKS: _Rows = (
+    ("stem_conv", "conv1"),
+    ("stem_norm", "bn1"),
+    ("stages.{i}.{j}.conv1", "layer{n}.{j}.conv1"),
+    ("stages.{i}.{j}.norm1", "layer{n}.{j}.bn1"),
+    ("stages.{i}.{j}.conv2.conv", "layer{n}.{j}.conv2"),
+    ("stages.{i}.{j}.conv2.{norm}", "layer{n}.{j}.bn2"),
+    ("stages.{i}.{j}.conv3", "layer{n}.{j}.conv3"),
+    ("stages.{i}.{j}.norm3", "layer{n}.{j}.bn3"),
+    ("stages.{i}.{j}.shortcut.0", "layer{n}.{j}.downsample.0"),
+    ("stages.{i}.{j}.shortcut.1", "layer{n}.{j}.downsample.1"),
+)
+_BASIC_BLOCKS: _Rows = (
+    ("stem_conv", "conv1"),
+    ("stem_norm", "bn1"),
+    ("stages.{i}.{j}.conv1.conv", "layer{n}.{j}.conv1"),
+    ("stages.{i}.{j}.conv1.{norm}", "layer{n}.{j}.bn1"),
+    ("stages.{i}.{j}.conv2.conv", "layer{n}.{j}.conv2"),
+    ("stages.{i}.{j}.conv2.{norm}", "layer{n}.{j}.bn2"),
+    ("stages.{i}.{j}.shortcut.0", "layer{n}.{j}.downsample.0"),
+    ("stages.{i}.{j}.shortcut.1", "layer{n}.{j}.downsample.1"),
+)
+_CONVNEXT: _Rows = (  # ours, the authors', timm's, torchvision's (which counts downsamplings and stages as one row)
+    ("stem.conv", "downsample_layers.0.0", "stem.0", "features.0.0"),
+    ("stem.norm", "downsample_layers.0.1", "stem.1", "features.0.1"),
+    ("downsamplings.{i}.norm", "downsample_layers.{i}.0", "stages.{i}.downsample.0", "features.{even}.0"),
+    ("downsamplings.{i}.conv", "downsample_layers.{i}.1", "stages.{i}.downsample.1", "features.{even}.1"),
+    ("stages.{i}.{j}.conv", "stages.{i}.{j}.dwconv", "stages.{i}.blocks.{j}.conv_dw", "features.{odd}.{j}.block.0"),
+    ("stages.{i}.{j}.norm", "stages.{i}.{j}.norm", "stages.{i}.blocks.{j}.norm", "features.{odd}.{j}.block.2"),
+    ("stages.{i}.{j}.widen", "stages.{i}.{j}.pwconv1", "stages.{i}.blocks.{j}.mlp.fc1", "features.{odd}.{j}.block.3"),
+    ("stages.{i}.{j}.narrow", "stages.{i}.{j}.pwconv2", "stages.{i}.blocks.{j}.mlp.fc2", "features.{odd}.{j}.block.5"),
+    (
+        "stages.{i}.{j}.layer_scale",
+        "stages.{i}.{j}.gamma",
+        "stages.{i}.blocks.{j}.gamma",
+        "features.{odd}.{j}.layer_scale",
+    ),
+    ("norm", "norm", "head.norm", "classifier.0"),
+)
+_THEIR_CLASSIFIER = re.compile(r"(fc|head|head\.fc|classifier|classifier\.2)\.(weight|bias)")
+_NOT_OF_IMAGES = re.compile(r"head\.|.*\.routing\.|.*\.pooled_norm\.")
+
+
+def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> InitialReport:
+    """Give a new model the weights of an image network of the same shape.
+
+    Args:
+        words: what the weights are, for the report and for messages.
+
+    Raises:
+        CheckpointError: names or shapes of another network; the model is then as it was.
+    """
+    own = model.state_dict()
+    if isinstance(model, TAda2D):
+        kind, names = "ResNet", _our_parts(model.config, own)
+    elif isinstance(model, TAdaConvNeXt):
+        kind, names = "ConvNeXt", _our_parts(model.config, own)
+    else:
+        raise CheckpointError(f"{words} is no start for a {type(model).__name__}: TAda2D and TAdaConvNeXt have one")
+    known = max(names, key=lambda parts: sum(_our_name(key, parts) is not None for key in weights))
+    given: dict[str, Tensor] = {}
+    ignored = []
+    for key, value in weights.items():
+        ours = _our_name(key, known)
+        if ours is None and _THEIR_CLASSIFIER.fullmatch(key):
+            ignored.append(key)
+        else:
+            given[ours or f"{key} (unknown)"] = value
+    if not given.keys() & own.keys():
+        raise CheckpointError(
+            f"{words} is no {kind} as torchvision or timm names it; its first names are {_listed(weights)}"
+        )
+    reshaped = _made_to_fit(given, own)
+    # Batch norms of old files do not count their batches, and nothing here needs the count.
+    fresh = {key for key in own if _NOT_OF_IMAGES.match(key)}
+    fresh |= {key for key in own if key.endswith(".num_batches_tracked") and key not in given}
+    try:
+        restore(model, given, fresh=tuple(fresh))
+    except CheckpointError as error:
+        raise CheckpointError(f"{words} is no {kind} of this shape: {error}") from error
+    return InitialReport(
+        source=words,
+        taken=tuple(key for key in own if key in given and key not in reshaped),
+        reshaped=reshaped,
+        fresh=tuple(key for key in own if key in fresh and not key.endswith(".num_batches_tracked")),
+        ignored=tuple(ignored),
+    )
+
+
+def _our_parts(config: TAda2DConfig | TAdaConvNeXtConfig, own: Mapping[str, Tensor]) -> list[dict[str, str]]:
+    """For each way of naming an image network: the names of its parts, and those of ours."""
+    norm, rows = "norm", _CONVNEXT
+    if isinstance(config, TAda2DConfig):
+        rows = _BASIC_BLOCKS if config.block == "basic" else _BOTTLENECKS
+        norm = "norm" if config.aggregation is None else "norm.norm"
+    parts = own.keys() | {key.rpartition(".")[0] for key in own}
+    found: list[dict[str, str]] = [{} for _ in rows[0][1:]]
+    for i, depth in enumerate(config.depths):
+        for j in range(depth):
+            for row in rows:
+                ours, *theirs = (name.format(i=i, n=i + 1, j=j, even=2 * i, odd=2 * i + 1, norm=norm) for name in row)
+                if ours in parts:
+                    for names, name in zip(found, theirs, strict=True):
+                        names[name] = ours
+    return found
+
+
+def _our_name(name: str, parts: Mapping[str, str]) -> str | None:
+    part, _, last = name.rpartition(".")
+    if name in parts:  # a bare parameter, such as a layer scale
+        return parts[name]
+    return f"{parts[part]}.{last}" if part in parts else None
+
+
+def _made_to_fit(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
+    """Change the form of some of ``given``, where our form is another; say which and how."""
+    made = {}
+    for key, value in given.items():
+        if key in own and _without_ones(value) == _without_ones(own[key]):  # [C, 1, 1] for [C], 1x1 kernels for layers
+            given[key] = value.reshape(own[key].shape)
+    kernel = given.get("stem.conv.weight")
+    if kernel is not None and kernel.ndim == 4:
+        given["stem.conv.weight"] = torch.stack([torch.zeros_like(kernel), kernel, torch.zeros_like(kernel)], dim=2)
+        made["stem.conv.weight"] = "the image kernel on the middle of three frames"
+    shortcut = "stages.0.0.shortcut."
+    lacking = [key for key in own if key.startswith(shortcut) and key not in given]
+    if "stages.0.0.conv1.conv.weight" in own and f"{shortcut}0.weight" in lacking:  # ResNet-18's first block
+        for key in lacking:
+            given[key] = torch.ones_like(own[key]) if key.endswith(("1.weight", "_var")) else torch.zeros_like(own[key])
+            made[key] = "which passes on what it gets"
+        nn.init.dirac_(given[f"{shortcut}0.weight"])
+    return made
+
+
+def _without_ones(tensor: Tensor) -> list[int]:
+    return [side for side in tensor.shape if side != 1]
+
+
+def _kind(name: str) -> str:
+    for part, words in (("head.", "classifier"), ("routing.", "routing functions"), ("pooled_norm.", "pooled norms")):
+        if part in name:
+            return words
+    return name
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

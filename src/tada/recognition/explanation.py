@@ -1,0 +1,268 @@
+"""What a network looked at in a video, and how its kernels were calibrated: values, pictures and files.
+
+Shapes: T frames of a clip, T' frames of a layer, C channels, L layers, h x w cells, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tada.display.plots import save_calibration, save_heat
+from tada.errors import OptionError, UnknownNameError
+from tada.models.gradcam import look
+from tada.system.files import whole_folder
+from tada.system.terminal import printable
+from tada.video.inputs import VideoSource
+from tada.video.sampling import ClipSpec
+from tada.video.transforms import frame_crops, normalise, short_side_size, shrink_to
+
+_ABOUT = "explanation.json"
+_OPACITY = 0.65  # of the colour where the heat is 1
+_SHORT_SIDE = 360  # of the frames that are kept for pictures, in pixels, at most
+
+
+def explain(
+    network: nn.Module,
+    video: VideoSource,
+    frame_numbers: Sequence[int],
+    spec: ClipSpec,
+    choose: Callable[[Tensor], Tensor],
+    *,
+    label: str,
+    score: float,
+    layer: str | None = None,
+) -> Explanation:
+    """Explain one clip of a video; of the arguments not named here see ``Explanation`` and ``tada.models.gradcam.look``.
+
+    Args:
+        network: in evaluation mode.
+        spec: how frames are cut for it.
+
+    Raises:
+        VideoError: the video cannot be read.
+        OptionError: the network has no such layer, or no feature map.
+    """
+    with video.open() as reader:
+        crops = partial(frame_crops, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
+        view = torch.from_numpy(reader.frames(frame_numbers, shrink=crops))[:, 0]
+        frames = reader.frames(frame_numbers, shrink=partial(shrink_to, short_side=_SHORT_SIDE))
+        times = [float(reader.times_seconds[number]) if video.has_times else math.nan for number in frame_numbers]
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    found = look(network, normalise(view[None].to(device)), choose, layer=layer)
+    return Explanation(
+        path=video.name,
+        label=label,
+        score=score,
+        frame_numbers=tuple(frame_numbers),
+        times_seconds=tuple(times),
+        frames=frames,
+        crop=_seen(frames, spec),
+        layers=found.layers,
+        heat=found.heat,
+        rows=(found.rows + 0.5) / spec.crop,
+        columns=(found.columns + 0.5) / spec.crop,
+        calibrations=found.calibrations,
+    )
+
+
+def _seen(frames: NDArray[np.uint8], spec: ClipSpec) -> tuple[float, float, float, float]:
+    """Which part of frames [T, H, W, 3] is the square in the middle that remains once they are resized."""
+    height, width = frames.shape[1:3]
+    resized = short_side_size(height, width, spec.short_side)
+    scales = height / resized[0], width / resized[1]
+    top, left = ((size - spec.crop) // 2 * scale for size, scale in zip(resized, scales, strict=True))
+    return top, left, spec.crop * scales[0], spec.crop * scales[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
+class Explanation:
+    """Why a model says a class of a clip."""
+
+    path: str
+    """The video."""
+    label: str
+    """The class that is explained."""
+    score: float
+    """How probable it is in this clip, by the model."""
+    frame_numbers: tuple[int, ...]
+    """The clip's frames in the video, [T]."""
+    times_seconds: tuple[float, ...]
+    """When each is shown, [T]; nan where frames came without times."""
+    frames: NDArray[np.uint8]
+    """[T, H, W, 3], RGB: as in the video, made smaller where they are large."""
+    crop: tuple[float, float, float, float]
+    """Top, left, height and width, in pixels of ``frames``, of the square that the network was shown."""
+    layers: tuple[str, ...]
+    """The modules whose feature map the heat is of."""
+    heat: Tensor
+    """[T, h, w], in [0, 1]: what speaks for the class (Grad-CAM), 1 where most does in the clip."""
+    rows: Tensor
+    """[h], where the middle of each row of cells lies in the square, from 0 (its top) to 1."""
+    columns: Tensor
+    """[w], from 0 (its left) to 1."""
+    calibrations: dict[str, Tensor]
+    """For each TAdaConv layer alpha - 1 by frame and channel, [T', C], in the network's order. A layer behind one that
+    thins out the frames has fewer. Empty where the network has no such layer."""
+
+    @property
+    def note(self) -> str:
+        """What is missing and why; empty where nothing is."""
+        notes = []
+        if not self.calibrations:
+            notes.append("the network has no TAdaConv, so no kernel is calibrated: there is a heat map only")
+        if not self.heat.any():
+            notes.append(f"nothing in {self.layers[0]} speaks for {self.label!r} in this clip: the heat is 0")
+        return "; ".join(notes)
+
+    def calibration_strength(self) -> dict[str, Tensor]:
+        """For each layer how far its kernels are from the shared one, [T']: alpha - 1, its RMS over the channels."""
+        return {name: deviation.square().mean(1).sqrt() for name, deviation in self.calibrations.items()}
+
+    def heat_in_frames(self) -> NDArray[np.float32]:
+        """The heat of every pixel of ``frames``, [T, H, W]; 0 outside of the square that the network was shown."""
+        height, width = self.frames.shape[1:3]
+        top, left, high, wide = self.crop
+        rows, inside_rows = _between(self.rows, height, top, high)
+        columns, inside_columns = _between(self.columns, width, left, wide)
+        cells: NDArray[np.float32] = self.heat.float().numpy()
+        heat: NDArray[np.float32] = np.matmul(np.matmul(rows, cells), columns.T)
+        heat[:, ~(inside_rows[:, None] & inside_columns)] = 0
+        return heat
+
+    def overlay(self) -> NDArray[np.uint8]:
+        """The frames in grey with the heat over them in colours, from blue to red, [T, H, W, 3].
+
+        Where the heat is 0 the grey is as it is; what the network was not shown is darker.
+        """
+        from matplotlib import colormaps
+
+        heat = self.heat_in_frames()
+        height, width = heat.shape[1:]
+        top, left, high, wide = self.crop
+        seen = _inside(height, top, high)[:, None] * _inside(width, left, wide)
+        out = np.empty_like(self.frames)
+        for i, frame in enumerate(self.frames):
+            grey = (frame @ np.array([0.299, 0.587, 0.114]))[..., None]  # ITU-R 601
+            colours = colormaps["turbo"](heat[i])[..., :3] * 255
+            part = _OPACITY * heat[i][..., None]
+            out[i] = np.rint((grey * (1 - part) + colours * part) * np.where(seen, 1.0, 0.4)[..., None])
+        return out
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.heat.shape))
+        what = f"{printable(self.path)}: {printable(self.label)} {self.score:.2f}"
+        return (
+            f"Explanation({what}; heat {size} of {', '.join(self.layers)}, {len(self.calibrations)} calibrated layers)"
+        )
+
+    def plot(self, picture: str | Path) -> None:
+        """Draw the frames with the heat over them, as a PNG file."""
+        title = f"{Path(self.path).name}: {self.label} {self.score:.2f}"
+        save_heat(self.frames, self.overlay(), self.times_seconds, Path(picture), title=title)
+
+    def plot_calibration(self, picture: str | Path, *, layer: str | None = None) -> None:
+        """Draw how the kernels were calibrated over time, as a PNG file: all layers, and the channels of one.
+
+        Args:
+            layer: by default the one whose calibration changes most.
+
+        Raises:
+            OptionError: the network has no TAdaConv.
+            UnknownNameError: no layer has this name.
+        """
+        if not self.calibrations:
+            raise OptionError(self.note)
+        if layer is not None and layer not in self.calibrations:
+            raise UnknownNameError.of("calibrated layer", layer, self.calibrations)
+        shown = layer or max(self.calibrations, key=lambda name: float(_change(self.calibrations[name])))
+        top, left, high, wide = (round(pixels) for pixels in self.crop)
+        save_calibration(
+            self.frames[:, top : top + high, left : left + wide],
+            self.times_seconds,
+            {name: strength.numpy() for name, strength in self.calibration_strength().items()},
+            shown,
+            self.calibrations[shown].numpy(),
+            Path(picture),
+            title=f"{Path(self.path).name}: how the kernels were calibrated",
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: all but frames, heat and channels, of which there are means."""
+        strengths = self.calibration_strength()
+        return {
+            "video": self.path,
+            "label": self.label,
+            "score": round(self.score, 6),
+            "frame_numbers": list(self.frame_numbers),
+            "times_seconds": [None if math.isnan(time) else round(time, 6) for time in self.times_seconds],
+            "layers": list(self.layers),
+            "mean_heat": _rounded(self.heat.mean((1, 2))),
+            "calibration_strength": {name: _rounded(strength) for name, strength in strengths.items()},
+            "note": self.note,
+        }
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write all of it into a new folder, whole or not at all.
+
+        heat.png and calibration.png are the pictures; explanation.json is ``as_dict``; explanation.npz holds the arrays
+        heat, rows, columns, crop, frame_numbers, times_seconds, and calibration/NAME for each layer.
+
+        Raises:
+            OptionError: the folder is there already, and not to be replaced; or is one that ``save`` did not write.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            if not overwrite:
+                raise OptionError(f"{str(folder)!r} is there already: give another name, or overwrite=True")
+            if not (folder / _ABOUT).is_file():
+                raise OptionError(f"{str(folder)!r} holds no explanation ({_ABOUT}), so it is not replaced by one")
+        with whole_folder(folder) as part:
+            self.plot(part / "heat.png")
+            if self.calibrations:
+                self.plot_calibration(part / "calibration.png")
+            text = json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
+            (part / _ABOUT).write_text(text, encoding="utf-8", errors="surrogateescape")
+            arrays: dict[str, NDArray[Any]] = {
+                "heat": self.heat.numpy(),
+                "rows": self.rows.numpy(),
+                "columns": self.columns.numpy(),
+                "crop": np.array(self.crop),
+                "frame_numbers": np.array(self.frame_numbers),
+                "times_seconds": np.array(self.times_seconds),
+            }
+            arrays |= {f"calibration/{name}": alpha.numpy() for name, alpha in self.calibrations.items()}
+            np.savez_compressed(part / "explanation.npz", **arrays)  # type: ignore[arg-type]  # names are free
+
+
+def _change(deviation: Tensor) -> Tensor:
+    """How much a layer's calibration changes over the frames."""
+    return (deviation - deviation.mean(0)).square().mean()
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
+
+
+def _inside(size: int, first: float, side: float) -> NDArray[np.bool_]:
+    """Which of ``size`` pixels have their middle in the square."""
+    middles = np.arange(size) + 0.5
+    return (first <= middles) & (middles <= first + side)
+
+
+def _between(places: Tensor, size: int, first: float, side: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """What each cell gives to each pixel by linear interpolation, [pixels, cells]; which are in the square."""
+    at = (np.arange(size) + 0.5 - first) / side
+    cells = np.eye(len(places), dtype=np.float32)
+    weights = np.stack([np.interp(at, places.numpy(), cell) for cell in cells], axis=1)
+    return weights.astype(np.float32), _inside(size, first, side)

@@ -1,0 +1,558 @@
+"""From a video file to an answer: which actions, how sure, and when.
+
+Shapes: V views of a video, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import accumulate, pairwise, product
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tada.data.table import ACTION, Head, listed
+from tada.errors import CheckpointError, OptionError, UnknownNameError, VideoError, VideoNotFoundError, counted
+from tada.models.fuse import FusedNetwork, fuse
+from tada.models.hub import fetch_model, is_hub_id
+from tada.models.onnx_model import ONNX_SUFFIX, OnnxNetwork, load_onnx
+from tada.models.weights import CARD_FILE, ModelCard, load_model, packaged, packaged_names
+from tada.recognition.explanation import Explanation, explain
+from tada.recognition.prediction import ClipScores, Prediction
+from tada.system.calls import checked
+from tada.system.devices import find_device
+from tada.system.terminal import printable
+from tada.video.frames import OpenVideo
+from tada.video.inputs import VideoSource, is_one_video, source_of
+from tada.video.numbered import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, is_frame_folder
+from tada.video.prefetch import Ahead
+from tada.video.sampling import ClipSpec, view_indices
+from tada.video.transforms import frame_crops, normalise
+
+if TYPE_CHECKING:
+    from tada.video.inputs import VideoInput
+
+_CLIPS_AHEAD = 4
+MAX_CLIPS = 10
+"""Clips that a prediction spreads over a long video unless told otherwise, as in the papers' tests."""
+
+
+class Recognizer:
+    """A trained model with all it needs to read a video: its labels and its clip specification.
+
+    Args:
+        dtype: of the inference form's weights and features, such as torch.bfloat16; by default the model's.
+        compile: whether torch.compile works on the inference form, when it first sees clips.
+
+    Attributes:
+        model: clips [N, 3, T, H, W] -> logits [N, K], in evaluation mode; its weights are those that were saved.
+        network: its inference form (``tada.models.fuse``), which answers: the same logits in less time.
+        card: labels, clip specification and origin of the weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        card: ModelCard,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+    ) -> None:
+        self.device = torch.device(find_device(None if device is None else str(device)))
+        self.model = model.to(self.device).eval()
+        self.network: FusedNetwork | OnnxNetwork
+        if isinstance(model, OnnxNetwork):
+            self.network = model
+        else:
+            self.network = fuse(self.model, dtype=dtype, compile=compile)
+        self.card = card
+
+    def __repr__(self) -> str:
+        named = ", ".join(map(printable, self.answers[:3])) + (", ..." if len(self.answers) > 3 else "")
+        clip = f"{counted(self.clip.num_frames, 'frame')} of {self.clip.crop}x{self.clip.crop} pixels"
+        return f"Recognizer({self.card.model}, {len(self.answers)} classes ({named}), {clip}, on {self.device})"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return self.card.labels
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """What the model says of a video, and the class names of each; their logits lie side by side."""
+        sizes = self.card.head_sizes or {ACTION: len(self.labels)}
+        ends = list(accumulate(sizes.values()))
+        return tuple(
+            Head(name=name, labels=self.labels[end - size : end], several=bool(self.card.thresholds))
+            for (name, size), end in zip(sizes.items(), ends, strict=True)
+        )
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What a prediction tells apart: the classes; of several heads ("open", "drawer") all their combinations."""
+        return tuple(" ".join(names) for names in product(*(head.labels for head in self.heads)))
+
+    @property
+    def clip(self) -> ClipSpec:
+        """Which frames make a clip, and how large they are."""
+        return self.card.clip
+
+    @torch.inference_mode()
+    def scores(self, views: Tensor) -> Tensor:
+        """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU: see ``probabilities``."""
+        return self.probabilities(self.network(normalise(views.to(self.device)))).cpu()
+
+    def answer_scores(self, views: Tensor) -> Tensor:
+        """Uint8 views [V, T, H, W, 3] -> probabilities of ``answers`` [V, answers], on the CPU."""
+        return torch.stack([self._joint(scores) for scores in self.scores(views)])
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [V, K] -> probabilities [V, K]; those of each head add up to 1, but for several labels."""
+        if self.card.thresholds:
+            return logits.float().sigmoid()
+        sizes = [len(head.labels) for head in self.heads]
+        return torch.cat([of_head.softmax(1) for of_head in torch.split(logits.float(), sizes, dim=1)], dim=1)
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a path is a collection of letters, an open file one of lines
+        self,
+        video: VideoInput,
+        *,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+    ) -> Prediction: ...
+
+    @overload
+    def predict(
+        self,
+        video: Iterator[VideoInput],
+        *,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+    ) -> Iterator[Prediction]: ...
+
+    @overload
+    def predict(
+        self,
+        video: Collection[Any],
+        *,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+    ) -> list[Prediction]: ...
+
+    @checked(num_clips=1)
+    def predict(
+        self,
+        video: VideoInput | Iterable[Any],
+        *,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+    ) -> Prediction | list[Prediction] | Iterator[Prediction]:
+        """Say what happens in a video, or in each of several.
+
+            recognizer.predict("a.mp4").label
+            recognizer.predict(frames, fps=30).top(3)  # uint8 [T, H, W, 3]
+            recognizer.predict(["a.mp4", "b.mp4"])     # two predictions
+            for prediction in recognizer.predict(path for path in paths): ...
+
+        Args:
+            video: the path of a file or of a folder of frames, the bytes of a video file, a binary file that is open,
+                frames or a list of pictures: see ``tada.video.inputs.source_of``. Of a list (or whatever else has a
+                length) of videos all predictions come in a list; of a generator they come one by one, as they are
+                ready. It runs in a thread of its own, some clips ahead; what it gives in memory is let go when the next
+                prediction is asked for, so explain and draw before that.
+            fps: the rate of frames that come without times, in frames per second. Needed where the model's clips are
+                counted in seconds, and for times in the answer.
+            num_clips: clips spread over the video, or over each window. By default one for each span that a clip
+                covers, at most ten; a clip of segments covers the whole video, so one.
+            window_seconds: cut the video into windows of this length and treat each as a video of its own, for
+                models whose clips are segments and for videos in which one thing follows another. Less than half a
+                window at the end joins the one before.
+
+        Raises:
+            VideoError: a video cannot be read; ``predict_all`` goes on with the next.
+            OptionError: an argument out of its range, or no video; or frames whose rate is needed.
+        """
+        if is_one_video(video):
+            source = source_of(video, fps=fps)
+            found = next(iter(self.predict_all([source], num_clips=num_clips, window_seconds=window_seconds)))
+            if isinstance(found, VideoError):
+                raise found
+            return found
+        videos: Any = video
+        answers = self.predict_all(videos, fps=fps, num_clips=num_clips, window_seconds=window_seconds)
+        return _all_sound(answers) if isinstance(videos, Collection) else _one_by_one(answers)
+
+    def __call__(self, video: Any, **options: Any) -> Any:
+        """Short for ``predict``."""
+        return self.predict(video, **options)
+
+    @checked(num_clips=1)
+    def predict_all(
+        self,
+        videos: Iterable[VideoInput],
+        *,
+        fps: float | None = None,
+        num_clips: int | None = None,
+        window_seconds: float | None = None,
+        advance: Callable[[float], None] = lambda part: None,
+    ) -> Iterator[Prediction | VideoError]:
+        """Say what happens in each of many videos, in their order; the next clips are decoded meanwhile.
+
+        A video that cannot be read gives the error that says why.
+
+        Args:
+            videos: and the other arguments, as for ``predict``.
+            advance: told after each clip which part of its video it was.
+
+        Raises:
+            OptionError: an argument out of its range, or no video.
+        """
+        if window_seconds is not None and not window_seconds > 0:
+            raise OptionError(f"{window_seconds = } should be more than 0")
+        if is_one_video(videos):
+            videos = [cast("VideoInput", videos)]
+        number = not isinstance(videos, Sequence) or len(videos) > 1
+        sources: Iterable[VideoSource] = (
+            self._timed(source_of(video, fps=fps, number=i if number else None), window_seconds)
+            for i, video in enumerate(videos)
+        )
+        if isinstance(videos, Collection):
+            sources = list(sources)  # so that what is no video is told at once
+        return self._predictions(sources, num_clips, window_seconds, advance)
+
+    def needs_times(self, window_seconds: float | None = None) -> str:
+        """What of a prediction needs to know when frames are shown, in words; empty if nothing does."""
+        if self.clip.needs_times:
+            return f"this model's clips are counted at {self.clip.fps:g} frames per second"
+        return "" if window_seconds is None else "window_seconds counts seconds"
+
+    def _timed(self, source: VideoSource, window_seconds: float | None) -> VideoSource:
+        """The source; refused where its frames need times that it has not."""
+        needed = self.needs_times(window_seconds)
+        if needed and not source.has_times:
+            raise OptionError(f"{source.name} does not say when its frames are shown, and {needed}: give fps")
+        return source
+
+    @checked()
+    def explain(
+        self,
+        video: VideoInput | Prediction,
+        *,
+        label: str | None = None,
+        clip: int | None = None,
+        layer: str | None = None,
+        fps: float | None = None,
+    ) -> Explanation:
+        """Show what the network looked at in one clip of a video (Grad-CAM), and how its kernels were calibrated.
+
+        It is the network as it was trained, not its inference form. Not for two threads at a time.
+
+        Args:
+            video: one video as for ``predict``, which is predicted first; or what that gave, with its clips.
+            label: the class that is explained, of ``answers``; by default the most probable of the video.
+            clip: which of the prediction's clips; by default the one in which the class is most probable.
+            layer: the module whose feature map is looked at; see ``tada.models.gradcam.look``.
+            fps: of frames without times, as for ``predict``.
+
+        Raises:
+            VideoError: the video cannot be read, or its frames are not kept any more.
+            OptionError: no such class, clip or layer; or an ONNX file, into which there is no looking.
+        """
+        self.check_explains(label)
+        prediction = video if isinstance(video, Prediction) else self._predict_one(video, fps)
+        label = prediction.label if label is None else label
+        if prediction.labels != self.answers:
+            raise OptionError("this prediction is of a recognizer with other classes: predict the video with this one")
+        place, clips = self.answers.index(label), prediction.clips
+        if clip is None:
+            clip = max(range(len(clips)), key=lambda i: clips[i].scores[place])
+        elif not 0 <= clip < len(clips):
+            raise OptionError(f"{clip = } should be from 0 to {len(clips) - 1}: one of the prediction's clips")
+        chosen = clips[clip]
+        sizes = [len(head.labels) for head in self.heads]
+        starts = [end - size for size, end in zip(sizes, accumulate(sizes), strict=True)]
+        logits = [start + int(i) for start, i in zip(starts, np.unravel_index(place, sizes), strict=True)]
+        return explain(
+            self.model,
+            prediction.video,
+            chosen.frame_numbers,
+            self.clip,
+            lambda found: found[logits].sum(),
+            label=label,
+            score=chosen.scores[place],
+            layer=layer,
+        )
+
+    def check_explains(self, label: str | None = None) -> None:
+        """Say before the work whether ``explain`` can do its own.
+
+        Raises:
+            OptionError: an ONNX file, into which there is no looking.
+            UnknownNameError: no class has this name.
+        """
+        if isinstance(self.model, OnnxNetwork):
+            raise OptionError("an ONNX file gives logits and nothing else to look at: explain with the run it is from")
+        if label is not None and label not in self.answers:
+            raise UnknownNameError.of("class", label, self.answers)
+
+    def _predict_one(self, video: Any, fps: float | None) -> Prediction:
+        if not is_one_video(video):
+            raise OptionError("one video is explained at a time: call explain for each")
+        return self.predict(source_of(video, fps=fps))
+
+    def _predictions(
+        self,
+        sources: Iterable[VideoSource],
+        num_clips: int | None,
+        window_seconds: float | None,
+        advance: Callable[[float], None],
+    ) -> Iterator[Prediction | VideoError]:
+        found: list[ClipScores] = []
+        part = 0.0
+        with Ahead(_read_clips(sources, self.clip, num_clips, window_seconds), size=_CLIPS_AHEAD) as clips:
+            for clip in clips:
+                if clip.fault is None:
+                    found.append(self._score(clip))
+                advance(clip.done - part)
+                part = 0.0 if clip.is_last else clip.done
+                if clip.is_last:
+                    yield clip.fault or self._mean(clip.source, found)
+                    found = []
+
+    def _score(self, clip: _Clip) -> ClipScores:
+        return ClipScores(
+            start_seconds=clip.start_seconds,
+            end_seconds=clip.end_seconds,
+            scores=tuple(self.answer_scores(clip.views)[0].tolist()),
+            frame_numbers=clip.frame_numbers,
+        )
+
+    def _mean(self, source: VideoSource, clips: list[ClipScores]) -> Prediction:
+        mean = torch.tensor([clip.scores for clip in clips]).mean(0)
+        return Prediction(
+            path=source.name,
+            labels=self.answers,
+            scores=tuple(mean.tolist()),
+            clips=tuple(clips),
+            thresholds=self.card.thresholds,
+            recognizer=self,
+            source=source,
+        )
+
+    def _joint(self, scores: Tensor) -> Tensor:
+        """[K] -> the probabilities of ``answers``: products of those of the heads."""
+        joint = torch.ones(1)
+        for of_head in torch.split(scores, [len(head.labels) for head in self.heads]):
+            joint = (joint[:, None] * of_head).flatten()
+        return joint
+
+
+def _all_sound(answers: Iterator[Prediction | VideoError]) -> list[Prediction]:
+    found = []
+    for answer in answers:
+        if isinstance(answer, VideoError):
+            raise answer
+        found.append(answer)
+    return found
+
+
+def _one_by_one(answers: Iterator[Prediction | VideoError]) -> Iterator[Prediction]:
+    for answer in answers:
+        if isinstance(answer, VideoError):
+            raise answer
+        yield answer
+        answer.video.forget()  # or many videos would be in memory, where somebody collects the answers
+
+
+class _Clip(NamedTuple):
+    """What a video's clip shows; or why the video cannot be read."""
+
+    source: VideoSource
+    done: float
+    """which part of the video's clips there were with this one, from 0 to 1"""
+    start_seconds: float = math.nan
+    end_seconds: float = math.nan
+    views: Tensor = torch.empty(0)
+    """uint8 [1, T, H, W, 3]"""
+    frame_numbers: tuple[int, ...] = ()
+    fault: VideoError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Of the video's clips."""
+        return self.done == 1
+
+
+def _read_clips(
+    sources: Iterable[VideoSource], spec: ClipSpec, num_clips: int | None, window_seconds: float | None
+) -> Iterator[_Clip]:
+    """The clips of each video, one after the other; a video's last is its fault, if it has one."""
+    shrink = partial(frame_crops, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
+    for source in sources:
+        try:
+            with source.open() as reader:
+                chosen = _choose_clips(reader, spec, num_clips, window_seconds)
+                for number, indices in enumerate(chosen, start=1):
+                    views = torch.from_numpy(reader.frames(indices, shrink=shrink)).transpose(0, 1)
+                    first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
+                    if not source.has_times:
+                        first = last = math.nan
+                    yield _Clip(source, number / len(chosen), first, last, views, tuple(indices))
+        except VideoError as error:
+            yield _Clip(source, 1.0, fault=error)
+
+
+def _choose_clips(
+    reader: OpenVideo, spec: ClipSpec, num_clips: int | None, window_seconds: float | None
+) -> list[list[int]]:
+    """The frames of every clip, in the order of time."""
+    times = reader.times_seconds
+    windows = [range(len(times))]
+    if window_seconds is not None:
+        windows = windows_of(times, reader.info.duration_seconds, window_seconds)
+    clips = []
+    for window in windows:
+        own_times = times[window.start : window.stop] - times[window.start]
+        count = num_clips or _clips_that_cover(spec, float(own_times[-1]))
+        for i in range(count):
+            chosen = view_indices(spec, own_times, i, count, container_fps=reader.container_fps)
+            clips.append([window[index] for index in chosen])
+    return clips
+
+
+def windows_of(times: NDArray[np.float64], duration_seconds: float, window_seconds: float) -> list[range]:
+    """The frames of each window of a video, which is cut at the multiples of ``window_seconds``.
+
+    A cut that would leave less than half a window before or after it is not made: what is left over at the end joins
+    the window before.
+    """
+    number = np.floor(times / window_seconds)  # of the window that a frame is in
+    firsts = np.flatnonzero(np.diff(number)) + 1
+    cut_seconds, least = number[firsts] * window_seconds, window_seconds / 2 - 1e-6
+    is_cut = (cut_seconds - times[0] >= least) & (duration_seconds - cut_seconds >= least)
+    return [range(a, b) for a, b in pairwise([0, *firsts[is_cut].tolist(), len(times)])]
+
+
+def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:
+    if spec.sampling == "segment" or spec.fps is None:
+        return 1
+    span_seconds = spec.num_frames * spec.interval / spec.fps
+    return min(max(1, math.ceil(seconds / span_seconds)), MAX_CLIPS)
+
+
+def load(
+    run: str | PathLike[str], *, device: str | None = None, dtype: torch.dtype | None = None, compile: bool = False
+) -> Recognizer:
+    """Load a trained model: a run's folder, a file of `tada export`, weights that ship with tada, or one of the hub.
+
+    Args:
+        run: a folder, OUT.onnx, a name, or ``hf-hub:OWNER/NAME``.
+        device: "cpu", "cuda", ...; by default a GPU where there is one. What is in an ONNX file runs on the CPU.
+        dtype: in which the network computes, such as torch.bfloat16; by default that of the weights.
+        compile: whether torch.compile works on the network, when it first sees clips: takes a minute.
+
+    Raises:
+        CheckpointError: the folder or file holds no model, or a damaged one; or the hub has none or is out of reach.
+        OptionError: dtype or compile for an ONNX file, which says itself how it computes.
+    """
+    name = fspath(run)
+    if name.lower().endswith(ONNX_SUFFIX):
+        if dtype is not None or compile:
+            raise OptionError(f"{name!r} says itself how it computes: load it without dtype and compile")
+        return Recognizer(*load_onnx(Path(name)), device="cpu")
+    if is_hub_id(name):
+        folder = fetch_model(name)
+    else:
+        folder = packaged(name) if name in packaged_names() and not Path(name).exists() else Path(name)
+        _check_no_localizer(folder)
+    model, card = load_model(folder)
+    return Recognizer(model, card, device=device, dtype=dtype, compile=compile)
+
+
+def _check_no_localizer(folder: Path) -> None:
+    """Refuse the run of a localizer, with the command that takes it."""
+    if (folder / CARD_FILE).exists():
+        return
+    if (folder / "localizer.json").exists():
+        raise CheckpointError(
+            f"{str(folder)!r} is a localizer, which says when things happen: `tada localize {folder} VIDEO`"
+            + (f"; the recogniser in it is {folder / 'backbone'}" if (folder / "backbone").is_dir() else "")
+        )
+    if (folder / "data.json").exists():
+        raise CheckpointError(
+            f"{str(folder)!r} is a localizer whose training has not ended: continue it with `tada localize train ... "
+            f"--resume {folder}`"
+        )
+
+
+def find_videos(names: Sequence[str], say: Callable[[str], None] = print) -> list[str]:
+    """The videos that names mean: files as they are, folders with all they hold, patterns such as ``a/*.mp4``.
+
+    A folder of numbered pictures is a video itself, wherever it is met.
+
+    Args:
+        say: told where a folder is taken for one video, and others may lie in it.
+
+    Raises:
+        VideoNotFoundError: a name means no file, a folder or a pattern no video, or a picture alone.
+    """
+    found: list[str] = []
+    for name in names:
+        path = Path(name)
+        if is_frame_folder(path):
+            files = [str(path)]
+            inner = [entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+            if inner:
+                say(
+                    f"{name!r} holds numbered pictures and is taken for one video; folders in it ({listed(inner)}) are "
+                    "passed over: name them to have what they hold"
+                )
+        elif path.is_dir():
+            files = _videos_below(path)
+        elif path.exists() or not glob.has_magic(name):
+            files = [name]  # a file that does not exist is refused when it is opened, like any other fault of it
+        else:
+            files = sorted(glob.glob(name, recursive=True))
+        if not files:
+            kind = "no video lies in the folder" if path.is_dir() else "no file fits the pattern"
+            raise VideoNotFoundError(
+                f"{kind} {name!r}; videos end in {', '.join(sorted(VIDEO_EXTENSIONS))}, or are folders of numbered "
+                "pictures",
+                name,
+            )
+        for file in files:
+            if Path(file).suffix.lower() in PICTURE_EXTENSIONS and Path(file).is_file():
+                folder = str(Path(file).parent)
+                raise VideoNotFoundError(
+                    f"{file!r} is a picture, and no video: give the folder of a video's frames, {folder!r}", file
+                )
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def _videos_below(folder: Path) -> list[str]:
+    videos, maybe = [], set()
+    for path in folder.rglob("*"):
+        ending = path.suffix.lower()
+        if ending in VIDEO_EXTENSIONS:
+            videos.append(path)
+        elif ending in PICTURE_EXTENSIONS:
+            maybe.add(path.parent)
+        elif path.is_symlink() and path.is_dir():  # which are not searched
+            maybe.add(path)
+    hidden = {path for path in maybe if any(part.startswith(".") for part in path.relative_to(folder).parts)}
+    return [str(path) for path in sorted([*videos, *filter(is_frame_folder, maybe - hidden)])]

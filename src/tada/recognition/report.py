@@ -1,0 +1,244 @@
+"""The page of a test: what came out, for each class, and where the network was wrong.
+
+Shapes: F frames of a filmstrip, K classes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tada.display.page import PAGE, Picture, Section, Table, write_page
+from tada.errors import OptionError, VideoError, counted
+from tada.recognition.intervals import accuracy_interval
+from tada.recognition.results import UNKNOWN, Evaluation
+from tada.video.frames import open_footage
+from tada.video.sampling import ClipSpec, segment_frames, view_indices
+from tada.video.transforms import shrink_to
+
+_MOST_CONFUSED = 20  # rows of what is most often taken for what
+_MISTAKES = 12
+_STRIP_FRAMES = 8
+_STRIP_PIXELS = 112  # short side of a filmstrip's frames
+
+_TOP1, _TOP5 = (
+    "top-1 is the part of the videos whose class is the most probable one",
+    ", top-5 the part whose class is among the five most probable",
+)
+_INTERVAL = (
+    ". The 95 % interval says how far so many videos can tell: the accuracy on very many videos of "
+    "the same kind lies in it 95 times of 100."
+)
+
+
+_SEVERAL_TERMS = (
+    "A video may have several labels, or none. The average precision of a class is the mean of the precisions at each "
+    "video that has it, in the order of falling scores; mAP is its mean over the classes. A class of a handful of "
+    "videos says little, and so does a mAP of such classes. Precision is the part of the videos over the class's "
+    " threshold that have it, recall the part of those that have it that are over it."
+)
+
+
+def write_test_page(folder: Path, result: Evaluation, *, title: str, command: str = "") -> None:
+    """Write the page of a test into its report's folder, where the other files are already.
+
+    Args:
+        command: what made it, as it was typed.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    rows = [["views of a video", " + ".join(map(str, result.views))]]
+    if result.clip is not None:
+        rows.append(["clip", clip_in_words(result.clip)])
+    how = Section(heading="How it was tested", tables=[Table(rows=rows)], lines=[command] if command else [])
+    write_page(folder / PAGE, title, [*report_sections(folder, result), how], lead=lead(result))
+
+
+def clip_in_words(clip: ClipSpec) -> str:
+    """What a clip is, as people say it."""
+    size = f"short side {clip.short_side}, crop {clip.crop} x {clip.crop} pixels"
+    if clip.sampling == "segment":
+        return f"{clip.num_frames} frames, one of each of {clip.num_frames} equal parts of the video; {size}"
+    if clip.fps is None:
+        return f"{clip.num_frames} frames, one of every {clip.interval:g} of the video; {size}"
+    seconds = clip.num_frames * clip.interval / clip.fps
+    return (
+        f"{clip.num_frames} frames, one of every {clip.interval:g} at {clip.fps:g} a second: {seconds:.2f} s of "
+        f"video; {size}"
+    )
+
+
+def lead(result: Evaluation) -> str:
+    """The result in a line."""
+    known = int(result.known.sum())
+    if not known:
+        return f"{counted(len(result.paths), 'video')}, of classes that are not known."
+    numbers = ", ".join(f"{_metric(name)} {value:.3f}" for name, value in result.shown_metrics().items())
+    return f"{numbers}, of {counted(known, 'video')} that the network was not trained on."
+
+
+def _metric(name: str) -> str:
+    """What people call it: "verb top-1" for verb_top1."""
+    return "mAP" if name == "map" else name.replace("_", " ").replace("top", "top-")
+
+
+def report_sections(folder: Path, result: Evaluation) -> list[Section]:
+    """What a test found, in numbers and pictures."""
+    if not result.known.any():
+        return []
+    if result.several:
+        return several_sections(result)
+    known = int(result.known.sum())
+    rows = []
+    metrics = result.shown_metrics()
+    for name, value in metrics.items():
+        low, high = accuracy_interval(value, known)
+        rows.append([_metric(name), f"{value:.4f}", f"{low:.3f} to {high:.3f}", str(known)])
+    terms = _TOP1 + (_TOP5 if any(name.endswith("top5") for name in metrics) else "") + _INTERVAL
+    sections = [
+        Section(heading="Result", texts=[terms], tables=[Table(header=["", "value", "95 %", "videos"], rows=rows)]),
+        *_unread(result),
+    ]
+    for i, head in enumerate(result.heads):
+        of = "" if len(result.heads) == 1 else f" of {head.name}"
+        sections.append(Section(heading=f"Every class{of}", tables=[_class_table(result, i)]))
+        picture = folder / ("confusion.png" if not of else f"confusion_{head.name}.png")
+        confused = _confused_table(result, i)
+        sections.append(
+            Section(
+                heading=f"What was taken for what{of}",
+                texts=[] if confused.rows else ["Nothing was taken for something else."],
+                pictures=[Picture.of_file(picture, "Rows are true classes, columns what the network said.")]
+                if picture.exists()
+                else [],
+                tables=[confused] if confused.rows else [],
+            )
+        )
+    strips = _mistakes(result)
+    if strips:
+        text = "The videos about which the network was surest and wrong, worst first, as the frames that it saw."
+        sections.append(Section(heading="Worst mistakes", texts=[text], pictures=strips))
+    return sections
+
+
+def _unread(result: Evaluation) -> list[Section]:
+    rows = [[failure.path, failure.message] for failure in result.unreadable]
+    return [Section(heading="Videos that could not be read", tables=[Table(rows=rows)])] if rows else []
+
+
+def several_sections(result: Evaluation) -> list[Section]:
+    """The same where a video may have several labels, or none."""
+    numbers = [[_metric(name), f"{value:.4f}", result.worth(value)] for name, value in result.metrics().items()]
+    sections = [
+        Section(heading="Result", texts=[_SEVERAL_TERMS], tables=[Table(header=["", "value", "of"], rows=numbers)]),
+        *_unread(result),
+    ]
+    rows = []
+    for row in result.class_scores():
+        parts = (row.average_precision, row.precision, row.recall, row.threshold)
+        shown = ["-" if math.isnan(part) else f"{part:.3f}" for part in parts]
+        rows.append([row.label, str(row.videos), str(row.said), *shown])
+    header = ["class", "videos", "said of", "average precision", "precision", "recall", "threshold"]
+    sections.append(Section(heading="Every class", tables=[Table(header=header, rows=rows)]))
+    found: list[tuple[float, int, str]] = []
+    for i, k in zip(*np.nonzero(result.said() != result.targets), strict=True):
+        score, least, label = float(result.scores[i, k]), result.thresholds[k], result.labels[k]
+        has = bool(result.targets[i, k])
+        text = f"{label} {'was not found' if has else 'was said'} ({score:.2f}, threshold {least:.2f})"
+        found.append((abs(score - least), int(i), text))
+    strips = _strips(result, found)
+    if strips:
+        text = "Labels that were said and are wrong, or are lacking, the farthest from their thresholds first."
+        sections.append(Section(heading="Worst mistakes", texts=[text], pictures=strips))
+    return sections
+
+
+def _class_table(result: Evaluation, head: int) -> Table:
+    confusion, labels = result.confusion(head=head), result.heads[head].labels
+    found = result.per_class(head=head)
+    rows = []
+    for i, label in enumerate(labels):
+        if label not in found:
+            continue
+        top1, count = found[label]
+        low, high = accuracy_interval(top1, count)
+        wrong = np.where(np.arange(len(labels)) == i, 0, confusion[i])
+        other = labels[int(wrong.argmax())] if wrong.any() else ""
+        rows.append([label, str(count), f"{top1:.3f}", f"{low:.2f} to {high:.2f}", other])
+    return Table(header=["class", "videos", "top-1", "95 %", "most often taken for"], rows=rows)
+
+
+def _confused_table(result: Evaluation, head: int) -> Table:
+    """The pairs that are confused most often, as rows."""
+    confusion, labels = result.confusion(head=head), result.heads[head].labels
+    wrong = confusion - np.diag(np.diag(confusion))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSED]
+    pairs = [divmod(int(place), len(labels)) for place in order]
+    rows = [[labels[true], labels[said], str(wrong[true, said])] for true, said in pairs if wrong[true, said]]
+    return Table(header=["class", "taken for", "videos"], rows=rows)
+
+
+def _mistakes(result: Evaluation) -> list[Picture]:
+    """Filmstrips of the videos about whose class, of any head, the network was surest and wrong."""
+    found: list[tuple[float, int, str]] = []
+    for h, head in enumerate(result.heads):
+        scores, targets = result.of_head(h), result.targets[:, h]
+        said = scores.argmax(1)
+        for i in map(int, np.flatnonzero((said != targets) & (targets != UNKNOWN))):
+            right, wrong = float(scores[i, targets[i]]), float(scores[i, said[i]])
+            text = f"{head.labels[targets[i]]} ({right:.2f}) was taken for {head.labels[said[i]]} ({wrong:.2f})"
+            found.append((wrong - right, i, text))
+    return _strips(result, found)
+
+
+def _strips(result: Evaluation, found: Sequence[tuple[float, int, str]]) -> list[Picture]:
+    """Filmstrips of the largest mistakes, of (how large, video, words)."""
+    strips: list[Picture] = []
+    for _, i, text in sorted(found, key=lambda mistake: -mistake[0])[:_MISTAKES]:
+        segment = result.segments[i] if result.segments else (None, None)
+        try:
+            frames = _seen(result.paths[i], result.rates[i] if result.rates else None, segment, result.clip)
+        except (VideoError, OptionError):
+            continue  # it was read a moment ago, and is gone: the numbers stay
+        strips.append(Picture(data=filmstrip(frames), caption=f"{text}: {_named(result.paths[i], segment)}"))
+    return strips
+
+
+def _named(path: str, segment: tuple[float | None, float | None]) -> str:
+    start, end = segment
+    if start is None and end is None:
+        return path
+    return f"{path}, {start or 0:.2f} s to {'its end' if end is None else f'{end:.2f} s'}"
+
+
+def _seen(
+    path: str, fps: float | None, segment: tuple[float | None, float | None], clip: ClipSpec | None
+) -> list[NDArray[np.uint8]]:
+    """Some frames of the clip in the middle of a video, or of all of it: F of [H, W, 3]."""
+    with open_footage(path, fps=fps) as reader:
+        own = segment_frames(reader.times_seconds, *segment)
+        times = reader.times_seconds[own.start : own.stop]
+        indices: Sequence[int] = range(len(own))
+        if clip is not None:
+            indices = view_indices(clip, times, 0, 1, container_fps=reader.container_fps)
+        chosen = sorted({own[index] for index in indices})
+        shown = [chosen[i] for i in sorted({round(i) for i in np.linspace(0, len(chosen) - 1, _STRIP_FRAMES)})]
+        return list(reader.frames(shown, shrink=partial(shrink_to, short_side=_STRIP_PIXELS)))
+
+
+def filmstrip(frames: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Frames [H, W, 3] of one size beside each other, as a JPEG file."""
+    from PIL import Image
+
+    gap = np.full((frames[0].shape[0], 3, 3), 255, np.uint8)
+    parts = [part for frame in frames for part in (frame, gap)][:-1]
+    out = io.BytesIO()
+    Image.fromarray(np.concatenate(parts, axis=1)).save(out, "JPEG", quality=85)
+    return out.getvalue()

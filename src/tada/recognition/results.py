@@ -1,0 +1,475 @@
+"""What a test found: the scores of every video, accuracies, files, and ensembles of several tests.
+
+A report's folder holds evaluation.json (the numbers), scores.npz (all of it, to be scored again or joined with other
+tests without running a model), scores.csv (the same for people), a confusion matrix of each head, and report.html
+(``tada.recognition.report``). An ensemble is
+the mean of several tests' scores of the same videos: TAda2D_En of the paper is that of 8 and of 16 frames.
+
+Shapes: N videos, H heads (things that are said of a video), K classes of all heads, side by side.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
+
+from tada.data.clips import Unreadable, Views
+from tada.data.csv_rows import guarded
+from tada.data.multi_label import ClassScore, class_scores, mean_average_precision, positives_text
+from tada.data.table import Head
+from tada.display.notebook import Bar, Table, results_html
+from tada.display.page import PAGE
+from tada.display.plots import save_confusion_matrix
+from tada.errors import DataError, counted
+from tada.recognition.intervals import accuracy_interval, interval_text
+from tada.system.array_files import read_npz
+from tada.system.calls import checked
+from tada.system.files import check_not_there, whole_file, write_whole, writing
+from tada.video.sampling import ClipSpec
+
+SCORES_FILE = "scores.npz"
+CHALLENGE_FILE = "challenge_metrics.json"
+"""The same numbers as EPIC-KITCHENS' challenge counts them, where that was asked for."""
+NUMBERS_FILE = "evaluation.json"
+REPORT_FILES = (NUMBERS_FILE, SCORES_FILE, "scores.csv", PAGE, CHALLENGE_FILE, "confusion*.png", "confusion*.txt")
+"""What a report's folder holds, as patterns."""
+UNKNOWN = -1
+"""The target of a video whose class is not known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Evaluation:
+    """The result of a test."""
+
+    heads: tuple[Head, ...]
+    """What is said of each video, with the names of the classes."""
+    ids: tuple[str, ...]
+    """What the data set calls the N videos that were read; each once."""
+    paths: tuple[str, ...]
+    """Their files."""
+    groups: tuple[str | None, ...]
+    """What they were recorded with: in EPIC-KITCHENS, the participant."""
+    targets: NDArray[np.int64]
+    """[N, H], the true classes; UNKNOWN where a data set keeps them secret. Where a video may have several labels,
+    [N, K]: 1 for those that it has, 0 for the others."""
+    scores: NDArray[np.float32]
+    """[N, K], the mean probabilities over a video's views; those of a head add up to 1, but for several labels."""
+    unreadable: tuple[Unreadable, ...]
+    """Videos of the test set that are not among the N."""
+    views: tuple[Views, ...]
+    """Views of each video; of an ensemble, those of each of its tests."""
+    segments: tuple[tuple[float | None, float | None], ...] = ()
+    """[N], the start and end in seconds of what was tested of each file, None for where that begins or ends; empty in
+    scores of before they were noted."""
+    rates: tuple[float | None, ...] = ()
+    """[N], the rate of folders of frames, in frames per second; None for files; empty in scores of before."""
+    clip: ClipSpec | None = None
+    """Which frames make a clip of the network; of an ensemble, of its first; None where it was not noted."""
+    thresholds: tuple[float, ...] = ()
+    """Where a video may have several labels: the probability from which on it has each of the K; else empty."""
+
+    def __str__(self) -> str:
+        """Say how many are right."""
+        classes = " and ".join(f"{len(head.labels)} {head.name} classes" for head in self.heads)
+        parts = [f"{counted(len(self.paths), 'video')} of {classes}"]
+        parts += [f"{name} {value:.3f} ({self.worth(value)})" for name, value in self.shown_metrics().items()]
+        if not self.known.any():
+            parts.append("whose classes are not known")
+        if self.unreadable:
+            parts.append(f"{counted(len(self.unreadable), 'video')} unreadable")
+        return "; ".join([parts[0], ", ".join(parts[1:])]) if parts[1:] else parts[0]
+
+    def __repr__(self) -> str:
+        return f"Evaluation({self})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        rows = [(name, Bar(value), self.worth(value)) for name, value in self.shown_metrics().items()]
+        tables: list[Table] = [(("", "", "of" if self.several else "interval"), rows)] if rows else []
+        if self.several:
+            found = sorted(self.class_scores(), key=lambda score: score.average_precision)
+            cells = [(s.label, Bar(s.average_precision), str(s.videos)) for s in found if s.videos]
+            tables.append((("class, the worst first", "average precision", "videos"), cells))
+        elif self.known.any():
+            for i, head in enumerate(self.heads):
+                per_class = sorted(self.per_class(head=i).items(), key=lambda entry: entry[1][0])
+                cells = [(label, Bar(top1), str(count)) for label, (top1, count) in per_class]
+                tables.append(((f"{head.name}, the worst first", "top1", "videos"), cells))
+        return results_html("Evaluation", tables, lead=str(self))
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """Flat rows, as for ``pandas.DataFrame``: id, path, group, label, predicted, score, correct of each video.
+
+        Of several heads: verb, verb_predicted, verb_score, verb_correct, noun, ... What is not known is None. Where a
+        video may have several labels, these are parted by semicolons, there is a score of each class ("score wave"),
+        and correct are all or none.
+        """
+        rows: list[dict[str, Any]] = [
+            {"id": name, "path": path, "group": group}
+            for name, path, group in zip(self.ids, self.paths, self.groups, strict=True)
+        ]
+        if self.several:
+            for row, targets, scores, said in zip(rows, self.targets, self.scores, self.said(), strict=True):
+                row["label"], row["predicted"] = (";".join(self._named(which == 1)) for which in (targets, said))
+                row |= {f"score {label}": score for label, score in zip(self.labels, scores.tolist(), strict=True)}
+                row["correct"] = bool((targets == said).all())
+            return rows
+        for i, head in enumerate(self.heads):
+            truth, more = ("label", "") if len(self.heads) == 1 else (head.name, f"{head.name}_")
+            scores = self.of_head(i)
+            for row, target, found, best in zip(
+                rows, self.targets[:, i].tolist(), scores.argmax(1).tolist(), scores.max(1).tolist(), strict=True
+            ):
+                is_known = target != UNKNOWN
+                row[truth] = head.labels[target] if is_known else None
+                row[f"{more}predicted"], row[f"{more}score"] = head.labels[found], best
+                row[f"{more}correct"] = found == target if is_known else None
+        return rows
+
+    @property
+    def several(self) -> bool:
+        """Whether a video may have several labels, or none."""
+        return self.heads[0].several
+
+    def said(self) -> NDArray[np.int64]:
+        """[N, K]: 1 where a class is over its threshold, where a video may have several labels."""
+        return (self.scores >= np.array(self.thresholds, np.float64)).astype(np.int64)
+
+    def _named(self, chosen: NDArray[np.bool_]) -> list[str]:
+        """[K] -> the classes that are chosen."""
+        return [label for label, is_chosen in zip(self.labels, chosen.tolist(), strict=True) if is_chosen]
+
+    def class_scores(self) -> list[ClassScore]:
+        """How each class was found, where a video may have several labels: average precision, recall, ..."""
+        return class_scores(self.labels, self.scores, self.targets, self.thresholds)
+
+    def mean_average_precision(self) -> float:
+        """Mean over the classes of their average precision, where a video may have several labels: mAP."""
+        return mean_average_precision(self.scores, self.targets)
+
+    def worth(self, value: float) -> str:
+        """How far one of ``metrics`` can be trusted, in words: its interval, or the videos of the classes behind it."""
+        if self.several:
+            return positives_text(self.targets.sum(0).tolist())
+        return interval_text(value, int(self.known.sum()))
+
+    def _check_one_label(self, what: str) -> None:
+        if self.several:
+            raise DataError(
+                f"videos with several labels have no {what}: see mean_average_precision() and class_scores()"
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names of a test of one head."""
+        (head,) = self.heads
+        return head.labels
+
+    def of_head(self, head: int) -> NDArray[np.float32]:
+        """The scores [N, classes] of one head."""
+        ends = np.cumsum([len(head.labels) for head in self.heads])
+        return np.split(self.scores, ends[:-1], axis=1)[head]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """[N], whether the true class is known."""
+        known: NDArray[np.bool_] = (self.targets != UNKNOWN).all(1)
+        return known
+
+    def part(self, chosen: NDArray[np.bool_]) -> Evaluation:
+        """The same for some of the videos: [N]."""
+        where = np.flatnonzero(chosen)
+        return replace(
+            self,
+            ids=tuple(self.ids[i] for i in where),
+            paths=tuple(self.paths[i] for i in where),
+            groups=tuple(self.groups[i] for i in where),
+            segments=tuple(self.segments[i] for i in where) if self.segments else (),
+            rates=tuple(self.rates[i] for i in where) if self.rates else (),
+            targets=self.targets[chosen],
+            scores=self.scores[chosen],
+        )
+
+    @checked(top_k=1, head=0)
+    def accuracy(self, top_k: int = 1, *, head: int = 0) -> float:
+        """Part of the videos read whose class is among the ``top_k`` most probable; nan if none is known."""
+        self._check_one_label("accuracy")
+        known, size = self.known, len(self.heads[head].labels)
+        if not known.any():
+            return float("nan")
+        scores, targets = self._pairs(head)
+        return float(multiclass_accuracy(scores, targets, size, average="micro", top_k=min(top_k, size)))
+
+    def action_accuracy(self, top_k: int = 1) -> float:
+        """Part of the videos whose classes of all heads, together, are among the ``top_k`` most probable combinations.
+
+        A combination's probability is the product of those of its classes.
+        """
+        ranks = [self._joint_rank(int(i)) for i in np.flatnonzero(self.known)]
+        return float(np.mean([rank < top_k for rank in ranks])) if ranks else float("nan")
+
+    def _joint_rank(self, video: int) -> int:
+        """How many combinations are more probable than the true one (ties count half of what they are)."""
+        joint, of_truth = np.ones(1, np.float64), 1.0
+        for head, label in enumerate(self.targets[video]):
+            scores = self.of_head(head)[video].astype(np.float64)
+            joint, of_truth = np.outer(joint, scores).ravel(), of_truth * scores[label]
+        # The same products in the same order, so that equal ones are equal.
+        return int((joint > of_truth).sum() + ((joint == of_truth).sum() - 1) // 2)
+
+    def confusion(self, *, head: int = 0) -> NDArray[np.int64]:
+        """[classes, classes]: videos of each class (row) that were taken for each class (column)."""
+        self._check_one_label("confusion matrix")
+        scores, targets = self._pairs(head)
+        counts: NDArray[np.int64] = multiclass_confusion_matrix(scores, targets, scores.shape[1]).numpy()
+        return counts
+
+    def _pairs(self, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+        known = self.known
+        return torch.from_numpy(self.of_head(head)[known]), torch.from_numpy(self.targets[known, head])
+
+    def per_class(self, *, head: int = 0) -> dict[str, tuple[float, int]]:
+        """Top-1 accuracy and number of videos of each class that has some."""
+        confusion = self.confusion(head=head)
+        counts = confusion.sum(1)
+        return {
+            label: (float(confusion[i, i] / counts[i]), int(counts[i]))
+            for i, label in enumerate(self.heads[head].labels)
+            if counts[i]
+        }
+
+    def mean_class_accuracy(self, *, head: int = 0) -> float:
+        """Mean of the classes' top-1 accuracies: a rare class counts as much as another; nan if none is known."""
+        accuracies = [top1 for top1, _ in self.per_class(head=head).values()] if self.known.any() else []
+        return float(np.mean(accuracies)) if accuracies else float("nan")
+
+    def metrics(self) -> dict[str, float]:
+        """Top-1 and top-5 accuracies by name: top1, top5; of several heads verb_top1, ..., action_top1, ...
+
+        Where a video may have several labels: map, if a video has one.
+        """
+        if not self.known.any():
+            return {}
+        if self.several:
+            return {"map": self.mean_average_precision()} if self.targets.any() else {}
+        if len(self.heads) == 1:
+            return {f"top{k}": self.accuracy(k) for k in (1, 5)}
+        found = {f"{h.name}_top{k}": self.accuracy(k, head=i) for i, h in enumerate(self.heads) for k in (1, 5)}
+        return found | {f"action_top{k}": self.action_accuracy(k) for k in (1, 5)}
+
+    def shown_metrics(self) -> dict[str, float]:
+        """Those of ``metrics`` that tell something: top-5 of five classes or fewer is always 1, and is left out."""
+        sizes = {head.name: len(head.labels) for head in self.heads}
+        if len(sizes) > 1:
+            sizes["action"] = math.prod(sizes.values())
+        else:
+            sizes = dict.fromkeys(("",), *sizes.values())
+        few = [f"{name}_top5".lstrip("_") for name, size in sizes.items() if size <= 5]
+        return {name: value for name, value in self.metrics().items() if name not in few}
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of each of these accuracies: how far so many videos can tell. A mAP has none."""
+        if self.several:
+            return {}
+        return {name: accuracy_interval(value, int(self.known.sum())) for name, value in self.metrics().items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: accuracies with their intervals, those of each class, and what was tested."""
+        summary: dict[str, Any] = {
+            **self.metrics(),
+            "interval_95": self.intervals(),
+            "views": " + ".join(map(str, self.views)),
+            "videos_read": len(self.paths),
+            "videos_unreadable": [failure._asdict() for failure in self.unreadable],
+        }
+        one = len(self.heads) == 1
+        if self.several:
+            summary["per_class"] = {
+                score.label: {name: _or_none(value) for name, value in asdict(score).items() if name != "label"}
+                for score in self.class_scores()
+            }
+        elif self.known.any():
+            for i, head in enumerate(self.heads):
+                summary["mean_class_top1" if one else f"mean_{head.name}_top1"] = self.mean_class_accuracy(head=i)
+                summary["per_class" if one else f"per_{head.name}"] = {
+                    label: {"top1": top, "videos": n, "interval_95": accuracy_interval(top, n)}
+                    for label, (top, n) in self.per_class(head=i).items()
+                }
+        return summary
+
+    @checked(head=0)
+    def plot(self, picture: str | PathLike[str], *, head: int = 0) -> None:
+        """Draw how often each class was taken for each class, as a PNG file.
+
+        Raises:
+            DataError: the true classes are not known, or a video may have several labels.
+        """
+        if not self.known.any():
+            raise DataError("the true classes of these videos are not known, so none can be compared")
+        save_confusion_matrix(self.confusion(head=head), self.heads[head].labels, Path(picture))
+
+    @checked()
+    def save(
+        self,
+        folder: str | PathLike[str],
+        *,
+        overwrite: bool = False,
+        write_more: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        """Write scores.npz, scores.csv, confusion.png or one of them for each head, and evaluation.json.
+
+        Each file is whole or not there. The pictures come after the scores, and evaluation.json last: a report without
+        it was interrupted, and may be written again.
+
+        Args:
+            overwrite: replace a report that is there.
+            write_more: writes what else belongs to the report into its folder.
+
+        Raises:
+            OptionError: there is one, and it may not be replaced.
+            OutputError: the folder cannot be written.
+        """
+        folder = Path(folder)
+        check_not_there(folder, [NUMBERS_FILE], overwrite=overwrite)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        before = [file for name in REPORT_FILES for file in folder.glob(name)]
+        one = len(self.heads) == 1
+        self._save_scores(folder / SCORES_FILE)
+        with (
+            whole_file(folder / "scores.csv") as part,
+            part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
+            writer = csv.writer(file)
+            names = ["label"] if one else [head.name for head in self.heads]
+            columns = [label for head in self.heads for label in head.labels]
+            writer.writerow(["path", *names, *map(guarded, columns)])
+            for path, targets, scores in zip(self.paths, self.targets, self.scores, strict=True):
+                truth = (
+                    [guarded(";".join(self._named(targets == 1)))]
+                    if self.several
+                    else [
+                        "" if target == UNKNOWN else guarded(head.labels[target])
+                        for head, target in zip(self.heads, targets, strict=True)
+                    ]
+                )
+                writer.writerow([guarded(path), *truth, *(f"{score:.6f}" for score in scores)])
+        with writing(folder):  # what the new ones do not replace, and what says that the report is whole
+            for old in before:
+                if old.suffix in (".png", ".txt", ".html") or old.name in (CHALLENGE_FILE, NUMBERS_FILE):
+                    old.unlink(missing_ok=True)
+        if self.known.any() and not self.several:
+            for i, head in enumerate(self.heads):
+                picture = "confusion.png" if one else f"confusion_{head.name}.png"
+                save_confusion_matrix(self.confusion(head=i), head.labels, folder / picture)
+        write_more(folder)
+        write_whole(folder / NUMBERS_FILE, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
+
+    def _save_scores(self, file: Path) -> None:
+        about = {
+            "format": 1,
+            "heads": [asdict(head) for head in self.heads],
+            "ids": self.ids,
+            "paths": self.paths,
+            "groups": self.groups,
+            "segments": self.segments,
+            "rates": self.rates,
+            "thresholds": self.thresholds,
+            "clip": None if self.clip is None else asdict(self.clip),
+            "unreadable": self.unreadable,
+            "views": [str(views) for views in self.views],
+        }
+        text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        with whole_file(file) as part, part.open("wb") as out:
+            np.savez_compressed(out, scores=self.scores, targets=self.targets, about=text)
+
+
+def _or_none(value: object) -> object:
+    """For JSON, which has no nan."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def find_scores(path: Path) -> Path:
+    """The file of scores that ``load_scores`` reads.
+
+    Raises:
+        DataError: there is none.
+    """
+    places = [path, path / SCORES_FILE, path / "evaluation" / SCORES_FILE]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise DataError(f"{path} holds no {SCORES_FILE}: give the folder of a report, which `tada evaluate` writes")
+    return file
+
+
+def load_scores(path: Path) -> Evaluation:
+    """Read the scores of a test again.
+
+    Args:
+        path: scores.npz, the report's folder, or the folder of a run with the report in evaluation/.
+
+    Raises:
+        DataError: there are none, or the file is damaged.
+    """
+    file = find_scores(path)
+    try:
+        arrays = read_npz(file)
+        about = json.loads(bytes(arrays["about"]))
+        return Evaluation(
+            heads=tuple(
+                Head(name=head["name"], labels=tuple(head["labels"]), several=bool(head.get("several", False)))
+                for head in about["heads"]
+            ),
+            ids=tuple(about["ids"]),
+            paths=tuple(about["paths"]),
+            groups=tuple(about["groups"]),
+            segments=tuple((start, end) for start, end in about.get("segments", ())),
+            rates=tuple(about.get("rates", ())),
+            clip=ClipSpec(**about["clip"]) if about.get("clip") else None,
+            thresholds=tuple(about.get("thresholds", ())),
+            targets=arrays["targets"],
+            scores=arrays["scores"],
+            unreadable=tuple(Unreadable(*failure) for failure in about["unreadable"]),
+            views=tuple(Views.parse(views) for views in about["views"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{file} is damaged, or was not written by tada ({error}): evaluate again") from error
+
+
+def ensemble(tests: Sequence[Evaluation]) -> Evaluation:
+    """The mean of the scores of several tests on the same videos, in the order of the first.
+
+    Raises:
+        DataError: they are of other videos or classes, or contradict each other.
+    """
+    first = tests[0]
+    scores = [first.scores]
+    for number, test in enumerate(tests[1:], start=2):
+        if test.heads != first.heads:
+            raise DataError(f"the scores of test {number} are of other classes than those of the first")
+        lacks = sorted(set(first.ids) ^ set(test.ids))
+        if lacks:
+            raise DataError(
+                f"test {number} and the first have not the same videos: {len(lacks)} are in one only, such as "
+                f"{lacks[0]!r}; evaluate both on all of them"
+            )
+        place = {name: i for i, name in enumerate(test.ids)}
+        order = [place[name] for name in first.ids]
+        if not np.array_equal(test.targets[order], first.targets):
+            raise DataError(f"test {number} has other true classes than the first for some videos: evaluate it again")
+        scores.append(test.scores[order])
+    return replace(
+        first, scores=np.mean(scores, axis=0, dtype=np.float32), views=tuple(v for test in tests for v in test.views)
+    )

@@ -1,0 +1,141 @@
+"""A try before a training: two steps that are thrown away, and what the whole will take. Nothing is written."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from tada.data.clips import ResumableLoader
+from tada.data.loader import VideoLoader, closing
+from tada.errors import counted
+from tada.system.devices import Machine, Processes
+from tada.training.trainer import PRECISIONS, AveragedWeights, LoopRecipe, quiet, strategy_for
+
+_STEPS = 2  # the first is slower than those that follow
+
+
+class _Clock(Callback):
+    """The time that the network takes for each part of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._started = 0.0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.seconds.append(time.perf_counter() - self._started)
+
+
+def try_training(
+    task: L.LightningModule,
+    recipe: LoopRecipe,
+    loader: ResumableLoader,
+    val_loader: VideoLoader | None,
+    callbacks: list[Callback],
+    *,
+    machine: Machine,
+    processes: Processes,
+    num_held_out: int,
+    num_tests: int,
+    say: Callable[[str], None],
+) -> None:
+    """Train two steps, test one batch, and say what memory and time the whole will take.
+
+    Args:
+        callbacks: those that may refuse the run.
+        num_held_out: videos of each test.
+        num_tests: tests of the whole training.
+
+    Raises:
+        UserError: what would have ended the training.
+    """
+    clock = _Clock()
+    if recipe.ema_decay is not None:
+        callbacks = [*callbacks, AveragedWeights(recipe.ema_decay)]
+    val_seconds = 0.0
+    with tempfile.TemporaryDirectory(prefix="tada_dry_run_") as folder, closing(loader, val_loader), quiet():
+        trainer = L.Trainer(
+            **processes.lightning(machine),
+            default_root_dir=folder,
+            max_steps=_STEPS,
+            strategy=strategy_for(machine, processes),
+            precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]  # each is one it has
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.clip_gradient_norm,
+            limit_val_batches=1,
+            callbacks=[*callbacks, clock],
+            logger=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(task, loader)
+        if val_loader is not None:
+            started = time.perf_counter()
+            trainer.validate(task, val_loader, verbose=False)
+            tested = min((val_loader.batch_size or 1) * processes.world, num_held_out)
+            val_seconds = (time.perf_counter() - started) / tested * num_held_out
+        device = trainer.strategy.root_device
+    epochs, batch_size, _ = recipe.numbers
+    steps_per_epoch = len(loader.batches) // recipe.accumulate
+    network = float(np.sum(clock.seconds[-recipe.accumulate :]))
+    reading = batch_size / processes.world * float(np.median(loader.times.clip_seconds or [0.0]))
+    if loader.num_workers:
+        reading /= loader.num_workers
+        step = max(network, reading)
+    else:
+        step = network + reading
+    total = epochs * steps_per_epoch * step + num_tests * val_seconds
+    line = f"a step takes {_in_words(step)} (the network {_in_words(network)}, reading its clips {_in_words(reading)}"
+    line += f" of {loader.num_workers} processes)" if loader.num_workers else ")"
+    if num_held_out:
+        line += f", a test of {counted(num_held_out, 'video')} {_in_words(val_seconds)}"
+    say(f"{line}: {counted(epochs, 'epoch')} of {counted(steps_per_epoch, 'step')} take about {_in_words(total)}")
+    say(f"memory, at most: {_memory(device, bool(loader.num_workers))}")
+    say(f"dry run: {len(clock.seconds) // recipe.accumulate} steps were trained and thrown away; nothing was written")
+
+
+def nearest_folder(out: Path) -> Path:
+    """The folder that is there, of a path that need not be."""
+    return next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+
+
+def _memory(device: torch.device, has_workers: bool) -> str:
+    unit = 1 if sys.platform == "darwin" else 1024  # of getrusage, in bytes
+    parts = [f"{_size(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)} of this process"]
+    if has_workers:
+        parts.append(f"{_size(unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)} of each that reads clips")
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        parts.append(f"{_size(torch.cuda.max_memory_allocated(device))} of the GPU's {_size(whole)}")
+    return ", ".join(parts)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"

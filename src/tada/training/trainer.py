@@ -1,0 +1,403 @@
+"""The loop around a training step: Lightning's trainer, set up for our runs, and what is hung into it."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from tada.data.clips import Batch, Unreadable, ViewBatch
+from tada.data.loader import VideoLoader, closing
+from tada.errors import DataError, OptionError, counted
+from tada.system.collectives import gathered, on_any
+from tada.system.devices import Machine, Processes
+from tada.system.files import whole_file
+from tada.system.progress import Work, rate_text
+from tada.system.signals import DEFERRED_SECONDS, deferring, tell_state
+from tada.training.checkpoints import CHECKPOINT, SavedStates, WholeFileCheckpoints
+from tada.training.loggers import make_loggers
+from tada.training.run_page import RATE
+from tada.training.schedule import Numbers
+
+RANKS_SECONDS = 25.0
+"""What the processes of a run that was told to end have to come to the end of a step: clusters give them 30 s."""
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
+"""What Lightning calls them."""
+
+
+class LoopRecipe(Protocol):
+    """What the loop needs of a recipe."""
+
+    @property
+    def numbers(self) -> Numbers: ...
+
+    @property
+    def accumulate(self) -> int: ...
+
+    @property
+    def ema_decay(self) -> float | None: ...
+
+    @property
+    def clip_gradient_norm(self) -> float | None: ...
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16", "fp64"]: ...
+
+
+def make_trainer(
+    recipe: LoopRecipe,
+    out: Path,
+    callbacks: Sequence[Callback],
+    *,
+    machine: Machine,
+    processes: Processes,
+    save_every_steps: int,
+    test_every_epochs: int = 1,
+    noun: str = "clips",
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> L.Trainer:
+    """Lightning's trainer with our loggers, saved states, strategy and display.
+
+    Args:
+        callbacks: run in this order, then what is added here.
+        test_every_epochs: after how many epochs the held-out videos are tested.
+        noun: what a batch holds, in the plural.
+    """
+    start = "start_0"
+    if processes.is_first:  # which alone writes, and may still find that the folder is in use
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+        start = f"start_{len(list((out / 'logs').iterdir()))}"  # a resumed run adds a folder
+    callbacks = list(callbacks)
+    if recipe.ema_decay is not None:
+        callbacks.append(AveragedWeights(recipe.ema_decay))
+    callbacks.append(RunProgress(noun=noun, is_shown=show_progress and processes.is_first))
+    files = WholeFileCheckpoints()
+    callbacks.append(SavedStates(out / CHECKPOINT, every_steps=save_every_steps, files=files))
+    arguments = processes.lightning(machine)
+    arguments["plugins"] += [files]
+    with quiet():
+        return L.Trainer(
+            **arguments,
+            default_root_dir=out,
+            max_epochs=recipe.numbers.epochs,
+            check_val_every_n_epoch=test_every_epochs,
+            strategy=strategy_for(machine, processes),
+            precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]  # each is one it has
+            accumulate_grad_batches=recipe.accumulate,
+            gradient_clip_val=recipe.clip_gradient_norm,
+            callbacks=callbacks,
+            logger=make_loggers(machine.logger, out, start, vars(recipe), say),
+            log_every_n_steps=1,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=False,  # ours tells of the whole run
+            enable_model_summary=False,
+        )
+
+
+def fit(
+    trainer: L.Trainer,
+    task: L.LightningModule,
+    loader: VideoLoader,
+    val_loader: VideoLoader | None,
+    *,
+    state: Path | None,
+) -> None:
+    """Train, from a saved state or the beginning, until the end or until the process is told to end.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, with the state saved.
+        SystemExit: SIGTERM or SIGHUP, likewise.
+        WorkerLostError: a process that reads videos has died.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    states = next(callback for callback in callbacks if isinstance(callback, SavedStates))
+    progress = next(callback for callback in callbacks if isinstance(callback, RunProgress))
+    tell_state(states.in_words)
+    # Several processes have to come to the end of a step together.
+    seconds = DEFERRED_SECONDS if trainer.world_size == 1 else RANKS_SECONDS
+    with (
+        closing(loader, val_loader),
+        deferring(at_once=states.at_once, chance=states.last_chance, seconds=seconds),
+        quiet(),
+        progress.work,
+    ):
+        trainer.fit(task, loader, val_loader, ckpt_path=None if state is None else str(state), weights_only=True)
+
+
+def strategy_for(machine: Machine, processes: Processes) -> Strategy | str:
+    """How the devices share the work, for Lightning."""
+    if machine.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=processes.world, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    if machine.strategy == "ddp" or processes.world > 1:
+        # Buffers are those of batch norms: alike where these are synchronised, and otherwise each device's own.
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return "auto"
+
+
+class quiet(warnings.catch_warnings):
+    """Keep Lightning's advice on settings that are chosen here out of the user's sight."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        for part in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(part).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", module=r"lightning\.")
+
+
+# --- the learning rate ----------------------------------------------------------------------------------------------
+
+
+def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, warmup_start: float) -> float:
+    """The learning rate at a (fractional) epoch, as a part of the peak.
+
+    Half a cosine over all epochs; during the warm-up a line from ``warmup_start`` up to the cosine's value at its
+    end, as in the released code.
+    """
+    if epoch < warmup_epochs:
+        end = (1 + math.cos(math.pi * warmup_epochs / epochs)) / 2
+        return warmup_start + (end - warmup_start) * epoch / warmup_epochs
+    return (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def scheduled(
+    optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, epochs: int, warmup_epochs: float, warmup_start: float
+) -> OptimizerLRSchedulerConfig:
+    """For Lightning: the optimiser, whose learning rates are peaks, and ``learning_rate_factor`` of each step."""
+
+    def factor(step: int) -> float:
+        return learning_rate_factor(
+            step / steps_per_epoch, epochs=epochs, warmup_epochs=warmup_epochs, warmup_start=warmup_start
+        )
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+# --- callbacks ------------------------------------------------------------------------------------------------------
+
+
+class AveragedWeights(WeightAveraging):
+    """The running mean of the weights, which is tested and kept; what does not move stays as it is to the last bit."""
+
+    def __init__(self, decay: float) -> None:
+        def averaged(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+            # Rounding would move what is frozen.
+            return mean if torch.equal(mean, value) else decay * mean + (1 - decay) * value
+
+        super().__init__(avg_fn=averaged)
+
+    @property
+    def state_key(self) -> str:
+        """As in the states of older runs, where Lightning's own did this."""
+        return "EMAWeightAveraging"
+
+
+class SameRun(Callback):
+    """Makes sure that all processes train the same thing."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if len(set(gathered([self.fingerprint]))) > 1:
+            raise OptionError("the processes of this run have different recipes or data: give all of them the same")
+
+
+class UnreadableVideos(Callback):
+    """Collects the videos that could not be read, and stops the run when there are more than allowed."""
+
+    def __init__(self, *, allowed: int) -> None:
+        self.allowed = allowed
+        self.found: dict[str, str] = {}
+        self.of_validation: list[Unreadable] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        if on_any(bool(batch.unreadable), pl_module.device):
+            self.add(gathered(batch.unreadable))
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: ViewBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.of_validation += batch.unreadable
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not earlier: the processes do not have the same number of batches here.
+        self.add(gathered(self.of_validation))
+        self.of_validation = []
+
+    def add(self, videos: Sequence[Unreadable]) -> None:
+        """Note them.
+
+        Raises:
+            DataError: they are more than allowed.
+        """
+        self.found.update(videos)
+        if len(self.found) > self.allowed:
+            count = counted(len(self.found), "unreadable video")
+            last = next(reversed(self.found.values()))
+            raise DataError(f"{last} ({count}, {self.allowed} allowed; --skip-unreadable N allows N)")
+
+    def write(self, path: Path) -> None:
+        """Write the list, where there is one."""
+        if self.found:
+            with (
+                whole_file(path) as part,
+                part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+            ):
+                csv.writer(file).writerows([("path", "reason"), *self.found.items()])
+
+
+class EpochLines(Callback):
+    """Says how each epoch went that ends with a test, and keeps the numbers of the last."""
+
+    def __init__(self, say: Callable[[str], None], *, told: Collection[int] = ()) -> None:
+        """Nothing is said yet.
+
+        Args:
+            told: epochs, from 1, whose tests an earlier start of the run has told of; one may have to be done again.
+        """
+        self.say, self.told = say, told
+        self.metrics: dict[str, float] = {}
+        self.seconds_before = 0.0
+        """Of training, in earlier starts of the run."""
+        self.began = time.perf_counter()
+        self.started = time.perf_counter()
+        self.is_in_epoch = False
+
+    @property
+    def seconds(self) -> float:
+        """What training has taken, over all starts of the run."""
+        return self.seconds_before + time.perf_counter() - self.began
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds_before = state_dict["seconds"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.began = self.started = time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        rate = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        for logger in trainer.loggers:
+            logger.log_metrics({RATE: rate, "epoch": trainer.current_epoch}, step=trainer.global_step)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.is_in_epoch = True
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.is_in_epoch:  # that of the epoch before, which an interruption has put off
+            self._tell(trainer, trainer.current_epoch)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.is_in_epoch = False
+        epoch = trainer.current_epoch + 1
+        if epoch % (trainer.check_val_every_n_epoch or 1) == 0:
+            self._tell(trainer, epoch)
+
+    def _tell(self, trainer: L.Trainer, epoch: int) -> None:
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in sorted(self.metrics.items()))
+        seconds = time.perf_counter() - self.started
+        self.started += seconds
+        if epoch not in self.told:
+            self.say(f"epoch {epoch}/{trainer.max_epochs}  {numbers}  ({seconds:.1f} s)")
+
+
+class RunProgress(Callback):
+    """Shows how far the whole run is, what it has learned, how fast it goes, and what it waits for."""
+
+    def __init__(self, *, noun: str, is_shown: bool) -> None:
+        self.noun = noun
+        self.work = Work("training", noun="steps", is_shown=is_shown)
+        self.work.has_rate = False  # steps differ in size: clips tell more
+        self.work.details = (f"waiting for the first {noun}",)
+        self._tested: list[str] = []
+        self._losses = (0.0, 0)  # the sum over the epoch's clips, and their number
+        self._times: deque[tuple[float, float, int]] = deque(maxlen=50)  # of steps: waited and used seconds, clips
+        self._is_first = True  # of this start: its batch comes when the workers have started
+        self._started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.work.done, self.work.total = trainer.global_step, trainer.estimated_stepping_batches
+        self._begin_epoch(trainer)  # of a run that goes on within an epoch, no start of it is told
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._begin_epoch(trainer)
+
+    def _begin_epoch(self, trainer: L.Trainer) -> None:
+        self.work.words = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self._losses = (0.0, 0)
+        if not self._is_first:
+            self._tell()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        count = len(batch[0])  # clips or features, of either task
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
+        self._losses = self._losses[0] + loss * count, self._losses[1] + count
+        loader: Any = trainer.train_dataloader
+        if not self._is_first:
+            waited = loader.times.waited_seconds[-1]
+            self._times.append((waited, time.perf_counter() - self._started, count * trainer.world_size))
+        self._is_first = False
+        self._tell()
+        self.work.advance_to(trainer.global_step)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._tell(f"testing batch {batch_idx + 1} of {trainer.num_val_batches[0]}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found = sorted(trainer.callback_metrics.items())
+        shown = [f"{name} {value:.4f}" for name, value in found if name.startswith("val_") and name != "val_loss"]
+        epoch = round(trainer.global_step / (self.work.total or 1) * (trainer.max_epochs or 1))
+        self._tested = [f"{shown[0]} after epoch {epoch}"] if shown else []
+        self._tell()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.work.note_told()  # ``EpochLines`` tells
+
+    def _tell(self, doing: str = "") -> None:
+        total, count = self._losses
+        details = [f"train_loss {total / count:.4f}"] if count else []
+        waited, used, clips = (sum(column) for column in zip(*self._times, strict=True)) if self._times else (0, 0, 0)
+        if clips:
+            share = waited / (waited + used)
+            details.append(rate_text(clips / (waited + used), self.noun))
+            doing = doing or f"{100 * share:.0f} % data, {100 * (1 - share):.0f} % compute"
+        self.work.details = [*details, *self._tested, *filter(None, [doing])]

@@ -20,7 +20,7 @@ from tada.models.weights import load_model, save_model
 from tada.recognition.evaluation import evaluate
 from tada.recognition.training import train
 
-PACKAGE = Path(tada.__file__).parent / "weights_data"
+PACKAGE = Path(tada.__file__).parent / "models" / "weights_data"
 # The eight motions are to be known for themselves; strokes are there so that the weights know more of real videos.
 TURNS = ("clockwise", "counterclockwise")  # the hardest
 TRAIN_VIDEOS = {TURNS: 360, tuple(m for m in MOTIONS if m not in TURNS): 150, STROKES: 80}

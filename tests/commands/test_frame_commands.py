@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_localizer import RECIPE
 
 import tada
 from conftest import MOTIONS_OF_TESTS
+from drawn_features import RECIPE
 from drawn_frames import as_frame_folders, write_frames
 from tada.commands.cli import main
 from tada.errors import DataError

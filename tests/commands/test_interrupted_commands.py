@@ -17,6 +17,7 @@ from tada.recognition.recipe import Recipe, recipe_yaml
 from tada.recognition.training import train
 from terminal import HIDE_CURSOR, SHOW_CURSOR, Screen, Terminal, wait_until_gone
 
+EXTRACTION = "tada.localization.features.extraction"
 COMMAND = """
 import sys, time
 from tada.commands.cli import main
@@ -100,7 +101,7 @@ def test_evaluate(at_home: Callable[..., Terminal]) -> None:
 
 @pytest.mark.parametrize("form", ["json", "table"])
 def test_predict_prints_what_was_answered(form: str, at_home: Callable[..., Terminal]) -> None:
-    stop = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda recognizer, clip: '002' in clip.source.name)"
+    stop = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda _, clip: '002' in clip.source.name)"
     terminal = at_home(stop, "predict", "run", "videos", "--format", form)
     interrupt(terminal, "NOW")
     screen = Screen(200)
@@ -118,7 +119,7 @@ def test_predict_prints_what_was_answered(form: str, at_home: Callable[..., Term
 
 
 def test_extract(at_home: Callable[..., Terminal], capsys: pytest.CaptureFixture[str]) -> None:
-    stop = "stop_at('tada.localization.features.extraction', 'extract_video', lambda network, path, *_: '002' in path.name)"
+    stop = f"stop_at('{EXTRACTION}', 'extract_video', lambda network, path, *_: '002' in path.name)"
     words = ["extract", "run", "videos/left", "features", "--window-seconds", "0.5"]
     output = interrupt(at_home(stop, *words), "NOW")
     assert output.endswith("tada: interrupted; the features that were written stay: the same command goes on\n")
@@ -152,7 +153,7 @@ PARTS = {
     "opening videos": "stop_at('tada.localization.train_from_videos', 'probe_footage', lambda path: '1' in path.name)",
     "cutting clips": "stop_at('tada.localization.trimmed', '_cut', lambda video, *_: '1' in video.name)",
     "backbone": "stop_at('tada.recognition.task', 'RecognitionTask.validation_step', lambda *_: True)",
-    "features": "stop_at('tada.localization.features.extraction', 'extract_video', lambda network, path, *_: '1' in path.name)",
+    "features": f"stop_at('{EXTRACTION}', 'extract_video', lambda network, path, *_: '1' in path.name)",
     "detector": "stop_at('tada.localization.task', 'LocalizationTask.validation_step', lambda *_: True)",
 }
 

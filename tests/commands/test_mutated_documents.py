@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_localizer import RECIPE, draw_features, silent
 
+from drawn_features import RECIPE, draw_features, silent
 from drawn_videos import draw_plain
 from mutations import wrong_documents, wrong_text
 from tada.data.annotations import read_dataset

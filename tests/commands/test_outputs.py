@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_localizer import draw_features
 
+from drawn_features import draw_features
 from tada.commands.cli import main
 from tada.recognition.recipe import Recipe, recipe_yaml
 from tada.recognition.recognizer import load

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_interrupted_commands import COMMAND
-from test_localizer import RECIPE
 
+from drawn_features import RECIPE
 from tada.commands.answers import Columns
 from tada.commands.cli import main
 from tada.data.motion import draw_motion
@@ -246,7 +246,7 @@ def test_a_video_that_cannot_be_read_does_not_stand_among_answers(many: Path, pi
 def test_one_long_video_shows_its_clips(many: Path) -> None:
     frames = draw_motion("up", np.random.default_rng(0), num_frames=96, width=32, height=32)
     write_video(Path("long.mp4"), frames, fps=8)
-    third = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda r, clip: clip.done >= 0.5 and clip.done < 1 "
+    third = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda _, clip: 0.5 <= clip.done < 1 "
     third += "and time.sleep(0.4))"
     words = ["predict", "run", "long.mp4", "--window-seconds", "3"]
     with Terminal(command(third, *words), folder=many, columns=80) as terminal:

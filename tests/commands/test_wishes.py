@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_localizer import RECIPE
 
+from drawn_features import RECIPE
 from drawn_frames import as_frame_folders, write_frames
 from tada.commands.cli import main
 from tada.recognition.recipe import Recipe, recipe_yaml

@@ -264,7 +264,7 @@ exec "$@"
 )
 def test_a_small_shared_memory_keeps_nothing_from_coming(size: str, fill: str, said: str) -> None:
     script = IN_SMALL_MEMORY.format(size=size, fill=fill)
-    program = [sys.executable, "-c", SMALL, str(Path(__file__).parents[1])]
+    program = [sys.executable, "-c", SMALL, str(Path(__file__).parent)]
     command = ["unshare", "--mount", "sh", "-c", script, "sh", *program]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)

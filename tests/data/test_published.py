@@ -10,18 +10,12 @@ import pytest
 from test_annotations import touch
 
 from drawn_videos import draw_plain, draw_webm, read_stamps
+from published_lists import EPIC, EPIC_ROW, KINETICS
 from tada.data.annotations import read_dataset, write_table
 from tada.data.clips import Views, read_views
 from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
 from tada.errors import DataError, OptionError
 from tada.video.sampling import ClipSpec
-
-KINETICS = "label,youtube_id,time_start,time_end,split\n"
-EPIC = (
-    "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
-    "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes\n"
-)
-EPIC_ROW = "{id},P01,P01_01,00:00:00.100,{start},{stop},8,30,{verb} {noun},{verb},{v},{noun},{n},\"['{noun}']\",[{n}]\n"
 
 
 def seen(table: VideoTable) -> list[tuple[str, tuple[str, ...], str | None]]:

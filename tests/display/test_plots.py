@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 from matplotlib.image import imread
 
+from drawn_fonts import forget, install_font
 from tada.commands.arguments import picture_files
 from tada.display import fonts
 from tada.display.fonts import lettering, title_lettering
@@ -44,37 +43,6 @@ def only_matplotlibs_own_fonts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     forget()
     yield
-    forget()
-
-
-def forget() -> None:
-    for function in (fonts._family, fonts._all_families, fonts._letters_of):
-        function.cache_clear()
-
-
-def install_font(file: Path, family: str, letters: str) -> None:
-    """A font whose letters are filled squares."""
-    pen = TTGlyphPen(None)
-    for move, point in (
-        (pen.moveTo, (50, 0)),
-        (pen.lineTo, (50, 700)),
-        (pen.lineTo, (750, 700)),
-        (pen.lineTo, (750, 0)),
-    ):
-        move(point)
-    pen.closePath()
-    square, names = pen.glyph(), [".notdef", *(f"u{ord(letter):X}" for letter in letters)]
-    font = FontBuilder(1000, isTTF=True)
-    font.setupGlyphOrder(names)
-    font.setupCharacterMap({ord(letter): name for letter, name in zip(letters, names[1:], strict=True)})
-    font.setupGlyf(dict.fromkeys(names, square))
-    font.setupHorizontalMetrics(dict.fromkeys(names, (800, 50)))
-    font.setupHorizontalHeader(ascent=800, descent=-200)
-    font.setupNameTable({"familyName": family, "styleName": "Regular"})
-    font.setupOS2(sTypoAscender=800, sTypoDescender=-200)
-    font.setupPost()
-    font.save(file)
-    font_manager.fontManager.addfont(file)
     forget()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_localizer import RECIPE, draw_features, silent
 
+from drawn_features import RECIPE, draw_features, silent
 from tada.commands.cli import main
 from tada.errors import DataError, OptionError
 from tada.localization.annotations.table import LabelSet, SegmentTable, read_segments

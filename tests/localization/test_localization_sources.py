@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_localizer import RECIPE, silent
 
+from drawn_features import RECIPE, silent
 from tada.data.annotations import read_dataset
 from tada.data.prepare import prepare
 from tada.errors import DataError, OptionError

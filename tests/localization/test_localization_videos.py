@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_localizer import RECIPE, silent
 
 import tada
+from drawn_features import RECIPE, silent
 from tada.commands.cli import main
 from tada.errors import DataError
 from tada.localization.annotations.table import read_segments

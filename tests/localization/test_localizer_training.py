@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_localizer import RECIPE, draw_features, silent
 
+from drawn_features import RECIPE, draw_features, silent
 from tada.errors import OptionError
 from tada.localization.annotations.table import read_segments, with_durations
 from tada.localization.detectors.detector import new_detector

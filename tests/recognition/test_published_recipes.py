@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_published import EPIC, EPIC_ROW, KINETICS
 
 from drawn_videos import draw_plain, draw_webm
+from published_lists import EPIC, EPIC_ROW, KINETICS
 from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
 from tada.recognition.evaluation import evaluate

@@ -16,9 +16,9 @@ import pytest
 import torch
 from matplotlib import font_manager
 from numpy.typing import NDArray
-from test_plots import forget, install_font
-from test_sound import draw_clicking, heard, remuxed
 
+from drawn_fonts import forget, install_font
+from drawn_sound import draw_clicking, heard, remuxed
 from drawn_videos import (
     draw,
     draw_packed,

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_sound import draw_clicking, heard
 from torch import Tensor, nn
 
+from drawn_sound import draw_clicking, heard
 from drawn_videos import stamped_frames
 from hang import HANG_SECONDS
 from tada.errors import CorruptVideoError, NotAVideoError, OptionError, VideoError, VideoNotFoundError

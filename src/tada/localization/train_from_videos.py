@@ -69,7 +69,8 @@ def train_on_videos(
     Args:
         videos: a folder that holds all annotated videos, at any depth.
         segments: what ``read_segments`` takes.
-        backbone: what ``tada.recognition.recognizer.load`` takes. By default one is trained on the segments, cut out of the videos.
+        backbone: what ``tada.recognition.recognizer.load`` takes. By default one is trained on the segments, cut out of
+            the videos.
         backbone_recipe: how; by default as `tada train` does.
         window_seconds: what a feature's clip spans; see ``ExtractionSettings.for_clips``, as for ``stride_seconds``.
         skip_unreadable: how many videos may be missing or turn out unreadable; they are named, and left out.

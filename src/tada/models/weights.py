@@ -163,7 +163,7 @@ def packaged_names() -> list[str]:
 
 
 def _packaged_folder() -> Path:
-    return Path(str(resources.files("tada"))) / "weights_data"
+    return Path(str(resources.files("tada.models"))) / "weights_data"
 
 
 def _skeleton(card: ModelCard) -> nn.Module:

@@ -43,7 +43,7 @@ def explain(
     score: float,
     layer: str | None = None,
 ) -> Explanation:
-    """Explain one clip of a video; of the arguments not named here see ``Explanation`` and ``tada.models.gradcam.look``.
+    """Explain one clip of a video; of the arguments not named here see ``Explanation`` and ``gradcam.look``.
 
     Args:
         network: in evaluation mode.

@@ -35,6 +35,7 @@ RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
 """What it has from its end on."""
 
+Task = Literal["recognition", "localization"]
 TrainedPart = Literal["head", "calibration", "all"]
 
 # The line under a field is its help on the command line.
@@ -246,27 +247,23 @@ EXPECTED = {
 """What the recipes for published data sets are held to, by their names."""
 
 
-def named_recipes(folder: Literal["", "localization"] = "") -> dict[str, Path]:
-    """The recipes that come with tada: their names, and the YAML files.
-
-    Args:
-        folder: inside of the folder of recipes; there lie those that are not for recognisers.
-    """
-    files = Path(str(resources.files("tada"))) / "recipes" / folder
+def named_recipes(task: Task = "recognition") -> dict[str, Path]:
+    """The recipes of a task that come with tada: their names, and the YAML files."""
+    files = Path(str(resources.files(f"tada.{task}"))) / "recipes"
     return {path.stem: path for path in sorted(files.glob("*.yaml"))}
 
 
-def find_recipe(name_or_path: str, folder: Literal["", "localization"] = "") -> Path:
-    """The file of a named recipe, or the path itself where it looks like one; ``folder`` as in ``named_recipes``.
+def find_recipe(name_or_path: str, task: Task = "recognition") -> Path:
+    """The file of a task's named recipe, or the path itself where it looks like one.
 
     Raises:
         UnknownNameError: no recipe has the name.
     """
     if name_or_path.endswith((".yaml", ".yml")):
         return Path(name_or_path)
-    recipes = named_recipes(folder)
+    recipes = named_recipes(task)
     if name_or_path not in recipes:
-        raise UnknownNameError.of(f"{folder} recipe".strip(), name_or_path, recipes)
+        raise UnknownNameError.of("recipe" if task == "recognition" else f"{task} recipe", name_or_path, recipes)
     return recipes[name_or_path]
 
 

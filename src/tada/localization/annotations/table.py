@@ -193,7 +193,7 @@ class SegmentTable:
 
 
 def read_segments(path: Path, videos: Path | None = None, *, fps: float | None = None) -> SegmentTable:
-    """Read an annotation file or folder of a form that ``tada.localization.annotations.formats`` or ``labelling_tools`` lists.
+    """Read an annotation file or folder, of a form that ``formats`` or ``labelling_tools`` beside this module list.
 
     A mistake in a CSV is refused with its row: its owner can mend it. Published files are known to have empty, reversed
     and far-out segments; those are left out and noted. What is neither a time nor a label is refused everywhere.

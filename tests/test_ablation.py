@@ -17,9 +17,10 @@ from tada.errors import OptionError
 from tada.models import create_model
 from tada.models.tada2d import TAda2D
 from tada.models.weights import load_model
-from tada.recognition.recipe import Recipe, load_recipe, recipe_yaml
+from tada.recognition.recipe import Recipe, load_recipe
 from tada.recognition.training import train
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
+from tada.training.recipe import recipe_yaml
 
 _FILE = Path(__file__).parent.parent / "benchmarks" / "ablation.py"
 _SPEC = importlib.util.spec_from_file_location("ablation", _FILE)

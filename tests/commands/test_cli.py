@@ -17,7 +17,8 @@ import pytest
 from hang import HANG_SECONDS
 from tada.commands.cli import main
 from tada.data.motion import write_motion_videos
-from tada.recognition.recipe import Recipe, load_recipe, recipe_yaml
+from tada.recognition.recipe import Recipe, load_recipe
+from tada.training.recipe import recipe_yaml
 
 
 def tada(*arguments: str | Path) -> int:

@@ -11,8 +11,8 @@ import pytest
 
 from hang import HANG_SECONDS
 from tada.commands.cli import COMMANDS, main
-from tada.recognition.recipe import named_recipes
 from tada.system.typed_input import typed_name
+from tada.training.recipe import named_recipes
 
 # As bash does when TAB is pressed behind these words: it calls the function that `complete` was told.
 ASK_BASH = """

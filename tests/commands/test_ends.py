@@ -28,11 +28,12 @@ from tada.data.table import Head
 from tada.display.fonts import lettering
 from tada.errors import CheckpointError, DataError, OptionError, OutputError, ReaderGoneError
 from tada.localization.recipe import LocalizationRecipe
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
 from tada.recognition.results import Evaluation
 from tada.recognition.training import train
 from tada.system.terminal import told_output
 from tada.training.checkpoints import CHECKPOINT, SavedStates, WholeFileCheckpoints
+from tada.training.recipe import recipe_yaml
 
 
 def interrupted_at(beginning: str) -> Callable[[str], None]:

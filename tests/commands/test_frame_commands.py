@@ -20,7 +20,8 @@ from tada.localization.annotations.table import read_segments
 from tada.localization.features.folder import FeatureFolder
 from tada.localization.train_from_videos import match_videos
 from tada.localization.trimmed import cut_clips
-from tada.recognition.recipe import Recipe, fps_of_run, recipe_of_run, recipe_yaml
+from tada.recognition.recipe import Recipe
+from tada.training.recipe import fps_of_run, recipe_of_run, recipe_yaml
 from tada.video.reader import open_video, probe
 from tada.video.sampling import ClipSpec
 

@@ -13,8 +13,9 @@ import pytest
 
 from tada.commands.cli import main
 from tada.data.motion import write_motion_videos
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
 from tada.recognition.training import train
+from tada.training.recipe import recipe_yaml
 from terminal import HIDE_CURSOR, SHOW_CURSOR, Screen, Terminal, wait_until_gone
 
 EXTRACTION = "tada.localization.features.extraction"

@@ -30,9 +30,10 @@ from tada.errors import CheckpointError, DataError
 from tada.localization.features.folder import FeatureFolder, read_card
 from tada.localization.localizer import load_localizer
 from tada.localization.recipe import LocalizationRecipe
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import load
 from tada.system.files import is_part
+from tada.training.recipe import recipe_yaml
 from tada.video.reader import open_video
 
 FORKING = """

@@ -38,7 +38,8 @@ from tada.localization.trained_videos import TrainedVideos
 from tada.localization.training import train_localizer
 from tada.models import create_model
 from tada.models.weights import ModelCard, load_model, save_model
-from tada.recognition.recipe import Recipe, read_recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
+from tada.training.recipe import read_recipe, recipe_yaml
 from tada.video.sampling import ClipSpec
 
 HANG_SECONDS, SECONDS = 900, 30

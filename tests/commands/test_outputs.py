@@ -23,12 +23,13 @@ import pytest
 
 from drawn_features import draw_features
 from tada.commands.cli import main
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import load
 from tada.recognition.results import load_scores
 from tada.system.files import is_part
 from tada.system.locks import names_in
 from tada.training.checkpoints import WholeFileCheckpoints
+from tada.training.recipe import recipe_yaml
 
 NETWORK = "tada2d_tiny_motion"
 

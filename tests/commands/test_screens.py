@@ -20,7 +20,8 @@ from tada.commands.answers import Columns
 from tada.commands.cli import main
 from tada.data.motion import draw_motion
 from tada.localization.recipe import LocalizationRecipe
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
+from tada.training.recipe import recipe_yaml
 from tada.video.writer import write_video
 from terminal import Screen, Terminal
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from tada.commands.cli import COMMANDS
 from tada.localization.recipe import LocalizationRecipe
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
+from tada.training.recipe import recipe_yaml
 
 WATCHER = """
 import os, socket, sys

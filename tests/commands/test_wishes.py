@@ -17,7 +17,8 @@ import pytest
 from drawn_features import RECIPE
 from drawn_frames import as_frame_folders, write_frames
 from tada.commands.cli import main
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
+from tada.training.recipe import recipe_yaml
 from tada.video.reader import open_video
 
 PAGE = Path(__file__).parents[2] / "docs" / "wishes.md"

@@ -21,7 +21,8 @@ from tada.localization.features.folder import FeatureFolder
 from tada.localization.localizer import Localization, load_localizer
 from tada.localization.train_from_videos import match_videos, train_on_videos
 from tada.localization.trimmed import cut_clips
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
+from tada.training.recipe import recipe_yaml
 
 
 def call(*arguments: str | Path) -> int:

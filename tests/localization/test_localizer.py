@@ -37,8 +37,8 @@ from tada.localization.naming import naming_scores
 from tada.localization.recipe import LocalizationRecipe, load_localization_recipe, named_localization_recipes
 from tada.localization.training import train_localizer
 from tada.models.weights import ModelCard
-from tada.recognition.recipe import read_recipe, recipe_yaml
 from tada.recognition.recognizer import Recognizer
+from tada.training.recipe import read_recipe, recipe_yaml
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 

@@ -39,8 +39,8 @@ from tada.localization.recipe import LocalizationRecipe
 from tada.localization.streaming import Look, RollingDetector, StreamSettings, clips_as_they_come, localize_stream
 from tada.models import create_model
 from tada.models.weights import ModelCard
-from tada.recognition.recipe import recipe_yaml
 from tada.recognition.recognizer import Recognizer
+from tada.training.recipe import recipe_yaml
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 from tada.video.stream import FrameStream, LiveFrame

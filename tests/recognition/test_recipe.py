@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tada.errors import OptionError, UnknownNameError
-from tada.recognition.recipe import EXPECTED, Recipe, load_recipe, named_recipes, recipe_of, recipe_yaml
+from tada.recognition.recipe import EXPECTED, Recipe, load_recipe, recipe_of
+from tada.training.recipe import named_recipes, recipe_yaml
 from tada.video.sampling import ClipSpec
 
 SOURCE = Path(__file__).parents[2] / "src" / "tada"

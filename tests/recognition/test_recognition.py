@@ -26,10 +26,11 @@ from tada.models import create_model
 from tada.models.pretrained import initialise
 from tada.models.weights import load_model
 from tada.recognition.intervals import interval_text
-from tada.recognition.recipe import Recipe, load_recipe, recipe_yaml
+from tada.recognition.recipe import Recipe, load_recipe
 from tada.recognition.task import NonFiniteLossError, RecognitionTask
 from tada.recognition.training import train
 from tada.system.devices import Machine
+from tada.training.recipe import recipe_yaml
 from tada.training.schedule import fitted
 from tada.training.trainer import WholeFileCheckpoints, learning_rate_factor
 

@@ -18,10 +18,11 @@ from tada.commands import cli
 from tada.data.clips import Unreadable, Views
 from tada.data.table import Head
 from tada.display.page import Picture, Section, Table, write_page
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
 from tada.recognition.report import clip_in_words, filmstrip, write_test_page
 from tada.recognition.results import Evaluation, load_scores
 from tada.recognition.training import train
+from tada.training.recipe import recipe_yaml
 from tada.training.run_page import Curve, draw_curves, read_curves
 from tada.video.sampling import ClipSpec
 

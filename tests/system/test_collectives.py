@@ -23,9 +23,10 @@ from tada.data.annotations import read_dataset
 from tada.data.clips import Views
 from tada.models.weights import load_model
 from tada.recognition.evaluation import evaluate
-from tada.recognition.recipe import Recipe, TrainedPart, recipe_yaml
+from tada.recognition.recipe import Recipe, TrainedPart
 from tada.recognition.results import load_scores
 from tada.recognition.training import train
+from tada.training.recipe import recipe_yaml
 
 TRAIN = """
 import json, os, signal, sys

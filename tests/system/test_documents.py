@@ -16,8 +16,9 @@ from tada.commands.cli import main
 from tada.data.annotations import read_dataset
 from tada.errors import DataError, OptionError, UserError
 from tada.localization.annotations.table import read_segments
-from tada.recognition.recipe import Recipe, load_recipe, named_recipes, read_recipe, recipe_yaml
+from tada.recognition.recipe import Recipe, load_recipe
 from tada.system.documents import MAX_YAML_BYTES, open_regular, parse_json, read_bytes, read_json, read_yaml, typed
+from tada.training.recipe import named_recipes, read_recipe, recipe_yaml
 
 # --- files ------------------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from hang import HANG_SECONDS
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
 from tada.recognition.training import train
+from tada.training.recipe import recipe_yaml
 from terminal import HIDE_CURSOR, SHOW_CURSOR, Terminal, wait_until_gone
 
 # A call into C that no signal ends, and that other threads run beside: as a step of a large network on a CPU is.

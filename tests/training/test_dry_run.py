@@ -15,9 +15,10 @@ from tada.commands.cli import main
 from tada.data.annotations import read_dataset
 from tada.data.table import Head, LabelledVideo, VideoTable, with_splits
 from tada.errors import DataError, OptionError
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
 from tada.recognition.training import train
 from tada.system.devices import Machine
+from tada.training.recipe import recipe_yaml
 
 
 def tried(recipe: Recipe, data: Path, **options: Any) -> list[str]:

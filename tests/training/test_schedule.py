@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from tada.errors import OptionError
-from tada.recognition.recipe import Recipe, load_recipe, named_recipes
+from tada.recognition.recipe import Recipe, load_recipe
+from tada.training.recipe import named_recipes
 from tada.training.schedule import (
     Numbers,
     between_tests_in_words,

@@ -20,7 +20,8 @@ from tada.data.annotations import read_dataset
 from tada.data.clips import Augmentation, TrainingClips, Views, read_views
 from tada.data.table import LabelledVideo
 from tada.errors import CorruptVideoError, TooLargeError
-from tada.recognition.recipe import Recipe, recipe_yaml
+from tada.recognition.recipe import Recipe
+from tada.training.recipe import recipe_yaml
 from tada.video import pixels, reader, transforms
 from tada.video.reader import open_video, probe
 from tada.video.sampling import ClipSpec, view_indices

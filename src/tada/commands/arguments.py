@@ -14,18 +14,19 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from glob import has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from tada.errors import OptionError, UserError, VideoError
-from tada.recognition.recipe import Recipe, check_recipe, find_recipe
+from tada.recognition.recipe import Recipe
 from tada.system.devices import is_first_process
 from tada.system.files import distinct_names, try_folder
 from tada.system.progress import Work
 from tada.system.signals import last_chance
 from tada.system.terminal import printable
+from tada.training.recipe import Task, check_recipe, find_recipe
 
 if TYPE_CHECKING:
     from tada.data.table import VideoTable
@@ -91,7 +92,7 @@ def rate_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed:
     Raises:
         OptionError: there is no rate, and it is needed; there are no such folders, while it is given; or it is none.
     """
-    from tada.recognition.recipe import fps_of_run
+    from tada.training.recipe import fps_of_run
     from tada.video.frames import check_rate
 
     check_rate(paths, fps)
@@ -117,14 +118,14 @@ def said_again(options: Namespace, defaults: Mapping[str, Any]) -> str:
 class RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is not typed
     """``--recipe NAME``: the fields of a recipe that comes with tada, or of a YAML file."""
 
-    folder: Literal["", "localization"] = ""
-    """Which recipes: as in ``named_recipes``."""
+    task: Task = "recognition"
+    """Whose recipes."""
     kind: type = Recipe
     """What they are."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         try:
-            path = find_recipe(str(values), self.folder)
+            path = find_recipe(str(values), self.task)
             check_recipe(path, self.kind)
         except UserError as error:
             raise ArgumentError(self, str(error)) from error

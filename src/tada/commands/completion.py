@@ -11,8 +11,8 @@ from jsonargparse import ArgumentParser
 
 from tada.commands.arguments import RecipeFile
 from tada.commands.help_screens import choices_of, in_words, options_of
-from tada.recognition.recipe import named_recipes
 from tada.system.typed_input import by_name, dashed, type_of, typed_name
+from tada.training.recipe import named_recipes
 
 Shell = Literal["bash", "zsh", "fish"]
 
@@ -68,7 +68,7 @@ def _fill(own: argparse.ArgumentParser, parser: ArgumentParser) -> None:
 
 def _choices(action: argparse.Action) -> list[str] | None:
     if isinstance(action, RecipeFile):
-        return list(named_recipes(action.folder))
+        return list(named_recipes(action.task))
     hint = type_of(action)
     return choices_of(action) or (["true", "false"] if bool in (hint, *get_args(hint)) else None)
 

@@ -11,9 +11,10 @@ from jsonargparse.typing import PositiveInt
 
 from tada.commands.arguments import Command, add_data, add_workers, read_data
 from tada.errors import UserError, counted
-from tada.recognition.recipe import EXPECTED, find_recipe, load_recipe, named_recipes
+from tada.recognition.recipe import EXPECTED, load_recipe
 from tada.system.signals import advise
 from tada.system.terminal import say
+from tada.training.recipe import find_recipe, named_recipes
 from tada.video.sampling import ClipSpec
 
 

@@ -31,12 +31,13 @@ from tada.commands.arguments import (
 from tada.commands.streaming import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError, counted
 from tada.localization.recipe import LocalizationRecipe
-from tada.recognition.recipe import METRICS_FILE, RECIPE_FILE, load_recipe, typed_recipe
+from tada.recognition.recipe import load_recipe
 from tada.system.files import check_not_there
 from tada.system.locks import held_folder
 from tada.system.progress import Work, track
 from tada.system.signals import advise
 from tada.system.terminal import command_line, markup_cell, say
+from tada.training.recipe import METRICS_FILE, RECIPE_FILE, typed_recipe
 
 if TYPE_CHECKING:
     from tada.localization.annotations.table import UntrimmedVideo
@@ -265,7 +266,7 @@ def _form(form: str, paths: Sequence[str]) -> Form[Localization]:
 class _LocalizationRecipeFile(RecipeFile):
     """The same for localizers."""
 
-    folder = "localization"
+    task = "localization"
     kind = LocalizationRecipe
 
 

@@ -40,13 +40,14 @@ from tada.commands.arguments import (
 from tada.commands.live import add_live, check_live_options, recognize_live
 from tada.errors import OptionError, UserError, VideoError
 from tada.recognition.intervals import accuracy_interval
-from tada.recognition.recipe import METRICS_FILE, RECIPE_FILE, Recipe, recipe_of
+from tada.recognition.recipe import Recipe, recipe_of
 from tada.system.devices import Machine, is_first_process
 from tada.system.files import check_not_there, try_file, try_folder, write_whole
 from tada.system.locks import held_folder
 from tada.system.progress import Work, track
 from tada.system.signals import advise
 from tada.system.terminal import command_line, markup_cell, printable, say
+from tada.training.recipe import METRICS_FILE, RECIPE_FILE
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -15,8 +15,8 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from tada.errors import UserError
-from tada.recognition.recipe import RECIPE_FILE
 from tada.system.typed_input import Typed, by_name, check_inner_command, missing
+from tada.training.recipe import RECIPE_FILE
 
 _INNER_COMMANDS = {"localize": ("train", "evaluate", "import")}
 """Commands of two words, by the first; the parsers are called "localize-train" and so on."""

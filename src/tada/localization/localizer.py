@@ -35,13 +35,13 @@ from tada.localization.features.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
 from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
 from tada.models.weights import check_fits, read_bytes, restore, save_model
-from tada.recognition.recipe import read_recipe
 from tada.recognition.recognizer import Recognizer, load
 from tada.system.calls import checked
 from tada.system.devices import find_device
 from tada.system.documents import read_json, typed
 from tada.system.files import write_whole
 from tada.system.terminal import printable
+from tada.training.recipe import read_recipe
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
 from tada.video.inputs import VideoSource, is_one_video, source_of

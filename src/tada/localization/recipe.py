@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tada.localization.detectors.detections import Selection
-from tada.recognition.recipe import changed, find_recipe, named_recipes, read_recipe
+from tada.training.recipe import changed, find_recipe, named_recipes, read_recipe
 from tada.training.schedule import Fit, LastBatch, Schedule, require
 from tada.video.numbered import check_fps
 

@@ -24,9 +24,9 @@ from tada.localization.annotations.table import VAL_FRACTION, SegmentTable, with
 from tada.localization.features.folder import FeatureFolder
 from tada.localization.features.sources import Source
 from tada.localization.recipe import LocalizationRecipe
-from tada.recognition.recipe import recipe_of_run
 from tada.system.documents import read_json
 from tada.system.files import write_whole
+from tada.training.recipe import recipe_of_run
 
 VIDEOS_FILE, DATA_FILE = "videos.csv", "data.json"
 _COLUMNS = ("video", "split", "content", "path")

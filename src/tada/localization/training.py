@@ -63,7 +63,6 @@ from tada.localization.trained_videos import (
     check_no_leak,
     write_trained_videos,
 )
-from tada.recognition.recipe import recipe_yaml, resumed
 from tada.recognition.recognizer import Recognizer
 from tada.system.devices import Machine
 from tada.system.documents import read_json
@@ -71,6 +70,7 @@ from tada.system.files import write_whole
 from tada.system.locks import holds
 from tada.system.signals import tell_state
 from tada.training.checkpoints import WholeFileCheckpoints
+from tada.training.recipe import recipe_yaml, resumed
 from tada.training.run_folder import (
     begun,
     check_free,

@@ -13,15 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from tada.errors import OptionError
-from tada.models import resnet3d as hosts
-from tada.models import tada2d, tadaconvnext
+from tada.models import resnet3d, tada2d, tadaconvnext
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch.distributed.device_mesh import DeviceMesh
 
-_BLOCKS = (tada2d.BasicBlock, tada2d.Bottleneck, tadaconvnext.Block, hosts.Block)
+_BLOCKS = (tada2d.BasicBlock, tada2d.Bottleneck, tadaconvnext.Block, resnet3d.Block)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -29,13 +29,13 @@ from tada.data.splits import PART, Splits
 from tada.data.table import VideoTable, listed, targets_of, with_fps
 from tada.errors import CheckpointError, DataError, counted
 from tada.models.onnx_model import SPLITS_ENTRY, OnnxNetwork, open_session
-from tada.recognition.recipe import fps_of_run
 from tada.recognition.recognizer import Recognizer, load
 from tada.recognition.results import UNKNOWN, Evaluation
 from tada.system.calls import checked
 from tada.system.collectives import gathered, leaving_together
 from tada.system.devices import Machine, Processes, check_num_workers, default_num_workers
 from tada.system.progress import Work
+from tada.training.recipe import fps_of_run
 from tada.training.trainer import quiet
 
 

@@ -57,7 +57,7 @@ from tada.models.pretrained import RANDOM_WEIGHTS, initialise, start_in_words
 from tada.models.weights import ModelCard, save_thresholds, save_weights
 from tada.recognition.evaluation import evaluate_alone
 from tada.recognition.intervals import interval_text
-from tada.recognition.recipe import Recipe, recipe_of_run, recipe_yaml
+from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import load
 from tada.recognition.report import clip_in_words, lead, report_sections
 from tada.recognition.results import Evaluation
@@ -83,6 +83,7 @@ from tada.training.checkpoints import CHECKPOINT
 from tada.training.dry_run import nearest_folder, try_training
 from tada.training.loader_speed import LoaderSpeed
 from tada.training.loggers import check_logger
+from tada.training.recipe import recipe_of_run, recipe_yaml
 from tada.training.run_folder import (
     begun,
     check_free,
@@ -160,7 +161,7 @@ def train(
         device: "cpu" or "cuda"; by default a GPU where there is one.
         machine: or: how many devices, and how they are used. The same run may go on with other ones.
         say: receives a line for each thing worth knowing.
-        changes: fields of the recipe that are to have other values, as ``tada.recognition.recipe.changed`` takes them.
+        changes: fields of the recipe that are to have other values, as ``tada.training.recipe.changed`` takes them.
 
     Raises:
         UnknownNameError: no recipe is called so, or no field or argument; it tells the nearest.

@@ -12,8 +12,9 @@ from tada.data.clips import Augmentation
 from tada.data.table import Head
 from tada.errors import OptionError, UnknownNameError, counted
 from tada.models.pretrained import absolute_source
-from tada.recognition.recipe import Recipe, changed, load_recipe, recipe_of_run, recipe_yaml, resumed
+from tada.recognition.recipe import Recipe, load_recipe
 from tada.system.devices import Machine
+from tada.training.recipe import changed, recipe_of_run, recipe_yaml, resumed
 from tada.training.run_folder import was_begun
 from tada.training.trainer import learning_rate_factor
 from tada.video.transforms import flip_swaps, reverse_swaps

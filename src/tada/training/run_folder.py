@@ -14,13 +14,13 @@ from pathlib import Path
 
 from tada.data.table import listed
 from tada.errors import CheckpointError, OptionError
-from tada.recognition.recipe import METRICS_FILE, RECIPE_FILE
 from tada.system.documents import read_json
 from tada.system.files import remove_dead_parts, write_whole, writing
 from tada.system.locks import names_in, was_made
 from tada.system.signals import last_chance
 from tada.system.terminal import command_line, printable
 from tada.training.checkpoints import CHECKPOINT
+from tada.training.recipe import METRICS_FILE, RECIPE_FILE
 
 NON_FINITE_FILE = "non_finite_batch.txt"
 COMMANDS_FILE = "commands.txt"

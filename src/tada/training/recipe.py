@@ -1,0 +1,214 @@
+"""Recipes, of either task: typed values and YAML files, read, changed, and found again in the folder of a run.
+
+What depends on the machine (workers, devices, folders) is no part of a recipe. Nothing heavy is imported here, so
+that the command line can show every field at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass, replace
+from importlib import resources
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from tada.errors import OptionError, UnknownNameError, counted, why_unread
+from tada.system.documents import read_yaml
+from tada.system.typed_input import check_names, in_values
+from tada.training.schedule import AnySchedule
+from tada.video.numbered import check_fps
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R")
+
+
+RECIPE_FILE = "recipe.yaml"
+"""What the folder of a run has from its beginning on."""
+
+
+METRICS_FILE = "metrics.json"
+"""What it has from its end on."""
+
+
+Task = Literal["recognition", "localization"]
+
+
+def named_recipes(task: Task = "recognition") -> dict[str, Path]:
+    """The recipes of a task that come with tada: their names, and the YAML files."""
+    files = Path(str(resources.files(f"tada.{task}"))) / "recipes"
+    return {path.stem: path for path in sorted(files.glob("*.yaml"))}
+
+
+def find_recipe(name_or_path: str, task: Task = "recognition") -> Path:
+    """The file of a task's named recipe, or the path itself where it looks like one.
+
+    Raises:
+        UnknownNameError: no recipe has the name.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        return Path(name_or_path)
+    recipes = named_recipes(task)
+    if name_or_path not in recipes:
+        raise UnknownNameError.of("recipe" if task == "recognition" else f"{task} recipe", name_or_path, recipes)
+    return recipes[name_or_path]
+
+
+def changed(recipe: R, changes: Mapping[str, Any]) -> R:
+    """The recipe with other values of some fields; those of ``clip`` may be a mapping of some of its fields.
+
+    Raises:
+        OptionError: a value is of the wrong type or out of its range.
+        UnknownNameError: there is no such field; it tells the nearest.
+    """
+    if not changes:
+        return recipe
+    values = _plain(asdict(recipe))  # type: ignore[call-overload]
+    for name, value in changes.items():
+        own, value = values.get(name), _plain(value)
+        inside = isinstance(value, dict) and is_dataclass(getattr(recipe, name, None))
+        values[name] = {**own, **value} if inside else value
+    return typed_recipe(values, type(recipe))
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML has it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, PathLike):
+        return fspath(value)
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+
+
+def read_recipe(path: Path, kind: type[R], *, absent: Mapping[str, Any] | None = None) -> R:
+    """Read a recipe of some kind from a YAML file.
+
+    Args:
+        absent: values of fields that the file does not have, where they are not the defaults.
+
+    Raises:
+        OptionError: the file cannot be read, or a field is unknown, of the wrong type or out of its range.
+    """
+    with _naming(path):
+        return typed_recipe({**(absent or {}), **_values(path)}, kind)
+
+
+def check_recipe(path: Path, kind: type[Any]) -> None:
+    """See whether a file can be read as a recipe of some kind, whose values other options may yet change.
+
+    Raises:
+        OptionError: the file cannot be read, or a field is unknown or of the wrong type.
+    """
+    with _naming(path):
+        _parsed(_values(path), kind)
+
+
+def _values(path: Path) -> dict[str, Any]:
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise OptionError("a recipe is a mapping of fields to values, a line for each: 'epochs: 30'")
+    return values
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in what is wrong with it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise OptionError(f"{path}: there is no such file; give a YAML file, or one of `tada recipes`") from error
+    except (OptionError, UnknownNameError) as error:
+        raise OptionError(f"{path}: {error}") from error
+    except OSError as error:
+        raise OptionError(f"{path}: it cannot be read: {why_unread(error)}") from error
+    except ValueError as error:
+        raise OptionError(f"{path}: not a readable YAML file: {error}") from error
+
+
+def recipe_of_run(run: Path, kind: type[AnySchedule]) -> AnySchedule:
+    """The recipe that a run was started with, with its numbers.
+
+    Raises:
+        OptionError: as ``read_recipe``.
+    """
+    return read_recipe(run / "recipe.yaml", kind, absent=kind.BEFORE)
+
+
+def fps_of_run(run: str | PathLike[str]) -> float | None:
+    """The rate of folders of frames that a run was trained with; None where it says none, or is no folder of a run."""
+    file = Path(run) / RECIPE_FILE
+    if not file.is_file():
+        return None
+    with _naming(file):
+        fps = _values(file).get("fps")
+        return None if fps is None else check_fps(fps)
+
+
+def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epochs: bool = False) -> AnySchedule:
+    """A recipe with the numbers of a run where it says null: what goes on as the run began.
+
+    Args:
+        or_else: what else may be done with another recipe, for the message.
+        may_have_more_epochs: it may have more than the run, and be the same in all else.
+
+    Raises:
+        OptionError: it is not the run's recipe.
+    """
+    kind = type(recipe)
+    saved = recipe_of_run(run, kind)
+    names = [name for name in ("epochs", "batch_size", "warmup_epochs") if getattr(recipe, name) is None]
+    if saved != read_recipe(run / "recipe.yaml", kind):
+        names += kind.BEFORE  # which an older run's file does not tell
+    recipe = replace(recipe, **{name: getattr(saved, name) for name in names})  # type: ignore[type-var]
+    values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
+    if may_have_more_epochs and recipe.numbers.epochs < saved.numbers.epochs:
+        raise OptionError(
+            f"{run} was begun with {counted(saved.numbers.epochs, 'epoch')}, and goes on with more of them alone: "
+            f"raise --epochs above that, leave it away, or {or_else}"
+        )
+    if may_have_more_epochs and recipe.numbers.epochs > saved.numbers.epochs:
+        values["epochs"] = of_run["epochs"]
+    changed = [f"{name} ({of_run[name]})" for name, value in values.items() if of_run[name] != value]
+    if changed:
+        raise OptionError(
+            f"{run} was started with another {', '.join(changed)}, and --resume only ends what was begun: leave "
+            f"that away, or {or_else}"
+        )
+    return recipe
+
+
+def typed_recipe(values: Mapping[str, Any], kind: type[R]) -> R:
+    """Build a recipe from plain values, each checked against its field's type.
+
+    Raises:
+        OptionError: a field is of the wrong type, or out of its range.
+        UnknownNameError: there is no such field.
+    """
+    parser, parsed = _parsed(values, kind)
+    return kind(**parser.instantiate(parsed).as_dict())
+
+
+def _parsed(values: Mapping[str, Any], kind: type[Any]) -> tuple[ArgumentParser, Namespace]:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, as_group=False)
+    check_names(values, kind)
+    try:
+        return parser, parser.parse_object(dict(values))
+    except ArgumentError as error:
+        raise OptionError(in_values(error, parser, values)) from error
+
+
+def recipe_yaml(recipe: DataclassInstance) -> str:
+    """The recipe as YAML that ``read_recipe`` reads back to the same value."""
+    values = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(recipe).items()}
+    return yaml.safe_dump(values, sort_keys=False)

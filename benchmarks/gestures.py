@@ -28,7 +28,7 @@ from rich.table import Table
 
 import tada
 from tada.data.annotations import read_dataset
-from tada.data.clips import Views
+from tada.data.views import Views
 from tada.models import create_model
 from tada.recognition.evaluation import evaluate
 from tada.recognition.trained_part import train_only

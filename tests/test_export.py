@@ -25,7 +25,7 @@ from tada.commands.cli import main
 from tada.data.annotations import read_dataset
 from tada.data.identity import content_id
 from tada.data.run_videos import write_run_list
-from tada.data.splits import Splits
+from tada.data.split_hashes import Splits
 from tada.errors import CheckpointError, DataError, OptionError
 from tada.export import TOLERANCE, Exported, export, largest_difference
 from tada.models import create_model, list_models

@@ -60,7 +60,7 @@ FLOORS = [
         "tada.data.recordings",
         "tada.data.csv_rows",
         "tada.localization.detectors.detections",
-        "tada.data.splits",
+        "tada.data.split_hashes",
         "tada.localization.annotations.video_names",
         "tada.system.signals",
         "tada.system.locks",

@@ -32,10 +32,10 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from tada.data.annotations import read_dataset
-from tada.data.clips import Views, read_views
 from tada.data.run_videos import read_run_list, splits_of, with_contents
-from tada.data.splits import MOST_PARTS
+from tada.data.split_hashes import MOST_PARTS
 from tada.data.table import VideoTable
+from tada.data.views import Views, read_views
 from tada.errors import DataError, OptionError, VideoError, counted
 from tada.loading import load
 from tada.models.onnx_model import (

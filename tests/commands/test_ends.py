@@ -23,8 +23,8 @@ from tada.commands.answers import Answers, json_form
 from tada.commands.arguments import reported
 from tada.commands.recognition import _report
 from tada.data.annotations import read_dataset
-from tada.data.clips import Views
 from tada.data.table import Head
+from tada.data.views import Views
 from tada.display.fonts import lettering
 from tada.errors import CheckpointError, DataError, OptionError, OutputError, ReaderGoneError
 from tada.localization.recipe import LocalizationRecipe

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tada.data.annotations import read_dataset, write_table
-from tada.data.csv_rows import absolute_path
-from tada.data.table import Head, VideoTable, hold_out, hold_out_groups
+from tada.data.hold_out import hold_out, hold_out_groups
+from tada.data.table import Head, VideoTable
 from tada.errors import DataError, OptionError, UnknownNameError
+from tada.system.files import absolute_path
 
 
 def touch(folder: Path, *names: str) -> Path:

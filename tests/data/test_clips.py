@@ -14,18 +14,9 @@ import torch
 
 from drawn_videos import draw_plain, read_stamps
 from tada.data.annotations import read_dataset
-from tada.data.clips import (
-    Augmentation,
-    Batch,
-    ResumableBatches,
-    ResumableLoader,
-    TestVideos,
-    TrainingClips,
-    Views,
-    read_views,
-    test_loader,
-)
+from tada.data.clips import Augmentation, Batch, ResumableBatches, ResumableLoader, TrainingClips
 from tada.data.table import Head, LabelledVideo, VideoTable, stamp_of
+from tada.data.views import TestVideos, Views, read_views, test_loader
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, view_indices

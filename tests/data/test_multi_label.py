@@ -23,7 +23,8 @@ from torchmetrics.classification import MultilabelAveragePrecision
 import tada
 from tada.data.annotations import read_dataset, write_table
 from tada.data.balance import balance_in_words, positive_weights
-from tada.data.clips import TestVideos, TrainingClips, Views
+from tada.data.clips import TrainingClips
+from tada.data.hold_out import hold_out
 from tada.data.motion import draw_motion, draw_motions, twin
 from tada.data.multi_label import (
     average_precisions,
@@ -32,7 +33,8 @@ from tada.data.multi_label import (
     mean_average_precision,
     positives_text,
 )
-from tada.data.table import Head, VideoTable, hold_out, targets_of
+from tada.data.table import Head, VideoTable, targets_of
+from tada.data.views import TestVideos, Views
 from tada.errors import CheckpointError, DataError, OptionError, UserError
 from tada.export import export
 from tada.models.weights import load_model, parse_card, write_card

@@ -26,7 +26,7 @@ from tada.data.identity import content_id
 from tada.data.manifest import read_manifest
 from tada.data.prepare import Prepared, PrepareOptions, prepare, small_size
 from tada.data.run_videos import known_videos, marks, splits_of
-from tada.data.splits import Splits
+from tada.data.split_hashes import Splits
 from tada.data.workers import Lost
 from tada.errors import DataError, OptionError
 from tada.video.reader import open_video

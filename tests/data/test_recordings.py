@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
+from tada.data.hold_out import hold_out, hold_out_groups
 from tada.data.recordings import shared_recordings
-from tada.data.table import Head, LabelledVideo, VideoTable, hold_out, hold_out_groups
+from tada.data.table import Head, LabelledVideo, VideoTable
 
 
 def table_of(

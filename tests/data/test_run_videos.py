@@ -17,6 +17,7 @@ import pytest
 
 from tada.data import run_videos as module
 from tada.data.annotations import read_dataset
+from tada.data.hold_out import hold_out
 from tada.data.identity import content_id
 from tada.data.manifest import Copy
 from tada.data.run_videos import (
@@ -29,8 +30,8 @@ from tada.data.run_videos import (
     with_contents,
     write_run_list,
 )
-from tada.data.splits import MOST_PARTS, PART, Splits
-from tada.data.table import VideoTable, hold_out
+from tada.data.split_hashes import MOST_PARTS, PART, Splits
+from tada.data.table import VideoTable
 from tada.errors import CheckpointError, DataError
 
 RUN = Path("runs/c")

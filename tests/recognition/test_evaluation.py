@@ -14,9 +14,9 @@ import torch
 
 from conftest import MOTIONS_OF_TESTS
 from tada.data.annotations import read_dataset
-from tada.data.clips import Views, read_views
 from tada.data.motion import write_motion_videos
 from tada.data.table import Head, LabelledVideo, VideoTable
+from tada.data.views import Views, read_views
 from tada.errors import CheckpointError, DataError
 from tada.recognition.evaluation import check_votes, choose_videos, evaluate
 from tada.recognition.recipe import Recipe

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from tada.commands import cli
-from tada.data.clips import Unreadable, Views
+from tada.data.clips import Unreadable
 from tada.data.table import Head
+from tada.data.views import Views
 from tada.display.page import Picture, Section, Table, write_page
 from tada.recognition.recipe import Recipe
 from tada.recognition.report import clip_in_words, filmstrip, write_test_page

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from hang import HANG_SECONDS
 from tada.data.annotations import read_dataset
-from tada.data.clips import Views
+from tada.data.views import Views
 from tada.models.weights import load_model
 from tada.recognition.evaluation import evaluate
 from tada.recognition.recipe import Recipe, TrainedPart
@@ -237,7 +237,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tada.data.annotations import read_dataset
-from tada.data.clips import Views
+from tada.data.views import Views
 from tada.recognition.evaluation import evaluate
 from tada.system.devices import Machine, is_first_process
 

@@ -13,7 +13,8 @@ import pytest
 
 from tada.commands.cli import main
 from tada.data.annotations import read_dataset
-from tada.data.table import Head, LabelledVideo, VideoTable, with_splits
+from tada.data.hold_out import with_splits
+from tada.data.table import Head, LabelledVideo, VideoTable
 from tada.errors import DataError, OptionError
 from tada.recognition.recipe import Recipe
 from tada.recognition.training import train

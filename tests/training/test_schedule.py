@@ -6,17 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from tada.data.epochs import steps_of_epoch
 from tada.errors import OptionError
 from tada.recognition.recipe import Recipe, load_recipe
 from tada.training.recipe import named_recipes
-from tada.training.schedule import (
-    Numbers,
-    between_tests_in_words,
-    epochs_between_tests,
-    fitted,
-    in_words,
-    steps_of_epoch,
-)
+from tada.training.schedule import Numbers, between_tests_in_words, epochs_between_tests, fitted, in_words
 
 
 @pytest.mark.parametrize("num_clips", [1, 2, 3, 5, 9, 20, 25, 31, 33, 40, 64, 100, 146, 300, 1000, 10_001])

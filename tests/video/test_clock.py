@@ -13,9 +13,10 @@ import pytest
 from drawn_videos import draw, draw_plain, draw_trimmed, read_stamps, stamped_frames
 from tada.data.annotations import read_dataset
 from tada.data.check import check_dataset, probe_file
-from tada.data.clips import Views, open_labelled, read_views
+from tada.data.clips import open_labelled
 from tada.data.prepare import PrepareOptions, prepare
 from tada.data.table import VideoTable
+from tada.data.views import Views, read_views
 from tada.errors import OptionError, SegmentOutsideError, TruncatedVideoError
 from tada.localization.features.extraction import ExtractionSettings, clips_of
 from tada.localization.streaming import clips_as_they_come

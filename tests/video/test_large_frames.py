@@ -17,8 +17,9 @@ from torch import Tensor
 from drawn_videos import draw, draw_plain, stamped_frames
 from measured import run_measured
 from tada.data.annotations import read_dataset
-from tada.data.clips import Augmentation, TrainingClips, Views, read_views
+from tada.data.clips import Augmentation, TrainingClips
 from tada.data.table import LabelledVideo
+from tada.data.views import Views, read_views
 from tada.errors import CorruptVideoError, TooLargeError
 from tada.recognition.recipe import Recipe
 from tada.training.recipe import recipe_yaml

@@ -52,7 +52,7 @@ from tada.training.recipe import METRICS_FILE, RECIPE_FILE
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tada.data.clips import Views
+    from tada.data.views import Views
     from tada.recognition.prediction import ClipScores, Prediction
     from tada.recognition.recognizer import Recognizer
     from tada.recognition.results import Evaluation
@@ -246,7 +246,7 @@ def _evaluate(options: Namespace) -> int:
 
     Or score the reports of earlier tests again, or join them (--scores).
     """
-    from tada.data.clips import Views
+    from tada.data.views import Views
     from tada.recognition.results import NUMBERS_FILE
 
     advise(lambda state: "no report was written")

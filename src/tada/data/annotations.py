@@ -30,7 +30,6 @@ from pathlib import Path
 
 from tada.data.csv_rows import (
     OtherSpellings,
-    absolute_path,
     class_names,
     csv_columns,
     csv_header,
@@ -42,6 +41,7 @@ from tada.data.csv_rows import (
     required,
     segment,
 )
+from tada.data.hold_out import check_each_label_in_each_split
 from tada.data.plain_lists import plain_lists, read_plain
 from tada.data.published import find_published, read_published
 from tada.data.published_formats import COLUMNS as PUBLISHED_COLUMNS
@@ -51,7 +51,6 @@ from tada.data.table import (
     Head,
     LabelledVideo,
     VideoTable,
-    check_each_label_in_each_split,
     composed,
     listed,
     path_below,
@@ -60,7 +59,7 @@ from tada.data.table import (
     with_fps,
 )
 from tada.errors import DataError, OptionError, why_unread
-from tada.system.files import whole_file
+from tada.system.files import absolute_path, whole_file
 from tada.video.numbered import VIDEO_EXTENSIONS, check_fps, is_frame_folder, numbered_pictures
 
 _MEANINGS = {"video": "path", "start": "start_seconds", "end": "end_seconds"}

@@ -1,10 +1,10 @@
-"""From a table of videos to batches: training clips, and the views of a test.
+"""From a table of videos to batches of training clips.
 
 Which frames, which crop, flipped or not: every choice is a function of (seed, epoch, sample), so that the number of
 worker processes changes nothing and a run that was stopped goes on where it was. A video that cannot be read comes
 back as a value with its error; what to do about it is decided by the caller, never here in silence.
 
-Shapes: N clips or videos, V views of a video, T frames, H x W pixels. Clips stay uint8 [T, H, W, 3] up to the device.
+Shapes: N clips, T frames, H x W pixels. Clips stay uint8 [T, H, W, 3] up to the device.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, Subset
+from torch.utils.data import Dataset, Sampler
 
 from tada.data.balance import balanced_order
+from tada.data.epochs import LastBatch, steps_of_epoch
 from tada.data.loader import VideoLoader, note_reading
 from tada.data.table import LabelledVideo, VideoTable, stamp_of, targets_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError, counted
-from tada.training.schedule import LastBatch, steps_of_epoch
 from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
 from tada.video.frames import OpenVideo, no_rate, open_footage, probe_footage
-from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices
-from tada.video.transforms import draw_jitter_and_crop, frame_crops, random_flip, random_reverse, recolour
+from tada.video.sampling import ClipSpec, segment_frames, train_indices
+from tada.video.transforms import draw_jitter_and_crop, random_flip, random_reverse, recolour
 
 
 class Unreadable(NamedTuple):
@@ -53,19 +52,6 @@ class Batch(NamedTuple):
     """Videos met on the way that could not be read; others stand in for them."""
     paths: list[str]
     """The N videos that the clips are from."""
-
-
-class ViewBatch(NamedTuple):
-    """All views of some test videos."""
-
-    indices: Tensor
-    """int64 [N], the videos' places in the table"""
-    labels: Tensor
-    """As in ``Batch``."""
-    views: Tensor
-    """uint8 [N, V, T, H, W, 3]"""
-    unreadable: list[Unreadable]
-    """Videos of the same part of the table that are not among the N, because they could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -418,111 +404,3 @@ def collate_clips(samples: Sequence[Sample]) -> Batch:
     clips, labels, failures, paths = zip(*samples, strict=True)
     failed = [failure for some in failures for failure in some]
     return Batch(torch.stack(clips), torch.tensor(labels), failed, list(paths))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Views:
-    """How a video is looked at in a test: ``num_clips`` in time, each with ``num_crops`` in space."""
-
-    num_clips: int = 1
-    num_crops: Literal[1, 3] = 1
-
-    def __post_init__(self) -> None:
-        """Raise OptionError for counts that no protocol has."""
-        if self.num_clips < 1 or self.num_crops not in (1, 3):
-            raise OptionError(f"views {self.num_clips}x{self.num_crops}: one clip or more, with 1 or 3 crops of each")
-
-    @classmethod
-    def parse(cls, text: str) -> Views:
-        """Read "10x3": ten clips with three crops each."""
-        clips, x, crops = text.partition("x")
-        if not (x and clips.isdecimal() and crops.isdecimal()):
-            raise OptionError(f"views {text!r} should be CLIPSxCROPS, such as 1x1 or 10x3")
-        return cls(num_clips=int(clips), num_crops=int(crops))  # type: ignore[arg-type]  # checked above
-
-    def __str__(self) -> str:
-        return f"{self.num_clips}x{self.num_crops}"
-
-
-def read_views(video: LabelledVideo, spec: ClipSpec, views: Views) -> Tensor:
-    """Every view of a video or segment, decoded once: uint8 [V, T, crop, crop, 3], a clip's crops beside each other.
-
-    Raises:
-        VideoError: the video cannot be read.
-    """
-    with open_labelled(video) as (reader, own):
-        times = reader.times_seconds[own.start : own.stop]
-        rate = reader.container_fps
-        clips = [view_indices(spec, times, i, views.num_clips, container_fps=rate) for i in range(views.num_clips)]
-        wanted = sorted({index for clip in clips for index in clip})
-        shrink = partial(
-            frame_crops,
-            short_side=spec.short_side,
-            crop=spec.crop,
-            num_crops=views.num_crops,
-            antialias=spec.antialias,
-        )
-        crops = torch.from_numpy(reader.frames([own[index] for index in wanted], shrink=shrink))
-    place = {index: i for i, index in enumerate(wanted)}
-    chosen = [crops[[place[index] for index in clip]] for clip in clips]  # each [T, V, crop, crop, 3]
-    return torch.cat([clip.transpose(0, 1) for clip in chosen])
-
-
-class TestVideos(Dataset[tuple[int, tuple[int, ...], Tensor | Unreadable]]):
-    """The views of each video of a table, in its order, or why there are none."""
-
-    __test__ = False  # not a test case, though pytest would think so
-
-    def __init__(self, table: VideoTable, spec: ClipSpec, views: Views) -> None:
-        check_rates(table, spec)
-        self.videos, self.heads = table.videos, table.heads
-        self.spec = spec
-        self.views = views
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __getitem__(self, index: int) -> tuple[int, tuple[int, ...], Tensor | Unreadable]:
-        video = self.videos[index]
-        targets = targets_of(self.heads, video.labels)
-        try:
-            return index, targets, read_views(video, self.spec, self.views)
-        except VideoError as error:
-            return index, targets, Unreadable(video.path, str(error))
-
-
-def test_loader(
-    videos: TestVideos,
-    *,
-    clips_per_batch: int,
-    num_workers: int,
-    rank: int = 0,  # noqa: PT028  # this is no test
-    world: int = 1,  # noqa: PT028  # as above
-    say: Callable[[str], None] = print,  # noqa: PT028  # as above
-) -> VideoLoader:
-    """Every video once, in order, decoded by worker processes; as many at a time as make up ``clips_per_batch``.
-
-    Of ``world`` processes each has every ``world``-th, from its rank on: none twice, so some may have one more.
-    """
-    views = videos.views.num_clips * videos.views.num_crops
-    return VideoLoader(
-        Subset(videos, range(rank, len(videos), world)),
-        num_workers=num_workers,
-        collate=collate_views,
-        say=say,
-        batch_size=max(1, clips_per_batch // views),
-    )
-
-
-test_loader.__test__ = False  # type: ignore[attr-defined]  # for pytest, which goes by the name
-
-
-def collate_views(samples: Sequence[tuple[int, tuple[int, ...], Tensor | Unreadable]]) -> ViewBatch:
-    """Stack the videos that could be read; list the others."""
-    readable = [(index, labels, views) for index, labels, views in samples if isinstance(views, Tensor)]
-    return ViewBatch(
-        torch.tensor([index for index, _, _ in readable], dtype=torch.int64),
-        torch.tensor([labels for _, labels, _ in readable], dtype=torch.int64),
-        torch.stack([views for _, _, views in readable]) if readable else torch.empty(0, dtype=torch.uint8),
-        [views for _, _, views in samples if isinstance(views, Unreadable)],
-    )

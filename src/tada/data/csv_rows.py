@@ -274,18 +274,6 @@ def segment(source: str, start: str, end: str, *, decimal_comma: bool = False) -
 # -- names of files ---------------------------------------------------------------------------------------------------
 
 
-def absolute_path(path: str | os.PathLike[str]) -> str:
-    """Where a path leads from the folder we are in. Links in it stay what the user calls them.
-
-    Only what stands before a ".." is resolved, as the system does it: LINK/.. is the folder above the link's target.
-    """
-    parts = os.path.join(os.getcwd(), path).split(os.sep)
-    if ".." in parts:
-        end = len(parts) - parts[::-1].index("..")
-        parts = [os.path.realpath(os.sep.join(parts[:end])), *parts[end:]]
-    return os.path.normpath(os.sep.join(parts))
-
-
 def path_inside(root: str, written: str, source: str) -> str:
     """The absolute path of the file that a row names.
 

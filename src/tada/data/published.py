@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tada.data.csv_rows import absolute_path, csv_columns, ignored_columns
+from tada.data.csv_rows import csv_columns, ignored_columns
 from tada.data.published_formats import COLUMNS, FORMS, Entry
 from tada.data.table import (
     SPLIT_OF,
@@ -26,6 +26,7 @@ from tada.data.table import (
     stamp_of,
 )
 from tada.errors import DataError
+from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS, are_frames
 
 

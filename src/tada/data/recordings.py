@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tada.data.table import LabelledVideo, VideoTable, hold_out_groups
+from tada.data.hold_out import hold_out_groups
+from tada.data.table import LabelledVideo, VideoTable
 from tada.errors import UserError
 
 _MUCH = 0.5  # of the held-out clips

@@ -5,7 +5,7 @@ that `tada prepare` made also what its original is. So a video that was moved, l
 another way is still the one that the run was trained on, and a file that took its place is not. Where a path and the
 time of change decide already, or no known file has the size, a file is not opened.
 
-An exported model carries the same as short hashes (``tada.data.splits``): it goes where the run's list does not.
+An exported model carries the same as short hashes (``tada.data.split_hashes``): it goes where the run's list does not.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tada.data.annotations import write_table
-from tada.data.csv_rows import absolute_path, unguarded
+from tada.data.csv_rows import unguarded
 from tada.data.identity import content_ids, is_sha256, sha256_identity, sha256_of, size_of
 from tada.data.manifest import originals_among
-from tada.data.splits import Splits
+from tada.data.split_hashes import Splits
 from tada.data.table import (
     LabelledVideo,
     VideoTable,
@@ -30,6 +30,7 @@ from tada.data.table import (
     stamp_of,
 )
 from tada.errors import CheckpointError, DataError, counted
+from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS
 
 RUN_LIST = "videos.csv"

@@ -28,7 +28,7 @@ ONNX_SUFFIX = ".onnx"
 CARD_ENTRY = "tada"
 """The name of the card in the metadata of an ONNX file."""
 SPLITS_ENTRY = "tada_videos"
-"""The name of what a file knows of the videos that the network was trained and tested on (``tada.data.splits``)."""
+"""The name of what a file knows of the videos that the network was trained and tested on (``split_hashes``)."""
 # The key of the place of weights that are not in the file, as protocol buffers write it: its field, length and text.
 _ELSEWHERE = re.compile(rb"\x0a(?:\x08|\x88\x80*\x00)location")
 INPUT, OUTPUT = "clips", "logits"

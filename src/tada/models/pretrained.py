@@ -30,7 +30,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tada.data.csv_rows import absolute_path
 from tada.errors import CheckpointError, OptionError, UnknownNameError
 from tada.models import MODELS, Network
 from tada.models import create_model as drawn
@@ -39,6 +38,7 @@ from tada.models.tada2d import TAda2D, TAda2DConfig
 from tada.models.tadaconvnext import TAdaConvNeXt, TAdaConvNeXtConfig
 from tada.models.weights import convert_published, load_model, packaged, packaged_names, read_weights, restore
 from tada.system.calls import checked
+from tada.system.files import absolute_path
 
 _HEAD = "head."
 RANDOM_WEIGHTS = "random weights"

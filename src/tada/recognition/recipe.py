@@ -13,9 +13,10 @@ from typing import Any, ClassVar, Literal
 
 from jsonargparse import set_parsing_settings
 
+from tada.data.epochs import LastBatch
 from tada.system.calls import checked
 from tada.training.recipe import changed, find_recipe, read_recipe, typed_recipe
-from tada.training.schedule import Fit, LastBatch, Schedule, require
+from tada.training.schedule import Fit, Schedule, require
 from tada.video.numbered import check_fps
 from tada.video.sampling import ClipSpec
 

@@ -25,10 +25,11 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from tada.data.clips import Unreadable, Views
+from tada.data.clips import Unreadable
 from tada.data.csv_rows import guarded
 from tada.data.multi_label import ClassScore, class_scores, mean_average_precision, positives_text
 from tada.data.table import Head
+from tada.data.views import Views
 from tada.display.notebook import Bar, Table, results_html
 from tada.display.page import PAGE
 from tada.display.plots import save_confusion_matrix

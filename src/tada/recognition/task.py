@@ -21,8 +21,9 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from tada.data.balance import class_weights, positive_weights
-from tada.data.clips import Batch, ViewBatch
+from tada.data.clips import Batch
 from tada.data.multi_label import mean_average_precision
+from tada.data.views import ViewBatch
 from tada.errors import DataError, UserError
 from tada.models.parallel import shard
 from tada.recognition.recipe import Recipe

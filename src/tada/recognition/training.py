@@ -36,19 +36,13 @@ import numpy as np
 
 from tada.data.annotations import read_dataset
 from tada.data.balance import balance_in_words, classes_of
-from tada.data.clips import (
-    ResumableBatches,
-    ResumableLoader,
-    TestVideos,
-    TrainingClips,
-    Views,
-    test_loader,
-    typical_seconds,
-)
+from tada.data.clips import ResumableBatches, ResumableLoader, TrainingClips, typical_seconds
+from tada.data.hold_out import with_splits
 from tada.data.multi_label import FEWEST, THRESHOLD, chosen_thresholds, positives_text
 from tada.data.recordings import shared_recordings
 from tada.data.run_videos import RUN_LIST, KnownVideo, as_in_run, limited_as_run, read_run_list, write_run_list
-from tada.data.table import Head, VideoTable, listed, with_fps, with_splits
+from tada.data.table import Head, VideoTable, listed, with_fps
+from tada.data.views import TestVideos, Views, test_loader
 from tada.display.page import PAGE
 from tada.errors import CheckpointError, DataError, OptionError, counted
 from tada.models import create_model

@@ -357,3 +357,15 @@ def short_name(name: str) -> str:
         return name
     head = data[: _NAME_BYTES - 17].decode(errors="ignore")
     return f"{head}-{hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def absolute_path(path: str | os.PathLike[str]) -> str:
+    """Where a path leads from the folder we are in. Links in it stay what the user calls them.
+
+    Only what stands before a ".." is resolved, as the system does it: LINK/.. is the folder above the link's target.
+    """
+    parts = os.path.join(os.getcwd(), path).split(os.sep)
+    if ".." in parts:
+        end = len(parts) - parts[::-1].index("..")
+        parts = [os.path.realpath(os.sep.join(parts[:end])), *parts[end:]]
+    return os.path.normpath(os.sep.join(parts))

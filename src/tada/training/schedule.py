@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
+from tada.data.epochs import LastBatch, steps_of_epoch
 from tada.errors import OptionError, counted
 
 _SHORT_EPOCH = 4  # steps
@@ -106,7 +107,6 @@ class Schedule:
 
 
 AnySchedule = TypeVar("AnySchedule", bound=Schedule)
-LastBatch = Literal["fill", "drop"]
 
 
 def fitted(recipe: AnySchedule, num_clips: int, *, multiple_of: int = 1) -> AnySchedule:
@@ -134,11 +134,6 @@ def fitted(recipe: AnySchedule, num_clips: int, *, multiple_of: int = 1) -> AnyS
     if warmup_epochs is None:
         warmup_epochs = epochs / 10
     return replace(recipe, batch_size=batch_size, epochs=epochs, warmup_epochs=warmup_epochs)  # type: ignore[type-var]  # a dataclass
-
-
-def steps_of_epoch(num_clips: int, batch_size: int, last_batch: LastBatch) -> int:
-    """Optimiser steps of an epoch."""
-    return num_clips // batch_size if last_batch == "drop" else math.ceil(num_clips / batch_size)
 
 
 def in_words(

@@ -41,6 +41,8 @@ The names below are what a program needs; each is loaded when it is used.
 
 from __future__ import annotations
 
+from tada.moved import put_up_signpost
+
 TYPE_CHECKING = False  # as of typing, whose import a Ctrl-C might meet before the command line receives it
 if TYPE_CHECKING:
     from typing import Any
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
     from tada.video.sampling import ClipSpec
 
     __version__: str
+
+put_up_signpost()
 
 __all__ = [
     "AdaptReport",

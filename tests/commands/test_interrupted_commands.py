@@ -153,9 +153,9 @@ def test_quickstart(at_home: Callable[..., Terminal]) -> None:
 PARTS = {
     "opening videos": "stop_at('tada.localization.train_from_videos', 'probe_footage', lambda path: '1' in path.name)",
     "cutting clips": "stop_at('tada.localization.trimmed', '_cut', lambda video, *_: '1' in video.name)",
-    "backbone": "stop_at('tada.recognition.task', 'RecognitionTask.validation_step', lambda *_: True)",
+    "backbone": "stop_at('tada.recognition.training_step', 'RecognitionTask.validation_step', lambda *_: True)",
     "features": f"stop_at('{EXTRACTION}', 'extract_video', lambda network, path, *_: '1' in path.name)",
-    "detector": "stop_at('tada.localization.task', 'LocalizationTask.validation_step', lambda *_: True)",
+    "detector": "stop_at('tada.localization.training_step', 'LocalizationTask.validation_step', lambda *_: True)",
 }
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tada.commands.cli import main
 from tada.data.motion import write_motion_videos
 from tada.recognition.recipe import Recipe
-from tada.recognition.task import RecognitionTask
+from tada.recognition.training_step import RecognitionTask
 from tada.training.recipe import recipe_yaml
 
 

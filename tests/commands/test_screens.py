@@ -79,8 +79,8 @@ TRAINING = ["train", "clips", "--recipe", "small.yaml", "--num-workers", "1", "-
 @pytest.mark.parametrize("columns", [80, 120])
 def test_training(columns: int, at_home: Path) -> None:
     # The second epoch's third step waits until it was drawn.
-    pause = "stop_at('tada.recognition.task', 'RecognitionTask.training_step', lambda task, batch, i: print(end='') "
-    pause += "or (task.current_epoch, i) == (1, 2) and time.sleep(0.6))"
+    pause = "stop_at('tada.recognition.training_step', 'RecognitionTask.training_step', "
+    pause += "lambda task, batch, i: print(end='') or (task.current_epoch, i) == (1, 2) and time.sleep(0.6))"
     with Terminal(command(pause, *TRAINING), folder=at_home, columns=columns) as terminal:
         assert terminal.end() == 0
     assert "v_num" not in terminal.output

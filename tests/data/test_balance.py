@@ -23,8 +23,8 @@ from tada.data.clips import ResumableBatches
 from tada.models import create_model
 from tada.recognition.evaluation import evaluate
 from tada.recognition.recipe import Recipe
-from tada.recognition.task import RecognitionTask
 from tada.recognition.training import train
+from tada.recognition.training_step import RecognitionTask
 
 CLASSES = [(0,)] * 17 + [(1,)] * 3 + [(2,)]
 

@@ -234,7 +234,7 @@ def test_where_no_process_can_be_started_this_one_reads(monkeypatch: pytest.Monk
 SMALL = """
 import sys
 import torch
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = sys.argv[1:3]
 from test_loader import Clips, loader_of, numbers
 from tada.data.loader import closing
 lines = []
@@ -264,7 +264,7 @@ exec "$@"
 )
 def test_a_small_shared_memory_keeps_nothing_from_coming(size: str, fill: str, said: str) -> None:
     script = IN_SMALL_MEMORY.format(size=size, fill=fill)
-    program = [sys.executable, "-c", SMALL, str(Path(__file__).parent)]
+    program = [sys.executable, "-c", SMALL, str(Path(__file__).parent), str(Path(__file__).parents[1])]
     command = ["unshare", "--mount", "sh", "-c", script, "sh", *program]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)

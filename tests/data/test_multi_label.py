@@ -42,9 +42,9 @@ from tada.recognition.evaluation import evaluate
 from tada.recognition.prediction import Prediction, predictions_csv, predictions_json
 from tada.recognition.recipe import Recipe
 from tada.recognition.results import Evaluation, ensemble, load_scores
-from tada.recognition.task import several_loss
 from tada.recognition.training import train
 from tada.recognition.training_call import augmentation
+from tada.recognition.training_step import several_loss
 from tada.video.writer import write_video
 
 CLASSES = ("left", "right", "up")

@@ -17,8 +17,8 @@ from tada.localization.annotations.table import read_segments, with_durations
 from tada.localization.detectors.detector import new_detector
 from tada.localization.features.folder import FeatureFolder
 from tada.localization.recipe import LocalizationRecipe, load_localization_recipe, named_localization_recipes
-from tada.localization.task import LocalizationTask, TrainingSamples
 from tada.localization.training import train_localizer
+from tada.localization.training_step import LocalizationTask, TrainingSamples
 from tada.training.recipe import read_recipe, recipe_of_run, recipe_yaml
 from tada.training.schedule import fitted
 

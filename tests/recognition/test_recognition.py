@@ -27,8 +27,8 @@ from tada.models.pretrained import initialise
 from tada.models.weights import load_model
 from tada.recognition.intervals import interval_text
 from tada.recognition.recipe import Recipe, load_recipe
-from tada.recognition.task import NonFiniteLossError, RecognitionTask
 from tada.recognition.training import train
+from tada.recognition.training_step import NonFiniteLossError, RecognitionTask
 from tada.system.devices import Machine
 from tada.training.recipe import recipe_yaml
 from tada.training.schedule import fitted
@@ -308,7 +308,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 import tada.recognition.training as recognition
-import tada.recognition.task as recognition_task
+import tada.recognition.training_step as recognition_task
 from tada.recognition.recipe import load_recipe
 
 torch.set_num_threads(1)
@@ -466,7 +466,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 import tada.recognition.training as recognition
-import tada.recognition.task as recognition_task
+import tada.recognition.training_step as recognition_task
 from tada.commands.cli import main
 
 torch.set_num_threads(1)

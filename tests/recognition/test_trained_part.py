@@ -15,9 +15,9 @@ from tada.errors import OptionError
 from tada.models import create_model
 from tada.models.parallel import synchronise_batch_norms
 from tada.recognition.recipe import Recipe, TrainedPart
-from tada.recognition.task import RecognitionTask
 from tada.recognition.trained_part import train_only
 from tada.recognition.training import train
+from tada.recognition.training_step import RecognitionTask
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "tada2d_tiny": {"widths": [8, 8, 8, 8], "stem_width": 8},

@@ -34,7 +34,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import tada.recognition.training as recognition
-import tada.recognition.task as recognition_task
+import tada.recognition.training_step as recognition_task
 from tada.errors import UserError
 from tada.system.devices import Machine
 from tada.recognition.recipe import load_recipe

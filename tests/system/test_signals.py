@@ -154,7 +154,7 @@ TRAINING = f"""
 import sys, time
 import numpy as np
 import torch
-import tada.recognition.task as recognition_task
+import tada.recognition.training_step as recognition_task
 import tada.training.checkpoints as saved_states
 from tada.commands.cli import main
 from tada.data.clips import TrainingClips

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tada.errors import CheckpointError, OptionError
 from tada.models.weights import load_model
 from tada.recognition.recipe import Recipe, load_recipe
-from tada.recognition.task import RecognitionTask
 from tada.recognition.training import TrainingResult, train
+from tada.recognition.training_step import RecognitionTask
 from tada.training.trainer import learning_rate_factor
 
 

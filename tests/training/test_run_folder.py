@@ -14,8 +14,8 @@ from killed import killed_in_a_write
 from tada.commands.cli import main
 from tada.errors import DataError, OptionError, UserError
 from tada.recognition.recipe import Recipe
-from tada.recognition.task import NonFiniteLossError, RecognitionTask
 from tada.recognition.training import train
+from tada.recognition.training_step import NonFiniteLossError, RecognitionTask
 from tada.training.recipe import recipe_yaml
 
 

@@ -15,8 +15,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from tada.errors import DataError, OptionError
+from tada.moved import names_now_in
 from tada.video.numbered import check_fps, frame_folder_stamp
 
 SPLITS = ("train", "val", "test")
@@ -376,3 +378,7 @@ def listed(names: Iterable[str], *, quote: bool = True, at_most: int = 5) -> str
     shown = [repr(name) if quote else name for name in names]
     more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
     return ", ".join(shown[:at_most]) + more
+
+
+if not TYPE_CHECKING:  # which knows the names that there are
+    __getattr__ = names_now_in(__name__, "tada.data.hold_out")

@@ -82,7 +82,7 @@ def write_page(file: Path, title: str, sections: Sequence[Section], *, lead: str
 
     # Text is escaped; control characters and lone halves of characters have no place in HTML at all.
     environment = Environment(autoescape=True, trim_blocks=True, finalize=_shown)
-    template = environment.from_string(files("tada").joinpath("page.html").read_text(encoding="utf-8"))
+    template = environment.from_string(files("tada.display").joinpath("page.html").read_text(encoding="utf-8"))
     page = template.render(
         title=title,
         lead=lead,

@@ -55,7 +55,6 @@ from tada.localization.metrics import best_thresholds
 from tada.localization.naming import can_name, check_naming, scores_for
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.report import lead, report_sections
-from tada.localization.task import BestEpoch, LocalizationTask, TestFeatures, TrainingSamples
 from tada.localization.trained_videos import (
     DATA_FILE,
     VIDEOS_FILE,
@@ -63,6 +62,7 @@ from tada.localization.trained_videos import (
     check_no_leak,
     write_trained_videos,
 )
+from tada.localization.training_step import BestEpoch, LocalizationTask, TestFeatures, TrainingSamples
 from tada.recognition.recognizer import Recognizer
 from tada.system.devices import Machine
 from tada.system.documents import read_json

@@ -55,7 +55,6 @@ from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import load
 from tada.recognition.report import clip_in_words, lead, report_sections
 from tada.recognition.results import Evaluation
-from tada.recognition.task import About, RecognitionTask, ShardedRecognitionTask
 from tada.recognition.trained_part import train_only
 from tada.recognition.training_call import (
     augmentation,
@@ -67,6 +66,7 @@ from tada.recognition.training_call import (
     recipe_of_call,
     yaml_of_run,
 )
+from tada.recognition.training_step import About, RecognitionTask, ShardedRecognitionTask
 from tada.system.calls import checked
 from tada.system.collectives import leaving_together
 from tada.system.devices import Machine, check_num_workers, default_num_workers

@@ -1,1 +1,8 @@
 """Detectors on features: ActionFormer and BMN, and the segments that they find."""
+
+from typing import TYPE_CHECKING
+
+from tada.moved import names_now_in
+
+if not TYPE_CHECKING:  # which knows the names that there are
+    __getattr__ = names_now_in(__name__, "tada.localization.detectors.detector")

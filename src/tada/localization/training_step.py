@@ -20,7 +20,7 @@ from tada.localization.features.folder import FeatureFolder, VideoFeatures
 from tada.localization.localizer import results_of
 from tada.localization.metrics import detection_map
 from tada.localization.recipe import LocalizationRecipe
-from tada.recognition.task import NonFiniteLossError, state_to_resume
+from tada.recognition.training_step import NonFiniteLossError, state_to_resume
 from tada.training.trainer import scheduled
 
 

@@ -29,7 +29,8 @@ from tada.data.motion import MOTIONS, draw_motion
 from tada.localization.annotations.table import LabelSet
 from tada.localization.detectors.actionformer import ActionFormerConfig
 from tada.localization.detectors.detector import ActionFormerDetector
-from tada.localization.features.extraction import ExtractionSettings, clip_outputs, clips_of, joined, settings_of
+from tada.localization.features.extraction import clip_outputs, joined, settings_of
+from tada.localization.features.grid import FeatureGrid
 from tada.localization.localizer import Localizer, LocalizerCard
 from tada.localization.recipe import LocalizationRecipe
 from tada.models import create_model
@@ -37,6 +38,7 @@ from tada.models.weights import ModelCard
 from tada.recognition.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
+from tada.video.sliding_windows import SlidingWindows, clips_of
 from tada.video.writer import write_video
 from timing import PRECISIONS, device_of, parser_of, show, synchronise, write_report
 
@@ -107,7 +109,7 @@ def localizer_of(model: str, side: int, precision: str, device: torch.device) ->
     card = ModelCard(model=model, labels=LABELS.classes, clip=clip, trained_from="nothing")
     network = create_model(model, num_classes=len(LABELS.classes))
     backbone = Recognizer(network, card, device=device, dtype=PRECISIONS[precision])
-    settings = ExtractionSettings.for_clips(clip)
+    settings = SlidingWindows.for_clips(clip)
     recipe = LocalizationRecipe()
     example = torch.zeros(1, 1, 8, side, side, 3, dtype=torch.uint8)
     config = ActionFormerConfig(
@@ -122,7 +124,7 @@ def localizer_of(model: str, side: int, precision: str, device: torch.device) ->
         detector=recipe.detector,
         shape=detector.shape(),
         label_sets=(LABELS,),
-        grid=settings.grid,
+        grid=FeatureGrid.of_windows(settings),
         feature_settings=settings_of(backbone, settings),
         backbone="nobody's",
     )

@@ -30,7 +30,7 @@ from rich.table import Table
 import tada
 from tada.localization.annotations.table import SegmentTable, read_segments
 from tada.localization.evaluation import evaluate_localizer
-from tada.localization.features.extraction import ExtractionSettings, extract
+from tada.localization.features.extraction import extract
 from tada.localization.localizer import load_localizer
 from tada.localization.metrics import THUMOS_TIOUS
 from tada.localization.recipe import LocalizationRecipe
@@ -41,6 +41,7 @@ from tada.models.weights import CARD_FILE
 from tada.recognition.evaluation import evaluate
 from tada.recognition.recognizer import load
 from tada.recognition.training import train
+from tada.video.sliding_windows import SlidingWindows
 
 FPS = 9  # of the recordings
 DETECTORS = {
@@ -108,7 +109,7 @@ def main() -> None:
                 train(recipe, clips.of_split("train"), backbone, val_fraction=0, resume=is_started, show_progress=False)
             trimmed = evaluate(backbone, clips.of_split("val"), split="val", show_progress=False).accuracy()
             recognizer = load(backbone)
-            settings = ExtractionSettings.for_clips(
+            settings = SlidingWindows.for_clips(
                 recognizer.clip, stride_seconds=arguments.stride_frames / FPS, segment_seconds=lengths
             )
             extract(recognizer, files, folder / "features", settings, show_progress=False)

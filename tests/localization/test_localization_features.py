@@ -18,13 +18,7 @@ from torch import Tensor, nn
 from drawn_videos import draw, draw_plain, draw_variable_rate, read_stamps, stamped_frames, truncate
 from tada.errors import DataError, OptionError, TooLargeError
 from tada.localization.annotations.video_names import videos_by_name
-from tada.localization.features.extraction import (
-    ExtractionSettings,
-    backbone_hash,
-    clips_of,
-    extract,
-    extract_video,
-)
+from tada.localization.features.extraction import backbone_hash, extract, extract_video
 from tada.localization.features.folder import (
     FeatureCard,
     FeatureFolder,
@@ -38,6 +32,7 @@ from tada.models.weights import ModelCard
 from tada.recognition.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
+from tada.video.sliding_windows import SlidingWindows, clips_of
 from tada.video.writer import write_video
 
 SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=16, crop=16)
@@ -89,7 +84,7 @@ def test_features_that_contradict_the_duration_are_refused() -> None:
 
 def test_clips_are_cut_by_time_and_each_frame_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = draw_plain(tmp_path / "a.mp4", 60, fps=20)  # 3 s
-    settings = ExtractionSettings(window_seconds=1.0, stride_seconds=0.25)
+    settings = SlidingWindows(window_seconds=1.0, stride_seconds=0.25)
     spec = replace(SPEC, num_frames=5, short_side=48, crop=48)
     with open_video(path) as reader:
         decoded: list[int] = []
@@ -112,7 +107,7 @@ def test_clips_are_cut_by_time_and_each_frame_is_decoded_once(tmp_path: Path, mo
 def test_a_varying_frame_rate_changes_no_time(tmp_path: Path) -> None:
     times = [*np.arange(20) / 20, *(1 + np.arange(60) / 60)]
     path = draw(tmp_path / "v.mp4", stamped_frames(80, width=48, height=48), times_seconds=times)
-    settings = ExtractionSettings(window_seconds=0.4, stride_seconds=0.2)
+    settings = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
     with open_video(path) as reader:
         clips = list(clips_of(reader, replace(SPEC, num_frames=1, short_side=48, crop=48), settings, range(10)))
     shown = read_stamps([clip[0, 0].numpy() for clip in clips])
@@ -121,24 +116,24 @@ def test_a_varying_frame_rate_changes_no_time(tmp_path: Path) -> None:
 
 def test_settings_are_filled_in() -> None:
     interval = replace(SPEC, sampling="interval", num_frames=8, interval=8, fps=30.0)
-    settings = ExtractionSettings.for_clips(interval)
+    settings = SlidingWindows.for_clips(interval)
     assert (settings.window_seconds, settings.stride_seconds) == (pytest.approx(64 / 30), pytest.approx(8 / 15))
-    short = ExtractionSettings.for_clips(SPEC, segment_seconds=[1.0, 2.0, 9.0])
+    short = SlidingWindows.for_clips(SPEC, segment_seconds=[1.0, 2.0, 9.0])
     assert (short.window_seconds, short.stride_seconds) == (2.0, pytest.approx(2 / 15))
     with pytest.raises(OptionError, match="give --window-seconds"):
-        ExtractionSettings.for_clips(SPEC)
+        SlidingWindows.for_clips(SPEC)
     # No feature between two frames; and a point in time shows nothing.
-    brief = ExtractionSettings.for_clips(SPEC, segment_seconds=[0.1, 0.1, 2.0], frame_seconds=0.04)
+    brief = SlidingWindows.for_clips(SPEC, segment_seconds=[0.1, 0.1, 2.0], frame_seconds=0.04)
     assert (brief.window_seconds, brief.stride_seconds) == (0.1, 0.04)
     points = [1e-3, 2e-3, 3e-3, 2.0, 0.002]
     with pytest.raises(
         OptionError, match=r"half of the segments last 0.002 s or less, and one frame of the videos 0.04 s"
     ):
-        ExtractionSettings.for_clips(SPEC, segment_seconds=points, frame_seconds=0.04)
-    given = ExtractionSettings.for_clips(SPEC, window_seconds=1.0, segment_seconds=points, frame_seconds=0.04)
+        SlidingWindows.for_clips(SPEC, segment_seconds=points, frame_seconds=0.04)
+    given = SlidingWindows.for_clips(SPEC, window_seconds=1.0, segment_seconds=points, frame_seconds=0.04)
     assert (given.window_seconds, given.stride_seconds) == (1.0, pytest.approx(2 / 15))
     with pytest.raises(OptionError, match="stride_seconds=0 should be a positive number"):
-        ExtractionSettings(window_seconds=1.0, stride_seconds=0)
+        SlidingWindows(window_seconds=1.0, stride_seconds=0)
 
 
 def recognizer(**options: Any) -> Recognizer:
@@ -153,7 +148,7 @@ def recognizer(**options: Any) -> Recognizer:
 def test_features_are_those_of_the_network(tmp_path: Path) -> None:
     path = draw_plain(tmp_path / "a.mp4", 40, fps=20)
     own = recognizer()
-    settings = ExtractionSettings(window_seconds=0.8, stride_seconds=0.4, num_crops=3)
+    settings = SlidingWindows(window_seconds=0.8, stride_seconds=0.4, num_crops=3)
     found = extract_video(own, path, settings, batch_size=2)
     assert found.features.shape == (5, 3 * 8)
     assert found.scores["action"].shape == (5, 2)
@@ -167,7 +162,7 @@ def test_features_are_those_of_the_network(tmp_path: Path) -> None:
 def test_a_video_that_claims_to_last_for_years_is_refused(tmp_path: Path) -> None:
     """A few pictures, of which each would be the frames of millions of features."""
     path = draw_variable_rate(tmp_path / "a.mkv", [0.0, 0.1, 0.2, 500_000.0])
-    settings = ExtractionSettings(window_seconds=0.8, stride_seconds=0.4)
+    settings = SlidingWindows(window_seconds=0.8, stride_seconds=0.4)
     message = r"a.mkv' lasts 500000 s .* which gives 12\d+ features, and at most 500000 are made of a video; cut it"
     with pytest.raises(TooLargeError, match=message):
         extract_video(recognizer(), path, settings)
@@ -192,7 +187,7 @@ def test_an_event_lies_where_its_features_say(tmp_path: Path) -> None:
     frames[32:56] = 255
     write_video(tmp_path / "event.mp4", frames, fps=10)
     card = ModelCard(model="tada2d_tiny", labels=("a", "b"), clip=SPEC, trained_from="thought")
-    settings = ExtractionSettings(window_seconds=0.4, stride_seconds=0.2)
+    settings = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
     found = extract_video(Recognizer(Brightness(), card, device="cpu"), tmp_path / "event.mp4", settings)
     level = found.features.mean(1)
     grid = found.card.grid
@@ -278,7 +273,7 @@ def test_an_extraction_goes_on_where_it_was_and_tells_what_it_could_not_read(tmp
     content[start : start + 600] = bytes(600)
     (videos / "broken.mp4").write_bytes(content)
     files = videos_by_name([str(path) for path in sorted(videos.iterdir())])
-    settings = ExtractionSettings(window_seconds=0.4, stride_seconds=0.2)
+    settings = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
     out = tmp_path / "features"
     first = extract(recognizer(), {"a": files["a"]}, out, settings, show_progress=False)
     assert first.written == ("a",)
@@ -439,6 +434,6 @@ def test_a_backbone_of_verbs_and_nouns_scores_both(tmp_path: Path) -> None:
     path = draw_plain(tmp_path / "a.mp4", 20, fps=20)
     own = recognizer()
     own.card = replace(own.card, labels=("open", "door"), head_sizes={"verb": 1, "noun": 1})
-    found = extract_video(own, path, ExtractionSettings(window_seconds=0.8, stride_seconds=0.4))
+    found = extract_video(own, path, SlidingWindows(window_seconds=0.8, stride_seconds=0.4))
     assert found.card.score_labels == {"verb": ["open"], "noun": ["door"]}
     np.testing.assert_allclose(found.scores["noun"], 1.0)  # a softmax for each

@@ -20,7 +20,7 @@ from tada.localization.annotations.table import read_segments
 from tada.localization.annotations.video_names import videos_by_name
 from tada.localization.evaluation import evaluate_localizer
 from tada.localization.features import extraction, sources
-from tada.localization.features.extraction import Extraction, ExtractionSettings, extract
+from tada.localization.features.extraction import Extraction, extract
 from tada.localization.features.folder import FeatureFolder, read_card
 from tada.localization.features.sources import Source
 from tada.localization.localizer import load_localizer
@@ -30,8 +30,9 @@ from tada.localization.trimmed import cut_clips
 from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import find_videos, load
 from tada.video.inputs import VideoSource
+from tada.video.sliding_windows import SlidingWindows
 
-SETTINGS = ExtractionSettings(window_seconds=1.0, stride_seconds=0.5)
+SETTINGS = SlidingWindows(window_seconds=1.0, stride_seconds=0.5)
 
 
 @pytest.fixture

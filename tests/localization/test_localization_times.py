@@ -14,20 +14,20 @@ from test_localization_features import Brightness
 from drawn_videos import draw
 from tada.localization import localizer
 from tada.localization.annotations.table import read_segments
-from tada.localization.features.extraction import ExtractionSettings, clips_of, extract
+from tada.localization.features.extraction import extract
 from tada.localization.features.folder import FeatureFolder
 from tada.localization.localizer import Localization
-from tada.localization.streaming import clips_as_they_come
 from tada.localization.train_from_videos import match_videos
 from tada.localization.trimmed import cut_clips
 from tada.models.weights import ModelCard
 from tada.recognition.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
+from tada.video.sliding_windows import SlidingWindows, clips_as_they_come, clips_of
 from tada.video.stream import FrameStream
 
 SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=16, crop=16)
-SETTINGS = ExtractionSettings(window_seconds=0.4, stride_seconds=0.2)
+SETTINGS = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
 EVENT = (3.2, 5.6)
 
 

@@ -22,8 +22,9 @@ from tada.errors import CheckpointError, DataError, OptionError
 from tada.localization.annotations.table import LabelSet, read_segments
 from tada.localization.detectors.detections import Detections
 from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
-from tada.localization.features.extraction import ExtractionSettings, settings_of
+from tada.localization.features.extraction import settings_of
 from tada.localization.features.folder import FeatureFolder, VideoFeatures, write_features
+from tada.localization.features.grid import FeatureGrid
 from tada.localization.localizer import (
     Localization,
     LocalizedSegment,
@@ -40,6 +41,7 @@ from tada.models.weights import ModelCard
 from tada.recognition.recognizer import Recognizer
 from tada.training.recipe import read_recipe, recipe_yaml
 from tada.video.sampling import ClipSpec
+from tada.video.sliding_windows import SlidingWindows
 from tada.video.writer import write_video
 
 
@@ -282,12 +284,12 @@ def test_events_of_an_untrimmed_video_are_found_to_half_a_step(tmp_path: Path) -
     backbone = Recognizer(
         Brightness(), ModelCard(model="tada2d_tiny", labels=("a", "b"), clip=spec, trained_from="thought"), device="cpu"
     )
-    settings = ExtractionSettings(window_seconds=0.4, stride_seconds=0.2)
+    settings = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
     card = LocalizerCard(
         detector="actionformer",
         shape={},
         label_sets=(LabelSet(name="action", classes=("bright",)),),
-        grid=settings.grid,
+        grid=FeatureGrid.of_windows(settings),
         feature_settings=settings_of(backbone, settings),
         backbone="",
         thresholds={"bright": 0.5},

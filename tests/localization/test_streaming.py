@@ -32,22 +32,24 @@ from tada.localization.detectors.actionformer import ActionFormerConfig
 from tada.localization.detectors.bmn import BMNConfig
 from tada.localization.detectors.detections import Detections
 from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector, RollingView, Sample
-from tada.localization.features.extraction import ExtractionSettings, clips_of, extract_video, settings_of
+from tada.localization.features.extraction import extract_video, settings_of
 from tada.localization.features.folder import VideoFeatures
+from tada.localization.features.grid import FeatureGrid
 from tada.localization.localizer import LocalizedSegment, Localizer, LocalizerCard, save_localizer
 from tada.localization.recipe import LocalizationRecipe
-from tada.localization.streaming import Look, RollingDetector, StreamSettings, clips_as_they_come, localize_stream
+from tada.localization.streaming import Look, RollingDetector, StreamSettings, localize_stream
 from tada.models import create_model
 from tada.models.weights import ModelCard
 from tada.recognition.recognizer import Recognizer
 from tada.training.recipe import recipe_yaml
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
+from tada.video.sliding_windows import SlidingWindows, clips_as_they_come, clips_of
 from tada.video.stream import FrameStream, LiveFrame
 from tada.video.writer import write_video
 
 SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=16, crop=16)
-EXTRACTION = ExtractionSettings(window_seconds=0.4, stride_seconds=0.2)
+EXTRACTION = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
 RECIPE = LocalizationRecipe(dim=16, input_dropout=0.0)
 LABELS = (LabelSet(name="action", classes=("moves",)),)
 IDLE = 0.05
@@ -65,7 +67,7 @@ def localizer_of(detector: Any, *, labels: tuple[LabelSet, ...] = LABELS, thresh
         detector="actionformer",
         shape={},
         label_sets=labels,
-        grid=EXTRACTION.grid,
+        grid=FeatureGrid.of_windows(EXTRACTION),
         feature_settings=settings_of(backbone, EXTRACTION),
         backbone="",
         thresholds={name: threshold for name in labels[0].classes},
@@ -154,7 +156,7 @@ def test_clips_are_those_of_the_finished_video(window: float, stride: float, suf
     fragments = {"movflags": "frag_keyframe+empty_moov"} if suffix == ".mp4" else None
     times = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.12, 60)).tolist()
     path = draw_plain(tmp_path / f"a{suffix}", 60, times_seconds=times, container_options=fragments)
-    settings = ExtractionSettings(window_seconds=window, stride_seconds=stride, num_crops=3)
+    settings = SlidingWindows(window_seconds=window, stride_seconds=stride, num_crops=3)
     with open_video(path) as reader:
         wanted = list(clips_of(reader, SPEC, settings, range(settings.count(reader.info.duration_seconds))))
         shown = reader.times_seconds.tolist()
@@ -179,7 +181,7 @@ def test_a_small_frame_is_made_only_of_frames_that_a_clip_needs(tmp_path: Path) 
             for frame in super().__iter__():
                 yield frame._replace(pixels=lambda frame=frame: made.append(frame.seconds) or frame.pixels())
 
-    settings = ExtractionSettings(window_seconds=0.8, stride_seconds=0.4)
+    settings = SlidingWindows(window_seconds=0.8, stride_seconds=0.4)
     clips = list(clips_as_they_come(Counted(path, idle_seconds=IDLE), replace(SPEC, num_frames=2), settings))
     assert len(clips) == settings.count(3.0)
     assert len(made) == len(set(made)) == len(clips) + 1  # each clip begins where another ends

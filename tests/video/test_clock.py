@@ -18,10 +18,9 @@ from tada.data.prepare import PrepareOptions, prepare
 from tada.data.table import VideoTable
 from tada.data.views import Views, read_views
 from tada.errors import OptionError, SegmentOutsideError, TruncatedVideoError
-from tada.localization.features.extraction import ExtractionSettings, clips_of
-from tada.localization.streaming import clips_as_they_come
 from tada.video.reader import open_video, probe
 from tada.video.sampling import ClipSpec, segment_frames
+from tada.video.sliding_windows import SlidingWindows, clips_as_they_come, clips_of
 from tada.video.stream import FrameStream
 from tada.video.writer import write_video
 
@@ -248,7 +247,7 @@ def test_a_stream_counts_as_the_file_does(name: str, tmp_path: Path) -> None:
 def test_features_are_of_what_is_shown_at_their_time(tmp_path: Path) -> None:
     path = draw_late(tmp_path / "late.mp4")
     spec = ClipSpec(num_frames=3, sampling="segment", short_side=32, crop=32)
-    settings = ExtractionSettings(window_seconds=0.6, stride_seconds=0.3)
+    settings = SlidingWindows(window_seconds=0.6, stride_seconds=0.3)
     with open_video(path) as reader:
         count = settings.count(reader.info.duration_seconds)
         assert count == 20  # 6 s

@@ -76,9 +76,10 @@ def _extract(options: Namespace) -> int:
     They are for `tada localize train --features`, or other work.
     """
     from tada.localization.annotations.video_names import videos_by_name
-    from tada.localization.features.extraction import ExtractionSettings, extract
+    from tada.localization.features.extraction import extract
     from tada.localization.localizer import CARD_FILE, load_localizer
     from tada.recognition.recognizer import find_videos, load
+    from tada.video.sliding_windows import SlidingWindows
 
     if (Path(options.run) / CARD_FILE).exists():
         recognizer, settings = load_localizer(options.run, device=options.device).feature_maker()
@@ -89,7 +90,7 @@ def _extract(options: Namespace) -> int:
             )
     else:
         recognizer = load(options.run, device=options.device)
-        settings = ExtractionSettings.for_clips(
+        settings = SlidingWindows.for_clips(
             recognizer.clip,
             window_seconds=options.window_seconds,
             stride_seconds=options.stride_seconds,

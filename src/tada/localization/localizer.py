@@ -29,7 +29,7 @@ from tada.errors import CheckpointError, OptionError, counted
 from tada.localization.annotations.table import LabelSet, UntrimmedVideo
 from tada.localization.detectors.detections import Detections
 from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector, detector_of
-from tada.localization.features.extraction import ExtractionSettings, extract_video
+from tada.localization.features.extraction import extract_video
 from tada.localization.features.folder import VideoFeatures
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
@@ -45,6 +45,7 @@ from tada.training.recipe import read_recipe
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
 from tada.video.inputs import VideoSource, is_one_video, source_of
+from tada.video.sliding_windows import SlidingWindows
 from tada.video.transforms import shrink_to
 
 if TYPE_CHECKING:
@@ -395,7 +396,7 @@ class Localizer:
         by_start = sorted(segments, key=lambda s: (s.start_seconds, s.end_seconds))
         return Localization(path=path, duration_seconds=duration_seconds, segments=tuple(by_start))
 
-    def feature_maker(self) -> tuple[Recognizer, ExtractionSettings]:
+    def feature_maker(self) -> tuple[Recognizer, SlidingWindows]:
         """The network that makes the features, and how it is shown a video.
 
         Raises:
@@ -406,7 +407,7 @@ class Localizer:
                 f"this localizer was trained on features from files ({self.card.backbone}) and has no network to make "
                 "them of a video; train one on features of `tada extract`"
             )
-        return self.backbone, ExtractionSettings.of(self.card.feature_settings)
+        return self.backbone, SlidingWindows.of(self.card.feature_settings)
 
 
 def _one_by_one(answers: Iterator[Localization]) -> Iterator[Localization]:

@@ -21,7 +21,6 @@ Shapes: V crops, T frames of a clip, N clips, C channels, K classes, S segments 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -35,11 +34,11 @@ from tada.errors import OptionError
 from tada.localization.detectors.detections import Detections
 from tada.localization.detectors.detector import RollingView
 from tada.localization.detectors.segments import Floats, tiou
-from tada.localization.features.extraction import ExtractionSettings, clip_outputs, frame_crops, joined
+from tada.localization.features.extraction import clip_outputs, joined
 from tada.localization.localizer import LocalizedSegment, Localizer
 from tada.video.prefetch import Ahead
-from tada.video.sampling import ClipSpec
-from tada.video.stream import FrameStream, LiveFrame
+from tada.video.sliding_windows import ReadyClip, clips_as_they_come
+from tada.video.stream import FrameStream
 
 _SAME = 0.5  # overlap from which a segment is one that was given out
 
@@ -65,68 +64,6 @@ class StreamSettings:
 
 
 # -- clips as they come -----------------------------------------------------------------------------------------------
-
-
-class ReadyClip(NamedTuple):
-    """A clip, all of whose frames are there."""
-
-    frames: Tensor
-    """uint8 [V, T, crop, crop, 3]"""
-    arrivals: list[tuple[float, float]]
-    """The frames since the last clip: when each is shown, and when it arrived. The last of them made this one ready."""
-
-
-class _OpenClip(NamedTuple):
-    times: list[float]
-    """When its frames are shown, T."""
-    frames: list[Tensor]
-    """Those that are there, [V, crop, crop, 3]."""
-
-
-def clips_as_they_come(stream: FrameStream, spec: ClipSpec, settings: ExtractionSettings) -> Iterator[ReadyClip]:
-    """The clips that ``clips_of`` would make of the finished video, each as soon as possible.
-
-    A frame is shown until the next one appears, so a clip is ready with the first frame after its last. Each frame is
-    made small at most once, and let go when the clips that need it have it.
-    """
-    waiting: deque[_OpenClip] = deque()
-    num_opened, num_ready = 0, 0
-    arrivals: list[tuple[float, float]] = []
-    before: LiveFrame | None = None
-    next_clip = _open_clip(0, spec, settings)
-
-    def show(frame: LiveFrame, until_seconds: float) -> None:
-        """Give a frame to all clips that want it."""
-        small: Tensor | None = None
-        for clip in waiting:
-            while len(clip.frames) < len(clip.times) and clip.times[len(clip.frames)] < until_seconds:
-                if small is None:
-                    small = frame_crops(np.ascontiguousarray(frame.pixels())[None], spec, settings)[0]
-                clip.frames.append(small)
-
-    for frame in stream:
-        arrivals.append((frame.seconds, frame.arrived))
-        while next_clip.times[0] < frame.seconds:
-            waiting.append(next_clip)
-            num_opened += 1
-            next_clip = _open_clip(num_opened, spec, settings)
-        show(before or frame, frame.seconds)
-        before = frame
-        while waiting and len(waiting[0].frames) == spec.num_frames:
-            yield ReadyClip(torch.stack(waiting.popleft().frames, dim=1), arrivals)
-            num_ready, arrivals = num_ready + 1, []
-    if before is None:
-        return
-    # The last frame stands still.
-    waiting.extend(_open_clip(i, spec, settings) for i in range(num_opened, settings.count(stream.duration_seconds)))
-    show(before, float("inf"))
-    for clip in list(waiting)[: settings.count(stream.duration_seconds) - num_ready]:
-        yield ReadyClip(torch.stack(clip.frames, dim=1), arrivals)
-        arrivals = []
-
-
-def _open_clip(index: int, spec: ClipSpec, settings: ExtractionSettings) -> _OpenClip:
-    return _OpenClip(settings.clip_times(index, spec.num_frames).tolist(), [])
 
 
 # -- the rolling detector ---------------------------------------------------------------------------------------------

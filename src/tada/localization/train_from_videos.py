@@ -27,7 +27,7 @@ from tada.localization.annotations.table import (
     with_splits,
 )
 from tada.localization.annotations.video_names import KnownVideos, videos_by_name
-from tada.localization.features.extraction import ExtractionSettings, extract
+from tada.localization.features.extraction import extract
 from tada.localization.localizer import Localizer
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.training import LocalizationResult, train_localizer
@@ -42,6 +42,7 @@ from tada.system.progress import track
 from tada.training.recipe import METRICS_FILE, RECIPE_FILE
 from tada.training.run_folder import check_free, was_begun
 from tada.video.frames import check_rate, probe_footage
+from tada.video.sliding_windows import SlidingWindows
 
 _FEW = 9  # videos, whose frame rate stands for that of all
 
@@ -73,7 +74,7 @@ def train_on_videos(
         backbone: what ``tada.recognition.recognizer.load`` takes. By default one is trained on the segments, cut out of
             the videos.
         backbone_recipe: how; by default as `tada train` does.
-        window_seconds: what a feature's clip spans; see ``ExtractionSettings.for_clips``, as for ``stride_seconds``.
+        window_seconds: what a feature's clip spans; see ``SlidingWindows.for_clips``, as for ``stride_seconds``.
         skip_unreadable: how many videos may be missing or turn out unreadable; they are named, and left out.
 
     Raises:
@@ -103,7 +104,7 @@ def train_on_videos(
         say(line)
     lengths = [segment.seconds for video in table.of_split("train").videos for segment in video.segments]
     settings_for = partial(
-        ExtractionSettings.for_clips,
+        SlidingWindows.for_clips,
         window_seconds=window_seconds,
         stride_seconds=stride_seconds,
         segment_seconds=lengths,

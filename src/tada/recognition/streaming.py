@@ -21,12 +21,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tada.errors import OptionError
-from tada.localization.features.extraction import ExtractionSettings
-from tada.localization.streaming import clips_as_they_come
 from tada.models.weights import ModelCard
 from tada.recognition.recognizer import Recognizer
 from tada.video.live import is_camera
 from tada.video.prefetch import Ahead
+from tada.video.sliding_windows import SlidingWindows, clips_as_they_come
 from tada.video.stream import FrameStream
 
 _CLIPS_AHEAD = 8
@@ -61,7 +60,7 @@ class LiveSettings:
         if not 0 <= self.min_score <= 1:
             raise OptionError(f"min_score={self.min_score} should be from 0 to 1")
 
-    def clips(self, card: ModelCard) -> ExtractionSettings:
+    def clips(self, card: ModelCard) -> SlidingWindows:
         """How the clips of the looks lie in the stream.
 
         Raises:
@@ -74,7 +73,7 @@ class LiveSettings:
                 "files, with --window-seconds for what follows each other"
             )
         typical = () if card.typical_seconds is None else (card.typical_seconds,)
-        return ExtractionSettings.for_clips(
+        return SlidingWindows.for_clips(
             card.clip,
             window_seconds=self.window_seconds,
             stride_seconds=self.every_seconds,

@@ -9,14 +9,13 @@ Shapes: T frames of a clip, N clips, D features of the network, V crops, K class
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from os import fspath
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tada.data.table import listed
-from tada.errors import ChangedVideoError, DataError, OptionError, TooLargeError, VideoError
+from tada.errors import ChangedVideoError, DataError, TooLargeError, VideoError
 from tada.localization.annotations.video_names import video_name
 from tada.localization.features.folder import FeatureCard, VideoFeatures, read_card, write_card, write_features
 from tada.localization.features.grid import FeatureGrid
@@ -33,108 +32,17 @@ from tada.localization.features.sources import Source
 from tada.recognition.recognizer import Recognizer
 from tada.system.locks import holds
 from tada.system.progress import Work
-from tada.video.frames import OpenVideo, check_rate, probe_footage
+from tada.video.frames import check_rate, probe_footage
 from tada.video.inputs import VideoSource, source_of
 from tada.video.prefetch import Ahead
-from tada.video.sampling import ClipSpec
-from tada.video.transforms import normalise, test_crops
+from tada.video.sliding_windows import (
+    SlidingWindows,
+    clips_of,
+)
+from tada.video.transforms import normalise
 
-_FRAMES_AT_ONCE = 32
-_DENSE_SECONDS, _SPARSE_SECONDS = 2 / 15, 8 / 15  # 0.133 and 0.533 s, the strides of the published features
-_SHORT_ACTION_SECONDS = 4.0
 MAX_FEATURES = 500_000
 """Most of one video: 18 hours at the smallest stride of the published features."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExtractionSettings:
-    """How clips lie in a video."""
-
-    window_seconds: float
-    """What a clip spans."""
-    stride_seconds: float
-    """From one clip's middle to the next."""
-    num_crops: Literal[1, 3] = 1
-    """The middle of the frame; or three, side by side, as channels one after the other."""
-
-    def __post_init__(self) -> None:
-        for name in ("window_seconds", "stride_seconds"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise OptionError(f"{name}={getattr(self, name)} should be a positive number of seconds")
-        if self.num_crops not in (1, 3):
-            raise OptionError(f"num_crops={self.num_crops} should be 1 or 3")
-
-    @classmethod
-    def for_clips(
-        cls,
-        clip: ClipSpec,
-        *,
-        window_seconds: float | None = None,
-        stride_seconds: float | None = None,
-        num_crops: Literal[1, 3] = 1,
-        segment_seconds: Sequence[float] = (),
-        frame_seconds: float = 0.0,
-    ) -> ExtractionSettings:
-        """Fill in what was not given.
-
-        The window is what the network's clips span. A network of segments has seen whole actions: then it is the median
-        of ``segment_seconds``. The stride is 0.133 s for actions of less than 4 s, else 0.533 s, as published features
-        have it, but at most a fourth of the window, and no less than ``frame_seconds``, for which a frame of the videos
-        is shown: between two frames there is nothing new.
-
-        Raises:
-            OptionError: a network of segments, and neither a window nor segments; or these are shorter than a frame,
-                as events are that are marked with a point in time.
-        """
-        median = float(np.median(segment_seconds)) if len(segment_seconds) else None
-        if window_seconds is None:
-            if clip.sampling == "interval" and clip.fps is not None:
-                window_seconds = clip.num_frames * clip.interval / clip.fps
-            elif median is not None:
-                if median < frame_seconds:
-                    raise OptionError(
-                        f"half of the segments last {median:.3g} s or less, and one frame of the videos "
-                        f"{frame_seconds:.3g} s, so that they do not say how much of a video shows what happens: let "
-                        "each last as long as that does, or give --window-seconds, about as long"
-                    )
-                window_seconds = median
-            else:
-                raise OptionError(
-                    "the network was trained on whole videos cut into segments, so it does not say how long a clip "
-                    "lasts: give --window-seconds, about as long as what it is to see"
-                )
-        if stride_seconds is None:
-            dense = median is not None and median < _SHORT_ACTION_SECONDS
-            stride_seconds = min(_DENSE_SECONDS if dense else _SPARSE_SECONDS, window_seconds / 4)
-            stride_seconds = max(stride_seconds, frame_seconds)
-        return cls(window_seconds=window_seconds, stride_seconds=stride_seconds, num_crops=num_crops)
-
-    @classmethod
-    def of(cls, plain: Mapping[str, Any]) -> ExtractionSettings:
-        """Those among the plain values that ``settings_of`` gave."""
-        return cls(**{entry.name: plain[entry.name] for entry in fields(cls)})
-
-    @property
-    def grid(self) -> FeatureGrid:
-        """Feature k stands for the k-th stride of the video, its middle."""
-        return FeatureGrid(
-            start_seconds=self.stride_seconds / 2,
-            stride_seconds=self.stride_seconds,
-            window_seconds=self.window_seconds,
-        )
-
-    def count(self, duration_seconds: float) -> int:
-        """Features of a video: each whole or half-filled stride has one, and there is at least one."""
-        return max(1, math.floor(duration_seconds / self.stride_seconds + 0.5))
-
-    def clip_times(self, index: int, num_frames: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        """When the frames of clip ``index`` are shown, [T]: the middles of T equal parts of its window.
-
-        With a millisecond's grace, as in testing: WebM and MKV round times to milliseconds.
-        """
-        middle = float(self.grid.seconds(float(index)))
-        parts: np.ndarray[tuple[int], np.dtype[np.float64]] = (np.arange(num_frames) + 0.5) / num_frames - 0.5
-        return middle + parts * self.window_seconds + 1e-3
 
 
 def backbone_hash(model: nn.Module) -> str:
@@ -143,7 +51,7 @@ def backbone_hash(model: nn.Module) -> str:
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
 
-def settings_of(backbone: Recognizer, settings: ExtractionSettings) -> dict[str, object]:
+def settings_of(backbone: Recognizer, settings: SlidingWindows) -> dict[str, object]:
     """All that decides what features are, beside the weights: plain values."""
     return {
         **asdict(settings),
@@ -153,40 +61,6 @@ def settings_of(backbone: Recognizer, settings: ExtractionSettings) -> dict[str,
         "crop": backbone.clip.crop,
         "antialias": backbone.clip.antialias,
     }
-
-
-def clips_of(reader: OpenVideo, spec: ClipSpec, settings: ExtractionSettings, clip_range: range) -> Iterator[Tensor]:
-    """The crops of each clip, uint8 [V, T, crop, crop, 3], in order; every frame is decoded once.
-
-    Frames wait, resized and cut, until no later clip needs them.
-    """
-    times = reader.times_seconds
-    needed = np.empty((len(clip_range), spec.num_frames), np.int64)
-    for row, index in enumerate(clip_range):
-        shown = np.searchsorted(times, settings.clip_times(index, spec.num_frames), side="right") - 1
-        needed[row] = np.clip(shown, 0, len(times) - 1)
-    wanted = iter(np.unique(needed).tolist())
-    ready: dict[int, Tensor] = {}  # [V, crop, crop, 3]
-    for clip in map(np.ndarray.tolist, needed):
-        while clip[-1] not in ready:
-            part = [frame for _, frame in zip(range(_FRAMES_AT_ONCE), wanted, strict=False)]
-            crops = reader.frames(part, shrink=lambda frames: frame_crops(frames, spec, settings).numpy())
-            ready.update(zip(part, torch.from_numpy(crops), strict=True))
-        for frame in [frame for frame in ready if frame < clip[0]]:
-            del ready[frame]
-        yield torch.stack([ready[frame] for frame in clip], dim=1)
-
-
-def frame_crops(frames: NDArray[np.uint8], spec: ClipSpec, settings: ExtractionSettings) -> Tensor:
-    """Frames [N, H, W, 3], made small and cut: uint8 [N, V, crop, crop, 3]."""
-    crops = test_crops(
-        torch.from_numpy(frames),
-        short_side=spec.short_side,
-        crop=spec.crop,
-        num_crops=settings.num_crops,
-        antialias=spec.antialias,
-    )
-    return torch.stack(crops, dim=1)
 
 
 @torch.inference_mode()
@@ -202,7 +76,7 @@ def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
 def extract_video(
     backbone: Recognizer,
     video: Path | VideoSource,
-    settings: ExtractionSettings,
+    settings: SlidingWindows,
     *,
     batch_size: int = 16,
     backbone_sha256: str | None = None,
@@ -252,7 +126,7 @@ def extract_video(
 
 def joined(
     backbone: Recognizer,
-    settings: ExtractionSettings,
+    settings: SlidingWindows,
     features: NDArray[np.float32],
     scores: NDArray[np.float32],
     *,
@@ -264,7 +138,7 @@ def joined(
     card = FeatureCard(
         video=video,
         duration_seconds=duration_seconds,
-        grid=settings.grid,
+        grid=FeatureGrid.of_windows(settings),
         num_features=len(features),
         channels=features.shape[1],
         backbone=backbone_sha256 or backbone_hash(backbone.model),
@@ -320,7 +194,7 @@ def extract(
     backbone: Recognizer,
     videos: Mapping[str, Path],
     out: Path,
-    settings: ExtractionSettings,
+    settings: SlidingWindows,
     *,
     fps: float | None = None,
     batch_size: int = 16,
@@ -448,7 +322,7 @@ def _source_of(path: Path) -> Source | None:
 def _extract_bound(
     backbone: Recognizer,
     video: VideoSource,
-    settings: ExtractionSettings,
+    settings: SlidingWindows,
     batch_size: int,
     backbone_sha256: str,
     advance: Callable[[float], None],

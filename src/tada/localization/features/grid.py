@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import DataError, OptionError
+
+if TYPE_CHECKING:
+    from tada.video.sliding_windows import SlidingWindows
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 
@@ -35,6 +38,15 @@ class FeatureGrid:
                 f"features at {self.start_seconds} s, every {self.stride_seconds} s, of {self.window_seconds} s each: "
                 "all should be numbers, the second positive and the third 0 or more"
             )
+
+    @classmethod
+    def of_windows(cls, windows: SlidingWindows) -> FeatureGrid:
+        """Feature k stands for the k-th stride of the video, its middle."""
+        return cls(
+            start_seconds=windows.stride_seconds / 2,
+            stride_seconds=windows.stride_seconds,
+            window_seconds=windows.window_seconds,
+        )
 
     @classmethod
     def of_frames(cls, *, fps: float, stride: float, clip_frames: float, offset: float | None = None) -> FeatureGrid:

@@ -23,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
-from tada.errors import OptionError
+from tada.errors import OptionError, listed
 from tada.tadaconv import Calibrate, Calibration, Routing, RoutingNorm, TAdaConv2d, TAdaConv3d
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -196,11 +196,7 @@ def _by_reason(skipped: Sequence[SkippedConvolution]) -> str:
     names: dict[str, list[str]] = {}
     for convolution in skipped:
         names.setdefault(convolution.reason, []).append(convolution.name or "the network itself")
-    return "; ".join(f"{reason} ({_listed(group)})" for reason, group in names.items())
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    return "; ".join(f"{reason} ({listed(group, quote=False, at_most=4)})" for reason, group in names.items())
 
 
 def _num_parameters(module: nn.Module) -> int:
@@ -241,7 +237,8 @@ def _pick(network: nn.Module, found: Mapping[str, nn.Module], where: Where | Non
         for pattern in [where] if isinstance(where, str) else where:
             fitting = {name for name in found if fnmatchcase(name, pattern)}
             if not fitting:
-                raise OptionError(f"no convolution is called {pattern!r}; there are {_listed(list(found)) or 'none'}")
+                there = listed(found, quote=False, at_most=4) or "none"
+                raise OptionError(f"no convolution is called {pattern!r}; there are {there}")
             picked |= fitting
     return picked, {name: _NOT_PICKED for name in found if name not in picked}
 
@@ -319,7 +316,10 @@ def _padding(conv: nn.Conv2d | nn.Conv3d) -> tuple[int, ...] | None:
 def _check_ready(network: nn.Module) -> None:
     lazy = [name for name, parameter in network.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
-        raise OptionError(f"{_listed(lazy)}: lazy layers have no weights yet; run the network once, then adapt it")
+        raise OptionError(
+            f"{listed(lazy, quote=False, at_most=4)}: lazy layers have no weights yet; run the network once, then "
+            "adapt it"
+        )
     for module in network.modules():
         name = type(module).__name__
         if isinstance(module, DistributedDataParallel) or name.startswith(("FSDP", "FullySharded", "OptimizedModule")):

@@ -170,3 +170,10 @@ class FrameFolderError(VideoError):
     """A folder of frames that are not one series: a number is missing, or there are pictures of two series or sizes."""
 
     reason = "frame_folder"
+
+
+def listed(names: Iterable[str], *, quote: bool = True, at_most: int = 5) -> str:
+    """The first names, for a message, and how many more there are."""
+    shown = [repr(name) if quote else name for name in names]
+    more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
+    return ", ".join(shown[:at_most]) + more

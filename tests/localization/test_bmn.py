@@ -20,7 +20,6 @@ from tada.localization.detectors.bmn import (
     BMNTargets,
     BoundaryMatching,
     Window,
-    at_times,
     bmn_losses,
     proposals,
     sampling_weights,
@@ -32,6 +31,7 @@ from tada.localization.detectors.bmn import (
     windows,
 )
 from tada.localization.features.grid import FeatureGrid
+from tada.localization.features.interpolation import at_times
 
 UNITS = json.loads((Path(__file__).parents[1] / "golden" / "tal_unit_values.json").read_text())
 

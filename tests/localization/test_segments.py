@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reference import detections as slow
-from tada.localization.detectors.segments import nms, soft_nms, tiou, vote
+from tada.localization.detectors.segments import soft_nms, tiou, vote
 
 UNITS = json.loads((Path(__file__).parents[1] / "golden" / "tal_unit_values.json").read_text())
 
@@ -83,15 +83,6 @@ def test_classes_suppress_only_their_own() -> None:
         assert kept[here].tolist() == mine[own].tolist()
         np.testing.assert_allclose(lowered[here], own_scores)
     assert len(soft_nms(segments, scores, sigma=0.5, max_kept=4)[0]) == 4
-
-
-def test_hard_nms() -> None:
-    segments = np.array([[0.0, 10.0], [1.0, 11.0], [20.0, 30.0], [5.0, 15.0]])
-    scores = np.array([0.8, 0.9, 0.8, 0.6])
-    assert nms(segments, scores, threshold=0.5).tolist() == [1, 2, 3]
-    assert nms(segments, scores, threshold=0.3).tolist() == [1, 2]
-    assert nms(segments, scores, threshold=0.5, labels=np.array([0, 1, 1, 0])).tolist() == [1, 0, 2, 3]
-    assert nms(np.zeros((0, 2)), np.zeros(0), threshold=0.5).tolist() == []
 
 
 def test_voting_is_opentads() -> None:

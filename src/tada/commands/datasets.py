@@ -57,7 +57,7 @@ def _print_report(report: CheckReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from tada.data.table import listed
+    from tada.errors import listed
 
     console = Console()
     if report.findings:

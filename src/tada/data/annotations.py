@@ -52,13 +52,12 @@ from tada.data.table import (
     LabelledVideo,
     VideoTable,
     composed,
-    listed,
     path_below,
     segment_text,
     stamp_of,
     with_fps,
 )
-from tada.errors import DataError, OptionError, why_unread
+from tada.errors import DataError, OptionError, listed, why_unread
 from tada.system.files import absolute_path, whole_file
 from tada.video.numbered import VIDEO_EXTENSIONS, check_fps, is_frame_folder, numbered_pictures
 

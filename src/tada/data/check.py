@@ -24,9 +24,9 @@ import numpy as np
 
 from tada.data.csv_rows import guarded
 from tada.data.identity import sha256_of
-from tada.data.table import LabelledVideo, VideoTable, listed, stamp_of
+from tada.data.table import LabelledVideo, VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
-from tada.errors import OptionError, VideoError, counted
+from tada.errors import OptionError, VideoError, counted, listed
 from tada.system.devices import check_num_workers
 from tada.system.documents import parse_json, read_json, typed
 from tada.system.files import check_not_there, whole_file, write_whole, writing

@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from tada.data.table import composed, listed
-from tada.errors import DataError, why_unread
+from tada.data.table import composed
+from tada.errors import DataError, listed, why_unread
 from tada.system.documents import open_regular
 
 # What FFmpeg would open instead of a file. "a:b.mp4" is a file's name like any other.

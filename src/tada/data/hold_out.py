@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tada.data.table import LabelledVideo, VideoTable, listed
-from tada.errors import DataError, OptionError, UnknownNameError
+from tada.data.table import LabelledVideo, VideoTable
+from tada.errors import DataError, OptionError, UnknownNameError, listed
 
 
 def with_splits(table: VideoTable, *, val_fraction: float, val_groups: Sequence[str], seed: int) -> VideoTable:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tada.data.csv_rows import class_number, text_lines
-from tada.data.table import SPLIT_OF, composed, listed
-from tada.errors import DataError
+from tada.data.table import SPLIT_OF, composed
+from tada.errors import DataError, listed
 from tada.video.numbered import VIDEO_EXTENSIONS
 
 _ENDINGS = "|".join(re.escape(ending) for ending in sorted(VIDEO_EXTENSIONS))

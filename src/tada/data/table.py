@@ -13,7 +13,7 @@ import random
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -371,13 +371,6 @@ def with_fps(table: VideoTable, fps: float | None) -> VideoTable:
 
 
 # -- holding out a part -----------------------------------------------------------------------------------------------
-
-
-def listed(names: Iterable[str], *, quote: bool = True, at_most: int = 5) -> str:
-    """The first names, for a message, and how many more there are."""
-    shown = [repr(name) if quote else name for name in names]
-    more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
-    return ", ".join(shown[:at_most]) + more
 
 
 if not TYPE_CHECKING:  # which knows the names that there are

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tada.data.table import listed
-from tada.errors import DataError
+from tada.errors import DataError, listed
 from tada.localization.annotations.formats import read_names
 from tada.localization.annotations.table import LabelSet, SegmentTable, named_like, read_segments, with_durations
 from tada.localization.features.folder import FeatureFolder

@@ -17,11 +17,11 @@ import torch
 from tada.errors import DataError, OptionError
 from tada.localization.annotations.table import LabelSet, UntrimmedVideo
 from tada.localization.classifiers import VideoScores, read_video_scores
-from tada.localization.detectors.bmn import at_times
 from tada.localization.detectors.detections import Detections
 from tada.localization.detectors.segments import Floats
 from tada.localization.features.folder import FeatureFolder, VideoFeatures
 from tada.localization.features.grid import FeatureGrid
+from tada.localization.features.interpolation import at_times
 from tada.localization.recipe import LocalizationRecipe
 
 _NUM_POINTS = 6

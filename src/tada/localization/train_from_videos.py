@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tada.data.table import listed
-from tada.errors import DataError, VideoError, counted
+from tada.errors import DataError, VideoError, counted, listed
 from tada.localization.annotations.table import (
     VAL_FRACTION,
     SegmentTable,

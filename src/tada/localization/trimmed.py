@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from tada.data.annotations import read_dataset
 from tada.data.csv_rows import guarded
-from tada.data.table import VideoTable, listed
-from tada.errors import DataError, VideoError
+from tada.data.table import VideoTable
+from tada.errors import DataError, VideoError, listed
 from tada.localization.annotations.table import SegmentTable, UntrimmedVideo
 from tada.localization.features.sources import Source
 from tada.system.documents import MAX_LIST_BYTES, read_json, typed

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike, fspath
@@ -30,13 +30,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tada.errors import CheckpointError, OptionError, UnknownNameError
+from tada.errors import CheckpointError, OptionError, UnknownNameError, listed
 from tada.models import MODELS, Network
 from tada.models import create_model as drawn
 from tada.models.hub import fetch_weights, is_hub_id
 from tada.models.tada2d import TAda2D, TAda2DConfig
 from tada.models.tadaconvnext import TAdaConvNeXt, TAdaConvNeXtConfig
-from tada.models.weights import convert_published, load_model, packaged, packaged_names, read_weights, restore
+from tada.models.weights import (
+    convert_published,
+    load_model,
+    packaged,
+    packaged_names,
+    read_weights,
+    restore,
+    without_ones,
+)
 from tada.system.calls import checked
 from tada.system.files import absolute_path
 
@@ -67,7 +75,9 @@ class InitialReport:
         kinds = Counter(_kind(name) for name in self.fresh)
         fresh = f" ({', '.join(f'{kind} {count}' for kind, count in kinds.items())})" if kinds else ""
         lines.append(f"left as drawn: {len(self.fresh)}{fresh}")
-        lines.append(f"left out: {len(self.ignored)}{f' ({_listed(self.ignored)})' if self.ignored else ''}")
+        lines.append(
+            f"left out: {len(self.ignored)}{f' ({listed(self.ignored, quote=False)})' if self.ignored else ''}"
+        )
         return f"from {self.source}: " + "; ".join(lines)
 
 
@@ -290,18 +300,18 @@ def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: s
         kind, names = "ConvNeXt", _our_parts(model.config, own)
     else:
         raise CheckpointError(f"{words} is no start for a {type(model).__name__}: TAda2D and TAdaConvNeXt have one")
-    known = max(names, key=lambda parts: sum(_our_name(key, parts) is not None for key in weights))
+    known = max(names, key=lambda parts: sum(_our_image_name(key, parts) is not None for key in weights))
     given: dict[str, Tensor] = {}
     ignored = []
     for key, value in weights.items():
-        ours = _our_name(key, known)
+        ours = _our_image_name(key, known)
         if ours is None and _THEIR_CLASSIFIER.fullmatch(key):
             ignored.append(key)
         else:
             given[ours or f"{key} (unknown)"] = value
     if not given.keys() & own.keys():
         raise CheckpointError(
-            f"{words} is no {kind} as torchvision or timm names it; its first names are {_listed(weights)}"
+            f"{words} is no {kind} as torchvision or timm names it; its first names are {listed(weights, quote=False)}"
         )
     reshaped = _made_to_fit(given, own)
     # Batch norms of old files do not count their batches, and nothing here needs the count.
@@ -338,7 +348,7 @@ def _our_parts(config: TAda2DConfig | TAdaConvNeXtConfig, own: Mapping[str, Tens
     return found
 
 
-def _our_name(name: str, parts: Mapping[str, str]) -> str | None:
+def _our_image_name(name: str, parts: Mapping[str, str]) -> str | None:
     part, _, last = name.rpartition(".")
     if name in parts:  # a bare parameter, such as a layer scale
         return parts[name]
@@ -349,7 +359,7 @@ def _made_to_fit(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
     """Change the form of some of ``given``, where our form is another; say which and how."""
     made = {}
     for key, value in given.items():
-        if key in own and _without_ones(value) == _without_ones(own[key]):  # [C, 1, 1] for [C], 1x1 kernels for layers
+        if key in own and without_ones(value) == without_ones(own[key]):  # [C, 1, 1] for [C], 1x1 kernels for layers
             given[key] = value.reshape(own[key].shape)
     kernel = given.get("stem.conv.weight")
     if kernel is not None and kernel.ndim == 4:
@@ -365,17 +375,8 @@ def _made_to_fit(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
     return made
 
 
-def _without_ones(tensor: Tensor) -> list[int]:
-    return [side for side in tensor.shape if side != 1]
-
-
 def _kind(name: str) -> str:
     for part, words in (("head.", "classifier"), ("routing.", "routing functions"), ("pooled_norm.", "pooled norms")):
         if part in name:
             return words
     return name
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata, resources
 from pathlib import Path
@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tada.errors import CheckpointError, UnknownNameError, why_unread
+from tada.errors import CheckpointError, UnknownNameError, listed, why_unread
 from tada.models import create_model
 from tada.system.array_files import check_unpacked
 from tada.system.documents import MAX_CARD_BYTES, open_regular, parse_json, typed
@@ -323,7 +323,7 @@ def _state_dict(file: Path, content: Any) -> dict[str, Tensor]:
     others = [str(name) for name, value in content.items() if not (isinstance(name, str) and _is_plain_tensor(value))]
     if others:
         raise CheckpointError(
-            f"{str(file)!r} holds, beside weights, {_listed(others)}; a state dict may stand alone, or as "
+            f"{str(file)!r} holds, beside weights, {listed(others, quote=False)}; a state dict may stand alone, or as "
             "'model_state', 'state_dict' or 'model': save it so"
         )
     before = "module." if all(name.startswith("module.") for name in content) else ""
@@ -379,14 +379,9 @@ def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
     broken = [name for name, v in weights.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if broken:
         raise CheckpointError(
-            f"{where} has weights that are not finite numbers: {_listed(broken)}; training went astray: go back to an "
-            "earlier state, and lower the learning rate"
+            f"{where} has weights that are not finite numbers: {listed(broken, quote=False)}; training went astray: go "
+            "back to an earlier state, and lower the learning rate"
         )
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 # -- published weights ------------------------------------------------------------------------------------------------
@@ -451,12 +446,12 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, 
         CheckpointError: names that a released network does not have, or has and are missing here.
     """
     name = _published_model(state_dict)
-    weights = {_our_name(name): value for name, value in state_dict.items()}
+    weights = {_our_published_name(name): value for name, value in state_dict.items()}
     num_classes = weights["head.weight"].shape[0] if "head.weight" in weights else 400
     with torch.device("meta"):
         model = create_model(name, num_classes=num_classes)
     for key, ours in model.state_dict().items():
-        if key in weights and _without_ones(weights[key]) == _without_ones(ours):
+        if key in weights and without_ones(weights[key]) == without_ones(ours):
             weights[key] = weights[key].reshape(ours.shape)
     differences = _differences(model, weights)
     if differences:
@@ -485,12 +480,12 @@ def _published_model(state_dict: Mapping[str, Tensor]) -> str:
         raise CheckpointError(
             f"these are no weights of a released TAda2D: stages of {list(depths)} blocks instead of {known} "
             f"('backbone.conv2.res_1...' and on), nor of a TAdaConvNeXt ('backbone.stages.0.0...'); the first names "
-            f"are {_listed(state_dict) or 'nothing'}"
+            f"are {listed(state_dict, quote=False) or 'nothing'}"
         )
     return _PUBLISHED_TADA2D[depths]
 
 
-def _our_name(name: str) -> str:
+def _our_published_name(name: str) -> str:
     """Our name for a released one; a name we do not know is told as one too many."""
     beginning, names, rest = "", _PUBLISHED_NAMES, name
     if match := _PUBLISHED_BLOCK.match(name):
@@ -505,5 +500,6 @@ def _our_name(name: str) -> str:
     return f"{name} (unknown)"
 
 
-def _without_ones(tensor: Tensor) -> list[int]:
+def without_ones(tensor: Tensor) -> list[int]:
+    """A shape as those compare it who write [C, 1, 1] for [C], and 1x1 kernels for layers."""
     return [side for side in tensor.shape if side != 1]

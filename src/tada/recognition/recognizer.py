@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tada.data.table import ACTION, Head, listed
-from tada.errors import CheckpointError, OptionError, UnknownNameError, VideoError, VideoNotFoundError, counted
+from tada.data.table import ACTION, Head
+from tada.errors import CheckpointError, OptionError, UnknownNameError, VideoError, VideoNotFoundError, counted, listed
 from tada.models.fuse import FusedNetwork, fuse
 from tada.models.hub import fetch_model, is_hub_id
 from tada.models.onnx_model import ONNX_SUFFIX, OnnxNetwork, load_onnx

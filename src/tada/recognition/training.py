@@ -41,10 +41,10 @@ from tada.data.hold_out import with_splits
 from tada.data.multi_label import FEWEST, THRESHOLD, chosen_thresholds, positives_text
 from tada.data.recordings import shared_recordings
 from tada.data.run_videos import RUN_LIST, KnownVideo, as_in_run, limited_as_run, read_run_list, write_run_list
-from tada.data.table import Head, VideoTable, listed, with_fps
+from tada.data.table import Head, VideoTable, with_fps
 from tada.data.views import TestVideos, Views, test_loader
 from tada.display.page import PAGE
-from tada.errors import CheckpointError, DataError, OptionError, counted
+from tada.errors import CheckpointError, DataError, OptionError, counted, listed
 from tada.models import create_model
 from tada.models.parallel import checkpoint_blocks, synchronise_batch_norms, whole_weights
 from tada.models.pretrained import RANDOM_WEIGHTS, initialise, start_in_words

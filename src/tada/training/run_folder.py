@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tada.data.table import listed
-from tada.errors import CheckpointError, OptionError
+from tada.errors import CheckpointError, OptionError, listed
 from tada.system.documents import read_json
 from tada.system.files import remove_dead_parts, write_whole, writing
 from tada.system.locks import names_in, was_made

@@ -20,8 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tada.data.csv_rows import csv_columns, csv_rows
-from tada.data.table import listed
-from tada.errors import DataError, why_unread
+from tada.errors import DataError, listed, why_unread
 from tada.localization.annotations.formats import Content, Row, load_json
 from tada.localization.annotations.frame_clock import FrameClock
 from tada.localization.annotations.labelling_xml import read_xml

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tada.data.csv_rows import class_names
-from tada.data.table import composed, listed
-from tada.errors import DataError, OptionError, counted
+from tada.data.table import composed
+from tada.errors import DataError, OptionError, counted, listed
 from tada.localization.annotations.formats import Content, parse_seconds, read_content
 from tada.localization.annotations.labelling_tools import read_tool_files
 from tada.localization.annotations.video_names import KnownVideos, short_names, video_path

@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tada.data.table import composed, listed
-from tada.errors import DataError
+from tada.data.table import composed
+from tada.errors import DataError, listed
 from tada.video.numbered import VIDEO_EXTENSIONS
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from tada.errors import OptionError
 from tada.localization.detectors.segments import Floats, soft_nms
 from tada.localization.features.grid import FeatureGrid
+from tada.localization.features.interpolation import at_times
 
 _POINTS_PER_SAMPLE = 3
 _BOUNDARY_RATIO = 0.5  # a proposal is sampled half its length beyond both ends
@@ -301,6 +302,15 @@ def targets(segments: Tensor, num_bins: int, num_durations: int) -> BMNTargets:
     return BMNTargets(boundary(scaled[:, 0]), boundary(scaled[:, 1]), (inter / union).max(2).values)
 
 
+_REGRESSION_WEIGHT = 10
+_BOUNDARY_OVERLAP = 0.5
+"""From this overlap with a segment's start or end on, a bin is one."""
+_RIGHT_IOU = 0.9
+"""From this IoU with a segment on, a proposal is classified as right."""
+_HIGH_IOU, _LOW_IOU = 0.7, 0.3
+"""Between these lie proposals of middling IoU, of which the regression draws as many as there are high ones."""
+
+
 class BMNLosses(NamedTuple):
     """The three parts; the total is boundaries + 10 * regression + classification."""
 
@@ -310,7 +320,7 @@ class BMNLosses(NamedTuple):
 
     def total(self) -> Tensor:
         """Weighted as in the paper."""
-        return self.boundaries + 10 * self.regression + self.classification
+        return self.boundaries + _REGRESSION_WEIGHT * self.regression + self.classification
 
 
 def bmn_losses(
@@ -326,10 +336,10 @@ def bmn_losses(
     valid = valid_cells(num_bins, num_durations).to(iou.device).expand_as(iou)
     regressed, classified = outputs.confidence[:, 0], outputs.confidence[:, 1]
     everywhere = torch.ones_like(start, dtype=torch.bool)
-    boundaries = _balanced_entropy(outputs.start, start > 0.5, everywhere) + _balanced_entropy(
-        outputs.end, end > 0.5, everywhere
+    boundaries = _balanced_entropy(outputs.start, start > _BOUNDARY_OVERLAP, everywhere) + _balanced_entropy(
+        outputs.end, end > _BOUNDARY_OVERLAP, everywhere
     )
-    classification = _balanced_entropy(classified, iou > 0.9, valid)
+    classification = _balanced_entropy(classified, iou > _RIGHT_IOU, valid)
     return BMNLosses(boundaries, _regression(regressed, iou, valid, generator), classification)
 
 
@@ -352,9 +362,9 @@ def _balanced_entropy(probability: Tensor, positive: Tensor, counted: Tensor) ->
 
 def _regression(predicted: Tensor, iou: Tensor, valid: Tensor, generator: torch.Generator | None) -> Tensor:
     """Squared error of all proposals with a high IoU and about as many with a middling and with a low one."""
-    high = (iou > 0.7) & valid
+    high = (iou > _HIGH_IOU) & valid
     chosen = high
-    for band in ((iou > 0.3) & (iou <= 0.7) & valid, (iou > 0) & (iou <= 0.3) & valid):
+    for band in ((iou > _LOW_IOU) & (iou <= _HIGH_IOU) & valid, (iou > 0) & (iou <= _LOW_IOU) & valid):
         share = high.sum() / band.sum().clamp(min=1)
         drawn = torch.rand(iou.shape, generator=generator, device=iou.device)
         chosen = chosen | (band & (drawn < share))
@@ -380,18 +390,6 @@ def windows(config: BMNConfig, duration_seconds: float) -> list[Window]:
     # The last is dropped where less than 0.2 s of the video would be new.
     count = max(1, math.ceil((duration_seconds - 0.2) / hop))
     return [Window(i * hop, config.bin_seconds) for i in range(count)]
-
-
-def at_times(features: Tensor, grid: FeatureGrid, seconds: NDArray[np.floating[Any]]) -> Tensor:
-    """Features [C, M] interpolated at times [n] -> [C, n]; zero from half a stride beyond the outermost on."""
-    index = torch.from_numpy(grid.index(np.asarray(seconds, np.float64))).to(features.device)
-    last = features.shape[1] - 1
-    inside = (index > -0.5 - 1e-6) & (index < last + 0.5 + 1e-6)
-    index = index.clamp(0, last)
-    low = index.floor().long()
-    part = (index - low).to(features.dtype)
-    mixed = features[:, low] * (1 - part) + features[:, (low + 1).clamp(max=last)] * part
-    return mixed * inside
 
 
 def window_features(features: Tensor, grid: FeatureGrid, window: Window, num_bins: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -67,31 +67,6 @@ class RollingView(NamedTuple):
     """The part begins at a multiple of this, so that the detector's own steps lie where they do in a whole video."""
 
 
-class Detector(Protocol):
-    """What training and testing need of a detector; an ``nn.Module``."""
-
-    def pieces(self, videos: Sequence[UntrimmedVideo]) -> list[Piece]:
-        """What an epoch shows, once each."""
-
-    def sample(self, piece: Piece, found: VideoFeatures, rng: np.random.Generator) -> Sample:
-        """A training sample; all that is random comes from ``rng``."""
-
-    def collate(self, samples: Sequence[Sample]) -> SampleBatch:
-        """Stack them."""
-
-    def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
-        """What is to be minimised, as "loss", and its parts."""
-
-    def detect(self, found: VideoFeatures) -> Detections:
-        """The segments of a video, in seconds, best first."""
-
-    def rolling_view(self, stride_seconds: float) -> RollingView | None:
-        """For videos without an end; None where the detector's steps depend on how long a video is."""
-
-    def shape(self) -> dict[str, Any]:
-        """The config as plain values, for ``detector_of``."""
-
-
 def truths(video: UntrimmedVideo, num_label_sets: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """A video's segments [G, 2] in seconds and their labels [G, S]."""
     times = np.array([(s.start_seconds, s.end_seconds) for s in video.segments], np.float64).reshape(-1, 2)
@@ -135,9 +110,11 @@ class ActionFormerDetector(nn.Module):
         self.normaliser: Tensor
 
     def shape(self) -> dict[str, Any]:
+        """The config as plain values, for ``detector_of``."""
         return asdict(self.config)
 
     def pieces(self, videos: Sequence[UntrimmedVideo]) -> list[Piece]:
+        """What an epoch shows, once each."""
         return [Piece(video=video) for video in videos if video.segments or self.recipe.train_on_background]
 
     def _at_steps(self, found: VideoFeatures) -> tuple[Tensor, FeatureGrid]:
@@ -175,9 +152,11 @@ class ActionFormerDetector(nn.Module):
         )
 
     def collate(self, samples: Sequence[Sample]) -> SampleBatch:
+        """Stack samples, padded to the longest."""
         return pad(samples, self.config.stride_of_last)
 
     def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
+        """What is to be minimised, as "loss", and its parts."""
         outputs = self.network(batch.features, batch.mask)
         found = actionformer.losses(outputs, batch.segments, batch.labels, label_smoothing=self.recipe.label_smoothing)
         if self.training:
@@ -188,6 +167,7 @@ class ActionFormerDetector(nn.Module):
         return {"loss": total, "classification": classification, "regression": regression}
 
     def detect(self, found: VideoFeatures) -> Detections:
+        """The segments of a video, in seconds, best first."""
         features, grid = self._at_steps(found)
         batch = pad([Sample(features, torch.zeros(0, 2), torch.zeros(0, 1))], self.config.stride_of_last)
         device = self.normaliser.device
@@ -221,6 +201,7 @@ class BMNDetector(nn.Module):
         self.network = bmn.BMN(config)
 
     def shape(self) -> dict[str, Any]:
+        """The config as plain values, for ``detector_of``."""
         return asdict(self.config)
 
     def pieces(self, videos: Sequence[UntrimmedVideo]) -> list[Piece]:
@@ -247,9 +228,11 @@ class BMNDetector(nn.Module):
         )
 
     def collate(self, samples: Sequence[Sample]) -> SampleBatch:
+        """Stack samples, padded to the longest."""
         return pad(samples, 1)
 
     def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
+        """What is to be minimised, as "loss", and its parts."""
         outputs = self.network(batch.features)
         wanted = [
             bmn.targets(segments, self.config.num_bins, self.config.max_duration_bins) for segments in batch.segments
@@ -258,6 +241,7 @@ class BMNDetector(nn.Module):
         return {"loss": found.total(), **found._asdict()}
 
     def detect(self, found: VideoFeatures) -> Detections:
+        """The segments of a video, in seconds, best first."""
         scores = naming_scores(found, self.label_sets)
         duration = found.card.duration_seconds
         places = bmn.windows(self.config, duration)

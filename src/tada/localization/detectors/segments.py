@@ -60,7 +60,7 @@ def soft_nms(
     Returns:
         Which segments are kept, [K] indices in the order they were taken, and their lowered scores [K].
 
-    Differs from: the released BMN post-processing, whose loop never gives out the last segment and fails on fewer
+    Differs from: the released BMN post-processing, whose loop never keeps the last segment and fails on fewer
         than two.
     """
     segments = np.asarray(segments, np.float64).reshape(-1, 2)
@@ -82,25 +82,6 @@ def soft_nms(
         remaining[suppressed] *= np.exp(-(overlap[suppressed] ** 2) / sigma)
         remaining[best] = -np.inf
     return np.array(kept, np.int64), np.array(kept_scores, np.float64)
-
-
-def nms(segments: Floats, scores: Floats, *, threshold: float, labels: Ints | None = None) -> Ints:
-    """Take the best segment, drop those that overlap it by more than ``threshold``, and so on.
-
-    Returns:
-        [K] indices of those kept, best first.
-    """
-    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
-    segments = np.asarray(segments, np.float64).reshape(-1, 2)
-    kept: list[int] = []
-    while len(order):
-        best, order = int(order[0]), order[1:]
-        kept.append(best)
-        dropped = tiou(segments[best], segments[order])[0] > threshold
-        if labels is not None:
-            dropped &= labels[order] == labels[best]
-        order = order[~dropped]
-    return np.array(kept, np.int64)
 
 
 def vote(kept: Floats, segments: Floats, scores: Floats, *, threshold: float) -> Floats:

@@ -23,8 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tada.data.table import listed
-from tada.errors import ChangedVideoError, DataError, TooLargeError, VideoError
+from tada.errors import ChangedVideoError, DataError, TooLargeError, VideoError, listed
 from tada.localization.annotations.video_names import video_name
 from tada.localization.features.folder import FeatureCard, VideoFeatures, read_card, write_card, write_features
 from tada.localization.features.grid import FeatureGrid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ from tada.video.writer import write_video
 
 # Tests import ONNX Runtime by themselves too, and it is not to report that.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would all commands that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests run side by side, one process for each core.
 torch.set_num_threads(1)
 

@@ -44,7 +44,9 @@ def routings(model: torch.nn.Module) -> list[Routing]:
     return [module for module in model.modules() if isinstance(module, Routing)]
 
 
-@pytest.mark.parametrize("name", ablation.VARIANTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(v, marks=[pytest.mark.slow] if i % 2 else []) for i, v in enumerate(ablation.VARIANTS)]
+)
 def test_a_variant_goes_from_yaml_to_a_trained_model(
     name: str, small_recipe: Recipe, motion_videos: Path, tmp_path: Path
 ) -> None:

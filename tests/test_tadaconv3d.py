@@ -43,8 +43,12 @@ def compare(conv: TAdaConv3d, x: Tensor, *, beta: bool, **options: Any) -> None:
     torch.testing.assert_close(gradients(fast, inputs), gradients(slow, inputs), **EXACT)
 
 
+SLOW = pytest.mark.slow
+MORE_GROUPS = [(1, 4), (2, 4), (4, 4), (4, 8)]
+
+
 @pytest.mark.parametrize("calibrate", ["in", "out"])
-@pytest.mark.parametrize(("groups", "d"), [(1, 4), (1, 6), (2, 4), (2, 8), (4, 4), (4, 8)])
+@pytest.mark.parametrize(("groups", "d"), [(1, 6), (2, 8), *(pytest.param(g, d, marks=SLOW) for g, d in MORE_GROUPS)])
 @pytest.mark.parametrize("bias", ["none", "plain", "calibrated"])
 @pytest.mark.parametrize("kernel", [(3, 3, 3), (3, 1, 1), (1, 3, 3), (1, 1, 1), (2, 1, 1), (5, 1, 1)])
 def test_is_the_sum_of_its_taps(calibrate: Any, groups: int, d: int, bias: str, kernel: tuple[int, int, int]) -> None:

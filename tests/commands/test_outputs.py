@@ -31,6 +31,8 @@ from tada.system.locks import names_in
 from tada.training.checkpoints import WholeFileCheckpoints
 from tada.training.recipe import recipe_yaml
 
+SLOW = pytest.mark.slow
+
 NETWORK = "tada2d_tiny_motion"
 
 COMMANDS = {
@@ -102,7 +104,9 @@ def files_of_at_most(num_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("where", ["below a file", "a file", "in /proc", "full"])
+@pytest.mark.parametrize(
+    "where", ["below a file", "full", *(pytest.param(w, marks=SLOW) for w in ("a file", "in /proc"))]
+)
 def test_output_is_tried_before_the_work(
     command: str, where: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,8 @@ from tada.recognition.recipe import Recipe
 from tada.recognition.training_step import RecognitionTask
 from tada.training.recipe import recipe_yaml
 
+SLOW = pytest.mark.slow
+
 
 def tada(*arguments: str | Path) -> int:
     return main([str(argument) for argument in arguments])
@@ -108,7 +110,9 @@ def in_a_list() -> Path:
     return Path("list.csv")
 
 
-@pytest.mark.parametrize("way", [as_it_is, from_another_folder, moved, with_other_names, in_a_list])
+@pytest.mark.parametrize(
+    "way", [from_another_folder, with_other_names, in_a_list, *(pytest.param(w, marks=SLOW) for w in (as_it_is, moved))]
+)
 def test_a_run_goes_on_to_the_same_bits(way: Callable[[], Path | None], here: Path) -> None:
     data = way() or "clips/"
     runs = Path(os.path.relpath(here / "runs"))

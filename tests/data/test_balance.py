@@ -108,7 +108,7 @@ def unequal(motion_videos: Path, tmp_path: Path) -> Path:
     return tmp_path / "clips"
 
 
-@pytest.mark.parametrize("balance", ["sampling", "loss"])
+@pytest.mark.parametrize("balance", ["sampling", pytest.param("loss", marks=pytest.mark.slow)])
 def test_a_balanced_run_says_so_and_goes_on_to_the_same_bits(
     balance: Any, small_recipe: Recipe, unequal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

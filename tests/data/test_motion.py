@@ -58,7 +58,7 @@ def seen_motion(clip: NDArray[np.uint8]) -> NDArray[np.float64]:
     return total
 
 
-@pytest.mark.parametrize("easy", [False, True])
+@pytest.mark.parametrize("easy", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("motion", "axis"), [("right", 0), ("down", 1), ("towards", 2), ("clockwise", 3)])
 def test_a_class_moves_as_its_name_says(motion: str, axis: int, easy: bool) -> None:
     right = [seen_motion(draw(motion, seed, num_frames=40, easy=easy))[axis] > 0 for seed in range(10)]

@@ -354,7 +354,7 @@ def forget_originals(folder: str) -> None:
         file.write_text(json.dumps(about))
 
 
-@pytest.mark.parametrize("old_manifest", [False, True])
+@pytest.mark.parametrize("old_manifest", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_prepared_copies_are_their_originals(tested: Path, small_backbone: Path, old_manifest: bool) -> None:
     held, said = held_out(), []
     line = "testing on 1 video, 1 held out of training; 2 that were trained on are left out"

@@ -35,7 +35,7 @@ def run(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return out
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     epoch: int, run: Path, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -80,7 +80,14 @@ def test_a_finished_run_stays_as_it_is_when_it_is_resumed(run: Path, data: tuple
     assert_same_run(tmp_path / "run", run)
 
 
-@pytest.mark.parametrize("files", [(), ("data.json",), ("recipe.yaml", "data.json", "videos.csv")])
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("data.json",),
+        pytest.param(("recipe.yaml", "data.json", "videos.csv"), marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_was_killed_before_its_first_state_is_begun_again(
     files: tuple[str, ...], run: Path, data: tuple[Path, Path], tmp_path: Path
 ) -> None:

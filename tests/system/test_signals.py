@@ -265,7 +265,7 @@ def segments_in_shared_memory() -> set[str]:
         ("waiting", "2", {3, 4}),
         pytest.param("waiting", "0", {4}, marks=pytest.mark.slow),
         ("validation", "2", {6}),
-        ("saving", "0", {4}),
+        pytest.param("saving", "0", {4}, marks=pytest.mark.slow),
         ("page", "0", {6}),
     ],
 )

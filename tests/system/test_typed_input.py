@@ -86,6 +86,9 @@ TYPED = [  # of the many options one in three, in a short run
 ]
 
 
+EVERY = [pytest.param(4, id="one in four"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+
+
 def test_the_table_covers_the_commands() -> None:
     assert len(TYPED) > 100
     assert {param.values[0] for param in TYPED} >= {"train", "evaluate", "predict", "localize-train", "check"}
@@ -102,9 +105,10 @@ def test_a_value_of_the_wrong_type(
     assert said([*words_of(command), f"{action.option_strings[-1]}={value}"], capsys).endswith(line.partition(" ")[2])
 
 
+@pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_option_without_its_value(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for action in options_of(command):
+def test_an_option_without_its_value(command: str, every: int, capsys: pytest.CaptureFixture[str]) -> None:
+    for action in options_of(command)[::every]:
         if action.nargs in (None, "+") or isinstance(action, RecipeFile):
             line = said([*words_of(command), dashed(action)], capsys)
             assert line.startswith(f"{dashed(action)} needs a value: ")
@@ -115,14 +119,15 @@ def test_an_option_without_its_value(command: str, capsys: pytest.CaptureFixture
             )
 
 
+@pytest.mark.parametrize("every", EVERY)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_option_that_is_not_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_option_that_is_not_there(command: str, every: int, capsys: pytest.CaptureFixture[str]) -> None:
     name = " ".join(words_of(command))
     assert said([*words_of(command), "--frobnicate", "3"], capsys) == (
         f"`tada {name}` has no option --frobnicate; `tada {name} --help` lists those it has"
     )
     names = [name.replace("_", "-") for action in options_of(command) for name in action.option_strings]
-    for option in names:
+    for option in names[::every]:
         if len(option) > 6 and option[:-1] not in names:
             line = said([*words_of(command), option[:-1], "3"], capsys)
             assert line.startswith(f"`tada {name}` has no option {option[:-1]}; did you mean --"), line

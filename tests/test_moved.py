@@ -20,8 +20,6 @@ from tada.moved import MOVED
         ("from tada.localization.features import FeatureFolder", "tada.localization.features.folder"),
         ("from tada.localization.annotations import read_segments", "tada.localization.annotations.table"),
         ("from tada.localization.detectors import new_detector", "tada.localization.detectors.detector"),
-        ("from tada.data.clips import TestVideos", "tada.data.views"),
-        ("from tada.data.table import hold_out", "tada.data.hold_out"),
     ],
 )
 def test_an_import_of_before_names_the_new_place(statement: str, place: str) -> None:
@@ -34,6 +32,12 @@ def test_what_never_was_is_told_as_python_does() -> None:
         import_module("tada.recogniser")
     with pytest.raises(ImportError, match=r"cannot import name 'teach' from 'tada.recognition'"):
         exec("from tada.recognition import teach")
+
+
+def test_who_looks_for_an_attribute_hears_that_it_is_not_there() -> None:
+    import tada.recognition
+
+    assert not hasattr(tada.recognition, "train")
 
 
 def test_every_new_place_is_there_and_no_old_one() -> None:

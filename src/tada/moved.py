@@ -101,19 +101,20 @@ def put_up_signpost() -> None:
         sys.meta_path.append(Signpost())
 
 
-def names_now_in(former: str, *modules: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package or module: names that it had before are in one of these modules."""
+def names_now_in(package: str, module: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package that was a module: an import of a name that it had says where that is now.
+
+    Imports alone are answered: others that look for an attribute want to hear that it is not there.
+    """
 
     def look(name: str) -> Any:
-        from importlib import import_module
-        from importlib.util import find_spec
+        is_import = sys._getframe(1).f_code.co_name == "_handle_fromlist"  # of importlib
+        if is_import and not name.startswith("__"):
+            from importlib import import_module
+            from importlib.util import find_spec
 
-        is_package = "__path__" in vars(sys.modules[former])
-        is_submodule = is_package and find_spec(f"{former}.{name}") is not None
-        if not (name.startswith("__") or is_submodule):
-            for module in modules:
-                if hasattr(import_module(module), name):
-                    raise ImportError(f"{former}.{name} is in {module} now", name=former)
-        raise AttributeError(f"module {former!r} has no attribute {name!r}")
+            if find_spec(f"{package}.{name}") is None and hasattr(import_module(module), name):
+                raise ImportError(f"{package}.{name} is in {module} now", name=package)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return look

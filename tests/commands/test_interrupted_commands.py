@@ -94,7 +94,7 @@ def test_prepare(at_home: Callable[..., Terminal], capsys: pytest.CaptureFixture
 
 
 def test_evaluate(at_home: Callable[..., Terminal]) -> None:
-    stop = "stop_at('tada.data.clips', 'TestVideos.__getitem__', lambda videos, number: number == 2)"
+    stop = "stop_at('tada.data.views', 'TestVideos.__getitem__', lambda videos, number: number == 2)"
     output = interrupt(at_home(stop, "evaluate", "run", "videos", "--num-workers", "2"), "NOW")
     assert output.endswith("tada: interrupted; no report was written\n")
     assert not Path("run/evaluation").exists()

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_inputs import recognizer
 
 from drawn_frames import as_frame_folders, write_frames
 from drawn_videos import Frames, draw, stamped_frames
@@ -49,6 +48,7 @@ from tada.video.inputs import source_of
 from tada.video.numbered import frame_folder, is_frame_folder, numbered_pictures
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
+from told_by_brightness import recognizer
 
 FPS = 10
 

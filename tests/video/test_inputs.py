@@ -8,7 +8,6 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from drawn_sound import draw_clicking, heard
 from drawn_videos import stamped_frames
 from hang import HANG_SECONDS
 from tada.errors import CorruptVideoError, NotAVideoError, OptionError, VideoError, VideoNotFoundError
-from tada.models.weights import ModelCard
 from tada.recognition.prediction import Prediction
 from tada.recognition.recognizer import Recognizer, load
 from tada.video.inputs import FramesVideo, is_one_video, source_of
 from tada.video.reader import open_video
-from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
-
-
-class Brightness(nn.Module):
-    """Knows bright clips from dark ones: logits [-m, m] of the mean m."""
-
-    def forward(self, clips: Tensor) -> Tensor:
-        mean = clips.mean((1, 2, 3, 4))
-        return torch.stack([-mean, mean], dim=1)
-
-
-def recognizer(**clip: object) -> Recognizer:
-    spec = replace(ClipSpec(num_frames=4, interval=5, fps=10.0, short_side=16, crop=16), **clip)
-    card = ModelCard(model="tada2d_tiny", labels=("dark", "bright"), clip=spec, trained_from="thought")
-    return Recognizer(Brightness(), card, device="cpu")
-
-
-def segments() -> Recognizer:
-    return recognizer(sampling="segment")
+from told_by_brightness import recognizer, segments
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from tada.data.loader import VideoLoader, note_reading
 from tada.data.table import LabelledVideo, VideoTable, stamp_of, targets_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError, counted
-from tada.moved import names_now_in
 from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
 from tada.video.frames import OpenVideo, no_rate, open_footage, probe_footage
 from tada.video.sampling import ClipSpec, segment_frames, train_indices
@@ -405,7 +404,3 @@ def collate_clips(samples: Sequence[Sample]) -> Batch:
     clips, labels, failures, paths = zip(*samples, strict=True)
     failed = [failure for some in failures for failure in some]
     return Batch(torch.stack(clips), torch.tensor(labels), failed, list(paths))
-
-
-if not TYPE_CHECKING:  # which knows the names that there are
-    __getattr__ = names_now_in(__name__, "tada.data.views")

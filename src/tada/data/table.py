@@ -15,10 +15,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from tada.errors import DataError, OptionError
-from tada.moved import names_now_in
 from tada.video.numbered import check_fps, frame_folder_stamp
 
 SPLITS = ("train", "val", "test")
@@ -371,7 +369,3 @@ def with_fps(table: VideoTable, fps: float | None) -> VideoTable:
 
 
 # -- holding out a part -----------------------------------------------------------------------------------------------
-
-
-if not TYPE_CHECKING:  # which knows the names that there are
-    __getattr__ = names_now_in(__name__, "tada.data.hold_out")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_inputs import segments
 
 import tada
 from tada.display.plots import save_confusion_matrix
@@ -17,6 +16,7 @@ from tada.errors import OptionError, TooLargeError
 from tada.system.calls import checked
 from tada.video.annotate import annotate_video
 from test_python import LOCALIZATION, PREDICTION
+from told_by_brightness import segments
 
 
 @checked(count=1)

@@ -26,12 +26,12 @@ from rich.table import Table
 from torch.nn import functional as F
 
 from tada.data.annotations import read_dataset
-from tada.data.clips import Augmentation, ResumableBatches, ResumableLoader, TrainingClips, open_labelled
+from tada.data.clips import Augmentation, ResumableBatches, ResumableLoader, TrainingClips, open_labeled
 from tada.data.prepare import PrepareOptions, prepare
 from tada.data.table import VideoTable
 from tada.models import create_model
 from tada.video.sampling import ClipSpec, train_indices
-from tada.video.transforms import normalise
+from tada.video.transforms import normalize
 from tada.video.writer import write_video
 
 SPECS = {
@@ -117,7 +117,7 @@ def measure(videos: VideoTable, spec: ClipSpec, num_clips: int) -> dict[str, flo
         video = videos.videos[i % len(videos)]
         rng = np.random.default_rng(i)
         started = time.thread_time()
-        with open_labelled(video) as (reader, own):
+        with open_labeled(video) as (reader, own):
             times = reader.times_seconds[own.start : own.stop]
             chosen = train_indices(spec, times, rng, container_fps=reader.container_fps)
             frames = reader.frames([own[index] for index in chosen])
@@ -153,7 +153,7 @@ def beside_training(videos: VideoTable, num_workers: int) -> dict[str, float]:
     loader_rate = count / (time.perf_counter() - started)
     started = time.perf_counter()
     for _ in range(4):
-        loss = F.cross_entropy(model(normalise(batch.clips)), batch.labels[:, 0])
+        loss = F.cross_entropy(model(normalize(batch.clips)), batch.labels[:, 0])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

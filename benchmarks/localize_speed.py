@@ -40,7 +40,7 @@ from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 from tada.video.sliding_windows import SlidingWindows, clips_of
 from tada.video.writer import write_video
-from timing import PRECISIONS, device_of, parser_of, show, synchronise, write_report
+from timing import PRECISIONS, device_of, parser_of, show, synchronize, write_report
 
 WIDTH, HEIGHT, FPS = 340, 256, 25
 SCENE_SECONDS = 5
@@ -157,7 +157,7 @@ def time_parts(
     began = time.perf_counter()
     for first in range(0, len(clips), arguments.batch_size):
         features, scores = clip_outputs(backbone, torch.stack(clips[first : first + arguments.batch_size]))
-    synchronise(device)
+    synchronize(device)
     network = time.perf_counter() - began
     # The detector sees the whole video at once: as many features as that has, whatever they are.
     count = settings.count(arguments.seconds)
@@ -181,7 +181,7 @@ def time_whole(localizer: Localizer, video: Path, name: str, device: torch.devic
         bar = progress.add_task(name, total=1.0)
         began = time.perf_counter()
         localizer.localize(video, advance=lambda part: progress.advance(bar, part))
-        synchronise(device)
+        synchronize(device)
         return time.perf_counter() - began
 
 

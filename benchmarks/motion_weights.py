@@ -56,7 +56,7 @@ def main() -> None:
         card,
         metrics={"generated_top1": result.accuracy(1), "generated_motions_top1": motions},
         made_by=f"python benchmarks/motion_weights.py OUT --model {arguments.model}",
-        licence="Apache-2.0",
+        license="Apache-2.0",
     )
     folder = (PACKAGE if arguments.model.startswith("tada2d") else out) / f"{arguments.model}_motion"
     save_model(folder, model, card)

@@ -3,7 +3,7 @@
     python benchmarks/speed_e2e.py [--out runs/speed_e2e] [--models tada2d_r50 ...] [--videos 32]
 
 Draws videos of 10 s, 340 x 256 pixels and 30 frames a second, with a key frame every 250 frames (as encoders leave
-them) and every 16 (as ``tada prepare`` does). One clip of 8 frames 8 apart, centre crop of 224, is classified by a
+them) and every 16 (as ``tada prepare`` does). One clip of 8 frames 8 apart, center crop of 224, is classified by a
 network with random weights: tada2d_r50 as it is trained ("unfolded") and "fused", in fp32 and bf16. Each part is timed
 by itself, in turns with ``Recognizer.predict``, which does all of them.
 
@@ -39,9 +39,9 @@ from tada.models.weights import ModelCard, save_model
 from tada.recognition.recognizer import Recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, view_indices
-from tada.video.transforms import normalise, test_crops
+from tada.video.transforms import normalize, test_crops
 from tada.video.writer import write_video
-from timing import PRECISIONS, Spread, device_of, interleaved, parser_of, show, synchronise, write_report
+from timing import PRECISIONS, Spread, device_of, interleaved, parser_of, show, synchronize, write_report
 
 PARTS = ("decode", "transform", "network")
 
@@ -130,7 +130,7 @@ def one_video(form: Form, video: Path, clip: ClipSpec, rounds: int, device: torc
 
     def transform() -> torch.Tensor:
         views = test_crops(frames, short_side=clip.short_side, crop=clip.crop, num_crops=1, antialias=clip.antialias)
-        return normalise(torch.stack(views).to(device), dtype=dtype)
+        return normalize(torch.stack(views).to(device), dtype=dtype)
 
     @torch.inference_mode()
     def answer() -> object:
@@ -215,7 +215,7 @@ def noted_calls(device: torch.device) -> Iterator[Calls]:
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         calls.depth -= 1
         if calls.depth == 0:
-            synchronise(device)
+            synchronize(device)
             calls.times.append((calls.started, time.perf_counter()))
 
     handles = (register_module_forward_pre_hook(before), register_module_forward_hook(after))

@@ -109,15 +109,15 @@ def interleaved(
 
 
 def _seconds(run: Run, calls: int, device: torch.device) -> float:
-    synchronise(device)
+    synchronize(device)
     started = time.perf_counter()
     for _ in range(calls):
         run()
-    synchronise(device)
+    synchronize(device)
     return (time.perf_counter() - started) / calls
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that was asked of it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

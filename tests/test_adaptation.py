@@ -277,7 +277,7 @@ class QuantizedConv2d(nn.Module):
     __module__ = "torch.ao.nn.quantized.modules.conv"
 
 
-def weight_normalised(conv: nn.Conv2d) -> nn.Module:
+def weight_normalized(conv: nn.Conv2d) -> nn.Module:
     return nn.utils.parametrizations.weight_norm(conv)
 
 
@@ -297,7 +297,7 @@ class TestWhatIsSkipped:
     @pytest.mark.parametrize(
         ("change", "reason"),
         [
-            (weight_normalised, r"parametrized, as by weight_norm: remove that, adapt, and add it again"),
+            (weight_normalized, r"parametrized, as by weight_norm: remove that, adapt, and add it again"),
             (hooked, r"with hooks, as by the old weight_norm or pruning"),
             (without_weight, r"with a weight that is no plain parameter of floats but a Tensor"),
             (lambda conv: OwnForward(8, 8, 3, padding=1), r"a OwnForward, with a forward of its own"),

@@ -93,7 +93,7 @@ def two_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
         SMALL["tada2d_tiny"],
         labels=("open", "close", "door", "drawer", "lid"),
         head_sizes={"verb": 2, "noun": 3},
-        licence="CC0-1.0",
+        license="CC0-1.0",
     )
 
 
@@ -130,7 +130,7 @@ def test_what_an_input_needs_travels_with_the_graph(exported: Exported) -> None:
     card = json.loads({entry.key: entry.value for entry in model.metadata_props}["tada"])
     assert card["labels"] == ["open", "close", "door", "drawer", "lid"]
     assert card["head_sizes"] == {"verb": 2, "noun": 3}
-    assert (card["model"], card["licence"]) == ("tada2d_tiny", "CC0-1.0")
+    assert (card["model"], card["license"]) == ("tada2d_tiny", "CC0-1.0")
     assert (card["mean"], card["std"]) == (0.45, 0.225)
     clip = card["clip"]
     assert (clip["num_frames"], clip["sampling"], clip["short_side"], clip["crop"]) == (8, "segment", 36, 32)

@@ -28,7 +28,7 @@ def _float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def randomise(module: nn.Module) -> None:
+def randomize(module: nn.Module) -> None:
     """No weight is left at 0 or 1, where it would hide a mistake."""
     for value in module.state_dict().values():
         if value.is_floating_point():
@@ -76,7 +76,7 @@ class TestAgainstTheLiteralForm:
 def test_frames_are_clips_laid_out_otherwise(t: int, calibrate: str) -> None:
     conv = TAdaConv2d(4, 6, 3, padding=1, calibrate=calibrate)  # type: ignore[arg-type]
     conv.routing = Routing(4, out_channels=conv.calibrated_channels, bias_channels=6)
-    randomise(conv)
+    randomize(conv)
     clips = torch.randn(2, 4, t, 5, 5)
     frames = clips.transpose(1, 2).flatten(0, 1)
     expected = conv(clips).transpose(1, 2).flatten(0, 1)
@@ -139,7 +139,7 @@ class TestRouting:
             global_context=global_context,
             norm=norm,
         ).train(training)
-        randomise(routing)
+        randomize(routing)
         weights = {name: value.clone() for name, value in routing.state_dict().items()}
         for t in (1, 4):
             routing.load_state_dict(weights)
@@ -178,7 +178,7 @@ class TestRouting:
 
     def test_sees_each_frames_mean(self) -> None:
         conv = TAdaConv2d(4, 4, 1, routing=Routing(4), bias=False).eval()
-        randomise(conv)
+        randomize(conv)
         x = torch.randn(2, 4, 3, 5, 6)
         assert conv.routing is not None
         alpha = conv.routing(x.mean((3, 4))).alpha
@@ -192,12 +192,12 @@ class TestTemporalAggregation:
     @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
     def test_formula(self, pool: Any, t: int, training: bool, memory_format: torch.memory_format) -> None:
         aggregation = TemporalAggregation(4, pool=pool).train(training)
-        randomise(aggregation)
+        randomize(aggregation)
         weights = {name: value.clone() for name, value in aggregation.state_dict().items()}
         clips = torch.randn(3, 4, t, 5, 6)
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=memory_format)
 
-        def normalised(x: Tensor, name: str) -> Tensor:
+        def normalized(x: Tensor, name: str) -> Tensor:
             gain, shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
             if training:
                 mean, variance = x.mean((0, 2, 3, 4)), x.var((0, 2, 3, 4), correction=0)
@@ -206,7 +206,7 @@ class TestTemporalAggregation:
             a = gain / (variance + 1e-5).sqrt()
             return x * a[:, None, None, None] + (shift - mean * a)[:, None, None, None]
 
-        expected = normalised(clips, "norm") + normalised(slow_temporal_pool(clips, pool), "pooled_norm")
+        expected = normalized(clips, "norm") + normalized(slow_temporal_pool(clips, pool), "pooled_norm")
         y = aggregation(frames, t).view(3, t, 4, 5, 6).transpose(1, 2)
         torch.testing.assert_close(y, expected, **EXACT)
 

@@ -6,7 +6,7 @@ An answer, by weights that ship with tada:
     tada.predict("a.mp4")
 
 Learn the classes of a folder of class folders, or of a CSV; test on what
-was held out; use what was learned (a recogniser, a localizer that says
+was held out; use what was learned (a recognizer, a localizer that says
 when, or an ONNX file, all alike):
 
     tada.train(None, "clips", "run", epochs=3)
@@ -29,7 +29,7 @@ Networks, clips [N, 3, T, H, W] -> logits [N, K], and TAdaConv in others:
 Recipes, which hold all that decides what is learned; and publishing:
 
     recipe = tada.load_recipe("quickstart", epochs=3)
-    tada.push_to_hub("run", "me/model", licence="MIT")
+    tada.push_to_hub("run", "me/model", license="MIT")
 
 Answers and tests (Prediction, Localization, Evaluation) print in a line
 or two, show themselves in a notebook, and have as_dict(), to_rows() for

@@ -1,4 +1,4 @@
-"""A trained recogniser as one file that needs no tada: ONNX, or PyTorch's own exported program.
+"""A trained recognizer as one file that needs no tada: ONNX, or PyTorch's own exported program.
 
 One graph serves any number of clips, of frames and of pixels. That takes TAdaConv's form with the scale moved off the
 kernel: the released one builds a kernel for each frame, and a graph fixes how many groups a convolution has. What was
@@ -57,7 +57,7 @@ from tada.system.locks import holds_file
 from tada.system.progress import Work
 from tada.system.signals import last_chance
 from tada.video.sampling import ClipSpec
-from tada.video.transforms import MEAN, STD, normalise
+from tada.video.transforms import MEAN, STD, normalize
 
 PROGRAM_SUFFIX = ".pt2"
 OPSET = 18
@@ -106,12 +106,12 @@ def export(
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Exported:
-    """Write a recogniser as one file: ``clips`` [N, 3, T, H, W] float32, normalised -> ``logits`` [N, K].
+    """Write a recognizer as one file: ``clips`` [N, 3, T, H, W] float32, normalized -> ``logits`` [N, K].
 
     Args:
         run: what ``tada.load`` takes.
         out: OUT.onnx, for ONNX Runtime and others; or OUT.pt2, for ``torch.export.load``.
-        int8: labelled videos, or what ``read_dataset`` takes: compute in 8-bit integers. Accuracy is measured on those
+        int8: labeled videos, or what ``read_dataset`` takes: compute in 8-bit integers. Accuracy is measured on those
             that ``evaluate`` would choose, the ranges come from others.
         calibration_clips: clips that the ranges are taken from, one of each video, spread over all.
         num_workers: processes that decode, as in ``evaluate``.
@@ -302,7 +302,7 @@ def _calibration_videos(table: VideoTable, tested: VideoTable, count: int, say: 
 
 
 def _clips_of(table: VideoTable, clip: ClipSpec) -> Iterator[Tensor]:
-    """The middle clip of each video that can be read, normalised: [1, 3, T, H, W].
+    """The middle clip of each video that can be read, normalized: [1, 3, T, H, W].
 
     Raises:
         DataError: none can be read.
@@ -310,7 +310,7 @@ def _clips_of(table: VideoTable, clip: ClipSpec) -> Iterator[Tensor]:
     failures: list[VideoError] = []
     for video in table.videos:
         try:
-            yield normalise(read_views(video, clip, Views()))
+            yield normalize(read_views(video, clip, Views()))
         except VideoError as error:
             failures.append(error)
     if len(failures) == len(table.videos):

@@ -34,7 +34,7 @@ def load(
     dtype: torch.dtype | None = None,
     compile: bool = False,
 ) -> Recognizer | Localizer:
-    """Load what was trained: a recogniser, a localizer, or an exported file. All have the same ``predict``.
+    """Load what was trained: a recognizer, a localizer, or an exported file. All have the same ``predict``.
 
         tada.load("runs/first").predict("a.mp4").label      # what happens
         tada.load("runs/when").predict("a.mp4").segments    # what happens when
@@ -44,8 +44,8 @@ def load(
         run: the folder of a run of `tada train` or `tada localize train`, OUT.onnx of `tada export`, the name of
             weights that ship with tada, or ``hf-hub:OWNER/NAME``.
         device: "cpu", "cuda", ...; by default a GPU where there is one. What is in an ONNX file runs on the CPU.
-        dtype: in which a recogniser computes, such as torch.bfloat16; by default that of its weights.
-        compile: whether torch.compile works on a recogniser, when it first sees clips: takes a minute.
+        dtype: in which a recognizer computes, such as torch.bfloat16; by default that of its weights.
+        compile: whether torch.compile works on a recognizer, when it first sees clips: takes a minute.
 
     Returns:
         A ``Recognizer``, whose ``predict`` gives a ``Prediction``; or a ``Localizer``, whose gives a ``Localization``.

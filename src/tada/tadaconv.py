@@ -374,10 +374,10 @@ class Routing(nn.Module):
         if self.context is not None:
             h = h + self.context(descriptors.mean(2))[:, :, None]
         if self.reduce is not None:
-            h = self._normalised(self.reduce(h))
+            h = self._normalized(self.reduce(h))
         return Calibration(1 + self.alpha(h), None if self.beta is None else 1 + self.beta(h))
 
-    def _normalised(self, h: Tensor) -> Tensor:
+    def _normalized(self, h: Tensor) -> Tensor:
         if isinstance(self.norm, nn.LayerNorm):
             return F.gelu(self.norm(h.transpose(1, 2)).transpose(1, 2))
         assert self.norm is not None

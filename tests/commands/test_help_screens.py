@@ -95,7 +95,7 @@ def test_a_topic_by_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "\naugmentation:\n" in screen
     assert "--flip-probability" in screen
     assert "--weight-decay" not in screen
-    assert "optimisation:" in shown("train clips --help-all", 80, monkeypatch, capsys)
+    assert "optimization:" in shown("train clips --help-all", 80, monkeypatch, capsys)
 
 
 def test_commands_are_listed_as_they_are_typed(

@@ -77,8 +77,8 @@ def boris_project(folder: Path) -> dict[str, object]:
             "events": events,
             "media_info": {"length": {file: 4.0}, "fps": {file: 8.0}},
         }
-    behaviours = {str(i): {"code": code, "type": "State event"} for i, code in enumerate(("left", "up"))}
-    return {"project_format_version": "7.0", "behaviors_conf": behaviours, "observations": observations}
+    behaviors = {str(i): {"code": code, "type": "State event"} for i, code in enumerate(("left", "up"))}
+    return {"project_format_version": "7.0", "behaviors_conf": behaviors, "observations": observations}
 
 
 def run(command: str) -> int:

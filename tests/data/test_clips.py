@@ -15,7 +15,7 @@ import torch
 from drawn_videos import draw_plain, read_stamps
 from tada.data.annotations import read_dataset
 from tada.data.clips import Augmentation, Batch, ResumableBatches, ResumableLoader, TrainingClips
-from tada.data.table import Head, LabelledVideo, VideoTable, stamp_of
+from tada.data.table import Head, LabeledVideo, VideoTable, stamp_of
 from tada.data.views import TestVideos, Views, read_views, test_loader
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError
 from tada.video.reader import open_video
@@ -246,10 +246,10 @@ def test_views_are_read_from_text() -> None:
         Views.parse("1x2")
 
 
-def stamped(folder: Path, num_frames: int = 60) -> LabelledVideo:
+def stamped(folder: Path, num_frames: int = 60) -> LabeledVideo:
     """A file whose frames carry their numbers, 30 a second."""
     path = draw_plain(folder / "long.mp4", num_frames, width=64, height=64)
-    return LabelledVideo(path=str(path), labels=(0,), split=None, group=None, source="x.csv row 2", id="long")
+    return LabeledVideo(path=str(path), labels=(0,), split=None, group=None, source="x.csv row 2", id="long")
 
 
 WHOLE_FRAMES = ClipSpec(num_frames=4, sampling="segment", short_side=64, crop=64)

@@ -9,7 +9,7 @@ import pytest
 
 from tada.data.hold_out import hold_out, hold_out_groups
 from tada.data.recordings import shared_recordings
-from tada.data.table import Head, LabelledVideo, VideoTable
+from tada.data.table import Head, LabeledVideo, VideoTable
 
 
 def table_of(
@@ -22,7 +22,7 @@ def table_of(
         for name in names[label]:
             path = name if kind == "CSV" else f"{label}/{name}"
             videos.append(
-                LabelledVideo(
+                LabeledVideo(
                     path=f"/data/{path}",
                     labels=(labels.index(label),),
                     split=None,

@@ -359,7 +359,7 @@ def test_mistakes_at_the_command_line(
         (["localize", "evaluate", "--segments", "s.csv"], "say what to measure"),
         (
             ["localize", "x.mp4", "--model", small_backbone],
-            "is a recogniser, which says what happens in a clip (tada",
+            "is a recognizer, which says what happens in a clip (tada",
         ),
         (
             ["localize", "x.mp4", "--model", "nothing"],

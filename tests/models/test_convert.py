@@ -42,14 +42,14 @@ def checkpoint(released: dict[str, Tensor], tmp_path_factory: pytest.TempPathFac
 def test_a_released_checkpoint_answers(checkpoint: Path, released: dict[str, Tensor], tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("abseiling\nair drumming\nzumba\n", encoding="utf-8")
     arguments = ["convert", checkpoint, tmp_path / "out", "--protocol", "k400-8x8"]
-    options = ["--labels", tmp_path / "labels.txt", "--licence", "Apache-2.0"]
+    options = ["--labels", tmp_path / "labels.txt", "--license", "Apache-2.0"]
     assert main([str(argument) for argument in arguments + options]) == 0
     recognizer = load(tmp_path / "out", device="cpu")
     assert recognizer.labels == ("abseiling", "air drumming", "zumba")
     assert recognizer.clip == ClipSpec(num_frames=8, interval=8, fps=30, mode="official", short_side=256, crop=256)
     assert recognizer.card.model == "tada2d_r50"
     assert recognizer.card.trained_from == "the released checkpoint tada2d_8x8.pyth"
-    assert recognizer.card.licence == "Apache-2.0"
+    assert recognizer.card.license == "Apache-2.0"
     weights = convert_published(released)[1]
     assert all(torch.equal(value, weights[name]) for name, value in recognizer.model.state_dict().items())
 

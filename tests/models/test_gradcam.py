@@ -20,7 +20,7 @@ from tada.models import create_model
 from tada.models.gradcam import MIN_CELLS, look
 from tada.recognition.recognizer import load
 from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
-from tada.video.transforms import normalise, test_crops
+from tada.video.transforms import normalize, test_crops
 
 
 def trained(network: nn.Module) -> nn.Module:
@@ -290,8 +290,8 @@ def test_the_heat_of_the_shipped_weights_lies_on_what_moves() -> None:
         seen = torch.from_numpy(mask[:, 3:51, 3:51])
         chosen = recognizer.labels.index(direction)
         with torch.no_grad():
-            assert recognizer.model(normalise(view[None])).argmax() == chosen
-        found = look(recognizer.model, normalise(view[None]), lambda logits, i=chosen: logits[i])
+            assert recognizer.model(normalize(view[None])).argmax() == chosen
+        found = look(recognizer.model, normalize(view[None]), lambda logits, i=chosen: logits[i])
         rows, columns = (
             torch.from_numpy(np.stack([np.interp(np.arange(48), at.numpy(), cell) for cell in np.eye(len(at))], 1))
             for at in (found.rows, found.columns)

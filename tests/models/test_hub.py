@@ -30,7 +30,7 @@ CARD = ModelCard(
     metrics={"val_top1": 0.51234},
     trained_from="random weights",
     made_by="tada train clips/",
-    licence="Apache-2.0",
+    license="Apache-2.0",
 )
 
 
@@ -93,18 +93,18 @@ def test_what_is_published_comes_back(run: Path, hub: Path) -> None:
     assert torch.equal(theirs.model(clips), ours.model(clips))
 
 
-def test_the_licence_is_the_publishers_to_give(run: Path, hub: Path, tmp_path: Path) -> None:
+def test_the_license_is_the_publishers_to_give(run: Path, hub: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     folder = tmp_path / "silent"
-    save_model(folder, create_model(CARD.model, num_classes=3, **SMALL), replace(CARD, licence=None))
-    with pytest.raises(OptionError, match=r"silent says nothing of its licence: give one to publish it under, such as"):
+    save_model(folder, create_model(CARD.model, num_classes=3, **SMALL), replace(CARD, license=None))
+    with pytest.raises(OptionError, match=r"silent says nothing of its license: give one to publish it under, such as"):
         push_to_hub(folder, "me/doors")
     assert not hub.exists()
-    push_to_hub(folder, "me/doors", licence="CC-BY-4.0", private=True)
-    assert load("hf-hub:me/doors", device="cpu").card.licence == "CC-BY-4.0"
+    push_to_hub(folder, "me/doors", license="CC-BY-4.0", private=True)
+    assert load("hf-hub:me/doors", device="cpu").card.license == "CC-BY-4.0"
     assert (hub / "me" / "doors" / ".private").exists()
-    push_to_hub(run, "me/doors", licence="MIT")
-    assert load("hf-hub:me/doors", device="cpu").card.licence == "MIT"
+    push_to_hub(run, "me/doors", license="MIT")
+    assert load("hf-hub:me/doors", device="cpu").card.license == "MIT"
 
 
 def test_the_command(run: Path, hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,10 +136,10 @@ def test_the_model_card() -> None:
         "0. left\n1. right\n2. &lt;b>zurück\n",
         "It started from random weights.",
         "made by `tada train clips/`",
-        "## Licence\n\nApache-2.0\n",
+        "## License\n\nApache-2.0\n",
     ):
         assert part in body
-    other = replace(CARD, licence="Ask: me", metrics={}, clip=ClipSpec(num_frames=8, sampling="segment"))
+    other = replace(CARD, license="Ask: me", metrics={}, clip=ClipSpec(num_frames=8, sampling="segment"))
     _, header, body = readme(other, "me/doors").split("---\n", 2)
     assert yaml.safe_load(header)["license"] == "other"
     assert yaml.safe_load(header)["license_name"] == "Ask: me"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tada.errors import OptionError
 from tada.models import create_model
-from tada.models.parallel import blocks, checkpoint_blocks, synchronise_batch_norms
+from tada.models.parallel import blocks, checkpoint_blocks, synchronize_batch_norms
 
 SMALL = {
     "tada2d_tiny": {"widths": [8, 8, 8, 8], "stem_width": 8},
@@ -84,7 +84,7 @@ def test_batch_norms_over_one_rank_are_pytorchs() -> None:
     torch.manual_seed(0)
     plain, ours = (create_model("tada2d_tiny", num_classes=3, dropout=0.0).double() for _ in range(2))
     ours.load_state_dict(plain.state_dict())
-    ours = synchronise_batch_norms(ours, on_cpu=True)
+    ours = synchronize_batch_norms(ours, on_cpu=True)
     assert not any(type(module) in (nn.BatchNorm1d, nn.BatchNorm2d) for module in ours.modules())
     clips = torch.randn(3, 3, 4, 32, 32, dtype=torch.float64)
     for one, other in zip(step(plain, clips), step(ours, clips), strict=True):

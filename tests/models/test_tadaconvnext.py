@@ -36,16 +36,16 @@ def test_parameters(name: str, millions: float) -> None:
 
 @pytest.mark.parametrize(("frames", "side", "giga"), [(16, 224, 36.02), (16, 256, 47.02), (32, 224, 72.03)])
 def test_multiply_adds(frames: int, side: int, giga: float) -> None:
-    """As the paper counts them, with five for each value that a block normalises."""
+    """As the paper counts them, with five for each value that a block normalizes."""
     with torch.device("meta"):
         model, clips = create_model("tadaconvnext_t").eval(), torch.empty(1, 3, frames, side, side)
-    normalised: list[int] = []
+    normalized: list[int] = []
     for block in model.modules():
         if isinstance(block, Block):
-            block.norm.register_forward_hook(lambda module, inputs, output: normalised.append(output.numel()))
+            block.norm.register_forward_hook(lambda module, inputs, output: normalized.append(output.numel()))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(clips)
-    multiply_adds = counter.get_total_flops() // 2 + 5 * sum(normalised)
+    multiply_adds = counter.get_total_flops() // 2 + 5 * sum(normalized)
     assert round(multiply_adds / 1e9, 2) == giga
 
 

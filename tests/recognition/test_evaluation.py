@@ -15,7 +15,7 @@ import torch
 from conftest import MOTIONS_OF_TESTS
 from tada.data.annotations import read_dataset
 from tada.data.motion import write_motion_videos
-from tada.data.table import Head, LabelledVideo, VideoTable
+from tada.data.table import Head, LabeledVideo, VideoTable
 from tada.data.views import Views, read_views
 from tada.errors import CheckpointError, DataError
 from tada.recognition.evaluation import check_votes, choose_videos, evaluate
@@ -125,7 +125,7 @@ def test_videos_that_were_trained_on_are_no_test(run: Path, motion_videos: Path,
         chosen(replace(seen, videos=trained_on))
 
     # Splits of the data's own: what is asked for must be new or held out.
-    def as_test(*videos: LabelledVideo) -> VideoTable:
+    def as_test(*videos: LabeledVideo) -> VideoTable:
         return replace(seen, videos=tuple(replace(video, split="test") for video in videos))
 
     assert len(chosen(as_test(*unseen.videos))) == 15

@@ -22,7 +22,7 @@ from tada.recognition.explanation import Explanation
 from tada.recognition.recognizer import Recognizer, load
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
-from tada.video.transforms import normalise, test_crops
+from tada.video.transforms import normalize, test_crops
 from tada.video.writer import write_video
 
 SPEC = ClipSpec(num_frames=4, interval=5, fps=10.0, short_side=36, crop=32)
@@ -77,7 +77,7 @@ def test_it_is_the_look_of_the_network_as_it_was_trained(video: Path) -> None:
     with open_video(video) as reader:
         frames = torch.from_numpy(reader.frames(explanation.frame_numbers))
     (view,) = test_crops(frames, short_side=36, crop=32, num_crops=1, antialias=False)
-    found = look(model.model, normalise(view[None]), lambda logits: logits[1])
+    found = look(model.model, normalize(view[None]), lambda logits: logits[1])
     assert torch.equal(explanation.heat, found.heat)
     assert explanation.layers == found.layers == ("stages.0.0",)
     assert explanation.calibrations.keys() == found.calibrations.keys()
@@ -92,14 +92,14 @@ def test_an_answer_of_two_heads_is_what_speaks_for_both(video: Path) -> None:
     with open_video(video) as reader:
         frames = torch.from_numpy(reader.frames(explanation.frame_numbers))
     (view,) = test_crops(frames, short_side=36, crop=32, num_crops=1, antialias=False)
-    found = look(model.model, normalise(view[None]), lambda logits: logits[1] + logits[3])
+    found = look(model.model, normalize(view[None]), lambda logits: logits[1] + logits[3])
     torch.testing.assert_close(explanation.heat, found.heat)
     with pytest.raises(UnknownNameError, match=r"no class is called 'close draw'; did you mean 'close drawer'"):
         model.explain(video, label="close draw")
 
 
 def bright_square(path: Path, top: int, left: int, width: int, height: int) -> Path:
-    frames = np.full((8, height, width, 3), 115, np.uint8)  # 0 once it is normalised
+    frames = np.full((8, height, width, 3), 115, np.uint8)  # 0 once it is normalized
     frames[:, top : top + 8, left : left + 8] = 255
     write_video(path, frames, fps=10, crf=5)
     return path
@@ -139,7 +139,7 @@ def test_the_heat_is_where_in_the_frame_it_came_from(
         assert not heat[:, :, -beside:].any()
 
 
-def test_the_overlay_is_grey_where_it_is_cold_and_dark_where_nothing_was_seen(explained: Explanation) -> None:
+def test_the_overlay_is_gray_where_it_is_cold_and_dark_where_nothing_was_seen(explained: Explanation) -> None:
     heat, overlay = explained.heat_in_frames(), explained.overlay()
     cold = heat < 1e-3
     assert overlay.shape == explained.frames.shape

@@ -67,7 +67,7 @@ def day(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def events_of(scores: list[list[float]], settings: LiveSettings) -> list[tuple[str, str, float]]:
-    """What a recogniser of a and b says, one look in each second."""
+    """What a recognizer of a and b says, one look in each second."""
     settling = Settling(["a", "b"], settings)
     events: list[LiveEvent] = []
     for i, of_look in enumerate(scores):

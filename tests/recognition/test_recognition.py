@@ -23,7 +23,7 @@ from hang import HANG_SECONDS
 from tada.data.annotations import read_dataset
 from tada.errors import CheckpointError, DataError, OptionError, OutputError
 from tada.models import create_model
-from tada.models.pretrained import initialise
+from tada.models.pretrained import initialize
 from tada.models.weights import load_model
 from tada.recognition.intervals import interval_text
 from tada.recognition.recipe import Recipe, load_recipe
@@ -396,7 +396,7 @@ def test_starting_from_another_run_keeps_all_but_the_classifier(
     given, _ = load_model(tmp_path / "first")
     model = create_model(small_recipe.model, num_classes=7, **small_recipe.model_options)
     head = model.head.weight.clone()
-    assert initialise(model, small_recipe.model, str(tmp_path / "first")) == f"the weights of {tmp_path / 'first'}"
+    assert initialize(model, small_recipe.model, str(tmp_path / "first")) == f"the weights of {tmp_path / 'first'}"
     own = model.state_dict()
     for name, value in given.state_dict().items():
         assert name.startswith("head.") or torch.equal(own[name], value)
@@ -408,13 +408,13 @@ def test_what_cannot_start_a_model_is_refused(small_recipe: Recipe, motion_video
     with pytest.raises(
         OptionError, match=r"init 'somewhere' should be 'auto', 'motion', 'none', the folder of a run, a file of weigh"
     ):
-        initialise(model, "tsn_r18", "somewhere")
+        initialize(model, "tsn_r18", "somewhere")
     with pytest.raises(ValueError, match=r"tsn_r18_motion"):
-        initialise(model, "tsn_r18", "motion")
-    assert initialise(model, "tsn_r18", "auto") == "random weights"
+        initialize(model, "tsn_r18", "motion")
+    assert initialize(model, "tsn_r18", "auto") == "random weights"
     run(replace(small_recipe, epochs=1), motion_videos, tmp_path / "first")
     with pytest.raises(CheckpointError, match=r"first holds a tada2d_tiny; a tsn_r18 cannot start from it"):
-        initialise(model, "tsn_r18", str(tmp_path / "first"))
+        initialize(model, "tsn_r18", str(tmp_path / "first"))
 
 
 def test_a_state_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tada.errors import OptionError
 from tada.models import create_model
-from tada.models.parallel import synchronise_batch_norms
+from tada.models.parallel import synchronize_batch_norms
 from tada.recognition.recipe import Recipe, TrainedPart
 from tada.recognition.trained_part import train_only
 from tada.recognition.training import train
@@ -102,7 +102,7 @@ def test_norms_over_several_devices_stay_frozen() -> None:
     model = create_model("tada2d_tiny", num_classes=3)
     train_only(model, "calibration", "tada2d_tiny")
     before = [(name, p.requires_grad) for name, p in model.named_parameters()]
-    synchronise_batch_norms(model, on_cpu=True)
+    synchronize_batch_norms(model, on_cpu=True)
     assert [(name, p.requires_grad) for name, p in model.named_parameters()] == before
 
 

@@ -104,8 +104,8 @@ class ConvNeXt(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = stage(downsample(x))
-        normalised: Tensor = self.norm(x.mean((2, 3)))
-        return normalised
+        normalized: Tensor = self.norm(x.mean((2, 3)))
+        return normalized
 
 
 def timm_name(name: str) -> str:

@@ -102,8 +102,8 @@ class ChannelsFirstNorm(nn.Module):
         self.eps = norm.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        centred = x - x.mean(1, keepdim=True)
-        normed = centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + self.eps)
+        centered = x - x.mean(1, keepdim=True)
+        normed = centered / torch.sqrt(centered.pow(2).mean(1, keepdim=True) + self.eps)
         return self.weight[:, None, None, None] * normed + self.bias[:, None, None, None]
 
 

@@ -271,12 +271,12 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     assert "of 40 videos" not in "".join(traceback)
 
 
-def test_colours_are_left_away_where_they_are_not_wanted(tmp_path: Path) -> None:
-    for environment, has_colours in (({}, True), ({"NO_COLOR": "1"}, False)):
+def test_colors_are_left_away_where_they_are_not_wanted(tmp_path: Path) -> None:
+    for environment, has_colors in (({}, True), ({"NO_COLOR": "1"}, False)):
         with at_terminal(tmp_path, **environment) as terminal:
             assert terminal.end() == 0
-        assert ("\x1b[32m" in terminal.output) == has_colours
-        assert ("m━" in terminal.output) == has_colours
+        assert ("\x1b[32m" in terminal.output) == has_colors
+        assert ("m━" in terminal.output) == has_colors
         assert "━" in terminal.output
 
 

@@ -15,7 +15,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from tada.commands.arguments import RecipeFile
 from tada.commands.cli import COMMANDS, _parsers, main
-from tada.commands.spelling import normalised
+from tada.commands.spelling import normalized
 from tada.errors import UserError
 from tada.recognition.recipe import recipe_of
 from tada.system.typed_input import type_in_words, wrong_value
@@ -179,7 +179,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     ),
     "a command of two words, elsewhere": (["localize", "test", "--model", "m"], "did you mean 'localize evaluate'?"),
     "a command of another program": (["fit", "clips"], "no command is called 'fit'; did you mean 'train'?"),
-    "an option of all, misspelt": (["--hlep"], "no option is called '--hlep'; did you mean --help?"),
+    "an option of all, misspelled": (["--hlep"], "no option is called '--hlep'; did you mean --help?"),
     "one of another command": (
         ["predict", "run", "clip.mp4", "--epochs", "3"],
         "`tada predict` has no option --epochs, which is one of `tada train` and `tada localize train`; ",
@@ -224,7 +224,7 @@ LINES: dict[str, tuple[list[str], str]] = {
         "--val-fraction must be 0 or more and less than 1",
     ),
     "no groups": (["train", "clips", "--val-groups", "nobody"], "the data have no groups; add a column 'group'"),
-    "recipe misspelt": (
+    "recipe misspelled": (
         ["train", "clips", "--recipe", "gesture"],
         "no recipe is called 'gesture'; did you mean 'gestures'?",
     ),
@@ -278,7 +278,7 @@ LINES: dict[str, tuple[list[str], str]] = {
         ["predict", "tada2d_r50", "clip.mp4"],
         "'tada2d_r50' is a network, and no weights of it ship with tada: train it (`tada train DATA --model tada",
     ),
-    "weights misspelt": (
+    "weights misspelled": (
         ["predict", "tada2d_tiny_moton", "clip.mp4"],
         "did you mean 'tada2d-tiny-motion', weights that ship with tada?",
     ),
@@ -361,8 +361,8 @@ def test_options_are_written_with_dashes_or_underscores(command: str) -> None:
         for name in set(action.option_strings) - {"--recipe", "--resume"}:
             for spelling in (name.replace("_", "-"), "--" + name[2:].replace("-", "_")):
                 words = [name, "x"] if action.nargs != 0 else ["x", name]  # what is no option's comes first
-                assert normalised([command, spelling, "x"], of_command)[1:] == words
-                assert normalised([command, f"{spelling}=x"], of_command)[1:] == [f"{name}=x"]
+                assert normalized([command, spelling, "x"], of_command)[1:] == words
+                assert normalized([command, f"{spelling}=x"], of_command)[1:] == [f"{name}=x"]
 
 
 SPELLINGS = {
@@ -389,7 +389,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_what_is_typed_becomes_what_is_read(spelling: str) -> None:
     typed, read = SPELLINGS[spelling]
-    assert " ".join(normalised(typed.split(), PARSERS)) == read
+    assert " ".join(normalized(typed.split(), PARSERS)) == read
 
 
 EARLIER = {
@@ -414,7 +414,7 @@ EARLIER = {
 @pytest.mark.parametrize("earlier", EARLIER)
 def test_commands_of_earlier_versions_mean_the_same(earlier: str) -> None:
     parser, of_command = _parsers()
-    old, new = (normalised(shlex.split(line)[1:], of_command) for line in (earlier, EARLIER[earlier]))
+    old, new = (normalized(shlex.split(line)[1:], of_command) for line in (earlier, EARLIER[earlier]))
     assert old == new
     assert parser.parse_args(old).command == old[0]
 

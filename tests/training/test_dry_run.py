@@ -14,7 +14,7 @@ import pytest
 from tada.commands.cli import main
 from tada.data.annotations import read_dataset
 from tada.data.hold_out import with_splits
-from tada.data.table import Head, LabelledVideo, VideoTable
+from tada.data.table import Head, LabeledVideo, VideoTable
 from tada.errors import DataError, OptionError
 from tada.recognition.recipe import Recipe
 from tada.recognition.training import train
@@ -98,7 +98,7 @@ def test_a_limited_run_has_clips_of_all_classes(motion_videos: Path) -> None:
 def test_each_class_keeps_videos_as_long_as_the_limit_allows() -> None:
     sets = [(0,), (0, 1), (1,), (0, 2), (1, 2), (), *((0, 1, 2, 3 + i) for i in range(3)), (5, 6)]
     videos = tuple(
-        LabelledVideo(path=f"/{i}", labels=labels, split="train", group=None, source="", id=str(i))
+        LabeledVideo(path=f"/{i}", labels=labels, split="train", group=None, source="", id=str(i))
         for i, labels in enumerate(sets)
     )
     head = Head(name="action", labels=tuple("abcdefg"), several=True)

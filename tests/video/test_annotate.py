@@ -222,7 +222,7 @@ def test_frames_pass_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # -- what is drawn ----------------------------------------------------------------------------------------------------
 
 
-def grey(height: int = 240, width: int = 320) -> NDArray[np.uint8]:
+def gray(height: int = 240, width: int = 320) -> NDArray[np.uint8]:
     return np.full((height, width, 3), 128, np.uint8)
 
 
@@ -230,7 +230,7 @@ def test_segments_are_on_the_bar_and_named_while_they_last() -> None:
     captions = Captions(SEGMENTS, width=320, height=240, duration_seconds=1.0)
     rows = {}
     for seconds in (0.1, 0.3, 0.45, 0.6, 0.85):
-        out = captions.draw(grey(), seconds)
+        out = captions.draw(gray(), seconds)
         assert out.shape == (captions.height, 320, 3)
         named = (out[:240] != 128).any(axis=(1, 2))
         rows[seconds] = int(named.sum())
@@ -242,7 +242,7 @@ def test_segments_are_on_the_bar_and_named_while_they_last() -> None:
     assert rows[0.1] == rows[0.85] == 0
     assert 0 < rows[0.3] == rows[0.6]
     assert rows[0.45] == 2 * rows[0.3]
-    bar = captions.draw(grey(), 0.1)[240:]
+    bar = captions.draw(gray(), 0.1)[240:]
     first, second = bar[captions._pad + 4], bar[captions._pad + captions._row + 4]
     for row, spans in ((first, [(0.2, 0.5), (0.9, 1.0)]), (second, [(0.4, 0.8)])):
         for seconds in np.arange(0.02, 1.0, 0.02):
@@ -255,11 +255,11 @@ def test_segments_are_on_the_bar_and_named_while_they_last() -> None:
 def test_a_curves_height_is_its_score() -> None:
     lane = Lane(label="left", spans=((-9e9, 1.0, 0.25), (1.0, 9e9, 0.75)), is_curve=True)
     captions = Captions([lane], width=640, height=480, duration_seconds=2.0)
-    bar = captions.draw(grey(480, 640), 0.0)[480 + captions._pad : 480 + captions._row]
+    bar = captions.draw(gray(480, 640), 0.0)[480 + captions._pad : 480 + captions._row]
     for seconds, score in ((0.5, 0.25), (1.5, 0.75)):
         column = bar[:, captions._x(seconds)].astype(int)
-        coloured = int((np.ptp(column, axis=-1) > 40).sum())
-        assert coloured == pytest.approx(score * len(bar), abs=1)
+        colored = int((np.ptp(column, axis=-1) > 40).sum())
+        assert colored == pytest.approx(score * len(bar), abs=1)
 
 
 def test_the_most_probable_are_named_first_and_those_that_are_not_probable_are_not() -> None:
@@ -268,11 +268,11 @@ def test_the_most_probable_are_named_first_and_those_that_are_not_probable_are_n
         for i, score in enumerate((0.001, 0.7, 0.2, 0.05, 0.04))
     ]
     captions = Captions(lanes, width=640, height=480, duration_seconds=2.0)
-    captions.draw(grey(480, 640), 0.5)
+    captions.draw(gray(480, 640), 0.5)
     assert list(captions._panels) == [((1, "0.70"), (2, "0.20"), (3, "0.05"))]
     sure = [replace(lane, spans=((0.0, 9e9, float(i == 4)),)) for i, lane in enumerate(lanes)]
     captions = Captions(sure, width=640, height=480, duration_seconds=2.0)
-    captions.draw(grey(480, 640), 0.5)
+    captions.draw(gray(480, 640), 0.5)
     assert list(captions._panels) == [((4, "1.00"),)]
 
 
@@ -288,7 +288,7 @@ def test_text_can_be_read_and_fits(width: int, height: int) -> None:
     assert captions._text.size >= max(13, min(min(width, height) // 26, 44))
     assert captions.height <= max(1.45 * height, height + 5 * captions._row)
     assert captions.height % 2 == 0
-    out = captions.draw(grey(height, width), 0.5)
+    out = captions.draw(gray(height, width), 0.5)
     assert out[:height, :, 0].std() > 5
     fitted = captions._text.fitted(lanes[0].label, width // 2)
     assert captions._text.width(fitted) <= width // 2
@@ -321,7 +321,7 @@ def test_letters_come_from_a_font_that_has_them(few_fonts: None, tmp_path: Path)
     assert captions.legend == {}
     size = captions._text.size
     assert captions._text.width("跑步") == round(2 * 0.8 * size)  # the squares' advance
-    row = captions.draw(grey(), 0.5)[240 + captions._pad :][: captions._row]
+    row = captions.draw(gray(), 0.5)[240 + captions._pad :][: captions._row]
     name = row[:, captions._pad + captions._text.width("ab ") : captions._pad + captions._text.width("ab 跑步")]
     assert (name.min(-1) > 200).mean() > 0.25  # filled squares; strokes fill less
 

@@ -43,7 +43,7 @@ AS_PILLOW = {
     "posterize": lambda image: ImageOps.posterize(image, 1),  # 4 - int(0.9 * 4) bits
     "solarize": lambda image: ImageOps.solarize(image, 256 - 230),
     "solarize_add": lambda image: image.point([min(255, i + 99) if i < 128 else i for i in range(256)] * 3),
-    "colour": lambda image: ImageEnhance.Color(image).enhance(1.81),
+    "color": lambda image: ImageEnhance.Color(image).enhance(1.81),
     "contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.81),
     "brightness": lambda image: ImageEnhance.Brightness(image).enhance(1.81),
     "sharpness": lambda image: ImageEnhance.Sharpness(image).enhance(1.81),
@@ -56,7 +56,7 @@ def test_an_operation_is_pillows(name: str, clip: Tensor) -> None:
     ours = OPERATIONS[name](clip, LEVEL, 1)
     theirs = torch.from_numpy(np.asarray(AS_PILLOW[name](picture(clip))).copy())
     assert ours.dtype == torch.uint8
-    blends = name in ("colour", "contrast", "brightness", "sharpness")  # where Pillow cuts fractions off, we round
+    blends = name in ("color", "contrast", "brightness", "sharpness")  # where Pillow cuts fractions off, we round
     assert (ours[0].int() - theirs.int()).abs().max() <= blends
 
 
@@ -75,7 +75,7 @@ def test_a_movement_is_pillows_inside_the_frame(name: str) -> None:
     ours = OPERATIONS[name](smooth, LEVEL, 1)[0]
     image = picture(smooth).transform((32, 24), Image.Transform.AFFINE, MATRICES[name], Image.Resampling.BILINEAR)
     theirs = torch.from_numpy(np.asarray(image).copy())
-    inside = (theirs != 0).any(-1)  # outside it is black there and grey here
+    inside = (theirs != 0).any(-1)  # outside it is black there and gray here
     assert inside.float().mean() > 0.4
     assert ((ours.int() - theirs.int()).abs().amax(-1)[inside] <= 2).float().mean() > 0.9
 
@@ -151,7 +151,7 @@ def test_a_frame_too_narrow_for_any_shape_is_cut_in_its_middle() -> None:
     assert 47 <= int(square[0, 0, 0, 0]) < int(square[0, 0, -1, 0]) <= 53
 
 
-# --- colour ----------------------------------------------------------------------------------------------------------
+# --- color ----------------------------------------------------------------------------------------------------------
 
 
 def test_hue_turns_as_colorsys_says() -> None:
@@ -162,8 +162,8 @@ def test_hue_turns_as_colorsys_says() -> None:
             h, s, v = colorsys.rgb_to_hsv(*(int(c) / 255 for c in clip[0, y, x]))
             expected = [255 * c for c in colorsys.hsv_to_rgb((h + 0.2) % 1, s, v)]
             assert turned[0, y, x].tolist() == pytest.approx(expected, abs=0.51)
-    grey = torch.full((1, 2, 2, 3), 77, dtype=torch.uint8)
-    assert torch.equal(_turn_hue(grey, 0.3), grey)
+    gray = torch.full((1, 2, 2, 3), 77, dtype=torch.uint8)
+    assert torch.equal(_turn_hue(gray, 0.3), gray)
 
 
 def test_jitter_of_one_kind_is_that_kind() -> None:
@@ -200,12 +200,12 @@ def test_erasing_fills_one_rectangle_in_all_frames_alike() -> None:
 # --- mixing ----------------------------------------------------------------------------------------------------------
 
 
-def test_mixup_is_the_weighted_mean_of_neighbours() -> None:
+def test_mixup_is_the_weighted_mean_of_neighbors() -> None:
     clips, targets = torch.randn(4, 3, 2, 8, 8), torch.eye(4)
     mixture = Mixture(share=0.7, box=None)
     torch.testing.assert_close(mixture.clips(clips)[2], 0.7 * clips[2] + 0.3 * clips[3])
     assert mixture.targets(targets, clips)[1].tolist() == pytest.approx([0.3, 0.7, 0, 0])
-    # Pairs are neighbours: half of the batch is mixed as it is in the whole.
+    # Pairs are neighbors: half of the batch is mixed as it is in the whole.
     assert torch.equal(mixture.clips(clips)[2:], mixture.clips(clips[2:]))
 
 

@@ -124,7 +124,7 @@ def test_text_and_noise(tmp_path: Path, suffix: str) -> None:
 
 
 def test_lists_of_other_files_are_not_followed(tmp_path: Path) -> None:
-    """With FFmpeg's defaults each of these shows the neighbour's video."""
+    """With FFmpeg's defaults each of these shows the neighbor's video."""
     secret = draw_transport_stream(tmp_path / "secret.ts", 10)
     lists = {
         "concat.mp4": "ffconcat version 1.0\nfile secret.ts\n",

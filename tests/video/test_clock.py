@@ -13,7 +13,7 @@ import pytest
 from drawn_videos import draw, draw_plain, draw_trimmed, read_stamps, stamped_frames
 from tada.data.annotations import read_dataset
 from tada.data.check import check_dataset, probe_file
-from tada.data.clips import open_labelled
+from tada.data.clips import open_labeled
 from tada.data.prepare import PrepareOptions, prepare
 from tada.data.table import VideoTable
 from tada.data.views import Views, read_views
@@ -191,7 +191,7 @@ def table(tmp_path: Path) -> VideoTable:
 def test_a_row_shows_what_players_show_then(table: VideoTable) -> None:
     rows = {video.start_seconds: video for video in table.videos}
     for start, pictures in ((3.0, range(25, 75)), (1.0, range(25))):
-        with open_labelled(rows[start]) as (reader, own):
+        with open_labeled(rows[start]) as (reader, own):
             assert read_stamps(reader.frames(own)) == list(pictures)
     with pytest.raises(
         SegmentOutsideError, match=r"late.mp4': the segment from 0 to 1 s lies before .*clips.csv row 4"

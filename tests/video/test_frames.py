@@ -19,7 +19,7 @@ from drawn_videos import Frames, draw, stamped_frames
 from tada.commands.arguments import rate_of
 from tada.data.annotations import read_dataset, write_table
 from tada.data.check import check_dataset, probe_file
-from tada.data.clips import TrainingClips, open_labelled
+from tada.data.clips import TrainingClips, open_labeled
 from tada.data.identity import content_id, content_ids, sha256_of, size_of
 from tada.data.prepare import prepare
 from tada.data.table import VideoTable, stamp_of, with_fps
@@ -150,7 +150,7 @@ class TestReading:
         assert np.abs(frame.astype(int) - expected).mean() < 12
         assert (probe_footage(tmp_path / "f").height == 64) == (orientation > 4)
 
-    def test_grey_palettes_and_alpha_become_rgb(self, tmp_path: Path) -> None:
+    def test_gray_palettes_and_alpha_become_rgb(self, tmp_path: Path) -> None:
         (tmp_path / "f").mkdir()
         Image.new("L", (8, 6), 200).save(tmp_path / "f/1.png")
         Image.new("P", (8, 6), 0).save(tmp_path / "f/2.png")
@@ -259,7 +259,7 @@ FAULTS: list[tuple[Callable[[Path], None], type[VideoError], str]] = [
     (link_to_itself, VideoNotFoundError, r"img_00007\.png' is a symbolic link that leads back to itself, no picture"),
     (pipe, NotARegularFileError, r"img_00007\.png' is a pipe, no picture; extract or copy the frames again"),
     (inner_folder, NotARegularFileError, r"'img_00007\.png' is a folder, no picture"),
-    (deep, UnsupportedCodecError, r"img_00007\.png' has more than 8 bits for a colour; convert it to 8"),
+    (deep, UnsupportedCodecError, r"img_00007\.png' has more than 8 bits for a color; convert it to 8"),
     (strip, TooLargeError, r"img_00007\.png' of 510x10 is a strip"),
 ]
 
@@ -397,7 +397,7 @@ class TestWhatIsOneVideo:
             find_videos(["day/a/*.png"])
 
 
-def labelled(root: Path, *, fps: float | None = FPS, name: str = "clip", more: str = "") -> VideoTable:
+def labeled(root: Path, *, fps: float | None = FPS, name: str = "clip", more: str = "") -> VideoTable:
     (root / "list.csv").write_text(f"path,label{',start,end' if more else ''}\n{name},x{more}\n")
     return with_fps(read_dataset(root / "list.csv"), fps)
 
@@ -437,7 +437,7 @@ class TestTables:
         with pytest.raises(DataError, match=r"more' is a folder inside a class folder; .*holds its numbered frames"):
             read_dataset(tmp_path / "clips")
         with pytest.raises(DataError, match="row 2: 'clips' is a folder, and most of its files are no numbered frames"):
-            labelled(tmp_path, name="clips")
+            labeled(tmp_path, name="clips")
 
     def test_a_column_of_rates(self, folder: Path, lossless: Path, tmp_path: Path) -> None:
         shutil.copytree(folder, tmp_path / "a")
@@ -490,7 +490,7 @@ class TestTables:
         assert video.is_frames
         assert video.path.endswith("P01/rgb_frames/P01_01")
         assert video.fps == FPS
-        with open_labelled(video) as (_, own):
+        with open_labeled(video) as (_, own):
             assert own == range(5, 15)
         # Where the recording lies there too, it is taken, and not the frames that were extracted from it.
         (tmp_path / "P01/videos").mkdir()
@@ -507,18 +507,18 @@ class TestTables:
 
     def test_frames_that_were_replaced_since(self, folder: Path, pixels: Frames, tmp_path: Path) -> None:
         copy = shutil.copytree(folder, tmp_path / "clip")
-        (video,) = labelled(tmp_path).videos
-        with open_labelled(video):
+        (video,) = labeled(tmp_path).videos
+        with open_labeled(video):
             pass
         Image.fromarray(pixels[0] // 2).save(copy / "img_00015.png")
-        with pytest.raises(ChangedVideoError, match="has changed since the data set was read"), open_labelled(video):
+        with pytest.raises(ChangedVideoError, match="has changed since the data set was read"), open_labeled(video):
             pass
 
     def test_what_needs_a_rate_says_so(self, folder: Path, tmp_path: Path) -> None:
         shutil.copytree(folder, tmp_path / "clip")
         by_time = ClipSpec(num_frames=4, interval=2, fps=10.0, short_side=16, crop=16)
         by_number = ClipSpec(num_frames=4, interval=2, fps=None, short_side=16, crop=16)
-        bare = labelled(tmp_path, fps=None)
+        bare = labeled(tmp_path, fps=None)
         recipe = Recipe()
         changes = augmentation(recipe, bare.heads)
         way_out = r"give their rate in frames per second \(--fps 25\)"
@@ -528,9 +528,9 @@ class TestTables:
             TrainingClips(bare, by_time, changes, seed=0)
         assert len(TrainingClips(bare, recipe.clip, changes, seed=0)[0, 0].clip) == 8
         np.testing.assert_array_equal(
-            read_views(bare.videos[0], by_number, Views()), read_views(labelled(tmp_path).videos[0], by_time, Views())
+            read_views(bare.videos[0], by_number, Views()), read_views(labeled(tmp_path).videos[0], by_time, Views())
         )
-        segment = labelled(tmp_path, fps=None, more=",0,1")
+        segment = labeled(tmp_path, fps=None, more=",0,1")
         with pytest.raises(OptionError, match=f"and its segments are in seconds .list.csv row 2.: {way_out}"):
             TestVideos(segment, by_number, Views())
 
@@ -545,7 +545,7 @@ class TestAsTheVideo:
         shutil.copytree(folder, tmp_path / "clip")
         shutil.copy(lossless, tmp_path / "clip.mkv")
         spec = ClipSpec(num_frames=4, sampling=sampling, interval=3, fps=15.0, mode=mode, short_side=24, crop=20)  # type: ignore[arg-type]
-        tables = labelled(tmp_path, more=segment), labelled(tmp_path, fps=None, name="clip.mkv", more=segment)
+        tables = labeled(tmp_path, more=segment), labeled(tmp_path, fps=None, name="clip.mkv", more=segment)
         views = [read_views(table.videos[0], spec, Views(num_clips=3, num_crops=3)) for table in tables]
         np.testing.assert_array_equal(*views)
         changes = augmentation(Recipe(clip=ClipSpec(num_frames=4, short_side=24, crop=20)), tables[0].heads)
@@ -554,8 +554,8 @@ class TestAsTheVideo:
 
     def test_a_segment_outside(self, folder: Path, tmp_path: Path) -> None:
         shutil.copytree(folder, tmp_path / "clip")
-        (video,) = labelled(tmp_path, more=",2.0,4.5").videos
-        with pytest.raises(SegmentOutsideError, match=r"clip'.*list.csv row 2"), open_labelled(video):
+        (video,) = labeled(tmp_path, more=",2.0,4.5").videos
+        with pytest.raises(SegmentOutsideError, match=r"clip'.*list.csv row 2"), open_labeled(video):
             pass
 
     @pytest.mark.parametrize("window_seconds", [None, 1.0])

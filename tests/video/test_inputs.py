@@ -44,15 +44,15 @@ def frames(video: Path) -> Any:
 
 FORMS: dict[str, Callable[[Any], Any]] = {
     "array": lambda frames: frames,
-    "array, colours first": lambda frames: frames.transpose(0, 3, 1, 2),
+    "array, colors first": lambda frames: frames.transpose(0, 3, 1, 2),
     "array, backwards twice": lambda frames: frames[::-1].copy()[::-1],
     "array that may not be written": lambda frames: np.frombuffer(frames.tobytes(), np.uint8).reshape(frames.shape),
     "tensor": torch.from_numpy,
-    "tensor, colours first": lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2),
+    "tensor, colors first": lambda frames: torch.from_numpy(frames).permute(0, 3, 1, 2),
     "pictures": lambda frames: [Image.fromarray(frame) for frame in frames],
     "tuple of pictures": lambda frames: tuple(Image.fromarray(frame) for frame in frames),
     "list of arrays": list,
-    "list of tensors, colours first": lambda frames: list(torch.from_numpy(frames).permute(0, 3, 1, 2)),
+    "list of tensors, colors first": lambda frames: list(torch.from_numpy(frames).permute(0, 3, 1, 2)),
 }
 
 
@@ -174,13 +174,13 @@ FAULTS: dict[str, tuple[Any, str]] = {
         r"<array> is a batch, \[2, .*\]: give its videos one by one",
     ),
     "picture": (np.zeros((8, 8, 3), np.uint8), r"<array> is one picture, .* frames\[None\] makes a video"),
-    "grey": (np.zeros((4, 8, 8), np.uint8), r"<array> has no colours, .* np.repeat"),
-    "grey, one channel": (np.zeros((4, 8, 8, 1), np.uint8), "repeat its one channel three times"),
+    "gray": (np.zeros((4, 8, 8), np.uint8), r"<array> has no colors, .* np.repeat"),
+    "gray, one channel": (np.zeros((4, 8, 8, 1), np.uint8), "repeat its one channel three times"),
     "alpha": (np.zeros((5, 8, 8, 4), np.uint8), "leave alpha away"),
-    "colours before time": (np.zeros((3, 5, 8, 8), np.uint8), r"permute it by \(1, 2, 3, 0\)"),
+    "colors before time": (np.zeros((3, 5, 8, 8), np.uint8), r"permute it by \(1, 2, 3, 0\)"),
     "no layout": (np.zeros((5, 8, 8, 7), np.uint8), "rearrange it"),
     "flat": (np.zeros(8, np.uint8), r"<array> is \[8\]; a video in memory is uint8"),
-    "three frames, colours where?": (np.zeros((3, 3, 8, 8), np.uint8), r"may be \[T, 3, H, W\] or \[3, T, H, W\]"),
+    "three frames, colors where?": (np.zeros((3, 3, 8, 8), np.uint8), r"may be \[T, 3, H, W\] or \[3, T, H, W\]"),
     "three rows": (np.zeros((5, 3, 8, 3), np.uint8), r"may be \[T, 3, H, W\] or \[T, H, W, 3\]"),
     "no frames": (np.zeros((0, 8, 8, 3), np.uint8), "a video has at least one frame"),
     "objects": (np.zeros((2, 8, 8, 3), object), "<array> is object"),

@@ -18,7 +18,7 @@ from drawn_videos import draw, draw_plain, stamped_frames
 from measured import run_measured
 from tada.data.annotations import read_dataset
 from tada.data.clips import Augmentation, TrainingClips
-from tada.data.table import LabelledVideo
+from tada.data.table import LabeledVideo
 from tada.data.views import Views, read_views
 from tada.errors import CorruptVideoError, TooLargeError
 from tada.recognition.recipe import Recipe
@@ -101,7 +101,7 @@ def test_views_and_training_clips_do_not_depend_on_how_many_come_at_a_time(
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         path = draw_plain(tmp_path / folder / "0.mp4", 5 if folder == "a" else 40)  # the first repeats frames
-    video = LabelledVideo(id="video", path=str(path), labels=(0,), split=None, group=None, source="here")
+    video = LabeledVideo(id="video", path=str(path), labels=(0,), split=None, group=None, source="here")
     table = read_dataset(tmp_path)
     square = Augmentation(
         short_side_range=(20, 26), flip_probability=0.5, flip_swaps=[{}], reverse_swaps=[{}], color_strength=0.2

@@ -270,12 +270,12 @@ def test_frames_come_as_players_turn_them(tmp_path: Path, quarter_turns: int) ->
 
 
 def test_alpha_is_composited_on_black(tmp_path: Path) -> None:
-    colours = stamped_frames(3)
+    colors = stamped_frames(3)
     alpha = np.full((3, 48, 64, 1), 128, np.uint8)
     alpha[:, :16], alpha[:, 16:32] = 0, 255
     path = draw(
         tmp_path / "alpha.mov",
-        np.concatenate([colours, alpha], axis=-1),
+        np.concatenate([colors, alpha], axis=-1),
         codec="qtrle",
         pix_fmt="argb",
         source_format="rgba",
@@ -283,8 +283,8 @@ def test_alpha_is_composited_on_black(tmp_path: Path) -> None:
     with open_video(path) as video:
         frames = video.frames([0, 1, 2])
     assert np.all(frames[:, :16] == 0)
-    assert np.array_equal(frames[:, 16:32], colours[:, 16:32])
-    assert np.array_equal(frames[:, 32:], np.round(colours[:, 32:] * (128 / 255)).astype(np.uint8))
+    assert np.array_equal(frames[:, 16:32], colors[:, 16:32])
+    assert np.array_equal(frames[:, 32:], np.round(colors[:, 32:] * (128 / 255)).astype(np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -318,8 +318,8 @@ def test_pixels_that_are_not_square_stay_as_stored(tmp_path: Path) -> None:
         assert read_stamps(video.frames([0, 4])) == [0, 4]
 
 
-def test_grey_has_three_equal_channels(tmp_path: Path) -> None:
-    with open_video(draw_plain(tmp_path / "grey.mkv", 5, codec="ffv1", pix_fmt="gray")) as video:
+def test_gray_has_three_equal_channels(tmp_path: Path) -> None:
+    with open_video(draw_plain(tmp_path / "gray.mkv", 5, codec="ffv1", pix_fmt="gray")) as video:
         frames = video.frames(range(5))
     assert np.array_equal(frames[..., 0], frames[..., 1])
     assert np.array_equal(frames[..., 0], frames[..., 2])
@@ -328,21 +328,21 @@ def test_grey_has_three_equal_channels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("matrix", ["ITU709", "ITU601"])
 @pytest.mark.parametrize("range_", ["MPEG", "JPEG"])
-def test_the_matrix_and_range_of_colours_are_heeded(tmp_path: Path, matrix: str, range_: str) -> None:
-    colour = np.array([30, 200, 60], np.uint8)
-    path = tmp_path / "colour.mp4"
+def test_the_matrix_and_range_of_colors_are_heeded(tmp_path: Path, matrix: str, range_: str) -> None:
+    color = np.array([30, 200, 60], np.uint8)
+    path = tmp_path / "color.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30, options={"crf": "1"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
         stream.codec_context.colorspace = {"ITU709": 1, "ITU601": 6}[matrix]
         stream.codec_context.color_range = {"MPEG": 1, "JPEG": 2}[range_]
-        frame = av.VideoFrame.from_ndarray(np.broadcast_to(colour, (48, 64, 3)).copy(), format="rgb24")
+        frame = av.VideoFrame.from_ndarray(np.broadcast_to(color, (48, 64, 3)).copy(), format="rgb24")
         frame = frame.reformat(format="yuv444p", dst_colorspace=matrix, dst_color_range=range_)
         frame.pts = 0
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     with open_video(path) as video:
-        assert np.abs(video.frames([0])[0].astype(int) - colour).max() <= 3
+        assert np.abs(video.frames([0])[0].astype(int) - color).max() <= 3
 
 
 def test_high_dynamic_range_warns(tmp_path: Path) -> None:

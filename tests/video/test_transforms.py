@@ -13,14 +13,14 @@ from torch import Tensor
 from tada.errors import OptionError
 from tada.video import transforms
 from tada.video.transforms import (
-    centre_crop,
+    center_crop,
     crop,
     flip_swaps,
     jitter_and_crop,
-    normalise,
+    normalize,
     random_flip,
     random_reverse,
-    recolour,
+    recolor,
     resize_short_side,
     reverse_swaps,
     three_crops,
@@ -85,12 +85,12 @@ def test_the_fast_resize_is_within_a_level(
     assert (fast - exact).abs().max() <= 1
 
 
-def test_resizing_matches_the_released_arithmetic_after_normalising() -> None:
-    """There the clip is normalised first and resized as floats; the difference is our one rounding."""
+def test_resizing_matches_the_released_arithmetic_after_normalizing() -> None:
+    """There the clip is normalized first and resized as floats; the difference is our one rounding."""
     clip = noise(120, 160)
     released = (clip.permute(3, 0, 1, 2).float() / 255 - 0.45) / 0.225
     released = F.interpolate(released, size=(112, int(160 / 120 * 112)), mode="bilinear")
-    ours = normalise(resize_short_side(clip, 112, antialias=False))
+    ours = normalize(resize_short_side(clip, 112, antialias=False))
     torch.testing.assert_close(ours, released, rtol=0, atol=0.51 / 255 / 0.225)
 
 
@@ -122,7 +122,7 @@ def test_three_crops_lie_along_the_longer_side(
     crops = three_crops(coordinates(height, width), size)
     assert [corner(square) for square in crops] == corners
     assert all(square.shape == (1, size, size, 3) for square in crops)
-    assert corner(centre_crop(coordinates(height, width), size)) == corners[1]
+    assert corner(center_crop(coordinates(height, width), size)) == corners[1]
 
 
 def test_crops_for_testing() -> None:
@@ -142,7 +142,7 @@ def test_a_square_outside_of_the_frame_is_refused() -> None:
     with pytest.raises(OptionError, match=r"a square of 24 at \(0, 10\) does not lie in frames of 32x24"):
         crop(noise(24, 32), 0, 10, 24)
     with pytest.raises(OptionError, match="does not lie in frames"):
-        centre_crop(noise(24, 32), 25)
+        center_crop(noise(24, 32), 25)
 
 
 def test_jitter_reaches_every_side_and_every_place() -> None:
@@ -257,26 +257,26 @@ def test_all_labels_of_a_clip_turn_with_it_or_none() -> None:
     assert random_reverse(clip, (0, 5), probability=1.0, swaps=[{0: 1}, {}], rng=rng) == (clip, (0, 5))
 
 
-# --- normalising ------------------------------------------------------------------------------------------------------
+# --- normalizing ------------------------------------------------------------------------------------------------------
 
 
-def test_normalise_by_hand() -> None:
+def test_normalize_by_hand() -> None:
     clip = noise(4, 5, num_frames=3)
-    ours = normalise(clip[None])
+    ours = normalize(clip[None])
     assert ours.shape == (1, 3, 3, 4, 5)
     assert ours.dtype == torch.float32
     by_hand = (clip.permute(3, 0, 1, 2)[None].double() / 255 - 0.45) / 0.225
     torch.testing.assert_close(ours.double(), by_hand, rtol=0, atol=1e-6)
-    assert torch.equal(normalise(clip), ours[0])
-    assert torch.equal(normalise(clip[None, None])[0], ours)
+    assert torch.equal(normalize(clip), ours[0])
+    assert torch.equal(normalize(clip[None, None])[0], ours)
     assert clip.dtype == torch.uint8
-    assert normalise(clip, dtype=torch.float64).dtype == torch.float64
+    assert normalize(clip, dtype=torch.float64).dtype == torch.float64
 
 
 @pytest.mark.parametrize("clip", [torch.zeros(2, 4, 4, 3), torch.zeros(4, 4, 3, dtype=torch.uint8)])
-def test_normalise_refuses_what_is_no_clip(clip: Tensor) -> None:
+def test_normalize_refuses_what_is_no_clip(clip: Tensor) -> None:
     with pytest.raises(OptionError, match=r"they must be uint8 \[..., T, H, W, 3\]"):
-        normalise(clip)
+        normalize(clip)
 
 
 # --- backwards ----------------------------------------------------------------------------------------------------
@@ -300,22 +300,22 @@ def test_a_reversed_clip_takes_the_other_label() -> None:
         assert torch.equal(same, clip)
 
 
-# --- colour -------------------------------------------------------------------------------------------------------
+# --- color -------------------------------------------------------------------------------------------------------
 
 NO_CHANGE = {"strength": 0.0, "shuffle_probability": 0.0, "grayscale_probability": 0.0, "invert_probability": 0.0}
 
 
-def recoloured(clip: Tensor, seed: int = 0, **changes: float) -> Tensor:
-    return recolour(clip, **{**NO_CHANGE, **changes}, rng=np.random.default_rng(seed))  # type: ignore[arg-type]
+def recolored(clip: Tensor, seed: int = 0, **changes: float) -> Tensor:
+    return recolor(clip, **{**NO_CHANGE, **changes}, rng=np.random.default_rng(seed))  # type: ignore[arg-type]
 
 
-def test_colours_change_as_their_names_say() -> None:
+def test_colors_change_as_their_names_say() -> None:
     clip = noise(5, 6)
-    assert recoloured(clip) is clip
-    assert torch.equal(recoloured(clip, invert_probability=1.0), 255 - clip)
-    grey = clip.float().mean(-1, keepdim=True).round().to(torch.uint8).expand_as(clip)
-    assert (recoloured(clip, grayscale_probability=1.0).int() - grey.int()).abs().max() <= 1
-    orders = {tuple(recoloured(clip, seed, shuffle_probability=1.0)[0, 0, 0].tolist()) for seed in range(40)}
+    assert recolored(clip) is clip
+    assert torch.equal(recolored(clip, invert_probability=1.0), 255 - clip)
+    gray = clip.float().mean(-1, keepdim=True).round().to(torch.uint8).expand_as(clip)
+    assert (recolored(clip, grayscale_probability=1.0).int() - gray.int()).abs().max() <= 1
+    orders = {tuple(recolored(clip, seed, shuffle_probability=1.0)[0, 0, 0].tolist()) for seed in range(40)}
     assert orders == set(permutations(clip[0, 0, 0].tolist()))
 
 
@@ -327,4 +327,4 @@ def test_gain_and_offset_follow_the_formula_for_every_frame_alike() -> None:
     offset = rng.uniform(-0.4, 0.4) * 0.4 * 255
     mean = clip.double().mean().item()
     expected = ((clip.double().numpy() - mean) * gain + mean + offset).round().clip(0, 255)
-    assert np.abs(recoloured(clip, 3, strength=0.4).numpy() - expected).max() <= 1
+    assert np.abs(recolored(clip, 3, strength=0.4).numpy() - expected).max() <= 1

@@ -20,7 +20,7 @@ from tada.commands import datasets, library, localization, recognition
 from tada.commands.arguments import Command
 from tada.commands.completion import Shell, completion_script
 from tada.commands.help_screens import CommandParser, ProgramParser
-from tada.commands.spelling import add_aliases, normalised
+from tada.commands.spelling import add_aliases, normalized
 from tada.errors import OutputError, ReaderGoneError, UserError
 from tada.system.devices import is_first_process
 from tada.system.signals import end, say_last_words, told, watching, way_on
@@ -92,7 +92,7 @@ def _run(arguments: Sequence[str]) -> int:
     code = 2
     try:
         parser, of_command = _parsers()
-        words = normalised(arguments, of_command) if arguments else ["--help"]
+        words = normalized(arguments, of_command) if arguments else ["--help"]
         if not words[0].startswith("-"):
             typed = _typed(words, of_command)
         try:

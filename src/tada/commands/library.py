@@ -30,8 +30,8 @@ def _convert_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path | None, metavar="FILE", default=None, help="a text file, the name of a class on each line"
     )
-    parser.add_argument("--licence", type=str | None, default=None, help="under which terms the weights may be used")
-    parser.first = dict.fromkeys(("file", "out", "protocol", "labels", "licence"))
+    parser.add_argument("--license", type=str | None, default=None, help="under which terms the weights may be used")
+    parser.first = dict.fromkeys(("file", "out", "protocol", "labels", "license"))
     parser.topics = {"clip": ("clip*",)}
 
 
@@ -47,7 +47,7 @@ def _convert(options: Namespace) -> int:
     if options.protocol is not None and options.clip is not None:
         raise UserError("--protocol and --clip both say which frames: give one of them")
     clip = protocol(options.protocol) if options.clip is None else ClipSpec(**dict(options.clip))
-    card = convert_checkpoint(options.file, options.out, clip=clip, labels=options.labels, licence=options.licence)
+    card = convert_checkpoint(options.file, options.out, clip=clip, labels=options.labels, license=options.license)
     say(f"{card.model}, {len(card.labels)} classes ({card.labels[0]}, ...), {clip.num_frames} frames; next:")
     say(f"  tada predict {shlex.quote(str(options.out))} VIDEO")
     return 0
@@ -96,7 +96,7 @@ def _export(options: Namespace) -> int:
 def _publish_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="the folder of a run")
     parser.add_argument("repository", type=str, help="where to, as OWNER/NAME")
-    parser.add_argument("--licence", type=str | None, default=None, help="under which terms it may be used: Apache-2.0")
+    parser.add_argument("--license", type=str | None, default=None, help="under which terms it may be used: Apache-2.0")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
 
 
@@ -107,7 +107,7 @@ def _publish(options: Namespace) -> int:
     """
     from tada.models.hub import PREFIX, push_to_hub
 
-    print(push_to_hub(options.run, options.repository, licence=options.licence, private=options.private))
+    print(push_to_hub(options.run, options.repository, license=options.license, private=options.private))
     say(f"anyone who may read it says: tada predict {PREFIX}{options.repository} VIDEO")
     return 0
 

@@ -60,7 +60,7 @@ def check_live_options(options: Namespace, videos: Sequence[str]) -> None:
 
 
 def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> int:
-    """Print what a recogniser sees in a stream, until it ends or is interrupted."""
+    """Print what a recognizer sees in a stream, until it ends or is interrupted."""
     from tada.recognition.streaming import LiveSettings, recognize_stream
     from tada.video.stream import FrameStream
 

@@ -331,7 +331,7 @@ def _localize_train_arguments(parser: ArgumentParser) -> None:
         "features": ("backbone_recipe", "window_seconds", "stride_seconds", "resize_to"),
         "detector": _OF_THE_DETECTOR,
         "selection": ("selection.*", "tiou_thresholds"),
-        "optimisation": ("*",),
+        "optimization": ("*",),
     }
 
 

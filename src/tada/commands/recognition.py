@@ -132,7 +132,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
         "clip": ("clip.*",),
         "augmentation": AUGMENTATION,
         "machine": (*(field.name for field in fields(Machine)), "precision", "sync_batch_norm", "save_every_steps"),
-        "optimisation": ("*",),
+        "optimization": ("*",),
     }
 
 

@@ -21,8 +21,15 @@ from tada.training.recipe import RECIPE_FILE
 _INNER_COMMANDS = {"localize": ("train", "evaluate", "import")}
 """Commands of two words, by the first; the parsers are called "localize-train" and so on."""
 
-_ALIASES = {"num_workers": "--workers", "batch_size": "--batch", "learning_rate": "--lr", "accelerator": "--device"}
-"""Short names of options, by the place of their values."""
+_ALIASES = {
+    "num_workers": "--workers",
+    "batch_size": "--batch",
+    "learning_rate": "--lr",
+    "accelerator": "--device",
+    "license": "--licence",
+    "normaliser": "--normalizer",
+}
+"""Other names of options, short ones and those of before, by the place of their values."""
 
 
 def add_aliases(parser: ArgumentParser) -> None:
@@ -34,7 +41,7 @@ def add_aliases(parser: ArgumentParser) -> None:
             parser._option_string_actions[alias] = action
 
 
-def normalised(arguments: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> list[str]:
+def normalized(arguments: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> list[str]:
     """What was typed, as the parsers read it.
 
     Options are spelled as they are known; the recipe comes first (a run that is resumed brings its own), then the
@@ -42,7 +49,7 @@ def normalised(arguments: Sequence[str], of_command: Mapping[str, ArgumentParser
 
     Raises:
         UserError: an option that has to be read here has no value, an argument is missing beside one given by name, or
-            the second word of a command is misspelt.
+            the second word of a command is misspelled.
     """
     command, *rest = arguments
     inner = _INNER_COMMANDS.get(command, ())

@@ -1,1 +1,1 @@
-"""Data sets: tables of labelled videos, clips for training and testing, generated motion."""
+"""Data sets: tables of labeled videos, clips for training and testing, generated motion."""

@@ -49,7 +49,7 @@ from tada.data.table import (
     ACTION,
     SPLIT_OF,
     Head,
-    LabelledVideo,
+    LabeledVideo,
     VideoTable,
     composed,
     path_below,
@@ -237,9 +237,9 @@ def _read_csv(file: Path, root: Path) -> VideoTable:
     columns = csv_columns(file, known)
     meant = [_MEANINGS.get(column, column) for column in columns]
     heads = ("label",) if "label" in meant else ("verb", "noun")
-    is_labelled = set(heads) <= set(meant)
-    columns_of_classes = {} if is_labelled or meant.count("path") != 1 else _class_columns(file, columns, known)
-    if meant.count("path") != 1 or not (is_labelled or columns_of_classes):
+    is_labeled = set(heads) <= set(meant)
+    columns_of_classes = {} if is_labeled or meant.count("path") != 1 else _class_columns(file, columns, known)
+    if meant.count("path") != 1 or not (is_labeled or columns_of_classes):
         raise DataError(
             f"{name} row 1: expected the columns path (or video) and label (or verb and noun; or two or more, each "
             "with a class's name and 1 or 0 in every row), and if wanted split, group, start_seconds and end_seconds, "
@@ -453,7 +453,7 @@ def _table(
         for path, status in statuses.items()
     }
     videos = [
-        LabelledVideo(
+        LabeledVideo(
             path=row.path,
             labels=tuple(numbers[0][label] for label in row.labels)
             if several

@@ -24,7 +24,7 @@ import numpy as np
 
 from tada.data.csv_rows import guarded
 from tada.data.identity import sha256_of
-from tada.data.table import LabelledVideo, VideoTable, stamp_of
+from tada.data.table import LabeledVideo, VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes
 from tada.errors import OptionError, VideoError, counted, listed
 from tada.system.devices import check_num_workers
@@ -342,7 +342,7 @@ def _is_same(probe: Probe, fps: float | None) -> bool:
 
 
 def _findings(table: VideoTable, probes: dict[str, Probe], min_frames: int) -> Iterator[Finding]:
-    rows: dict[str, list[LabelledVideo]] = {}
+    rows: dict[str, list[LabeledVideo]] = {}
     for video in table.videos:
         rows.setdefault(video.path, []).append(video)
     rates = [probe.fps for probe in probes.values() if probe.fps]
@@ -400,7 +400,7 @@ def _about_file(probe: Probe, source: str, usual_fps: float) -> Iterator[Finding
         yield Finding(kind="hdr", path=probe.path, source=source, message=message)
 
 
-def _about_length(probe: Probe, video: LabelledVideo, min_frames: int) -> Iterator[Finding]:
+def _about_length(probe: Probe, video: LabeledVideo, min_frames: int) -> Iterator[Finding]:
     num_frames = probe.num_frames
     if video.start_seconds is not None and probe.fps:
         # As if frames were spread evenly: near enough to tell which segments a video holds.
@@ -417,7 +417,7 @@ def _about_length(probe: Probe, video: LabelledVideo, min_frames: int) -> Iterat
 
 
 def _about_content(
-    table: VideoTable, probes: dict[str, Probe], rows: dict[str, list[LabelledVideo]]
+    table: VideoTable, probes: dict[str, Probe], rows: dict[str, list[LabeledVideo]]
 ) -> Iterator[Finding]:
     """Files that are equal byte for byte."""
     alike: dict[str, list[str]] = {}
@@ -438,5 +438,5 @@ def _about_content(
             yield Finding(kind=kind, path=other, source=second.source, message=message)
 
 
-def _said_of(table: VideoTable, videos: Sequence[LabelledVideo]) -> str:
+def _said_of(table: VideoTable, videos: Sequence[LabeledVideo]) -> str:
     return listed(sorted({" ".join(table.label_names(video)) for video in videos}))

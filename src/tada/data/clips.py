@@ -25,13 +25,13 @@ from torch.utils.data import Dataset, Sampler
 from tada.data.balance import balanced_order
 from tada.data.epochs import LastBatch, steps_of_epoch
 from tada.data.loader import VideoLoader, note_reading
-from tada.data.table import LabelledVideo, VideoTable, stamp_of, targets_of
+from tada.data.table import LabeledVideo, VideoTable, stamp_of, targets_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError, counted
 from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
 from tada.video.frames import OpenVideo, no_rate, open_footage, probe_footage
 from tada.video.sampling import ClipSpec, segment_frames, train_indices
-from tada.video.transforms import draw_jitter_and_crop, random_flip, random_reverse, recolour
+from tada.video.transforms import draw_jitter_and_crop, random_flip, random_reverse, recolor
 
 
 class Unreadable(NamedTuple):
@@ -75,7 +75,7 @@ class Augmentation:
     color_shuffle_probability: float = 0.0
     """How often red, green and blue change places."""
     grayscale_probability: float = 0.0
-    """How often colour is taken away."""
+    """How often color is taken away."""
     invert_probability: float = 0.0
     """How often bright becomes dark."""
     crop: int | None = None
@@ -130,7 +130,7 @@ class Augmentation:
             flip_swaps, reverse_swaps = [flip_swaps[0]] * len(labels), [reverse_swaps[0]] * len(labels)
         clip, labels = random_flip(clip, labels, probability=self.flip_probability, swaps=flip_swaps, rng=rng)
         clip, labels = random_reverse(clip, labels, probability=self.reverse_probability, swaps=reverse_swaps, rng=rng)
-        clip = recolour(
+        clip = recolor(
             clip,
             strength=self.color_strength,
             shuffle_probability=self.color_shuffle_probability,
@@ -186,7 +186,7 @@ _ASKED = 100  # videos that are opened to know how long they last
 
 
 @contextmanager
-def open_labelled(video: LabelledVideo) -> Iterator[tuple[OpenVideo, range]]:
+def open_labeled(video: LabeledVideo) -> Iterator[tuple[OpenVideo, range]]:
     """Open the file of a row of the table; its reader, and which of its frames the row means.
 
     Raises:
@@ -209,7 +209,7 @@ def open_labelled(video: LabelledVideo) -> Iterator[tuple[OpenVideo, range]]:
         yield reader, frames
 
 
-def typical_seconds(videos: Sequence[LabelledVideo]) -> float | None:
+def typical_seconds(videos: Sequence[LabeledVideo]) -> float | None:
     """How long videos, or the segments of them that are meant, last: the median of some, evenly spread over the table.
 
     None where nobody says it, as of folders of frames without a rate.
@@ -262,8 +262,8 @@ class TrainingClips(Dataset[Sample]):
                 return Sample(clip, labels, failures, video.path)
         raise DataError(f"ten videos in a row could not be read; the last: {failures[-1].message}")
 
-    def _clip(self, video: LabelledVideo, rng: np.random.Generator) -> tuple[Tensor, tuple[int, ...]]:
-        with open_labelled(video) as (reader, own):
+    def _clip(self, video: LabeledVideo, rng: np.random.Generator) -> tuple[Tensor, tuple[int, ...]]:
+        with open_labeled(video) as (reader, own):
             times = reader.times_seconds[own.start : own.stop]
             chosen = train_indices(self.spec, times, rng, container_fps=reader.container_fps)
             clip = self._read_small(reader, [own[index] for index in chosen], rng)

@@ -199,17 +199,17 @@ def required(source: str, cells: Mapping[str, str], column: str) -> str:
     return cells[column]
 
 
-def class_names(labelled: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+def class_names(labeled: Iterable[tuple[str, str]]) -> tuple[str, ...]:
     """The classes that occur, sorted.
 
     Args:
-        labelled: their names (``composed``), each with where it stands.
+        labeled: their names (``composed``), each with where it stands.
 
     Raises:
         DataError: a name that cannot be printed, or two that differ in capitals only.
     """
     first: dict[str, tuple[str, str]] = {}
-    for label, source in labelled:
+    for label, source in labeled:
         if not label.isprintable():
             raise DataError(f"{source}: the label {label!r} holds signs that cannot be printed; rename it")
         other, where = first.setdefault(label.casefold(), (label, source))

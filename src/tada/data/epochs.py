@@ -9,5 +9,5 @@ LastBatch = Literal["fill", "drop"]
 
 
 def steps_of_epoch(num_clips: int, batch_size: int, last_batch: LastBatch) -> int:
-    """Optimiser steps of an epoch."""
+    """Optimizer steps of an epoch."""
     return num_clips // batch_size if last_batch == "drop" else math.ceil(num_clips / batch_size)

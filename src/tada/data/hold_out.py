@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tada.data.table import LabelledVideo, VideoTable
+from tada.data.table import LabeledVideo, VideoTable
 from tada.errors import DataError, OptionError, UnknownNameError, listed
 
 
@@ -41,11 +41,11 @@ def hold_out(table: VideoTable, *, fraction: float, seed: int) -> VideoTable:
             "videos with several labels are not held out by class: give the data set's own validation list too, or "
             "hold out groups"
         )
-    of_file: dict[str, list[LabelledVideo]] = {}
+    of_file: dict[str, list[LabeledVideo]] = {}
     for video in table.videos:
         if video.split != "test":
             of_file.setdefault(video.path, []).append(video)
-    of_label: dict[int, list[LabelledVideo]] = {label: [] for label in range(len(table.labels))}
+    of_label: dict[int, list[LabeledVideo]] = {label: [] for label in range(len(table.labels))}
     for segments in of_file.values():
         for video in segments:
             for label in video.labels:

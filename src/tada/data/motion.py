@@ -1,6 +1,6 @@
 """Generated videos in which only the order of the frames tells what happens.
 
-A textured patch, or a pointing arm, moves over a textured background. Colours, textures, size, place, speed, pauses,
+A textured patch, or a pointing arm, moves over a textured background. Colors, textures, size, place, speed, pauses,
 camera shake and noise are drawn anew for every video. Each class has a twin that is the same thing backwards: the twin
 is drawn by drawing the one and reversing its frames, so both have exactly the same distribution of single frames and of
 sets of frames. A model that averages frames cannot beat 1/2; a model of motion can reach 1.
@@ -175,9 +175,9 @@ class _Ranges:
     pivot: float = 0.0
     """What it turns about: its middle (0), or one end (1)."""
     background: tuple[float, float] = (0.0, 1.0)
-    """Brightness of each colour of the scene."""
+    """Brightness of each color of the scene."""
     patch: tuple[float, float] = (0.0, 1.0)
-    """Brightness of each colour of the patch."""
+    """Brightness of each color of the patch."""
 
 
 _EASY = _Ranges(
@@ -276,8 +276,8 @@ def _draw_background(
 ) -> Floats:
     """A still scene, seen through a camera that may shake: [T, H, W, 3]."""
     margin = max(min(width, height) // 16, 1)
-    colour = rng.uniform(*ranges.background, 3)
-    scene = _draw_texture(rng, height + 2 * margin, width + 2 * margin, colour, clutter * rng.uniform(0.05, 0.4))
+    color = rng.uniform(*ranges.background, 3)
+    scene = _draw_texture(rng, height + 2 * margin, width + 2 * margin, color, clutter * rng.uniform(0.05, 0.4))
     shake = clutter * rng.uniform(0, 0.6) * (rng.random() < 0.3)
     steps = np.cumsum(rng.normal(0, shake, (num_frames, 2)), axis=0)
     corner = np.clip(np.rint(steps - steps.mean(0)).astype(int) + margin, 0, 2 * margin)
@@ -285,13 +285,13 @@ def _draw_background(
 
 
 def _draw_texture(
-    rng: np.random.Generator, height: int, width: int, colour: NDArray[np.float64], contrast: float
+    rng: np.random.Generator, height: int, width: int, color: NDArray[np.float64], contrast: float
 ) -> Floats:
-    """Coloured blotches of several sizes, sometimes with hard edges or stripes: [H, W, 3]."""
+    """Colored blotches of several sizes, sometimes with hard edges or stripes: [H, W, 3]."""
     texture = np.zeros((height, width, 3), np.float32)
     for cells in rng.choice([2, 3, 5, 8, 13, 21], 3, replace=False):
         grid = rng.uniform(-1, 1, (int(cells), int(cells), 3)).astype(np.float32)
-        if rng.random() < 0.5:  # grey blotches
+        if rng.random() < 0.5:  # gray blotches
             grid[:] = grid[..., :1]
         texture += _enlarged(grid, height, width, smooth=rng.random() < 0.6)
     if rng.random() < 0.3:
@@ -299,7 +299,7 @@ def _draw_texture(
         angle, period = rng.uniform(0, np.pi), rng.uniform(4, 16)
         wave = np.sin((x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / period))
         texture += (rng.uniform(-1, 1, 3) * wave[..., None]).astype(np.float32)
-    return (colour + contrast * texture / 2).astype(np.float32)
+    return (color + contrast * texture / 2).astype(np.float32)
 
 
 def _enlarged(grid: Floats, height: int, width: int, *, smooth: bool) -> Floats:
@@ -317,10 +317,10 @@ def _paint(background: Floats, path: _Path, ranges: _Ranges, rng: np.random.Gene
     """Lay the patch over every frame of the background."""
     height, width = background.shape[1:3]
     short = min(height, width)
-    colour = rng.uniform(*ranges.patch, 3)
-    while np.abs(colour - background[0].mean((0, 1))).max() < 0.25:  # to be seen at all
-        colour = rng.uniform(*ranges.patch, 3)
-    texture = _draw_texture(rng, 64, 64, colour, rng.uniform(0.05, 0.4))
+    color = rng.uniform(*ranges.patch, 3)
+    while np.abs(color - background[0].mean((0, 1))).max() < 0.25:  # to be seen at all
+        color = rng.uniform(*ranges.patch, 3)
+    texture = _draw_texture(rng, 64, 64, color, rng.uniform(0.05, 0.4))
     # Each pixel in the patch's own lengths: a along its axis, b across.
     x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / short - path.x[:, None]  # [T, W]
     y = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / short - path.y[:, None]  # [T, H]
@@ -329,8 +329,8 @@ def _paint(background: Floats, path: _Path, ranges: _Ranges, rng: np.random.Gene
     b = (-sin[:, None] * x)[:, None, :] + (cos[:, None] * y)[:, :, None]
     outside = _distance(path.shape, a, b, path.thick) * (path.size * short)[:, None, None]  # in pixels
     cover = np.clip(0.5 - outside, 0, 1)[..., None]
-    colours = texture[(a * 24).astype(np.int32) & 63, (b * 24).astype(np.int32) & 63]
-    painted: Floats = background + cover * (colours - background)
+    colors = texture[(a * 24).astype(np.int32) & 63, (b * 24).astype(np.int32) & 63]
+    painted: Floats = background + cover * (colors - background)
     return painted
 
 

@@ -3,7 +3,7 @@
 A list names videos by their ids; the files are looked for anywhere below one folder, by the id in front of their
 ending, so that all the layouts in which copies come, and webm, avi or mp4, are found.
 
-A file is one list; a folder gives all its labelled lists. Copies of these data sets are seldom whole: videos that are
+A file is one list; a folder gives all its labeled lists. Copies of these data sets are seldom whole: videos that are
 not there are listed in the table (``missing``), and the others used.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tada.data.csv_rows import csv_columns, ignored_columns
 from tada.data.published_formats import COLUMNS, FORMS, Entry
-from tada.data.table import SPLIT_OF, LabelledVideo, MissingVideo, VideoTable, composed, stamp_of
+from tada.data.table import SPLIT_OF, LabeledVideo, MissingVideo, VideoTable, composed, stamp_of
 from tada.errors import DataError, listed
 from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS, are_frames
@@ -61,7 +61,7 @@ def read_published(kind: str, lists: Sequence[Path], root: Path) -> VideoTable:
             continue
         path, span = found
         videos.append(
-            LabelledVideo(
+            LabeledVideo(
                 path=path,
                 labels=tuple(numbers[head][label] for head, label in enumerate(entry.labels)),
                 split=entry.split,

@@ -73,7 +73,7 @@ class Form:
 
     kind: str
     lists: Callable[[Path, int], list[Path]]
-    """The labelled lists in a folder; ``fold`` chooses among several divisions."""
+    """The labeled lists in a folder; ``fold`` chooses among several divisions."""
     is_list: Callable[[Path], bool]
     """Whether a file is such a list."""
     read: Callable[[Path, str | None], Iterator[Entry]]
@@ -227,10 +227,10 @@ def _read_epic(file: Path, split: str | None) -> Iterator[Entry]:
     """
     columns = csv_columns(file, COLUMNS)
     check_known(columns, EPIC_COLUMNS, file)
-    is_labelled = "verb_class" in columns
-    if is_labelled:
+    is_labeled = "verb_class" in columns
+    if is_labeled:
         check_known(columns, ["noun_class"], file)
-    classes = {f"{head.name}_class": head.labels for head in _epic_heads(file.parent, [])} if is_labelled else {}
+    classes = {f"{head.name}_class": head.labels for head in _epic_heads(file.parent, [])} if is_labeled else {}
     for source, cells in csv_rows(file, COLUMNS):
         labels = tuple(
             names[class_number(source, cells[column], len(names), column)] for column, names in classes.items()

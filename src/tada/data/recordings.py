@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tada.data.hold_out import hold_out_groups
-from tada.data.table import LabelledVideo, VideoTable
+from tada.data.table import LabeledVideo, VideoTable
 from tada.errors import UserError
 
 _MUCH = 0.5  # of the held-out clips
@@ -52,7 +52,7 @@ def shared_recordings(table: VideoTable) -> str:
             f"{found[0]} of {found[1]} held-out clips are of groups that are trained on as well, and so easier than "
             f"new ones: hold out whole groups with --val-groups {_good_group(table)}"
         )
-    keys: list[Callable[[LabelledVideo], str]] = [lambda video: _folder(table, video)] if table.kind == "CSV" else []
+    keys: list[Callable[[LabeledVideo], str]] = [lambda video: _folder(table, video)] if table.kind == "CSV" else []
     keys += [lambda video, level=level: _name(table, video, level) for level in range(1, _LEVELS + 1)]  # type: ignore[misc]
     for key in keys:
         found = _shared(table, key)
@@ -68,15 +68,15 @@ def shared_recordings(table: VideoTable) -> str:
 
 
 def _shared(
-    table: VideoTable, key_of: Callable[[LabelledVideo], str]
-) -> tuple[int, int, tuple[LabelledVideo, LabelledVideo]] | None:
+    table: VideoTable, key_of: Callable[[LabeledVideo], str]
+) -> tuple[int, int, tuple[LabeledVideo, LabeledVideo]] | None:
     """How many of the held-out clips have a trained one beside them, of how many, and an example."""
     keys = {video: key_of(video) for video in table.videos if video.split in ("train", "val")}
     sizes = Counter(key for key in keys.values() if key)
     if sum(size >= 2 for size in sizes.values()) < 2 or max(sizes.values()) > _MOST * len(keys):
         return None
     of_class: dict[tuple[int, ...], set[str]] = {}
-    trained: dict[tuple[tuple[int, ...], str], LabelledVideo] = {}
+    trained: dict[tuple[tuple[int, ...], str], LabeledVideo] = {}
     for video, key in keys.items():
         of_class.setdefault(video.labels, set()).add(key)
         if video.split == "train":
@@ -90,13 +90,13 @@ def _shared(
     return (len(pairs), len(held_out), pairs[0]) if pairs and len(pairs) >= _MUCH * len(held_out) else None
 
 
-def _folder(table: VideoTable, video: LabelledVideo) -> str:
+def _folder(table: VideoTable, video: LabeledVideo) -> str:
     """The folder a video lies in, below the root; nothing for parts that are made for storage."""
     folder = os.path.dirname(table.relative(video))
     return "" if _NO_RECORDINGS_FOLDER.fullmatch(os.path.basename(folder)) else folder
 
 
-def _name(table: VideoTable, video: LabelledVideo, level: int) -> str:
+def _name(table: VideoTable, video: LabeledVideo, level: int) -> str:
     """A video's name without its ending, its class's name and so many numbers at its end."""
     name = Path(video.path).stem
     for _ in range(level):

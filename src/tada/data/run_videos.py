@@ -23,7 +23,7 @@ from tada.data.identity import content_ids, is_sha256, sha256_identity, sha256_o
 from tada.data.manifest import originals_among
 from tada.data.split_hashes import Splits
 from tada.data.table import (
-    LabelledVideo,
+    LabeledVideo,
     VideoTable,
     composed,
     path_below,
@@ -280,7 +280,7 @@ def _path_identity(path: str) -> str:
     return f"0-path:{path}"
 
 
-def _stamps(videos: Iterable[LabelledVideo]) -> dict[str, Stamp]:
+def _stamps(videos: Iterable[LabeledVideo]) -> dict[str, Stamp]:
     """Of the files that are there; who reads the others says so."""
     found = {video.path: video.stamp or _stamp(video.path) for video in videos}
     return {path: stamp for path, stamp in found.items() if stamp is not None}
@@ -390,7 +390,7 @@ def as_in_run(
 
 def _faults(
     rows: Sequence[KnownVideo],
-    videos: Sequence[LabelledVideo],
+    videos: Sequence[LabeledVideo],
     labels: Sequence[tuple[str, ...]],
     places: Sequence[int],
     is_drawn: bool,
@@ -407,9 +407,9 @@ def _faults(
     if faults:
         return faults
     pairs = [(rows[place], video, of_video) for place, video, of_video in zip(places, videos, labels, strict=True)]
-    relabelled = [video.path for row, video, of_video in pairs if tuple(map(composed, row.labels)) != of_video]
-    if relabelled:
-        faults.append(f"{counted(len(relabelled), 'video')} with another label, the first: {relabelled[0]!r}")
+    relabeled = [video.path for row, video, of_video in pairs if tuple(map(composed, row.labels)) != of_video]
+    if relabeled:
+        faults.append(f"{counted(len(relabeled), 'video')} with another label, the first: {relabeled[0]!r}")
     moved = [video.path for row, video, _ in pairs if row.split != (video.split or "")]
     counts = [
         Counter((row.split, of_video) for row, _, of_video in pairs),
@@ -420,7 +420,7 @@ def _faults(
     return faults
 
 
-def _places_in(rows: Sequence[KnownVideo], videos: Sequence[LabelledVideo], contents: Mapping[str, str]) -> list[int]:
+def _places_in(rows: Sequence[KnownVideo], videos: Sequence[LabeledVideo], contents: Mapping[str, str]) -> list[int]:
     """For each video its row, or -1: by the path, by the name below the folder that all share, and by content.
 
     A row that tells its content is only found by a file with that content.

@@ -48,7 +48,7 @@ class Head:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LabelledVideo:
+class LabeledVideo:
     """One row of the table: a file, or a segment of one."""
 
     path: str
@@ -104,7 +104,7 @@ class VideoTable:
 
     heads: tuple[Head, ...]
     """What is said of each video. Classes are sorted by name, but for published lists, which keep their order."""
-    videos: tuple[LabelledVideo, ...]
+    videos: tuple[LabeledVideo, ...]
     """Sorted by path and start."""
     root: str
     """The folder that all videos lie in."""
@@ -138,7 +138,7 @@ class VideoTable:
         """Whether a video may have several labels, or none."""
         return self.heads[0].several
 
-    def is_told(self, video: LabelledVideo) -> bool:
+    def is_told(self, video: LabeledVideo) -> bool:
         """Whether the data set says what a video shows."""
         return self.several or bool(video.labels)
 
@@ -235,11 +235,11 @@ class VideoTable:
         whole = len(self.videos) + len(self.missing)
         return f"{len(self.videos)} of {whole} videos ({100 * len(self.videos) / whole:.1f} %)"
 
-    def relative(self, video: LabelledVideo) -> str:
+    def relative(self, video: LabeledVideo) -> str:
         """A file's path below ``root``, with forward slashes: what names it on every machine."""
         return path_below(self.root, video.path)
 
-    def label_names(self, video: LabelledVideo) -> tuple[str, ...]:
+    def label_names(self, video: LabeledVideo) -> tuple[str, ...]:
         """What is said of a video, in words; empty where it is not known, or where it has none of several labels."""
         if self.several:
             return tuple(self.labels[label] for label in video.labels)
@@ -251,7 +251,7 @@ class VideoTable:
             return self.labels
         return ("label",) if len(self.heads) == 1 else tuple(head.name for head in self.heads)
 
-    def label_cells(self, video: LabelledVideo) -> tuple[str, ...]:
+    def label_cells(self, video: LabeledVideo) -> tuple[str, ...]:
         """A video's cells in these columns: names; of several labels "1" for a class that it has and "0" for others."""
         return tuple(map(str, targets_of(self.heads, video.labels))) if self.several else self.label_names(video)
 
@@ -293,14 +293,14 @@ class VideoTable:
             pairs = [(self.heads[0], heads[0])]  # one thing is said, whatever it is called
         elif {head.name for head in heads} != {head.name for head in self.heads}:
             wanted, have = (" and ".join(head.name for head in of) for of in (heads, self.heads))
-            raise DataError(f"the model says {wanted} of a video, and the data {have}; use data labelled alike")
+            raise DataError(f"the model says {wanted} of a video, and the data {have}; use data labeled alike")
         else:
             by_name = {head.name: head for head in self.heads}
             pairs = [(by_name[head.name], head) for head in heads]
         order = [self.heads.index(own) for own, _ in pairs]
         places = [_places(own, other) for own, other in pairs]
 
-        def renumbered(video: LabelledVideo) -> LabelledVideo:
+        def renumbered(video: LabeledVideo) -> LabeledVideo:
             if self.several:
                 return replace(video, labels=tuple(sorted(places[0][label] for label in video.labels)))
             labels = (place[video.labels[i]] for i, place in zip(order, places, strict=True))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from tada.data.clips import Unreadable, check_rates, open_labelled
+from tada.data.clips import Unreadable, check_rates, open_labeled
 from tada.data.loader import VideoLoader
-from tada.data.table import LabelledVideo, VideoTable, targets_of
+from tada.data.table import LabeledVideo, VideoTable, targets_of
 from tada.errors import OptionError, VideoError
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import frame_crops
@@ -59,13 +59,13 @@ class Views:
         return f"{self.num_clips}x{self.num_crops}"
 
 
-def read_views(video: LabelledVideo, spec: ClipSpec, views: Views) -> Tensor:
+def read_views(video: LabeledVideo, spec: ClipSpec, views: Views) -> Tensor:
     """Every view of a video or segment, decoded once: uint8 [V, T, crop, crop, 3], a clip's crops beside each other.
 
     Raises:
         VideoError: the video cannot be read.
     """
-    with open_labelled(video) as (reader, own):
+    with open_labeled(video) as (reader, own):
         times = reader.times_seconds[own.start : own.stop]
         rate = reader.container_fps
         clips = [view_indices(spec, times, i, views.num_clips, container_fps=rate) for i in range(views.num_clips)]

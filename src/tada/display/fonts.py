@@ -18,7 +18,7 @@ from tada.system.terminal import printable
 
 _LONGEST = 32  # letters of a name; longer ones lose their middle
 _LIKELY = ("CJK", "Unicode", "Noto Sans", "PingFang", "Hiragino", "YaHei", "SimHei", "WenQuanYi", "Gothic", "Emoji")
-_JOINED_LETTERS = range(0x0900, 0x1100)  # of India to Myanmar, whose letters change with their neighbours
+_JOINED_LETTERS = range(0x0900, 0x1100)  # of India to Myanmar, whose letters change with their neighbors
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +177,6 @@ def _draws(family: str, letter: str) -> bool:
         font = FT2Font(file)
         font.set_size(12, 72)
         font.load_char(ord(letter))
-    except (OSError, RuntimeError):  # fonts of coloured pictures
+    except (OSError, RuntimeError):  # fonts of colored pictures
         return False
     return True

@@ -10,7 +10,7 @@ from tada.system.terminal import printable
 
 MAX_ROWS = 30
 """Of a table; a line says how many more there are."""
-_COLOUR = "#3273a8"
+_COLOR = "#3273a8"
 _LEFT = "text-align:left;padding-right:1em"
 _NAME = "width:12em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 
@@ -42,7 +42,7 @@ def timeline_html(rows: Mapping[str, Sequence[tuple[float, float, float]]], dura
         boxes = "".join(
             f'<span title="{start:.1f}-{end:.1f} s, {score:.2f}" style="position:absolute;top:0;height:100%;'
             f"left:{100 * start / duration_seconds:.2f}%;width:{max(100 * (end - start) / duration_seconds, 0.2):.2f}%;"
-            f'background:{_COLOUR};opacity:{0.25 + 0.75 * score:.2f}"></span>'
+            f'background:{_COLOR};opacity:{0.25 + 0.75 * score:.2f}"></span>'
             for start, end, score in spans
         )
         lines.append(
@@ -62,7 +62,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
 def _cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return f'<td style="{_LEFT}">{_text(cell)}</td>'
-    bar = f"display:inline-block;height:0.7em;width:{6 * cell.part:.2f}em;background:{_COLOUR};margin-right:0.5em"
+    bar = f"display:inline-block;height:0.7em;width:{6 * cell.part:.2f}em;background:{_COLOR};margin-right:0.5em"
     return f'<td style="{_LEFT}"><span style="{bar}"></span>{cell.part:.3f}</td>'
 
 

@@ -46,8 +46,8 @@ def save_confusion_matrix(confusion: NDArray[np.int64], labels: Sequence[str], p
         axes.set_xticks(range(k), names.shown, rotation=45, ha="right", **names.style)
         axes.set_yticks(range(k), names.shown, **names.style)
         for i, j in zip(*np.nonzero(confusion), strict=True):
-            colour = "white" if parts[i, j] > 0.5 else "black"
-            axes.text(j, i, str(confusion[i, j]), ha="center", va="center", color=colour, fontsize=8)
+            color = "white" if parts[i, j] > 0.5 else "black"
+            axes.text(j, i, str(confusion[i, j]), ha="center", va="center", color=color, fontsize=8)
     _save(figure, path, names.legend)
 
 
@@ -115,17 +115,15 @@ def save_timeline(
         axes = figure.add_subplot(grid[1, :])
     else:
         axes = figure.subplots()
-    colours = ("#3273a8", "#5a9e4b", "#b0703a")
+    colors = ("#3273a8", "#5a9e4b", "#b0703a")
     thick = 0.8 / len(rows)
     for kind, (name, segments) in enumerate(rows.items()):
-        colour = colours[kind % len(colours)]
+        color = colors[kind % len(colors)]
         for start, end, label, score in segments:
             place = labels.index(label) - 0.4 + kind * thick
-            box = axes.broken_barh(
-                [(start, end - start)], (place, 0.9 * thick), color=colour, alpha=0.25 + 0.75 * score
-            )
+            box = axes.broken_barh([(start, end - start)], (place, 0.9 * thick), color=color, alpha=0.25 + 0.75 * score)
             box.set_gid(f"{name} {label}")
-        axes.barh([0], [0], color=colour, label=name)
+        axes.barh([0], [0], color=color, label=name)
     axes.set_yticks(range(len(labels)), names.shown, **names.style)
     axes.set(
         xlim=(0, duration_seconds), ylim=(max(len(labels), 1) - 0.5, -0.5), xlabel=_with_note("seconds", names.legend)
@@ -335,7 +333,7 @@ def save_stacks(rows: Mapping[str, Mapping[str, int]], kinds: Sequence[str], pat
 
     Args:
         rows: by class, then by kind; of more than 60 classes the rest is left out, which the picture says.
-        kinds: the order of the pieces; the first is drawn in green, the others in colours that warn.
+        kinds: the order of the pieces; the first is drawn in green, the others in colors that warn.
         label: what is counted.
     """
     from matplotlib.ticker import MaxNLocator
@@ -345,11 +343,11 @@ def save_stacks(rows: Mapping[str, Mapping[str, int]], kinds: Sequence[str], pat
     left_out = len(rows) - len(shown)
     figure = _figure(9, 1.6 + 0.3 * len(shown))
     axes = figure.subplots()
-    colours = ("#5a9e4b", "#9cc3e6", "#b0703a", "#e0a030", "#c8504b", "#888888")
+    colors = ("#5a9e4b", "#9cc3e6", "#b0703a", "#e0a030", "#c8504b", "#888888")
     starts = np.zeros(len(shown))
-    for kind, colour in zip(kinds, colours, strict=False):
+    for kind, color in zip(kinds, colors, strict=False):
         wide = np.array([rows[name].get(kind, 0) for name in shown], float)
-        axes.barh(range(len(shown)), wide, left=starts, color=colour, label=kind)
+        axes.barh(range(len(shown)), wide, left=starts, color=color, label=kind)
         starts += wide
     axes.set_yticks(range(len(shown)), names.shown, **names.style)
     more = f" ({left_out} more classes are not shown)" if left_out else ""

@@ -364,7 +364,7 @@ class Localizer:
     def predict(
         self, video: VideoInput | Iterable[Any], *, fps: float | None = None, min_score: float | None = None
     ) -> Localization | list[Localization] | Iterator[Localization]:
-        """Say what happens when in a video, or in each of several: ``localize``, called as that of a recogniser.
+        """Say what happens when in a video, or in each of several: ``localize``, called as that of a recognizer.
 
         Of a list of videos all answers come in a list; of a generator they come one by one, as they are ready, and what
         it gives in memory is let go when the next is asked for. Arguments and errors are those of ``localize``. (What
@@ -413,7 +413,7 @@ class Localizer:
 def _one_by_one(answers: Iterator[Localization]) -> Iterator[Localization]:
     for answer in answers:
         yield answer
-        answer.video.forget()  # as of a recogniser
+        answer.video.forget()  # as of a recognizer
 
 
 def save_localizer(folder: Path, localizer: Localizer) -> None:
@@ -442,7 +442,7 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
         raise CheckpointError(f"{str(path)!r} is no folder; give that of a run of `tada localize train`")
     if not file.exists() and (path / MODEL_CARD_FILE).exists():
         raise CheckpointError(
-            f"{str(path)!r} is a recogniser, which says what happens in a clip (tada predict {path} VIDEO), not when; "
+            f"{str(path)!r} is a recognizer, which says what happens in a clip (tada predict {path} VIDEO), not when; "
             f"tada localize train --backbone {path} ... trains a localizer on what it sees"
         )
     if not file.exists():

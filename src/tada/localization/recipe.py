@@ -61,7 +61,7 @@ class LocalizationRecipe(Schedule):
     epochs: int | None = None
     """Times that training sees every video, or every window; null: 30, and more of few, so that there are 400 steps."""
     batch_size: int | None = None
-    """Videos, or windows, of one optimiser step; null: up to 8, fewer of few videos."""
+    """Videos, or windows, of one optimizer step; null: up to 8, fewer of few videos."""
     last_batch: LastBatch = "fill"
     """Videos, or windows, that do not fill a batch at an epoch's end: 'fill' it up with some that are seen once more,
     or 'drop' them (others in each epoch), as published recipes do."""

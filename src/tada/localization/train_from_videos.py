@@ -165,7 +165,7 @@ def _own_backbone(
     show_progress: bool,
     say: Callable[[str], None],
 ) -> Path:
-    """Train a recogniser on the segments, or take the one that was; the folder of its run."""
+    """Train a recognizer on the segments, or take the one that was; the folder of its run."""
     labels = table.labels_of("train")
     if len(labels) == 1:
         raise DataError(

@@ -61,7 +61,7 @@ class TestFeatures(Dataset[VideoFeatures]):
 
 
 class LocalizationTask(L.LightningModule):
-    """The loss, its optimiser and what is measured on the way."""
+    """The loss, its optimizer and what is measured on the way."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Trimmed clips: each segment of untrimmed videos in a file of its own, to train a recogniser on.
+"""Trimmed clips: each segment of untrimmed videos in a file of its own, to train a recognizer on.
 
 Their folder holds::
 
@@ -56,7 +56,7 @@ def cut_clips(
 
     Args:
         table: with splits. Of two label sets both names together are the class. Where a class is in one split only, a
-            recogniser cannot be tested fairly: then clips are cut of the training videos alone.
+            recognizer cannot be tested fairly: then clips are cut of the training videos alone.
         out: receives the clips; a folder with those of the same segments and videos is kept. Where a video has been
             replaced since, all are cut again.
         short_side: larger videos are made so small.
@@ -155,7 +155,7 @@ def replaced_videos(files: Mapping[str, Path], folder: Path) -> list[str]:
 
 
 def copy_notes(clips: Path, run: Path) -> None:
-    """Note in the folder of a recogniser of which segments and videos the clips are that it was trained on."""
+    """Note in the folder of a recognizer of which segments and videos the clips are that it was trained on."""
     for note in (_SEGMENTS, _VIDEOS):
         if (clips / note).exists():
             write_whole(run / note, (clips / note).read_bytes())

@@ -24,7 +24,7 @@ PROTOCOLS = {
 
 @holds("out")
 def convert_checkpoint(
-    file: Path, out: Path, *, clip: ClipSpec, labels: Path | None = None, licence: str | None = None
+    file: Path, out: Path, *, clip: ClipSpec, labels: Path | None = None, license: str | None = None
 ) -> ModelCard:
     """Turn a released TAda2D or TAdaConvNeXt checkpoint into a folder for ``tada.load``.
 
@@ -34,7 +34,7 @@ def convert_checkpoint(
         clip: which frames of a video the network was trained on; of PROTOCOLS, or others.
         labels: a text file, the name of one class on each line, in the order of the logits. Without it classes are
             called class_000 and on.
-        licence: under which terms the weights may be used; a checkpoint does not say.
+        license: under which terms the weights may be used; a checkpoint does not say.
 
     Raises:
         CheckpointError: the file is no released checkpoint, is damaged, or wants more than tensors and plain values.
@@ -57,7 +57,7 @@ def convert_checkpoint(
         clip=clip,
         trained_from=f"the released checkpoint {file.name}",
         made_by=f"tada convert {file.name}",
-        licence=licence,
+        license=license,
     )
     save_model(out, model, card)
     return card

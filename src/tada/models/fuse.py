@@ -106,13 +106,13 @@ class FusedNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Any:
-        """Clips [N, 3, T, H, W], normalised -> logits [N, K]; or whatever the network returns."""
+        """Clips [N, 3, T, H, W], normalized -> logits [N, K]; or whatever the network returns."""
         outputs = self._of_all(self._run, clips)
         return tree_map_only(Tensor, lambda tensor: tensor.to(clips.dtype), outputs)
 
     @torch.no_grad()
     def features(self, clips: Tensor) -> Tensor:
-        """Clips [N, 3, T, H, W], normalised -> features [N, D].
+        """Clips [N, 3, T, H, W], normalized -> features [N, D].
 
         Raises:
             ValueError: the network it was made from has none.

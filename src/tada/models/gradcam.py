@@ -55,7 +55,7 @@ def look(network: nn.Module, clip: Tensor, choose: Callable[[Tensor], Tensor], *
 
     Args:
         network: clips [N, 3, T, H, W] -> logits [N, K], or [N, T, K] for each frame, of which the mean counts.
-        clip: [1, 3, T, H, W], normalised.
+        clip: [1, 3, T, H, W], normalized.
         choose: the logits [K] -> the number that is explained, such as ``lambda logits: logits[3]``.
         layer: name of the module whose output is looked at, as in ``named_modules``. By default the last stage's, or
             that of an earlier stage where it has fewer than ``MIN_CELLS`` rows or columns; of a network that is not

@@ -20,7 +20,7 @@ from tada.system.calls import checked
 
 PREFIX = "hf-hub:"
 
-_LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0")
+_LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0")
 """Those that the hub has a name for; others are named in words."""
 
 
@@ -77,29 +77,29 @@ def fetch_weights(hub_id: str) -> tuple[Path, Path | None]:
 
 
 @checked()
-def push_to_hub(folder: Path, repo_id: str, *, licence: str | None = None, private: bool = False) -> str:
-    """Publish a trained model, with a README.md that holds its labels, clip specification, metrics and licence.
+def push_to_hub(folder: Path, repo_id: str, *, license: str | None = None, private: bool = False) -> str:
+    """Publish a trained model, with a README.md that holds its labels, clip specification, metrics and license.
 
     The repository is made if there is none. Who may write to it is the hub's matter: log in with `hf auth login`.
 
     Args:
         folder: of a run, or of any model that ``save_model`` wrote.
-        licence: under which terms it may be used, as an SPDX identifier or in words; by default what the model says.
+        license: under which terms it may be used, as an SPDX identifier or in words; by default what the model says.
 
     Returns:
         The address of the published version.
 
     Raises:
-        OptionError: neither the model nor ``licence`` says under which terms it may be used.
+        OptionError: neither the model nor ``license`` says under which terms it may be used.
         CheckpointError: the folder holds no sound model, or the hub does not take it.
     """
     import huggingface_hub
 
     model, card = load_model(folder)
-    licence = licence or card.licence
-    if licence is None:
-        raise OptionError(f"{folder} says nothing of its licence: give one to publish it under, such as 'Apache-2.0'")
-    card = replace(card, licence=licence)
+    license = license or card.license
+    if license is None:
+        raise OptionError(f"{folder} says nothing of its license: give one to publish it under, such as 'Apache-2.0'")
+    card = replace(card, license=license)
     with tempfile.TemporaryDirectory() as temporary:
         published = Path(temporary)
         save_model(published, model, card)
@@ -116,11 +116,11 @@ def push_to_hub(folder: Path, repo_id: str, *, licence: str | None = None, priva
 
 def readme(card: ModelCard, repo_id: str) -> str:
     """The model card that people read on the hub, with the header that the hub reads."""
-    assert card.licence is not None
-    known = card.licence.lower() in _LICENCES
+    assert card.license is not None
+    known = card.license.lower() in _LICENSES
     header = {
-        "license": card.licence.lower() if known else "other",
-        **({} if known else {"license_name": card.licence}),
+        "license": card.license.lower() if known else "other",
+        **({} if known else {"license_name": card.license}),
         "library_name": "tada-video",
         "pipeline_tag": "video-classification",
         "tags": ["tada", "video", "action-recognition"],
@@ -165,9 +165,9 @@ def readme(card: ModelCard, repo_id: str) -> str:
         "",
         *(f"{i}. {_one_line(label)}" for i, label in enumerate(card.labels)),
         "",
-        "## Licence",
+        "## License",
         "",
-        card.licence,
+        card.license,
     ]
     return "\n".join(lines) + "\n"
 

@@ -32,7 +32,7 @@ SPLITS_ENTRY = "tada_videos"
 # The key of the place of weights that are not in the file, as protocol buffers write it: its field, length and text.
 _ELSEWHERE = re.compile(rb"\x0a(?:\x08|\x88\x80*\x00)location")
 INPUT, OUTPUT = "clips", "logits"
-"""[N, 3, T, H, W] float32, normalised; and [N, K]."""
+"""[N, 3, T, H, W] float32, normalized; and [N, K]."""
 
 
 class OnnxNetwork(nn.Module):
@@ -43,7 +43,7 @@ class OnnxNetwork(nn.Module):
         self.session = session
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips [N, 3, T, H, W], normalised -> logits [N, K], where the clips are."""
+        """Clips [N, 3, T, H, W], normalized -> logits [N, K], where the clips are."""
         (logits,) = self.session.run([OUTPUT], {INPUT: clips.cpu().numpy()})
         return torch.from_numpy(logits).to(clips.device)
 
@@ -87,7 +87,7 @@ def open_session(file: Path) -> OnnxNetwork:
         raise OptionError(f"{str(file)!r}: ONNX needs the package onnxruntime: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors alone; its warnings speak of its own optimisations
+    options.log_severity_level = 3  # errors alone; its warnings speak of its own optimizations
     try:
         data = read_bytes(file)
         if _ELSEWHERE.search(data):  # ONNX Runtime would read what lies in the working directory

@@ -40,7 +40,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 # --- batch norms ----------------------------------------------------------------------------------------------------
 
 
-def synchronise_batch_norms(model: nn.Module, *, on_cpu: bool) -> nn.Module:
+def synchronize_batch_norms(model: nn.Module, *, on_cpu: bool) -> nn.Module:
     """Let batch norms take mean and variance over the batches of all processes.
 
     On GPUs by PyTorch's own, which works on GPUs only; on a CPU by arithmetic.
@@ -94,8 +94,8 @@ class _NormOverRanks(_BatchNorm):
         others = [i for i in range(input.ndim) if i != 1]
         shape = [-1 if i == 1 else 1 for i in range(input.ndim)]
         mean = _mean_over_ranks(input.mean(others))
-        centred = input - mean.view(shape)
-        variance = _mean_over_ranks(centred.square().mean(others))
+        centered = input - mean.view(shape)
+        variance = _mean_over_ranks(centered.square().mean(others))
         if self.track_running_stats:
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -106,7 +106,7 @@ class _NormOverRanks(_BatchNorm):
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * count / max(count - 1, 1), self.momentum)
                 self.num_batches_tracked += 1
-        normed = centred * (variance + self.eps).rsqrt().view(shape)
+        normed = centered * (variance + self.eps).rsqrt().view(shape)
         return normed * self.weight.view(shape) + self.bias.view(shape)
 
 

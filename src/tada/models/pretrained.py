@@ -12,7 +12,7 @@ Two weights change their form. The 4x4 stem kernel of a ConvNeXt goes to the mid
 TAdaConvNeXt's stem sees, with zeros around it: then each frame, also the first, which has none before it, gives exactly
 what the image network gives for it. (A third of the kernel on each frame would blur what moves, and dim the first
 frame by a third.) And a network of basic blocks has a shortcut where ResNet-18 has its max-pool; it starts as the
-identity. Pixels are normalised here by mean .45 and std .225, as in the released code, and not channel by channel as
+identity. Pixels are normalized here by mean .45 and std .225, as in the released code, and not channel by channel as
 on ImageNet.
 """
 
@@ -156,7 +156,7 @@ def _trained_source(name: str, pretrained: bool | str | PathLike[str]) -> str:
     )
 
 
-def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:
+def initialize(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:
     """Give a new model the weights a recipe's ``init`` names, all but its classifier; say in words what they are.
 
     Args:
@@ -177,7 +177,7 @@ def initialise(model: nn.Module, name: str, init: str, *, say: Callable[[str], N
 
 
 def start_in_words(name: str, init: str) -> str:
-    """What ``initialise`` says that a model was before training, as far as that is known without a look at it."""
+    """What ``initialize`` says that a model was before training, as far as that is known without a look at it."""
     if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
         return RANDOM_WEIGHTS
     return "weights learned on generated motion" if init in ("auto", "motion") else f"the weights of {init}"

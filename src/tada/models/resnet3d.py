@@ -104,12 +104,12 @@ class Host(nn.Module):
         num_features = self.slow.stage_channels[-1] + (self.fast.stage_channels[-1] if self.fast else 0)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(num_features, config.num_classes)
-        self._initialise()
+        self._initialize()
         if config.adapted:
             adapt(self, where=_is_middle)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips [N, 3, T, H, W], normalised -> logits [N, K].
+        """Clips [N, 3, T, H, W], normalized -> logits [N, K].
 
         Raises:
             ValueError: a SlowFast, and T is no multiple of its ``fast_ratio``.
@@ -118,7 +118,7 @@ class Host(nn.Module):
         return logits
 
     def features(self, clips: Tensor) -> Tensor:
-        """Clips [N, 3, T, H, W], normalised -> features [N, D], the mean over frames and pixels of each pathway."""
+        """Clips [N, 3, T, H, W], normalized -> features [N, D], the mean over frames and pixels of each pathway."""
         clips = clips.contiguous(memory_format=torch.channels_last_3d)
         if self.fast is None:
             slow: Tensor = self.slow.stem(clips)
@@ -135,7 +135,7 @@ class Host(nn.Module):
             fast = self.fast.run_stage(stage, fast)
         return torch.cat([slow.mean((2, 3, 4)), fast.mean((2, 3, 4))], dim=1)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Draw the weights for training from scratch.
 
         Kernels: normal, variance 2 / (D * kt * k * k). Norms: 1 and 0. Classifier: N(0, 0.01), bias 0.

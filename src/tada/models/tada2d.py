@@ -47,7 +47,7 @@ class TAda2DConfig:
     routing_global_context: bool = True
     """Whether the routing functions see the whole clip."""
     aggregation: TemporalPool | None = "avg"
-    """How a frame is pooled with its neighbours after a 3x3; None leaves it alone (TSN)."""
+    """How a frame is pooled with its neighbors after a 3x3; None leaves it alone (TSN)."""
     start: Literal["image", "motion"] = "image"
     """What new weights are drawn for. 'image': every frame by itself, as the paper starts, so that the kernels of an
     image network fit. 'motion': what changes over time, for training from nothing."""
@@ -91,15 +91,15 @@ class TAda2D(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(channels, config.num_classes)
-        self._initialise()
+        self._initialize()
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips [N, 3, T, H, W], normalised -> logits [N, K]."""
+        """Clips [N, 3, T, H, W], normalized -> logits [N, K]."""
         logits: Tensor = self.head(self.dropout(self.features(clips)))
         return logits
 
     def features(self, clips: Tensor) -> Tensor:
-        """Clips [N, 3, T, H, W], normalised -> features [N, D], the mean over frames and pixels."""
+        """Clips [N, 3, T, H, W], normalized -> features [N, D], the mean over frames and pixels."""
         n, _, t = clips.shape[:3]
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         frames = F.relu(self.stem_norm(self.stem_conv(frames)), inplace=True)
@@ -109,7 +109,7 @@ class TAda2D(nn.Module):
                 frames = block(frames, t)
         return frames.mean((2, 3)).view(n, t, -1).mean(1)
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Draw the weights.
 
         3x3 and 1x1 kernels: normal, variance 2 / (D * k * k). Norms: 1 and 0; pooled norms: 0 and 0. Routing
@@ -129,7 +129,7 @@ class TAda2D(nn.Module):
         """Let calibration and aggregation answer to change from the first step on.
 
         Not in the paper, which starts from ImageNet's kernels. From random ones a network of frames learns first
-        whatever single frames tell; order is found late or never. So: a frame's mean with its neighbours is taken
+        whatever single frames tell; order is found late or never. So: a frame's mean with its neighbors is taken
         from it (pooled norms -1), routing functions see how a frame differs from its clip (context -1 on the
         diagonal), and the frame after minus the frame before (first convolution antisymmetric in time); shortcuts,
         which carry still frames past all this, are weak (norms 0.2).

@@ -85,15 +85,15 @@ class TAdaConvNeXt(nn.Module):
         self.norm = nn.LayerNorm(config.widths[-1], eps=1e-6)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.widths[-1], config.num_classes)
-        self._initialise()
+        self._initialize()
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips [N, 3, T, H, W], normalised -> logits [N, K]."""
+        """Clips [N, 3, T, H, W], normalized -> logits [N, K]."""
         logits: Tensor = self.head(self.dropout(self.features(clips)))
         return logits
 
     def features(self, clips: Tensor) -> Tensor:
-        """Clips [N, 3, T, H, W], normalised -> features [N, D], the norm of the mean over frames and pixels."""
+        """Clips [N, 3, T, H, W], normalized -> features [N, D], the norm of the mean over frames and pixels."""
         frames, t = self.stem(clips)
         for downsampling, stage in zip(self.downsamplings, self.stages, strict=True):
             frames = downsampling(frames)
@@ -104,7 +104,7 @@ class TAdaConvNeXt(nn.Module):
         features: Tensor = self.norm(means.view(-1, t, means.shape[1]).mean(1))
         return features
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Draw the weights for training from scratch.
 
         Kernels and layers: normal, std 0.02, cut at two; biases 0. Norms: 1 and 0. Routing functions: as PyTorch draws

@@ -64,7 +64,7 @@ class ModelCard:
     """What the weights were before training, in words."""
     made_by: str | None = None
     """The command that makes these weights again."""
-    licence: str | None = None
+    license: str | None = None
     """Under which terms they may be used, as an SPDX identifier or in words."""
 
 
@@ -211,6 +211,8 @@ def parse_card(file: Path, text: str | bytes) -> tuple[ModelCard, dict[str, Any]
             f"{str(file)!r} has format {about['format']}, from tada {about.get('tada')}; this tada reads format "
             f"{_FORMAT}: update it"
         )
+    if "licence" in about:  # as it was spelled before
+        about["license"] = about.pop("licence")
     try:
         names = {entry.name for entry in fields(ModelCard)}
         card = typed(ModelCard, {name: value for name, value in about.items() if name in names})

@@ -1,4 +1,4 @@
-"""Testing a trained recogniser: every video once, all its views, over any number of devices.
+"""Testing a trained recognizer: every video once, all its views, over any number of devices.
 
 The scores of a video are the mean of its views' probabilities (softmax, or of several labels sigmoid scores), as in the
 papers' protocols. A video that cannot be

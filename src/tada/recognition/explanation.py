@@ -25,10 +25,10 @@ from tada.system.files import whole_folder
 from tada.system.terminal import printable
 from tada.video.inputs import VideoSource
 from tada.video.sampling import ClipSpec
-from tada.video.transforms import frame_crops, normalise, short_side_size, shrink_to
+from tada.video.transforms import frame_crops, normalize, short_side_size, shrink_to
 
 _ABOUT = "explanation.json"
-_OPACITY = 0.65  # of the colour where the heat is 1
+_OPACITY = 0.65  # of the color where the heat is 1
 _SHORT_SIDE = 360  # of the frames that are kept for pictures, in pixels, at most
 
 
@@ -59,7 +59,7 @@ def explain(
         frames = reader.frames(frame_numbers, shrink=partial(shrink_to, short_side=_SHORT_SIDE))
         times = [float(reader.times_seconds[number]) if video.has_times else math.nan for number in frame_numbers]
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    found = look(network, normalise(view[None].to(device)), choose, layer=layer)
+    found = look(network, normalize(view[None].to(device)), choose, layer=layer)
     return Explanation(
         path=video.name,
         label=label,
@@ -141,9 +141,9 @@ class Explanation:
         return heat
 
     def overlay(self) -> NDArray[np.uint8]:
-        """The frames in grey with the heat over them in colours, from blue to red, [T, H, W, 3].
+        """The frames in gray with the heat over them in colors, from blue to red, [T, H, W, 3].
 
-        Where the heat is 0 the grey is as it is; what the network was not shown is darker.
+        Where the heat is 0 the gray is as it is; what the network was not shown is darker.
         """
         from matplotlib import colormaps
 
@@ -153,10 +153,10 @@ class Explanation:
         seen = _inside(height, top, high)[:, None] * _inside(width, left, wide)
         out = np.empty_like(self.frames)
         for i, frame in enumerate(self.frames):
-            grey = (frame @ np.array([0.299, 0.587, 0.114]))[..., None]  # ITU-R 601
-            colours = colormaps["turbo"](heat[i])[..., :3] * 255
+            gray = (frame @ np.array([0.299, 0.587, 0.114]))[..., None]  # ITU-R 601
+            colors = colormaps["turbo"](heat[i])[..., :3] * 255
             part = _OPACITY * heat[i][..., None]
-            out[i] = np.rint((grey * (1 - part) + colours * part) * np.where(seen, 1.0, 0.4)[..., None])
+            out[i] = np.rint((gray * (1 - part) + colors * part) * np.where(seen, 1.0, 0.4)[..., None])
         return out
 
     def __repr__(self) -> str:

@@ -29,7 +29,7 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 # No slots here and in ClipSpec: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Schedule):
-    """How a recogniser is trained.
+    """How a recognizer is trained.
 
     The defaults are for a small network and short clips, few or some thousands, from weights that know motion.
     """
@@ -73,7 +73,7 @@ class Recipe(Schedule):
     color_shuffle_probability: float = 0.0
     """How often red, green and blue of a training clip change places."""
     grayscale_probability: float = 0.2
-    """How often a training clip loses its colour."""
+    """How often a training clip loses its color."""
     invert_probability: float = 0.0
     """How often bright becomes dark in a training clip."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -97,7 +97,7 @@ class Recipe(Schedule):
     epochs: int | None = None
     """Times that training sees every clip; null: 45, and more of few clips, so that there are 200 steps."""
     batch_size: int | None = None
-    """Clips of one optimiser step, over all devices and accumulated parts; null: up to 32, fewer of few clips."""
+    """Clips of one optimizer step, over all devices and accumulated parts; null: up to 32, fewer of few clips."""
     last_batch: LastBatch = "fill"
     """Clips that do not fill a batch at an epoch's end: 'fill' it up with clips that are seen once more, or 'drop' them
     (others in each epoch), as the released code does."""
@@ -243,5 +243,5 @@ def load_recipe(name_or_path: str | PathLike[str], **changes: Any) -> Recipe:
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """As ``typed_recipe``, for the recipes of recognisers."""
+    """As ``typed_recipe``, for the recipes of recognizers."""
     return typed_recipe(values, Recipe)

@@ -35,7 +35,7 @@ from tada.video.inputs import VideoSource, is_one_video, source_of
 from tada.video.numbered import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, is_frame_folder
 from tada.video.prefetch import Ahead
 from tada.video.sampling import ClipSpec, view_indices
-from tada.video.transforms import frame_crops, normalise
+from tada.video.transforms import frame_crops, normalize
 
 if TYPE_CHECKING:
     from tada.video.inputs import VideoInput
@@ -109,7 +109,7 @@ class Recognizer:
     @torch.inference_mode()
     def scores(self, views: Tensor) -> Tensor:
         """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU: see ``probabilities``."""
-        return self.probabilities(self.network(normalise(views.to(self.device)))).cpu()
+        return self.probabilities(self.network(normalize(views.to(self.device)))).cpu()
 
     def answer_scores(self, views: Tensor) -> Tensor:
         """Uint8 views [V, T, H, W, 3] -> probabilities of ``answers`` [V, answers], on the CPU."""
@@ -490,7 +490,7 @@ def _check_no_localizer(folder: Path) -> None:
     if (folder / "localizer.json").exists():
         raise CheckpointError(
             f"{str(folder)!r} is a localizer, which says when things happen: `tada localize {folder} VIDEO`"
-            + (f"; the recogniser in it is {folder / 'backbone'}" if (folder / "backbone").is_dir() else "")
+            + (f"; the recognizer in it is {folder / 'backbone'}" if (folder / "backbone").is_dir() else "")
         )
     if (folder / "data.json").exists():
         raise CheckpointError(

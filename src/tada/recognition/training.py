@@ -1,4 +1,4 @@
-"""Training a recogniser: the recipe becomes a model, a loop (Lightning's) and the folder of a run.
+"""Training a recognizer: the recipe becomes a model, a loop (Lightning's) and the folder of a run.
 
 A run's folder holds::
 
@@ -46,8 +46,8 @@ from tada.data.views import TestVideos, Views, test_loader
 from tada.display.page import PAGE
 from tada.errors import CheckpointError, DataError, OptionError, counted, listed
 from tada.models import create_model
-from tada.models.parallel import checkpoint_blocks, synchronise_batch_norms, whole_weights
-from tada.models.pretrained import RANDOM_WEIGHTS, initialise, start_in_words
+from tada.models.parallel import checkpoint_blocks, synchronize_batch_norms, whole_weights
+from tada.models.pretrained import RANDOM_WEIGHTS, initialize, start_in_words
 from tada.models.weights import ModelCard, save_thresholds, save_weights
 from tada.recognition.evaluation import evaluate_alone
 from tada.recognition.intervals import interval_text
@@ -101,7 +101,7 @@ class TrainingResult:
     run: Path
     """The run's folder, for `tada.load`."""
     metrics: dict[str, float]
-    """Of the last epoch: train_loss, and val_top1 and val_loss (one centre view) where videos were held out. Of a
+    """Of the last epoch: train_loss, and val_top1 and val_loss (one center view) where videos were held out. Of a
     recipe that keeps the best epoch: what was measured after that on held-out videos, and kept_epoch."""
     seconds: float
     """Wall time of the training loop, over all starts of the run."""
@@ -147,7 +147,7 @@ def train(
         resume: continue the run in ``out`` from its last saved state, to the same numbers as if never stopped.
         skip_unreadable: how many videos may turn out unreadable; they are listed. One more stops the run.
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
-        save_every_steps: optimiser steps between saved states; by default those of an epoch (of some short ones), at
+        save_every_steps: optimizer steps between saved states; by default those of an epoch (of some short ones), at
             most 200.
         limit: videos of each split that are used, at most, for a try. A run that is resumed keeps its own.
         dry_run: check everything, train two steps and throw them away, say what memory and time the training would
@@ -256,7 +256,7 @@ def train(
     # A saved state has all weights, so what the run started from may be gone.
     trained_from = start_in_words(recipe.model, recipe.init)
     if state is None:
-        trained_from = initialise(model, recipe.model, recipe.init, say=say)
+        trained_from = initialize(model, recipe.model, recipe.init, say=say)
     batches = ResumableBatches(
         len(training),
         batch_size=recipe.numbers.batch_size,
@@ -376,7 +376,7 @@ def train(
         )
         on_cpu = trainer.strategy.root_device.type == "cpu"
         if processes.world > 1 and recipe.sync_batch_norm:
-            synchronise_batch_norms(model, on_cpu=on_cpu)
+            synchronize_batch_norms(model, on_cpu=on_cpu)
         if machine.checkpoint_gradients:
             checkpoint_blocks(model)
         with leaving_together():

@@ -1,4 +1,4 @@
-"""One step of training a recogniser: the loss, its optimiser, and what is measured on held-out videos.
+"""One step of training a recognizer: the loss, its optimizer, and what is measured on held-out videos.
 
 Shapes: N clips or videos, V views, T frames, K classes.
 """
@@ -34,7 +34,7 @@ from tada.training.checkpoints import CHECKPOINT
 from tada.training.run_folder import NON_FINITE_FILE
 from tada.training.trainer import scheduled
 from tada.video.augment import draw_mixture
-from tada.video.transforms import normalise
+from tada.video.transforms import normalize
 
 
 class NonFiniteLossError(UserError):
@@ -60,7 +60,7 @@ def several_loss(logits: Tensor, targets: Tensor, positive_weights: Tensor | Non
 
 
 class RecognitionTask(L.LightningModule):
-    """The loss, its optimiser and what is measured on the way.
+    """The loss, its optimizer and what is measured on the way.
 
     The network's logits are those of all heads side by side, [N, K]; the loss is the sum over the heads, as in the
     released code (``BaseHeadx2``). Where clips may have several labels, it is ``several_loss``.
@@ -147,7 +147,7 @@ class RecognitionTask(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         recipe = self.recipe
-        clips = self._normalised(batch.clips)
+        clips = self._normalized(batch.clips)
         rng = np.random.default_rng((recipe.seed, self.current_epoch, batch_idx, 0))
         mixture = draw_mixture(
             mixup_alpha=recipe.mixup_alpha,
@@ -209,8 +209,8 @@ class RecognitionTask(L.LightningModule):
             f"{', '.join(paths[:5])}{more}"
         )
 
-    def _normalised(self, clips: Tensor) -> Tensor:
-        return normalise(clips, dtype=torch.float64 if self.recipe.precision == "fp64" else torch.float32)
+    def _normalized(self, clips: Tensor) -> Tensor:
+        return normalize(clips, dtype=torch.float64 if self.recipe.precision == "fp64" else torch.float32)
 
     def _heads(self, logits: Tensor) -> tuple[Tensor, ...]:
         """[N, K] -> those of each head."""
@@ -232,7 +232,7 @@ class RecognitionTask(L.LightningModule):
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
         if len(batch.labels):
             self.num_tested += len(batch.labels)
-            logits = self._heads(self.model(self._normalised(batch.views[:, 0])))
+            logits = self._heads(self.model(self._normalized(batch.views[:, 0])))
             if self.several:
                 self.val_loss.update(
                     several_loss(logits[0], batch.labels.to(logits[0].dtype)), weight=len(batch.labels)

@@ -251,7 +251,7 @@ class _Screen:
         from rich.console import Console
 
         self._stream = sys.stderr
-        self._console = Console(file=StringIO(), force_terminal=True)  # which knows of colours, and of NO_COLOR
+        self._console = Console(file=StringIO(), force_terminal=True)  # which knows of colors, and of NO_COLOR
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
             if is_screen(stream):  # what goes into a file goes there as ever
@@ -276,10 +276,10 @@ class _Screen:
         lines = [line for work in self.works for line in work.lines(columns - 1, bar=bar)][: max(height - 1, 1)]
         if (columns, lines) != self._drawn:
             up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
-            self._write(_ERASE + "\n".join(map(self._coloured, lines)) + "\r" + up)
+            self._write(_ERASE + "\n".join(map(self._colored, lines)) + "\r" + up)
             self._drawn = columns, lines
 
-    def _coloured(self, line: str) -> str:
+    def _colored(self, line: str) -> str:
         from rich.text import Text
 
         text = Text(line)

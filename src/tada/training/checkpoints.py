@@ -1,7 +1,7 @@
 """The states that an interrupted run goes on from: when they are saved, and how a run that is told to end leaves one.
 
-A state is whole between two optimiser steps only. A step of a large network on a CPU may take a minute, though, and a
-run that is told to end has some seconds. But until the optimiser moves the weights a step changes nothing that a state
+A state is whole between two optimizer steps only. A step of a large network on a CPU may take a minute, though, and a
+run that is told to end has some seconds. But until the optimizer moves the weights a step changes nothing that a state
 holds, except for running statistics: so where steps are slow, the state of the last one is kept, without copying the
 weights, and can be written at almost any moment.
 """
@@ -32,7 +32,7 @@ from tada.system.signals import handle_again, leave, told
 CHECKPOINT = Path("resume", "last.ckpt")
 """Where a run's folder holds the state it goes on from."""
 _SLOW_SECONDS = 0.5  # from one step to the next; keeping a state takes some milliseconds
-_STEPPING_SECONDS = 20.0  # that an optimiser may need to move the weights of a large network
+_STEPPING_SECONDS = 20.0  # that an optimizer may need to move the weights of a large network
 
 
 class WholeFileCheckpoints(TorchCheckpointIO):
@@ -104,9 +104,9 @@ class SavedStates(Checkpoint):
     def __init__(self, file: Path, *, every_steps: int, files: WholeFileCheckpoints) -> None:
         self.file, self.every_steps, self.files = file, every_steps, files
         self.saved_step: int | None = None
-        """Optimiser steps that the file's state has seen."""
+        """Optimizer steps that the file's state has seen."""
         self.last_step = 0
-        """Optimiser steps that were taken."""
+        """Optimizer steps that were taken."""
         self._trainer: L.Trainer | None = None
         self._has_begun = self._is_validating = self._owes_validation = False
         self._kept: dict[str, Any] | None = None  # the state after the last step, where steps are slow
@@ -191,7 +191,7 @@ class SavedStates(Checkpoint):
         with self.files.keeping() as kept:
             trainer.save_checkpoint(self.file)
         (state,) = kept
-        # The next step's forward pass changes running statistics in place; its optimiser all else, and not before.
+        # The next step's forward pass changes running statistics in place; its optimizer all else, and not before.
         moving = {buffer.data_ptr() for buffer in pl_module.buffers()}
         for weights in (state["state_dict"], state.get("current_model_state", {})):
             for name, value in weights.items():

@@ -147,7 +147,7 @@ def strategy_for(machine: Machine, processes: Processes) -> Strategy | str:
             data_parallel_size=processes.world, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     if machine.strategy == "ddp" or processes.world > 1:
-        # Buffers are those of batch norms: alike where these are synchronised, and otherwise each device's own.
+        # Buffers are those of batch norms: alike where these are synchronized, and otherwise each device's own.
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     return "auto"
 
@@ -180,7 +180,7 @@ def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, war
 def scheduled(
     optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, epochs: int, warmup_epochs: float, warmup_start: float
 ) -> OptimizerLRSchedulerConfig:
-    """For Lightning: the optimiser, whose learning rates are peaks, and ``learning_rate_factor`` of each step."""
+    """For Lightning: the optimizer, whose learning rates are peaks, and ``learning_rate_factor`` of each step."""
 
     def factor(step: int) -> float:
         return learning_rate_factor(

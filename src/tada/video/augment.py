@@ -1,8 +1,8 @@
-"""Stronger augmentation, for large data sets: random resized crops, RandAugment, colour jitter, erasing, mixing.
+"""Stronger augmentation, for large data sets: random resized crops, RandAugment, color jitter, erasing, mixing.
 
 Everything is drawn once for a clip and done to all its frames alike, so that what moves in it is what moved in the
 video: also the histograms and means that some operations need are those of the whole clip. Clips are uint8
-[T, H, W, 3] in and out; only mixing works on normalised batches, on their device. All randomness comes from ``rng``.
+[T, H, W, 3] in and out; only mixing works on normalized batches, on their device. All randomness comes from ``rng``.
 
 Shapes: N clips, T frames, H x W pixels, K classes.
 """
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from tada.video.transforms import MEAN, STD, crop_rectangle, resize
 
-_GREY = round(255 * MEAN)
-"""What comes in where a frame is moved away: 0 after ``normalise``."""
+_GRAY = round(255 * MEAN)
+"""What comes in where a frame is moved away: 0 after ``normalize``."""
 
 
 # --- place ----------------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def draw_resized_crop(
     return cut
 
 
-# --- colour ---------------------------------------------------------------------------------------------------------
+# --- color ---------------------------------------------------------------------------------------------------------
 
 
 def color_jitter(
@@ -92,10 +92,10 @@ def color_jitter(
 
     Args:
         brightness: the factor is drawn from [1 - brightness, 1 + brightness], not below 0; so contrast, saturation.
-        hue: the shift is drawn from [-hue, hue], as a part of the colour circle; at most 0.5.
+        hue: the shift is drawn from [-hue, hue], as a part of the color circle; at most 0.5.
     """
     changes: list[Callable[[Tensor], Tensor]] = []
-    for strength, change in ((brightness, _brightness), (contrast, _contrast), (saturation, _colour)):
+    for strength, change in ((brightness, _brightness), (contrast, _contrast), (saturation, _color)):
         factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
         if strength:
             changes.append(partial(change, factor=factor))
@@ -126,16 +126,16 @@ def _contrast(clip: Tensor, factor: float) -> Tensor:
     return _blend(clip, float(_luma(clip).mean().add_(0.5).floor_()), factor)
 
 
-def _colour(clip: Tensor, factor: float) -> Tensor:
+def _color(clip: Tensor, factor: float) -> Tensor:
     return _blend(clip, _luma(clip), factor)
 
 
 def _turn_hue(clip: Tensor, shift: float) -> Tensor:
-    """Turn colours by a part of the colour circle, in the hue-saturation-value space."""
-    colours = clip.float() / 255
-    value, value_at = colours.max(-1)
-    span = value - colours.amin(-1)
-    r, g, b = (colours[..., i] for i in range(3))
+    """Turn colors by a part of the color circle, in the hue-saturation-value space."""
+    colors = clip.float() / 255
+    value, value_at = colors.max(-1)
+    span = value - colors.amin(-1)
+    r, g, b = (colors[..., i] for i in range(3))
     divisor = torch.where(span > 0, span, 1.0)
     sector = torch.stack([(g - b) / divisor, 2 + (b - r) / divisor, 4 + (r - g) / divisor], -1)
     hue = sector.gather(-1, value_at[..., None])[..., 0] / 6 + shift
@@ -159,7 +159,7 @@ def rand_augment(
     strength grows with the magnitude (0 to 10), drawn from a normal distribution around it for each.
 
     Differs from: timm (auto_augment.py), where "equalize", "auto contrast" and "contrast" go by each image's own
-        histogram, so that a clip would flicker; here by the clip's. What comes in from outside is grey.
+        histogram, so that a clip would flicker; here by the clip's. What comes in from outside is gray.
     """
     for name in rng.choice(list(OPERATIONS), num_operations):
         applies, negative = rng.random(2) < 0.5
@@ -234,7 +234,7 @@ def _enhanced(change: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, fl
 def _affine(clip: Tensor, matrix: tuple[float, float, float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
     """The pixel at (x, y) of the result is that at ``matrix @ (x, y) + shift`` of the clip, both from the middle.
 
-    Bilinear; grey where that lies outside.
+    Bilinear; gray where that lies outside.
     """
     t, height, width = clip.shape[:3]
     a, b, c, d = matrix
@@ -244,8 +244,8 @@ def _affine(clip: Tensor, matrix: tuple[float, float, float, float], shift: tupl
         device=clip.device,
     )
     grid = F.affine_grid(theta[None], [1, 3, height, width], align_corners=False).expand(t, -1, -1, -1)
-    frames = clip.permute(0, 3, 1, 2).float() - _GREY
-    moved = F.grid_sample(frames, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + _GREY
+    frames = clip.permute(0, 3, 1, 2).float() - _GRAY
+    moved = F.grid_sample(frames, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + _GRAY
     return moved.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -278,7 +278,7 @@ OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "posterize": _posterize,
     "solarize": _solarize,
     "solarize_add": _solarize_add,
-    "colour": _enhanced(_colour),
+    "color": _enhanced(_color),
     "contrast": _enhanced(_contrast),
     "brightness": _enhanced(_brightness),
     "sharpness": _enhanced(_sharpness),
@@ -319,9 +319,9 @@ def random_erase(clip: Tensor, *, probability: float, rng: np.random.Generator) 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixture:
-    """How the clips of a batch are mixed in pairs: neighbours, the first with the second, the third with the fourth.
+    """How the clips of a batch are mixed in pairs: neighbors, the first with the second, the third with the fourth.
 
-    Neighbours, so that a pair never lies on two devices and the number of devices changes nothing.
+    Neighbors, so that a pair never lies on two devices and the number of devices changes nothing.
     """
 
     share: float
@@ -331,7 +331,7 @@ class Mixture:
 
     def clips(self, clips: Tensor) -> Tensor:
         """Mix float clips [N, 3, T, H, W]."""
-        others = clips[_neighbours(clips)]
+        others = clips[_neighbors(clips)]
         if self.box is None:
             return clips * self.share + others * (1 - self.share)
         top, bottom, left, right = self._pixels(clips)
@@ -345,7 +345,7 @@ class Mixture:
         if self.box is not None:  # by whole pixels, what the clips show
             top, bottom, left, right = self._pixels(clips)
             share = 1 - (bottom - top) * (right - left) / (clips.shape[-2] * clips.shape[-1])
-        return targets * share + targets[_neighbours(targets)] * (1 - share)
+        return targets * share + targets[_neighbors(targets)] * (1 - share)
 
     def _pixels(self, clips: Tensor) -> tuple[int, int, int, int]:
         assert self.box is not None
@@ -376,6 +376,6 @@ def draw_mixture(
     return Mixture(share=share, box=(top, bottom, left, right))
 
 
-def _neighbours(batch: Tensor) -> Tensor:
+def _neighbors(batch: Tensor) -> Tensor:
     """For each of [N] the other of its pair; N is even."""
     return torch.arange(len(batch), device=batch.device) ^ 1

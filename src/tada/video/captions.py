@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tada.display.fonts import font_file, lettering
 
-_COLOURS = (
+_COLORS = (
     (86, 180, 233),
     (230, 159, 0),
     (0, 190, 130),
@@ -70,7 +70,7 @@ class Captions:
         names = lettering([lane.label for lane in lanes])
         self.legend = names.legend
         self._lanes = [replace(lane, label=shown) for lane, shown in zip(lanes, names.shown, strict=True)]
-        self._colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(lanes))]
+        self._colors = [_COLORS[i % len(_COLORS)] for i in range(len(lanes))]
         self._drawn = self._chosen(room)
         self.height = height + self._row * (len(self._drawn) + 1) + self._pad
         self.height += self.height % 2
@@ -83,10 +83,10 @@ class Captions:
         self._clock: tuple[str, NDArray[np.uint8]] = ("", self._bar)
 
     def _chosen(self, room: int) -> list[tuple[Lane, tuple[int, int, int]]]:
-        """The lanes of the bar with their colours; segments for which there is no room share the last."""
+        """The lanes of the bar with their colors; segments for which there is no room share the last."""
         by_weight = sorted(range(len(self._lanes)), key=lambda i: -self._lanes[i].weight)
         own = sorted(by_weight if len(by_weight) <= room else by_weight[: room - 1])
-        drawn = [(self._lanes[i], self._colours[i]) for i in own]
+        drawn = [(self._lanes[i], self._colors[i]) for i in own]
         rest = [self._lanes[i] for i in by_weight if i not in own]
         if rest and not rest[0].is_curve:
             spans = tuple(sorted(span for lane in rest for span in lane.spans))
@@ -126,7 +126,7 @@ class Captions:
         image = Image.new("RGB", (self._width, self.height - self._frame_height), _BACK)
         draw = ImageDraw.Draw(image)
         right = self._width - self._pad
-        for i, (lane, colour) in enumerate(self._drawn):
+        for i, (lane, color) in enumerate(self._drawn):
             top = self._pad + i * self._row
             bottom = top + self._row - self._pad
             label = self._text.fitted(lane.label, self._left - 2 * self._pad)
@@ -139,9 +139,9 @@ class Captions:
                 if lane.is_curve:
                     high = round(min(max(score, 0.0), 1.0) * (bottom - top))
                     if high:
-                        draw.rectangle((first, bottom - high, last, bottom - 1), fill=colour)
+                        draw.rectangle((first, bottom - high, last, bottom - 1), fill=color)
                 else:
-                    draw.rectangle((first, top, last, bottom - 1), fill=_mixed(_EMPTY, colour, 0.35 + 0.65 * score))
+                    draw.rectangle((first, top, last, bottom - 1), fill=_mixed(_EMPTY, color, 0.35 + 0.65 * score))
         bottom = image.height
         draw.rectangle(
             (self._left, bottom - self._row + self._row // 3, right - 1, bottom - self._row // 3 - 1), fill=_EMPTY
@@ -182,7 +182,7 @@ class Captions:
             if row < len(shown):
                 i, score = shown[row]
                 right = max(round(float(score) * width), 2) - 1
-                dark = _mixed((0, 0, 0), self._colours[i], 0.6)
+                dark = _mixed((0, 0, 0), self._colors[i], 0.6)
                 draw.rectangle((0, top + 1, right, top + self._row - 2), fill=(*dark, 215))
                 self._text.draw(draw, (width - number - self._pad, middle), score, _WHITE)
             self._text.draw(draw, (self._pad, middle), label, _WHITE)
@@ -234,11 +234,11 @@ class _Text:
                 return shorter
         return "…"
 
-    def draw(self, draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: tuple[int, int, int]) -> None:
+    def draw(self, draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, color: tuple[int, int, int]) -> None:
         """Draw from a left end on, around a middle."""
         x, y = float(place[0]), place[1]
         for font, part in self._parts(text):
-            draw.text((x, y), part, fill=colour, font=font, anchor="lm")
+            draw.text((x, y), part, fill=color, font=font, anchor="lm")
             x += font.getlength(part)
 
     def _parts(self, text: str) -> Iterator[tuple[ImageFont.FreeTypeFont, str]]:

@@ -322,7 +322,7 @@ def _read(file: str, folder: str, read: Callable[[Image], T]) -> T:
 def _check(image: Image, file: str, folder: str) -> None:
     check_size(*image.size, repr(file), folder)
     if image.mode.startswith(("I", "F")):
-        raise UnsupportedCodecError(f"{file!r} has more than 8 bits for a colour; convert it to 8", folder)
+        raise UnsupportedCodecError(f"{file!r} has more than 8 bits for a color; convert it to 8", folder)
 
 
 def check_size(width: int, height: int, name: str, path: str) -> None:

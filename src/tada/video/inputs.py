@@ -279,7 +279,7 @@ def _rgb(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if array.ndim == 3 and 3 in (shape[0], shape[2]):
         raise OptionError(f"{name} is one picture, {shape}; {_LAYOUTS}: frames[None] makes a video of one frame")
     if array.ndim == 3:
-        raise OptionError(f"{name} has no colours, {shape}; {_LAYOUTS}: np.repeat(frames[..., None], 3, axis=-1)")
+        raise OptionError(f"{name} has no colors, {shape}; {_LAYOUTS}: np.repeat(frames[..., None], 3, axis=-1)")
     if array.ndim != 4:
         raise OptionError(f"{name} is {shape}; {_LAYOUTS}")
     if 0 in shape:
@@ -295,7 +295,7 @@ def _rgb(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
         return array.transpose(0, 2, 3, 1)
     way_out = "rearrange it"
     if shape[0] == 3:
-        way_out = "where colours come first, permute it by (1, 2, 3, 0)"
+        way_out = "where colors come first, permute it by (1, 2, 3, 0)"
     elif 4 in (shape[1], shape[3]):
         way_out = "leave alpha away"
     elif 1 in (shape[1], shape[3]):

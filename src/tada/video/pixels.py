@@ -37,7 +37,7 @@ def to_rgb(frame: av.VideoFrame, geometry: Geometry, reformatter: VideoReformatt
     pixels = _without_copy(converted, 4 if has_alpha else 3)
     if has_alpha:
         shown = np.empty((*pixels.shape[:2], 3), np.uint8)
-        for row in range(0, len(pixels), _ROWS_AT_ONCE):  # 16 bits a colour of a whole frame of 8K are 200 MB
+        for row in range(0, len(pixels), _ROWS_AT_ONCE):  # 16 bits a color of a whole frame of 8K are 200 MB
             rows = pixels[row : row + _ROWS_AT_ONCE]
             weighted = rows[..., :3].astype(np.uint16) * rows[..., 3:]
             shown[row : row + _ROWS_AT_ONCE] = (weighted + 127) // 255

@@ -26,8 +26,8 @@ Times = Sequence[float] | Array
 
 _GRACE_SECONDS = 0.001
 """In testing a frame is taken to appear this much early: WebM and MKV round times to milliseconds, and the frame
-that appears at 8/30 s should be the one chosen for 8/30 s. In training it would favour some frames, and chance
-decides between neighbours anyway."""
+that appears at 8/30 s should be the one chosen for 8/30 s. In training it would favor some frames, and chance
+decides between neighbors anyway."""
 
 
 MAX_CLIP_PIXELS, MAX_SHORT_SIDE = 1 << 26, 4096

@@ -1,4 +1,4 @@
-"""From decoded frames to the input of a network. Clips stay uint8 [T, H, W, 3] until ``normalise``.
+"""From decoded frames to the input of a network. Clips stay uint8 [T, H, W, 3] until ``normalize``.
 
 Every random function takes its ``rng``, so that a clip can be made again from its seed.
 """
@@ -26,7 +26,7 @@ _FLOATS_AT_ONCE, _MAX_FLOATS, _ROWS_AT_ONCE = 1 << 25, 1 << 26, 128
 many rows."""
 
 
-def normalise(clips: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+def normalize(clips: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Turn uint8 [..., T, H, W, 3] into float [..., 3, T, H, W], with 0 at ``MEAN`` and 1 a ``STD`` above.
 
     The memory stays as it lies, channels last, which is what convolutions are fastest with.
@@ -50,7 +50,7 @@ def resize_short_side(clip: Tensor, short_side: int, *, antialias: bool, exact: 
             times as fast and differs by at most one level of 255 (halves are rounded up, twice).
 
     Returns:
-        uint8 [T, h, w, 3], bilinear, pixel centres at halves (``align_corners=False``).
+        uint8 [T, h, w, 3], bilinear, pixel centers at halves (``align_corners=False``).
     """
     height, width = clip.shape[1:3]
     return resize(clip, short_side_size(height, width, short_side), antialias=antialias, exact=exact)
@@ -199,7 +199,7 @@ def random_reverse(
     return clip.flip(0), reversed_labels
 
 
-def recolour(
+def recolor(
     clip: Tensor,
     *,
     strength: float,
@@ -208,7 +208,7 @@ def recolour(
     invert_probability: float,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Change a clip's colours at random, the same for all its frames, so that what moves counts and not its colour.
+    """Change a clip's colors at random, the same for all its frames, so that what moves counts and not its color.
 
     Args:
         clip: uint8 [T, H, W, 3].
@@ -235,8 +235,8 @@ def recolour(
     if np.array_equal(scale, np.eye(3)):
         return clip
     # All of it is one affine map of (r, g, b).
-    colours = clip.float() @ torch.from_numpy(scale).float() + torch.from_numpy(shift).float()
-    return colours.round_().clamp_(0, 255).to(torch.uint8)
+    colors = clip.float() @ torch.from_numpy(scale).float() + torch.from_numpy(shift).float()
+    return colors.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def flip_swaps(labels: Sequence[str]) -> dict[int, int | None]:
@@ -305,7 +305,7 @@ def _direction_words(label: str) -> str:
 # --- for testing --------------------------------------------------------------------------------------------------
 
 
-def centre_crop(clip: Tensor, size: int) -> Tensor:
+def center_crop(clip: Tensor, size: int) -> Tensor:
     """Cut the square [T, size, size, 3] from the middle."""
     height, width = clip.shape[1:3]
     return _crop(clip, (height - size) // 2, (width - size) // 2, size)
@@ -331,7 +331,7 @@ def test_crops(clip: Tensor, *, short_side: int, crop: int, num_crops: Literal[1
     if num_crops not in (1, 3):
         raise OptionError(f"{num_crops=} must be 1 or 3")
     resized = resize_short_side(clip, short_side, antialias=antialias)
-    return [centre_crop(resized, crop)] if num_crops == 1 else three_crops(resized, crop)
+    return [center_crop(resized, crop)] if num_crops == 1 else three_crops(resized, crop)
 
 
 test_crops.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test, wherever it is imported

@@ -44,7 +44,7 @@ def write_video(
     Args:
         path: where to write. The folder must exist.
         frames: RGB, each [H, W, 3], all of one size; or all in one array [T, H, W, 3]. H and W must be even,
-            since a colour sample covers 2x2 pixels: nothing is cut or padded here.
+            since a color sample covers 2x2 pixels: nothing is cut or padded here.
         fps: frames per second, for evenly spaced frames. Rates such as 29.97 are taken as 30000/1001.
         times_seconds: when each frame appears, instead of ``fps``; 0 or more, strictly increasing, and written to
             within 1/90000 s. The last frame is shown for as long as the one before it. Where the first appears after

@@ -12,7 +12,7 @@ These forms are read, told apart by what is in them:
              row without times and label is a video in which nothing happens.
     folder   EPIC_100_train.csv and EPIC_100_validation.csv; or THUMOS14's CLASS_val.txt and CLASS_test.txt
 
-Files of labelling tools (CVAT, ELAN, ...) are those of ``tada.localization.annotations.labelling_tools``.
+Files of labeling tools (CVAT, ELAN, ...) are those of ``tada.localization.annotations.labeling_tools``.
 
 Nothing here knows whether rows fit together: ``tada.localization.annotations.table`` checks them.
 """

@@ -31,7 +31,7 @@ class FrameClock:
         """Start and end in seconds of the frames from ``first`` up to the one before ``end``, counted from 0.
 
         Args:
-            step: from one labelled frame to the next: by so much less the end may lie behind the video's.
+            step: from one labeled frame to the next: by so much less the end may lie behind the video's.
 
         Raises:
             DataError: the video is not there or cannot be opened, or has no such frames.
@@ -40,7 +40,7 @@ class FrameClock:
         if not 0 <= first < end < len(times) + step:
             raise DataError(
                 f"{where} has frames {first} to {end - step}, while {video!r} has those from 0 to {len(times) - 1}: is "
-                "it the video that was labelled, at its own frame rate?"
+                "it the video that was labeled, at its own frame rate?"
             )
         return float(times[first]), float(times[end]) if end < len(times) else duration
 

@@ -13,7 +13,7 @@ from tada.data.csv_rows import class_names
 from tada.data.table import composed
 from tada.errors import DataError, OptionError, counted, listed
 from tada.localization.annotations.formats import Content, parse_seconds, read_content
-from tada.localization.annotations.labelling_tools import read_tool_files
+from tada.localization.annotations.labeling_tools import read_tool_files
 from tada.localization.annotations.video_names import KnownVideos, short_names, video_path
 
 GRACE_SECONDS = 0.5
@@ -193,13 +193,13 @@ class SegmentTable:
 
 
 def read_segments(path: Path, videos: Path | None = None, *, fps: float | None = None) -> SegmentTable:
-    """Read an annotation file or folder, of a form that ``formats`` or ``labelling_tools`` beside this module list.
+    """Read an annotation file or folder, of a form that ``formats`` or ``labeling_tools`` beside this module list.
 
     A mistake in a CSV is refused with its row: its owner can mend it. Published files are known to have empty, reversed
     and far-out segments; those are left out and noted. What is neither a time nor a label is refused everywhere.
 
     Args:
-        videos: the folder of the videos, for labelling tools that count frames; no other form needs any.
+        videos: the folder of the videos, for labeling tools that count frames; no other form needs any.
         fps: the rate of folders of frames among these.
 
     Raises:

@@ -315,7 +315,7 @@ class LocalAttention(nn.Module):
 def banded_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, half: int) -> Tensor:
     """Attention of each step to those at most ``half`` away, in blocks: no [T, T] matrix is ever made.
 
-    A block of queries meets its own keys and those of its two neighbours. What a padded step attends to is without
+    A block of queries meets its own keys and those of its two neighbors. What a padded step attends to is without
     meaning.
 
     Args:

@@ -229,7 +229,7 @@ def sampling_weights(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
     """How the points of each proposal are interpolated between bins.
 
-    96 points lie evenly from half a length before the proposal to half a length after; three neighbours make one
+    96 points lie evenly from half a length before the proposal to half a length after; three neighbors make one
     sample. A point between two bins takes from both, in proportion; what lies outside of the window gives nothing.
     (Points less than one bin before the window take all from bin 0: the released code truncates towards zero.)
 
@@ -279,7 +279,7 @@ def valid_cells(num_bins: int, num_durations: int) -> Tensor:
 def targets(segments: Tensor, num_bins: int, num_durations: int) -> BMNTargets:
     """The targets of a window with these segments, [G, 2], as parts of the window in [0, 1].
 
-    A start is looked for within 1.5 bins of a segment's start; the target is how much of a bin's neighbourhood, from
+    A start is looked for within 1.5 bins of a segment's start; the target is how much of a bin's neighborhood, from
     half a bin before to one and a half after, that covers. Ends likewise.
     """
     if not len(segments):
@@ -468,7 +468,7 @@ def proposals(
 
 
 def _candidates(probability: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Bins that are higher than both neighbours, or more than half as high as the highest; the outermost are not."""
+    """Bins that are higher than both neighbors, or more than half as high as the highest; the outermost are not."""
     found = np.zeros(len(probability), bool)
     middle = probability[1:-1]
     found[1:-1] = (middle > probability[:-2]) & (middle > probability[2:])

@@ -156,7 +156,7 @@ class ActionFormerDetector(nn.Module):
         return pad(samples, self.config.stride_of_last)
 
     def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
-        """What is to be minimised, as "loss", and its parts."""
+        """What is to be minimized, as "loss", and its parts."""
         outputs = self.network(batch.features, batch.mask)
         found = actionformer.losses(outputs, batch.segments, batch.labels, label_smoothing=self.recipe.label_smoothing)
         if self.training:
@@ -232,7 +232,7 @@ class BMNDetector(nn.Module):
         return pad(samples, 1)
 
     def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
-        """What is to be minimised, as "loss", and its parts."""
+        """What is to be minimized, as "loss", and its parts."""
         outputs = self.network(batch.features)
         wanted = [
             bmn.targets(segments, self.config.num_bins, self.config.max_duration_bins) for segments in batch.segments

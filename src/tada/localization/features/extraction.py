@@ -38,7 +38,7 @@ from tada.video.sliding_windows import (
     SlidingWindows,
     clips_of,
 )
-from tada.video.transforms import normalise
+from tada.video.transforms import normalize
 
 MAX_FEATURES = 500_000
 """Most of one video: 18 hours at the smallest stride of the published features."""
@@ -66,7 +66,7 @@ def settings_of(backbone: Recognizer, settings: SlidingWindows) -> dict[str, obj
 def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Clips of all crops, uint8 [N, V, T, H, W, 3] -> features [N, V * D] and the mean probabilities [N, K]."""
     n, v = clips.shape[:2]
-    features = backbone.network.features(normalise(clips.flatten(0, 1).to(backbone.device)))
+    features = backbone.network.features(normalize(clips.flatten(0, 1).to(backbone.device)))
     head: Any = backbone.model.head
     scores = backbone.probabilities(head(features)).view(n, v, -1).mean(1)
     return features.reshape(n, -1).cpu(), scores.cpu()

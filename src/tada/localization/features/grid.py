@@ -73,7 +73,7 @@ class FeatureGrid:
         return (seconds - self.start_seconds) / self.stride_seconds
 
     def resized(self, num_features: int, length: int) -> FeatureGrid:
-        """The grid after ``num_features`` were resized to ``length`` (linear, centres at halves)."""
+        """The grid after ``num_features`` were resized to ``length`` (linear, centers at halves)."""
         ratio = num_features / length
         return FeatureGrid(
             start_seconds=self.start_seconds + (ratio / 2 - 0.5) * self.stride_seconds,

@@ -23,7 +23,7 @@ from tada.data.csv_rows import csv_columns, csv_rows
 from tada.errors import DataError, listed, why_unread
 from tada.localization.annotations.formats import Content, Row, load_json
 from tada.localization.annotations.frame_clock import FrameClock
-from tada.localization.annotations.labelling_xml import read_xml
+from tada.localization.annotations.labeling_xml import read_xml
 from tada.localization.annotations.video_names import video_path
 from tada.video.numbered import VIDEO_EXTENSIONS
 
@@ -31,7 +31,7 @@ _SUFFIXES = {".xml", ".eaf", ".json", ".boris", ".csv", ".tsv"}
 
 
 def read_tool_files(path: Path, videos: Path | None = None, *, fps: float | None = None) -> Content | None:
-    """Read a file of a labelling tool, or a folder that holds some; None where there is none.
+    """Read a file of a labeling tool, or a folder that holds some; None where there is none.
 
     Args:
         videos: the folder of the videos, for tools that count frames; beside the annotations is looked too.

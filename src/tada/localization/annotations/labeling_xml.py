@@ -1,4 +1,4 @@
-"""Segments from labelling tools that write XML: CVAT's tracks and tags, ELAN's tiers.
+"""Segments from labeling tools that write XML: CVAT's tracks and tags, ELAN's tiers.
 
 XML is read without anything that could reach beyond the file or grow: a DOCTYPE, with which entities come, is refused,
 and so are files that are larger or nested deeper than these tools write them.

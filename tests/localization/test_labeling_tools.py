@@ -179,10 +179,10 @@ def test_xml_that_would_harm_is_refused(text: str, message: str, tmp_path: Path)
 
 
 def test_xml_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tada.localization.annotations.labelling_xml._MAX_BYTES", 2**20)
+    monkeypatch.setattr("tada.localization.annotations.labeling_xml._MAX_BYTES", 2**20)
     with pytest.raises(DataError, match=r"a\.xml is larger than 1 MB; export fewer videos at a time"):
         read_segments(save(tmp_path / "a.xml", cvat(" " * 2**20)))
-    monkeypatch.setattr("tada.localization.annotations.labelling_xml._MAX_ELEMENTS", 20)
+    monkeypatch.setattr("tada.localization.annotations.labeling_xml._MAX_ELEMENTS", 20)
     with pytest.raises(DataError, match=r"too many elements"):
         read_segments(save(tmp_path / "a.xml", cvat(TRACKS * 5)))
 
@@ -454,9 +454,9 @@ HEADER = (
 
 
 def event(
-    behaviour: str, kind: str, start: str, stop: str, source: str = "player #1:day.mp4", offset: str = "0.0"
+    behavior: str, kind: str, start: str, stop: str, source: str = "player #1:day.mp4", offset: str = "0.0"
 ) -> str:
-    cells = ["first", "2024-01-01", "", "10", "Media file(s)", source, offset, "10.0", "25", "hen", behaviour, ""]
+    cells = ["first", "2024-01-01", "", "10", "Media file(s)", source, offset, "10.0", "25", "hen", behavior, ""]
     return "\t".join([*cells, kind, start, stop, "1", "day.mp4", "1", "2", "", ""]) + "\n"
 
 

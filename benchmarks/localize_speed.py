@@ -122,7 +122,7 @@ def localizer_of(model: str, side: int, precision: str, device: torch.device) ->
     detector = ActionFormerDetector(config, recipe=recipe, label_sets=(LABELS,))
     about = LocalizerCard(
         detector=recipe.detector,
-        shape=detector.shape(),
+        shape=detector.config_as_dict(),
         label_sets=(LABELS,),
         grid=FeatureGrid.of_windows(settings),
         feature_settings=settings_of(backbone, settings),

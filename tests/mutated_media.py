@@ -226,7 +226,7 @@ def read(path: Path, rng: np.random.Generator) -> str:
             assert np.all(np.diff(video.times_seconds) > 0)
             assert np.isfinite([info.fps, info.duration_seconds]).all()
             seconds = rng.uniform(0, info.duration_seconds, 3)
-            small = video.frames_at(seconds.tolist(), shrink=lambda frames: shrink_to(frames, short_side=16))
+            small = video.frames_played_at(seconds.tolist(), shrink=lambda frames: shrink_to(frames, short_side=16))
             assert small.shape[0] == 3
             assert small.ndim == 4
             for number in {0, info.num_frames // 2, info.num_frames - 1}:

@@ -447,7 +447,7 @@ def run(trained: Localizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = Recognizer(create_model("tada2d_tiny", num_classes=2, **options), card, device="cpu")
     config = replace(trained.detector.config, in_channels=8)  # type: ignore[union-attr]  # ActionFormer's
     detector = ActionFormerDetector(config, recipe=RECIPE, label_sets=LABELS)
-    about = replace(trained.card, shape=detector.shape(), feature_settings=settings_of(backbone, EXTRACTION))
+    about = replace(trained.card, shape=detector.config_as_dict(), feature_settings=settings_of(backbone, EXTRACTION))
     save_localizer(folder, Localizer(detector, about, RECIPE, backbone=backbone))
     (folder / "recipe.yaml").write_text(recipe_yaml(RECIPE))
     return folder

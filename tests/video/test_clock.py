@@ -64,9 +64,9 @@ def test_the_first_picture_is_as_late_as_it_is(name: str, tmp_path: Path) -> Non
         assert info.fps == pytest.approx(FPS, abs=0.02)
         assert read_stamps(frame for _, frame in video) == list(range(N))
         asked = [late - 0.5, 0.0, late + 0.01, late + 1.01, info.duration_seconds, late + 0.41]
-        assert read_stamps(video.frames_at(asked)) == [0, 0, 0, 25, 99, 10]
+        assert read_stamps(video.frames_played_at(asked)) == [0, 0, 0, 25, 99, 10]
         with pytest.raises(OptionError, match=r"shows nothing at 6.4 s; it lasts from 0 to 6(.128)? s"):
-            video.frames_at([6.4])
+            video.frames_played_at([6.4])
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_pause_in_an_avi_is_a_pause(codec: str, tmp_path: Path) -> None:
                 time_base=Fraction(1, FPS))  # fmt: skip
     with open_video(path) as video:
         np.testing.assert_allclose(video.times_seconds, times, rtol=0, atol=1e-6)
-        assert read_stamps(video.frames_at([0.38, 0.9, 1.41, 1.45])) == [9, 9, 10, 11]
+        assert read_stamps(video.frames_played_at([0.38, 0.9, 1.41, 1.45])) == [9, 9, 10, 11]
         assert read_stamps(frame for _, frame in video) == list(range(40))
 
 
@@ -253,7 +253,7 @@ def test_features_are_of_what_is_shown_at_their_time(tmp_path: Path) -> None:
         assert count == 20  # 6 s
         clips = list(clips_of(reader, spec, settings, range(count)))
         times = [np.clip(settings.clip_times(i, 3), 0, 6.0) for i in range(count)]
-        shown = [read_stamps(reader.frames_at(of_clip.tolist())) for of_clip in times]
+        shown = [read_stamps(reader.frames_played_at(of_clip.tolist())) for of_clip in times]
     wanted = [[max(0, min(99, int((t - LATE) * FPS + 1e-6))) for t in of_clip] for of_clip in times]
     assert shown == wanted
     assert wanted[5] == [0, 0, 0]  # from 1.35 s to 1.95 s

@@ -76,7 +76,7 @@ class TestReading:
         with open_footage(folder, fps=FPS) as video:
             np.testing.assert_array_equal(video.frames(range(30)), pixels)
             np.testing.assert_array_equal(video.frames([29, 3, 3, 0]), pixels[[29, 3, 3, 0]])
-            np.testing.assert_array_equal(video.frames_at([0.0, 0.1, 0.15, 3.0]), pixels[[0, 1, 1, 29]])
+            np.testing.assert_array_equal(video.frames_played_at([0.0, 0.1, 0.15, 3.0]), pixels[[0, 1, 1, 29]])
             assert [seconds for seconds, _ in video] == (np.arange(30) / FPS).tolist()
             assert all(np.array_equal(frame, own) for (_, frame), own in zip(video, pixels, strict=True))
             assert video.frames([]).shape == (0, 48, 64, 3)
@@ -105,7 +105,7 @@ class TestReading:
             with pytest.raises(IndexError, match="has no frame -1; its frames are 0 to 29"):
                 video.frames([-1])
             with pytest.raises(OptionError, match=r"shows nothing at 3.2 s; it lasts from 0 to 3 s"):
-                video.frames_at([3.2])
+                video.frames_played_at([3.2])
 
     @pytest.mark.parametrize(
         ("name", "first"),

@@ -92,7 +92,9 @@ def test_frames_come_in_any_order_however_few_at_a_time(tmp_path: Path, a_few_at
         assert sum(sizes) == 5  # each once
         assert max(sizes) <= 3
         assert np.array_equal(small, shrink(whole))
-        assert np.array_equal(video.frames_at([0.5, 0.1], shrink=shrink), shrink(video.frames_at([0.5, 0.1])))
+        assert np.array_equal(
+            video.frames_played_at([0.5, 0.1], shrink=shrink), shrink(video.frames_played_at([0.5, 0.1]))
+        )
 
 
 def test_views_and_training_clips_do_not_depend_on_how_many_come_at_a_time(

@@ -59,7 +59,7 @@ def assert_all_frames(path: Path, count: int, times: np.ndarray[Any, Any], *, to
             assert read_stamps(video.frames([index])) == [index]
         assert read_stamps(video.frames(order)) == order
         middles = (times[order] + 0.3 / 30).tolist()
-        assert read_stamps(video.frames_at(middles)) == order
+        assert read_stamps(video.frames_played_at(middles)) == order
         assert video.corrupt_frames == set()
 
 

@@ -206,17 +206,17 @@ def test_frames_at_are_those_shown_then(tmp_path: Path) -> None:
         np.testing.assert_allclose(video.times_seconds, times, rtol=0, atol=1e-9)
         assert not video.times_seconds.flags.writeable
         asked = [0.0, 0.05, 0.1, 0.199, 0.2, 1.19, 1.2, 2.9, 3.0, video.info.duration_seconds, 0.3]
-        assert read_stamps(video.frames_at(asked)) == [0, 0, 1, 1, 2, 2, 3, 4, 5, 5, 2]
+        assert read_stamps(video.frames_played_at(asked)) == [0, 0, 1, 1, 2, 2, 3, 4, 5, 5, 2]
         with pytest.raises(OptionError, match=r"shows nothing at -0.1 s; it lasts from 0 to 4.7 s"):
-            video.frames_at([-0.1])
+            video.frames_played_at([-0.1])
         with pytest.raises(OptionError, match="shows nothing at 99 s"):
-            video.frames_at([99])
+            video.frames_played_at([99])
 
 
 def test_a_time_that_is_a_rounding_short_counts(drawn: Callable[[str], Path]) -> None:
     with open_video(drawn("plain.mp4")) as video:
-        assert read_stamps(video.frames_at([i / 30 for i in range(N)])) == list(range(N))
-        assert read_stamps(video.frames_at([0.1 * i for i in range(13)])) == list(range(0, 39, 3))
+        assert read_stamps(video.frames_played_at([i / 30 for i in range(N)])) == list(range(N))
+        assert read_stamps(video.frames_played_at([0.1 * i for i in range(13)])) == list(range(0, 39, 3))
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ class Localization:
         times = (np.arange(num_frames) + 0.5) / num_frames * self.duration_seconds
         with self.video.open() as reader:
             shown = [min(float(t), float(reader.times_seconds[-1])) for t in times]
-            frames = reader.frames_at(shown, shrink=partial(shrink_to, short_side=256))
+            frames = reader.frames_played_at(shown, shrink=partial(shrink_to, short_side=256))
         rows = {"found": [(s.start_seconds, s.end_seconds, s.label, s.score) for s in self.segments]}
         if truth is not None:
             true = zip(truth.segments, names, strict=True)

@@ -263,7 +263,7 @@ def train_localizer(
         metrics["val_map"] = best.score
     card = LocalizerCard(
         detector=recipe.detector,
-        shape=detector.shape(),
+        shape=detector.config_as_dict(),
         label_sets=table.label_sets,
         grid=folder.grid,
         feature_settings=next(iter(folder.cards.values())).settings,

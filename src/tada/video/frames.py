@@ -61,7 +61,7 @@ class OpenVideo(Protocol):
 
     def frames(self, indices: Sequence[int], *, shrink: Shrink | None = None) -> NDArray[np.uint8]: ...
 
-    def frames_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]: ...
+    def frames_played_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]: ...
 
     def __iter__(self) -> Iterator[tuple[float, NDArray[np.uint8]]]: ...
 
@@ -198,8 +198,8 @@ class FramesVideo:
             frames[place] = self._frames[index]
         return frames
 
-    def frames_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]:
-        """The frames shown at ``seconds``; see ``Video.frames_at``."""
+    def frames_played_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]:
+        """The frames shown at ``seconds``; see ``Video.frames_played_at``."""
         duration = self.info.duration_seconds
         for time in seconds:
             if not 0 <= time <= duration:

@@ -260,7 +260,7 @@ class Video:
             del frames
             numbers = numbers[n:]
 
-    def frames_at(
+    def frames_played_at(
         self,
         seconds: Sequence[float],
         *,

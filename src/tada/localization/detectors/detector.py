@@ -109,7 +109,7 @@ class ActionFormerDetector(nn.Module):
         self.register_buffer("normaliser", torch.tensor(recipe.normaliser))
         self.normaliser: Tensor
 
-    def shape(self) -> dict[str, Any]:
+    def config_as_dict(self) -> dict[str, Any]:
         """The config as plain values, for ``detector_of``."""
         return asdict(self.config)
 
@@ -200,7 +200,7 @@ class BMNDetector(nn.Module):
         self.label_sets = tuple(label_sets)
         self.network = bmn.BMN(config)
 
-    def shape(self) -> dict[str, Any]:
+    def config_as_dict(self) -> dict[str, Any]:
         """The config as plain values, for ``detector_of``."""
         return asdict(self.config)
 

@@ -65,6 +65,8 @@ class OpenVideo(Protocol):
 
     def __iter__(self) -> Iterator[tuple[float, NDArray[np.uint8]]]: ...
 
+    def __len__(self) -> int: ...
+
 
 def open_footage(path: str | os.PathLike[str], *, fps: float | None = None) -> AbstractContextManager[OpenVideo]:
     """Open a video file, or a folder of numbered pictures as one, for a ``with``.
@@ -206,6 +208,10 @@ class FramesVideo:
                 raise OptionError(f"{self._name} shows nothing at {time} s; it lasts from 0 to {duration:.6g} s")
         shown = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
         return self.frames(shown.tolist(), shrink=shrink)
+
+    def __len__(self) -> int:
+        """How many frames there are."""
+        return len(self.times_seconds)
 
     def __iter__(self) -> Iterator[tuple[float, NDArray[np.uint8]]]:
         """Every frame in turn, [H, W, 3], and when it is shown."""

@@ -281,6 +281,10 @@ class Video:
         indices = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
         return self.frames(np.maximum(indices, 0).tolist(), shrink=shrink)
 
+    def __len__(self) -> int:
+        """How many frames there are."""
+        return self._num_frames
+
     def __iter__(self) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
         """Every frame in turn, each decoded once: (seconds, [H, W, 3])."""
         for index in range(self._num_frames):

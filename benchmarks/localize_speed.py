@@ -29,7 +29,7 @@ from tada.data.motion import MOTIONS, draw_motion
 from tada.localization.annotations.table import LabelSet
 from tada.localization.detectors.actionformer import ActionFormerConfig
 from tada.localization.detectors.detector import ActionFormerDetector
-from tada.localization.features.extraction import clip_outputs, joined, settings_of
+from tada.localization.features.extraction import clip_outputs, join_outputs, settings_as_dict
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.localizer import Localizer, LocalizerCard
 from tada.localization.recipe import LocalizationRecipe
@@ -125,7 +125,7 @@ def localizer_of(model: str, side: int, precision: str, device: torch.device) ->
         shape=detector.config_as_dict(),
         label_sets=(LABELS,),
         grid=FeatureGrid.of_windows(settings),
-        feature_settings=settings_of(backbone, settings),
+        feature_settings=settings_as_dict(backbone, settings),
         backbone="nobody's",
     )
     return Localizer(detector, about, recipe, backbone=backbone)
@@ -162,9 +162,11 @@ def time_parts(
     # The detector sees the whole video at once: as many features as that has, whatever they are.
     count = settings.count(arguments.seconds)
     many = [np.resize(rows.numpy(), (count, rows.shape[1])) for rows in (features, scores)]
-    found = joined(backbone, settings, *many, video="drawn", duration_seconds=arguments.seconds, backbone_sha256="")
+    found = join_outputs(
+        backbone, settings, *many, video="drawn", duration_seconds=arguments.seconds, backbone_sha256=""
+    )
     began = time.perf_counter()
-    localizer.named(localizer.detect(found), "drawn", arguments.seconds)
+    localizer.name_detections(localizer.detect(found), "drawn", arguments.seconds)
     detector = time.perf_counter() - began
     parts = {
         "decode": decoding / seconds,

@@ -20,7 +20,7 @@ from tada.localization.evaluation import evaluate_localizer
 from tada.localization.features.folder import FeatureCard, FeatureFolder, VideoFeatures, write_features
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.localizer import load_localizer
-from tada.localization.naming import check_naming, named, naming_scores, scores_for
+from tada.localization.naming import check_naming, name_segments, naming_scores, scores_for
 from tada.localization.recipe import load_localization_recipe
 from tada.localization.training import thresholds_of, train_localizer
 
@@ -31,24 +31,24 @@ SEGMENTS, SCORES = np.array([[1.0, 3.0], [6.0, 9.0]]), np.array([0.5, 0.9])
 def test_classes_are_those_of_the_clips_inside() -> None:
     rows = np.zeros((10, 3))
     rows[:5, 0], rows[5:, 1], rows[:, 2] = 0.8, 0.7, 0.2
-    found = named(SEGMENTS, SCORES, [rows], GRID)
+    found = name_segments(SEGMENTS, SCORES, [rows], GRID)
     assert found.labels[:, 0].tolist() == [1, 0, 2, 2]
     assert found.segments[:2].tolist() == [[6.0, 9.0], [1.0, 3.0]]
     assert found.scores == pytest.approx([0.63, 0.4, 0.18, 0.1])
-    whole = named(SEGMENTS, SCORES, [rows], GRID, video_classes=1)
+    whole = name_segments(SEGMENTS, SCORES, [rows], GRID, video_classes=1)
     assert whole.labels[:, 0].tolist() == [0, 0]  # 0.4 on average, against 0.35
     assert whole.scores == pytest.approx([0.36, 0.2])
-    pairs = named(SEGMENTS, SCORES, [rows, rows[:, ::-1]], GRID)
+    pairs = name_segments(SEGMENTS, SCORES, [rows, rows[:, ::-1]], GRID)
     assert pairs.labels[0].tolist() == [1, 1]
     assert pairs.labels.shape == (2 * 5, 2)
     assert pairs.scores[0] == pytest.approx(0.9 * 0.7 * 0.7)
 
 
 def test_one_row_speaks_for_the_whole_video() -> None:
-    found = named(SEGMENTS, SCORES, [np.array([[0.1, 0.2, 0.7]])], GRID)
+    found = name_segments(SEGMENTS, SCORES, [np.array([[0.1, 0.2, 0.7]])], GRID)
     assert found.labels[:, 0].tolist() == [2, 2, 1, 1]
     assert found.scores == pytest.approx([0.63, 0.35, 0.18, 0.1])
-    three = named(SEGMENTS, SCORES, [np.array([[0.1, 0.2, 0.7]])], GRID, video_classes=3)
+    three = name_segments(SEGMENTS, SCORES, [np.array([[0.1, 0.2, 0.7]])], GRID, video_classes=3)
     assert len(three.scores) == 6
 
 
@@ -92,16 +92,16 @@ def test_the_classifier_of_activitynet(tmp_path: Path) -> None:
     content = {"results": {"--1DO2V4K74": [0.1, 0.7, 0.2]}, "class": ["Archery", "Drinking coffee", "Zumba"]}
     scores = read_video_scores(write_json(tmp_path / "cuhk.json", content))
     assert scores.classes == ("Archery", "Drinking coffee", "Zumba")
-    assert scores.of("v_--1DO2V4K74") == pytest.approx([0.1, 0.7, 0.2])  # features carry a prefix
-    assert scores.of("other") is None
+    assert scores.scores_of("v_--1DO2V4K74") == pytest.approx([0.1, 0.7, 0.2])  # features carry a prefix
+    assert scores.scores_of("other") is None
 
 
 def test_the_classifier_of_hacs_gives_logits(tmp_path: Path) -> None:
     """validation94.32.json, with one list too many."""
     content = {"results": {"v_a": [[np.log(2.0), np.log(6.0)]], "b": [[0.2, 0.2]]}, "classes": ["Archery", "Zumba"]}
     scores = read_video_scores(write_json(tmp_path / "tcanet.json", content))
-    assert scores.of("a") == pytest.approx([0.25, 0.75])
-    assert scores.of("b") == pytest.approx([0.5, 0.5])  # small logits are logits, too: one file is of one kind
+    assert scores.scores_of("a") == pytest.approx([0.25, 0.75])
+    assert scores.scores_of("b") == pytest.approx([0.5, 0.5])  # small logits are logits, too: one file is of one kind
 
 
 @pytest.mark.parametrize(

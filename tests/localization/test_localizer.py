@@ -22,7 +22,7 @@ from tada.errors import CheckpointError, DataError, OptionError
 from tada.localization.annotations.table import LabelSet, read_segments
 from tada.localization.detectors.detections import Detections
 from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
-from tada.localization.features.extraction import settings_of
+from tada.localization.features.extraction import settings_as_dict
 from tada.localization.features.folder import FeatureFolder, VideoFeatures, write_features
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.localizer import (
@@ -290,7 +290,7 @@ def test_events_of_an_untrimmed_video_are_found_to_half_a_step(tmp_path: Path) -
         shape={},
         label_sets=(LabelSet(name="action", classes=("bright",)),),
         grid=FeatureGrid.of_windows(settings),
-        feature_settings=settings_of(backbone, settings),
+        feature_settings=settings_as_dict(backbone, settings),
         backbone="",
         thresholds={"bright": 0.5},
     )

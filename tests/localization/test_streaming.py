@@ -32,7 +32,7 @@ from tada.localization.detectors.actionformer import ActionFormerConfig
 from tada.localization.detectors.bmn import BMNConfig
 from tada.localization.detectors.detections import Detections
 from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector, RollingView, Sample
-from tada.localization.features.extraction import extract_video, settings_of
+from tada.localization.features.extraction import extract_video, settings_as_dict
 from tada.localization.features.folder import VideoFeatures
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.localizer import LocalizedSegment, Localizer, LocalizerCard, save_localizer
@@ -68,7 +68,7 @@ def localizer_of(detector: Any, *, labels: tuple[LabelSet, ...] = LABELS, thresh
         shape={},
         label_sets=labels,
         grid=FeatureGrid.of_windows(EXTRACTION),
-        feature_settings=settings_of(backbone, EXTRACTION),
+        feature_settings=settings_as_dict(backbone, EXTRACTION),
         backbone="",
         thresholds={name: threshold for name in labels[0].classes},
     )
@@ -447,7 +447,9 @@ def run(trained: Localizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = Recognizer(create_model("tada2d_tiny", num_classes=2, **options), card, device="cpu")
     config = replace(trained.detector.config, in_channels=8)  # type: ignore[union-attr]  # ActionFormer's
     detector = ActionFormerDetector(config, recipe=RECIPE, label_sets=LABELS)
-    about = replace(trained.card, shape=detector.config_as_dict(), feature_settings=settings_of(backbone, EXTRACTION))
+    about = replace(
+        trained.card, shape=detector.config_as_dict(), feature_settings=settings_as_dict(backbone, EXTRACTION)
+    )
     save_localizer(folder, Localizer(detector, about, RECIPE, backbone=backbone))
     (folder / "recipe.yaml").write_text(recipe_yaml(RECIPE))
     return folder

@@ -33,7 +33,7 @@ class VideoScores:
     by_video: dict[str, NDArray[np.float32]]
     """[K], by the videos' names."""
 
-    def of(self, video: str) -> NDArray[np.float32] | None:
+    def scores_of(self, video: str) -> NDArray[np.float32] | None:
         """Those of a video, [K], if it is there; ActivityNet's are called ID by some and v_ID by others."""
         names = (video, video.removeprefix("v_"), f"v_{video}")
         return next((self.by_video[name] for name in names if name in self.by_video), None)

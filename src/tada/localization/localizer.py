@@ -342,7 +342,9 @@ class Localizer:
         if not source.has_times:
             raise OptionError(f"{source.name} does not say when its frames are shown, and a localizer does: give fps")
         features = extract_video(backbone, source, settings, backbone_sha256=self.card.backbone, advance=advance)
-        found = self.named(self.detect(features), source.name, features.card.duration_seconds, min_score=min_score)
+        found = self.name_detections(
+            self.detect(features), source.name, features.card.duration_seconds, min_score=min_score
+        )
         return replace(found, source=source)
 
     @overload
@@ -382,7 +384,7 @@ class Localizer:
         """Short for ``predict``."""
         return self.predict(video, **options)
 
-    def named(
+    def name_detections(
         self, found: Detections, path: str, duration_seconds: float, *, min_score: float | None = None
     ) -> Localization:
         """Detections with the names of their classes, those below the threshold left out."""

@@ -98,7 +98,7 @@ def _columns(video: str, known: Mapping[str, Sequence[str]], label_sets: Sequenc
     return found
 
 
-def named(
+def name_segments(
     segments: Floats,
     scores: Floats,
     probabilities: Sequence[Floats],

@@ -55,7 +55,7 @@ class LocalizationRecipe(Schedule):
     boundary_scores: bool = False
     """Whether the probabilities of start and end are factors of BMN's scores, as on ActivityNet."""
     selection: Selection = field(default_factory=Selection)
-    """Which of the many segments are given out."""
+    """Which of the many segments are kept (soft-NMS and voting)."""
     tiou_thresholds: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7)
     """Overlaps at which mean average precision is measured, and by which the best epoch is chosen."""
     epochs: int | None = None

@@ -34,7 +34,7 @@ from tada.errors import OptionError
 from tada.localization.detectors.detections import Detections
 from tada.localization.detectors.detector import RollingView
 from tada.localization.detectors.segments import Floats, tiou
-from tada.localization.features.extraction import clip_outputs, joined
+from tada.localization.features.extraction import clip_outputs, join_outputs
 from tada.localization.localizer import LocalizedSegment, Localizer
 from tada.video.prefetch import Ahead
 from tada.video.sliding_windows import ReadyClip, clips_as_they_come
@@ -168,7 +168,7 @@ class RollingDetector:
     def _found(self, seen_seconds: float) -> Sequence[LocalizedSegment]:
         """What the detector finds in the features that are kept, in the stream's time."""
         localizer, begin_seconds = self.localizer, self._first * self.stride_seconds
-        part = joined(
+        part = join_outputs(
             *localizer.feature_maker(),
             np.stack(self._features),
             np.stack(self._scores),
@@ -178,7 +178,7 @@ class RollingDetector:
         )
         found = localizer.detect(part)
         moved = Detections(found.segments + begin_seconds, found.scores, found.labels)
-        return localizer.named(moved, "stream", seen_seconds, min_score=self.min_score).segments
+        return localizer.name_detections(moved, "stream", seen_seconds, min_score=self.min_score).segments
 
     def _not_given_out(self, found: list[LocalizedSegment]) -> list[LocalizedSegment]:
         """Without those that were given out, each of which is found again at most once."""
@@ -248,7 +248,7 @@ class _Arrivals:
         old = int(np.searchsorted(self.seconds, self.seconds[-1] - keep_seconds))
         del self.seconds[:old], self.arrived[:old]
 
-    def of(self, seconds: float) -> float:
+    def at(self, seconds: float) -> float:
         """When the first frame at or after a time arrived; of the last frame, if there is none."""
         return self.arrived[min(int(np.searchsorted(self.seconds, seconds)), len(self.arrived) - 1)]
 
@@ -284,7 +284,7 @@ def localize_stream(
         settled, pending = detector.look(duration_seconds)
         now, seen = time.perf_counter(), arrivals.seconds[-1]
         given = tuple(
-            StreamedSegment(s, max(0.0, seen - s.end_seconds), now - arrivals.of(s.end_seconds)) for s in settled
+            StreamedSegment(s, max(0.0, seen - s.end_seconds), now - arrivals.at(s.end_seconds)) for s in settled
         )
         return Look(
             seen_seconds=seen,

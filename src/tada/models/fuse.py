@@ -4,7 +4,7 @@ What training needs apart is joined once and for all:
 
     a batch norm behind a convolution    goes into its kernel and bias
     the two norms of the aggregation     are one filter over three frames, a depthwise convolution over time
-    the routing functions                are layers on frames' means that lie as frames do, channels beside each other
+    the routing functions                are linear layers, whose input [N*T, C] has a row for each frame
     ReLU, scales, sums                   are written over their input where nobody else reads it
     the wide layers of TAdaConvNeXt      take the pixels in parts that stay in the processor's cache
     many clips on a CPU                  are taken a few at a time
@@ -107,7 +107,7 @@ class FusedNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Any:
         """Clips [N, 3, T, H, W], normalized -> logits [N, K]; or whatever the network returns."""
-        outputs = self._of_all(self._run, clips)
+        outputs = self._run_in_parts(self._run, clips)
         return tree_map_only(Tensor, lambda tensor: tensor.to(clips.dtype), outputs)
 
     @torch.no_grad()
@@ -119,7 +119,7 @@ class FusedNetwork(nn.Module):
         """
         if self._features is None:
             raise ValueError(f"a {type(self.network).__name__} has no features")
-        features: Tensor = self._of_all(self._features, clips)
+        features: Tensor = self._run_in_parts(self._features, clips)
         return features.to(clips.dtype)
 
     def train(self, mode: bool = True) -> FusedNetwork:
@@ -132,9 +132,11 @@ class FusedNetwork(nn.Module):
             raise ValueError("a fused network cannot be trained: train the network it was made from, and fuse it again")
         return self
 
-    def _of_all(self, run: Callable[[Tensor], Any], clips: Tensor) -> Any:
+    def _run_in_parts(self, run: Callable[[Tensor], Any], clips: Tensor) -> Any:
         with self._compiling(clips):
-            ours = isinstance(self.network, tada2d.TAda2D | tadaconvnext.TAdaConvNeXt)  # another returns what it likes
+            ours = isinstance(
+                self.network, tada2d.TAda2D | tadaconvnext.TAdaConvNeXt
+            )  # another network may return anything
             if not ours or clips.device.type != "cpu":
                 return run(self._prepared(clips))
             pixels = _PIXELS_OF_A_THREAD * max(torch.get_num_threads(), 2)
@@ -169,8 +171,8 @@ class FusedNetwork(nn.Module):
 class FusedRouting(nn.Module):
     """A routing function whose batch norm is folded: frames [N*T, C, H, W] -> their scales [N*T, D].
 
-    Its convolutions over time are layers on what they see, a frame's descriptor and those beside it in one row. So
-    scales come out with channels beside each other, as the frames they multiply have them.
+    Its convolutions over time are linear layers: a row of their input holds a frame's descriptor and those of
+    the frames before and after it. So scales come out channels last, as the frames are that they multiply.
 
     Args:
         bias: of the convolution, [D]; where the routing function scales it too, behind the scales come ``beta * bias``:

@@ -5,7 +5,7 @@ tests without running a model), scores.csv (the same for people), a confusion ma
 (``tada.recognition.report``). An ensemble is
 the mean of several tests' scores of the same videos: TAda2D_En of the paper is that of 8 and of 16 frames.
 
-Shapes: N videos, H heads (things that are said of a video), K classes of all heads, side by side.
+Shapes: N videos, H heads (classifiers: one, or verb and noun), K classes of all heads, side by side.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the processes of a command tell each other. Where there is one only, nothing has to be told."""
+"""Collectives: what the processes (ranks) of a command exchange. With one process all of them do nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def gathered(items: list[T]) -> list[T]:
 
 @contextmanager
 def leaving_together() -> Iterator[None]:
-    """Take leave of the other processes at the end, so that none waits for this one."""
+    """Destroy the process group at the end, after an error too, so that no rank waits for this one."""
     try:
         yield
     finally:

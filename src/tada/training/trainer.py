@@ -1,4 +1,4 @@
-"""The loop around a training step: Lightning's trainer, set up for our runs, and what is hung into it."""
+"""The loop around a training step: Lightning's trainer, set up for our runs, and its callbacks."""
 
 from __future__ import annotations
 

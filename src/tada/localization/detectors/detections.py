@@ -28,7 +28,7 @@ class Detections(NamedTuple):
 # No slots: jsonargparse 4.53, which reads recipes, cannot take a slotted dataclass as a default value.
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which of a detector's many segments are given out."""
+    """Which of a detector's many segments are kept (soft-NMS and voting)."""
 
     min_score: float = 0.001
     """Segments that score less are dropped."""
@@ -37,7 +37,7 @@ class Selection:
     sigma: float = 0.5
     """Of soft-NMS within each class: small values suppress more."""
     max_segments: int = 200
-    """The most that are given out."""
+    """The most that are kept of a video."""
     voting_tiou: float | None = None
     """Overlap from which candidates of the same class vote on a segment's ends; null for none."""
 

@@ -1,4 +1,4 @@
-"""The two detectors behind one face: what training shows them, what they lose, what they find in a video.
+"""The two detectors with one interface: samples of training, losses, detections.
 
 Shapes: B samples of a batch, C channels, T steps (ActionFormer) or bins (BMN), G segments, S label sets.
 """
@@ -21,7 +21,7 @@ from tada.localization.detectors import actionformer, bmn
 from tada.localization.detectors.detections import Detections, select
 from tada.localization.features.folder import FeatureFolder, VideoFeatures
 from tada.localization.features.grid import FeatureGrid
-from tada.localization.naming import named, naming_scores
+from tada.localization.naming import name_segments, naming_scores
 from tada.localization.recipe import LocalizationRecipe
 
 _CROP_TRIES = 200
@@ -180,7 +180,9 @@ class ActionFormerDetector(nn.Module):
         if not self.recipe.class_agnostic:
             return chosen
         scores = naming_scores(found, self.label_sets)
-        return named(chosen.segments, chosen.scores, scores, found.card.grid, video_classes=self.recipe.video_classes)
+        return name_segments(
+            chosen.segments, chosen.scores, scores, found.card.grid, video_classes=self.recipe.video_classes
+        )
 
     def rolling_view(self, stride_seconds: float) -> RollingView | None:
         """A minute; or eight steps of the coarsest level, four times as much as nine in ten segments last."""
@@ -254,7 +256,7 @@ class BMNDetector(nn.Module):
         )  # fmt: skip
         is_whole = self.config.bin_seconds is None
         thinned = bmn.thinned(proposals, duration_seconds=duration, thresholds=(0.5, 0.9) if is_whole else (0.25, 0.9))
-        return named(thinned.segments, thinned.scores, scores, grid, video_classes=self.recipe.video_classes)
+        return name_segments(thinned.segments, thinned.scores, scores, grid, video_classes=self.recipe.video_classes)
 
     def rolling_view(self, stride_seconds: float) -> RollingView | None:
         """A window, which begins where one of a whole video's windows would."""

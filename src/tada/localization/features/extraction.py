@@ -50,7 +50,7 @@ def backbone_hash(model: nn.Module) -> str:
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
 
-def settings_of(backbone: Recognizer, settings: SlidingWindows) -> dict[str, object]:
+def settings_as_dict(backbone: Recognizer, settings: SlidingWindows) -> dict[str, object]:
     """All that decides what features are, beside the weights: plain values."""
     return {
         **asdict(settings),
@@ -112,7 +112,7 @@ def extract_video(
                     scores.append(probabilities)
                     advance(len(batch) / count)
                     batch = []
-    return joined(
+    return join_outputs(
         backbone,
         settings,
         torch.cat(features).numpy(),
@@ -123,7 +123,7 @@ def extract_video(
     )
 
 
-def joined(
+def join_outputs(
     backbone: Recognizer,
     settings: SlidingWindows,
     features: NDArray[np.float32],
@@ -141,7 +141,7 @@ def joined(
         num_features=len(features),
         channels=features.shape[1],
         backbone=backbone_sha256 or backbone_hash(backbone.model),
-        settings=settings_of(backbone, settings),
+        settings=settings_as_dict(backbone, settings),
         score_labels={head.name: list(head.labels) for head in backbone.heads},
     )
     ends = np.cumsum([len(head.labels) for head in backbone.heads])[:-1]
@@ -215,7 +215,7 @@ def extract(
     """
     check_rate(list(videos.values()), fps, needed="features are taken at times")
     sha256 = backbone_hash(backbone.model)
-    expected = settings_of(backbone, settings)
+    expected = settings_as_dict(backbone, settings)
     missing, kept, replaced, assumed = [], [], [], []
     for name, path in videos.items():
         file = out / f"{name}.json"

@@ -211,7 +211,7 @@ class FeatureFolder:
         """
         if self.classifier is None:
             return self.cards[name].score_labels
-        if self.classifier.of(name) is None:
+        if self.classifier.scores_of(name) is None:
             raise DataError(
                 f"{self.classifier.name} has no scores of the video {name!r}; give those of a classifier that has seen "
                 "it, or leave it out"
@@ -239,7 +239,7 @@ class FeatureFolder:
             raise DataError(f"{str(file)!r} does not fit its card; remove both, and extract the video again")
         scores = {key.removeprefix("scores_"): rows for key, rows in found.items()}
         if self.classifier is not None:
-            row = self.classifier.of(name)
+            row = self.classifier.scores_of(name)
             scores = {} if row is None else {"action": row[None]}
             card = replace(card, score_labels={} if row is None else self.score_labels(name))
         return VideoFeatures(card=card, features=features, scores=scores)

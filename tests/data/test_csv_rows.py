@@ -12,13 +12,21 @@ from tada.errors import DataError
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("0", 0.0), ("2.5", 2.5), ("90", 90.0), ("1:30", 90.0), ("00:01:30.25", 90.25), ("10:00:00", 36_000.0)],
+    [
+        ("0", 0.0),
+        ("2.5", 2.5),
+        ("90", 90.0),
+        ("1:30", 90.0),
+        ("00:01:30.25", 90.25),
+        ("10:00:00", 36_000.0),
+        ("100:00", 6000.0),
+    ],
 )
 def test_times(text: str, value: float) -> None:
     assert seconds("x", text, "start") == value
 
 
-@pytest.mark.parametrize("text", ["", "-1", "0:-1", "nan", "inf", "1e999", "1:2:3:4", "1,5", "one", ":"])
+@pytest.mark.parametrize("text", ["", "-1", "0:-1", "nan", "inf", "1e999", "1:2:3:4", "1,5", "one", ":", "1.5:30"])
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(
         DataError, match=r"clips.csv row 2: start = '.*' should be a time, in seconds or as HH:MM:SS.ss"

@@ -483,7 +483,7 @@ def test_boris_aggregated_events(mark: str, tmp_path: Path) -> None:
             r"row 2: .* several videos, one after",
         ),
         (HEADER + event("walk", "STATE", "1", "2", offset="5.0"), r"row 2: a time offset of 5\.0 s; set it to 0"),
-        (HEADER + event("walk", "STATE", "1", "NA"), r"row 2: 'NA' is no time"),
+        (HEADER + event("walk", "STATE", "1", "NA"), r"row 2: end = 'NA' should be a time"),
         (
             "Observation id\tSubject\tBehavior\tBehavior type\tTime\nx\ta\twalk\tSTART\t1\n",
             r"BORIS's tabular events; export",

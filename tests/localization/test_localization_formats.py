@@ -72,7 +72,7 @@ def test_durations_as_the_released_code_lists_them(tmp_path: Path) -> None:
         ("P01_11_0,P01,,0,0,1,1,2,x,take,0,plate,2,[],[]", "row 2: no video_id; fill in the cell"),
         ("P01_11_0,P01,P01_11,0,0,1,1,2,x,take,0,plate,300,[],[]", "row 2: noun '300' is no class .* from 0 to 299"),
         ("P01_11_0,P01,P01_11,0,0,1,1,2,x,take,-1,plate,2,[],[]", "row 2: verb '-1' is no class .* from 0 to 96"),
-        ("P01_11_0,P01,P01_11,0,soon,1,1,2,x,take,0,plate,2,[],[]", "row 2: 'soon' is no time"),
+        ("P01_11_0,P01,P01_11,0,soon,1,1,2,x,take,0,plate,2,[],[]", "row 2: start = 'soon' should be a time"),
         ("P01_11_0,P01,P01_11,0,0,1,1,2,x,take,0,plate,2,[]", "row 2: 14 cells, while the header names 15 columns"),
         (
             "P01_01_0,P01,P01_01,0,0,1,1,2,x,take,0,plate,2,[],[]",
@@ -144,7 +144,7 @@ def test_faulty_segments_of_published_files_are_left_out(tmp_path: Path) -> None
     assert table.num_segments == 1
     assert "Diving_val.txt line 1: the segment ends (1.0 s) before it starts (3.0 s): left out" in table.notes
     write(tmp_path, Diving_val__txt="video_validation_0000266 nan 1\n")
-    with pytest.raises(DataError, match=r"Diving_val.txt line 1: 'nan' is no time"):
+    with pytest.raises(DataError, match=r"Diving_val.txt line 1: start = 'nan' should be a time"):
         read_segments(tmp_path)
 
 

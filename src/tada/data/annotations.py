@@ -29,17 +29,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tada.data.csv_rows import (
+    SPLIT_OF,
     OtherSpellings,
+    check_all_or_none_split,
     class_names,
     csv_columns,
     csv_header,
     csv_rows,
+    decimal_number,
     guarded,
     has_decimal_commas,
     ignored_columns,
     path_inside,
     required,
     segment,
+    split_cell,
 )
 from tada.data.hold_out import check_each_label_in_each_split
 from tada.data.plain_lists import plain_lists, read_plain
@@ -47,7 +51,6 @@ from tada.data.published import find_published, read_published
 from tada.data.published_formats import COLUMNS as PUBLISHED_COLUMNS
 from tada.data.table import (
     ACTION,
-    SPLIT_OF,
     Head,
     LabeledVideo,
     VideoTable,
@@ -262,9 +265,7 @@ def _read_csv(file: Path, root: Path) -> VideoTable:
     else:
         said = [tuple(composed(required(source, cells, head)) for head in heads) for source, cells in cells_of]
     rows = [_row(source, cells, own, top, decimal_comma) for (source, cells), own in zip(cells_of, said, strict=True)]
-    unsplit = [row for row in rows if row.split is None]
-    if 0 < len(unsplit) < len(rows):
-        raise DataError(f"{unsplit[0].source}: no split, while other rows have one; fill in all of them or none")
+    check_all_or_none_split((row.source, row.split) for row in rows)
     read = {*IDENTITY_COLUMNS, *columns_of_classes}
     return _table(
         rows,
@@ -331,15 +332,11 @@ def _parted(source: str, cell: str) -> tuple[str, ...]:
 
 def _row(source: str, cells: Mapping[str, str], labels: tuple[str, ...], root: str, decimal_comma: bool) -> _Row:
     written = required(source, cells, "path")
-    split = cells.get("split") or None
-    if split is not None:
-        if split.lower() not in SPLIT_OF:
-            raise DataError(f"{source}: {split = } should be train, val or test")
-        split = SPLIT_OF[split.lower()]
+    split = split_cell(source, cells.get("split", ""))
     start, end = cells.get("start_seconds", ""), cells.get("end_seconds", "")
     rate = cells.get("fps", "")
     try:
-        fps = check_fps(float(rate.replace(",", ".") if decimal_comma else rate)) if rate else None
+        fps = check_fps(decimal_number(rate, decimal_comma=decimal_comma)) if rate else None
     except ValueError as error:
         raise DataError(f"{source}: fps = {rate!r} should be a positive number of frames per second") from error
     return _Row(

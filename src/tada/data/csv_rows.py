@@ -1,5 +1,7 @@
 """Tables as text: CSV files read row by row with their faults named, and cells that are safe to open elsewhere.
 
+What a time, a split or a class may be written as is decided here, for recognition and localization alike.
+
 Lists travel between machines. The names of files in them may be written with backslashes (Windows) or in the other of
 Unicode's two forms (a Mac writes "é" as two signs, most others as one), and times with decimal commas; all of these are
 understood here.
@@ -18,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from tada.data.table import composed
+from tada.data.table import SPLITS, composed
 from tada.errors import DataError, listed, why_unread
 from tada.system.documents import open_regular
 
@@ -30,6 +32,20 @@ _PROTOCOL = re.compile(
 )
 _MAX_COLUMNS = 1000
 _FORMULA = ("=", "+", "-", "@")
+# HH:MM:SS, or MM:SS in which minutes have as many digits as they need: 100:00 is an hour and forty minutes.
+_CLOCK = re.compile(r"(?:([0-9]+):([0-9]{1,2})|([0-9]+)):([0-9]{1,2}(?:\.[0-9]*)?)")
+_DECIMAL_COMMA = re.compile(r"[0-9:]*[0-9],[0-9]+")
+SPLIT_OF = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validate": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What data sets call their splits, in small letters, and what they are called here."""
 
 
 def csv_columns(file: Path, known: Collection[str], *, example: str = "path,label") -> list[str]:
@@ -233,28 +249,61 @@ def class_number(source: str, text: str, num_classes: int, what: str) -> int:
     return int(text)
 
 
-def seconds(source: str, text: str, what: str, *, decimal_comma: bool = False) -> float:
-    """A time written as seconds, MM:SS or HH:MM:SS, with a fraction or without.
+def decimal_number(text: str, *, decimal_comma: bool) -> float:
+    """A number; ``decimal_comma``: "1,5" is understood too.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return float(text.replace(",", ".", 1) if decimal_comma else text)
+
+
+def parse_seconds(written: object) -> float:
+    """Seconds from a number, or from a text of seconds, MM:SS or HH:MM:SS, with a fraction or without.
+
+    Raises:
+        ValueError: it is none of these, or no finite number.
+    """
+    text = str(written).strip()
+    clock = _CLOCK.fullmatch(text)
+    try:
+        if clock:
+            hours, minutes, only_minutes, rest = clock.groups()
+            value = float(hours or 0) * 3600 + float(minutes or only_minutes) * 60 + float(rest)
+        else:
+            value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is no time: write seconds or HH:MM:SS")
+    return value
+
+
+def seconds(
+    source: str, written: object, what: str, *, decimal_comma: bool = False, may_be_negative: bool = False
+) -> float:
+    """A time as ``parse_seconds`` reads it, its faults named.
 
     Args:
         decimal_comma: "1,5" is understood too.
+        may_be_negative: published lists and labeling tools have times before their video; those who write a list for
+            tada do not mean any.
 
     Raises:
-        DataError: it is none of these, or negative, or no finite number.
+        DataError: it is no time.
     """
-    if not decimal_comma and re.fullmatch(r"[0-9:]*[0-9],[0-9]+", text):
-        raise DataError(
-            f"{source}: {what} = {text!r} should be a time, in seconds or as HH:MM:SS.ss; a decimal comma is "
-            f"understood where semicolons or tabs part the cells: write {text.replace(',', '.')}"
+    text = str(written).strip()
+    hint = ""
+    if _DECIMAL_COMMA.fullmatch(text) and not decimal_comma:
+        hint = (
+            f"; a decimal comma is understood where semicolons or tabs part the cells: write {text.replace(',', '.')}"
         )
     try:
-        number = text.replace(",", ".", 1) if decimal_comma else text
-        parts = [float(part) for part in number.split(":")]
+        value = parse_seconds(text.replace(",", ".", 1) if decimal_comma else text)
     except ValueError:
-        parts = []
-    value = sum(part * unit for part, unit in zip(reversed(parts), (1, 60, 3600), strict=False))
-    if not 1 <= len(parts) <= 3 or not math.isfinite(value) or any(part < 0 for part in parts):
-        raise DataError(f"{source}: {what} = {text!r} should be a time, in seconds or as HH:MM:SS.ss")
+        value = math.nan
+    if math.isnan(value) or (value < 0 and not may_be_negative):
+        raise DataError(f"{source}: {what} = {text!r} should be a time, in seconds or as HH:MM:SS.ss{hint}")
     return value
 
 
@@ -269,6 +318,31 @@ def segment(source: str, start: str, end: str, *, decimal_comma: bool = False) -
     if end_seconds <= start_seconds:
         raise DataError(f"{source}: the segment ends at {end}, not after its start at {start}; mend the times")
     return start_seconds, end_seconds
+
+
+def split_name(written: object) -> str:
+    """What a split is called here: "Validation" and "valid" are "val"; an unknown name stays, in small letters."""
+    text = str(written).strip().lower()
+    return SPLIT_OF.get(text, text)
+
+
+def split_cell(source: str, text: str) -> str | None:
+    """The split that a cell names; None where it is empty.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if text and split_name(text) not in SPLITS:
+        raise DataError(f"{source}: split = {text!r} should be train, val or test")
+    return split_name(text) if text else None
+
+
+def check_all_or_none_split(splits: Iterable[tuple[str, str | None]]) -> None:
+    """Raise DataError where some rows have a split and some have none; each comes with where it stands."""
+    rows = list(splits)
+    unsplit = [source for source, split in rows if split is None]
+    if 0 < len(unsplit) < len(rows):
+        raise DataError(f"{unsplit[0]}: no split, while other rows have one; fill in all of them or none")
 
 
 # -- names of files ---------------------------------------------------------------------------------------------------

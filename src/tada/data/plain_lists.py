@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tada.data.csv_rows import class_number, text_lines
-from tada.data.table import SPLIT_OF, composed
+from tada.data.csv_rows import SPLIT_OF, class_number, text_lines
+from tada.data.table import composed
 from tada.errors import DataError, listed
 from tada.video.numbered import VIDEO_EXTENSIONS
 

@@ -24,9 +24,10 @@ from tada.data.csv_rows import (
     csv_rows,
     required,
     segment,
+    split_name,
     text_lines,
 )
-from tada.data.table import ACTION, SPLIT_OF, Head
+from tada.data.table import ACTION, SPLITS, Head
 from tada.errors import DataError, OptionError
 from tada.system.documents import MAX_LIST_BYTES, open_regular, read_json
 
@@ -116,15 +117,15 @@ def _read_kinetics(file: Path, split: str | None) -> Iterator[Entry]:
         start, end = segment(source, cells["time_start"], cells["time_end"])
         video = required(source, cells, "youtube_id")
         name = f"{video}_{int(start):06d}_{int(end):06d}"
-        told = cells.get("split", "").lower()
-        if told and told not in SPLIT_OF:
+        told = split_name(cells.get("split", ""))
+        if told and told not in SPLITS:
             raise DataError(f"{source}: split = {told!r} should be train, validate or test")
         yield Entry(
             id=name,
             stem=name,
             cut_stem=video,
             labels=(required(source, cells, "label"),) if "label" in cells else (),
-            split=SPLIT_OF[told] if told else split,
+            split=told or split,
             group=None,
             source=source,
         )

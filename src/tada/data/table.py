@@ -20,17 +20,6 @@ from tada.errors import DataError, OptionError
 from tada.video.numbered import check_fps, frame_folder_stamp
 
 SPLITS = ("train", "val", "test")
-SPLIT_OF = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validate": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""What data sets call their parts, in small letters, and what they are called here."""
 ACTION = "action"
 """Name of the head of a data set that says one thing of each video."""
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tada.data.csv_rows import split_name
 from tada.errors import DataError
-from tada.localization.annotations.formats import split_name
 from tada.localization.annotations.table import DUPLICATE_SECONDS
 from tada.localization.detectors.segments import Floats
 

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from tada.data.csv_rows import parse_seconds
 from tada.errors import DataError, OptionError
-from tada.localization.annotations.formats import NUM_EPIC_NOUNS, parse_seconds
+from tada.localization.annotations.formats import NUM_EPIC_NOUNS
 from tada.localization.detectors.segments import Floats, Ints, tiou, tiou_of_pairs
 from tada.localization.metric_inputs import Events, ground_truth_events, predicted_events, without_faulty
 

@@ -19,63 +19,34 @@ Nothing here knows whether rows fit together: ``tada.localization.annotations.ta
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tada.data.csv_rows import (
+    check_all_or_none_split,
     check_known,
     csv_columns,
     csv_rows,
     has_decimal_commas,
     ignored_columns,
+    parse_seconds,
     required,
     seconds,
+    split_cell,
+    split_name,
     text_lines,
 )
 from tada.data.published_formats import epic_classes
+from tada.data.table import SPLITS
 from tada.errors import DataError, counted, why_unread
 from tada.localization.annotations.video_names import video_name, video_path
 from tada.system.documents import MAX_LIST_BYTES, open_regular, read_json
 
 NUM_EPIC_VERBS, NUM_EPIC_NOUNS = 97, 300
-
-_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d*)?)")
-_DECIMAL_COMMA = re.compile(r"[\d:]*\d,\d+")
-_SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?", re.IGNORECASE)
-
-
-def parse_seconds(written: Any) -> float:
-    """Seconds from a number, "12.5", "1:02.5" or "00:01:02.50".
-
-    Raises:
-        ValueError: it is none of these, or no finite number.
-    """
-    text = str(written).strip()
-    if _DECIMAL_COMMA.fullmatch(text):
-        raise ValueError(f"{text!r} is no time: write {text.replace(',', '.')}, or part the cells with semicolons")
-    clock = _CLOCK.fullmatch(text)
-    if clock:
-        hours, minutes, rest = clock.groups()
-        return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is no time: write seconds or HH:MM:SS")
-    return value
-
-
-def split_name(written: Any) -> str:
-    """The common name of a split: "Validation" and "valid" are "val"; an unknown name stays, in small letters."""
-    text = str(written).strip()
-    match = _SPLIT.fullmatch(text)
-    return match[1].lower() if match else text.lower()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +56,7 @@ class Row:
     video: str
     """Its ``video_path``."""
     start: Any
+    """Seconds, or a time as ``tada.data.csv_rows.seconds`` reads it."""
     end: Any
     labels: tuple[str, ...]
     source: str
@@ -184,7 +156,7 @@ def _read_json(path: Path) -> Content:
         if key in content.splits:
             raise DataError(f"{source}: the name stands there twice; keep one")
         split = None if about.get("subset") is None else split_name(about["subset"])
-        if split not in (None, "train", "val", "test"):
+        if split not in (None, *SPLITS):
             raise DataError(
                 f"{source}: the subset {about['subset']!r} should be training, validation or testing; rename it, or "
                 "take its videos away"
@@ -299,16 +271,30 @@ def _read_plain(file: Path, header: Sequence[str]) -> Content:
     unread = [column for column in header if column not in columns.values() and column not in labels]
     content.notes += [f"{column}: not read" for column in ignored_columns(file, unread, meant - set(header))]
     decimal_comma = has_decimal_commas(file, _KNOWN)
-    for source, cells in csv_rows(file, _KNOWN):
-        if decimal_comma:
-            for what in ("start", "end"):
-                cells[columns[what]] = cells[columns[what]].replace(",", ".", 1)
+    rows = list(csv_rows(file, _KNOWN))
+    if columns["split"]:
+        check_all_or_none_split((source, split_cell(source, cells[columns["split"]])) for source, cells in rows)
+    for source, cells in rows:
         _add(content, source, cells, columns, labels)
+    content.rows = [with_seconds(row, decimal_comma=decimal_comma) for row in content.rows]
     return content
 
 
+def with_seconds(row: Row, *, decimal_comma: bool, may_be_negative: bool = False) -> Row:
+    """The row with its times in seconds; arguments and errors as those of ``tada.data.csv_rows.seconds``."""
+    start, end = (
+        seconds(row.source, written, what, decimal_comma=decimal_comma, may_be_negative=may_be_negative)
+        for written, what in ((row.start, "start"), (row.end, "end"))
+    )
+    return replace(row, start=start, end=end)
+
+
 def _add(
-    content: Content, source: str, cells: Mapping[str, str], columns: Mapping[str, str], labels: Sequence[str]
+    content: Content,
+    source: str,
+    cells: Mapping[str, str],
+    columns: Mapping[str, str],
+    labels: Sequence[str],
 ) -> None:
     """Add a row; ``columns`` says which holds the video, start, end and split ("" for none).
 
@@ -323,12 +309,7 @@ def _add(
             f"{source}: no {'label' if video else 'video'}; fill in the cell, or take the row away (a video in which "
             "nothing happens has a row without start, end and label)"
         )
-    split = None
-    if columns["split"]:
-        written = cells[columns["split"]]
-        split = split_name(written)
-        if split not in ("train", "val", "test"):
-            raise DataError(f"{source}: the split {written!r} should be train, val or test")
+    split = split_cell(source, cells[columns["split"]]) if columns["split"] else None
     _place(content, video, split, source)
     if not is_background:
         content.rows.append(Row(video=video, start=start, end=end, labels=names, source=source))

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tada.data.csv_rows import csv_columns, csv_rows
+from tada.data.csv_rows import csv_columns, csv_rows, has_decimal_commas
 from tada.errors import DataError, listed, why_unread
-from tada.localization.annotations.formats import Content, Row, load_json
+from tada.localization.annotations.formats import Content, Row, load_json, with_seconds
 from tada.localization.annotations.frame_clock import FrameClock
 from tada.localization.annotations.labeling_xml import read_xml
 from tada.localization.annotations.video_names import video_path
@@ -317,7 +317,7 @@ def _read_boris_table(file: Path, clock: FrameClock) -> Content:
     if not columns:
         raise DataError(f"{file.name} row 1: no column 'Source' or 'Media file name': export aggregated events anew")
     content = Content()
-    num_points = 0
+    num_points, decimal_comma = 0, has_decimal_commas(file, _BORIS_COLUMNS)
     for source, cells in csv_rows(file, _BORIS_COLUMNS):
         if cells.get("behavior type", "STATE").upper().startswith("POINT"):
             num_points += 1
@@ -338,7 +338,7 @@ def _read_boris_table(file: Path, clock: FrameClock) -> Content:
             labels=(cells["behavior"],),
             source=source,
         )
-        content.rows.append(row)
+        content.rows.append(with_seconds(row, decimal_comma=decimal_comma, may_be_negative=True))
     if num_points:
         content.notes.append(f"{file.name}: {num_points} point events, which have no length: left out")
     return content

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tada.data.csv_rows import class_names
-from tada.data.table import composed
+from tada.data.csv_rows import class_names, seconds
+from tada.data.table import SPLITS, composed
 from tada.errors import DataError, OptionError, counted, listed
-from tada.localization.annotations.formats import Content, parse_seconds, read_content
+from tada.localization.annotations.formats import Content, read_content
 from tada.localization.annotations.labeling_tools import read_tool_files
 from tada.localization.annotations.video_names import KnownVideos, short_names, video_path
 
@@ -98,7 +98,7 @@ class SegmentTable:
     def splits(self) -> tuple[str, ...]:
         """The splits that hold videos, of train, val and test; empty where there are none."""
         present = {video.split for video in self.videos}
-        return tuple(split for split in ("train", "val", "test") if split in present)
+        return tuple(split for split in SPLITS if split in present)
 
     @property
     def num_segments(self) -> int:
@@ -229,10 +229,8 @@ def _table(name: str, content: Content) -> SegmentTable:
     found: dict[str, list[Segment]] = {video: [] for video in content.splits}
     notes = list(content.notes)
     for row in rows:
-        try:
-            start, end = parse_seconds(row.start), parse_seconds(row.end)
-        except ValueError as error:
-            raise DataError(f"{row.source}: {error}") from error
+        start = seconds(row.source, row.start, "start", may_be_negative=True)
+        end = seconds(row.source, row.end, "end", may_be_negative=True)
         labels = tuple(number[label] for number, label in zip(numbers, row.labels, strict=True))
         segment = Segment(start_seconds=start, end_seconds=end, labels=labels, source=row.source)
         if end <= start:
@@ -249,7 +247,7 @@ def _table(name: str, content: Content) -> SegmentTable:
         else:
             found[row.video].append(segment)
     names = short_names(content.splits)
-    durations = {names[path]: seconds for path, seconds in content.durations.items() if path in names}
+    durations = {names[path]: duration for path, duration in content.durations.items() if path in names}
     videos = [
         UntrimmedVideo(
             name=names[path],

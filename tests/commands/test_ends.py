@@ -309,7 +309,7 @@ def test_ctrl_c_while_the_command_starts() -> None:
         [sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=HANG_SECONDS, check=False
     )
     others, ours = done.stdout.splitlines()
-    assert ours == "['tada', 'tada.__main__']"
+    assert ours == "['tada', 'tada.__main__', 'tada.moved']"
     assert not any(name in others for name in ("importlib.metadata", "typing", "dataclasses", "pathlib"))
     assert (done.returncode, done.stderr) == (130, "tada: interrupted\n")
 

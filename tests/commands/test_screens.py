@@ -278,7 +278,7 @@ def test_localizing(columns: int, untrimmed: Path, at_home: Path, piped: Piped) 
     assert "extracting  " in terminal.output
     assert re.search(r"epoch 2/2  ━+  4 of 4 steps", re.sub(r"\x1b\[\d*m", "", terminal.output))
     rows = screen_of(terminal.output, columns)
-    assert [row[:9] for row in rows if row.startswith("epoch")] == ["epoch 2/2"]  # after which was tested
+    assert [row[:9] for row in rows if row.startswith("epoch ")] == ["epoch 2/2"]  # after which was tested
     assert "━" not in "\n".join(rows)
 
     words = ["localize", "when", "videos", "--min-score", "0"]

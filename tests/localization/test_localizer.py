@@ -321,7 +321,7 @@ def test_importing_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     np.save(tmp_path / "published" / "v_x.npy", np.random.default_rng(0).normal(size=(110, 6)))
     words = ["--fps", "30", "--stride", "16", "--clip-frames", "64"]
     assert call("localize", "import", tmp_path / "published", tmp_path / "f", *words) == 0
-    assert "1 videos, 6 channels every 0.5333 s" in capsys.readouterr().out
+    assert "1 video, 6 channels every 0.5333 s" in capsys.readouterr().out
     assert FeatureFolder(tmp_path / "f").grid.start_seconds == pytest.approx(32 / 30)
 
 

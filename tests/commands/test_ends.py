@@ -92,7 +92,7 @@ def test_a_run_whose_held_out_videos_are_gone_is_whole_all_the_same(
     def gone(*args: object, **options: object) -> None:
         raise DataError("none of the 3 videos could be read; the first: 'a.mp4' is not there")
 
-    monkeypatch.setattr("tada.recognition.training.evaluate_alone", gone)
+    monkeypatch.setattr("tada.recognition.run_outputs.evaluate_alone", gone)
     lines: list[str] = []
     train(recipe, motion_videos, tmp_path / "run", num_workers=0, show_progress=False, say=lines.append)
     assert "the report lacks its test: none of the 3 videos could be read; the first: 'a.mp4' is not there" in lines

@@ -43,7 +43,7 @@ from tada.recognition.prediction import Prediction, predictions_csv, predictions
 from tada.recognition.recipe import Recipe
 from tada.recognition.results import Evaluation, ensemble, load_scores
 from tada.recognition.training import train
-from tada.recognition.training_call import augmentation
+from tada.recognition.training_data import augmentation
 from tada.recognition.training_step import several_loss
 from tada.video.writer import write_video
 

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from tada.data.annotations import read_dataset
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.training.loader_speed import LoaderSpeed
+from tada.training.step_clock import StepClock
 
 
 class Clock:
@@ -96,15 +97,16 @@ def epoch(
             clock.now += waits_seconds
             yield i, [0.02] * 9 + [0.04]
 
+    callback.clock.on_train_epoch_start(trainer, task)
     callback.on_train_epoch_start(trainer, task)
     assert times.clip_seconds == []
     handed_out = times.measured(batches())
     batch = next(handed_out)
     for i in range(steps):
         following = next(handed_out, None)
-        callback.on_train_batch_start(trainer, task, batch, i)
+        callback.clock.on_train_batch_start(trainer, task, batch, i)
         clock.now += step_seconds
-        callback.on_train_batch_end(trainer, task, None, batch, i)
+        callback.clock.on_train_batch_end(trainer, task, None, batch, i)
         batch = following
     clock.now += 1000.0  # validation
     callback.on_train_epoch_end(trainer, task)
@@ -120,7 +122,7 @@ def test_the_first_epoch_is_told_and_all_are_logged(clock: Clock, waited: float,
     said: list[str] = []
     logged: list[tuple[dict[str, float], int]] = []
     trainer = trainer_of(LoaderTimes(), logged)
-    callback = LoaderSpeed(said.append)
+    callback = LoaderSpeed(StepClock(), said.append)
     for _ in range(2):
         epoch(callback, clock, trainer, steps=20, waits_seconds=waited, step_seconds=10.0 - waited)
     callback.on_train_end(trainer, torch.nn.Identity())  # type: ignore[arg-type]
@@ -139,7 +141,7 @@ def test_the_first_epoch_is_told_and_all_are_logged(clock: Clock, waited: float,
 def test_short_epochs_are_told_when_there_are_enough(clock: Clock, steps: int, epochs_until_told: int) -> None:
     """After one step all that is known is how long the workers took to start: "waits 100 % of the time"."""
     said: list[str] = []
-    callback = LoaderSpeed(said.append)
+    callback = LoaderSpeed(StepClock(), said.append)
     trainer = trainer_of(LoaderTimes(), [])
     for number in range(1, epochs_until_told + 1):
         assert said == [], f"before epoch {number}"
@@ -150,7 +152,7 @@ def test_short_epochs_are_told_when_there_are_enough(clock: Clock, steps: int, e
 
 def test_a_few_steps_say_nothing_about_waiting(clock: Clock) -> None:
     said: list[str] = []
-    callback = LoaderSpeed(said.append)
+    callback = LoaderSpeed(StepClock(), said.append)
     trainer = trainer_of(LoaderTimes(), [])
     epoch(callback, clock, trainer, steps=3, waits_seconds=1.0, step_seconds=4.0)
     callback.on_train_end(trainer, torch.nn.Identity())  # type: ignore[arg-type]

@@ -22,7 +22,8 @@ from tada.localization.features.grid import FeatureGrid
 from tada.localization.localizer import load_localizer
 from tada.localization.naming import check_naming, name_segments, naming_scores, scores_for
 from tada.localization.recipe import load_localization_recipe
-from tada.localization.training import thresholds_of, train_localizer
+from tada.localization.run_outputs import thresholds_of
+from tada.localization.training import train_localizer
 
 GRID = FeatureGrid(start_seconds=0.5, stride_seconds=1.0, window_seconds=1.0)
 SEGMENTS, SCORES = np.array([[1.0, 3.0], [6.0, 9.0]]), np.array([0.5, 0.9])

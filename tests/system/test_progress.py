@@ -14,6 +14,7 @@ from torch import nn
 from tada.system import progress
 from tada.system.progress import Work, duration_text, progress_line, rate_text, track
 from tada.system.terminal import cut_middle, fitted_lines
+from tada.training.step_clock import StepClock
 from tada.training.trainer import EpochLines, RunProgress
 from terminal import Screen, Terminal
 
@@ -128,7 +129,7 @@ def test_a_run_that_goes_on_says_where_it_is_and_no_line_twice() -> None:
     trainer: Any = SimpleNamespace(
         current_epoch=1, max_epochs=4, global_step=7, estimated_stepping_batches=20, callback_metrics={"val_top1": 1.0}
     )
-    shown = RunProgress(noun="clips", is_shown=False)
+    shown = RunProgress(StepClock(), noun="clips", is_shown=False)
     shown.on_train_start(trainer, nn.Identity())  # type: ignore[arg-type]
     assert shown.work.lines(79)[:2] == [
         "epoch 2/4  ━━━━━━━━━━━━━━──────────────────────────  7 of 20 steps",

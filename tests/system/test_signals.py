@@ -220,8 +220,8 @@ if moment == "validation":
 if moment == "saving":
     instead(torch, "save", in_second_saving)
 if moment == "page":
-    import tada.recognition.training as recognition
-    instead(recognition, "write_run_page", at_page)
+    import tada.recognition.run_outputs as run_outputs
+    instead(run_outputs, "write_run_page", at_page)
 if moment == "start":
     instead(recognition_task.RecognitionTask, "configure_optimizers", at_start)
 end(main(sys.argv[2:]))

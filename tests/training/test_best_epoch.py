@@ -37,7 +37,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(autouse=True)
 def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page of a run, which takes longer to draw than these runs take to train."""
-    monkeypatch.setattr("tada.recognition.training._write_page", lambda *arguments, **options: None)
+    monkeypatch.setattr("tada.recognition.training.write_page", lambda *arguments, **options: None)
 
 
 @pytest.fixture

@@ -204,7 +204,7 @@ def test_metrics_are_the_last_to_be_written(small_recipe: Recipe, home: Path, mo
         raise RuntimeError("the power went")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tada.recognition.training.save_weights", killed)
+        patch.setattr("tada.recognition.run_outputs.save_weights", killed)
         with pytest.raises(RuntimeError, match="the power went"):
             run(small_recipe)
     run(small_recipe, resume=True)

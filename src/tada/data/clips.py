@@ -78,7 +78,7 @@ class Augmentation:
     """How often color is taken away."""
     invert_probability: float = 0.0
     """How often bright becomes dark."""
-    crop: int | None = None
+    train_crop: int | None = None
     """Side of the square that is cut, in pixels; None: that of the clip specification."""
     crop_area_range: tuple[float, float] | None = None
     """Area of the rectangle that is cut and resized, as a part of the frame; None: a square is cut."""
@@ -106,7 +106,7 @@ class Augmentation:
 
     def draw_cut(self, height: int, width: int, spec: ClipSpec, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
         """Draw what makes frames of this size small: from uint8 [n, H, W, 3], some of a clip, to [n, crop, crop, 3]."""
-        side = self.crop or spec.crop
+        side = self.train_crop or spec.crop
         if self.crop_area_range is None:
             return draw_jitter_and_crop(
                 height, width, short_side_range=self.short_side_range, crop=side, antialias=spec.antialias, rng=rng

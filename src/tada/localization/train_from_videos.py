@@ -29,7 +29,7 @@ from tada.localization.annotations.video_names import KnownVideos, videos_by_nam
 from tada.localization.features.extraction import extract
 from tada.localization.localizer import Localizer
 from tada.localization.recipe import LocalizationRecipe
-from tada.localization.training import LocalizationResult, train_localizer
+from tada.localization.training import train_localizer
 from tada.localization.trimmed import CLIPS_TABLE, copy_notes, cut_clips, replaced_videos, segments_changed
 from tada.models.weights import CARD_FILE
 from tada.recognition.recipe import Recipe
@@ -39,7 +39,7 @@ from tada.system.devices import check_num_workers, find_device
 from tada.system.locks import held_folder, holds, is_used
 from tada.system.progress import track
 from tada.training.recipe import METRICS_FILE, RECIPE_FILE
-from tada.training.run_folder import check_free, was_begun
+from tada.training.run_folder import TrainingResult, check_free, was_begun
 from tada.video.frames import check_rate, probe_footage
 from tada.video.sliding_windows import SlidingWindows
 
@@ -64,7 +64,7 @@ def train_on_videos(
     device: str | None = None,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
-) -> LocalizationResult:
+) -> TrainingResult:
     """Train a localizer on videos.
 
     Args:

@@ -1,14 +1,12 @@
-"""What the loop around a detector's training runs on: samples, the loss, the tests after epochs, the best epoch."""
+"""What the loop around a detector's training runs on: samples, the loss, the tests after epochs."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -134,30 +132,3 @@ class LocalizationTask(L.LightningModule):
             warmup_epochs=self.recipe.numbers.warmup_epochs,
             warmup_start=0.01,
         )
-
-
-class BestEpoch(Callback):
-    """Keeps the state of the epoch with the highest mean average precision."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.score = -1.0
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        score = float(trainer.callback_metrics["val_map"])
-        if score > self.score:
-            self.score = score
-            trainer.save_checkpoint(self.file)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.score = state["score"]
-
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over what an older tada, which had Lightning's ModelCheckpoint for this, knew of its best epoch."""
-        for name, state in checkpoint["callbacks"].items():
-            if name.startswith("ModelCheckpoint") and state.get("monitor") == "val_map":
-                score = state["best_model_score"]
-                self.score = self.score if score is None else float(score)

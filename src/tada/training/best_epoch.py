@@ -21,7 +21,8 @@ class BestEpoch(Callback):
     """Knows the best of the epochs that were tested: the highest accuracy, and of equal ones the lowest loss.
 
     The state after an epoch is saved before its test, so a run that goes on from it tests again, and finds the same.
-    Lightning's own callbacks count by one number, and their counts are not those of such a state.
+    Lightning's own callbacks count by one number, and their counts are not those of such a state. Where no loss is
+    measured on held-out videos, of equal accuracies the earlier counts.
     """
 
     def __init__(
@@ -29,10 +30,10 @@ class BestEpoch(Callback):
         file: Path,
         *,
         accuracy: str,
-        keep: bool,
-        stop_early: int | None,
         steps_per_epoch: int,
-        say: Callable[[str], None],
+        keep: bool = True,
+        stop_early: int | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         """Watch.
 
@@ -57,8 +58,23 @@ class BestEpoch(Callback):
         return {"epoch": self.epoch, "metrics": dict(self.metrics), "since": self.since, "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "score" in state_dict:  # of a localizer, by an earlier tada
+            self._take_over(state_dict["score"])
+            return
         self.epoch, self.metrics = state_dict["epoch"], state_dict["metrics"]
         self.since, self.epochs = state_dict["since"], state_dict["epochs"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take over what a still earlier tada, which had Lightning's ModelCheckpoint for this, knew of its best."""
+        for name, state in checkpoint["callbacks"].items():
+            if name.startswith("ModelCheckpoint") and state.get("monitor") == self.accuracy:
+                score = state["best_model_score"]
+                self._take_over(-1.0 if score is None else float(score))
+
+    def _take_over(self, score: float) -> None:
+        """Know the best score so far, which is -1 before the first test, and not of which epoch it is."""
+        if score >= 0:
+            self.metrics = {self.accuracy: score}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epochs = trainer.max_epochs or 0
@@ -69,7 +85,7 @@ class BestEpoch(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.global_step // self.steps_per_epoch
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
-        if not self.epoch or self._score(metrics) > self._score(self.metrics):
+        if not self.metrics or self._score(metrics) > self._score(self.metrics):
             self.epoch, self.since, self.metrics = epoch, epoch, metrics
             if self.keep:
                 trainer.save_checkpoint(self.file)
@@ -82,10 +98,13 @@ class BestEpoch(Callback):
             )
 
     def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
-        return metrics[self.accuracy], -metrics["val_loss"]
+        return metrics[self.accuracy], -metrics.get("val_loss", 0.0)
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self, network: str) -> dict[str, Tensor]:
         """The network's weights after the best epoch, on the CPU.
+
+        Args:
+            network: which attribute of the Lightning module it is.
 
         Raises:
             CheckpointError: the file is damaged or gone.
@@ -94,8 +113,7 @@ class BestEpoch(Callback):
             state = WholeFileCheckpoints().load_checkpoint(self.file)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{str(self.file)!r}, the state after the best epoch ({self.epoch}), is damaged or gone: train anew, "
-                "or with --keep last"
+                f"{str(self.file)!r}, the state after the best epoch ({self.epoch}), is damaged or gone: train anew"
             ) from error
-        prefix = "model."
+        prefix = f"{network}."
         return {name.removeprefix(prefix): v for name, v in state["state_dict"].items() if name.startswith(prefix)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -17,32 +17,16 @@ from lightning.pytorch.callbacks import Callback
 
 from tada.data.clips import ResumableLoader
 from tada.data.loader import VideoLoader, closing
-from tada.errors import counted
+from tada.errors import OptionError, counted
 from tada.system.devices import Machine, Processes
+from tada.training.step_clock import StepClock
 from tada.training.trainer import PRECISIONS, AveragedWeights, LoopRecipe, quiet, strategy_for
 
 _STEPS = 2  # the first is slower than those that follow
 
 
-class _Clock(Callback):
-    """The time that the network takes for each part of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._started = 0.0
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.seconds.append(time.perf_counter() - self._started)
-
-
 def try_training(
+    out: Path,
     task: L.LightningModule,
     recipe: LoopRecipe,
     loader: ResumableLoader,
@@ -58,6 +42,7 @@ def try_training(
     """Train two steps, test one batch, and say what memory and time the whole will take.
 
     Args:
+        out: where the run's folder would be.
         callbacks: those that may refuse the run.
         num_held_out: videos of each test.
         num_tests: tests of the whole training.
@@ -65,7 +50,9 @@ def try_training(
     Raises:
         UserError: what would have ended the training.
     """
-    clock = _Clock()
+    if not os.access(_nearest_folder(out), os.W_OK):
+        raise OptionError(f"{out} cannot be written: choose another folder with --out")
+    clock = StepClock()
     if recipe.ema_decay is not None:
         callbacks = [*callbacks, AveragedWeights(recipe.ema_decay)]
     val_seconds = 0.0
@@ -79,7 +66,7 @@ def try_training(
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.clip_gradient_norm,
             limit_val_batches=1,
-            callbacks=[*callbacks, clock],
+            callbacks=[clock, *callbacks],
             logger=False,
             enable_checkpointing=False,
             num_sanity_val_steps=0,
@@ -110,10 +97,10 @@ def try_training(
         line += f", a test of {counted(num_held_out, 'video')} {_in_words(val_seconds)}"
     say(f"{line}: {counted(epochs, 'epoch')} of {counted(steps_per_epoch, 'step')} take about {_in_words(total)}")
     say(f"memory, at most: {_memory(device, bool(loader.num_workers))}")
-    say(f"dry run: {len(clock.seconds) // recipe.accumulate} steps were trained and thrown away; nothing was written")
+    say(f"dry run: {trainer.global_step} steps were trained and thrown away; nothing was written")
 
 
-def nearest_folder(out: Path) -> Path:
+def _nearest_folder(out: Path) -> Path:
     """The folder that is there, of a path that need not be."""
     return next(folder for folder in (out, *out.absolute().parents) if folder.exists())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 
 from tada.data.timing import LoaderTimes
+from tada.training.step_clock import StepClock
 
 _MUCH = 0.2  # of the time
 _ENOUGH_STEPS = 10  # for a share that means something
@@ -29,38 +29,25 @@ class LoaderSpeed(Callback):
     the first epochs that make ten steps, without the first wait, in which workers start.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self, clock: StepClock, say: Callable[[str], None]) -> None:
+        self.clock, self.say = clock, say
         self.is_said = False
-        self.started = 0.0
-        self.used_seconds = 0.0
         self.clip_seconds: list[float] = []
         self.waited_seconds: list[float] = []
         self.all_used_seconds = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _times(trainer).clear()
-        self.used_seconds = 0.0
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self.started = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.used_seconds += time.perf_counter() - self.started
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        times = _times(trainer)
-        numbers = times.summary(used_seconds=self.used_seconds)
+        times, used_seconds = _times(trainer), sum(self.clock.seconds)
+        numbers = times.summary(used_seconds=used_seconds)
         for logger in trainer.loggers if numbers else ():
             logger.log_metrics({f"loader_{name}": value for name, value in numbers.items()}, step=trainer.global_step)
         if not self.is_said:
             self.clip_seconds += times.clip_seconds
             self.waited_seconds += times.waited_seconds
-            self.all_used_seconds += self.used_seconds
+            self.all_used_seconds += used_seconds
             if len(self.waited_seconds) > _ENOUGH_STEPS:
                 self._say()
 

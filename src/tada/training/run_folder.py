@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from tada.errors import CheckpointError, OptionError, listed
 from tada.system.documents import read_json
 from tada.system.files import remove_dead_parts, write_whole, writing
 from tada.system.locks import names_in, was_made
-from tada.system.signals import last_chance
+from tada.system.signals import last_chance, tell_state
 from tada.system.terminal import command_line, printable
 from tada.training.checkpoints import CHECKPOINT
 from tada.training.recipe import METRICS_FILE, RECIPE_FILE
@@ -25,6 +26,20 @@ NON_FINITE_FILE = "non_finite_batch.txt"
 COMMANDS_FILE = "commands.txt"
 """The commands that have started and continued the run, one in each line."""
 _DATA_FILES = ("videos.csv", "data.json", COMMANDS_FILE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingResult:
+    """How a run ended."""
+
+    run: Path
+    """The run's folder, for `tada.load`."""
+    metrics: dict[str, float]
+    """Of a recognizer's last epoch: train_loss, and val_top1 and val_loss (one center view) where videos were held out;
+    of a recipe that keeps the best epoch, what was measured after that on held-out videos, and kept_epoch. Of a
+    localizer: train_loss of the last epoch; val_map of the best, where videos were held out."""
+    seconds: float
+    """Wall time of the training loop, over all starts of the run."""
 
 
 def check_free(out: Path) -> None:
@@ -70,6 +85,14 @@ def begun(out: Path, recipe: str, write_data: Callable[[Path], None]) -> Iterato
             raise
 
 
+@contextmanager
+def within_run(out: Path, recipe: str, write_data: Callable[[Path], None], *, goes_on: bool) -> Iterator[None]:
+    """Train in the folder of a run, which is ``begun`` if it does not go on; the command is noted there."""
+    with nullcontext() if goes_on else begun(out, recipe, write_data):
+        note_command(out)
+        yield
+
+
 def note_command(out: Path) -> None:
     """Add the command that is carried out to those of the run, where it is one that was typed."""
     line = printable(command_line())
@@ -109,8 +132,12 @@ def saved_state(out: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def finished_metrics(out: Path) -> dict[str, float] | None:
-    """What a run has written at its end; None for one that has not come to its end."""
+def finished_result(out: Path) -> TrainingResult | None:
+    """How a run has ended; None for one that has not come to its end.
+
+    Raises:
+        CheckpointError: what it has written then is damaged.
+    """
     file = out / METRICS_FILE
     if not file.exists():
         return None
@@ -118,7 +145,8 @@ def finished_metrics(out: Path) -> dict[str, float] | None:
         metrics: dict[str, float] = read_json(file)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{str(file)!r} is damaged ({error}); remove it, and the run ends anew") from error
-    return metrics
+    seconds = metrics.pop("seconds", 0.0)
+    return TrainingResult(run=out, metrics=metrics, seconds=seconds)
 
 
 def go_on(out: Path, recipe: str) -> None:
@@ -131,6 +159,13 @@ def go_on(out: Path, recipe: str) -> None:
     write_whole(out / RECIPE_FILE, recipe.encode())
 
 
-def write_metrics(out: Path, metrics: dict[str, float], *, seconds: float) -> None:
-    """Write the last file of a run: without it, a run that goes on ends once more, and writes all the others."""
-    write_whole(out / METRICS_FILE, (json.dumps(metrics | {"seconds": seconds}, indent=2) + "\n").encode())
+def end_run(out: Path, metrics: dict[str, float], *, seconds: float, is_first: bool = True) -> TrainingResult:
+    """Write the last file of a run: without it, a run that goes on ends once more, and writes all the others.
+
+    Args:
+        is_first: whether this process is the one that writes.
+    """
+    if is_first:
+        write_whole(out / METRICS_FILE, (json.dumps(metrics | {"seconds": seconds}, indent=2) + "\n").encode())
+    tell_state(str)  # an interruption from here on is not one of the training
+    return TrainingResult(run=out, metrics=metrics, seconds=seconds)

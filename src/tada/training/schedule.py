@@ -15,6 +15,7 @@ from tada.data.epochs import LastBatch, steps_of_epoch
 from tada.errors import OptionError, counted
 
 _SHORT_EPOCH = 4  # steps
+_MOST_UNSAVED = 200  # steps
 
 
 def require(holds: bool, name: str, rule: str) -> None:
@@ -45,6 +46,18 @@ class Numbers(NamedTuple):
     epochs: int
     batch_size: int
     warmup_epochs: float
+
+
+class Pace(NamedTuple):
+    """How often held-out videos are tested and the state is saved."""
+
+    steps_per_epoch: int
+    test_every_epochs: int
+
+    @property
+    def save_every_steps(self) -> int:
+        """Optimizer steps between saved states: those between two tests, at most 200."""
+        return min(self.steps_per_epoch * self.test_every_epochs, _MOST_UNSAVED)
 
 
 class Schedule:
@@ -158,6 +171,12 @@ def in_words(
     elif lacking:
         line += f"; {counted(lacking, noun)} once more to fill the last step"
     return line
+
+
+def pace_of(recipe: Schedule, num_parts: int) -> Pace:
+    """The pace of a recipe that was ``fitted``, whose epoch comes in so many batches (``accumulate`` to a step)."""
+    steps_per_epoch = num_parts // recipe.accumulate
+    return Pace(steps_per_epoch, epochs_between_tests(recipe.numbers.epochs, steps_per_epoch))
 
 
 def between_tests_in_words(between: int) -> str:

@@ -31,7 +31,8 @@ from tada.system.signals import DEFERRED_SECONDS, deferring, tell_state
 from tada.training.checkpoints import CHECKPOINT, SavedStates, WholeFileCheckpoints
 from tada.training.loggers import make_loggers
 from tada.training.run_page import RATE
-from tada.training.schedule import Numbers
+from tada.training.schedule import Numbers, Pace
+from tada.training.step_clock import StepClock
 
 RANKS_SECONDS = 25.0
 """What the processes of a run that was told to end have to come to the end of a step: clusters give them 30 s."""
@@ -65,8 +66,9 @@ def make_trainer(
     *,
     machine: Machine,
     processes: Processes,
-    save_every_steps: int,
-    test_every_epochs: int = 1,
+    pace: Pace,
+    save_every_steps: int | None = None,
+    clock: StepClock | None = None,
     noun: str = "clips",
     show_progress: bool,
     say: Callable[[str], None],
@@ -74,20 +76,22 @@ def make_trainer(
     """Lightning's trainer with our loggers, saved states, strategy and display.
 
     Args:
-        callbacks: run in this order, then what is added here.
-        test_every_epochs: after how many epochs the held-out videos are tested.
+        callbacks: run in this order, after the clock and before what else is added here.
+        save_every_steps: in place of those of ``pace``.
+        clock: of the steps, which some of the callbacks ask too.
         noun: what a batch holds, in the plural.
     """
     start = "start_0"
     if processes.is_first:  # which alone writes, and may still find that the folder is in use
         (out / "logs").mkdir(parents=True, exist_ok=True)
         start = f"start_{len(list((out / 'logs').iterdir()))}"  # a resumed run adds a folder
-    callbacks = list(callbacks)
+    clock = StepClock() if clock is None else clock
+    callbacks = [clock, *callbacks]
     if recipe.ema_decay is not None:
         callbacks.append(AveragedWeights(recipe.ema_decay))
-    callbacks.append(RunProgress(noun=noun, is_shown=show_progress and processes.is_first))
+    callbacks.append(RunProgress(clock, noun=noun, is_shown=show_progress and processes.is_first))
     files = WholeFileCheckpoints()
-    callbacks.append(SavedStates(out / CHECKPOINT, every_steps=save_every_steps, files=files))
+    callbacks.append(SavedStates(out / CHECKPOINT, every_steps=save_every_steps or pace.save_every_steps, files=files))
     arguments = processes.lightning(machine)
     arguments["plugins"] += [files]
     with quiet():
@@ -95,7 +99,7 @@ def make_trainer(
             **arguments,
             default_root_dir=out,
             max_epochs=recipe.numbers.epochs,
-            check_val_every_n_epoch=test_every_epochs,
+            check_val_every_n_epoch=pace.test_every_epochs,
             strategy=strategy_for(machine, processes),
             precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]  # each is one it has
             accumulate_grad_batches=recipe.accumulate,
@@ -335,8 +339,8 @@ class EpochLines(Callback):
 class RunProgress(Callback):
     """Shows how far the whole run is, what it has learned, how fast it goes, and what it waits for."""
 
-    def __init__(self, *, noun: str, is_shown: bool) -> None:
-        self.noun = noun
+    def __init__(self, clock: StepClock, *, noun: str, is_shown: bool) -> None:
+        self.clock, self.noun = clock, noun
         self.work = Work("training", noun="steps", is_shown=is_shown)
         self.work.has_rate = False  # steps differ in size: clips tell more
         self.work.details = (f"waiting for the first {noun}",)
@@ -344,7 +348,6 @@ class RunProgress(Callback):
         self._losses = (0.0, 0)  # the sum over the epoch's clips, and their number
         self._times: deque[tuple[float, float, int]] = deque(maxlen=50)  # of steps: waited and used seconds, clips
         self._is_first = True  # of this start: its batch comes when the workers have started
-        self._started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.work.done, self.work.total = trainer.global_step, trainer.estimated_stepping_batches
@@ -359,11 +362,6 @@ class RunProgress(Callback):
         if not self._is_first:
             self._tell()
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._started = time.perf_counter()
-
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -373,7 +371,7 @@ class RunProgress(Callback):
         loader: Any = trainer.train_dataloader
         if not self._is_first:
             waited = loader.times.waited_seconds[-1]
-            self._times.append((waited, time.perf_counter() - self._started, count * trainer.world_size))
+            self._times.append((waited, self.clock.seconds[-1], count * trainer.world_size))
         self._is_first = False
         self._tell()
         self.work.advance_to(trainer.global_step)

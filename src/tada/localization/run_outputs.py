@@ -1,0 +1,109 @@
+"""What the training of a localizer leaves in its run: detector, thresholds, the test on what was held out, the page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tada.localization.annotations.table import SegmentTable, UntrimmedVideo
+from tada.localization.detectors.detections import Detections
+from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector
+from tada.localization.evaluation import LocalizationEvaluation, score
+from tada.localization.features.folder import FeatureFolder
+from tada.localization.localizer import Localizer, LocalizerCard, results_of, save_localizer
+from tada.localization.metrics import best_thresholds
+from tada.localization.naming import can_name
+from tada.localization.recipe import LocalizationRecipe
+from tada.localization.report import lead, report_sections
+from tada.localization.training_data import TrainingData
+from tada.recognition.recognizer import Recognizer
+from tada.training.recipe import recipe_yaml
+from tada.training.run_folder import noted_commands
+from tada.training.run_page import VALIDATION, write_run_page
+
+_ENOUGH_VIDEOS, _MOST_VIDEOS = 5, 100  # that thresholds of classes without validation are learned from
+
+
+def write_localizer(
+    out: Path,
+    recipe: LocalizationRecipe,
+    detector: ActionFormerDetector | BMNDetector,
+    data: TrainingData,
+    metrics: dict[str, float],
+    *,
+    backbone: Recognizer | None,
+) -> Localizer:
+    """Write a trained detector with what it is for, and with thresholds where it can be tested."""
+    folder = data.folder
+    card = LocalizerCard(
+        detector=recipe.detector,
+        shape=detector.config_as_dict(),
+        label_sets=data.table.label_sets,
+        grid=folder.grid,
+        feature_settings=next(iter(folder.cards.values())).settings,
+        backbone=folder.backbone,
+        thresholds={},
+        metrics=metrics,
+    )
+    localizer = Localizer(detector, card, recipe, backbone=backbone)
+    if data.tested is not None:
+        localizer.card = replace(card, thresholds=thresholds_of(localizer, folder, data.tested, data.training))
+    save_localizer(out, localizer)
+    return localizer
+
+
+def write_page(
+    out: Path,
+    recipe: LocalizationRecipe,
+    facts: Sequence[tuple[str, str]],
+    localizer: Localizer,
+    folder: FeatureFolder,
+    tested: SegmentTable | None,
+) -> None:
+    """Test the localizer as it was saved, and write what people look at."""
+    words, sections = "No videos were held out, so nothing says how good the localizer is.", []
+    if tested is not None:
+        found = {video.name: localizer.detect(folder.read(video.name)) for video in tested.videos}
+        results = results_of(found, tested.label_sets)
+        result = LocalizationEvaluation(
+            scores=score(tested, results, recipe.tiou_thresholds), results=results, table=tested
+        )
+        result.save(out / VALIDATION, overwrite=True)
+        sections = report_sections(tested, results, result.tasks(), localizer.card.thresholds)
+        words = f"{lead(result.tasks(), tested)} The best epoch was chosen by them: a third split says more."
+    write_run_page(out, facts, sections, lead=words, recipe=recipe_yaml(recipe), commands=noted_commands(out))
+
+
+def thresholds_of(
+    localizer: Localizer, folder: FeatureFolder, tested: SegmentTable, training: SegmentTable
+) -> dict[str, float]:
+    """The score from which on each class is shown: where F1 is highest on the tested videos.
+
+    Where a class has no examples there, or none is found, all that these videos can tell is which scores wrong ones
+    reach. Then some training videos with the class are counted too: their right detections, however sure of themselves,
+    have to stand above those wrong ones.
+    """
+
+    def best(videos: Sequence[UntrimmedVideo], found: Mapping[str, Detections]) -> dict[str, float]:
+        truth = replace(tested, videos=tuple(replace(video, split="val") for video in videos)).ground_truth()
+        return best_thresholds(truth, results_of(found, tested.label_sets), subset="val")
+
+    def detected(videos: Sequence[UntrimmedVideo]) -> dict[str, Detections]:
+        return {video.name: localizer.detect(folder.read(video.name)) for video in videos}
+
+    found = detected(tested.videos)
+    thresholds = best(tested.videos, found)
+    added: list[UntrimmedVideo] = []
+    examples: Counter[str] = Counter()
+    for video in training.videos:
+        lacking = {training.label_of(segment) for segment in video.segments} - thresholds.keys()
+        if len(added) == _MOST_VIDEOS or all(examples[label] >= _ENOUGH_VIDEOS for label in lacking):
+            continue
+        if localizer.recipe.names_by_scores and not can_name(folder, video, tested.label_sets):
+            continue
+        added.append(video)
+        examples.update(lacking)
+    joint = best([*tested.videos, *added], found | detected(added)) if added else {}
+    return {label: value for label, value in joint.items() if label in examples} | thresholds

@@ -1,0 +1,133 @@
+"""A run of a recognizer that goes on: with its recipe, its videos, and the state that was saved last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tada.data.run_videos import RUN_LIST, KnownVideo, as_in_run, limited_as_run, read_run_list
+from tada.errors import CheckpointError, OptionError
+from tada.models.pretrained import absolute_source
+from tada.recognition.recipe import Recipe
+from tada.recognition.training_data import TrainingData
+from tada.training.checkpoints import CHECKPOINT
+from tada.training.recipe import recipe_of_run, recipe_yaml, resumed
+from tada.training.run_folder import TrainingResult, finished_result, go_on, saved_state
+from tada.training.trainer import learning_rate_factor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Before:
+    """What earlier starts of a run have left."""
+
+    epochs: int = 0
+    """Which it was to have; 0 for a run that begins."""
+    state: Path | None = None
+    """From which it goes on, where one was saved."""
+    known: Sequence[KnownVideo] | None = None
+    """The videos that it was begun with; None where it was interrupted before they were noted."""
+    result: TrainingResult | None = None
+    """How it has ended, if it has, and there is nothing left to do."""
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there was an earlier start."""
+        return self.epochs > 0
+
+
+def resume_run(
+    recipe: Recipe, data: TrainingData, out: Path, *, show_progress: bool, say: Callable[[str], None]
+) -> tuple[Recipe, TrainingData, Before]:
+    """The recipe and the videos of a run that was begun, and what it has left.
+
+    Raises:
+        OptionError: it was begun with another recipe, or has ended and its state is gone.
+        DataError: it was begun with other videos.
+        CheckpointError: what it has written is damaged.
+    """
+    epochs = recipe_of_run(out, Recipe).numbers.epochs
+    recipe = of_same_run(recipe, out)
+    state = saved_state(out, say)
+    known = read_run_list(out)
+    if known is None and state is not None:
+        raise CheckpointError(
+            f"{out} has lost its {RUN_LIST}, which says what was held out: copy the run's folder again, or start "
+            f"anew with --init {out} and another --out"
+        )
+    if known is not None:  # else it was interrupted before anything was learned
+        data = _as_before(data, known, out, seed=recipe.seed, show_progress=show_progress, say=say)
+    result = finished_result(out)
+    if result is not None and recipe.numbers.epochs != epochs:
+        if state is None:
+            raise OptionError(
+                f"{out} is finished, and {CHECKPOINT} is gone, from which it would go on: start a new run with --init "
+                f"{out}"
+            )
+        result = None
+    if result is not None:
+        say(
+            f"{out} is finished; a new run starts from its weights with --init {out}, and with --epochs above "
+            f"{epochs} this one goes on"
+        )
+    return recipe, data, Before(epochs=epochs, state=state, known=known, result=result)
+
+
+def of_same_run(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with the run's numbers, or with more epochs than it.
+
+    Raises:
+        OptionError: it is another recipe.
+    """
+    init = recipe_of_run(out, Recipe).init
+    if absolute_source(init) == absolute_source(recipe.init):
+        recipe = replace(recipe, init=init)
+    return resumed(
+        recipe,
+        out,
+        or_else=f"start a new run from its weights, with --init {out} and another --out",
+        may_have_more_epochs=True,
+    )
+
+
+def _as_before(
+    data: TrainingData,
+    known: Sequence[KnownVideo],
+    out: Path,
+    *,
+    seed: int,
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> TrainingData:
+    """The videos in the splits that they had, and as few of them as there were."""
+    table, limit = data.table, data.limit
+    if limit is None:
+        table, limit = limited_as_run(table, known, seed=seed)
+        if limit is not None:
+            say(f"{out} was begun with --limit {limit}, and goes on with it: {len(table)} videos are used")
+    table = as_in_run(table, known, out, is_drawn=data.is_drawn, show_progress=show_progress)
+    return TrainingData(table=table, is_drawn=data.is_drawn, limit=limit)
+
+
+def take_up(out: Path, recipe: Recipe, before: Before, write_list: Callable[[Path], None]) -> None:
+    """Make the folder of a run say with what it goes on."""
+    if not any(row.content for row in before.known or ()):
+        write_list(out)  # of a run of an earlier tada
+    if recipe.numbers.epochs != before.epochs:
+        go_on(out, yaml_of_run(recipe))
+
+
+def yaml_of_run(recipe: Recipe) -> str:
+    """The recipe as the folder of a run holds it: what it starts from by a name that holds everywhere."""
+    return recipe_yaml(replace(recipe, init=absolute_source(recipe.init)))
+
+
+def more_epochs_in_words(recipe: Recipe, before: int) -> str:
+    """What a run that was to have fewer epochs goes on with."""
+    epochs, _, warmup_epochs = recipe.numbers
+    factor = learning_rate_factor(before, epochs=epochs, warmup_epochs=warmup_epochs, warmup_start=recipe.warmup_start)
+    return (
+        f"{epochs} epochs in place of {before}: from here on the learning rate follows the curve of {epochs}, which "
+        f"after epoch {before} is at {factor * recipe.peak_learning_rate:.2g}, where that of {before} is at zero; "
+        f"{epochs} epochs from the beginning give other weights"
+    )

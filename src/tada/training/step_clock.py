@@ -1,0 +1,31 @@
+"""What a step takes, from its batch on the device to the optimizer's end: measured once, for all who tell of it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+
+class StepClock(Callback):
+    """Measures the training of each batch; callbacks that ask it come after it in the trainer's list."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        """Of the batches since the epoch began."""
+        self._started = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.seconds = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.seconds.append(time.perf_counter() - self._started)

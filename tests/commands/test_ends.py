@@ -266,7 +266,7 @@ def test_json_is_valid_wherever_it_ends(
         raise error
 
     code = 130 if error is KeyboardInterrupt else 1
-    monkeypatch.setattr("tada.recognition.recognizer.find_videos", fails)
+    monkeypatch.setattr("tada.video.find.find_videos", fails)
     words = command.replace("RUN", "tada2d_tiny_motion").replace("clips", "hf-hub:a/b").split()
     assert cli.main([*words, "--format", "json"]) == code
     told = capsys.readouterr()

@@ -28,7 +28,8 @@ from tada.localization.train_from_videos import match_videos, train_on_videos
 from tada.localization.training import train_localizer
 from tada.localization.trimmed import cut_clips
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import find_videos, load
+from tada.recognition.recognizer import load
+from tada.video.find import find_videos
 from tada.video.inputs import VideoSource
 from tada.video.sliding_windows import SlidingWindows
 

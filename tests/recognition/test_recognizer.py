@@ -21,7 +21,8 @@ from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
 from tada.recognition import prediction as prediction_module
 from tada.recognition.prediction import predictions_csv, predictions_json
-from tada.recognition.recognizer import Recognizer, find_videos, load, windows_of
+from tada.recognition.recognizer import Recognizer, load, windows_of
+from tada.video.find import find_videos
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 

@@ -40,9 +40,10 @@ from tada.errors import (
     VideoNotFoundError,
 )
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import find_videos, load
+from tada.recognition.recognizer import load
 from tada.recognition.training_call import augmentation
 from tada.video import frames as frames_module
+from tada.video.find import find_videos
 from tada.video.frames import open_footage, probe_footage
 from tada.video.inputs import source_of
 from tada.video.numbered import frame_folder, is_frame_folder, numbered_pictures

@@ -51,7 +51,7 @@ def _fill(own: argparse.ArgumentParser, parser: ArgumentParser) -> None:
             choices = _choices(action)
             place = own.add_argument(action.dest, nargs=action.nargs, choices=choices, help=_line(action, parser))
             if choices is None:
-                place.complete = shtab.FILE  # type: ignore[attr-defined]
+                place.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab looks for it
     options = {name: action for action in options_of(parser) for name in map(dashed, action.option_strings)}
     for action in dict.fromkeys([*options.values(), *by_name(parser).values()]):
         names = [name for name, other in (*options.items(), *by_name(parser).items()) if other is action]
@@ -62,7 +62,7 @@ def _fill(own: argparse.ArgumentParser, parser: ArgumentParser) -> None:
         option = own.add_argument(*names, nargs=nargs, choices=_choices(action), help=_line(action, parser))
         hint = type_of(action)
         if option.choices is None and (Path in (hint, *get_args(hint)) or action.dest == "run"):
-            option.complete = shtab.FILE  # type: ignore[attr-defined]
+            option.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab looks for it
     own.add_argument("--help-all", action="store_true", help="all options")
 
 

@@ -78,7 +78,8 @@ def _extract(options: Namespace) -> int:
     from tada.localization.annotations.video_names import videos_by_name
     from tada.localization.features.extraction import extract
     from tada.localization.localizer import CARD_FILE, load_localizer
-    from tada.recognition.recognizer import find_videos, load
+    from tada.recognition.recognizer import load
+    from tada.video.find import find_videos
     from tada.video.sliding_windows import SlidingWindows
 
     if (Path(options.run) / CARD_FILE).exists():
@@ -160,7 +161,7 @@ def _localize(options: Namespace) -> int:
     failures = []
     with reported(answers.end):
         from tada.localization.localizer import load_localizer
-        from tada.recognition.recognizer import find_videos
+        from tada.video.find import find_videos
 
         paths = find_videos(options.videos, say_aside)
         pictures = picture_files(options.plots, paths)

@@ -462,7 +462,7 @@ def _predict(options: Namespace) -> int:
     predictions: list[Prediction] = []
     failures = []
     with reported(answers.end):
-        from tada.recognition.recognizer import find_videos
+        from tada.video.find import find_videos
 
         run, names = _asked(options)
         paths = find_videos(names, say_aside)

@@ -33,13 +33,14 @@ from tada.localization.training import train_localizer
 from tada.localization.trimmed import CLIPS_TABLE, copy_notes, cut_clips, replaced_videos, segments_changed
 from tada.models.weights import CARD_FILE
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import find_videos, load
+from tada.recognition.recognizer import load
 from tada.recognition.training import train
 from tada.system.devices import check_num_workers, find_device
 from tada.system.locks import held_folder, holds, is_used
 from tada.system.progress import track
 from tada.training.recipe import METRICS_FILE, RECIPE_FILE
 from tada.training.run_folder import TrainingResult, check_free, was_begun
+from tada.video.find import find_videos
 from tada.video.frames import check_rate, probe_footage
 from tada.video.sliding_windows import SlidingWindows
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tada.data.annotations import read_dataset, write_table
+from tada.data.annotations import read_dataset
 from tada.data.hold_out import hold_out, hold_out_groups
+from tada.data.labeled_csv import write_table
 from tada.data.table import Head, VideoTable
 from tada.errors import DataError, OptionError, UnknownNameError
 from tada.system.files import absolute_path

@@ -21,10 +21,11 @@ import torch
 from torchmetrics.classification import MultilabelAveragePrecision
 
 import tada
-from tada.data.annotations import read_dataset, write_table
+from tada.data.annotations import read_dataset
 from tada.data.balance import balance_in_words, positive_weights
 from tada.data.clips import TrainingClips
 from tada.data.hold_out import hold_out
+from tada.data.labeled_csv import write_table
 from tada.data.motion import draw_motion, draw_motions, twin
 from tada.data.multi_label import (
     average_precisions,

@@ -11,8 +11,9 @@ from test_annotations import touch
 
 from drawn_videos import draw_plain, draw_webm, read_stamps
 from published_lists import EPIC, EPIC_ROW, KINETICS
-from tada.data.annotations import read_dataset, write_table
+from tada.data.annotations import read_dataset
 from tada.data.hold_out import hold_out, hold_out_groups
+from tada.data.labeled_csv import write_table
 from tada.data.table import Head, VideoTable
 from tada.data.views import Views, read_views
 from tada.errors import DataError, OptionError

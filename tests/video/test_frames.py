@@ -17,10 +17,11 @@ from PIL import Image
 from drawn_frames import as_frame_folders, write_frames
 from drawn_videos import Frames, draw, stamped_frames
 from tada.commands.arguments import rate_of
-from tada.data.annotations import read_dataset, write_table
+from tada.data.annotations import read_dataset
 from tada.data.check import check_dataset, probe_file
 from tada.data.clips import TrainingClips, open_labeled
 from tada.data.identity import content_id, content_ids, sha256_of, size_of
+from tada.data.labeled_csv import write_table
 from tada.data.prepare import prepare
 from tada.data.table import VideoTable, stamp_of, with_fps
 from tada.data.views import TestVideos, Views, read_views

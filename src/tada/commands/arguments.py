@@ -248,6 +248,12 @@ def add_workers(parser: ArgumentParser) -> None:
     parser.add_argument("--num-workers", type=NonNegativeInt | None, default=None, help="processes that decode videos")
 
 
+def add_windows(parser: ArgumentParser) -> None:
+    """Which clips of an untrimmed video have a feature: ``--window-seconds`` and ``--stride-seconds``."""
+    parser.add_argument("--window-seconds", type=float | None, default=None, help="what a feature's clip spans")
+    parser.add_argument("--stride-seconds", type=float | None, default=None, help="from one feature to the next")
+
+
 def add_device(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU by default, if any")
 

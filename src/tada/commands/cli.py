@@ -16,7 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
 
-from tada.commands import datasets, library, localization, recognition
+from tada.commands import datasets, library, localization, localizers, recognition
 from tada.commands.arguments import Command
 from tada.commands.completion import Shell, completion_script
 from tada.commands.help_screens import CommandParser, ProgramParser
@@ -59,6 +59,7 @@ COMMANDS: dict[str, Command] = {
     **recognition.COMMANDS,
     **datasets.COMMANDS,
     **localization.COMMANDS,
+    **localizers.COMMANDS,
     **library.COMMANDS,
     "completion": (_completion_arguments, _completion),
 }
@@ -67,7 +68,7 @@ COMMANDS: dict[str, Command] = {
 _CHAPTERS = {
     "what happens in videos": recognition.COMMANDS,
     "data sets": datasets.COMMANDS,
-    "when it happens": localization.COMMANDS,
+    "when it happens": {**localization.COMMANDS, **localizers.COMMANDS},
     "models and this machine": {**library.COMMANDS, "completion": COMMANDS["completion"]},
 }
 """As ``tada --help`` lists them."""

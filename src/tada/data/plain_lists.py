@@ -15,9 +15,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tada.data.csv_rows import SPLIT_OF, class_number, text_lines
-from tada.data.table import composed
+from tada.data.csv_rows import SPLIT_OF, class_number, path_inside, text_lines
+from tada.data.listed_videos import ListedVideo, checked_table
+from tada.data.table import ACTION, VideoTable, composed
 from tada.errors import DataError, listed
+from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS
 
 _ENDINGS = "|".join(re.escape(ending) for ending in sorted(VIDEO_EXTENSIONS))
@@ -54,7 +56,25 @@ def plain_lists(data: Path) -> list[Path]:
     return [data] if _is_plain(data) else []
 
 
-def read_plain(lists: Sequence[Path]) -> tuple[list[PlainRow], tuple[str, ...] | None]:
+def read_plain_lists(lists: Sequence[Path], root: Path) -> VideoTable:
+    """The checked table of some lists, whose paths start from ``root``.
+
+    Raises:
+        DataError: a fault of a line or of the videos; the message names it and the way out.
+    """
+    name = ", ".join(file.name for file in lists)
+    if not root.is_dir():
+        raise DataError(f"{name}: the folder {str(root)!r} that its paths start from is not there")
+    top = absolute_path(root)
+    found, classes = _read(lists)
+    rows = [
+        ListedVideo(path_inside(top, row.path, row.source), row.path, (row.label,), row.split, None, row.source)
+        for row in found
+    ]
+    return checked_table(rows, top, kind="list", name=name, heads=(ACTION,), ignored=[], classes=classes)
+
+
+def _read(lists: Sequence[Path]) -> tuple[list[PlainRow], tuple[str, ...] | None]:
     """The rows of some lists, and the classes in the order of their numbers; None where they are not numbered.
 
     Raises:

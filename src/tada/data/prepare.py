@@ -28,8 +28,8 @@ import numpy as np
 import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from tada.data.annotations import write_table
 from tada.data.identity import content_id, content_ids, sha256_of
+from tada.data.labeled_csv import write_table
 from tada.data.manifest import COPIES, MANIFEST, Copy, originals_among, read_manifest
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, in_processes

@@ -17,9 +17,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tada.data.annotations import write_table
 from tada.data.csv_rows import unguarded
 from tada.data.identity import content_ids, is_sha256, sha256_identity, sha256_of, size_of
+from tada.data.labeled_csv import write_table
 from tada.data.manifest import originals_among
 from tada.data.split_hashes import Splits
 from tada.data.table import (

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata, resources
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 
 from tada.errors import CheckpointError, UnknownNameError, listed, why_unread
 from tada.models import create_model
+from tada.models.released_names import name_here, network_of
 from tada.system.array_files import check_unpacked
 from tada.system.documents import MAX_CARD_BYTES, open_regular, parse_json, typed
 from tada.system.files import write_whole
@@ -388,52 +388,6 @@ def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
 
 # -- published weights ------------------------------------------------------------------------------------------------
 
-_PUBLISHED_TADA2D = {(3, 4, 6, 3): "tada2d_r50", (3, 4, 23, 3): "tada2d_r101"}
-_PUBLISHED_TADACONVNEXT = {  # by the blocks of each stage, and the channels of the first
-    ((3, 3, 9, 3), 96): "tadaconvnext_t",
-    ((3, 3, 27, 3), 96): "tadaconvnext_s",
-    ((3, 3, 27, 3), 128): "tadaconvnext_b",
-}
-_PUBLISHED_NAMES = {
-    "backbone.conv1.a.": "stem_conv.",
-    "backbone.conv1.a_bn.": "stem_norm.",
-    "backbone.downsample_layers.0.0.": "stem.conv.",
-    "backbone.downsample_layers.0.1.": "stem.norm.",
-    "backbone.norm.": "norm.",
-    "head.out.": "head.",
-}
-_PUBLISHED_BLOCK = re.compile(r"backbone\.conv([2-5])\.res_(\d+)\.(.*)")
-_PUBLISHED_NAMES_IN_BLOCK = {
-    "short_cut.": "shortcut.0.",
-    "short_cut_bn.": "shortcut.1.",
-    "conv_branch.a.": "conv1.",
-    "conv_branch.a_bn.": "norm1.",
-    "conv_branch.b.": "conv2.conv.",
-    "conv_branch.b_rf.g.": "conv2.conv.routing.context.",
-    "conv_branch.b_rf.a.": "conv2.conv.routing.reduce.",
-    "conv_branch.b_rf.bn.": "conv2.conv.routing.norm.",
-    "conv_branch.b_rf.b.": "conv2.conv.routing.alpha.",
-    "conv_branch.b_bn.": "conv2.norm.norm.",
-    "conv_branch.b_avgpool_bn.": "conv2.norm.pooled_norm.",
-    "conv_branch.c.": "conv3.",
-    "conv_branch.c_bn.": "norm3.",
-}
-_PUBLISHED_CONVNEXT_BLOCK = re.compile(r"backbone\.stages\.(\d+)\.(\d+)\.(.*)")
-_PUBLISHED_NAMES_IN_CONVNEXT_BLOCK = {
-    "dwconv.": "conv.",
-    "dwconv_rf.g.": "conv.routing.context.",
-    "dwconv_rf.a.": "conv.routing.reduce.",
-    "dwconv_rf.ln.": "conv.routing.norm.",
-    "dwconv_rf.b.": "conv.routing.alpha.",
-    "dwconv_rf.b_bias.": "conv.routing.beta.",
-    "norm.": "norm.",
-    "pwconv1.": "widen.",
-    "pwconv2.": "narrow.",
-    "gamma": "layer_scale",
-}
-_PUBLISHED_DOWNSAMPLING = re.compile(r"backbone\.downsample_layers\.([123])\.(.*)")
-_PUBLISHED_NAMES_IN_DOWNSAMPLING = {"0.": "norm.", "1.": "conv."}
-
 
 def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """Turn the names and shapes of the authors' released TAda2D or TAdaConvNeXt weights into ours.
@@ -447,8 +401,8 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, 
     Raises:
         CheckpointError: names that a released network does not have, or has and are missing here.
     """
-    name = _published_model(state_dict)
-    weights = {_our_published_name(name): value for name, value in state_dict.items()}
+    name = network_of(state_dict)
+    weights = {name_here(name): value for name, value in state_dict.items()}
     num_classes = weights["head.weight"].shape[0] if "head.weight" in weights else 400
     with torch.device("meta"):
         model = create_model(name, num_classes=num_classes)
@@ -459,47 +413,6 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, 
     if differences:
         raise CheckpointError(f"these are not the weights of a released {name}: {differences}")
     return name, weights
-
-
-def _published_model(state_dict: Mapping[str, Tensor]) -> str:
-    """Which network has stages of as many blocks."""
-    convnext_blocks = [match for name in state_dict if (match := _PUBLISHED_CONVNEXT_BLOCK.match(name))]
-    if convnext_blocks:
-        depths = tuple(len({match[2] for match in convnext_blocks if match[1] == stage}) for stage in "0123")
-        gamma = state_dict.get("backbone.stages.0.0.gamma")
-        shape = depths, 0 if gamma is None else gamma.numel()
-        if shape not in _PUBLISHED_TADACONVNEXT:
-            known = " or ".join(f"{list(depths)} from {width}" for depths, width in _PUBLISHED_TADACONVNEXT)
-            raise CheckpointError(
-                f"these are no weights of a released TAdaConvNeXt: stages of {list(depths)} blocks from {shape[1]} "
-                f"channels instead of {known} ('backbone.stages.0.0.gamma' and on)"
-            )
-        return _PUBLISHED_TADACONVNEXT[shape]
-    blocks = [match for name in state_dict if (match := _PUBLISHED_BLOCK.match(name))]
-    depths = tuple(len({match[2] for match in blocks if match[1] == stage}) for stage in "2345")
-    if depths not in _PUBLISHED_TADA2D:
-        known = " or ".join(str(list(depths)) for depths in _PUBLISHED_TADA2D)
-        raise CheckpointError(
-            f"these are no weights of a released TAda2D: stages of {list(depths)} blocks instead of {known} "
-            f"('backbone.conv2.res_1...' and on), nor of a TAdaConvNeXt ('backbone.stages.0.0...'); the first names "
-            f"are {listed(state_dict, quote=False) or 'nothing'}"
-        )
-    return _PUBLISHED_TADA2D[depths]
-
-
-def _our_published_name(name: str) -> str:
-    """Our name for a released one; a name we do not know is told as one too many."""
-    beginning, names, rest = "", _PUBLISHED_NAMES, name
-    if match := _PUBLISHED_BLOCK.match(name):
-        beginning, names, rest = f"stages.{int(match[1]) - 2}.{int(match[2]) - 1}.", _PUBLISHED_NAMES_IN_BLOCK, match[3]
-    elif match := _PUBLISHED_CONVNEXT_BLOCK.match(name):
-        beginning, names, rest = f"stages.{match[1]}.{match[2]}.", _PUBLISHED_NAMES_IN_CONVNEXT_BLOCK, match[3]
-    elif match := _PUBLISHED_DOWNSAMPLING.match(name):
-        beginning, names, rest = f"downsamplings.{match[1]}.", _PUBLISHED_NAMES_IN_DOWNSAMPLING, match[2]
-    for theirs, ours in names.items():
-        if rest.startswith(theirs):
-            return beginning + ours + rest.removeprefix(theirs)
-    return f"{name} (unknown)"
 
 
 def without_ones(tensor: Tensor) -> list[int]:

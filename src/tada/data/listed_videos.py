@@ -1,0 +1,220 @@
+"""Videos as class folders and lists name them, checked together: each is there, once, in one split, and has a label."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tada.data.csv_rows import OtherSpellings, class_names
+from tada.data.hold_out import check_each_label_in_each_split
+from tada.data.table import Head, LabeledVideo, VideoTable, composed, path_below, segment_text, stamp_of
+from tada.errors import DataError, listed
+from tada.video.numbered import is_frame_folder
+
+LIST_COLUMNS = frozenset(
+    ("path", "label", "verb", "noun", "split", "group", "start_seconds", "end_seconds", "fps", "video", "start", "end")
+)
+"""Columns of a CSV of videos that have a meaning, in small letters."""
+SEPARATOR = ";"
+"""What parts several labels of a video in the cell of a label."""
+IDENTITY_COLUMNS = ("content", "original", "mtime_ns")
+"""What a run's list says of its files, beside the columns that are read here (``tada.data.run_videos``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedVideo:
+    """A row of a list, or a file in a class folder, before it is checked."""
+
+    path: str
+    """Absolute, and inside of the root."""
+    written: str
+    """The path as the user knows it."""
+    labels: tuple[str, ...]
+    split: str | None
+    group: str | None
+    source: str
+    segment: tuple[float | None, float | None] = (None, None)
+    fps: float | None = None
+
+
+def checked_table(
+    rows: list[ListedVideo],
+    root: str,
+    *,
+    kind: str,
+    name: str,
+    heads: tuple[str, ...],
+    ignored: list[str],
+    classes: tuple[str, ...] | None = None,
+    several: bool = False,
+) -> VideoTable:
+    """The checked table; ``classes`` is the order of the classes of one head, where a list has numbered them."""
+    _check_separator(rows, heads)
+    rows, statuses = _found(rows, root, name, None if kind == "folder" else OtherSpellings(root))
+    _check_once(rows, statuses)
+    _check_unicode_forms(rows)
+    if classes is None:
+        names = [class_names((row.labels[i], row.source) for row in rows) for i in range(len(heads))]
+    else:
+        names = [classes]
+    if several:
+        _check_columns(names[0], name)
+    numbers = [{label: i for i, label in enumerate(labels)} for labels in names]
+    stamps = {
+        path: stamp_of(path) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
+        for path, status in statuses.items()
+    }
+    videos = [
+        LabeledVideo(
+            path=row.path,
+            labels=tuple(numbers[0][label] for label in row.labels)
+            if several
+            else tuple(number[label] for number, label in zip(numbers, row.labels, strict=True)),
+            split=row.split,
+            group=row.group,
+            source=row.source,
+            id=path_below(root, row.path) + segment_text(*row.segment),
+            start_seconds=row.segment[0],
+            end_seconds=row.segment[1],
+            stamp=stamps[row.path],
+            is_frames=stat.S_ISDIR(statuses[row.path].st_mode),
+            fps=row.fps,
+        )
+        for row in rows
+    ]
+    table = VideoTable(
+        heads=tuple(Head(name=head, labels=labels, several=several) for head, labels in zip(heads, names, strict=True)),
+        videos=tuple(sorted(videos, key=lambda video: (video.path, video.start_seconds or 0.0, video.id))),
+        root=root,
+        kind=kind,
+        ignored=tuple(ignored),
+    )
+    check_each_label_in_each_split(table)
+    return table
+
+
+def _check_separator(rows: Iterable[ListedVideo], heads: tuple[str, ...]) -> None:
+    """Refuse a label with a semicolon in it, which would be two in a list that is written of it."""
+    for row in rows:
+        label = next((label for label in row.labels if SEPARATOR in label), None)
+        if label is not None:
+            what = (
+                "of a verb and a noun each has one" if len(heads) > 1 else "only the label column of a CSV has several"
+            )
+            raise DataError(
+                f"{row.source}: the label {label!r} holds a {SEPARATOR!r}, which parts several labels of a video, and "
+                f"{what}; rename it, or list the videos in a CSV"
+            )
+
+
+def _check_columns(classes: Sequence[str], name: str) -> None:
+    """Refuse classes that are called as a column, since each becomes a column of the run's list."""
+    for label in classes:
+        if label.lower() in (*LIST_COLUMNS, *IDENTITY_COLUMNS):
+            raise DataError(f"{name}: the class {label!r} is called as a column of a list; call it something else")
+
+
+def _found(
+    rows: list[ListedVideo], root: str, name: str, spellings: OtherSpellings | None
+) -> tuple[list[ListedVideo], dict[str, os.stat_result]]:
+    """The rows with paths as the disk spells them, and the status of each file by its path; all must be there."""
+    statuses: dict[str, os.stat_result] = {}
+    found, missing = [], []
+    for row in rows:
+        status = statuses.get(row.path) or status_of(row.path)
+        if status is None and spellings is not None:
+            path = spellings.find(row.written, row.source)
+            if path is not None:
+                row, status = replace(row, path=path), status_of(path)
+        if status is None:
+            missing.append(row)
+        elif stat.S_ISDIR(status.st_mode) and not is_frame_folder(row.path):
+            raise DataError(
+                f"{row.source}: {row.written!r} is a folder, and most of its files are no numbered frames (as "
+                "img_00001.jpg); name its videos, or the folder of one video's frames"
+            )
+        elif row.fps is not None and not stat.S_ISDIR(status.st_mode):
+            raise DataError(
+                f"{row.source}: fps is for folders of frames, and {row.written!r} is a file with times of its own; "
+                "leave the cell empty"
+            )
+        elif not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise DataError(f"{row.source}: {row.written!r} is not a regular file; only files are read, take it away")
+        else:
+            statuses[row.path] = status
+            found.append(row)
+    if missing:
+        shown = listed((f"{row.written!r} ({row.source.removeprefix(name + ' ')})" for row in missing), quote=False)
+        hint = ""
+        if any("\\" in row.written for row in missing):
+            hint = "; with slashes in place of backslashes they are not there either"
+        raise DataError(
+            f"{name}: {len(missing)} of {len(rows)} videos are not in {root!r}: {shown}{hint}; put them there, take "
+            "their rows away, or give another root"
+        )
+    return found, statuses
+
+
+def status_of(path: str) -> os.stat_result | None:
+    """Of what lies at a path; None if nothing does, or a link that leads nowhere."""
+    try:
+        return os.stat(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _check_once(rows: list[ListedVideo], statuses: Mapping[str, os.stat_result]) -> None:
+    first: dict[str, ListedVideo] = {}
+    first_segment: dict[tuple[str, tuple[float | None, float | None]], ListedVideo] = {}
+    one_path = _one_path_of_each_file(statuses)
+    for row in rows:
+        real = one_path[row.path]
+        other = first.setdefault(real, row)
+        if other is row:
+            first_segment[real, row.segment] = row
+            continue
+        where = f"{row.source}: {row.written!r} stands already in {other.source}"
+        if other.written != row.written:
+            where += f" as {other.written!r}"
+        if other.split != row.split:
+            raise DataError(f"{where}, there in {other.split!r} and here in {row.split!r}; keep it in one split")
+        if (other.segment == (None, None)) != (row.segment == (None, None)):
+            raise DataError(f"{where}, once whole and once as a segment; give the times of both")
+        same = first_segment.setdefault((real, row.segment), row)
+        if same is row:
+            continue
+        if same.labels != row.labels:
+            there, here = (" and ".join(map(repr, labels)) for labels in (same.labels, row.labels))
+            raise DataError(f"{where}, there as {there} and here as {here}; keep the right one")
+        raise DataError(f"{where}; each video belongs there once: take one away")
+
+
+def _one_path_of_each_file(statuses: Mapping[str, os.stat_result]) -> dict[str, str]:
+    """For each path the first that leads to the same file. Links are resolved only where the disk says it may be."""
+    found: dict[str, str] = {}
+    alike: dict[tuple[int, int], dict[str, str]] = {}
+    for path, status in statuses.items():
+        others = alike.setdefault((status.st_dev, status.st_ino), {})
+        if not others:
+            others[""] = found[path] = path  # resolved when another one comes, which is seldom
+            continue
+        if "" in others:
+            first = others.pop("")
+            others[os.path.realpath(first)] = first
+        found[path] = others.setdefault(os.path.realpath(path), path)  # hard links are files of their own
+    return found
+
+
+def _check_unicode_forms(rows: Iterable[ListedVideo]) -> None:
+    """Two files that only a byte-wise comparison of their names tells apart would be one on other machines."""
+    first: dict[str, ListedVideo] = {}
+    for row in rows:
+        if not row.path.isascii():
+            other = first.setdefault(composed(row.path), row)
+            if other.path != row.path:
+                raise DataError(
+                    f"{row.source}: {row.written!a} and {other.written!a} ({other.source}) differ in their Unicode "
+                    "form only, and look the same; rename one of them"
+                )

@@ -28,7 +28,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 import tada
-from tada.models.tadaconvnext import Block, Stem
+from tada.models.tadaconvnext import ConvNeXtBlock, Stem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ def count(name: str, module: nn.Module, x: Tensor, clip: str, *, figure: str = "
     def of_norm(each: int, module: Any, inputs: Any, output: Any) -> None:
         norms.append(each * output.numel())
 
-    layer_norms = {block.norm for block in module.modules() if isinstance(block, Block)}
+    layer_norms = {block.norm for block in module.modules() if isinstance(block, ConvNeXtBlock)}
     handles = []
     for part in module.modules():
         if isinstance(part, _ConvNd | nn.Linear | tada.TAdaConv2d | tada.TAdaConv3d):

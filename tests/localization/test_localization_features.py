@@ -26,7 +26,7 @@ from tada.localization.features.folder import (
     write_features,
 )
 from tada.localization.features.grid import FeatureGrid
-from tada.localization.features.importing import count_between, import_features, read_published
+from tada.localization.features.importing import count_between, import_features, read_feature_file
 from tada.models import create_model
 from tada.models.weights import ModelCard
 from tada.recognition.recognizer import Recognizer
@@ -306,7 +306,7 @@ def test_published_forms_are_read(tmp_path: Path) -> None:
     rows = ["f0,f1,f2", *(",".join(map(str, row)) for row in expected)]
     (tmp_path / "f.csv").write_text("\n".join(rows))
     for file in sorted(tmp_path.iterdir()):
-        np.testing.assert_array_equal(read_published(file), expected, err_msg=file.name)
+        np.testing.assert_array_equal(read_feature_file(file), expected, err_msg=file.name)
 
 
 def test_pickles_are_read_only_when_allowed(tmp_path: Path) -> None:
@@ -317,8 +317,8 @@ def test_pickles_are_read_only_when_allowed(tmp_path: Path) -> None:
     torch.save(expected, tmp_path / "c.pt")
     for name in ("a.pkl", "b.pkl", "c.pt"):
         with pytest.raises(DataError, match="--allow-pickle"):
-            read_published(tmp_path / name)
-        np.testing.assert_array_equal(read_published(tmp_path / name, allow_pickle=True), expected)
+            read_feature_file(tmp_path / name)
+        np.testing.assert_array_equal(read_feature_file(tmp_path / name, allow_pickle=True), expected)
 
 
 def test_what_is_no_features_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,10 +335,10 @@ def test_what_is_no_features_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         ("h.h5", "cannot be read as features"),
     ):
         with pytest.raises(DataError, match=message):
-            read_published(tmp_path / name)
+            read_feature_file(tmp_path / name)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(DataError, match="HDF5 needs the package h5py: pip install h5py"):
-        read_published(tmp_path / "h.h5")
+        read_feature_file(tmp_path / "h.h5")
 
 
 def test_five_second_chunks_are_put_together(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tada.errors import CheckpointError, OptionError
 from tada.models import create_model
-from tada.models.tadaconvnext import Block, Stem, TAdaConvNeXt, TAdaConvNeXtConfig
+from tada.models.tadaconvnext import ConvNeXtBlock, Stem, TAdaConvNeXt, TAdaConvNeXtConfig
 from tada.models.weights import convert_published
 
 SMALL: dict[str, Any] = {"depths": [1, 2], "widths": [8, 16], "kernel": 5}
@@ -41,7 +41,7 @@ def test_multiply_adds(frames: int, side: int, giga: float) -> None:
         model, clips = create_model("tadaconvnext_t").eval(), torch.empty(1, 3, frames, side, side)
     normalized: list[int] = []
     for block in model.modules():
-        if isinstance(block, Block):
+        if isinstance(block, ConvNeXtBlock):
             block.norm.register_forward_hook(lambda module, inputs, output: normalized.append(output.numel()))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(clips)
@@ -95,7 +95,7 @@ def test_every_weight_is_trained() -> None:
 
 def test_a_clip_leaves_out_a_block_as_a_whole() -> None:
     torch.manual_seed(0)
-    block = Block(8, drop=0.5, config=TAdaConvNeXtConfig(depths=(1,), widths=(8,), layer_scale=1.0)).train()
+    block = ConvNeXtBlock(8, drop=0.5, config=TAdaConvNeXtConfig(depths=(1,), widths=(8,), layer_scale=1.0)).train()
     frames = torch.randn(16 * 3, 8, 6, 6)
     added = (block(frames, 3) - frames).detach().view(16, 3, -1).abs().amax(2)
     left_out = (added == 0).all(1)

@@ -15,8 +15,7 @@ import pytest
 from PIL import Image
 
 from tada.commands import cli
-from tada.data.clips import Unreadable
-from tada.data.table import Head
+from tada.data.table import Head, Unreadable
 from tada.data.views import Views
 from tada.display.page import Picture, Section, Table, write_page
 from tada.recognition.recipe import Recipe

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tada.data.clips import Unreadable
-from tada.data.table import Head
+from tada.data.table import Head, Unreadable
 from tada.data.views import Views
 from tada.errors import DataError, OptionError
 from tada.recognition.epic_challenge import Subsets, challenge_metrics, read_subsets, write_challenge

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from reference.tadaconv import literal_tadaconv
 from tada.models.tada2d import Bottleneck, TAda2D
-from tada.models.tadaconvnext import Block, Downsampling, TAdaConvNeXt
+from tada.models.tadaconvnext import ConvNeXtBlock, Downsampling, TAdaConvNeXt
 from tada.tadaconv import Calibration, Routing, TAdaConv2d, TemporalAggregation
 
 
@@ -57,7 +57,7 @@ def stir(model: nn.Module, *, seed: int = 0) -> nn.Module:
                 for last in (module.alpha, module.beta):
                     if last is not None:
                         uniform(last.weight, -0.2, 0.2)
-            elif isinstance(module, Block):
+            elif isinstance(module, ConvNeXtBlock):
                 uniform(module.layer_scale, 0.1, 0.5)
     return model
 
@@ -233,7 +233,7 @@ class ReleasedTAdaConvNeXt(nn.Module):
 class ReleasedBlock(nn.Module):
     """TAdaConv, then norm and layers on channels laid out last, and back."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: ConvNeXtBlock) -> None:
         super().__init__()
         if not isinstance(block.conv, TAdaConv2d):
             raise TypeError("the released TAdaConvNeXt has TAdaConv in its blocks")

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tada.errors import CheckpointError, DataError
-from tada.localization.features.importing import read_published
+from tada.localization.features.importing import read_feature_file
 from tada.recognition.results import load_scores
 from tada.system.array_files import check_memory, read_hdf5, read_npy, read_npz
 from tada.training.checkpoints import WholeFileCheckpoints
@@ -72,7 +72,7 @@ def test_what_unpacks_to_too_much_is_refused_everywhere(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"take 700 MB"):
         load_scores(tmp_path)
     with pytest.raises(DataError, match=r"cannot be read as features .*take 700 MB"):
-        read_published(bomb)
+        read_feature_file(bomb)
 
 
 def test_an_hdf5_file_of_zeros_that_were_never_written(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_hdf5_file_of_zeros_that_were_never_written(tmp_path: Path) -> None:
         file.create_dataset("feats", (1 << 20, 1 << 12), "f4", chunks=(1024, 1024), compression="gzip")
     assert (tmp_path / "a.h5").stat().st_size < 100_000
     with pytest.raises(DataError, match=r"take 17180 MB"):
-        read_published(tmp_path / "a.h5")
+        read_feature_file(tmp_path / "a.h5")
 
 
 def test_an_hdf5_file_reads_no_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,12 +97,12 @@ def test_an_hdf5_file_reads_no_other_files(tmp_path: Path, monkeypatch: pytest.M
         file.create_virtual_dataset("feats", layout)
     for name in ("outside.h5", "virtual.h5"):
         with pytest.raises(DataError, match=r"'feats' lie in other files, which are not opened"):
-            read_published(Path(name))
+            read_feature_file(Path(name))
     with h5py.File("links.h5", "w") as file:
         file["link"] = h5py.ExternalLink("other.h5", "feats")
         file["text"] = "no numbers"
     with pytest.raises(DataError, match="'text' holds no numbers"):
-        read_published(Path("links.h5"))
+        read_feature_file(Path("links.h5"))
     with h5py.File("links.h5", "a") as file:
         del file["text"]
     assert read_hdf5("links.h5") == {}
@@ -133,17 +133,17 @@ def test_a_saved_state_that_claims_or_packs_more_than_it_has(tmp_path: Path) -> 
 def test_a_torch_file_that_claims_or_packs_more_than_it_has(tmp_path: Path) -> None:
     torch.save(torch.zeros(1).expand(1 << 20, 1 << 12), tmp_path / "a.pt")
     with pytest.raises(DataError, match=r"take 17180 MB"):
-        read_published(tmp_path / "a.pt")
+        read_feature_file(tmp_path / "a.pt")
     save_packed(torch.zeros(1000, 1000), tmp_path / "b.pt")
     with pytest.raises(DataError, match=r"b.pt' .*it is packed: it unpacks to 400"):
-        read_published(tmp_path / "b.pt")
+        read_feature_file(tmp_path / "b.pt")
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".h5", ".pt", ".safetensors", ".csv"])
 def test_a_pipe_is_not_waited_for(suffix: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / f"a{suffix}")
     with pytest.raises(DataError, match="no regular file"):
-        read_published(tmp_path / f"a{suffix}")
+        read_feature_file(tmp_path / f"a{suffix}")
 
 
 def test_memory_is_counted_with_the_copy_in_float32() -> None:

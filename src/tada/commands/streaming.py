@@ -23,7 +23,7 @@ from tada.system.terminal import is_screen, print_text, printable
 
 if TYPE_CHECKING:
     from tada.localization.localizer import Localizer
-    from tada.localization.streaming import Look, StreamedSegment
+    from tada.localization.streaming import Look
     from tada.video.stream import FrameStream
 
 _SETTINGS = ("every_seconds", "settle_seconds", "span_seconds")
@@ -212,10 +212,6 @@ def _write_json(source: str) -> Callable[[Look], None]:
         print(json.dumps({"event": "look", **about, "pending": [s.as_dict() for s in look.pending]}))
 
     return write
-
-
-def _rounded(answer: Look | StreamedSegment) -> float:
-    return round(answer.latency_seconds, 4)
 
 
 def _write_csv(source: str) -> Callable[[Look], None]:

@@ -25,20 +25,13 @@ from torch.utils.data import Dataset, Sampler
 from tada.data.balance import balanced_order
 from tada.data.epochs import LastBatch, steps_of_epoch
 from tada.data.loader import VideoLoader, note_reading
-from tada.data.table import LabeledVideo, VideoTable, stamp_of, targets_of
+from tada.data.table import LabeledVideo, Unreadable, VideoTable, stamp_of, targets_of
 from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError, counted
 from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
 from tada.video.frames import OpenVideo, no_rate, open_footage, probe_footage
 from tada.video.sampling import ClipSpec, segment_frames, train_indices
 from tada.video.transforms import draw_jitter_and_crop, random_flip, random_reverse, recolor
-
-
-class Unreadable(NamedTuple):
-    """A video that could not be read, and why."""
-
-    path: str
-    message: str
 
 
 class Batch(NamedTuple):
@@ -155,7 +148,7 @@ class Augmentation:
         return clip, labels
 
 
-class Sample(NamedTuple):
+class TrainingClip(NamedTuple):
     """A training clip."""
 
     clip: Tensor
@@ -225,7 +218,7 @@ def typical_seconds(videos: Sequence[LabeledVideo]) -> float | None:
     return float(np.median(found)) if found else None
 
 
-class TrainingClips(Dataset[Sample]):
+class TrainingClips(Dataset[TrainingClip]):
     """One augmented clip of each video, another one in each epoch.
 
     A video that cannot be read is replaced by one drawn from (seed, epoch, sample), so that resuming draws the same;
@@ -242,7 +235,7 @@ class TrainingClips(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: tuple[int, int]) -> TrainingClip:
         """The clip of (epoch, sample); from the number of videos on, the videos follow once more, drawn otherwise.
 
         Raises:
@@ -259,7 +252,7 @@ class TrainingClips(Dataset[Sample]):
                 failures.append(Unreadable(video.path, str(error)))
                 sample = int(rng.integers(len(self.videos)))
             else:
-                return Sample(clip, labels, failures, video.path)
+                return TrainingClip(clip, labels, failures, video.path)
         raise DataError(f"ten videos in a row could not be read; the last: {failures[-1].message}")
 
     def _clip(self, video: LabeledVideo, rng: np.random.Generator) -> tuple[Tensor, tuple[int, ...]]:
@@ -399,7 +392,7 @@ class ResumableLoader(VideoLoader):
         self.batches.first_part = state["part"]
 
 
-def collate_clips(samples: Sequence[Sample]) -> Batch:
+def collate_clips(samples: Sequence[TrainingClip]) -> Batch:
     """Stack clips of one size."""
     clips, labels, failures, paths = zip(*samples, strict=True)
     failed = [failure for some in failures for failure in some]

@@ -68,7 +68,7 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Failure:
+class NotCopied:
     """A file that could not be copied."""
 
     source: str
@@ -86,7 +86,7 @@ class Prepared:
     """All that are in OUT now."""
     num_new: int
     """Those that were made this time."""
-    failures: tuple[Failure, ...]
+    failures: tuple[NotCopied, ...]
     source_bytes: int
     """Of the originals that were copied."""
 
@@ -155,7 +155,7 @@ def prepare(
         _write_lines(file, completed.values())
         for task, made in track(work, "copying", len(new), noun="files", is_shown=show_progress):
             if isinstance(made, Lost):
-                made = Failure(
+                made = NotCopied(
                     source=task.relative, message=f"{task.source!r}: {made.reason}; leave it out, or convert it"
                 )
             if isinstance(made, Copy):
@@ -282,7 +282,7 @@ def _write_tables(table: VideoTable, out: Path, copies: dict[str, Copy]) -> None
 # -- one file, in a process of its own --------------------------------------------------------------------------------
 
 
-def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
+def _copy(task: _Task, *, options: PrepareOptions) -> Copy | NotCopied:
     target = Path(task.target)
     try:
         size, mtime_ns = stamp_of(task.source)
@@ -316,11 +316,11 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | Failure:
             keyframe_interval_frames=options.keyframe_interval_frames,
         )
     except VideoError as error:
-        return Failure(source=task.relative, message=str(error))
+        return NotCopied(source=task.relative, message=str(error))
     except OutputError as error:
-        return Failure(source=task.relative, message=str(error), is_of_output=True)
+        return NotCopied(source=task.relative, message=str(error), is_of_output=True)
     except OSError as error:  # of the original, which has gone meanwhile
-        return Failure(source=task.relative, message=f"{task.source!r} cannot be read: {why_unread(error)}")
+        return NotCopied(source=task.relative, message=f"{task.source!r} cannot be read: {why_unread(error)}")
 
 
 def small_size(width: int, height: int, short_side: int) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from tada.errors import DataError, OptionError
 from tada.video.numbered import check_fps, frame_folder_stamp
@@ -80,6 +81,13 @@ class MissingVideo:
     split: str | None
     source: str
     """Where the row stands: "train.csv row 12"."""
+
+
+class Unreadable(NamedTuple):
+    """A video that could not be read, and why."""
+
+    path: str
+    message: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from tada.data.clips import Unreadable, check_rates, open_labeled
+from tada.data.clips import check_rates, open_labeled
 from tada.data.loader import VideoLoader
-from tada.data.table import LabeledVideo, VideoTable, targets_of
+from tada.data.table import LabeledVideo, Unreadable, VideoTable, targets_of
 from tada.errors import OptionError, VideoError
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import frame_crops

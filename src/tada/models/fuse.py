@@ -364,7 +364,7 @@ class FusedNextBlock(nn.Module):
     a whole; and they add to their sum in place. The scale of the block's channels is in the last layer.
     """
 
-    def __init__(self, block: tadaconvnext.Block) -> None:
+    def __init__(self, block: tadaconvnext.ConvNeXtBlock) -> None:
         super().__init__()
         conv = block.conv
         assert conv.bias is not None
@@ -407,7 +407,7 @@ def _fuse_blocks(stages: nn.ModuleList) -> None:
     fused: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
         tada2d.BasicBlock: FusedBasicBlock,
         tada2d.Bottleneck: FusedBottleneck,
-        tadaconvnext.Block: FusedNextBlock,
+        tadaconvnext.ConvNeXtBlock: FusedNextBlock,
     }
     for stage in stages:
         assert isinstance(stage, nn.ModuleList)

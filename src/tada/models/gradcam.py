@@ -69,7 +69,7 @@ def look(network: nn.Module, clip: Tensor, choose: Callable[[Tensor], Tensor], *
     with torch.inference_mode(False):  # or nothing could be differentiated
         clip = clip.clone() if clip.is_inference() else clip
         survey = _survey(network, clip)
-        layers = _stage(network, survey) if layer is None else (_named(layer, network, survey),)
+        layers = _stage(network, survey) if layer is None else (_with_a_map(layer, network, survey),)
         cams = _cams(network, clip, choose, layers)
     total = torch.stack([_at_frames(cam, clip.shape[2]) for cam in cams]).sum(0).relu()
     peak = total.max()
@@ -182,7 +182,7 @@ def _last_blocks(prefix: str, stages: nn.ModuleList) -> list[str]:
     return [f"{prefix}.{i}.{len(list(stage.children())) - 1}" for i, stage in enumerate(stages)]
 
 
-def _named(layer: str, network: nn.Module, survey: _Survey) -> str:
+def _with_a_map(layer: str, network: nn.Module, survey: _Survey) -> str:
     if layer in survey.maps:
         return layer
     if layer not in dict(network.named_modules()):

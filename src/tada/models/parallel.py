@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch.distributed.device_mesh import DeviceMesh
 
-_BLOCKS = (tada2d.BasicBlock, tada2d.Bottleneck, tadaconvnext.Block, resnet3d.Block)
+_BLOCKS = (tada2d.BasicBlock, tada2d.Bottleneck, tadaconvnext.ConvNeXtBlock, resnet3d.Bottleneck3d)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

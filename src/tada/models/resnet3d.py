@@ -179,7 +179,7 @@ class Pathway(nn.Module):
             blocks = []
             for j in range(depth):
                 stride = (config.temporal_strides[i] if j == 0 else 1, *((2, 2) if i and j == 0 else (1, 1)))
-                block = Block(channels, width * 2**i, frames=reduce_frames[i], stride=stride, config=config)
+                block = Bottleneck3d(channels, width * 2**i, frames=reduce_frames[i], stride=stride, config=config)
                 channels = block.out_channels
                 blocks.append(block)
             stages.append(nn.ModuleList(blocks))
@@ -195,7 +195,7 @@ class Pathway(nn.Module):
         return x
 
 
-class Block(nn.Module):
+class Bottleneck3d(nn.Module):
     """A bottleneck: ``frames`` x1x1 to fewer channels, the kernel that sees pixels, 1x1x1 back, and a shortcut."""
 
     def __init__(

@@ -77,7 +77,7 @@ class TAdaConvNeXt(nn.Module):
             blocks = []
             for _ in range(depth):
                 drop = config.stochastic_depth * num_blocks / before_last
-                blocks.append(Block(width, drop=drop, config=config))
+                blocks.append(ConvNeXtBlock(width, drop=drop, config=config))
                 num_blocks += 1
             stages.append(nn.ModuleList(blocks))
         self.downsamplings = nn.ModuleList(downsamplings)
@@ -153,7 +153,7 @@ class Downsampling(nn.Module):
         return y
 
 
-class Block(nn.Module):
+class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, norm, a layer to four times the channels, GELU, a layer back; scaled and added."""
 
     def __init__(self, width: int, *, drop: float, config: TAdaConvNeXtConfig) -> None:

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tada.data.annotations import read_dataset
-from tada.data.clips import Unreadable
 from tada.data.loader import closing
 from tada.data.run_videos import KnownVideo, line_of_namesakes, marks, names_below, read_run_list
 from tada.data.split_hashes import PART, Splits
-from tada.data.table import VideoTable, targets_of, with_fps
+from tada.data.table import Unreadable, VideoTable, targets_of, with_fps
 from tada.data.views import TestVideos, ViewBatch, Views, test_loader
 from tada.errors import CheckpointError, DataError, counted, listed
 from tada.models.onnx_model import SPLITS_ENTRY, OnnxNetwork, open_session

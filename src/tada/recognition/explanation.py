@@ -207,8 +207,8 @@ class Explanation:
             "frame_numbers": list(self.frame_numbers),
             "times_seconds": [None if math.isnan(time) else round(time, 6) for time in self.times_seconds],
             "layers": list(self.layers),
-            "mean_heat": _rounded(self.heat.mean((1, 2))),
-            "calibration_strength": {name: _rounded(strength) for name, strength in strengths.items()},
+            "mean_heat": _to_six_digits(self.heat.mean((1, 2))),
+            "calibration_strength": {name: _to_six_digits(strength) for name, strength in strengths.items()},
             "note": self.note,
         }
 
@@ -250,7 +250,7 @@ def _change(deviation: Tensor) -> Tensor:
     return (deviation - deviation.mean(0)).square().mean()
 
 
-def _rounded(values: Tensor) -> list[float]:
+def _to_six_digits(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
 
 

@@ -151,8 +151,8 @@ class Prediction:
             "scores": dict(self.top(count)),
             "clips": [
                 {
-                    "start_seconds": _rounded(clip.start_seconds),
-                    "end_seconds": _rounded(clip.end_seconds),
+                    "start_seconds": _rounded_or_none(clip.start_seconds),
+                    "end_seconds": _rounded_or_none(clip.end_seconds),
                     "scores": dict(self.top(count, clip)),
                 }
                 for clip in self.clips
@@ -171,7 +171,12 @@ class Prediction:
         if not clips:
             return [self._row(rank, *best) for rank, best in enumerate(self.top(count), start=1)]
         return [
-            self._row(rank, *best, start_seconds=_rounded(clip.start_seconds), end_seconds=_rounded(clip.end_seconds))
+            self._row(
+                rank,
+                *best,
+                start_seconds=_rounded_or_none(clip.start_seconds),
+                end_seconds=_rounded_or_none(clip.end_seconds),
+            )
             for clip in self.clips
             for rank, best in enumerate(self.top(count, clip), start=1)
         ]
@@ -260,7 +265,7 @@ class Prediction:
         save_prediction(frames, [float(times[i]) for i in indices], self.top(count), Path(picture), title=title)
 
 
-def _rounded(seconds: float) -> float | None:
+def _rounded_or_none(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds, 3)
 
 

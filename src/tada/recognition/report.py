@@ -207,11 +207,11 @@ def _strips(result: Evaluation, found: Sequence[tuple[float, int, str]]) -> list
             frames = _seen(result.paths[i], result.rates[i] if result.rates else None, segment, result.clip)
         except (VideoError, OptionError):
             continue  # it was read a moment ago, and is gone: the numbers stay
-        strips.append(Picture(data=filmstrip(frames), caption=f"{text}: {_named(result.paths[i], segment)}"))
+        strips.append(Picture(data=filmstrip(frames), caption=f"{text}: {_with_times(result.paths[i], segment)}"))
     return strips
 
 
-def _named(path: str, segment: tuple[float | None, float | None]) -> str:
+def _with_times(path: str, segment: tuple[float | None, float | None]) -> str:
     start, end = segment
     if start is None and end is None:
         return path

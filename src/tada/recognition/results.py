@@ -25,10 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_confusion_matrix
 
-from tada.data.clips import Unreadable
 from tada.data.csv_rows import guarded
 from tada.data.multi_label import ClassScore, class_scores, mean_average_precision, positives_text
-from tada.data.table import Head
+from tada.data.table import Head, Unreadable
 from tada.data.views import Views
 from tada.display.notebook import Bar, Table, results_html
 from tada.display.page import PAGE
@@ -123,7 +122,9 @@ class Evaluation:
         ]
         if self.several:
             for row, targets, scores, said in zip(rows, self.targets, self.scores, self.said(), strict=True):
-                row["label"], row["predicted"] = (";".join(self._named(which == 1)) for which in (targets, said))
+                row["label"], row["predicted"] = (
+                    ";".join(self._chosen_labels(which == 1)) for which in (targets, said)
+                )
                 row |= {f"score {label}": score for label, score in zip(self.labels, scores.tolist(), strict=True)}
                 row["correct"] = bool((targets == said).all())
             return rows
@@ -148,7 +149,7 @@ class Evaluation:
         """[N, K]: 1 where a class is over its threshold, where a video may have several labels."""
         return (self.scores >= np.array(self.thresholds, np.float64)).astype(np.int64)
 
-    def _named(self, chosen: NDArray[np.bool_]) -> list[str]:
+    def _chosen_labels(self, chosen: NDArray[np.bool_]) -> list[str]:
         """[K] -> the classes that are chosen."""
         return [label for label, is_chosen in zip(self.labels, chosen.tolist(), strict=True) if is_chosen]
 
@@ -359,7 +360,7 @@ class Evaluation:
             writer.writerow(["path", *names, *map(guarded, columns)])
             for path, targets, scores in zip(self.paths, self.targets, self.scores, strict=True):
                 truth = (
-                    [guarded(";".join(self._named(targets == 1)))]
+                    [guarded(";".join(self._chosen_labels(targets == 1)))]
                     if self.several
                     else [
                         "" if target == UNKNOWN else guarded(head.labels[target])

@@ -19,8 +19,9 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from tada.data.clips import Batch, Unreadable
+from tada.data.clips import Batch
 from tada.data.loader import VideoLoader, closing
+from tada.data.table import Unreadable
 from tada.data.views import ViewBatch
 from tada.errors import DataError, OptionError, counted
 from tada.system.collectives import gathered, on_any

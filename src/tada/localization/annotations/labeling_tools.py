@@ -91,7 +91,7 @@ def _joined(contents: list[Content]) -> Content:
     return first
 
 
-def _named(content: Content, video: str, where: str) -> str:
+def _note_video(content: Content, video: str, where: str) -> str:
     """Note that a video is there, and give the path it is known by."""
     path = video_path(video)
     if not path:
@@ -122,7 +122,7 @@ def _read_label_studio(file: Path, clock: FrameClock) -> Content:
         if len(made) > 1:
             content.notes.append(f"{where}: of {len(made)} annotations one counts (the ground truth, or the last)")
         video = _label_studio_video(task["data"], where)
-        path = _named(content, video, where)
+        path = _note_video(content, video, where)
         regions = chosen.get("result") or []
         if not isinstance(regions, list):
             raise DataError(f"{where}: its result is no list of regions; export again from Label Studio")
@@ -219,7 +219,7 @@ def _read_via(file: Path, clock: FrameClock) -> Content:
             ((aid, value),) = values.items()
             files = document["view"][entry["vid"]]["fid_list"]
             about = document["file"][str(files[0])]
-            path = _named(content, str(about["fname"]), where)
+            path = _note_video(content, str(about["fname"]), where)
             for label in _via_labels(document["attribute"][aid], str(value)):
                 start, end = entry["z"]
                 content.rows.append(Row(video=path, start=start, end=end, labels=(label,), source=where))
@@ -267,14 +267,14 @@ def _read_boris(file: Path, clock: FrameClock) -> Content:
                     open_since[key] = float(time)
                     continue
                 video, first = _boris_medium(media, lengths, start, where)
-                path = _named(content, video, where)
+                path = _note_video(content, video, where)
                 begin, end = start - first, float(time) - first
                 source = f"{where}, {code!r} from {start:g} s"
                 content.rows.append(Row(video=path, start=begin, end=end, labels=(str(code),), source=source))
             for (_, code, _), start in open_since.items():
                 raise DataError(f"{where}: the state {code!r} starts at {start:g} s and never stops: pair it in BORIS")
             for medium in media:
-                path = _named(content, medium, where)
+                path = _note_video(content, medium, where)
                 if medium in lengths:
                     content.durations[path] = float(lengths[medium])
         if num_points:
@@ -332,7 +332,7 @@ def _read_boris_table(file: Path, clock: FrameClock) -> Content:
             played = "no video" if not videos else "several videos, one after the other"
             raise DataError(f"{source}: the observation is of {played}; give the project (.boris)")
         row = Row(
-            video=_named(content, videos[0], source),
+            video=_note_video(content, videos[0], source),
             start=cells["start (s)"],
             end=cells["stop (s)"],
             labels=(cells["behavior"],),

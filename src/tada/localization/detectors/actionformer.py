@@ -151,14 +151,14 @@ class ActionFormer(nn.Module):
         self.stem = nn.ModuleList([TransformerBlock(config, stride=1) for _ in range(2)])
         self.branch = nn.ModuleList([TransformerBlock(config, stride=2) for _ in range(config.num_levels - 1)])
         self.neck = nn.ModuleList([ChannelNorm(dim) for _ in range(config.num_levels)])
-        self.classifiers = nn.ModuleList([Head(dim, count) for count in config.num_classes])
-        self.regressor = Head(dim, 2)
+        self.classifiers = nn.ModuleList([PyramidHead(dim, count) for count in config.num_classes])
+        self.regressor = PyramidHead(dim, 2)
         self.scales = nn.Parameter(torch.ones(config.num_levels))
         for module in self.modules():
             if isinstance(module, nn.Conv1d) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for head in self.classifiers:
-            assert isinstance(head, Head)
+            assert isinstance(head, PyramidHead)
             assert head.last.bias is not None
             nn.init.constant_(head.last.bias, -math.log((1 - 0.01) / 0.01))  # few points are positive at first
 
@@ -229,7 +229,7 @@ class ConvNorm(nn.Module):
         return F.relu(self.norm(self.conv(x) * keep)) * keep
 
 
-class Head(nn.Module):
+class PyramidHead(nn.Module):
     """Two convolutions and a third that answers, shared by all levels."""
 
     def __init__(self, dim: int, outputs: int) -> None:

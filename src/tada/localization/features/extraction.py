@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from os import fspath
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tada.data.table import Unreadable
 from tada.errors import ChangedVideoError, DataError, TooLargeError, VideoError, listed
 from tada.localization.annotations.video_names import video_name
 from tada.localization.features.folder import FeatureCard, VideoFeatures, read_card, write_card, write_features
@@ -150,13 +151,6 @@ def join_outputs(
     return VideoFeatures(card=card, features=features, scores=of_heads)
 
 
-class Failure(NamedTuple):
-    """A video without features, and why."""
-
-    path: str
-    message: str
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extraction:
     """What became of a folder of videos."""
@@ -165,7 +159,7 @@ class Extraction:
     """Names of videos whose features are new."""
     kept: tuple[str, ...]
     """Names of those that had theirs already."""
-    failures: tuple[Failure, ...]
+    failures: tuple[Unreadable, ...]
     """Videos that could not be read."""
     replaced: tuple[str, ...] = ()
     """Names of videos that had features of another content, which were thrown away: the file had been replaced. Of
@@ -249,7 +243,7 @@ def extract(
                 source = source_of(videos[name], fps=fps if videos[name].is_dir() else None)
                 found = _extract_bound(backbone, source, settings, batch_size, sha256, work.advance)
             except VideoError as error:
-                failures.append(Failure(fspath(videos[name]), str(error)))
+                failures.append(Unreadable(fspath(videos[name]), str(error)))
             else:
                 write_features(out, replace(found, card=replace(found.card, video=name)))
                 written.append(name)

@@ -41,7 +41,7 @@ _MAX_CSV_BYTES = 1 << 26
 _EPIC_SIZES = {"verb": NUM_EPIC_VERBS, "noun": NUM_EPIC_NOUNS}
 
 
-def read_published(file: Path, *, allow_pickle: bool = False) -> Array:
+def read_feature_file(file: Path, *, allow_pickle: bool = False) -> Array:
     """Read one file of features, [T, C].
 
     .npy; .npz ("feats", or its only array); .pt and .pth (a tensor, or a mapping with one); .safetensors and .h5 (the
@@ -62,7 +62,7 @@ def read_epic_scores(file: Path, *, allow_pickle: bool = False) -> dict[str, Arr
     The softmax is taken for each crop, and the crops averaged, as the released evaluation does.
 
     Raises:
-        DataError: as ``read_published``; no "verb_class" and "noun_class", or of another width.
+        DataError: as ``read_feature_file``; no "verb_class" and "noun_class", or of another width.
     """
 
     def logits(content: Any) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def import_features(
     before = FeatureFolder(out) if has_features(out) else None
     cards: list[FeatureCard] = []
     for name, parts in videos.items():
-        features = _joined(parts, grid, lambda file: {"": read_published(file, allow_pickle=allow_pickle)})[""]
+        features = _joined(parts, grid, lambda file: {"": read_feature_file(file, allow_pickle=allow_pickle)})[""]
         ending = float(grid.seconds(float(len(features))) - grid.stride_seconds / 2)
         duration = ending if durations is None else durations.get(name, ending)
         grid.check_length(len(features), duration, f"features of {name!r} in {str(source)!r}")

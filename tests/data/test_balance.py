@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from stopped_training import same, stopping_before
 from tada.data.annotations import read_dataset
 from tada.data.balance import balance_in_words, balanced_order, class_weights
 from tada.data.clips import ResumableBatches
@@ -128,19 +129,10 @@ def test_a_balanced_run_says_so_and_goes_on_to_the_same_bits(
         "('right') clips",
     }
     assert said[balance] in lines
-    begin = RecognitionTask.on_train_batch_start
-
-    def stop_there(task: RecognitionTask, batch: Any, batch_idx: int) -> None:
-        if task.global_step == 4:
-            raise ConnectionError("the machine goes down")
-        begin(task, batch, batch_idx)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RecognitionTask, "on_train_batch_start", stop_there)
-        with pytest.raises(ConnectionError, match="goes down"):
-            run("stopped", save_every_steps=1)
+    with stopping_before(4, monkeypatch):
+        run("stopped", save_every_steps=1)
     resumed = run("stopped", resume=True)
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+    assert same(straight, resumed)
     result = evaluate(Path("straight"), Path("clips"), split="val", num_workers=0, show_progress=False, say=str)
     result.save(Path("report"))
     found = json.loads(Path("report/evaluation.json").read_text())

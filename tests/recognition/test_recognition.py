@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from hang import HANG_SECONDS
+from stopped_training import same, stopping_before
 from tada.data.annotations import read_dataset
 from tada.errors import CheckpointError, DataError, OptionError, OutputError
 from tada.models import create_model
@@ -43,10 +44,6 @@ def run(recipe: Recipe, data: Path, out: Path, **options: Any) -> dict[str, torc
     """Train, and return the weights."""
     train(recipe, data, out, num_workers=0, show_progress=False, say=silent, **options)
     return load_file(out / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_learning_rate_follows_the_published_rule() -> None:
@@ -244,17 +241,8 @@ def interrupted(
     recipe: Recipe, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *, step: int, resume: bool = False
 ) -> None:
     """A run that was stopped before a step, with a state saved after each."""
-    begin = RecognitionTask.on_train_batch_start
-
-    def stop_there(task: RecognitionTask, batch: Any, batch_idx: int) -> None:
-        if task.global_step == step:
-            raise ConnectionError("the machine goes down")
-        begin(task, batch, batch_idx)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RecognitionTask, "on_train_batch_start", stop_there)
-        with pytest.raises(ConnectionError, match="goes down"):
-            run(recipe, data, out, resume=resume, save_every_steps=1)
+    with stopping_before(step, monkeypatch):
+        run(recipe, data, out, resume=resume, save_every_steps=1)
 
 
 def test_a_run_from_before_batches_were_filled_up_goes_on_as_it_began(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stopped_training import stopping_before
 from tada.errors import OptionError
 from tada.models import create_model
 from tada.models.parallel import synchronize_batch_norms
@@ -126,17 +127,8 @@ def test_a_run_that_trains_the_calibration(
     assert any(line.startswith("--train calibration: ") for line in lines)
     assert not any("random weights" in line for line in lines)
 
-    begin = RecognitionTask.on_train_batch_start
-
-    def stop_there(task: RecognitionTask, batch: Any, batch_idx: int) -> None:
-        if task.global_step == 4:
-            raise ConnectionError("the machine goes down")
-        begin(task, batch, batch_idx)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RecognitionTask, "on_train_batch_start", stop_there)
-        with pytest.raises(ConnectionError, match="goes down"):
-            run(recipe, motion_videos, Path("stopped"), save_every_steps=1)
+    with stopping_before(4, monkeypatch):
+        run(recipe, motion_videos, Path("stopped"), save_every_steps=1)
     resumed, lines = run(recipe, motion_videos, Path("stopped"), resume=True)
     assert any(line.startswith("--train calibration: ") for line in lines)
     assert not moved(straight, resumed)

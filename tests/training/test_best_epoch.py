@@ -6,17 +6,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from stopped_training import same, stopping_before
 from tada.errors import CheckpointError, OptionError
 from tada.models.weights import load_model
 from tada.recognition.recipe import Recipe, load_recipe
 from tada.recognition.training import TrainingResult, train
 from tada.recognition.training_step import RecognitionTask
+from tada.training.best_epoch import BestEpoch
 from tada.training.trainer import learning_rate_factor
 
 
@@ -28,10 +31,6 @@ def run(recipe: Recipe, data: Path, out: Path, **options: Any) -> tuple[Training
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(autouse=True)
@@ -68,17 +67,8 @@ def recipe(small_recipe: Recipe) -> Recipe:
 
 def stop_before(step: int, monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> None:
     """A run that ends before a step, with a state saved after each."""
-    begin = RecognitionTask.on_train_batch_start
-
-    def stop_there(task: RecognitionTask, batch: Any, batch_idx: int) -> None:
-        if task.global_step == step:
-            raise ConnectionError("the machine goes down")
-        begin(task, batch, batch_idx)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(RecognitionTask, "on_train_batch_start", stop_there)
-        with pytest.raises(ConnectionError, match="goes down"):
-            run(*arguments, save_every_steps=1, **options)
+    with stopping_before(step, monkeypatch):
+        run(*arguments, save_every_steps=1, **options)
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.8])
@@ -165,6 +155,31 @@ def test_a_best_state_that_is_gone_is_told(
     (tmp_path / "run" / "resume" / "best.ckpt").unlink()
     with pytest.raises(CheckpointError, match=r"best\.ckpt', the state after the best epoch \(1\), is damaged or gone"):
         run(recipe, motion_videos, tmp_path / "run", resume=True)
+
+
+def test_states_of_localizers_of_before_know_their_best_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of an earlier tada has its score, one of a still earlier that of Lightning's callback."""
+    saved: list[Path] = []
+    trainer: Any = SimpleNamespace(global_step=8, save_checkpoint=saved.append)
+    checkpoint = {"callbacks": {"ModelCheckpoint{...}": {"monitor": "val_map", "best_model_score": torch.tensor(0.5)}}}
+    for give in (
+        lambda best: best.load_state_dict({"score": 0.5}),
+        lambda best: best.on_load_checkpoint(trainer, None, checkpoint),
+    ):
+        best = BestEpoch(tmp_path / "best.ckpt", accuracy="val_map", steps_per_epoch=4)
+        assert best.state_key == "BestEpoch"
+        give(best)
+        for score, is_better in ((0.4, False), (0.5, False), (0.6, True)):
+            trainer.callback_metrics = {"val_map": torch.tensor(score), "train_loss": torch.tensor(1.0)}
+            best.on_validation_end(trainer, None)  # type: ignore[arg-type]  # not asked
+            assert bool(saved) == is_better
+        assert (best.epoch, best.metrics["val_map"]) == (2, pytest.approx(0.6))
+        saved.clear()
+    untested = BestEpoch(tmp_path / "best.ckpt", accuracy="val_map", steps_per_epoch=4)
+    untested.load_state_dict({"score": -1.0})
+    trainer.callback_metrics = {"val_map": torch.tensor(0.0)}
+    untested.on_validation_end(trainer, None)  # type: ignore[arg-type]  # not asked
+    assert saved == [tmp_path / "best.ckpt"], "the first test is the best, whatever it finds"
 
 
 # -- more epochs ------------------------------------------------------------------------------------------------------

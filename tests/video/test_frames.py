@@ -42,7 +42,7 @@ from tada.errors import (
 )
 from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import load
-from tada.recognition.training_call import augmentation
+from tada.recognition.training_data import augmentation
 from tada.video import frames as frames_module
 from tada.video.find import find_videos
 from tada.video.frames import open_footage, probe_footage

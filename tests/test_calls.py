@@ -12,7 +12,7 @@ import torch
 
 import tada
 from tada.display.plots import save_confusion_matrix
-from tada.errors import OptionError, TooLargeError
+from tada.errors import CheckpointError, OptionError, TooLargeError
 from tada.system.calls import checked
 from tada.video.annotate import annotate_video
 from test_python import LOCALIZATION, PREDICTION
@@ -51,6 +51,8 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "load": (lambda: tada.load(None), "run = None should be a path"),
     "train": (lambda: tada.train(None, None, "out"), "data = None should be a path or a VideoTable"),
     "too few": (lambda: tada.train("clips", "out"), r"train\(recipe, data, out, .*missing a required argument: 'out'"),
+    "too few, and a field": (lambda: tada.train("clips", out="run", epochs=1), "missing a required argument: 'data'"),
+    "empty": (lambda: tada.load(""), "run is an empty text: give the folder of a run"),
     "limit": (lambda: tada.train(None, "clips", "out", limit=True), "limit = True should be a whole number"),
     "evaluate": (lambda: tada.evaluate("run", "clips", views=3), "views = 3 should be a Views or a text or None"),
     "network": (lambda: tada.create_model("tada2d_tiny", num_classes="3"), "num_classes = '3' should be a whole"),
@@ -77,6 +79,24 @@ def test_a_wrong_call_is_one_line_and_writes_nothing(
         given()
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_misspelled_are_answered_with_the_nearest() -> None:
+    with pytest.raises(CheckpointError, match="did you mean 'tada2d_tiny_motion'"):
+        tada.load("tada2d_tiny_motoin")
+
+
+@pytest.mark.parametrize("name", ["tada2d_tiny", "tsn_r18", "tadaconvnext_t"])
+def test_a_network_says_what_clips_are(name: str) -> None:
+    with torch.device("meta"):
+        network = tada.create_model(name, num_classes=2)
+        for shape, way_out in (
+            ((3, 4, 32, 32), r"this seems to be one clip, clips\[None\]"),
+            ((1, 4, 3, 32, 32), r"this seems to be \[N, T, 3, H, W\], clips.transpose\(1, 2\)"),
+            ((1, 4, 4, 32, 32), "three colors$"),
+        ):
+            with pytest.raises(OptionError, match=rf"should be \[N, 3, T, H, W\].*{way_out}"):
+                network(torch.zeros(shape))
 
 
 def test_frames_of_strips_are_refused_wherever_they_come_from() -> None:

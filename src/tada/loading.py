@@ -55,6 +55,8 @@ def load(
         OptionError: dtype or compile for a localizer, whose detector was trained on features as they are without; or
             for an ONNX file, which says itself how it computes.
     """
+    if not fspath(run):
+        raise OptionError("run is an empty text: give the folder of a run, a file, or the name of weights")
     device = None if device is None else str(device)
     if (Path(fspath(run)) / CARD_FILE).exists():
         if dtype is not None or compile:

@@ -96,6 +96,8 @@ def test_a_topic_by_itself(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     assert "--flip-probability" in screen
     assert "--weight-decay" not in screen
     assert "optimization:" in shown("train clips --help-all", 80, monkeypatch, capsys)
+    assert main(["train", "--help-all", "optimisation"]) == 2
+    assert "the help has no topic 'optimisation'; did you mean 'optimization'?" in capsys.readouterr().err
 
 
 def test_commands_are_listed_as_they_are_typed(

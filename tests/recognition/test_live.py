@@ -216,7 +216,7 @@ def test_a_stream_is_written_line_by_line(run: Path, day: Path, capsys: pytest.C
     assert lines[0].split() == ["since", "score", "behind", "latency", "what", "happens"]
     assert re.fullmatch(r" +\d\.\d\d s  begins +0\.\d\d +1\.00 s +\d+\.\d\d s  [ab]", lines[1])
     assert lines[-3] == f"{counted(len(begun), 'thing')} happened in 12.0 s, 120 frames"
-    assert re.fullmatch(r"from a frame's arrival to the answer: .*ms \(24 looks\)", lines[-2])
+    assert re.fullmatch(r"from a frame's arrival to the answer: .*ms \(25 looks\)", lines[-2])
 
     assert main([*words, "--format", "csv"]) == 0
     captured = capsys.readouterr()

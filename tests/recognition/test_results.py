@@ -123,8 +123,17 @@ def test_what_does_not_go_together_is_refused(simple: Evaluation, epic: Evaluati
         ensemble([simple, epic])
     with pytest.raises(DataError, match=r"2 are in one only, such as '1\.mp4'; evaluate both"):
         ensemble([simple, replace(simple, ids=("9.mp4", *simple.ids[1:]))])
-    with pytest.raises(DataError, match=r"test 3 has other true classes"):
-        ensemble([simple, simple, replace(simple, targets=1 - simple.targets)])
+    with pytest.raises(DataError, match=r"test 2 has other true classes"):
+        ensemble([simple, replace(simple, scores=1 - simple.scores, targets=1 - simple.targets)])
+    with pytest.raises(DataError, match="the scores of test 2 are the first's: give tests of other models or views"):
+        ensemble([simple, simple])
+
+
+def test_scores_of_others_are_not_written_over(simple: Evaluation, tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("mine")
+    with pytest.raises(OptionError, match=r"holds a report \(scores\.csv\)"):
+        simple.save(tmp_path)
+    assert (tmp_path / "scores.csv").read_text() == "mine"
 
 
 # --- verbs, nouns, actions -------------------------------------------------------------------------------------------

@@ -146,6 +146,11 @@ def test_arguments_that_lack(command: str, capsys: pytest.CaptureFixture[str]) -
 
 LINES: dict[str, tuple[list[str], str]] = {
     "no data": (["train"], "`tada train` needs DATA: a folder of class folders; a CSV with "),
+    "another folder than the run's": (
+        ["train", "clips", "--resume", "run", "--out", "other"],
+        "--resume run goes on in that folder: leave --out away, or copy the run to other and resume it there",
+    ),
+    "data by name that are not there": (["train", "--data", "nowhere"], "'nowhere' is not there"),
     "several folders": (
         ["train", "clips/a", "clips/b"],
         "`tada train` takes DATA, and 'clips/b' is too much: put all classes into one folder, or list the videos in a ",
@@ -171,7 +176,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     "a short name out of range": (["train", "clips", "--batch", "0"], "--batch must be 1 or more, not 0"),
     "a short name without a value": (["train", "clips", "--workers"], "--workers needs a value: "),
     "output alone": (["export", "--out", "x.onnx"], "`tada export` needs RUN: the folder of a run"),
-    "output twice": (["export", "run", "x", "--out", "y"], "`tada export` takes RUN --out FILE, and 'y' is too much"),
+    "output twice": (["export", "run", "x", "--out", "y"], "`tada export` takes RUN --out FILE, and 'x' is too much"),
     "a name without a value": (["export", "run", "--out"], "--out needs a value: OUT.onnx, for ONNX Runtime"),
     "a command of two words": (
         ["localize", "trian", "--segments", "s.csv"],

@@ -207,6 +207,9 @@ def test_what_is_no_stream_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr("sys.stdin", nothing)
         with pytest.raises(EmptyFileError, match="'-' ended without video: its writer wrote nothing"):
             list(FrameStream("-", idle_seconds=600))
+    monkeypatch.setattr("sys.stdin", None)  # as of `tada predict - --stream <&-`
+    with pytest.raises(VideoNotFoundError, match=r"'-' cannot be opened \(standard input is closed\)"):
+        list(FrameStream("-"))
     with pytest.raises(VideoNotFoundError, match="cannot be opened"):
         list(FrameStream("http://127.0.0.1:9/a.mkv"))
     with pytest.raises(OptionError, match="idle_seconds=0 should be positive"):

@@ -43,22 +43,21 @@ class Answers(Generic[Answer]):
         """
         self.count = 0
         """How many were printed."""
-        self._nothing = "[]\n" if form == "json" else ""  # where the end comes before the beginning
+        self._kind = form
         self._form: Form[Answer] | None = None
         self._is_ended = False
         self._lock = threading.Lock()
 
     def begin(self, form: Form[Answer]) -> None:
-        """Print what stands before the first answer."""
-        with self._lock:
-            if not self._is_ended:
-                self._form = form
-                print_text(form.head)
+        """Answers will come in this form. Its head is printed with the first, so that none stands above an error."""
+        self._form = form
 
     def add(self, answer: Answer) -> None:
         """Print an answer."""
         assert self._form is not None
         text = self._form.starts[self.count > 0] + self._form.text(answer)
+        if not self.count:
+            text = self._form.head + text
         with self._lock:
             if not self._is_ended:
                 print_text(text)
@@ -69,7 +68,14 @@ class Answers(Generic[Answer]):
         with self._lock:
             if not self._is_ended:
                 self._is_ended = True
-                print_text(self._nothing if self._form is None else self._form.tail)
+                print_text(self._tail())
+
+    def _tail(self) -> str:
+        if self._kind == "json" and not self.count:
+            return "[]\n"
+        if self._form is None:
+            return ""
+        return self._form.tail if self.count or self._kind != "csv" else self._form.head
 
 
 def json_form(as_dict: Callable[[Answer], dict[str, Any]]) -> Form[Answer]:

@@ -71,7 +71,8 @@ def _print_report(report: CheckReport) -> None:
         of_class = sorted((sum(counts.values()), label) for label, counts in classes.items())
         (least, rarest), (most, commonest) = of_class[0], of_class[-1]
         fewest, largest = f"{least} ({printable(rarest)})", f"{counted(most, 'video')} ({printable(commonest)})"
-        print(f"{counted(len(of_class), f'{name} class')}, from {fewest} to {largest}")
+        sizes = f"from {fewest} to {largest}" if least < most else f"{counted(most, 'video')} each"
+        print(f"{counted(len(of_class), f'{name} class')}, {sizes}")
     for name, values in report.spread().items():
         shown = ", ".join(f"{value} ({count})" for value, count in list(values.items())[:5])
         console.print(f"{name}: {shown}{', ...' if len(values) > 5 else ''}", markup=False)

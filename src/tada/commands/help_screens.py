@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args, get_origin
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from tada.errors import nearest
 from tada.system.typed_input import by_name, dashed, type_of
 
 _WIDEST = 112
@@ -117,8 +118,11 @@ class _HelpAll(argparse._HelpAction):
         self.nargs = "?"
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        topic = values if values in parser.topics else None
-        print(parser.screen(topic, all_of_it=True), end="")
+        if values is not None and values not in parser.topics:
+            near = nearest(str(values), list(parser.topics))
+            hint = f"did you mean {near!r}?" if near else "they are " + ", ".join(parser.topics)
+            raise argparse.ArgumentError(self, f"the help has no topic {values!r}; {hint}")
+        print(parser.screen(values, all_of_it=True), end="")
         parser.exit()
 
 

@@ -95,7 +95,9 @@ AUGMENTATION = (
 
 def _train_arguments(parser: ArgumentParser) -> None:
     add_data(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("runs/train"), help="the folder of the new run")
+    parser.add_argument(
+        "--out", type=Path | None, metavar="DIR", help="the folder of the new run; by default runs/train"
+    )
     parser.add_argument("--resume", type=Path | None, metavar="RUN", help="the run to continue")
     parser.add_argument("--recipe", action=RecipeFile, metavar="NAME", help="one of `tada recipes`, or a YAML file")
     parser.add_argument("--val-fraction", type=float, default=0.2, help="part of each class held out for validation")
@@ -136,15 +138,25 @@ def _train_arguments(parser: ArgumentParser) -> None:
     }
 
 
+def _run_folder(options: Namespace) -> Path:
+    folder: Path = options.resume or options.out or Path("runs/train")
+    return folder
+
+
 def _train(options: Namespace) -> int:
     """Train a model on your videos."""
     advise(lambda state: _way_on(options, state))
     from tada.recognition.training import train
 
+    if options.resume is not None and options.out not in (None, options.resume):
+        raise UserError(
+            f"--resume {options.resume} goes on in that folder: leave --out away, or copy the run to {options.out} and "
+            "resume it there"
+        )
     result = train(
         recipe_of({field.name: options[field.name] for field in fields(Recipe)}),
         read_data(options),
-        options.resume or options.out,
+        _run_folder(options),
         val_fraction=options.val_fraction,
         val_groups=[group for group in options.val_groups.split(",") if group],
         resume=options.resume is not None,
@@ -167,7 +179,7 @@ def _train(options: Namespace) -> int:
 
 def _way_on(options: Namespace, state: str) -> str:
     """How a run that was interrupted goes on."""
-    run = options.resume or options.out
+    run = _run_folder(options)
     if not (run / RECIPE_FILE).exists():
         return "nothing was learned yet: the same command begins anew"
     if (run / METRICS_FILE).exists():

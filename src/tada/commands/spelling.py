@@ -143,8 +143,15 @@ class _Words:
         lacking = [a for a in others if a.nargs in (None, "+")][len(self.places) :]
         if lacking:
             raise UserError(missing([lacking[0].dest], typed))
-        run, out = ([self.by_name[dest]] if dest in self.by_name else [] for dest in ("run", "out"))
-        return [*run, *self.places, *out]
+        places, left = [], list(self.places)
+        for argument in typed.positionals():
+            if argument.dest in self.by_name:
+                places.append(self.by_name[argument.dest])
+            else:
+                number = len(left) if argument.nargs in ("+", "*") else 1
+                places += left[:number]
+                del left[:number]
+        return [*places, *left]
 
 
 def _is_option(word: str) -> bool:

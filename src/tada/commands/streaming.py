@@ -145,9 +145,11 @@ class Latencies:
     seen: list[tuple[float, float]] = field(default_factory=list)
     """At each of them, how much of the stream had been seen and what the clock said."""
     seen_seconds: float = 0.0
+    num_looks: int = 0
 
     def add(self, seen_seconds: float, latency_seconds: float, *, is_last: bool) -> None:
         """Note a look."""
+        self.num_looks += 1
         self.seen_seconds = seen_seconds
         if not is_last:
             self.seconds.append(latency_seconds)
@@ -166,7 +168,7 @@ class Latencies:
             "seen_seconds": round(self.seen_seconds, 3),
             "num_frames": stream.num_frames,
             "num_left_out": stream.num_left_out,
-            "num_looks": len(ordered),
+            "num_looks": self.num_looks,
             "latency_seconds": {name: round(seconds, 4) for name, seconds in at.items()},
             "speed": speed,
         }

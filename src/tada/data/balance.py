@@ -79,6 +79,8 @@ def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
         share, left = divmod(num_drawn, len(found))
         times = f"{share} or {share + 1} clips" if left else counted(share, "clip")
         return f"--balance sampling: an epoch has {times} of each of {len(found)} classes, which have {extent}"
+    if balance == "loss" and found[few] == found[many]:
+        return f"--balance loss changes nothing: the classes have {extent}"
     if balance == "loss":
         factors = []
         for head in range(len(table.heads)):

@@ -18,7 +18,7 @@ THRESHOLD = 0.5
 """The score from which on a class is said of a video, where nothing better is known."""
 FEWEST = 10
 """Held-out videos of a class from which on its threshold is chosen: fewer would choose by chance."""
-NONE = "none"
+NONE = "(none)"
 """What is printed for a video that no class is said of."""
 
 

@@ -239,7 +239,8 @@ def features_for(
     backbone, settings = localizer.feature_maker()
     if fps is None and localizer.recipe.fps is not None and _has_frames(videos):
         fps = localizer.recipe.fps
-        say(f"frames are taken to come at {fps:g} a second, as in the localizer's training; fps says otherwise")
+        way_out = "--fps (fps in Python) says otherwise"
+        say(f"frames are taken to come at {fps:g} a second, as in the localizer's training; {way_out}")
     table = read_segments(segments, videos, fps=fps)
     table, files = match_videos(
         table, videos, fps=fps, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say

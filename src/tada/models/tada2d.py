@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tada.errors import OptionError
+from tada.models.clip_shape import check_clips
 from tada.tadaconv import Calibrate, Routing, TAdaConv2d, TemporalAggregation, TemporalPool
 
 
@@ -100,6 +101,7 @@ class TAda2D(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the mean over frames and pixels."""
+        check_clips(clips)
         n, _, t = clips.shape[:3]
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         frames = F.relu(self.stem_norm(self.stem_conv(frames)), inplace=True)

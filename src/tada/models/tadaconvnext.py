@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tada.errors import OptionError
+from tada.models.clip_shape import check_clips
 from tada.tadaconv import Calibrate, Routing, TAdaConv2d
 
 
@@ -94,6 +95,7 @@ class TAdaConvNeXt(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the norm of the mean over frames and pixels."""
+        check_clips(clips)
         frames, t = self.stem(clips)
         for downsampling, stage in zip(self.downsamplings, self.stages, strict=True):
             frames = downsampling(frames)

@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tada.errors import CheckpointError, UnknownNameError, listed, why_unread
+from tada.errors import CheckpointError, UnknownNameError, listed, nearest, why_unread
 from tada.models import create_model
 from tada.models.released_names import name_here, network_of
 from tada.system.array_files import check_unpacked
@@ -174,8 +174,10 @@ def _skeleton(card: ModelCard) -> nn.Module:
 
 def _read_card(file: Path) -> tuple[ModelCard, str]:
     if not file.parent.is_dir():
+        near = nearest(str(file.parent), packaged_names())
+        hint = f", nor the name of weights that ship with tada (did you mean {near!r}?)" if near else ""
         raise CheckpointError(
-            f"{str(file.parent)!r} is no folder; give the folder of a trained model, with {CARD_FILE} in it"
+            f"{str(file.parent)!r} is no folder{hint}; give the folder of a trained model, with {CARD_FILE} in it"
         )
     if not file.exists():
         raise CheckpointError(

@@ -25,7 +25,7 @@ from tada.data.annotations import read_dataset
 from tada.data.loader import closing
 from tada.data.run_videos import KnownVideo, line_of_namesakes, marks, names_below, read_run_list
 from tada.data.split_hashes import PART, Splits
-from tada.data.table import Unreadable, VideoTable, targets_of, with_fps
+from tada.data.table import SPLITS, Unreadable, VideoTable, targets_of, with_fps
 from tada.data.views import TestVideos, ViewBatch, Views, test_loader
 from tada.errors import CheckpointError, DataError, counted, listed
 from tada.models.onnx_model import SPLITS_ENTRY, OnnxNetwork, open_session
@@ -256,7 +256,8 @@ def with_fps_of_run(table: VideoTable, run: Path, say: Callable[[str], None]) ->
     fps = fps_of_run(run)
     if fps is None or not any(video.is_frames and video.fps is None for video in table.videos):
         return table
-    say(f"frames are taken to come at {fps:g} a second, as {run} was trained with; fps says otherwise")
+    way_out = "--fps (fps in Python) says otherwise"
+    say(f"frames are taken to come at {fps:g} a second, as {run} was trained with; {way_out}")
     return with_fps(table, fps)
 
 
@@ -296,7 +297,8 @@ def choose_videos(
     found = [""] * len(table) if known is None else marks(table, known, show_progress=show_progress)
     if known is not None and split is not None and not has_split:
         if split not in found:
-            raise DataError(f"{run} has held out no videos of this data as its {split} split")
+            there = listed(sorted({mark for mark in found if mark in SPLITS})) or "none"
+            raise DataError(f"{run} knows no videos of this data as its {split} split, but these splits: {there}")
         table, found = _only(table, found, {split})
         lines.append(f"testing on the {counted(len(table), 'video')} that {run} has in its {split} split")
     elif known is not None and not any(found):

@@ -344,7 +344,9 @@ class Evaluation:
             OutputError: the folder cannot be written.
         """
         folder = Path(folder)
-        check_not_there(folder, [NUMBERS_FILE], overwrite=overwrite)
+        # scores.csv without scores.npz, which a report begins with, is no part of one that was interrupted.
+        others = [] if (folder / SCORES_FILE).exists() else ["scores.csv"]
+        check_not_there(folder, [NUMBERS_FILE, *others], overwrite=overwrite)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         before = [file for name in REPORT_FILES for file in folder.glob(name)]
@@ -458,6 +460,9 @@ def ensemble(tests: Sequence[Evaluation]) -> Evaluation:
     """
     first = tests[0]
     scores = [first.scores]
+    for number, test in enumerate(tests[1:], start=2):
+        if test.heads == first.heads and test.ids == first.ids and np.array_equal(test.scores, first.scores):
+            raise DataError(f"the scores of test {number} are the first's: give tests of other models or views")
     for number, test in enumerate(tests[1:], start=2):
         if test.heads != first.heads:
             raise DataError(f"the scores of test {number} are of other classes than those of the first")

@@ -46,7 +46,6 @@ def checked(**least: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(function)
-        names = [name for name in signature.parameters if name != "self"]
         kinds = {
             name: kinds
             for name, parameter in signature.parameters.items()
@@ -59,7 +58,7 @@ def checked(**least: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError as error:
-                raise OptionError(_unfit(function.__name__, names, kwargs, error)) from error
+                raise OptionError(_unfit(function.__name__, signature, kwargs, error)) from error
             for name, value in given.items():
                 if name in kinds and not any(_is(value, kind) for kind in kinds[name]):
                     raise OptionError(f"{name} = {_shown(value)} should be {_in_words(kinds[name])}")
@@ -106,12 +105,14 @@ def _shown(value: object) -> str:
     return text if len(text) < 60 else f"a {type(value).__name__}"
 
 
-def _unfit(function: str, names: list[str], given: Mapping[str, object], error: TypeError) -> str:
-    unknown = next((name for name in given if name not in names), None)
+def _unfit(function: str, signature: inspect.Signature, given: Mapping[str, object], error: TypeError) -> str:
+    names = [name for name in signature.parameters if name != "self"]
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    unknown = None if takes_more else next((name for name in given if name not in names), None)
     call = f"{function}({', '.join(names)})"
     if unknown is None:
         return f"{call}: {error}"
     if unknown in _INSTEAD:
         return f"{function} has no argument {unknown!r}: {_INSTEAD[unknown]}"
     near = nearest(unknown, names)
-    return f"{function} has no argument {unknown!r}{f'; did you mean {near!r}?' if near else ''} It is {call}"
+    return f"{function} has no argument {unknown!r}{f'; did you mean {near!r}?' if near else '.'} It is {call}"

@@ -216,7 +216,7 @@ def by_name(parser: ArgumentParser) -> dict[str, argparse.Action]:
     """Arguments of a command that may also be given as options: `tada export --model RUN --out FILE`."""
     known = {name for action in parser._actions for name in action.option_strings}
     positionals = {action.dest: action for action in parser._actions if not action.option_strings}
-    names = {"--model": "run", "--out": "out"}
+    names = {"--model": "run", "--data": "data", "--out": "out"}
     return {name: positionals[dest] for name, dest in names.items() if dest in positionals and name not in known}
 
 

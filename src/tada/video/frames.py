@@ -117,7 +117,7 @@ def check_rate(paths: Sequence[str | os.PathLike[str]], fps: float | None, *, ne
         OptionError: it lacks, or there are no such folders.
     """
     folder = next((path for path in paths if os.path.isdir(path)), None)
-    if fps is not None and check_fps(fps) and folder is None:
+    if fps is not None and check_fps(fps) and folder is None and all(map(os.path.exists, paths)):
         raise OptionError(f"{fps = :g} is for folders of frames, and there is none: files have times of their own")
     if fps is None and folder is not None and needed:
         raise OptionError(no_rate(os.fspath(folder), needed))

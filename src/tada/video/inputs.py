@@ -135,7 +135,8 @@ def source_of(video: Any, *, fps: float | None = None, number: int | None = None
         found = _of_open_file(video, which)
     else:
         return _of_frames(video, fps, which)
-    if fps is not None:
+    is_missing = isinstance(video, str | os.PathLike) and not os.path.exists(found.name)  # which opening it tells
+    if fps is not None and not is_missing:
         raise OptionError(f"{found.name!r} has times of its own: leave fps away, which is for frames without")
     return found
 

@@ -45,6 +45,8 @@ class LiveBytes:
         self._stop = stop
         self._position, self._has_ended = 0, False
         try:
+            if path == STDIN and sys.stdin is None:
+                raise ValueError("standard input is closed")
             if path == STDIN:
                 self._file = os.dup(sys.stdin.fileno())
             else:

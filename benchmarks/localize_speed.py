@@ -26,7 +26,7 @@ import torch
 from rich.progress import Progress
 
 from tada.data.motion import MOTIONS, draw_motion
-from tada.localization.annotations.table import LabelSet
+from tada.data.table import Head
 from tada.localization.detectors.actionformer import ActionFormerConfig
 from tada.localization.detectors.detector import ActionFormerDetector
 from tada.localization.features.extraction import clip_outputs, join_outputs, settings_as_dict
@@ -45,7 +45,7 @@ from timing import PRECISIONS, device_of, parser_of, show, synchronize, write_re
 WIDTH, HEIGHT, FPS = 340, 256, 25
 SCENE_SECONDS = 5
 PARTS = ("decode", "transform", "network", "detector")
-LABELS = LabelSet(name="action", classes=tuple(f"class {i}" for i in range(20)))
+LABELS = Head(name="action", labels=tuple(f"class {i}" for i in range(20)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -106,15 +106,15 @@ def drawn_video(folder: Path, seconds: float) -> Path:
 def localizer_of(model: str, side: int, precision: str, device: torch.device) -> Localizer:
     """A localizer that nobody has trained."""
     clip = ClipSpec(num_frames=8, interval=8, fps=30.0, short_side=side * 8 // 7, crop=side)
-    card = ModelCard(model=model, labels=LABELS.classes, clip=clip, trained_from="nothing")
-    network = create_model(model, num_classes=len(LABELS.classes))
+    card = ModelCard(model=model, labels=LABELS.labels, clip=clip, trained_from="nothing")
+    network = create_model(model, num_classes=len(LABELS.labels))
     backbone = Recognizer(network, card, device=device, dtype=PRECISIONS[precision])
     settings = SlidingWindows.for_clips(clip)
     recipe = LocalizationRecipe()
     example = torch.zeros(1, 1, 8, side, side, 3, dtype=torch.uint8)
     config = ActionFormerConfig(
         in_channels=clip_outputs(backbone, example)[0].shape[1],
-        num_classes=(len(LABELS.classes),),
+        num_classes=(len(LABELS.labels),),
         dim=recipe.dim,
         window=9,
         regression_ranges=((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10_000.0)),

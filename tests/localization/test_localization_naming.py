@@ -12,8 +12,9 @@ import pytest
 
 from drawn_features import RECIPE, draw_features, silent
 from tada.commands.cli import main
+from tada.data.table import Head
 from tada.errors import DataError, OptionError
-from tada.localization.annotations.table import LabelSet, SegmentTable, read_segments
+from tada.localization.annotations.table import SegmentTable, read_segments
 from tada.localization.classifiers import read_video_scores
 from tada.localization.detectors.detections import Detections
 from tada.localization.evaluation import evaluate_localizer
@@ -69,7 +70,7 @@ def test_numbers_stand_for_names_of_the_same_place() -> None:
             score_labels={"verb": known},
         )
         found = VideoFeatures(card=card, features=np.zeros((2, 1), np.float32), scores={"verb": rows})
-        (taken,) = naming_scores(found, [LabelSet(name="verb", classes=classes)])
+        (taken,) = naming_scores(found, [Head(name="verb", labels=classes)])
         values: list[float] = taken[0].tolist()
         return values
 
@@ -161,7 +162,7 @@ def test_class_agnostic_actionformer_is_named_by_a_classifier(tmp_path: Path) ->
     train_localizer(AGNOSTIC, features, segments, tmp_path / "run", classifier=file, show_progress=False, say=silent)
     localizer = load_localizer(tmp_path / "run")
     assert localizer.card.shape["num_classes"] == [1]
-    assert localizer.label_sets[0].classes == ("a", "b")
+    assert localizer.label_sets[0].labels == ("a", "b")
     tested = evaluate_localizer(
         localizer, features, segments, tiou_thresholds=(0.1,), classifier=file, show_progress=False
     )

@@ -18,8 +18,9 @@ import tada
 from drawn_features import GRID, RECIPE, draw_features, silent
 from tada.commands.cli import main
 from tada.data.motion import draw_motion
+from tada.data.table import Head
 from tada.errors import CheckpointError, DataError, OptionError
-from tada.localization.annotations.table import LabelSet, read_segments
+from tada.localization.annotations.table import read_segments
 from tada.localization.detectors.detections import Detections
 from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
 from tada.localization.features.extraction import settings_as_dict
@@ -76,7 +77,9 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(run: Path, data: t
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"val_map", "train_loss", "train_regression", "seconds"} <= metrics.keys()
     localizer = load_localizer(run)
-    assert localizer.label_sets == (LabelSet(name="action", classes=("a", "b")),)
+    assert localizer.label_sets == (Head(name="action", labels=("a", "b")),)
+    written = json.loads((run / "localizer.json").read_text())["label_sets"]
+    assert written == [{"name": "action", "classes": ["a", "b"]}]  # as localizers of before have it
     assert localizer.card.grid == GRID
     # What was kept is the best epoch by the averaged weights: testing it again gives the same.
     again = evaluate_localizer(localizer, *data, tiou_thresholds=RECIPE.tiou_thresholds, show_progress=False)
@@ -115,7 +118,7 @@ def test_verbs_and_nouns_share_a_trunk(data: tuple[Path, Path], tmp_path: Path) 
         replace(RECIPE, epochs=1), data[0], tmp_path / "pairs.csv", tmp_path / "run", show_progress=False, say=silent
     )
     localizer = load_localizer(tmp_path / "run")
-    assert [len(s.classes) for s in localizer.label_sets] == [2, 2]
+    assert [len(s.labels) for s in localizer.label_sets] == [2, 2]
     tested = evaluate_localizer(localizer, data[0], tmp_path / "pairs.csv", tiou_thresholds=(0.1,), show_progress=False)
     assert tested.tasks().keys() == {"verb", "noun", "action"}
     entry = tested.results["results"]["v5"][0]
@@ -288,7 +291,7 @@ def test_events_of_an_untrimmed_video_are_found_to_half_a_step(tmp_path: Path) -
     card = LocalizerCard(
         detector="actionformer",
         shape={},
-        label_sets=(LabelSet(name="action", classes=("bright",)),),
+        label_sets=(Head(name="action", labels=("bright",)),),
         grid=FeatureGrid.of_windows(settings),
         feature_settings=settings_as_dict(backbone, settings),
         backbone="",

@@ -26,8 +26,8 @@ from drawn_videos import draw_plain
 from hang import HANG_SECONDS
 from tada.commands.cli import main
 from tada.data.motion import draw_motion
+from tada.data.table import Head
 from tada.errors import CheckpointError, NotAVideoError, OptionError
-from tada.localization.annotations.table import LabelSet
 from tada.localization.detectors.actionformer import ActionFormerConfig
 from tada.localization.detectors.bmn import BMNConfig
 from tada.localization.detectors.detections import Detections
@@ -51,7 +51,7 @@ from tada.video.writer import write_video
 SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=16, crop=16)
 EXTRACTION = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
 RECIPE = LocalizationRecipe(dim=16, input_dropout=0.0)
-LABELS = (LabelSet(name="action", classes=("moves",)),)
+LABELS = (Head(name="action", labels=("moves",)),)
 IDLE = 0.05
 REACH_SECONDS = 10.4  # what ``TRAINED`` sees of either side: 51 steps and one for the edge of a feature's clip
 
@@ -59,7 +59,7 @@ REACH_SECONDS = 10.4  # what ``TRAINED`` sees of either side: 51 steps and one f
 # -- a localizer, and videos -------------------------------------------------------------------------------------------
 
 
-def localizer_of(detector: Any, *, labels: tuple[LabelSet, ...] = LABELS, threshold: float = 0.3) -> Localizer:
+def localizer_of(detector: Any, *, labels: tuple[Head, ...] = LABELS, threshold: float = 0.3) -> Localizer:
     backbone = Recognizer(
         Brightness(), ModelCard(model="tada2d_tiny", labels=("a", "b"), clip=SPEC, trained_from="thought"), device="cpu"
     )
@@ -70,7 +70,7 @@ def localizer_of(detector: Any, *, labels: tuple[LabelSet, ...] = LABELS, thresh
         grid=FeatureGrid.of_windows(EXTRACTION),
         feature_settings=settings_as_dict(backbone, EXTRACTION),
         backbone="",
-        thresholds={name: threshold for name in labels[0].classes},
+        thresholds={name: threshold for name in labels[0].labels},
     )
     return Localizer(detector, card, RECIPE, backbone=backbone)
 
@@ -298,7 +298,7 @@ class Scripted(nn.Module):
         return Detections(segments, np.full(len(told), 0.9), labels)
 
 
-TWO = (LabelSet(name="action", classes=("a", "b")),)
+TWO = (Head(name="action", labels=("a", "b")),)
 
 
 def given_out(

@@ -27,14 +27,19 @@ ACTION = "action"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """One thing that is said of each video, and so one classifier of a model."""
+    """One thing that is said of each video, or of each segment, and so one classifier of a model."""
 
     name: str
     """"action"; or "verb", "noun"."""
     labels: tuple[str, ...]
-    """Names of the classes; a video's label is an index into them, and so is a logit's place."""
+    """Names of the classes; the label of a video or segment is an index into them, and so is a logit's place."""
     several: bool = False
     """Whether a video may have several of these labels, or none, in place of just one."""
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether the names are the numbers from 0 on, as in EPIC-KITCHENS-100's files."""
+        return list(self.labels) == [str(i) for i in range(len(self.labels))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

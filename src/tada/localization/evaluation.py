@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tada.data.table import Head
 from tada.errors import DataError, listed
 from tada.localization.annotations.formats import read_names
-from tada.localization.annotations.table import LabelSet, SegmentTable, named_like, read_segments, with_durations
+from tada.localization.annotations.table import SegmentTable, named_like, read_segments, with_durations
 from tada.localization.features.folder import FeatureFolder
 from tada.localization.localizer import Localizer, results_of
 from tada.localization.metrics import DetectionScores, EpicScores, detection_map, epic_map
@@ -184,10 +185,10 @@ def _counted(segments: Path | SegmentTable, leave_out: Path | None) -> SegmentTa
     return table if leave_out is None else table.leaving_out(read_names(leave_out))
 
 
-def _check_classes(table: SegmentTable, known: Sequence[LabelSet]) -> None:
+def _check_classes(table: SegmentTable, known: Sequence[Head]) -> None:
     """Refuse annotations that have nothing in common with what a localizer names."""
-    of_table, of_model = ({s.name: s.classes for s in label_sets} for label_sets in (table.label_sets, known))
-    strange = [s.name for s in known if not (s.is_numbered or set(s.classes) & set(of_table.get(s.name, ())))]
+    of_table, of_model = ({s.name: s.labels for s in label_sets} for label_sets in (table.label_sets, known))
+    strange = [s.name for s in known if not (s.is_numbered or set(s.labels) & set(of_table.get(s.name, ())))]
     if of_table.keys() != of_model.keys() or strange:
         shown = [
             " and ".join(f"{name} ({listed(classes, quote=False, at_most=3)})" for name, classes in of.items())
@@ -208,7 +209,7 @@ def score(
         return detection_map(table.ground_truth(), results, subset=split, tiou_thresholds=tiou_thresholds)
     # By name, or by number, as EPIC-KITCHENS' challenge takes them.
     numbers = [
-        {str(i): i for i in range(len(s.classes))} | {name: i for i, name in enumerate(s.classes)}
+        {str(i): i for i in range(len(s.labels))} | {name: i for i, name in enumerate(s.labels)}
         for s in table.label_sets
     ]
     rows = [

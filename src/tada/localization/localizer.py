@@ -23,10 +23,11 @@ import torch
 from safetensors import SafetensorError
 
 from tada.data.csv_rows import guarded
+from tada.data.table import Head, composed
 from tada.display.notebook import Bar, results_html, timeline_html
 from tada.display.plots import save_timeline
 from tada.errors import CheckpointError, OptionError, counted
-from tada.localization.annotations.table import LabelSet, UntrimmedVideo
+from tada.localization.annotations.table import UntrimmedVideo
 from tada.localization.detectors.detections import Detections
 from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector, detector_of
 from tada.localization.features.extraction import extract_video
@@ -67,7 +68,7 @@ class LocalizerCard:
     """"actionformer" or "bmn"."""
     shape: dict[str, Any]
     """Its config, as plain values."""
-    label_sets: tuple[LabelSet, ...]
+    label_sets: tuple[Head, ...]
     """The classes that it names."""
     grid: FeatureGrid
     """When the features it expects are taken."""
@@ -80,6 +81,11 @@ class LocalizerCard:
     the others take the median of these."""
     metrics: dict[str, float] = field(default_factory=dict)
     """What was measured, by name."""
+
+    def __post_init__(self) -> None:
+        """Bring names of classes into the form in which they are compared."""
+        own = (replace(head, labels=tuple(map(composed, head.labels))) for head in self.label_sets)
+        object.__setattr__(self, "label_sets", tuple(own))
 
 
 # -- what is found ----------------------------------------------------------------------------------------------------
@@ -251,13 +257,13 @@ def csv_row(video: str, segment: LocalizedSegment) -> list[str]:
     return [guarded(video), *times, guarded(segment.label), f"{segment.score:.6f}"]
 
 
-def results_of(found: Mapping[str, Detections], label_sets: Sequence[LabelSet]) -> dict[str, Any]:
+def results_of(found: Mapping[str, Detections], label_sets: Sequence[Head]) -> dict[str, Any]:
     """Detections by video in ActivityNet's form, with class names; of two label sets with verb and noun, too."""
     results: dict[str, list[dict[str, Any]]] = {}
     for video, detections in found.items():
         entries = []
         for segment, score, labels in zip(*(rows.tolist() for rows in detections), strict=True):
-            names = [s.classes[i] for s, i in zip(label_sets, labels, strict=True)]
+            names = [s.labels[i] for s, i in zip(label_sets, labels, strict=True)]
             entry: dict[str, Any] = {"segment": segment, "score": score, "label": ",".join(names)}
             if len(names) > 1:
                 entry |= {s.name: name for s, name in zip(label_sets, names, strict=True)}
@@ -297,14 +303,14 @@ class Localizer:
             self.detector.to(backbone.device)
 
     def __repr__(self) -> str:
-        names = [name for label_set in self.label_sets for name in label_set.classes]
+        names = [name for label_set in self.label_sets for name in label_set.labels]
         shown = ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
         return (
             f"Localizer({self.card.detector}, {counted(len(names), 'class')} ({shown}), features of {self.backbone!r})"
         )
 
     @property
-    def label_sets(self) -> tuple[LabelSet, ...]:
+    def label_sets(self) -> tuple[Head, ...]:
         """The classes that it names."""
         return self.card.label_sets
 
@@ -391,7 +397,7 @@ class Localizer:
         usual = float(np.median(list(self.card.thresholds.values()))) if self.card.thresholds else UNTESTED_THRESHOLD
         segments = []
         for (start, end), score, labels in zip(*(rows.tolist() for rows in found), strict=True):
-            label = ",".join(s.classes[i] for s, i in zip(self.label_sets, labels, strict=True))
+            label = ",".join(s.labels[i] for s, i in zip(self.label_sets, labels, strict=True))
             least = self.card.thresholds.get(label, usual) if min_score is None else min_score
             if score >= least:
                 segments.append(LocalizedSegment(start_seconds=start, end_seconds=end, label=label, score=score))
@@ -426,8 +432,24 @@ def save_localizer(folder: Path, localizer: Localizer) -> None:
     if localizer.backbone is not None:
         save_model(folder / BACKBONE_FOLDER, localizer.backbone.model, localizer.backbone.card)
     about = {"format": _FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **asdict(localizer.card)}
+    about["label_sets"] = [{"name": head.name, "classes": head.labels} for head in localizer.card.label_sets]
     write_whole(folder / WEIGHTS_FILE, data)
     write_whole(folder / CARD_FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _with_heads(about: dict[str, Any]) -> dict[str, Any]:
+    """What localizer.json says, with a head's labels called so: there they are its classes.
+
+    What is of another form stays as it is, for ``typed`` to refuse.
+    """
+    written = about.get("label_sets")
+    if not isinstance(written, list):
+        return about
+    heads = [
+        {"labels" if key == "classes" else key: value for key, value in own.items()} if isinstance(own, dict) else own
+        for own in written
+    ]
+    return about | {"label_sets": heads}
 
 
 def load_localizer(folder: str | PathLike[str], *, device: str | None = None) -> Localizer:
@@ -456,7 +478,7 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
         about = read_json(file)
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise ValueError("of another version of tada")
-        card = typed(LocalizerCard, about, ignore=("format", "sha256"))
+        card = typed(LocalizerCard, _with_heads(about), ignore=("format", "sha256"))
         data = read_bytes(path / WEIGHTS_FILE)
         weights = safetensors.torch.load(data)
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tada.data.table import Head, composed
 from tada.errors import DataError, OptionError
-from tada.localization.annotations.table import LabelSet, UntrimmedVideo
+from tada.localization.annotations.table import UntrimmedVideo
 from tada.localization.classifiers import VideoScores, read_video_scores
 from tada.localization.detectors.detections import Detections
 from tada.localization.detectors.segments import Floats
@@ -29,7 +30,7 @@ _NUM_CLASSES = 2
 _NUM_VERBS, _NUM_NOUNS, _NUM_PAIRS = 10, 30, 5
 
 
-def check_naming(folder: FeatureFolder, videos: Sequence[UntrimmedVideo], label_sets: Sequence[LabelSet]) -> None:
+def check_naming(folder: FeatureFolder, videos: Sequence[UntrimmedVideo], label_sets: Sequence[Head]) -> None:
     """Look whether segments in all of these videos can be named, before hours are spent.
 
     Raises:
@@ -39,7 +40,7 @@ def check_naming(folder: FeatureFolder, videos: Sequence[UntrimmedVideo], label_
         _columns(video.name, folder.score_labels(video.name), label_sets)
 
 
-def can_name(folder: FeatureFolder, video: UntrimmedVideo, label_sets: Sequence[LabelSet]) -> bool:
+def can_name(folder: FeatureFolder, video: UntrimmedVideo, label_sets: Sequence[Head]) -> bool:
     """Whether segments in a video can be named."""
     try:
         check_naming(folder, [video], label_sets)
@@ -65,7 +66,7 @@ def scores_for(recipe: LocalizationRecipe, classifier: Path | None) -> VideoScor
     return read_video_scores(classifier)
 
 
-def naming_scores(found: VideoFeatures, label_sets: Sequence[LabelSet]) -> list[Floats]:
+def naming_scores(found: VideoFeatures, label_sets: Sequence[Head]) -> list[Floats]:
     """The probabilities by which segments of a video are named: of each label set [T, K]; [1, K] of the whole video.
 
     Raises:
@@ -75,16 +76,16 @@ def naming_scores(found: VideoFeatures, label_sets: Sequence[LabelSet]) -> list[
     return [found.scores[s.name][:, own].astype(np.float64) for s, own in zip(label_sets, columns, strict=True)]
 
 
-def _columns(video: str, known: Mapping[str, Sequence[str]], label_sets: Sequence[LabelSet]) -> list[list[int]]:
+def _columns(video: str, known: Mapping[str, Sequence[str]], label_sets: Sequence[Head]) -> list[list[int]]:
     """For each label set the columns of the scores that are its classes."""
     found = []
     for label_set in label_sets:
-        classes = label_set.classes
-        scored = LabelSet(name=label_set.name, classes=tuple(known.get(label_set.name, ())))
-        if len(scored.classes) == len(classes) and (scored.is_numbered or label_set.is_numbered):
+        classes = label_set.labels
+        scored = Head(name=label_set.name, labels=tuple(map(composed, known.get(label_set.name, ()))))
+        if len(scored.labels) == len(classes) and (scored.is_numbered or label_set.is_numbered):
             found.append(list(range(len(classes))))  # numbers on one side, names on the other: EPIC-KITCHENS
             continue
-        names = scored.classes
+        names = scored.labels
         missing = [name for name in classes if name not in names]
         if missing:
             raise DataError(

@@ -65,7 +65,7 @@ class TrainingData:
     @property
     def classes_in_words(self) -> str:
         """As "20 action classes"."""
-        return " and ".join(counted(len(s.classes), f"{s.name} class") for s in self.table.label_sets)
+        return " and ".join(counted(len(s.labels), f"{s.name} class") for s in self.table.label_sets)
 
 
 def training_data(

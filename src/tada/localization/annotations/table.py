@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tada.data.csv_rows import class_names, seconds
-from tada.data.table import SPLITS, composed
+from tada.data.table import SPLITS, Head, composed
 from tada.errors import DataError, OptionError, counted, listed
 from tada.localization.annotations.formats import Content, read_content
 from tada.localization.annotations.labeling_tools import read_tool_files
@@ -22,25 +22,6 @@ VAL_FRACTION = 0.2
 """The part of the videos that is held out where the annotations have no splits."""
 DUPLICATE_SECONDS = 1e-3
 """Two segments of a class that differ by no more at both ends are one, written twice."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelSet:
-    """Classes of which each segment has one."""
-
-    name: str
-    """"action"; or "verb" and "noun"."""
-    classes: tuple[str, ...]
-    """Their names; a segment's label is an index into them."""
-
-    def __post_init__(self) -> None:
-        """Bring names into the form in which they are compared."""
-        object.__setattr__(self, "classes", tuple(map(composed, self.classes)))
-
-    @property
-    def is_numbered(self) -> bool:
-        """Whether the names are the numbers from 0 on, as in EPIC-KITCHENS-100's files."""
-        return list(self.classes) == [str(i) for i in range(len(self.classes))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +61,7 @@ class UntrimmedVideo:
 class SegmentTable:
     """Untrimmed videos, what happens in them, and the classes of it."""
 
-    label_sets: tuple[LabelSet, ...]
+    label_sets: tuple[Head, ...]
     videos: tuple[UntrimmedVideo, ...]
     """By name."""
     name: str
@@ -159,12 +140,12 @@ class SegmentTable:
         found = []
         for place, label_set in enumerate(self.label_sets):
             count = Counter(segment.labels[place] for video in self.videos for segment in video.segments)
-            found.append({name: count[i] for i, name in enumerate(label_set.classes)})
+            found.append({name: count[i] for i, name in enumerate(label_set.labels)})
         return found
 
     def label_of(self, segment: Segment) -> str:
         """The segment's class; of several label sets the names, joined by a comma, as EPIC writes actions."""
-        return ",".join(s.classes[i] for s, i in zip(self.label_sets, segment.labels, strict=True))
+        return ",".join(s.labels[i] for s, i in zip(self.label_sets, segment.labels, strict=True))
 
     def ground_truth(self) -> dict[str, Any]:
         """The table in ActivityNet's form, as ``tada.localization.metrics`` takes it; without splits all is "val"."""
@@ -224,8 +205,8 @@ def _table(name: str, content: Content) -> SegmentTable:
                 f"{unknown.source}: {label_name} {unknown.labels[place]!r} is no class of EPIC-KITCHENS-100, which "
                 f"numbers them from 0 to {len(classes) - 1}"
             )
-        label_sets.append(LabelSet(name=label_name, classes=classes))
-    numbers = [{label: i for i, label in enumerate(s.classes)} for s in label_sets]
+        label_sets.append(Head(name=label_name, labels=tuple(map(composed, classes))))
+    numbers = [{label: i for i, label in enumerate(s.labels)} for s in label_sets]
     found: dict[str, list[Segment]] = {video: [] for video in content.splits}
     notes = list(content.notes)
     for row in rows:

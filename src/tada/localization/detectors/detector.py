@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tada.data.table import Head
 from tada.errors import CheckpointError
-from tada.localization.annotations.table import LabelSet, SegmentTable, UntrimmedVideo
+from tada.localization.annotations.table import SegmentTable, UntrimmedVideo
 from tada.localization.detectors import actionformer, bmn
 from tada.localization.detectors.detections import Detections, select
 from tada.localization.features.folder import FeatureFolder, VideoFeatures
@@ -99,7 +100,7 @@ class ActionFormerDetector(nn.Module):
         config: actionformer.ActionFormerConfig,
         *,
         recipe: LocalizationRecipe,
-        label_sets: Sequence[LabelSet],
+        label_sets: Sequence[Head],
     ) -> None:
         super().__init__()
         self.config = config
@@ -195,7 +196,7 @@ class ActionFormerDetector(nn.Module):
 class BMNDetector(nn.Module):
     """BMN, with the settings of its training and testing; scores beside the features name what it finds."""
 
-    def __init__(self, config: bmn.BMNConfig, *, recipe: LocalizationRecipe, label_sets: Sequence[LabelSet]) -> None:
+    def __init__(self, config: bmn.BMNConfig, *, recipe: LocalizationRecipe, label_sets: Sequence[Head]) -> None:
         super().__init__()
         self.config = config
         self.recipe = recipe
@@ -291,7 +292,7 @@ def new_detector(
         steps = np.full(len(cards), float(recipe.resize_to))
     config = actionformer.ActionFormerConfig.for_data(
         in_channels=folder.channels,
-        num_classes=(1,) if recipe.class_agnostic else tuple(len(s.classes) for s in table.label_sets),
+        num_classes=(1,) if recipe.class_agnostic else tuple(len(s.labels) for s in table.label_sets),
         segment_steps=np.array([s.seconds / strides[video.name] for video in table.videos for s in video.segments]),
         video_steps=steps,
         stride_seconds=folder.grid.stride_seconds,
@@ -310,7 +311,7 @@ def _overlap_often(table: SegmentTable) -> bool:
 
 
 def detector_of(
-    shape: dict[str, Any], recipe: LocalizationRecipe, label_sets: Sequence[LabelSet]
+    shape: dict[str, Any], recipe: LocalizationRecipe, label_sets: Sequence[Head]
 ) -> ActionFormerDetector | BMNDetector:
     """The detector that a checkpoint describes, its weights still to be loaded.
 

@@ -126,7 +126,7 @@ def test_verbs_and_nouns_share_a_trunk(data: tuple[Path, Path], tmp_path: Path) 
 
 
 FAULTS = {
-    "no segments to test": (lambda text: text.replace(",val", ",held"), r"row \d+: the split 'held' should be"),
+    "no segments to test": (lambda text: text.replace(",val", ",held"), r"row \d+: split = 'held' should be"),
     "only validation": (lambda text: text.replace(",train", ",val"), r"no segments in the split 'train'"),
     "other videos": (
         lambda text: text.replace("\nv0", "\nw0"),

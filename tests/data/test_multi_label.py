@@ -109,6 +109,8 @@ class TestLists:
             "path,wave,walk\na.mp4,1,1\nb.mp4,0,1\nc.mp4,1,0\n",
             "path;walk;wave\na.mp4;1;1\nb.mp4;1;0\nc.mp4;0;1\n",
             "walk,video,wave\n1,a.mp4,1\n1,b.mp4,0\n0,c.mp4,1\n",
+            "path,wave,walk\na.mp4,True,True\nb.mp4,False,True\nc.mp4,True,False\n",
+            "path,wave,walk\na.mp4,1.0,1.0\nb.mp4,0.0,1.0\nc.mp4,1.0,0.0\n",
         ],
     )
     def test_ways_of_writing(self, write: Callable[[str], Path], text: str) -> None:

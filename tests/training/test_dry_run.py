@@ -122,6 +122,8 @@ def test_a_run_goes_on_with_its_limit(small_recipe: Recipe, motion_videos: Path,
     train(**more, data=copy, resume=True, say=lines.append)
     assert f"{tmp_path / 'run'} was begun with --limit 5, and goes on with it: 8 videos are used" in lines
     assert "5 training and 3 validation videos of 3 classes" in lines
+    train(**more | {"recipe": replace(recipe, epochs=6)}, data=copy, resume=True, dry_run=True, say=lines.append)
+    assert any("6 epochs of 2 steps, of which 8 steps are left, take about" in line for line in lines)
     (copy / "left" / "new.mp4").write_bytes(b"new")
     with pytest.raises(DataError, match=r"videos not among them"):
         train(**more, data=copy, resume=True, say=str)

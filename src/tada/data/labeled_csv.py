@@ -87,6 +87,10 @@ def read_labeled_csv(file: Path, root: Path) -> VideoTable:
     )
 
 
+_HAS_CLASS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+"""What cells of class columns say, as people and pandas write it, in small letters."""
+
+
 def _class_columns(file: Path, names: Sequence[str], known: Collection[str]) -> dict[str, str]:
     """Columns that are classes, and the classes' names, of a file without a label: what no other column is.
 
@@ -97,7 +101,7 @@ def _class_columns(file: Path, names: Sequence[str], known: Collection[str]) -> 
     if sum(column in others for column in names) < 2:
         return {}
     _, first = next(csv_rows(file, known))
-    if not any(first[column] in ("0", "1") for column in others):
+    if not any(first[column].lower() in _HAS_CLASS for column in others):
         return {}
     for column, name in others.items():
         if not column or names.count(column) > 1:
@@ -112,12 +116,12 @@ def _class_columns(file: Path, names: Sequence[str], known: Collection[str]) -> 
 def _classes_of(source: str, cells: Mapping[str, str], classes: Mapping[str, str]) -> tuple[str, ...]:
     """The classes whose cells say 1."""
     for column, name in classes.items():
-        if cells[column] not in ("0", "1"):
+        if cells[column].lower() not in _HAS_CLASS:
             raise DataError(
                 f"{source}: {name} = {cells[column]!r} should be 1 or 0: without a column label, each column with a "
                 "name of its own is a class; mend the cell, or take the column away"
             )
-    return tuple(sorted(name for column, name in classes.items() if cells[column] == "1"))
+    return tuple(sorted(name for column, name in classes.items() if _HAS_CLASS[cells[column].lower()]))
 
 
 def _parted(source: str, cell: str) -> tuple[str, ...]:

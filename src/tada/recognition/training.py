@@ -53,6 +53,7 @@ from tada.system.collectives import leaving_together
 from tada.system.devices import Machine, Processes, check_num_workers, default_num_workers
 from tada.system.locks import holds
 from tada.training.best_epoch import BEST, BestEpoch
+from tada.training.checkpoints import steps_of_state
 from tada.training.dry_run import try_training
 from tada.training.loader_speed import LoaderSpeed
 from tada.training.loggers import check_logger
@@ -165,6 +166,7 @@ def train(
             processes=processes,
             num_held_out=videos.num_held_out,
             num_tests=recipe.numbers.epochs // pace.test_every_epochs,
+            steps_done=0 if before.state is None else steps_of_state(before.state),
             say=say,
         )
         return TrainingResult(run=out, metrics={}, seconds=0.0)

@@ -77,6 +77,15 @@ class WholeFileCheckpoints(TorchCheckpointIO):
         return state
 
 
+def steps_of_state(file: Path) -> int:
+    """Optimizer steps that were done when a state was saved.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return int(WholeFileCheckpoints().load_checkpoint(file)["global_step"])
+
+
 def _check_stored(state: Any) -> None:
     """See that no tensor is larger than what is stored of it: copied, it could fill any memory.
 

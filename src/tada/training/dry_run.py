@@ -37,6 +37,7 @@ def try_training(
     processes: Processes,
     num_held_out: int,
     num_tests: int,
+    steps_done: int,
     say: Callable[[str], None],
 ) -> None:
     """Train two steps, test one batch, and say what memory and time the whole will take.
@@ -46,6 +47,7 @@ def try_training(
         callbacks: those that may refuse the run.
         num_held_out: videos of each test.
         num_tests: tests of the whole training.
+        steps_done: steps that earlier starts of the run have done.
 
     Raises:
         UserError: what would have ended the training.
@@ -90,12 +92,17 @@ def try_training(
         step = max(network, reading)
     else:
         step = network + reading
-    total = epochs * steps_per_epoch * step + num_tests * val_seconds
+    num_steps = epochs * steps_per_epoch
+    left = 1 - steps_done / num_steps
+    total = left * (num_steps * step + num_tests * val_seconds)
     line = f"a step takes {_in_words(step)} (the network {_in_words(network)}, reading its clips {_in_words(reading)}"
     line += f" of {loader.num_workers} processes)" if loader.num_workers else ")"
     if num_held_out:
         line += f", a test of {counted(num_held_out, 'video')} {_in_words(val_seconds)}"
-    say(f"{line}: {counted(epochs, 'epoch')} of {counted(steps_per_epoch, 'step')} take about {_in_words(total)}")
+    whole = f"{counted(epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}"
+    if steps_done:
+        whole += f", of which {counted(num_steps - steps_done, 'step')} are left,"
+    say(f"{line}: {whole} take about {_in_words(total)}")
     say(f"memory, at most: {_memory(device, bool(loader.num_workers))}")
     say(f"dry run: {trainer.global_step} steps were trained and thrown away; nothing was written")
 

@@ -179,10 +179,10 @@ def test_xml_that_would_harm_is_refused(text: str, message: str, tmp_path: Path)
 
 
 def test_xml_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tada.localization.annotations.labeling_xml._MAX_BYTES", 2**20)
+    monkeypatch.setattr("tada.localization.annotations.cvat_elan._MAX_BYTES", 2**20)
     with pytest.raises(DataError, match=r"a\.xml is larger than 1 MB; export fewer videos at a time"):
         read_segments(save(tmp_path / "a.xml", cvat(" " * 2**20)))
-    monkeypatch.setattr("tada.localization.annotations.labeling_xml._MAX_ELEMENTS", 20)
+    monkeypatch.setattr("tada.localization.annotations.cvat_elan._MAX_ELEMENTS", 20)
     with pytest.raises(DataError, match=r"too many elements"):
         read_segments(save(tmp_path / "a.xml", cvat(TRACKS * 5)))
 

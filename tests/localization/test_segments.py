@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reference import detections as slow
-from tada.localization.detectors.segments import soft_nms, tiou, vote
+from tada.localization.detectors.nms import soft_nms, tiou, vote
 
 UNITS = json.loads((Path(__file__).parents[1] / "golden" / "tal_unit_values.json").read_text())
 

@@ -32,8 +32,8 @@ from tada.recognition.training import train
 from tada.recognition.training_step import NonFiniteLossError, RecognitionTask
 from tada.system.devices import Machine
 from tada.training.recipe import recipe_yaml
-from tada.training.schedule import fitted
-from tada.training.trainer import WholeFileCheckpoints, learning_rate_factor
+from tada.training.schedule import fitted, learning_rate_factor
+from tada.training.trainer import WholeFileCheckpoints
 
 
 def silent(line: str) -> None:

@@ -20,7 +20,7 @@ from tada.recognition.recipe import Recipe, load_recipe
 from tada.recognition.training import TrainingResult, train
 from tada.recognition.training_step import RecognitionTask
 from tada.training.best_epoch import BestEpoch
-from tada.training.trainer import learning_rate_factor
+from tada.training.schedule import learning_rate_factor
 
 
 def run(recipe: Recipe, data: Path, out: Path, **options: Any) -> tuple[TrainingResult, list[str]]:

@@ -17,7 +17,7 @@ import numpy as np
 from tada.data.csv_rows import split_name
 from tada.errors import DataError
 from tada.localization.annotations.table import DUPLICATE_SECONDS
-from tada.localization.detectors.segments import Floats
+from tada.localization.detectors.nms import Floats
 
 
 class Events(NamedTuple):

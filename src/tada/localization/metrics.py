@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tada.data.csv_rows import parse_seconds
 from tada.errors import DataError, OptionError
 from tada.localization.annotations.formats import NUM_EPIC_NOUNS
-from tada.localization.detectors.segments import Floats, Ints, tiou, tiou_of_pairs
+from tada.localization.detectors.nms import Floats, Ints, tiou, tiou_of_pairs
 from tada.localization.metric_inputs import Events, ground_truth_events, predicted_events, without_faulty
 
 ANET_TIOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)

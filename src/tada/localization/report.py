@@ -26,7 +26,7 @@ from tada.display.page import Picture, Section, Table, write_page
 from tada.display.plots import save_bars, save_stacks, save_timeline
 from tada.errors import DataError, counted
 from tada.localization.annotations.table import SegmentTable
-from tada.localization.detectors.segments import tiou
+from tada.localization.detectors.nms import tiou
 from tada.localization.evaluation import score
 from tada.localization.metrics import DetectionScores
 from tada.system.files import scratch_folder

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map_only
 
 from tada.errors import OptionError
 from tada.models import tada2d, tadaconvnext
-from tada.models.fold import factor_and_shift, fold, fold_norms
+from tada.models.fold_norms import factor_and_shift, fold, fold_norms
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
 
 # Numbers in the widened features of one part: 8 MB in fp32. More would leave the cache, and come from memory that the

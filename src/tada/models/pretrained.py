@@ -18,7 +18,6 @@ on ImageNet.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,15 +26,15 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tada.errors import CheckpointError, OptionError, UnknownNameError, listed
 from tada.models import MODELS, Network
 from tada.models import create_model as drawn
 from tada.models.hub import fetch_weights, is_hub_id
-from tada.models.tada2d import TAda2D, TAda2DConfig
-from tada.models.tadaconvnext import TAdaConvNeXt, TAdaConvNeXtConfig
+from tada.models.imagenet_names import NOT_OF_IMAGES, THEIR_CLASSIFIER, made_to_fit, our_name, our_parts
+from tada.models.tada2d import TAda2D
+from tada.models.tadaconvnext import TAdaConvNeXt
 from tada.models.weights import (
     convert_published,
     load_model,
@@ -43,7 +42,6 @@ from tada.models.weights import (
     packaged_names,
     read_weights,
     restore,
-    without_ones,
 )
 from tada.system.calls import checked
 from tada.system.files import absolute_path
@@ -239,50 +237,6 @@ def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> In
 
 # -- image networks ---------------------------------------------------------------------------------------------------
 
-# Where a part of ours is in theirs. Stages are counted from 0 in i, from 1 in n; blocks from 0 in j.
-_Rows = tuple[tuple[str, ...], ...]
-_BOTTLENECKS: _Rows = (
-    ("stem_conv", "conv1"),
-    ("stem_norm", "bn1"),
-    ("stages.{i}.{j}.conv1", "layer{n}.{j}.conv1"),
-    ("stages.{i}.{j}.norm1", "layer{n}.{j}.bn1"),
-    ("stages.{i}.{j}.conv2.conv", "layer{n}.{j}.conv2"),
-    ("stages.{i}.{j}.conv2.{norm}", "layer{n}.{j}.bn2"),
-    ("stages.{i}.{j}.conv3", "layer{n}.{j}.conv3"),
-    ("stages.{i}.{j}.norm3", "layer{n}.{j}.bn3"),
-    ("stages.{i}.{j}.shortcut.0", "layer{n}.{j}.downsample.0"),
-    ("stages.{i}.{j}.shortcut.1", "layer{n}.{j}.downsample.1"),
-)
-_BASIC_BLOCKS: _Rows = (
-    ("stem_conv", "conv1"),
-    ("stem_norm", "bn1"),
-    ("stages.{i}.{j}.conv1.conv", "layer{n}.{j}.conv1"),
-    ("stages.{i}.{j}.conv1.{norm}", "layer{n}.{j}.bn1"),
-    ("stages.{i}.{j}.conv2.conv", "layer{n}.{j}.conv2"),
-    ("stages.{i}.{j}.conv2.{norm}", "layer{n}.{j}.bn2"),
-    ("stages.{i}.{j}.shortcut.0", "layer{n}.{j}.downsample.0"),
-    ("stages.{i}.{j}.shortcut.1", "layer{n}.{j}.downsample.1"),
-)
-_CONVNEXT: _Rows = (  # ours, the authors', timm's, torchvision's (which counts downsamplings and stages as one row)
-    ("stem.conv", "downsample_layers.0.0", "stem.0", "features.0.0"),
-    ("stem.norm", "downsample_layers.0.1", "stem.1", "features.0.1"),
-    ("downsamplings.{i}.norm", "downsample_layers.{i}.0", "stages.{i}.downsample.0", "features.{even}.0"),
-    ("downsamplings.{i}.conv", "downsample_layers.{i}.1", "stages.{i}.downsample.1", "features.{even}.1"),
-    ("stages.{i}.{j}.conv", "stages.{i}.{j}.dwconv", "stages.{i}.blocks.{j}.conv_dw", "features.{odd}.{j}.block.0"),
-    ("stages.{i}.{j}.norm", "stages.{i}.{j}.norm", "stages.{i}.blocks.{j}.norm", "features.{odd}.{j}.block.2"),
-    ("stages.{i}.{j}.widen", "stages.{i}.{j}.pwconv1", "stages.{i}.blocks.{j}.mlp.fc1", "features.{odd}.{j}.block.3"),
-    ("stages.{i}.{j}.narrow", "stages.{i}.{j}.pwconv2", "stages.{i}.blocks.{j}.mlp.fc2", "features.{odd}.{j}.block.5"),
-    (
-        "stages.{i}.{j}.layer_scale",
-        "stages.{i}.{j}.gamma",
-        "stages.{i}.blocks.{j}.gamma",
-        "features.{odd}.{j}.layer_scale",
-    ),
-    ("norm", "norm", "head.norm", "classifier.0"),
-)
-_THEIR_CLASSIFIER = re.compile(r"(fc|head|head\.fc|classifier|classifier\.2)\.(weight|bias)")
-_NOT_OF_IMAGES = re.compile(r"head\.|.*\.routing\.|.*\.pooled_norm\.")
-
 
 def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> InitialReport:
     """Give a new model the weights of an image network of the same shape.
@@ -295,17 +249,17 @@ def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: s
     """
     own = model.state_dict()
     if isinstance(model, TAda2D):
-        kind, names = "ResNet", _our_parts(model.config, own)
+        kind, names = "ResNet", our_parts(model.config, own)
     elif isinstance(model, TAdaConvNeXt):
-        kind, names = "ConvNeXt", _our_parts(model.config, own)
+        kind, names = "ConvNeXt", our_parts(model.config, own)
     else:
         raise CheckpointError(f"{words} is no start for a {type(model).__name__}: TAda2D and TAdaConvNeXt have one")
-    known = max(names, key=lambda parts: sum(_our_image_name(key, parts) is not None for key in weights))
+    known = max(names, key=lambda parts: sum(our_name(key, parts) is not None for key in weights))
     given: dict[str, Tensor] = {}
     ignored = []
     for key, value in weights.items():
-        ours = _our_image_name(key, known)
-        if ours is None and _THEIR_CLASSIFIER.fullmatch(key):
+        ours = our_name(key, known)
+        if ours is None and THEIR_CLASSIFIER.fullmatch(key):
             ignored.append(key)
         else:
             given[ours or f"{key} (unknown)"] = value
@@ -313,9 +267,9 @@ def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: s
         raise CheckpointError(
             f"{words} is no {kind} as torchvision or timm names it; its first names are {listed(weights, quote=False)}"
         )
-    reshaped = _made_to_fit(given, own)
+    reshaped = made_to_fit(given, own)
     # Batch norms of old files do not count their batches, and nothing here needs the count.
-    fresh = {key for key in own if _NOT_OF_IMAGES.match(key)}
+    fresh = {key for key in own if NOT_OF_IMAGES.match(key)}
     fresh |= {key for key in own if key.endswith(".num_batches_tracked") and key not in given}
     try:
         restore(model, given, fresh=tuple(fresh))
@@ -328,51 +282,6 @@ def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: s
         fresh=tuple(key for key in own if key in fresh and not key.endswith(".num_batches_tracked")),
         ignored=tuple(ignored),
     )
-
-
-def _our_parts(config: TAda2DConfig | TAdaConvNeXtConfig, own: Mapping[str, Tensor]) -> list[dict[str, str]]:
-    """For each way of naming an image network: the names of its parts, and those of ours."""
-    norm, rows = "norm", _CONVNEXT
-    if isinstance(config, TAda2DConfig):
-        rows = _BASIC_BLOCKS if config.block == "basic" else _BOTTLENECKS
-        norm = "norm" if config.aggregation is None else "norm.norm"
-    parts = own.keys() | {key.rpartition(".")[0] for key in own}
-    found: list[dict[str, str]] = [{} for _ in rows[0][1:]]
-    for i, depth in enumerate(config.depths):
-        for j in range(depth):
-            for row in rows:
-                ours, *theirs = (name.format(i=i, n=i + 1, j=j, even=2 * i, odd=2 * i + 1, norm=norm) for name in row)
-                if ours in parts:
-                    for names, name in zip(found, theirs, strict=True):
-                        names[name] = ours
-    return found
-
-
-def _our_image_name(name: str, parts: Mapping[str, str]) -> str | None:
-    part, _, last = name.rpartition(".")
-    if name in parts:  # a bare parameter, such as a layer scale
-        return parts[name]
-    return f"{parts[part]}.{last}" if part in parts else None
-
-
-def _made_to_fit(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
-    """Change the form of some of ``given``, where our form is another; say which and how."""
-    made = {}
-    for key, value in given.items():
-        if key in own and without_ones(value) == without_ones(own[key]):  # [C, 1, 1] for [C], 1x1 kernels for layers
-            given[key] = value.reshape(own[key].shape)
-    kernel = given.get("stem.conv.weight")
-    if kernel is not None and kernel.ndim == 4:
-        given["stem.conv.weight"] = torch.stack([torch.zeros_like(kernel), kernel, torch.zeros_like(kernel)], dim=2)
-        made["stem.conv.weight"] = "the image kernel on the middle of three frames"
-    shortcut = "stages.0.0.shortcut."
-    lacking = [key for key in own if key.startswith(shortcut) and key not in given]
-    if "stages.0.0.conv1.conv.weight" in own and f"{shortcut}0.weight" in lacking:  # ResNet-18's first block
-        for key in lacking:
-            given[key] = torch.ones_like(own[key]) if key.endswith(("1.weight", "_var")) else torch.zeros_like(own[key])
-            made[key] = "which passes on what it gets"
-        nn.init.dirac_(given[f"{shortcut}0.weight"])
-    return made
 
 
 def _kind(name: str) -> str:

@@ -14,7 +14,7 @@ from tada.recognition.training_data import TrainingData
 from tada.training.checkpoints import CHECKPOINT
 from tada.training.recipe import recipe_of_run, recipe_yaml, resumed
 from tada.training.run_folder import TrainingResult, finished_result, go_on, saved_state
-from tada.training.trainer import learning_rate_factor
+from tada.training.schedule import learning_rate_factor
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

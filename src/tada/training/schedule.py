@@ -191,3 +191,15 @@ def epochs_between_tests(epochs: int, steps_per_epoch: int) -> int:
     """
     between = max(_SHORT_EPOCH // steps_per_epoch, 1)
     return between if epochs % between == 0 else 1
+
+
+def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, warmup_start: float) -> float:
+    """The learning rate at a (fractional) epoch, as a part of the peak.
+
+    Half a cosine over all epochs; during the warm-up a line from ``warmup_start`` up to the cosine's value at its
+    end, as in the released code.
+    """
+    if epoch < warmup_epochs:
+        end = (1 + math.cos(math.pi * warmup_epochs / epochs)) / 2
+        return warmup_start + (end - warmup_start) * epoch / warmup_epochs
+    return (1 + math.cos(math.pi * epoch / epochs)) / 2

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 import time
 import warnings
 from collections import deque
@@ -32,7 +31,7 @@ from tada.system.signals import DEFERRED_SECONDS, deferring, tell_state
 from tada.training.checkpoints import CHECKPOINT, SavedStates, WholeFileCheckpoints
 from tada.training.loggers import make_loggers
 from tada.training.run_page import RATE
-from tada.training.schedule import Numbers, Pace
+from tada.training.schedule import Numbers, Pace, learning_rate_factor
 from tada.training.step_clock import StepClock
 
 RANKS_SECONDS = 25.0
@@ -168,18 +167,6 @@ class quiet(warnings.catch_warnings):
 
 
 # --- the learning rate ----------------------------------------------------------------------------------------------
-
-
-def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, warmup_start: float) -> float:
-    """The learning rate at a (fractional) epoch, as a part of the peak.
-
-    Half a cosine over all epochs; during the warm-up a line from ``warmup_start`` up to the cosine's value at its
-    end, as in the released code.
-    """
-    if epoch < warmup_epochs:
-        end = (1 + math.cos(math.pi * warmup_epochs / epochs)) / 2
-        return warmup_start + (end - warmup_start) * epoch / warmup_epochs
-    return (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def scheduled(

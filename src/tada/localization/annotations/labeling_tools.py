@@ -21,9 +21,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tada.data.csv_rows import csv_columns, csv_rows, has_decimal_commas
 from tada.errors import DataError, listed, why_unread
+from tada.localization.annotations.cvat_elan import read_xml
 from tada.localization.annotations.formats import Content, Row, load_json, with_seconds
 from tada.localization.annotations.frame_clock import FrameClock
-from tada.localization.annotations.labeling_xml import read_xml
 from tada.localization.annotations.video_names import video_path
 from tada.video.numbered import VIDEO_EXTENSIONS
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tada.errors import OptionError
-from tada.localization.detectors.segments import Floats, soft_nms
+from tada.localization.detectors.nms import Floats, soft_nms
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.features.interpolation import at_times
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tada.localization.detectors.segments import Floats, Ints, soft_nms, vote
+from tada.localization.detectors.nms import Floats, Ints, soft_nms, vote
 from tada.training.schedule import require
 
 

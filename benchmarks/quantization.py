@@ -25,7 +25,7 @@ from tada.data.annotations import read_dataset
 from tada.export import export
 from tada.models.weights import WEIGHTS_FILE
 from tada.recognition.evaluation import choose_videos, evaluate
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.video.sampling import ClipSpec
 
 
@@ -41,7 +41,7 @@ def main() -> None:
 
     rows: dict[str, dict[str, Any]] = {}
     for run in arguments.runs:
-        recognizer = load(run, device="cpu")
+        recognizer = load_recognizer(run, device="cpu")
         name = f"{run.name}: {recognizer.card.model}"
         table = read_dataset(arguments.data).numbered_as(recognizer.heads)
         files = {form: arguments.out / f"{run.name}_{form}.onnx" for form in ("float32", "int8")}
@@ -56,7 +56,7 @@ def main() -> None:
             ("ONNX float32", tested.metrics(), files["float32"]),
             ("ONNX int8", done.int8.metrics, files["int8"]),
         ):
-            network = recognizer.network if form == "PyTorch" else load(file).network
+            network = recognizer.network if form == "PyTorch" else load_recognizer(file).network
             rows[f"{name}, {form}"] = {
                 "metrics": metrics,
                 "bytes": file.stat().st_size,

@@ -39,7 +39,7 @@ from tada.localization.training import train_localizer
 from tada.localization.trimmed import cut_clips
 from tada.models.weights import CARD_FILE
 from tada.recognition.evaluation import evaluate
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.recognition.training import train
 from tada.video.sliding_windows import SlidingWindows
 
@@ -108,7 +108,7 @@ def main() -> None:
                 is_started = (backbone / "resume" / "last.ckpt").exists()
                 train(recipe, clips.of_split("train"), backbone, val_fraction=0, resume=is_started, show_progress=False)
             trimmed = evaluate(backbone, clips.of_split("val"), split="val", show_progress=False).accuracy()
-            recognizer = load(backbone)
+            recognizer = load_recognizer(backbone)
             settings = SlidingWindows.for_clips(
                 recognizer.clip, stride_seconds=arguments.stride_frames / FPS, segment_seconds=lengths
             )

@@ -31,7 +31,7 @@ from tada.export import TOLERANCE, Exported, export, largest_difference
 from tada.models import create_model, list_models
 from tada.models.weights import ModelCard, load_model, save_model
 from tada.recognition.evaluation import evaluate
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.tadaconv import TemporalPool, pool_over_time
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
@@ -140,12 +140,12 @@ def test_tada_reads_it_in_place_of_the_run(
     two_heads: Path, exported: Exported, motion_videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video = next(motion_videos.rglob("*.mp4"))
-    ours, theirs = load(two_heads).predict(video), tada.load(exported.file).predict(video)
+    ours, theirs = load_recognizer(two_heads).predict(video), tada.load(exported.file).predict(video)
     assert theirs.labels == ours.labels
     assert theirs.labels[:4] == ("open door", "open drawer", "open lid", "close door")
     assert theirs.scores == pytest.approx(ours.scores, abs=1e-5)
     with pytest.raises(OptionError, match=r"an ONNX file gives logits and no features: give the run"):
-        load(exported.file).model.features(noise(1, 3, 4, 32, 32))
+        load_recognizer(exported.file).model.features(noise(1, 3, 4, 32, 32))
     assert main(["predict", str(exported.file), str(video), "--format", "csv"]) == 0
     assert ours.label in capsys.readouterr().out
 
@@ -183,7 +183,7 @@ def test_programs_of_small_clips(model: str, num_frames: int, size: int, tmp_pat
 def test_other_families_as_onnx(model: str, tmp_path: Path) -> None:
     run = saved(tmp_path / "run", model, SMALL[model])
     export(run, tmp_path / "out.onnx", say=silent)
-    recognizer, from_file = load(run), load(tmp_path / "out.onnx")
+    recognizer, from_file = load_recognizer(run), load_recognizer(tmp_path / "out.onnx")
     clips = noise(3, 3, 6, 40, 48)
     with torch.inference_mode():
         assert distance(from_file.model(clips), recognizer.model(clips)) < TOLERANCE
@@ -414,26 +414,26 @@ def test_weights_in_other_files_are_not_read(tmp_path: Path, monkeypatch: pytest
     for content in (data, written_otherwise):
         Path("a.onnx").write_bytes(content)
         with pytest.raises(CheckpointError, match=r"a.onnx' keeps weights in other files, which are not opened"):
-            load("a.onnx")
+            load_recognizer("a.onnx")
 
 
 def test_files_that_are_no_exports_are_told(exported: Exported, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none.onnx' cannot be read: No such file"):
-        load(tmp_path / "none.onnx")
+        load_recognizer(tmp_path / "none.onnx")
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(exported.file.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"damaged.onnx' is no ONNX file that ONNX Runtime [\d.]+ runs, or it is"):
-        load(damaged)
+        load_recognizer(damaged)
     foreign = tmp_path / "foreign.onnx"
     model = onnx.load(exported.file)
     del model.metadata_props[:]
     onnx.save_model(model, foreign)
     with pytest.raises(CheckpointError, match=r"foreign.onnx' has no labels and no clip specification .*: it was"):
-        load(foreign)
+        load_recognizer(foreign)
     onnx.helper.set_model_props(model, {"tada": "{"})
     onnx.save_model(model, foreign)
     with pytest.raises(CheckpointError, match=r"foreign.onnx' is damaged, or was not written by tada"):
-        load(foreign)
+        load_recognizer(foreign)
 
 
 def test_the_command(knows_light: Path, lights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import tada.recognition.recognizer
 from tada.errors import OptionError
 from tada.localization.localizer import CARD_FILE, Localization, Localizer, load_localizer
 from tada.models.hub import is_hub_id
@@ -17,7 +16,7 @@ from tada.models.onnx_model import ONNX_SUFFIX
 from tada.models.weights import BEST_PACKAGED, packaged_names
 from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
 from tada.recognition.prediction import Prediction
-from tada.recognition.recognizer import Recognizer
+from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.system.calls import checked
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def load(
         if dtype is not None or compile:
             raise OptionError(f"{str(run)!r} is a localizer: it is loaded without dtype and compile")
         return load_localizer(run, device=device)
-    return tada.recognition.recognizer.load(run, device=device, dtype=dtype, compile=compile)
+    return load_recognizer(run, device=device, dtype=dtype, compile=compile)
 
 
 @checked()

@@ -31,7 +31,7 @@ from tada.localization.features.folder import FeatureFolder, read_card
 from tada.localization.localizer import load_localizer
 from tada.localization.recipe import LocalizationRecipe
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.system.files import is_part
 from tada.training.recipe import recipe_yaml
 from tada.video.reader import open_video
@@ -202,7 +202,7 @@ def check_whole(out: Path) -> None:
         for video in read_dataset(beside["clips"] / "clips.csv").videos:
             with open_video(video.path) as reader:
                 assert reader.frames([0]).size
-    for folder, read in ((beside["backbone"], load), (out, load_localizer)):
+    for folder, read in ((beside["backbone"], load_recognizer), (out, load_localizer)):
         try:
             read(folder)
         except CheckpointError:

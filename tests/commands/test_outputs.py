@@ -24,7 +24,7 @@ import pytest
 from drawn_features import draw_features
 from tada.commands.cli import main
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.recognition.results import load_scores
 from tada.system.files import is_part
 from tada.system.locks import names_in
@@ -331,7 +331,7 @@ def test_any_name_goes_through_all_commands(
     told("evaluate", run, "data", "--num-workers", "0")
     evaluation = json.loads((run / "evaluation" / "evaluation.json").read_text())
     assert set(evaluation["per_class"]) == {"left", label}
-    assert label in load(run).labels
+    assert label in load_recognizer(run).labels
     told("predict", run, video, "--plots", "plots")
     assert Path("plots", f"{name}.png").exists()
     answers = json.loads(told("predict", run, video, "--format", "json"))

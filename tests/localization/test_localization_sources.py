@@ -28,7 +28,7 @@ from tada.localization.train_from_videos import match_videos, train_on_videos
 from tada.localization.training import train_localizer
 from tada.localization.trimmed import cut_clips
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.video.find import find_videos
 from tada.video.inputs import VideoSource
 from tada.video.sliding_windows import SlidingWindows
@@ -53,7 +53,7 @@ def replace_video(name: str, by: str) -> None:
 
 def extract_all(backbone: Path, videos: str = "videos", out: str = "features") -> Extraction:
     files = videos_by_name(find_videos([videos]), videos)
-    return extract(load(backbone, device="cpu"), files, Path(out), SETTINGS, show_progress=False)
+    return extract(load_recognizer(backbone, device="cpu"), files, Path(out), SETTINGS, show_progress=False)
 
 
 def test_a_source_is_known_by_its_content(work: Path) -> None:
@@ -124,7 +124,9 @@ def test_what_cannot_be_read_any_more_leaves_no_features_of_what_lay_there(work:
     assert sorted(FeatureFolder(Path("features")).cards) == ["v1", "v2"]
     # Features whose video is gone stay: nothing says that they are wrong.
     files = {"v1": Path("videos/gone.mp4")}
-    done = extract(load(small_backbone, device="cpu"), files, Path("features"), SETTINGS, show_progress=False)
+    done = extract(
+        load_recognizer(small_backbone, device="cpu"), files, Path("features"), SETTINGS, show_progress=False
+    )
     assert done.kept == ("v1",)
 
 

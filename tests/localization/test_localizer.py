@@ -157,7 +157,7 @@ def test_features_of_another_backbone_are_refused(run: Path, data: tuple[Path, P
 
 
 def test_features_are_not_another_backbones(data: tuple[Path, Path], small_backbone: Path, tmp_path: Path) -> None:
-    own = tada.recognition.recognizer.load(small_backbone)
+    own = tada.recognition.recognizer.load_recognizer(small_backbone)
     with pytest.raises(DataError, match=r"holds features of another backbone \(drawn\) than the one given"):
         train_localizer(RECIPE, *data, tmp_path / "run", backbone=own, show_progress=False, say=silent)
 

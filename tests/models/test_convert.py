@@ -15,7 +15,7 @@ from tada.commands.cli import main
 from tada.errors import CheckpointError, OptionError, UnknownNameError
 from tada.models.convert import PROTOCOLS, convert_checkpoint, protocol
 from tada.models.weights import convert_published
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.video.sampling import ClipSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -44,7 +44,7 @@ def test_a_released_checkpoint_answers(checkpoint: Path, released: dict[str, Ten
     arguments = ["convert", checkpoint, tmp_path / "out", "--protocol", "k400-8x8"]
     options = ["--labels", tmp_path / "labels.txt", "--license", "Apache-2.0"]
     assert main([str(argument) for argument in arguments + options]) == 0
-    recognizer = load(tmp_path / "out", device="cpu")
+    recognizer = load_recognizer(tmp_path / "out", device="cpu")
     assert recognizer.labels == ("abseiling", "air drumming", "zumba")
     assert recognizer.clip == ClipSpec(num_frames=8, interval=8, fps=30, mode="official", short_side=256, crop=256)
     assert recognizer.card.model == "tada2d_r50"
@@ -58,7 +58,7 @@ def test_a_clip_specification_of_ones_own(checkpoint: Path, tmp_path: Path, caps
     arguments = ["convert", checkpoint, tmp_path / "out", "--clip.num_frames", "4", "--clip.sampling", "segment"]
     assert main([str(argument) for argument in arguments]) == 0
     assert "tada2d_r50, 3 classes" in capsys.readouterr().out
-    recognizer = load(tmp_path / "out", device="cpu")
+    recognizer = load_recognizer(tmp_path / "out", device="cpu")
     assert recognizer.clip == ClipSpec(num_frames=4, sampling="segment")
     assert recognizer.labels == ("class_000", "class_001", "class_002")
 

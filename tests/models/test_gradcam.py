@@ -18,7 +18,7 @@ from tada.adaptation import adapt
 from tada.errors import CheckpointError, OptionError, UnknownNameError
 from tada.models import create_model
 from tada.models.gradcam import MIN_CELLS, look
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
 from tada.video.transforms import normalize, test_crops
 
@@ -282,7 +282,7 @@ def moving_patch(direction: str, rng: np.random.Generator) -> tuple[NDArray[np.u
 
 def test_the_heat_of_the_shipped_weights_lies_on_what_moves() -> None:
     """The pointing game: in each frame the hottest pixel should lie on the patch, or within 3 pixels of it."""
-    recognizer = load("tada2d_tiny_motion", device="cpu")
+    recognizer = load_recognizer("tada2d_tiny_motion", device="cpu")
     shares, hits, chances = [], [], []
     for number, direction in enumerate(("left", "right", "up", "down") * 4):
         frames, mask = moving_patch(direction, np.random.default_rng(number))
@@ -369,7 +369,7 @@ def test_a_layer_that_is_called_twice_has_both_calls() -> None:
 
 def test_a_still_video_has_one_calibration_but_for_its_ends() -> None:
     """Each convolution over time, and each aggregation, carries the zeros beyond the ends one frame further in."""
-    network = load("tada2d_tiny_motion", device="cpu").model
+    network = load_recognizer("tada2d_tiny_motion", device="cpu").model
     frame = torch.randn(1, 3, 1, 48, 48)
     still = look(network, frame.expand(-1, -1, 64, -1, -1), lambda logits: logits[0]).calibrations
     moving = look(network, torch.randn(1, 3, 64, 48, 48), lambda logits: logits[0]).calibrations

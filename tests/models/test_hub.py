@@ -18,7 +18,7 @@ from tada.errors import CheckpointError, OptionError
 from tada.models import create_model
 from tada.models.hub import fetch_model, push_to_hub, readme
 from tada.models.weights import ModelCard, save_model
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.video.sampling import ClipSpec
 
 SMALL: dict[str, Any] = {"depths": (1,), "widths": (4,), "stem_width": 4}
@@ -87,7 +87,7 @@ def test_what_is_published_comes_back(run: Path, hub: Path) -> None:
     assert push_to_hub(run, "me/doors") == "https://hub/me/doors/commit/1"
     names = {"README.md", "model.json", "model.safetensors"}
     assert {path.name for path in (hub / "me" / "doors").iterdir()} == names
-    ours, theirs = load(run, device="cpu"), load("hf-hub:me/doors", device="cpu")
+    ours, theirs = load_recognizer(run, device="cpu"), load_recognizer("hf-hub:me/doors", device="cpu")
     assert theirs.card == ours.card
     clips = torch.randn(1, 3, 4, 16, 16)
     assert torch.equal(theirs.model(clips), ours.model(clips))
@@ -101,10 +101,10 @@ def test_the_license_is_the_publishers_to_give(run: Path, hub: Path, tmp_path: P
         push_to_hub(folder, "me/doors")
     assert not hub.exists()
     push_to_hub(folder, "me/doors", license="CC-BY-4.0", private=True)
-    assert load("hf-hub:me/doors", device="cpu").card.license == "CC-BY-4.0"
+    assert load_recognizer("hf-hub:me/doors", device="cpu").card.license == "CC-BY-4.0"
     assert (hub / "me" / "doors" / ".private").exists()
     push_to_hub(run, "me/doors", license="MIT")
-    assert load("hf-hub:me/doors", device="cpu").card.license == "MIT"
+    assert load_recognizer("hf-hub:me/doors", device="cpu").card.license == "MIT"
 
 
 def test_the_command(run: Path, hub: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,17 +151,17 @@ def test_a_repository_that_is_none_of_ours(hub: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"'hf-hub:me/none': model.safetensors cannot be fetched: 404 Client Error;"
     ):
-        load("hf-hub:me/none")
+        load_recognizer("hf-hub:me/none")
     (hub / "me" / "bare").mkdir(parents=True)
     with pytest.raises(
         CheckpointError, match=r"'hf-hub:me/bare': model.safetensors .*: the repository has no such file"
     ):
-        load("hf-hub:me/bare")
+        load_recognizer("hf-hub:me/bare")
     (hub / "me" / "bare" / "model.safetensors").touch()
     with pytest.raises(
         CheckpointError, match=r"'hf-hub:me/bare' holds weights, but no model.json .* not published by t"
     ):
-        load("hf-hub:me/bare")
+        load_recognizer("hf-hub:me/bare")
 
 
 FAULTS = {
@@ -210,8 +210,8 @@ def test_without_a_network_the_library_itself_says_so(monkeypatch: pytest.Monkey
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"'hf-hub:timm/resnet50.tv_in1k': model.* the hub is out of reach"):
-        load("hf-hub:timm/resnet50.tv_in1k")
+        load_recognizer("hf-hub:timm/resnet50.tv_in1k")
     with pytest.raises(
         CheckpointError, match=r"'hf-hub:a b': model.* cannot be fetched: Repo id must .*; check its name"
     ):
-        load("hf-hub:a b")
+        load_recognizer("hf-hub:a b")

@@ -20,7 +20,7 @@ from tada.data.views import Views, read_views
 from tada.errors import CheckpointError, DataError
 from tada.recognition.evaluation import check_votes, choose_videos, evaluate
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import Recognizer, load
+from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.recognition.training import train
 
 
@@ -48,7 +48,7 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> VideoTable:
 def test_scores_are_the_mean_of_the_softmax_of_all_views(run: Path, unseen: VideoTable) -> None:
     views = Views(num_clips=2, num_crops=3)
     result = evaluate(run, unseen, views=views, num_workers=0, show_progress=False, say=silent)
-    recognizer = load(run)
+    recognizer = load_recognizer(run)
     assert result.paths == tuple(video.path for video in unseen.videos)
     for i in (0, 7, 14):
         scores = recognizer.scores(read_views(unseen.videos[i], recognizer.clip, views))

@@ -19,7 +19,7 @@ from tada.models.gradcam import look
 from tada.models.onnx_model import OnnxNetwork
 from tada.models.weights import ModelCard
 from tada.recognition.explanation import Explanation
-from tada.recognition.recognizer import Recognizer, load
+from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec
 from tada.video.transforms import normalize, test_crops
@@ -303,7 +303,7 @@ def test_the_command_says_what_is_wrong_before_the_work(
 
 
 def test_a_prediction_of_the_shipped_weights_explains_itself(motion: Path) -> None:
-    explanation = load("tada2d_tiny_motion", device="cpu").predict("one/clip.mp4").explain()
+    explanation = load_recognizer("tada2d_tiny_motion", device="cpu").predict("one/clip.mp4").explain()
     assert explanation.label == "right"
     assert explanation.heat.shape == (8, 12, 12)
     assert explanation.note == ""

@@ -19,7 +19,7 @@ from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
 from tada.recognition.evaluation import evaluate
 from tada.recognition.recipe import EXPECTED, Recipe, load_recipe
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.recognition.results import load_scores
 from tada.recognition.training import train
 
@@ -51,7 +51,7 @@ def test_two_heads_are_trained_tested_and_predicted(
     result = train(recipe, table, tmp_path / "run", num_workers=0, show_progress=False, say=lines.append)
     assert lines[0] == "9 training and 6 validation videos of 3 verbs and 2 nouns"
     assert set(result.metrics) == {"train_loss", "val_loss", "val_verb_top1", "val_noun_top1", "val_action_top1"}
-    recognizer = load(tmp_path / "run")
+    recognizer = load_recognizer(tmp_path / "run")
     assert [head.name for head in recognizer.heads] == ["verb", "noun"]
     assert recognizer.card.head_sizes == {"verb": 3, "noun": 2}
     test = evaluate(tmp_path / "run", table, num_workers=0, show_progress=False, say=silent)

@@ -10,7 +10,7 @@ import pytest
 from tada.data.motion import MOTIONS
 from tada.errors import OptionError
 from tada.recognition.quickstart import quickstart
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 
 
 def silent(line: str) -> None:
@@ -27,7 +27,7 @@ def test_a_short_quickstart_leaves_all_its_files(tmp_path: Path) -> None:
         assert 0 <= result[name]["top1"] <= 1
         assert result[name]["seconds"] > 0
         assert set(result[name]["per_class"]) == set(MOTIONS)
-        assert load(out / name).labels == tuple(sorted(MOTIONS))
+        assert load_recognizer(out / name).labels == tuple(sorted(MOTIONS))
     assert result["prediction"]["label"] in MOTIONS
     for picture in ("comparison.png", "prediction.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")

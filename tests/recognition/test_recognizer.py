@@ -21,7 +21,7 @@ from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
 from tada.recognition import prediction as prediction_module
 from tada.recognition.prediction import predictions_csv, predictions_json
-from tada.recognition.recognizer import Recognizer, load, windows_of
+from tada.recognition.recognizer import Recognizer, load_recognizer, windows_of
 from tada.video.find import find_videos
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
@@ -163,7 +163,7 @@ def test_bfloat16_answers_nearly_the_same(video: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = create_model("tada2d_tiny", num_classes=2)
     save_model(tmp_path / "run", network, recognizer().card)
-    exact, rounded = load(tmp_path / "run"), load(tmp_path / "run", dtype=torch.bfloat16)
+    exact, rounded = load_recognizer(tmp_path / "run"), load_recognizer(tmp_path / "run", dtype=torch.bfloat16)
     assert rounded.predict(video).scores != exact.predict(video).scores
     assert rounded.predict(video).scores == pytest.approx(exact.predict(video).scores, abs=0.02)
 
@@ -235,14 +235,14 @@ def test_a_saved_model_answers_as_before(video: Path, tmp_path: Path) -> None:
     )
     save_model(tmp_path / "run", model, card)
     before = Recognizer(model, card, device="cpu").predict(video)
-    after = load(tmp_path / "run", device="cpu").predict(str(video))
+    after = load_recognizer(tmp_path / "run", device="cpu").predict(str(video))
     assert after.scores == before.scores
-    assert load(tmp_path / "run").labels == LABELS
+    assert load_recognizer(tmp_path / "run").labels == LABELS
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.json"):
-        load(tmp_path)
+        load_recognizer(tmp_path)
 
 
 def test_videos_are_found_in_files_folders_and_patterns(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from tada.errors import (
     VideoNotFoundError,
 )
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.recognition.training_data import augmentation
 from tada.video import frames as frames_module
 from tada.video.find import find_videos
@@ -570,7 +570,7 @@ class TestAsTheVideo:
         assert of_frames.path == str(folder)
 
     def test_logits_of_a_network_that_ships_with_tada(self, folder: Path, lossless: Path) -> None:
-        model = load("tada2d_tiny_motion")
+        model = load_recognizer("tada2d_tiny_motion")
         assert model.predict(str(folder), fps=FPS).scores == model.predict(lossless).scores
 
     def test_a_copy_that_the_reader_reads(self, folder: Path, lossless: Path) -> None:

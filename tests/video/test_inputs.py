@@ -21,7 +21,7 @@ from drawn_videos import stamped_frames
 from hang import HANG_SECONDS
 from tada.errors import CorruptVideoError, NotAVideoError, OptionError, VideoError, VideoNotFoundError
 from tada.recognition.prediction import Prediction
-from tada.recognition.recognizer import Recognizer, load
+from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.video.inputs import FramesVideo, is_one_video, source_of
 from tada.video.reader import open_video
 from tada.video.writer import write_video
@@ -262,7 +262,7 @@ def test_pictures_with_alpha_stand_on_black_and_broken_ones_are_named(tmp_path: 
 
 
 def test_frames_in_memory_are_explained_drawn_and_saved(motion_videos: Path, tmp_path: Path) -> None:
-    model = load("tada2d_tiny_motion", device="cpu")
+    model = load_recognizer("tada2d_tiny_motion", device="cpu")
     file = sorted(motion_videos.rglob("*.mp4"))[0]
     with open_video(file) as reader:
         frames = reader.frames(range(reader.info.num_frames))

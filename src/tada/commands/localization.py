@@ -63,7 +63,7 @@ def _extract(options: Namespace) -> int:
     from tada.localization.annotations.video_names import videos_by_name
     from tada.localization.features.extraction import extract
     from tada.localization.localizer import CARD_FILE, load_localizer
-    from tada.recognition.recognizer import load
+    from tada.recognition.recognizer import load_recognizer
     from tada.video.find import find_videos
     from tada.video.sliding_windows import SlidingWindows
 
@@ -75,7 +75,7 @@ def _extract(options: Namespace) -> int:
                 f"stride of {settings.stride_seconds:g} s: leave --window-seconds, --stride-seconds, --num-crops away"
             )
     else:
-        recognizer = load(options.run, device=options.device)
+        recognizer = load_recognizer(options.run, device=options.device)
         settings = SlidingWindows.for_clips(
             recognizer.clip,
             window_seconds=options.window_seconds,

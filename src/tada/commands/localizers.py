@@ -128,7 +128,7 @@ def _train(options: Namespace) -> int:
         raise UserError("--fps is for folders of frames among --videos: features have times of their own")
     from tada.localization.train_from_videos import train_on_videos
     from tada.localization.training import train_localizer
-    from tada.recognition.recognizer import load
+    from tada.recognition.recognizer import load_recognizer
 
     recipe = typed_recipe({field.name: options[field.name] for field in fields(LocalizationRecipe)}, LocalizationRecipe)
     out = options.resume or options.out
@@ -139,7 +139,7 @@ def _train(options: Namespace) -> int:
             options.features,
             options.segments,
             out,
-            backbone=None if options.backbone is None else load(options.backbone, device=options.device),
+            backbone=None if options.backbone is None else load_recognizer(options.backbone, device=options.device),
             classifier=options.classifier,
             val_fraction=options.val_fraction,
             resume=options.resume is not None,

@@ -528,10 +528,10 @@ def _asked(options: Namespace) -> tuple[str, list[str]]:
 def _loaded(run: str, options: Namespace) -> Recognizer:
     import torch
 
-    from tada.recognition.recognizer import load
+    from tada.recognition.recognizer import load_recognizer
 
     dtype = torch.bfloat16 if options.precision == "bf16" else None
-    return load(run, device=options.device, dtype=dtype, compile=options.compile)
+    return load_recognizer(run, device=options.device, dtype=dtype, compile=options.compile)
 
 
 def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[str]) -> dict[str, Path]:

@@ -36,7 +36,7 @@ from tada.localization.features.grid import FeatureGrid
 from tada.localization.recipe import LocalizationRecipe
 from tada.models.weights import CARD_FILE as MODEL_CARD_FILE
 from tada.models.weights import check_fits, read_bytes, restore, save_model
-from tada.recognition.recognizer import Recognizer, load
+from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.system.calls import checked
 from tada.system.devices import find_device
 from tada.system.documents import read_json, typed
@@ -492,5 +492,5 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
         check_fits(detector_of(card.shape, recipe, card.label_sets), weights)
     detector = detector_of(card.shape, recipe, card.label_sets)
     restore(detector, weights)
-    backbone = load(path / BACKBONE_FOLDER, device=device) if (path / BACKBONE_FOLDER).is_dir() else None
+    backbone = load_recognizer(path / BACKBONE_FOLDER, device=device) if (path / BACKBONE_FOLDER).is_dir() else None
     return Localizer(detector, card, recipe, backbone=backbone, run=path)

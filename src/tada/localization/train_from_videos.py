@@ -33,7 +33,7 @@ from tada.localization.training import train_localizer
 from tada.localization.trimmed import CLIPS_TABLE, copy_notes, cut_clips, replaced_videos, segments_changed
 from tada.models.weights import CARD_FILE
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.recognition.training import train
 from tada.system.devices import check_num_workers, find_device
 from tada.system.locks import held_folder, holds, is_used
@@ -71,8 +71,7 @@ def train_on_videos(
     Args:
         videos: a folder that holds all annotated videos, at any depth.
         segments: what ``read_segments`` takes.
-        backbone: what ``tada.recognition.recognizer.load`` takes. By default one is trained on the segments, cut out of
-            the videos.
+        backbone: what ``load_recognizer`` takes. By default one is trained on the segments, cut out of the videos.
         backbone_recipe: how; by default as `tada train` does.
         window_seconds: what a feature's clip spans; see ``SlidingWindows.for_clips``, as for ``stride_seconds``.
         skip_unreadable: how many videos may be missing or turn out unreadable; they are named, and left out.
@@ -125,7 +124,7 @@ def train_on_videos(
                 say=say,
             )
         )
-    recognizer = load(backbone, device=device)
+    recognizer = load_recognizer(backbone, device=device)
     settings = settings_for(recognizer.clip)
     say(f"features of {settings.window_seconds:.2f} s of video, one every {settings.stride_seconds:.3f} s")
     features = out.with_name(f"{out.name}_features")

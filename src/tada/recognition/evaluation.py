@@ -29,7 +29,7 @@ from tada.data.table import SPLITS, Unreadable, VideoTable, targets_of, with_fps
 from tada.data.views import TestVideos, ViewBatch, Views, test_loader
 from tada.errors import CheckpointError, DataError, counted, listed
 from tada.models.onnx_model import SPLITS_ENTRY, OnnxNetwork, open_session
-from tada.recognition.recognizer import Recognizer, load
+from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.recognition.results import UNKNOWN, Evaluation
 from tada.system.calls import checked
 from tada.system.collectives import gathered, leaving_together
@@ -86,7 +86,7 @@ def evaluate(
     say = processes.speaker(say)
     run = Path(run)
     views = Views.parse(views) if isinstance(views, str) else views
-    recognizer = load(run, device="cpu" if processes.world > 1 else device)
+    recognizer = load_recognizer(run, device="cpu" if processes.world > 1 else device)
     if not isinstance(data, VideoTable):
         data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
     table = with_fps_of_run(with_fps(data, fps), run, say)

@@ -22,7 +22,7 @@ from tada.display.plots import save_comparison
 from tada.errors import OptionError
 from tada.recognition.evaluation import evaluate
 from tada.recognition.recipe import load_recipe
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.recognition.training import train
 from tada.system.files import write_whole
 from tada.system.locks import holds, is_used
@@ -89,7 +89,7 @@ def quickstart(
     save_comparison(per_class, out / "comparison.png", title="Generated motion, unseen videos")
 
     video = sorted((out / "videos" / "test" / MOTIONS[0]).iterdir())[0]
-    prediction = load(out / "tada2d").predict(video)
+    prediction = load_recognizer(out / "tada2d").predict(video)
     prediction.plot(out / "prediction.png")
     result["prediction"] = prediction.as_dict()
     result["seconds"] = time.perf_counter() - started

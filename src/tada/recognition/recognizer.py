@@ -452,7 +452,7 @@ def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:
     return min(max(1, math.ceil(seconds / span_seconds)), MAX_CLIPS)
 
 
-def load(
+def load_recognizer(
     run: str | PathLike[str], *, device: str | None = None, dtype: torch.dtype | None = None, compile: bool = False
 ) -> Recognizer:
     """Load a trained model: a run's folder, a file of `tada export`, weights that ship with tada, or one of the hub.

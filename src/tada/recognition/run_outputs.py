@@ -21,7 +21,7 @@ from tada.models.weights import ModelCard, save_thresholds, save_weights
 from tada.recognition.evaluation import evaluate_alone
 from tada.recognition.intervals import interval_text
 from tada.recognition.recipe import Recipe
-from tada.recognition.recognizer import load
+from tada.recognition.recognizer import load_recognizer
 from tada.recognition.report import clip_in_words, lead, report_sections
 from tada.recognition.results import Evaluation
 from tada.recognition.training_data import TrainingData
@@ -113,7 +113,11 @@ def write_page(
             validation = replace(validation, videos=tuple(validation.videos[i] for i in sorted(places)))
         try:
             result = evaluate_alone(
-                load(out, device=device), validation, num_workers=num_workers, show_progress=show_progress, say=say
+                load_recognizer(out, device=device),
+                validation,
+                num_workers=num_workers,
+                show_progress=show_progress,
+                say=say,
             )
         except DataError as error:  # they have been removed since: the network is whole all the same
             words = f"What was held out could not be tested once more: {error}"

@@ -149,7 +149,7 @@ def train(
     num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)
     loader, val_loader = _loaders(recipe, videos, processes, num_workers=num_workers, say=say)
     pace = pace_of(recipe, len(loader.batches))
-    for line in _plan_in_words(recipe, videos, network, before, pace, num_parts=len(loader.batches)):
+    for line in _plan_in_words(recipe, videos, network, before, pace):
         say(line)
     task = _task(recipe, videos, network, pace, is_sharded=machine.strategy == "fsdp")
     same_run = SameRun(hashlib.sha256((recipe_yaml(recipe) + videos.table.fingerprint()).encode()).hexdigest())
@@ -207,7 +207,7 @@ def train(
             fit(trainer, task, loader, val_loader, state=before.state)
             weights = whole_weights(network.model) if machine.strategy == "fsdp" else network.model.state_dict()
 
-    metrics = lines.metrics
+    metrics, seconds = lines.metrics, lines.seconds
     if best.keep and best.epoch:
         metrics = best.metrics | {"kept_epoch": float(best.epoch)}
         say(f"kept: the weights after epoch {best.epoch}, the best of those tested by {best.accuracy}")
@@ -220,7 +220,6 @@ def train(
         save_network(out, weights, recipe, videos, metrics, trained_from=task.about.trained_from)
     for line in accuracies_in_words(metrics, videos.validation, task.num_tested):
         say(line)
-    seconds = lines.seconds
     if processes.is_first:
         write_page(
             out,
@@ -296,7 +295,7 @@ def _loaders(
 
 
 def _plan_in_words(
-    recipe: Recipe, videos: TrainingData, network: _Network, before: Before, pace: Pace, *, num_parts: int
+    recipe: Recipe, videos: TrainingData, network: _Network, before: Before, pace: Pace
 ) -> Iterator[str]:
     """What will be trained on what, from where and how long, in lines."""
     training, numbers = videos.training, recipe.numbers
@@ -311,8 +310,7 @@ def _plan_in_words(
     if videos.is_drawn and (advice := shared_recordings(videos.table)):
         yield advice
     yield in_words(numbers, len(training), recipe.last_batch, is_balanced=recipe.balance == "sampling")
-    num_drawn = numbers.batch_size * num_parts // recipe.accumulate
-    if balance := balance_in_words(training, recipe.balance, num_drawn):
+    if balance := balance_in_words(training, recipe.balance, numbers.batch_size * pace.steps_per_epoch):
         yield balance
     if recipe.keep == "best":
         yield (

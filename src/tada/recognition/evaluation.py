@@ -297,8 +297,9 @@ def choose_videos(
     found = [""] * len(table) if known is None else marks(table, known, show_progress=show_progress)
     if known is not None and split is not None and not has_split:
         if split not in found:
-            there = listed(sorted({mark for mark in found if mark in SPLITS})) or "none"
-            raise DataError(f"{run} knows no videos of this data as its {split} split, but these splits: {there}")
+            there = listed(sorted({mark for mark in found if mark in SPLITS}))
+            hint = f"; of its splits there are {there}" if there else ""
+            raise DataError(f"{run} has held out no videos of this data as its {split} split{hint}")
         table, found = _only(table, found, {split})
         lines.append(f"testing on the {counted(len(table), 'video')} that {run} has in its {split} split")
     elif known is not None and not any(found):

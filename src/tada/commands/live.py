@@ -122,9 +122,13 @@ def _why_nothing(best: tuple[str, float], settings: LiveSettings) -> str:
 
 
 def _write_table(source: str, top: int) -> Callable[[LiveLook], None]:
-    print_text(f"{'since':>10}  {'':6}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens\n")
+    head = f"{'since':>10}  {'':6}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens"
 
     def write(look: LiveLook) -> None:
+        nonlocal head
+        if head:  # with the first look, so that none stands above an error
+            print(head)
+            head = ""
         for event in look.events:
             late = f"{event.behind_seconds:>6.2f} s  {look.latency_seconds:>6.2f} s"
             print(f"{event.seconds:>8.2f} s  {event.kind:6}  {event.score:>5.2f}  {late}  {printable(event.label)}")

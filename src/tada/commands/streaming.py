@@ -191,9 +191,13 @@ def latencies_in_words(end: dict[str, Any]) -> list[str]:
 
 
 def _write_table(source: str) -> Callable[[Look], None]:
-    print_text(f"{'start':>10}  {'end':>10}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens\n")
+    head = f"{'start':>10}  {'end':>10}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens"
 
     def write(look: Look) -> None:
+        nonlocal head
+        if head:  # with the first look, so that none stands above an error
+            print(head)
+            head = ""
         for given in look.settled:
             s = given.segment
             times = f"{s.start_seconds:>8.2f} s  {s.end_seconds:>8.2f} s  {s.score:>5.2f}"

@@ -93,7 +93,7 @@ class CommandParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is no
         return [("first of all" if sections else None, own), *sections, (None, [*calls])]
 
 
-class ProgramParser(ArgumentParser):  # type: ignore[misc]
+class ProgramParser(ArgumentParser):  # type: ignore[misc]  # as above
     """The parser of all commands, whose help lists them."""
 
     chapters: Mapping[str, Mapping[str, str]] = {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from tada.commands.arguments import say_aside
-from tada.commands.streaming import Latencies, check_one_source, check_only_for, latencies_in_words, stopping
+from tada.commands.streaming import Latencies, below, check_one_source, check_only_for, latencies_in_words, stopping
 from tada.errors import counted
 from tada.system.progress import Work
 from tada.system.terminal import is_screen, print_text, printable
@@ -125,15 +125,11 @@ def _write_table(source: str, top: int) -> Callable[[LiveLook], None]:
     head = f"{'since':>10}  {'':6}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens"
 
     def write(look: LiveLook) -> None:
-        nonlocal head
-        if head:  # with the first look, so that none stands above an error
-            print(head)
-            head = ""
         for event in look.events:
             late = f"{event.behind_seconds:>6.2f} s  {look.latency_seconds:>6.2f} s"
             print(f"{event.seconds:>8.2f} s  {event.kind:6}  {event.score:>5.2f}  {late}  {printable(event.label)}")
 
-    return write
+    return below(head, write)
 
 
 def _write_json(source: str, top: int) -> Callable[[LiveLook], None]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tada.localization.localizer import Localizer
     from tada.localization.streaming import Look
     from tada.video.stream import FrameStream
+
+AnyLook = TypeVar("AnyLook")
 
 _SETTINGS = ("every_seconds", "settle_seconds", "span_seconds")
 _ONLY_FOR_STREAMS = (*_SETTINGS, "idle_seconds")
@@ -194,16 +196,24 @@ def _write_table(source: str) -> Callable[[Look], None]:
     head = f"{'start':>10}  {'end':>10}  {'score':>5}  {'behind':>8}  {'latency':>8}  what happens"
 
     def write(look: Look) -> None:
-        nonlocal head
-        if head:  # with the first look, so that none stands above an error
-            print(head)
-            head = ""
         for given in look.settled:
             s = given.segment
             times = f"{s.start_seconds:>8.2f} s  {s.end_seconds:>8.2f} s  {s.score:>5.2f}"
             print(f"{times}  {given.behind_seconds:>6.2f} s  {given.latency_seconds:>6.2f} s  {printable(s.label)}")
 
-    return write
+    return below(head, write)
+
+
+def below(head: str, write: Callable[[AnyLook], None]) -> Callable[[AnyLook], None]:
+    """``write``, with a heading that is printed with the first look, so that none stands above an error."""
+    heads = [head]
+
+    def write_below(look: AnyLook) -> None:
+        while heads:
+            print(heads.pop())
+        write(look)
+
+    return write_below
 
 
 def _write_json(source: str) -> Callable[[Look], None]:

@@ -1,7 +1,8 @@
 """PyTorch's data loader, whose worker processes cannot make a run hang.
 
-Batches come in parcels (``parcels.py``), so a small /dev/shm is no matter. A worker that dies is told of with the file
-it was reading. Workers leave signals to the process that started them, and end at once when it ends, however it ends.
+Batches come in parcels (``shared_batches.py``), so a small /dev/shm is no matter. A worker that dies is told of with
+the file it was reading. Workers leave signals to the process that started them, and end at once when it ends, however
+it ends.
 """
 
 from __future__ import annotations

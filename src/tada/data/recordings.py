@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tada.data.hold_out import hold_out_groups
@@ -53,7 +54,7 @@ def shared_recordings(table: VideoTable) -> str:
             f"new ones: hold out whole groups with --val-groups {_good_group(table)}"
         )
     keys: list[Callable[[LabeledVideo], str]] = [lambda video: _folder(table, video)] if table.kind == "CSV" else []
-    keys += [lambda video, level=level: _name(table, video, level) for level in range(1, _LEVELS + 1)]  # type: ignore[misc]
+    keys += [partial(_name, table, level=level) for level in range(1, _LEVELS + 1)]
     for key in keys:
         found = _shared(table, key)
         if found is not None:

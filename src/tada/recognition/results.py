@@ -461,11 +461,10 @@ def ensemble(tests: Sequence[Evaluation]) -> Evaluation:
     first = tests[0]
     scores = [first.scores]
     for number, test in enumerate(tests[1:], start=2):
-        if test.heads == first.heads and test.ids == first.ids and np.array_equal(test.scores, first.scores):
-            raise DataError(f"the scores of test {number} are the first's: give tests of other models or views")
-    for number, test in enumerate(tests[1:], start=2):
         if test.heads != first.heads:
             raise DataError(f"the scores of test {number} are of other classes than those of the first")
+        if test.ids == first.ids and np.array_equal(test.scores, first.scores):
+            raise DataError(f"the scores of test {number} are the first's: give tests of other models or views")
         lacks = sorted(set(first.ids) ^ set(test.ids))
         if lacks:
             raise DataError(

@@ -2,7 +2,8 @@
 
 None of it is part of a recipe. Processes come from torchrun, from SLURM's srun, or are started by Lightning for each
 device of this machine; every one runs the whole command. Only the first says things and writes files. What they
-tell each other: ``ranks.py``. (Nothing here may import torch, not even for types: the command line reads the options.)
+tell each other: ``collectives.py``. (Nothing here may import torch, not even for types: the command line reads the
+options.)
 """
 
 from __future__ import annotations

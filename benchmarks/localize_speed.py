@@ -27,8 +27,7 @@ from rich.progress import Progress
 
 from tada.data.motion import MOTIONS, draw_motion
 from tada.data.table import Head
-from tada.localization.detectors.actionformer import ActionFormerConfig
-from tada.localization.detectors.detector import ActionFormerDetector
+from tada.localization.detectors.actionformer import ActionFormerConfig, ActionFormerDetector
 from tada.localization.features.extraction import clip_outputs, join_outputs, settings_as_dict
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.localizer import Localizer, LocalizerCard

@@ -37,7 +37,8 @@ MOVED = {
     "live": "recognition.streaming",
     "localization.actionformer": "localization.detectors.actionformer",
     "localization.bmn": "localization.detectors.bmn",
-    "localization.detections": "localization.detectors.detections",
+    "localization.detections": "localization.detectors.nms",
+    "localization.detectors.detections": "localization.detectors.nms",
     "localization.events": "localization.metric_inputs",
     "localization.extraction": "localization.features.extraction",
     "localization.forms": "localization.annotations.formats",
@@ -57,6 +58,7 @@ MOVED = {
     "loop": "training.trainer",
     "machine": "system.devices",
     "mistakes": "system.typed_input",
+    "models.clip_shape": "models.tada2d",
     "models.exported": "models.onnx_model",
     "models.fold": "models.fold_norms",
     "models.hosts": "models.resnet3d",
@@ -83,6 +85,7 @@ MOVED = {
     "spelling": "commands.spelling",
     "terminal": "system.terminal",
     "training_call": "recognition.training_call",
+    "video.pixels": "video.reader",
 }
 """Modules by their old names and their new ones, below ``tada``."""
 

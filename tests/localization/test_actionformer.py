@@ -14,18 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tada.errors import OptionError
-from tada.localization.detectors.actionformer import (
-    ActionFormer,
-    ActionFormerConfig,
-    LevelOutputs,
-    assign,
-    banded_attention,
-    decode,
-    diou_loss,
-    focal_loss,
-    losses,
-)
-from tada.localization.detectors.detections import Detections, Selection, select
+from tada.localization.detectors.actionformer import ActionFormer, ActionFormerConfig, banded_attention, decode
+from tada.localization.detectors.actionformer_losses import LevelOutputs, assign, diou_loss, focal_loss, losses
+from tada.localization.detectors.nms import Detections, Selection, select
 from tada.localization.features.grid import FeatureGrid
 
 UNITS = json.loads((Path(__file__).parents[1] / "golden" / "tal_unit_values.json").read_text())

@@ -16,20 +16,16 @@ from tada.errors import OptionError
 from tada.localization.detectors.bmn import (
     BMN,
     BMNConfig,
-    BMNOutputs,
-    BMNTargets,
     BoundaryMatching,
     Window,
-    bmn_losses,
     proposals,
     sampling_weights,
-    targets,
     thinned,
-    valid_cells,
     window_features,
     window_segments,
     windows,
 )
+from tada.localization.detectors.bmn_losses import BMNOutputs, BMNTargets, bmn_losses, targets, valid_cells
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.features.interpolation import at_times
 

@@ -16,7 +16,7 @@ from tada.data.table import Head
 from tada.errors import DataError, OptionError
 from tada.localization.annotations.table import SegmentTable, read_segments
 from tada.localization.classifiers import read_video_scores
-from tada.localization.detectors.detections import Detections
+from tada.localization.detectors.nms import Detections
 from tada.localization.evaluation import evaluate_localizer
 from tada.localization.features.folder import FeatureCard, FeatureFolder, VideoFeatures, write_features
 from tada.localization.features.grid import FeatureGrid

@@ -21,7 +21,7 @@ from tada.data.motion import draw_motion
 from tada.data.table import Head
 from tada.errors import CheckpointError, DataError, OptionError
 from tada.localization.annotations.table import read_segments
-from tada.localization.detectors.detections import Detections
+from tada.localization.detectors.nms import Detections
 from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
 from tada.localization.features.extraction import settings_as_dict
 from tada.localization.features.folder import FeatureFolder, VideoFeatures, write_features

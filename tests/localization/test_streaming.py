@@ -28,10 +28,10 @@ from tada.commands.cli import main
 from tada.data.motion import draw_motion
 from tada.data.table import Head
 from tada.errors import CheckpointError, NotAVideoError, OptionError
-from tada.localization.detectors.actionformer import ActionFormerConfig
-from tada.localization.detectors.bmn import BMNConfig
-from tada.localization.detectors.detections import Detections
-from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector, RollingView, Sample
+from tada.localization.detectors.actionformer import ActionFormerConfig, ActionFormerDetector
+from tada.localization.detectors.bmn import BMNConfig, BMNDetector
+from tada.localization.detectors.nms import Detections
+from tada.localization.detectors.samples import RollingView, Sample
 from tada.localization.features.extraction import extract_video, settings_as_dict
 from tada.localization.features.folder import VideoFeatures
 from tada.localization.features.grid import FeatureGrid

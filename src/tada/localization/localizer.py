@@ -28,8 +28,10 @@ from tada.display.notebook import Bar, results_html, timeline_html
 from tada.display.plots import save_timeline
 from tada.errors import CheckpointError, OptionError, counted
 from tada.localization.annotations.table import UntrimmedVideo
-from tada.localization.detectors.detections import Detections
-from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector, detector_of
+from tada.localization.detectors.actionformer import ActionFormerDetector
+from tada.localization.detectors.bmn import BMNDetector
+from tada.localization.detectors.detector import detector_of
+from tada.localization.detectors.nms import Detections
 from tada.localization.features.extraction import extract_video
 from tada.localization.features.folder import VideoFeatures
 from tada.localization.features.grid import FeatureGrid

@@ -18,8 +18,7 @@ from tada.data.table import Head, composed
 from tada.errors import DataError, OptionError
 from tada.localization.annotations.table import UntrimmedVideo
 from tada.localization.classifiers import VideoScores, read_video_scores
-from tada.localization.detectors.detections import Detections
-from tada.localization.detectors.nms import Floats
+from tada.localization.detectors.nms import Detections, Floats
 from tada.localization.features.folder import FeatureFolder, VideoFeatures
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.features.interpolation import at_times

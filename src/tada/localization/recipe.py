@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tada.data.epochs import LastBatch
-from tada.localization.detectors.detections import Selection
+from tada.localization.detectors.nms import Selection
 from tada.training.recipe import changed, find_recipe, named_recipes, read_recipe
 from tada.training.schedule import Fit, Schedule, require
 from tada.video.numbered import check_fps

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tada.localization.annotations.table import SegmentTable, UntrimmedVideo
-from tada.localization.detectors.detections import Detections
-from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector
+from tada.localization.detectors.actionformer import ActionFormerDetector
+from tada.localization.detectors.bmn import BMNDetector
+from tada.localization.detectors.nms import Detections
 from tada.localization.evaluation import LocalizationEvaluation, score
 from tada.localization.features.folder import FeatureFolder
 from tada.localization.localizer import Localizer, LocalizerCard, results_of, save_localizer

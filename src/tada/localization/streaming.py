@@ -31,9 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tada.errors import OptionError
-from tada.localization.detectors.detections import Detections
-from tada.localization.detectors.detector import RollingView
-from tada.localization.detectors.nms import Floats, tiou
+from tada.localization.detectors.nms import Detections, Floats, tiou
+from tada.localization.detectors.samples import RollingView
 from tada.localization.features.extraction import clip_outputs, join_outputs
 from tada.localization.localizer import LocalizedSegment, Localizer
 from tada.video.prefetch import Ahead

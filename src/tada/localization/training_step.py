@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tada.localization.annotations.table import SegmentTable
-from tada.localization.detectors.detections import Detections
-from tada.localization.detectors.detector import ActionFormerDetector, BMNDetector, Sample, SampleBatch
+from tada.localization.detectors.actionformer import ActionFormerDetector
+from tada.localization.detectors.bmn import BMNDetector
+from tada.localization.detectors.nms import Detections
+from tada.localization.detectors.samples import Sample, SampleBatch
 from tada.localization.features.folder import FeatureFolder, VideoFeatures
 from tada.localization.localizer import results_of
 from tada.localization.metrics import detection_map

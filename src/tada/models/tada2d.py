@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tada.errors import OptionError
-from tada.models.clip_shape import check_clips
 from tada.tadaconv import Calibrate, Routing, TAdaConv2d, TemporalAggregation, TemporalPool
 
 
@@ -239,6 +238,22 @@ def _shortcut(channels: int, out_channels: int, stride: int) -> nn.Module:
         return nn.Identity()
     conv = nn.Conv2d(channels, out_channels, 1, stride=stride, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
+def check_clips(clips: Tensor) -> None:
+    """See whether a tensor is clips [N, 3, T, H, W].
+
+    Raises:
+        OptionError: it is not.
+    """
+    if clips.ndim == 5 and clips.shape[1] == 3:
+        return
+    way_out = ""
+    if clips.ndim == 4 and clips.shape[0] == 3:
+        way_out = ": this seems to be one clip, clips[None] is a batch of it"
+    elif clips.ndim == 5 and clips.shape[2] == 3:
+        way_out = ": this seems to be [N, T, 3, H, W], clips.transpose(1, 2) is what is needed"
+    raise OptionError(f"clips {list(clips.shape)} should be [N, 3, T, H, W], with three colors{way_out}")
 
 
 _TSN: dict[str, Any] = {"calibrate": None, "aggregation": None}

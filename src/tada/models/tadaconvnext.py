@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tada.errors import OptionError
-from tada.models.clip_shape import check_clips
+from tada.models.tada2d import check_clips
 from tada.tadaconv import Calibrate, Routing, TAdaConv2d
 
 

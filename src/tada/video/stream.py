@@ -19,8 +19,7 @@ from av.video.reformatter import VideoReformatter
 from tada.errors import CorruptVideoError, EmptyFileError, OptionError
 from tada.video.container import Limits, MediaFile
 from tada.video.live import LiveBytes, is_camera
-from tada.video.pixels import Geometry, to_rgb
-from tada.video.reader import MAX_PIXELS
+from tada.video.reader import MAX_PIXELS, Geometry, to_rgb
 
 _OPENING_SECONDS = 30.0  # for a camera
 _LONGEST_JUMP_BACK_SECONDS, _LONGEST_JUMP_AHEAD_SECONDS = 1.0, 4 * 3600.0

@@ -16,20 +16,33 @@ Times are in steps of level 0: point t of level l stands for step t * 2^l.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tada.data.table import Head
 from tada.errors import OptionError
-from tada.localization.detectors.detections import Detections
+from tada.localization.annotations.table import UntrimmedVideo
+from tada.localization.detectors.actionformer_losses import (
+    LevelOutputs,
+    losses,
+)
+from tada.localization.detectors.nms import Detections, select
+from tada.localization.detectors.samples import Piece, RollingView, Sample, SampleBatch, pad, truths
+from tada.localization.features.folder import VideoFeatures
 from tada.localization.features.grid import FeatureGrid
+from tada.localization.naming import name_segments, naming_scores
+from tada.localization.recipe import LocalizationRecipe
 
 MAX_LEVELS = 8
 _FAR = 10_000.0  # beyond any segment, in steps
+_CROP_TRIES = 200
+_ROLLING_SECONDS = 60.0
 _NUM_FUSED = 10  # classes of each label set that are combined
 
 
@@ -120,23 +133,6 @@ class ActionFormerConfig:
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
-
-
-class LevelOutputs(NamedTuple):
-    """What the heads say of each point, the levels one after the other."""
-
-    logits: tuple[Tensor, ...]
-    """[B, P, K] for each label set"""
-    offsets: Tensor
-    """[B, P, 2], to start and end, in steps of the point's level; 0 or more"""
-    points: Tensor
-    """[P], in steps of level 0"""
-    strides: Tensor
-    """[P], steps of level 0 in a step of the point's level"""
-    ranges: Tensor
-    """[P, 2], the regression range of the point's level"""
-    valid: Tensor
-    """bool [B, P], false where a video is padded"""
 
 
 class ActionFormer(nn.Module):
@@ -351,117 +347,6 @@ def _sinusoids(length: int, dim: int, like: Tensor) -> Tensor:
     return torch.where(even, angle.sin(), angle.cos())[None]
 
 
-# -- training ---------------------------------------------------------------------------------------------------------
-
-
-class Targets(NamedTuple):
-    """What the points of one video should say."""
-
-    labels: tuple[Tensor, ...]
-    """[P, K] for each label set: 1 for the classes of the segment that a point is responsible for"""
-    offsets: Tensor
-    """[P, 2], to that segment's start and end, in steps of the point's level"""
-    positive: Tensor
-    """bool [P]"""
-
-
-def assign(
-    points: Tensor,
-    strides: Tensor,
-    ranges: Tensor,
-    segments: Tensor,
-    labels: Tensor,
-    num_classes: tuple[int, ...],
-    *,
-    radius: float = 1.5,
-) -> Targets:
-    """Give each point near the middle of a segment of the right length that segment.
-
-    Args:
-        points: [P], strides [P] and ranges [P, 2] as in ``LevelOutputs``.
-        segments: [G, 2], in steps.
-        labels: int64 [G, S].
-        radius: how far from a segment's middle a point may lie, in steps of its level; it must lie inside, too.
-
-    Where several segments want a point, the shortest is regressed, and all of about its length are named.
-    """
-    one_hot = tuple(F.one_hot(labels[:, s], count).to(points.dtype) for s, count in enumerate(num_classes))
-    if not len(segments):
-        empty = tuple(points.new_zeros(len(points), count) for count in num_classes)
-        return Targets(empty, points.new_zeros(len(points), 2), torch.zeros_like(points, dtype=torch.bool))
-    start, end = segments[:, 0], segments[:, 1]  # [G]
-    left, right = points[:, None] - start, end - points[:, None]  # [P, G]
-    middle, reach = (start + end) / 2, radius * strides[:, None]
-    from_middle_left = points[:, None] - torch.maximum(middle - reach, start)
-    from_middle_right = torch.minimum(middle + reach, end) - points[:, None]
-    central = torch.minimum(from_middle_left, from_middle_right) > 0
-    farther = torch.maximum(left, right)
-    in_range = (farther >= ranges[:, None, 0]) & (farther <= ranges[:, None, 1])
-    lengths = torch.where(central & in_range, end - start, torch.inf)  # [P, G]
-    shortest, chosen = lengths.min(1)
-    positive = shortest.isfinite()
-    named = (lengths <= shortest[:, None] + 1e-3) & positive[:, None]  # [P, G]
-    offsets = torch.stack([left, right], dim=2)[torch.arange(len(points)), chosen] / strides[:, None]
-    return Targets(
-        tuple((named.to(points.dtype) @ hot).clamp(max=1.0) for hot in one_hot),
-        torch.where(positive[:, None], offsets, 0.0),
-        positive,
-    )
-
-
-def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sigmoid focal loss, element by element: easy ones count little (Lin et al., 2017)."""
-    probability = logits.sigmoid()
-    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    hit = probability * targets + (1 - probability) * (1 - targets)
-    weight = alpha * targets + (1 - alpha) * (1 - targets)
-    return weight * (1 - hit) ** gamma * entropy
-
-
-def diou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
-    """1 - IoU + (distance of the middles / length of both together)^2, for segments [N, 2] (Zheng et al., 2020)."""
-    inter = (torch.minimum(predicted[:, 1], targets[:, 1]) - torch.maximum(predicted[:, 0], targets[:, 0])).clamp(min=0)
-    union = (predicted[:, 1] - predicted[:, 0]) + (targets[:, 1] - targets[:, 0]) - inter
-    enclosing = torch.maximum(predicted[:, 1], targets[:, 1]) - torch.minimum(predicted[:, 0], targets[:, 0])
-    apart = (predicted.sum(1) - targets.sum(1)) / 2
-    tiny = 1e-8
-    return 1 - inter / union.clamp(min=tiny) + (apart / enclosing.clamp(min=tiny)) ** 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loss:
-    """Both losses of a batch, summed over its points, and what to divide them by."""
-
-    classification: Tensor
-    regression: Tensor
-    num_positive: int
-
-
-def losses(
-    outputs: LevelOutputs, segments: list[Tensor], labels: list[Tensor], *, label_smoothing: float = 0.0
-) -> Loss:
-    """Focal loss over all points, DIoU loss over those that have a segment.
-
-    Args:
-        segments: of each video [G, 2], in steps.
-        labels: of each video int64 [G, S].
-    """
-    classification, regression, num_positive = outputs.offsets.new_zeros(()), outputs.offsets.new_zeros(()), 0
-    num_classes = tuple(logits.shape[2] for logits in outputs.logits)
-    for i, (own_segments, own_labels) in enumerate(zip(segments, labels, strict=True)):
-        targets = assign(outputs.points, outputs.strides, outputs.ranges, own_segments, own_labels, num_classes)
-        valid = outputs.valid[i]
-        for logits, hot in zip(outputs.logits, targets.labels, strict=True):
-            smooth = hot * (1 - label_smoothing) + label_smoothing / (hot.shape[1] + 1)
-            classification = classification + focal_loss(logits[i][valid], smooth[valid]).sum()
-        positive = targets.positive & valid
-        signs = torch.tensor([-1.0, 1.0], device=valid.device)
-        predicted, wanted = outputs.offsets[i][positive] * signs, targets.offsets[positive] * signs
-        regression = regression + diou_loss(predicted, wanted).sum()
-        num_positive += int(positive.sum())
-    return Loss(classification=classification, regression=regression, num_positive=num_positive)
-
-
 # -- reading the network ----------------------------------------------------------------------------------------------
 
 
@@ -492,3 +377,109 @@ def decode(outputs: LevelOutputs, grid: FeatureGrid, *, min_score: float, max_ca
     return Detections(
         grid.seconds(steps.cpu().numpy()), scores[best].cpu().numpy(), classes[best].cpu().numpy().astype(np.int64)
     )
+
+
+# -- training and testing ----------------------------------------------------------------------------------------------
+
+
+class ActionFormerDetector(nn.Module):
+    """ActionFormer, with the settings of its training and testing.
+
+    Where its recipe is class-agnostic, all segments are of one class to it, and scores name what it finds.
+    """
+
+    def __init__(
+        self,
+        config: ActionFormerConfig,
+        *,
+        recipe: LocalizationRecipe,
+        label_sets: Sequence[Head],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.recipe = recipe
+        self.label_sets = tuple(label_sets)
+        self.network = ActionFormer(config)
+        self.register_buffer("normaliser", torch.tensor(recipe.normaliser))
+        self.normaliser: Tensor
+
+    def config_as_dict(self) -> dict[str, Any]:
+        """The config as plain values, for ``detector_of``."""
+        return asdict(self.config)
+
+    def pieces(self, videos: Sequence[UntrimmedVideo]) -> list[Piece]:
+        """What an epoch shows, once each."""
+        return [Piece(video=video) for video in videos if video.segments or self.recipe.train_on_background]
+
+    def _at_steps(self, found: VideoFeatures) -> tuple[Tensor, FeatureGrid]:
+        features, grid = torch.from_numpy(found.features.T.copy()), found.card.grid
+        if self.recipe.resize_to is not None:
+            length = self.recipe.resize_to
+            grid = grid.resized(features.shape[1], length)
+            features = F.interpolate(features[None], length, mode="linear", align_corners=False)[0]
+        return features, grid
+
+    def sample(self, piece: Piece, found: VideoFeatures, rng: np.random.Generator) -> Sample:
+        """A crop at random: of ``max_length`` steps where the video is longer, else of 90 to 100 % of it.
+
+        Segments of which the crop holds too small a part do not count; the others are cut. Crops that hold none are
+        drawn again.
+        """
+        features, grid = self._at_steps(found)
+        seconds, labels = truths(piece.video, len(self.label_sets))
+        if self.recipe.class_agnostic:
+            labels = np.zeros((len(labels), 1), np.int64)
+        steps = grid.index(seconds)
+        total = features.shape[1]
+        for _ in range(_CROP_TRIES if len(seconds) else 1):
+            length = min(max(round(rng.uniform(0.9, 1.0) * total), 1), self.config.max_length)
+            first = int(rng.integers(0, total - length, endpoint=True))
+            cut = np.clip(steps, first - 0.5, first + length - 0.5)
+            parts = (cut[:, 1] - cut[:, 0]) / (steps[:, 1] - steps[:, 0])
+            held = parts >= self.recipe.visible_part
+            if held.any():
+                break
+        return Sample(
+            features[:, first : first + length],
+            torch.from_numpy((cut[held] - first).astype(np.float32)),
+            torch.from_numpy(labels[held]),
+        )
+
+    def collate(self, samples: Sequence[Sample]) -> SampleBatch:
+        """Stack samples, padded to the longest."""
+        return pad(samples, self.config.stride_of_last)
+
+    def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
+        """What is to be minimized, as "loss", and its parts."""
+        outputs = self.network(batch.features, batch.mask)
+        found = losses(outputs, batch.segments, batch.labels, label_smoothing=self.recipe.label_smoothing)
+        if self.training:
+            self.normaliser.mul_(0.9).add_(0.1 * max(found.num_positive, 1))
+        classification = found.classification / self.normaliser
+        regression = found.regression / self.normaliser
+        total = classification + self.recipe.regression_weight * regression
+        return {"loss": total, "classification": classification, "regression": regression}
+
+    def detect(self, found: VideoFeatures) -> Detections:
+        """The segments of a video, in seconds, best first."""
+        features, grid = self._at_steps(found)
+        length = features.shape[1]
+        features = F.pad(features, (0, -length % self.config.stride_of_last)).to(self.normaliser.device)
+        inside = torch.arange(features.shape[1], device=features.device) < length
+        outputs = self.network(features[None], inside[None])
+        selection = self.recipe.selection
+        candidates = decode(outputs, grid, min_score=selection.min_score, max_candidates=selection.max_candidates)
+        chosen = select(candidates, selection, duration_seconds=found.card.duration_seconds)
+        if not self.recipe.class_agnostic:
+            return chosen
+        scores = naming_scores(found, self.label_sets)
+        return name_segments(
+            chosen.segments, chosen.scores, scores, found.card.grid, video_classes=self.recipe.video_classes
+        )
+
+    def rolling_view(self, stride_seconds: float) -> RollingView | None:
+        """A minute; or eight steps of the coarsest level, four times as much as nine in ten segments last."""
+        if self.recipe.resize_to is not None:
+            return None
+        coarsest = self.config.stride_of_last
+        return RollingView(max(math.ceil(_ROLLING_SECONDS / stride_seconds), 8 * coarsest), coarsest)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,10 +28,22 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tada.data.table import Head
 from tada.errors import OptionError
-from tada.localization.detectors.nms import Floats, soft_nms
+from tada.localization.annotations.table import UntrimmedVideo
+from tada.localization.detectors.bmn_losses import (
+    BMNOutputs,
+    bmn_losses,
+    targets,
+    valid_cells,
+)
+from tada.localization.detectors.nms import Detections, Floats, soft_nms
+from tada.localization.detectors.samples import Piece, RollingView, Sample, SampleBatch, pad, truths
+from tada.localization.features.folder import VideoFeatures
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.features.interpolation import at_times
+from tada.localization.naming import name_segments, naming_scores
+from tada.localization.recipe import LocalizationRecipe
 
 _POINTS_PER_SAMPLE = 3
 _BOUNDARY_RATIO = 0.5  # a proposal is sampled half its length beyond both ends
@@ -81,17 +93,6 @@ class BMNConfig:
 
 
 # -- the network ------------------------------------------------------------------------------------------------------
-
-
-class BMNOutputs(NamedTuple):
-    """All are probabilities."""
-
-    start: Tensor
-    """[B, T], that something starts at a bin"""
-    end: Tensor
-    """[B, T]"""
-    confidence: Tensor
-    """[B, 2, D, T]: the IoU of a proposal, as regressed; and that it is above 0.9"""
 
 
 class BMN(nn.Module):
@@ -257,121 +258,6 @@ def sampling_weights(
     return rows, columns, weights
 
 
-# -- training ---------------------------------------------------------------------------------------------------------
-
-
-class BMNTargets(NamedTuple):
-    """What the network should say of one window."""
-
-    start: Tensor
-    """[T]"""
-    end: Tensor
-    """[T]"""
-    iou: Tensor
-    """[D, T], the best IoU of a proposal with any segment"""
-
-
-def valid_cells(num_bins: int, num_durations: int) -> Tensor:
-    """Bool [D, T]: the proposals that end within the window."""
-    return torch.arange(num_durations)[:, None] + torch.arange(num_bins) < num_bins
-
-
-def targets(segments: Tensor, num_bins: int, num_durations: int) -> BMNTargets:
-    """The targets of a window with these segments, [G, 2], as parts of the window in [0, 1].
-
-    A start is looked for within 1.5 bins of a segment's start; the target is how much of a bin's neighborhood, from
-    half a bin before to one and a half after, that covers. Ends likewise.
-    """
-    if not len(segments):
-        zeros = segments.new_zeros(num_bins)
-        return BMNTargets(zeros, zeros, segments.new_zeros(num_durations, num_bins))
-    bins = torch.arange(num_bins, device=segments.device, dtype=segments.dtype)
-    scaled = segments.clamp(0, 1) * num_bins  # in bins
-
-    def boundary(at: Tensor) -> Tensor:
-        low, high = at - 1.5, at + 1.5
-        inter = torch.minimum(high, bins[:, None] + 1.5) - torch.maximum(low, bins[:, None] - 0.5)
-        return (inter.clamp(min=0) / 2).max(1).values
-
-    cell_start = bins[None, :, None]  # [1, T, 1]
-    cell_end = (
-        cell_start + torch.arange(1, num_durations + 1, device=segments.device, dtype=segments.dtype)[:, None, None]
-    )
-    inter = (torch.minimum(cell_end, scaled[:, 1]) - torch.maximum(cell_start, scaled[:, 0])).clamp(min=0)
-    union = (cell_end - cell_start) + (scaled[:, 1] - scaled[:, 0]) - inter
-    return BMNTargets(boundary(scaled[:, 0]), boundary(scaled[:, 1]), (inter / union).max(2).values)
-
-
-_REGRESSION_WEIGHT = 10
-_BOUNDARY_OVERLAP = 0.5
-"""From this overlap with a segment's start or end on, a bin is one."""
-_RIGHT_IOU = 0.9
-"""From this IoU with a segment on, a proposal is classified as right."""
-_HIGH_IOU, _LOW_IOU = 0.7, 0.3
-"""Between these lie proposals of middling IoU, of which the regression draws as many as there are high ones."""
-
-
-class BMNLosses(NamedTuple):
-    """The three parts; the total is boundaries + 10 * regression + classification."""
-
-    boundaries: Tensor
-    regression: Tensor
-    classification: Tensor
-
-    def total(self) -> Tensor:
-        """Weighted as in the paper."""
-        return self.boundaries + _REGRESSION_WEIGHT * self.regression + self.classification
-
-
-def bmn_losses(
-    outputs: BMNOutputs, wanted: Sequence[BMNTargets], *, generator: torch.Generator | None = None
-) -> BMNLosses:
-    """The losses of a batch of windows.
-
-    Args:
-        generator: draws which proposals of middling and low IoU take part in the regression.
-    """
-    start, end, iou = (torch.stack(parts) for parts in zip(*wanted, strict=True))
-    num_durations, num_bins = iou.shape[1:]
-    valid = valid_cells(num_bins, num_durations).to(iou.device).expand_as(iou)
-    regressed, classified = outputs.confidence[:, 0], outputs.confidence[:, 1]
-    everywhere = torch.ones_like(start, dtype=torch.bool)
-    boundaries = _balanced_entropy(outputs.start, start > _BOUNDARY_OVERLAP, everywhere) + _balanced_entropy(
-        outputs.end, end > _BOUNDARY_OVERLAP, everywhere
-    )
-    classification = _balanced_entropy(classified, iou > _RIGHT_IOU, valid)
-    return BMNLosses(boundaries, _regression(regressed, iou, valid, generator), classification)
-
-
-def _balanced_entropy(probability: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
-    """Cross entropy in which positives and negatives weigh the same.
-
-    Positives count even where they are not ``counted``. Without any positive, the released code is NaN or 0; here they
-    are taken to be one, so that what is negative is still pressed down.
-    """
-    negative = counted & ~positive
-    num_positive = positive.sum().clamp(min=1)
-    total = positive.sum() + negative.sum()
-    ratio = (total / num_positive).clamp(min=1.05)  # 1, were all positive, divides by zero
-    negative_weight, positive_weight = 0.5 * ratio / (ratio - 1), 0.5 * ratio
-    tiny = 1e-6
-    gain = positive_weight * positive * (probability + tiny).log()
-    gain = gain + negative_weight * negative * (1 - probability + tiny).log()
-    return -gain.sum() / total
-
-
-def _regression(predicted: Tensor, iou: Tensor, valid: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Squared error of all proposals with a high IoU and about as many with a middling and with a low one."""
-    high = (iou > _HIGH_IOU) & valid
-    chosen = high
-    for band in ((iou > _LOW_IOU) & (iou <= _HIGH_IOU) & valid, (iou > 0) & (iou <= _LOW_IOU) & valid):
-        share = high.sum() / band.sum().clamp(min=1)
-        drawn = torch.rand(iou.shape, generator=generator, device=iou.device)
-        chosen = chosen | (band & (drawn < share))
-    error = ((predicted - iou) ** 2 * chosen).sum()
-    return 0.5 * error / chosen.sum().clamp(min=1)
-
-
 # -- windows ----------------------------------------------------------------------------------------------------------
 
 
@@ -494,3 +380,78 @@ def thinned(
         max_kept=int(duration_seconds) + 1,
     )
     return Proposals(found.segments[best][kept], scores)
+
+
+# -- training and testing ----------------------------------------------------------------------------------------------
+
+
+class BMNDetector(nn.Module):
+    """BMN, with the settings of its training and testing; scores beside the features name what it finds."""
+
+    def __init__(self, config: BMNConfig, *, recipe: LocalizationRecipe, label_sets: Sequence[Head]) -> None:
+        super().__init__()
+        self.config = config
+        self.recipe = recipe
+        self.label_sets = tuple(label_sets)
+        self.network = BMN(config)
+
+    def config_as_dict(self) -> dict[str, Any]:
+        """The config as plain values, for ``detector_of``."""
+        return asdict(self.config)
+
+    def pieces(self, videos: Sequence[UntrimmedVideo]) -> list[Piece]:
+        """Windows that hold a whole segment."""
+        found = []
+        for video in videos:
+            assert video.duration_seconds is not None, "features know how long a video is"
+            seconds, _ = truths(video, len(self.label_sets))
+            for i, window in enumerate(windows(self.config, video.duration_seconds)):
+                if len(window_segments(seconds, window, self.config.num_bins)):
+                    found.append(Piece(video=video, window=i))
+        return found
+
+    def sample(self, piece: Piece, found: VideoFeatures, rng: np.random.Generator) -> Sample:
+        """A window as it is: nothing is random."""
+        window = windows(self.config, found.card.duration_seconds)[piece.window]
+        seconds, _ = truths(piece.video, len(self.label_sets))
+        segments = window_segments(seconds, window, self.config.num_bins)
+        features = torch.from_numpy(found.features.T.copy())
+        return Sample(
+            window_features(features, found.card.grid, window, self.config.num_bins),
+            torch.from_numpy(segments.astype(np.float32)),
+            torch.zeros(len(segments), 0, dtype=torch.int64),
+        )
+
+    def collate(self, samples: Sequence[Sample]) -> SampleBatch:
+        """Stack samples, padded to the longest."""
+        return pad(samples, 1)
+
+    def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
+        """What is to be minimized, as "loss", and its parts."""
+        outputs = self.network(batch.features)
+        wanted = [targets(segments, self.config.num_bins, self.config.max_duration_bins) for segments in batch.segments]
+        found = bmn_losses(outputs, wanted)
+        return {"loss": found.total(), **found._asdict()}
+
+    def detect(self, found: VideoFeatures) -> Detections:
+        """The segments of a video, in seconds, best first."""
+        scores = naming_scores(found, self.label_sets)
+        duration = found.card.duration_seconds
+        places = windows(self.config, duration)
+        features, grid = torch.from_numpy(found.features.T.copy()), found.card.grid
+        inputs = torch.stack([window_features(features, grid, place, self.config.num_bins) for place in places])
+        outputs = self.network(inputs.to(next(self.parameters()).device))
+        proposed = proposals(
+            outputs, places, duration_seconds=duration, score="secr" if self.recipe.boundary_scores else "cr",
+            powers=(1.0, 1.0) if self.recipe.boundary_scores else (1.2, 1.0),
+        )  # fmt: skip
+        is_whole = self.config.bin_seconds is None
+        kept = thinned(proposed, duration_seconds=duration, thresholds=(0.5, 0.9) if is_whole else (0.25, 0.9))
+        return name_segments(kept.segments, kept.scores, scores, grid, video_classes=self.recipe.video_classes)
+
+    def rolling_view(self, stride_seconds: float) -> RollingView | None:
+        """A window, which begins where one of a whole video's windows would."""
+        bins, hop, seconds = self.config.num_bins, self.config.max_duration_bins, self.config.bin_seconds
+        if seconds is None:
+            return None
+        return RollingView(math.ceil(bins * seconds / stride_seconds), max(round(hop * seconds / stride_seconds), 1))

@@ -1,18 +1,59 @@
-"""Segments of time: how much two overlap, and which of many that overlap are kept.
+"""NMS: how much two segments overlap (tIoU), and which of a detector's many overlapping segments are kept.
 
 A segment is (start, end), in any unit as long as all are in the same. Scores are sorted stably: of two equal ones the
 first comes first, on every machine.
 
-Shapes: N and M segments, K of them kept.
+Shapes: N and M segments, K of them kept, S label sets (one; or verb and noun).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
+from tada.training.schedule import require
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+class Detections(NamedTuple):
+    """What a detector finds in one video, before it has names."""
+
+    segments: Floats
+    """[N, 2], in seconds"""
+    scores: Floats
+    """[N], best first"""
+    labels: Ints
+    """[N, S], a class of each label set"""
+
+
+# No slots: jsonargparse 4.53, which reads recipes, cannot take a slotted dataclass as a default value.
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which of a detector's many segments are kept (soft-NMS and voting)."""
+
+    min_score: float = 0.001
+    """Segments that score less are dropped."""
+    max_candidates: int = 2000
+    """Best ones that are compared with each other."""
+    sigma: float = 0.5
+    """Of soft-NMS within each class: small values suppress more."""
+    max_segments: int = 200
+    """The most that are kept of a video."""
+    voting_tiou: float | None = None
+    """Overlap from which candidates of the same class vote on a segment's ends; null for none."""
+
+    def __post_init__(self) -> None:
+        require(self.min_score >= 0, "selection.min_score", "0 or more")
+        require(self.max_candidates >= 1, "selection.max_candidates", "1 or more")
+        require(self.sigma > 0, "selection.sigma", "positive")
+        require(self.max_segments >= 1, "selection.max_segments", "1 or more")
+        require(self.voting_tiou is None or 0 < self.voting_tiou <= 1, "selection.voting_tiou", "null or in (0, 1]")
+
 
 _SMALLEST_UNION = 1e-8  # two empty segments overlap by 0, not by 0/0
 
@@ -29,6 +70,36 @@ def tiou_of_pairs(one: Floats, other: Floats) -> Floats:
     lengths = (one[..., 1] - one[..., 0]) + (other[..., 1] - other[..., 0])
     overlap: Floats = inter / np.maximum(lengths - inter, _SMALLEST_UNION)
     return overlap
+
+
+def select(found: Detections, selection: Selection, *, duration_seconds: float) -> Detections:
+    """Drop what scores low or lies outside of the video, and lower the scores of what overlaps better ones.
+
+    Classes suppress each other only where all label sets agree: for EPIC-KITCHENS within an action.
+    """
+    segments = np.clip(found.segments, 0.0, duration_seconds)
+    usable = (segments[:, 1] > segments[:, 0]) & (found.scores > selection.min_score)
+    segments, scores, labels = segments[usable], found.scores[usable], found.labels[usable]
+    best = np.argsort(-scores, kind="stable")[: selection.max_candidates]
+    segments, scores, labels = segments[best], scores[best], labels[best]
+    if not len(scores):
+        return Detections(segments, scores, labels)
+    _, classes = np.unique(labels, axis=0, return_inverse=True)
+    classes = classes.reshape(-1)
+    kept, lowered = soft_nms(
+        segments,
+        scores,
+        sigma=selection.sigma,
+        labels=classes,
+        min_score=selection.min_score,
+        max_kept=selection.max_segments,
+    )
+    chosen = segments[kept]
+    if selection.voting_tiou is not None:
+        for label in np.unique(classes[kept]):
+            mine, all_mine = classes[kept] == label, classes == label
+            chosen[mine] = vote(chosen[mine], segments[all_mine], scores[all_mine], threshold=selection.voting_tiou)
+    return Detections(chosen, lowered, labels[kept])
 
 
 def soft_nms(

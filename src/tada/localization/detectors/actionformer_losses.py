@@ -1,0 +1,138 @@
+"""What ActionFormer is trained by: which point stands for which segment, and the losses of its classes and offsets.
+
+Shapes: B videos of a batch, P points of all levels, G segments, S label sets, K classes of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class LevelOutputs(NamedTuple):
+    """What the heads say of each point, the levels one after the other."""
+
+    logits: tuple[Tensor, ...]
+    """[B, P, K] for each label set"""
+    offsets: Tensor
+    """[B, P, 2], to start and end, in steps of the point's level; 0 or more"""
+    points: Tensor
+    """[P], in steps of level 0"""
+    strides: Tensor
+    """[P], steps of level 0 in a step of the point's level"""
+    ranges: Tensor
+    """[P, 2], the regression range of the point's level"""
+    valid: Tensor
+    """bool [B, P], false where a video is padded"""
+
+
+class Targets(NamedTuple):
+    """What the points of one video should say."""
+
+    labels: tuple[Tensor, ...]
+    """[P, K] for each label set: 1 for the classes of the segment that a point is responsible for"""
+    offsets: Tensor
+    """[P, 2], to that segment's start and end, in steps of the point's level"""
+    positive: Tensor
+    """bool [P]"""
+
+
+def assign(
+    points: Tensor,
+    strides: Tensor,
+    ranges: Tensor,
+    segments: Tensor,
+    labels: Tensor,
+    num_classes: tuple[int, ...],
+    *,
+    radius: float = 1.5,
+) -> Targets:
+    """Give each point near the middle of a segment of the right length that segment.
+
+    Args:
+        points: [P], strides [P] and ranges [P, 2] as in ``LevelOutputs``.
+        segments: [G, 2], in steps.
+        labels: int64 [G, S].
+        radius: how far from a segment's middle a point may lie, in steps of its level; it must lie inside, too.
+
+    Where several segments want a point, the shortest is regressed, and all of about its length are named.
+    """
+    one_hot = tuple(F.one_hot(labels[:, s], count).to(points.dtype) for s, count in enumerate(num_classes))
+    if not len(segments):
+        empty = tuple(points.new_zeros(len(points), count) for count in num_classes)
+        return Targets(empty, points.new_zeros(len(points), 2), torch.zeros_like(points, dtype=torch.bool))
+    start, end = segments[:, 0], segments[:, 1]  # [G]
+    left, right = points[:, None] - start, end - points[:, None]  # [P, G]
+    middle, reach = (start + end) / 2, radius * strides[:, None]
+    from_middle_left = points[:, None] - torch.maximum(middle - reach, start)
+    from_middle_right = torch.minimum(middle + reach, end) - points[:, None]
+    central = torch.minimum(from_middle_left, from_middle_right) > 0
+    farther = torch.maximum(left, right)
+    in_range = (farther >= ranges[:, None, 0]) & (farther <= ranges[:, None, 1])
+    lengths = torch.where(central & in_range, end - start, torch.inf)  # [P, G]
+    shortest, chosen = lengths.min(1)
+    positive = shortest.isfinite()
+    named = (lengths <= shortest[:, None] + 1e-3) & positive[:, None]  # [P, G]
+    offsets = torch.stack([left, right], dim=2)[torch.arange(len(points)), chosen] / strides[:, None]
+    return Targets(
+        tuple((named.to(points.dtype) @ hot).clamp(max=1.0) for hot in one_hot),
+        torch.where(positive[:, None], offsets, 0.0),
+        positive,
+    )
+
+
+def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Sigmoid focal loss, element by element: easy ones count little (Lin et al., 2017)."""
+    probability = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    hit = probability * targets + (1 - probability) * (1 - targets)
+    weight = alpha * targets + (1 - alpha) * (1 - targets)
+    return weight * (1 - hit) ** gamma * entropy
+
+
+def diou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
+    """1 - IoU + (distance of the middles / length of both together)^2, for segments [N, 2] (Zheng et al., 2020)."""
+    inter = (torch.minimum(predicted[:, 1], targets[:, 1]) - torch.maximum(predicted[:, 0], targets[:, 0])).clamp(min=0)
+    union = (predicted[:, 1] - predicted[:, 0]) + (targets[:, 1] - targets[:, 0]) - inter
+    enclosing = torch.maximum(predicted[:, 1], targets[:, 1]) - torch.minimum(predicted[:, 0], targets[:, 0])
+    apart = (predicted.sum(1) - targets.sum(1)) / 2
+    tiny = 1e-8
+    return 1 - inter / union.clamp(min=tiny) + (apart / enclosing.clamp(min=tiny)) ** 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """Both losses of a batch, summed over its points, and what to divide them by."""
+
+    classification: Tensor
+    regression: Tensor
+    num_positive: int
+
+
+def losses(
+    outputs: LevelOutputs, segments: list[Tensor], labels: list[Tensor], *, label_smoothing: float = 0.0
+) -> Loss:
+    """Focal loss over all points, DIoU loss over those that have a segment.
+
+    Args:
+        segments: of each video [G, 2], in steps.
+        labels: of each video int64 [G, S].
+    """
+    classification, regression, num_positive = outputs.offsets.new_zeros(()), outputs.offsets.new_zeros(()), 0
+    num_classes = tuple(logits.shape[2] for logits in outputs.logits)
+    for i, (own_segments, own_labels) in enumerate(zip(segments, labels, strict=True)):
+        targets = assign(outputs.points, outputs.strides, outputs.ranges, own_segments, own_labels, num_classes)
+        valid = outputs.valid[i]
+        for logits, hot in zip(outputs.logits, targets.labels, strict=True):
+            smooth = hot * (1 - label_smoothing) + label_smoothing / (hot.shape[1] + 1)
+            classification = classification + focal_loss(logits[i][valid], smooth[valid]).sum()
+        positive = targets.positive & valid
+        signs = torch.tensor([-1.0, 1.0], device=valid.device)
+        predicted, wanted = outputs.offsets[i][positive] * signs, targets.offsets[positive] * signs
+        regression = regression + diou_loss(predicted, wanted).sum()
+        num_positive += int(positive.sum())
+    return Loss(classification=classification, regression=regression, num_positive=num_positive)

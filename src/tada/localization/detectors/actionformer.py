@@ -1,13 +1,13 @@
-"""ActionFormer: every moment, on several time scales, says what goes on and how far away its start and end are.
+"""ActionFormer: each point of a feature pyramid predicts an action class and the distances to its start and end.
 
 Source: Zhang, Wu, Li, "ActionFormer: Localizing Moments of Actions with Transformers" (ECCV 2022) and its released code
-(happyharrycn/actionformer_release, 61ea7eb). Features pass convolutions and transformer blocks with local attention;
-each further level has half the rate. A head shared by all levels classifies each point, another regresses the distances
-to both ends, in steps of the level.
+(happyharrycn/actionformer_release, 61ea7eb). Convolutions and transformer blocks with local attention process the
+features; each further level of the pyramid has half the rate. One head, shared by all levels, classifies each point,
+another regresses the distances to both ends, in steps of the level.
 
-Differs from the released code: local attention is computed in plain blocks (equal to 1e-7) and needs no multiple of the
-window; the best candidates are chosen over all levels, as in OpenTAD; for verbs and nouns there is one trunk with two
-classification heads, where the paper trains two networks.
+Differs from the released code: local attention is computed in plain blocks (equal to 1e-7), so lengths need not be
+multiples of the window; the best candidates are chosen over all levels, as in OpenTAD; for verbs and nouns there is one
+backbone with two classification heads, where the paper trains two networks.
 
 Shapes: B videos, T features (steps), C channels, L levels, P points of all levels, G segments, K classes, S label sets.
 Times are in steps of level 0: point t of level l stands for step t * 2^l.
@@ -28,10 +28,7 @@ from torch import Tensor, nn
 from tada.data.table import Head
 from tada.errors import OptionError
 from tada.localization.annotations.table import UntrimmedVideo
-from tada.localization.detectors.actionformer_losses import (
-    LevelOutputs,
-    losses,
-)
+from tada.localization.detectors.actionformer_losses import LevelOutputs, losses
 from tada.localization.detectors.nms import Detections, select
 from tada.localization.detectors.samples import Piece, RollingView, Sample, SampleBatch, pad, truths
 from tada.localization.features.folder import VideoFeatures
@@ -40,38 +37,38 @@ from tada.localization.naming import name_segments, naming_scores
 from tada.localization.recipe import LocalizationRecipe
 
 MAX_LEVELS = 8
-_FAR = 10_000.0  # beyond any segment, in steps
+_FAR = 10_000.0  # longer than any segment, in steps
 _CROP_TRIES = 200
 _ROLLING_SECONDS = 60.0
-_NUM_FUSED = 10  # classes of each label set that are combined
+_NUM_FUSED = 10  # best classes of each label set that are combined into pairs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActionFormerConfig:
-    """The shape of a detector. Plain values, as JSON has them."""
+    """Sizes of the network. Plain values, so that they can be saved as JSON."""
 
     in_channels: int
-    """C of the features."""
+    """Channels C of the features."""
     num_classes: tuple[int, ...]
     """Classes of each label set."""
     dim: int = 256
-    """Channels inside."""
+    """Channels inside the network."""
     num_heads: int = 4
-    """Of the attention."""
+    """Heads of the attention."""
     window: int = 19
-    """Steps that attention sees on each level, half of them on either side; odd. -1 is all."""
+    """Steps within the attention window on each level, centered on the query; odd. -1: all steps (global attention)."""
     num_levels: int = 6
-    """L; level l has every 2^l-th step."""
+    """L levels of the pyramid; level l has every 2^l-th step."""
     regression_ranges: tuple[tuple[float, float], ...]
-    """For each level the distances to a segment's farther end that it is responsible for, in steps."""
+    """For each level, the range of distances (in steps) from a point to the farther end of the segment it regresses."""
     max_length: int = 2304
-    """Steps that training sees at once; a multiple of 2^(L-1)."""
+    """Steps of the longest training crop; a multiple of 2^(L-1)."""
     position_encoding: bool = False
-    """Whether the steps are told their places."""
+    """Whether sinusoidal position encodings are added to the features."""
     drop_path: float = 0.1
-    """How often a block's branch is left out in training."""
+    """Probability of dropping a block's residual branch in training (stochastic depth)."""
     input_dropout: float = 0.0
-    """Part of the feature channels dropped in training."""
+    """Fraction of the feature channels that are dropped in training."""
 
     def __post_init__(self) -> None:
         if min(self.in_channels, self.dim, self.num_heads, *self.num_classes) < 1 or self.dim % self.num_heads:
@@ -85,7 +82,7 @@ class ActionFormerConfig:
 
     @property
     def stride_of_last(self) -> int:
-        """Steps from one point of the coarsest level to the next."""
+        """Stride of the coarsest level, in steps."""
         return 1 << (self.num_levels - 1)
 
     @classmethod
@@ -104,13 +101,14 @@ class ActionFormerConfig:
     ) -> ActionFormerConfig:
         """Choose levels, ranges, window and length from the training data.
 
-        Levels: as few as let the last but one reach the 90th percentile of segments. Length: the 95th percentile of
-        videos. Window: 9 for sparse features, 19 for dense ones.
+        Levels: the fewest for which the last but one covers the 90th percentile of segment lengths. Length: the 95th
+        percentile of video lengths. Window: 9 for sparse features, 19 for dense ones.
 
         Args:
             segment_steps: lengths of the training segments, in steps.
             video_steps: numbers of features of the training videos.
-            overlapping: whether segments often overlap each other; levels then share lengths, as on EPIC-KITCHENS.
+            overlapping: whether segments often overlap; the regression ranges of levels then overlap too, as on
+                EPIC-KITCHENS.
         """
         long = float(np.percentile(segment_steps, 90))
         num_levels = min(max(math.ceil(math.log2(max(long, 4.0) / 4.0)) + 2, 3), MAX_LEVELS)
@@ -136,7 +134,7 @@ class ActionFormerConfig:
 
 
 class ActionFormer(nn.Module):
-    """The network; ``losses`` trains it and ``decode`` reads it."""
+    """The network; ``losses`` and ``decode`` read its outputs."""
 
     def __init__(self, config: ActionFormerConfig) -> None:
         super().__init__()
@@ -156,23 +154,25 @@ class ActionFormer(nn.Module):
         for head in self.classifiers:
             assert isinstance(head, PyramidHead)
             assert head.last.bias is not None
-            nn.init.constant_(head.last.bias, -math.log((1 - 0.01) / 0.01))  # few points are positive at first
+            nn.init.constant_(head.last.bias, -math.log((1 - 0.01) / 0.01))  # probability 0.01: positives are rare
 
     def forward(self, features: Tensor, mask: Tensor) -> LevelOutputs:
-        """Look at videos.
+        """Run the network on a batch of videos.
 
         Args:
             features: [B, C, T]; T a multiple of 2^(L-1).
-            mask: bool [B, T], true where there is a video.
+            mask: bool [B, T], false where a video is padded.
         """
         if features.shape[2] % self.config.stride_of_last:
             raise ValueError(f"{features.shape[2]} steps should be a multiple of {self.config.stride_of_last}: pad")
         keep = mask[:, None].to(features.dtype)  # [B, 1, T]
+        # Embedding: [B, in_channels, T] -> [B, C, T]
         x = self.input_dropout(features * keep)
         for layer in self.embed:
             x = layer(x, keep)
         if self.config.position_encoding:
             x = x + _sinusoids(x.shape[2], self.config.dim, x) / self.config.dim**0.5 * keep
+        # Backbone: the stem keeps T, each branch block halves it: level l is [B, C, T / 2^l].
         for block in self.stem:
             x, keep = block(x, keep)
         levels = [(x, keep)]
@@ -182,15 +182,19 @@ class ActionFormer(nn.Module):
         logits: list[list[Tensor]] = [[] for _ in self.classifiers]
         offsets, points, strides, ranges, valid = [], [], [], [], []
         for level, (x, keep) in enumerate(levels):
+            # Neck: a norm per level, [B, C, T / 2^l].
             x = self.neck[level](x) * keep
+            # Heads: logits [B, T / 2^l, K] of each label set, offsets [B, T / 2^l, 2].
             for place, head in enumerate(self.classifiers):
                 logits[place].append(head(x, keep).transpose(1, 2))
             offsets.append(F.relu(self.regressor(x, keep) * self.scales[level]).transpose(1, 2))
+            # Points: T / 2^l times, with the stride and the regression range of the level.
             count, stride = x.shape[2], float(2**level)
             points.append(torch.arange(count, device=x.device) * stride)
             strides.append(torch.full((count,), stride, device=x.device))
             ranges.append(torch.tensor(self.config.regression_ranges[level], device=x.device).expand(count, 2))
             valid.append(keep[:, 0] > 0)
+        # All levels, one after the other: P = T + T / 2 + ... points.
         return LevelOutputs(
             logits=tuple(torch.cat(parts, dim=1) for parts in logits),
             offsets=torch.cat(offsets, dim=1),
@@ -214,7 +218,7 @@ class ChannelNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution over three steps, norm, ReLU; nothing flows from or into the padding."""
+    """Convolution over three steps, layer norm, ReLU; padded steps are 0 before and after the norm."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
@@ -226,7 +230,7 @@ class ConvNorm(nn.Module):
 
 
 class PyramidHead(nn.Module):
-    """Two convolutions and a third that answers, shared by all levels."""
+    """Head shared by all levels of the pyramid: two ``ConvNorm`` and an output convolution."""
 
     def __init__(self, dim: int, outputs: int) -> None:
         super().__init__()
@@ -242,7 +246,7 @@ class PyramidHead(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Local attention and an MLP, each scaled from almost nothing; with stride 2 half of the steps remain."""
+    """Transformer block: local attention and an MLP, each with a learned scale (initially 1e-4); stride 2 halves T."""
 
     def __init__(self, config: ActionFormerConfig, *, stride: int) -> None:
         super().__init__()
@@ -261,7 +265,7 @@ class TransformerBlock(nn.Module):
 
 
 class ScaledPath(nn.Module):
-    """A branch's learned scale for each channel; in training it is left out for some videos."""
+    """Layer scale (one per channel) and stochastic depth (per video) of a residual branch."""
 
     def __init__(self, dim: int, drop: float) -> None:
         super().__init__()
@@ -277,7 +281,10 @@ class ScaledPath(nn.Module):
 
 
 class LocalAttention(nn.Module):
-    """Each step attends to those within half a window; queries, keys and values are convolved over three steps."""
+    """Local multi-head attention: a step attends to those within half a window.
+
+    Depthwise convolutions over three steps precede the projections to queries, keys and values.
+    """
 
     def __init__(self, config: ActionFormerConfig, *, stride: int) -> None:
         super().__init__()
@@ -309,13 +316,13 @@ class LocalAttention(nn.Module):
 
 
 def banded_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *, half: int) -> Tensor:
-    """Attention of each step to those at most ``half`` away, in blocks: no [T, T] matrix is ever made.
+    """Local attention: each step attends to those at most ``half`` away. Computed in blocks, without a [T, T] matrix.
 
-    A block of queries meets its own keys and those of its two neighbors. What a padded step attends to is without
-    meaning.
+    The queries of a block attend to the keys of that block and its two neighbors. The output at padded steps is
+    meaningless.
 
     Args:
-        query: [B, heads, T, D], as ``key`` and ``value``.
+        query: [B, heads, T, D]; ``key`` and ``value`` likewise.
         valid: bool [B, T].
 
     Returns:
@@ -332,14 +339,14 @@ def banded_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *
     known = F.pad(valid, (size, padding + size)).unfold(1, 3 * size, size)  # [B, blocks, 3 * size]
     places = torch.arange(3 * size, device=query.device)
     near = (places[None, :] - size - places[:size, None]).abs() <= half  # [size, 3 * size]
-    # Padding is far below any logit, but finite: a padded step sees nothing else, and must not become NaN.
+    # Finite for padding: where all steps in reach are padded, -inf would make the softmax NaN.
     bias = torch.where(known, 0.0, -1e4)[:, None, :, None, :] + torch.where(near, 0.0, -torch.inf)
     y = F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype))
     return y.reshape(b, heads, blocks * size, d)[:, :, :t]
 
 
 def _sinusoids(length: int, dim: int, like: Tensor) -> Tensor:
-    """Sines and cosines of many wavelengths, [1, dim, length]."""
+    """Sinusoidal position encodings, [1, dim, length], of the device and type of ``like``."""
     place = torch.arange(length, device=like.device, dtype=like.dtype)
     rate = 10_000 ** (-2 * (torch.arange(dim, device=like.device) // 2) / dim).to(like.dtype)
     angle = rate[:, None] * place
@@ -347,13 +354,13 @@ def _sinusoids(length: int, dim: int, like: Tensor) -> Tensor:
     return torch.where(even, angle.sin(), angle.cos())[None]
 
 
-# -- reading the network ----------------------------------------------------------------------------------------------
+# -- decoding ---------------------------------------------------------------------------------------------------------
 
 
 def decode(outputs: LevelOutputs, grid: FeatureGrid, *, min_score: float, max_candidates: int) -> Detections:
-    """Candidates of one video (B = 1), in seconds, best first; ``select`` makes a choice of them.
+    """Candidate segments of one video (B = 1), in seconds, best first, before NMS (``select``).
 
-    Each point and class is a candidate. With two label sets each point's ten best verbs and ten best nouns are
+    Each pair of point and class is a candidate. With two label sets, each point's ten best verbs and ten best nouns are
     combined, and a pair scores sqrt(p_verb * p_noun), as OpenTAD fuses its two networks.
     """
     valid = outputs.valid[0]
@@ -385,7 +392,8 @@ def decode(outputs: LevelOutputs, grid: FeatureGrid, *, min_score: float, max_ca
 class ActionFormerDetector(nn.Module):
     """ActionFormer, with the settings of its training and testing.
 
-    Where its recipe is class-agnostic, all segments are of one class to it, and scores name what it finds.
+    If the recipe is class-agnostic, the network has one class, and class scores beside the features classify its
+    detections.
     """
 
     def __init__(
@@ -408,10 +416,11 @@ class ActionFormerDetector(nn.Module):
         return asdict(self.config)
 
     def pieces(self, videos: Sequence[UntrimmedVideo]) -> list[Piece]:
-        """What an epoch shows, once each."""
+        """The sources of an epoch's samples: videos with segments, and, if the recipe says so, those without."""
         return [Piece(video=video) for video in videos if video.segments or self.recipe.train_on_background]
 
-    def _at_steps(self, found: VideoFeatures) -> tuple[Tensor, FeatureGrid]:
+    def _resized_features(self, found: VideoFeatures) -> tuple[Tensor, FeatureGrid]:
+        """Features [C, T] and their grid, resized if the recipe says so."""
         features, grid = torch.from_numpy(found.features.T.copy()), found.card.grid
         if self.recipe.resize_to is not None:
             length = self.recipe.resize_to
@@ -420,12 +429,12 @@ class ActionFormerDetector(nn.Module):
         return features, grid
 
     def sample(self, piece: Piece, found: VideoFeatures, rng: np.random.Generator) -> Sample:
-        """A crop at random: of ``max_length`` steps where the video is longer, else of 90 to 100 % of it.
+        """A random crop of 90 to 100 % of the video, but at most ``max_length`` steps.
 
-        Segments of which the crop holds too small a part do not count; the others are cut. Crops that hold none are
-        drawn again.
+        Segments are cut to the crop, and dropped if too small a part of them is left (``visible_part``). A crop without
+        segments is drawn again.
         """
-        features, grid = self._at_steps(found)
+        features, grid = self._resized_features(found)
         seconds, labels = truths(piece.video, len(self.label_sets))
         if self.recipe.class_agnostic:
             labels = np.zeros((len(labels), 1), np.int64)
@@ -450,7 +459,7 @@ class ActionFormerDetector(nn.Module):
         return pad(samples, self.config.stride_of_last)
 
     def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
-        """What is to be minimized, as "loss", and its parts."""
+        """The total as "loss", and its parts by name."""
         outputs = self.network(batch.features, batch.mask)
         found = losses(outputs, batch.segments, batch.labels, label_smoothing=self.recipe.label_smoothing)
         if self.training:
@@ -462,7 +471,7 @@ class ActionFormerDetector(nn.Module):
 
     def detect(self, found: VideoFeatures) -> Detections:
         """The segments of a video, in seconds, best first."""
-        features, grid = self._at_steps(found)
+        features, grid = self._resized_features(found)
         length = features.shape[1]
         features = F.pad(features, (0, -length % self.config.stride_of_last)).to(self.normaliser.device)
         inside = torch.arange(features.shape[1], device=features.device) < length
@@ -478,7 +487,7 @@ class ActionFormerDetector(nn.Module):
         )
 
     def rolling_view(self, stride_seconds: float) -> RollingView | None:
-        """A minute; or eight steps of the coarsest level, four times as much as nine in ten segments last."""
+        """A minute, but at least eight steps of the coarsest level: four times as long as nine of ten segments."""
         if self.recipe.resize_to is not None:
             return None
         coarsest = self.config.stride_of_last

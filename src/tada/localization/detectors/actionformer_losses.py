@@ -1,4 +1,4 @@
-"""What ActionFormer is trained by: which point stands for which segment, and the losses of its classes and offsets.
+"""Training of ActionFormer: assignment of segments to points, and the losses of classification and regression.
 
 Shapes: B videos of a batch, P points of all levels, G segments, S label sets, K classes of one.
 """
@@ -14,16 +14,16 @@ from torch import Tensor
 
 
 class LevelOutputs(NamedTuple):
-    """What the heads say of each point, the levels one after the other."""
+    """Outputs of the heads for each point; the levels are concatenated, finest first."""
 
     logits: tuple[Tensor, ...]
     """[B, P, K] for each label set"""
     offsets: Tensor
-    """[B, P, 2], to start and end, in steps of the point's level; 0 or more"""
+    """[B, P, 2], distances to start and end, in steps of the point's level; 0 or more"""
     points: Tensor
-    """[P], in steps of level 0"""
+    """[P], times of the points, in steps of level 0"""
     strides: Tensor
-    """[P], steps of level 0 in a step of the point's level"""
+    """[P], stride of the point's level, in steps of level 0"""
     ranges: Tensor
     """[P, 2], the regression range of the point's level"""
     valid: Tensor
@@ -31,14 +31,14 @@ class LevelOutputs(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the points of one video should say."""
+    """Training targets for the points of one video."""
 
     labels: tuple[Tensor, ...]
-    """[P, K] for each label set: 1 for the classes of the segment that a point is responsible for"""
+    """[P, K] for each label set: 1 for the classes of the segment assigned to a point"""
     offsets: Tensor
-    """[P, 2], to that segment's start and end, in steps of the point's level"""
+    """[P, 2], distances to that segment's start and end, in steps of the point's level"""
     positive: Tensor
-    """bool [P]"""
+    """bool [P], whether a segment is assigned to the point"""
 
 
 def assign(
@@ -51,15 +51,16 @@ def assign(
     *,
     radius: float = 1.5,
 ) -> Targets:
-    """Give each point near the middle of a segment of the right length that segment.
+    """Assign to each point a segment whose middle is near and whose ends are within the point's regression range.
 
     Args:
         points: [P], strides [P] and ranges [P, 2] as in ``LevelOutputs``.
         segments: [G, 2], in steps.
         labels: int64 [G, S].
-        radius: how far from a segment's middle a point may lie, in steps of its level; it must lie inside, too.
+        radius: largest distance of a point from the segment's middle, in steps of its level; the point must also lie
+            inside the segment.
 
-    Where several segments want a point, the shortest is regressed, and all of about its length are named.
+    If several segments fit a point, it regresses the shortest; its classes are those of all segments of that length.
     """
     one_hot = tuple(F.one_hot(labels[:, s], count).to(points.dtype) for s, count in enumerate(num_classes))
     if not len(segments):
@@ -76,17 +77,17 @@ def assign(
     lengths = torch.where(central & in_range, end - start, torch.inf)  # [P, G]
     shortest, chosen = lengths.min(1)
     positive = shortest.isfinite()
-    named = (lengths <= shortest[:, None] + 1e-3) & positive[:, None]  # [P, G]
+    as_short = (lengths <= shortest[:, None] + 1e-3) & positive[:, None]  # [P, G]
     offsets = torch.stack([left, right], dim=2)[torch.arange(len(points)), chosen] / strides[:, None]
     return Targets(
-        tuple((named.to(points.dtype) @ hot).clamp(max=1.0) for hot in one_hot),
+        tuple((as_short.to(points.dtype) @ hot).clamp(max=1.0) for hot in one_hot),
         torch.where(positive[:, None], offsets, 0.0),
         positive,
     )
 
 
 def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sigmoid focal loss, element by element: easy ones count little (Lin et al., 2017)."""
+    """Sigmoid focal loss, elementwise, without reduction (Lin et al., 2017)."""
     probability = logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
     hit = probability * targets + (1 - probability) * (1 - targets)
@@ -95,7 +96,7 @@ def focal_loss(logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: f
 
 
 def diou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
-    """1 - IoU + (distance of the middles / length of both together)^2, for segments [N, 2] (Zheng et al., 2020)."""
+    """DIoU loss of segments [N, 2]: 1 - IoU + (distance of centers / length of their hull)^2 (Zheng et al., 2020)."""
     inter = (torch.minimum(predicted[:, 1], targets[:, 1]) - torch.maximum(predicted[:, 0], targets[:, 0])).clamp(min=0)
     union = (predicted[:, 1] - predicted[:, 0]) + (targets[:, 1] - targets[:, 0]) - inter
     enclosing = torch.maximum(predicted[:, 1], targets[:, 1]) - torch.minimum(predicted[:, 0], targets[:, 0])
@@ -106,7 +107,7 @@ def diou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """Both losses of a batch, summed over its points, and what to divide them by."""
+    """Both losses of a batch, summed over its points; ``num_positive`` is for normalizing them."""
 
     classification: Tensor
     regression: Tensor
@@ -116,11 +117,11 @@ class Loss:
 def losses(
     outputs: LevelOutputs, segments: list[Tensor], labels: list[Tensor], *, label_smoothing: float = 0.0
 ) -> Loss:
-    """Focal loss over all points, DIoU loss over those that have a segment.
+    """Focal loss over all valid points, DIoU loss over the positive ones.
 
     Args:
-        segments: of each video [G, 2], in steps.
-        labels: of each video int64 [G, S].
+        segments: for each video [G, 2], in steps.
+        labels: for each video int64 [G, S].
     """
     classification, regression, num_positive = outputs.offsets.new_zeros(()), outputs.offsets.new_zeros(()), 0
     num_classes = tuple(logits.shape[2] for logits in outputs.logits)

@@ -1,15 +1,16 @@
-"""BMN, the boundary-matching network of the paper's localization experiments: every start with every duration, scored.
+"""BMN, the boundary-matching network of the paper's localization experiments: it scores every start and duration.
 
 Source: Lin et al., "BMN: Boundary-Matching Network for Temporal Action Proposal Generation" (ICCV 2019), as released
-with TAdaConv (75b7839, models/module_zoo/heads/bmn_head.py). Proposals have no classes: those come from the backbone.
+with TAdaConv (75b7839, models/module_zoo/heads/bmn_head.py). Proposals have no classes: those come from the
+backbone's class scores.
 
 The released network samples 32 points of every proposal into a tensor [256, 32, D, T] of 312 MiB (T = D = 100) and
 convolves it. Interpolation and convolution are both linear, so here each of the 32 kernels is applied to the T steps
 first, and then sampled: the same numbers without that tensor.
 
-Differs from the released code: where a batch has no positives, losses are finite (there they are NaN, or press nothing
-down); the sampling matrix is no part of a checkpoint; windows are sampled at the times of their bins (there a resize
-shifts them by up to half a feature).
+Differs from the released code: in a batch without positives, losses are finite and train the negatives (there they are
+NaN or 0); the sampling matrix is not saved in checkpoints; features are sampled at the times of a window's bins
+(there a resize shifts them by up to half a feature).
 
 Shapes: B windows, C channels, T bins, D durations in bins, G segments, N proposals. Cell (d, t) is the proposal from
 bin t's start to bin t + d's end.
@@ -31,12 +32,7 @@ from torch import Tensor, nn
 from tada.data.table import Head
 from tada.errors import OptionError
 from tada.localization.annotations.table import UntrimmedVideo
-from tada.localization.detectors.bmn_losses import (
-    BMNOutputs,
-    bmn_losses,
-    targets,
-    valid_cells,
-)
+from tada.localization.detectors.bmn_losses import BMNOutputs, bmn_losses, targets, valid_cells
 from tada.localization.detectors.nms import Detections, Floats, soft_nms
 from tada.localization.detectors.samples import Piece, RollingView, Sample, SampleBatch, pad, truths
 from tada.localization.features.folder import VideoFeatures
@@ -52,18 +48,18 @@ _HIDDEN, _MATCHED, _MAPS = 256, 512, 128
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BMNConfig:
-    """The shape of a network. Plain values, as JSON has them."""
+    """Sizes of the network. Plain values, so that they can be saved as JSON."""
 
     in_channels: int
-    """C of the features."""
+    """Channels C of the features."""
     num_bins: int = 100
-    """T, bins of a window."""
+    """Bins T of a window."""
     max_duration_bins: int = 100
-    """D, the longest proposal, in bins."""
+    """Longest duration D of a proposal, in bins."""
     bin_seconds: float | None = None
-    """Length of a bin, for windows that slide over the video by D bins; null: the whole video is one window."""
+    """Length of a bin, for windows that slide over the video by D bins; None: the whole video is one window."""
     num_samples: int = 32
-    """Points that a proposal is sampled at, each the mean of three."""
+    """Samples of each proposal, each the mean of three points."""
 
     def __post_init__(self) -> None:
         if not (self.in_channels >= 4 and self.in_channels % 4 == 0):
@@ -77,7 +73,9 @@ class BMNConfig:
     def for_data(
         cls, *, in_channels: int, segment_seconds: Floats, video_seconds: Floats, stride_seconds: float
     ) -> BMNConfig:
-        """Whole videos in 100 bins where nine of ten segments have two bins or more; else windows of twice the longest.
+        """Choose the windows from the training data.
+
+        If 90 % of the segments have two bins or more: whole videos in 100 bins; else windows of twice the longest.
 
         Args:
             segment_seconds: lengths of the training segments.
@@ -96,7 +94,7 @@ class BMNConfig:
 
 
 class BMN(nn.Module):
-    """The network."""
+    """The network; ``bmn_losses`` computes its training losses, ``proposals`` reads its outputs."""
 
     def __init__(self, config: BMNConfig) -> None:
         super().__init__()
@@ -106,7 +104,7 @@ class BMN(nn.Module):
         self.end = nn.Sequential(_conv(groups=4), nn.ReLU(), nn.Conv1d(_HIDDEN, 1, 1))
         self.proposal = nn.Sequential(_conv(), nn.ReLU())
         self.matching = BoundaryMatching(config)
-        # In place: what a convolution has written, nobody else reads.
+        # ReLU in place: no other module reads the convolutions' outputs.
         self.maps = nn.Sequential(
             nn.Conv2d(_MATCHED, _MAPS, 1),
             nn.ReLU(inplace=True),
@@ -118,9 +116,12 @@ class BMN(nn.Module):
         )
 
     def forward(self, features: Tensor) -> BMNOutputs:
-        """Features [B, C, T] of windows -> what starts, ends and lasts."""
+        """Features [B, C, T] of windows -> probabilities of starts, ends and proposals."""
+        # Base module: two convolutions, [B, C, T] -> [B, 256, T].
         x = self.base(features)
+        # Proposal map: samples of every proposal, [B, 512, D, T]; 2-D convolutions make confidences, [B, 2, D, T].
         confidence = self.maps(F.relu(self.matching(self.proposal(x))))
+        # Boundaries: probabilities of start and end, [B, T] each.
         return BMNOutputs(self.start(x)[:, 0].sigmoid(), self.end(x)[:, 0].sigmoid(), confidence.sigmoid())
 
 
@@ -129,9 +130,9 @@ def _conv(channels: int = _HIDDEN, *, groups: int = 1) -> nn.Conv1d:
 
 
 class BoundaryMatching(nn.Module):
-    """Sample each proposal at 32 points and convolve them: [B, 256, T] -> [B, 512, D, T].
+    """Boundary-matching layer: sample each proposal 32 times and convolve the samples, [B, 256, T] -> [B, 512, D, T].
 
-    Computed as sum over n of S_n (W_n x): kernel n on the steps, then its sampling S_n, which is sparse.
+    Computed as sum over n of S_n (W_n x): W_n, kernel n, is applied to the bins; the sparse matrix S_n samples.
     """
 
     def __init__(self, config: BMNConfig) -> None:
@@ -141,26 +142,27 @@ class BoundaryMatching(nn.Module):
             config.max_duration_bins,
             config.num_samples,
         )
-        like = nn.Conv3d(_HIDDEN, _MATCHED, (config.num_samples, 1, 1))  # for its way of drawing weights
+        like = nn.Conv3d(_HIDDEN, _MATCHED, (config.num_samples, 1, 1))  # only for its initial weights
         assert like.bias is not None
         self.weight = nn.Parameter(like.weight.detach().view(_MATCHED, _HIDDEN, config.num_samples))
         self.bias = nn.Parameter(like.bias.detach())
-        # Not buffers: constant, so no part of a checkpoint nor of averaged weights.
+        # Constants, not buffers: neither checkpoints nor averaged weights should hold them.
         self._sampling: dict[tuple[torch.device, torch.dtype], tuple[SparseRows, SparseRows]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         t = x.shape[2]
         if t != self.num_bins:
             raise ValueError(f"{t} bins should be {self.num_bins}")
-        with torch.autocast(x.device.type, enabled=False):  # the sums are of the weights' type
+        with torch.autocast(x.device.type, enabled=False):  # sums are computed in the weights' type
             x, weight = x.to(self.weight.dtype), self.weight
-            sampling, transposed = self._matrices(x.device, x.dtype)
+            sampling, transposed = self._sampling_matrices(x.device, x.dtype)
             projected = torch.einsum("ocn,bct->bnto", weight, x).flatten(1, 2)  # [B, num_samples * T, 512]
             sampled: Tensor = _SparseProduct.apply(sampling, transposed, projected)  # type: ignore[no-untyped-call]  # torch does not say
         matched = sampled.add_(self.bias)
         return matched.view(-1, self.num_durations, t, _MATCHED).permute(0, 3, 1, 2)  # channels last
 
-    def _matrices(self, device: torch.device, dtype: torch.dtype) -> tuple[SparseRows, SparseRows]:
+    def _sampling_matrices(self, device: torch.device, dtype: torch.dtype) -> tuple[SparseRows, SparseRows]:
+        """The sampling matrix and its transpose, cached for each device and type."""
         key = (device, dtype)
         if key not in self._sampling:
             cells, columns, weights = sampling_weights(self.num_bins, self.num_durations, self.num_samples)
@@ -173,18 +175,18 @@ class BoundaryMatching(nn.Module):
 
 
 class SparseRows(NamedTuple):
-    """A constant sparse matrix, row after row: a product with it is weighted sums of rows."""
+    """A constant sparse matrix in CSR format; multiplying by it makes weighted sums of rows."""
 
     starts: Tensor
-    """Where each row's entries start, and where the last row's end"""
+    """Index of each row's first entry; the last element is the number of entries"""
     columns: Tensor
-    """Of each entry"""
+    """Column of each entry"""
     weights: Tensor
-    """The entries"""
+    """Value of each entry"""
 
     @classmethod
     def of(cls, rows: NDArray[np.int64], columns: NDArray[np.int64], weights: Floats, *, num_rows: int) -> SparseRows:
-        """The matrix with these entries; entries at the same place are added."""
+        """Build the matrix from its entries; entries with the same row and column are added."""
         num_columns = int(columns.max()) + 1
         places, which = np.unique(rows * num_columns + columns, return_inverse=True)
         starts = np.searchsorted(places, np.arange(num_rows + 1) * num_columns)
@@ -192,12 +194,12 @@ class SparseRows(NamedTuple):
         return cls(torch.from_numpy(starts), torch.from_numpy(places % num_columns), torch.from_numpy(summed))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> SparseRows:
-        """The same elsewhere, its entries of another type."""
+        """Copy to a device, with weights of another type."""
         return SparseRows(self.starts.to(device), self.columns.to(device), self.weights.to(device, dtype))
 
     def times(self, dense: Tensor) -> Tensor:
-        """The product with each of a batch of matrices, [B, J, K] -> [B, I, K]."""
-        # Four times as fast on a CPU as torch's sparse matrices, and on every system.
+        """Multiply each matrix of a batch, [B, J, K] -> [B, I, K]."""
+        # embedding_bag is four times as fast on a CPU as torch's sparse matrices, and works on every system.
         products = [
             F.embedding_bag(
                 self.columns,
@@ -213,7 +215,7 @@ class SparseRows(NamedTuple):
 
 
 class _SparseProduct(torch.autograd.Function):
-    """A constant sparse matrix times dense ones; its transpose is kept ready for the gradient."""
+    """Product of a constant sparse matrix and dense ones; the backward pass multiplies by its transpose."""
 
     @staticmethod
     def forward(ctx: Any, matrix: SparseRows, transposed: SparseRows, dense: Tensor) -> Tensor:
@@ -228,15 +230,15 @@ class _SparseProduct(torch.autograd.Function):
 def sampling_weights(
     num_bins: int, num_durations: int, num_samples: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
-    """How the points of each proposal are interpolated between bins.
+    """Entries of the matrix that samples each proposal by linear interpolation between bins.
 
-    96 points lie evenly from half a length before the proposal to half a length after; three neighbors make one
-    sample. A point between two bins takes from both, in proportion; what lies outside of the window gives nothing.
-    (Points less than one bin before the window take all from bin 0: the released code truncates towards zero.)
+    96 points are spaced evenly from half a length before the proposal to half a length after it; each sample is the
+    mean of three neighboring points. Bins outside the window count as 0. (A point less than one bin before the window
+    takes the value of bin 0: the released code truncates towards zero.)
 
     Returns:
-        Entries of the matrix [D * T cells, num_samples * T]: rows d * T + t, columns n * T + bin, weights. A place may
-        occur more than once. Proposals that leave the window have no entries.
+        Entries of the matrix [D * T cells, num_samples * T]: rows d * T + t, columns n * T + bin, weights. Entries with
+        the same row and column are to be added. Proposals that end beyond the window have no entries.
     """
     duration, start = np.meshgrid(np.arange(num_durations), np.arange(num_bins), indexing="ij")
     valid = start + duration < num_bins
@@ -262,30 +264,30 @@ def sampling_weights(
 
 
 class Window(NamedTuple):
-    """A stretch of a video in T bins."""
+    """Part of a video that is divided into T bins."""
 
     start_seconds: float
     bin_seconds: float
 
 
 def windows(config: BMNConfig, duration_seconds: float) -> list[Window]:
-    """The windows of a video: one that is as long as it, or several that overlap by all but D bins."""
+    """Windows of a video: the whole video, or sliding windows with a hop of D bins."""
     if config.bin_seconds is None:
         return [Window(0.0, duration_seconds / config.num_bins)]
     hop = config.max_duration_bins * config.bin_seconds
-    # The last is dropped where less than 0.2 s of the video would be new.
+    # The last window is dropped if it would add less than 0.2 s of video.
     count = max(1, math.ceil((duration_seconds - 0.2) / hop))
     return [Window(i * hop, config.bin_seconds) for i in range(count)]
 
 
 def window_features(features: Tensor, grid: FeatureGrid, window: Window, num_bins: int) -> Tensor:
-    """Features [C, M] of a video -> [C, T], at the middles of the window's bins."""
+    """Interpolate a video's features [C, M] at the middles of the window's bins, [C, T]."""
     middles = window.start_seconds + (np.arange(num_bins) + 0.5) * window.bin_seconds
     return at_times(features, grid, middles)
 
 
 def window_segments(segments: Floats, window: Window, num_bins: int) -> Floats:
-    """Those of the segments [G, 2] in seconds that lie wholly in the window, as parts of it."""
+    """Segments [G, 2] in seconds that lie wholly in the window, as fractions of it."""
     parts = (segments - window.start_seconds) / (num_bins * window.bin_seconds)
     lengths = parts[:, 1] - parts[:, 0]
     inside = np.clip(parts, 0, 1)
@@ -293,11 +295,11 @@ def window_segments(segments: Floats, window: Window, num_bins: int) -> Floats:
     return kept
 
 
-# -- reading the network ----------------------------------------------------------------------------------------------
+# -- decoding ---------------------------------------------------------------------------------------------------------
 
 
 class Proposals(NamedTuple):
-    """Segments of one video that may hold something."""
+    """Candidate segments of one video, without classes."""
 
     segments: Floats
     """[N, 2], in seconds"""
@@ -313,12 +315,12 @@ def proposals(
     score: Literal["cr", "secr"] = "cr",
     powers: tuple[float, float] = (1.2, 1.0),
 ) -> Proposals:
-    """Read the maps of a video's windows; where windows overlap, they are averaged.
+    """Decode the outputs for a video's windows into scored proposals; overlapping windows are averaged.
 
     Args:
-        score: "cr" is classified^power * regressed^power (EPIC-KITCHENS); "secr" has the probabilities of start and end
-            as further factors (ActivityNet). The released "secr" takes the start's twice.
-        powers: of the classified and the regressed confidence.
+        score: "cr" is classified^powers[0] * regressed^powers[1] (EPIC-KITCHENS); "secr" multiplies it by the
+            probabilities of start and end (ActivityNet). The released "secr" uses the start's probability twice.
+        powers: exponents of the classified and the regressed confidence.
     """
     bin_seconds = places[0].bin_seconds
     offsets = [round(place.start_seconds / bin_seconds) for place in places]
@@ -337,10 +339,10 @@ def proposals(
     start, end = (maps[k, 0] / np.maximum(counts[0, 0], 1) for k in (0, 1))
     regressed, classified = maps[2:] / np.maximum(counts[1], 1)
     used = min(total, max(math.ceil(duration_seconds / bin_seconds - 1e-9), 1))
-    is_start, is_end = _candidates(start[:used]), _candidates(end[:used])
+    is_start, is_end = _boundary_peaks(start[:used]), _boundary_peaks(end[:used])
     is_start[0] = is_end[-1] = True
     d, t = np.nonzero(counts[1] > 0)
-    last = t + d + 1  # the bin at whose start, and so at whose end before it, the proposal ends
+    last = t + d + 1  # the proposal ends where this bin starts
     within = last < used
     d, t, last = d[within], t[within], last[within]
     both = is_start[t] & is_end[last]
@@ -353,8 +355,8 @@ def proposals(
     return Proposals(segments[positive], scores[positive])
 
 
-def _candidates(probability: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Bins that are higher than both neighbors, or more than half as high as the highest; the outermost are not."""
+def _boundary_peaks(probability: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Bins whose probability is above both neighbors, or above half the maximum; never the first or last bin."""
     found = np.zeros(len(probability), bool)
     middle = probability[1:-1]
     found[1:-1] = (middle > probability[:-2]) & (middle > probability[2:])
@@ -365,12 +367,12 @@ def _candidates(probability: Floats) -> np.ndarray[Any, np.dtype[np.bool_]]:
 def thinned(
     found: Proposals, *, duration_seconds: float, sigma: float = 0.4, thresholds: tuple[float, float] = (0.25, 0.9)
 ) -> Proposals:
-    """Lower the scores of proposals that overlap better ones; keep one for each second of the video, and one more.
+    """Soft-NMS; at most one proposal per second of the video, plus one, is kept.
 
     Args:
-        thresholds: (t1, t2) of ``soft_nms``, by width as a part of the video; (0.5, 0.9) on ActivityNet.
+        thresholds: (t1, t2) of ``soft_nms``; (0.5, 0.9) on ActivityNet.
     """
-    best = np.argsort(-found.scores, kind="stable")[:5000]  # beyond, none was ever kept
+    best = np.argsort(-found.scores, kind="stable")[:5000]  # no proposal ranked lower was ever kept
     kept, scores = soft_nms(
         found.segments[best],
         found.scores[best],
@@ -386,7 +388,7 @@ def thinned(
 
 
 class BMNDetector(nn.Module):
-    """BMN, with the settings of its training and testing; scores beside the features name what it finds."""
+    """BMN, with the settings of its training and testing; class scores beside the features classify its proposals."""
 
     def __init__(self, config: BMNConfig, *, recipe: LocalizationRecipe, label_sets: Sequence[Head]) -> None:
         super().__init__()
@@ -400,10 +402,10 @@ class BMNDetector(nn.Module):
         return asdict(self.config)
 
     def pieces(self, videos: Sequence[UntrimmedVideo]) -> list[Piece]:
-        """Windows that hold a whole segment."""
+        """The sources of an epoch's samples: windows that contain a whole segment."""
         found = []
         for video in videos:
-            assert video.duration_seconds is not None, "features know how long a video is"
+            assert video.duration_seconds is not None, "with_durations fills it in from the features"
             seconds, _ = truths(video, len(self.label_sets))
             for i, window in enumerate(windows(self.config, video.duration_seconds)):
                 if len(window_segments(seconds, window, self.config.num_bins)):
@@ -411,7 +413,7 @@ class BMNDetector(nn.Module):
         return found
 
     def sample(self, piece: Piece, found: VideoFeatures, rng: np.random.Generator) -> Sample:
-        """A window as it is: nothing is random."""
+        """The features and segments of a window; nothing is random."""
         window = windows(self.config, found.card.duration_seconds)[piece.window]
         seconds, _ = truths(piece.video, len(self.label_sets))
         segments = window_segments(seconds, window, self.config.num_bins)
@@ -427,7 +429,7 @@ class BMNDetector(nn.Module):
         return pad(samples, 1)
 
     def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
-        """What is to be minimized, as "loss", and its parts."""
+        """The total as "loss", and its parts by name."""
         outputs = self.network(batch.features)
         wanted = [targets(segments, self.config.num_bins, self.config.max_duration_bins) for segments in batch.segments]
         found = bmn_losses(outputs, wanted)
@@ -450,7 +452,7 @@ class BMNDetector(nn.Module):
         return name_segments(kept.segments, kept.scores, scores, grid, video_classes=self.recipe.video_classes)
 
     def rolling_view(self, stride_seconds: float) -> RollingView | None:
-        """A window, which begins where one of a whole video's windows would."""
+        """One window, aligned with the windows of a whole video."""
         bins, hop, seconds = self.config.num_bins, self.config.max_duration_bins, self.config.bin_seconds
         if seconds is None:
             return None

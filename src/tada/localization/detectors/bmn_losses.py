@@ -1,4 +1,4 @@
-"""What BMN is trained by: targets of boundaries and of proposals, and the losses.
+"""Training of BMN: targets of boundaries and proposals, and the losses.
 
 Shapes: see ``bmn``.
 """
@@ -13,25 +13,25 @@ from torch import Tensor
 
 
 class BMNOutputs(NamedTuple):
-    """All are probabilities."""
+    """Outputs of the network, all probabilities."""
 
     start: Tensor
-    """[B, T], that something starts at a bin"""
+    """[B, T], that a segment starts at the bin"""
     end: Tensor
-    """[B, T]"""
+    """[B, T], that a segment ends at the bin"""
     confidence: Tensor
-    """[B, 2, D, T]: the IoU of a proposal, as regressed; and that it is above 0.9"""
+    """[B, 2, D, T]: the regressed IoU of a proposal; the probability that its IoU is above 0.9"""
 
 
 class BMNTargets(NamedTuple):
-    """What the network should say of one window."""
+    """Training targets for one window."""
 
     start: Tensor
-    """[T]"""
+    """[T], overlap of the bin with the nearest start of a segment, 0 to 1"""
     end: Tensor
-    """[T]"""
+    """[T], likewise for ends"""
     iou: Tensor
-    """[D, T], the best IoU of a proposal with any segment"""
+    """[D, T], the highest IoU of a proposal with any segment"""
 
 
 def valid_cells(num_bins: int, num_durations: int) -> Tensor:
@@ -40,10 +40,10 @@ def valid_cells(num_bins: int, num_durations: int) -> Tensor:
 
 
 def targets(segments: Tensor, num_bins: int, num_durations: int) -> BMNTargets:
-    """The targets of a window with these segments, [G, 2], as parts of the window in [0, 1].
+    """Targets of a window with segments [G, 2], given as fractions of the window in [0, 1].
 
-    A start is looked for within 1.5 bins of a segment's start; the target is how much of a bin's neighborhood, from
-    half a bin before to one and a half after, that covers. Ends likewise.
+    The start target of bin t is the fraction of [t - 0.5, t + 1.5] that lies within 1.5 bins of a segment's start. Ends
+    likewise.
     """
     if not len(segments):
         zeros = segments.new_zeros(num_bins)
@@ -69,26 +69,26 @@ _REGRESSION_WEIGHT = 10
 
 
 _BOUNDARY_OVERLAP = 0.5
-"""From this overlap with a segment's start or end on, a bin is one."""
+"""A bin is a positive of the boundary loss if its overlap with a start or end is above this."""
 
 
 _RIGHT_IOU = 0.9
-"""From this IoU with a segment on, a proposal is classified as right."""
+"""A proposal is a positive of the classification loss if its IoU with a segment is above this."""
 
 
 _HIGH_IOU, _LOW_IOU = 0.7, 0.3
-"""Between these lie proposals of middling IoU, of which the regression draws as many as there are high ones."""
+"""Bounds of high, medium and low IoU; the regression samples about as many proposals of each."""
 
 
 class BMNLosses(NamedTuple):
-    """The three parts; the total is boundaries + 10 * regression + classification."""
+    """The three losses; the total is boundaries + 10 * regression + classification."""
 
     boundaries: Tensor
     regression: Tensor
     classification: Tensor
 
     def total(self) -> Tensor:
-        """Weighted as in the paper."""
+        """Weighted sum, as in the paper."""
         return self.boundaries + _REGRESSION_WEIGHT * self.regression + self.classification
 
 
@@ -98,30 +98,32 @@ def bmn_losses(
     """The losses of a batch of windows.
 
     Args:
-        generator: draws which proposals of middling and low IoU take part in the regression.
+        generator: random numbers that choose the proposals of medium and low IoU for the regression loss.
     """
     start, end, iou = (torch.stack(parts) for parts in zip(*wanted, strict=True))
     num_durations, num_bins = iou.shape[1:]
     valid = valid_cells(num_bins, num_durations).to(iou.device).expand_as(iou)
     regressed, classified = outputs.confidence[:, 0], outputs.confidence[:, 1]
     everywhere = torch.ones_like(start, dtype=torch.bool)
+    # Boundaries: start and end of every bin, [B, T].
     boundaries = _balanced_entropy(outputs.start, start > _BOUNDARY_OVERLAP, everywhere) + _balanced_entropy(
         outputs.end, end > _BOUNDARY_OVERLAP, everywhere
     )
+    # Proposals: classification and regression of their IoU, [B, D, T].
     classification = _balanced_entropy(classified, iou > _RIGHT_IOU, valid)
-    return BMNLosses(boundaries, _regression(regressed, iou, valid, generator), classification)
+    return BMNLosses(boundaries, _regression_loss(regressed, iou, valid, generator), classification)
 
 
 def _balanced_entropy(probability: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
-    """Cross entropy in which positives and negatives weigh the same.
+    """Binary cross entropy in which positives and negatives have the same total weight.
 
-    Positives count even where they are not ``counted``. Without any positive, the released code is NaN or 0; here they
-    are taken to be one, so that what is negative is still pressed down.
+    Positives count even outside ``counted``. Without any positive, the released code returns NaN or 0; here the weights
+    are those of one positive, so that negatives are still trained.
     """
     negative = counted & ~positive
     num_positive = positive.sum().clamp(min=1)
     total = positive.sum() + negative.sum()
-    ratio = (total / num_positive).clamp(min=1.05)  # 1, were all positive, divides by zero
+    ratio = (total / num_positive).clamp(min=1.05)  # a ratio of 1 (all positive) would divide by zero
     negative_weight, positive_weight = 0.5 * ratio / (ratio - 1), 0.5 * ratio
     tiny = 1e-6
     gain = positive_weight * positive * (probability + tiny).log()
@@ -129,8 +131,8 @@ def _balanced_entropy(probability: Tensor, positive: Tensor, counted: Tensor) ->
     return -gain.sum() / total
 
 
-def _regression(predicted: Tensor, iou: Tensor, valid: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Squared error of all proposals with a high IoU and about as many with a middling and with a low one."""
+def _regression_loss(predicted: Tensor, iou: Tensor, valid: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Squared error of all proposals with a high IoU and of about as many with a medium and with a low one."""
     high = (iou > _HIGH_IOU) & valid
     chosen = high
     for band in ((iou > _LOW_IOU) & (iou <= _HIGH_IOU) & valid, (iou > 0) & (iou <= _LOW_IOU) & valid):

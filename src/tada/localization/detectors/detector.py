@@ -1,4 +1,4 @@
-"""Which detector a recipe asks for, fitted to its training data, and which one a checkpoint describes."""
+"""Detectors from a recipe and training data, or from a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ import numpy as np
 from tada.data.table import Head
 from tada.errors import CheckpointError
 from tada.localization.annotations.table import SegmentTable
-from tada.localization.detectors.actionformer import (
-    ActionFormerConfig,
-    ActionFormerDetector,
-)
+from tada.localization.detectors.actionformer import ActionFormerConfig, ActionFormerDetector
 from tada.localization.detectors.bmn import BMNConfig, BMNDetector
 from tada.localization.features.folder import FeatureFolder
 from tada.localization.recipe import LocalizationRecipe
@@ -22,10 +19,10 @@ from tada.localization.recipe import LocalizationRecipe
 def new_detector(
     recipe: LocalizationRecipe, table: SegmentTable, folder: FeatureFolder
 ) -> ActionFormerDetector | BMNDetector:
-    """A detector fitted to the training data: its levels, ranges, windows.
+    """Build a new detector whose sizes (levels, ranges, windows) are chosen from the training data.
 
     Args:
-        table: the training videos alone, with durations.
+        table: the training videos only, with durations.
     """
     seconds = np.array([segment.seconds for video in table.videos for segment in video.segments])
     cards = [folder.cards[video.name] for video in table.videos]
@@ -57,7 +54,7 @@ def new_detector(
 
 
 def _overlap_often(table: SegmentTable) -> bool:
-    """Whether more than a fifth of the segments begin before the one before has ended."""
+    """Whether more than a fifth of the segments begin before the previous one has ended."""
     pairs = [(a, b) for video in table.videos for a, b in zip(video.segments, video.segments[1:], strict=False)]
     return sum(b.start_seconds < a.end_seconds for a, b in pairs) > 0.2 * max(len(pairs), 1)
 
@@ -65,10 +62,10 @@ def _overlap_often(table: SegmentTable) -> bool:
 def detector_of(
     shape: dict[str, Any], recipe: LocalizationRecipe, label_sets: Sequence[Head]
 ) -> ActionFormerDetector | BMNDetector:
-    """The detector that a checkpoint describes, its weights still to be loaded.
+    """Build the detector of a checkpoint, without its weights.
 
     Raises:
-        CheckpointError: the description is of none.
+        CheckpointError: the saved configuration is not that of a detector.
     """
     try:
         if recipe.detector == "bmn":
@@ -77,5 +74,5 @@ def detector_of(
         values = shape | {"num_classes": tuple(shape["num_classes"]), "regression_ranges": ranges}
         actionformer_config = ActionFormerConfig(**values)
         return ActionFormerDetector(actionformer_config, recipe=recipe, label_sets=label_sets)
-    except (TypeError, KeyError, ValueError, RuntimeError) as error:  # the last for sizes that no machine has
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:  # RuntimeError: sizes beyond any memory
         raise CheckpointError(f"the shape of the detector is not as tada writes it ({error}); train anew") from error

@@ -1,7 +1,6 @@
-"""NMS: how much two segments overlap (tIoU), and which of a detector's many overlapping segments are kept.
+"""NMS: tIoU of segments, soft-NMS and voting, and the selection of a detector's candidates by them.
 
-A segment is (start, end), in any unit as long as all are in the same. Scores are sorted stably: of two equal ones the
-first comes first, on every machine.
+A segment is (start, end); all must have the same unit. Of two equal scores the first is taken first, on every machine.
 
 Shapes: N and M segments, K of them kept, S label sets (one; or verb and noun).
 """
@@ -21,31 +20,31 @@ Ints = NDArray[np.int64]
 
 
 class Detections(NamedTuple):
-    """What a detector finds in one video, before it has names."""
+    """Detected segments of one video, with class numbers."""
 
     segments: Floats
     """[N, 2], in seconds"""
     scores: Floats
     """[N], best first"""
     labels: Ints
-    """[N, S], a class of each label set"""
+    """[N, S], a class number of each label set"""
 
 
 # No slots: jsonargparse 4.53, which reads recipes, cannot take a slotted dataclass as a default value.
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which of a detector's many segments are kept (soft-NMS and voting)."""
+    """Settings of NMS: which of a detector's candidate segments are kept (soft-NMS and voting)."""
 
     min_score: float = 0.001
-    """Segments that score less are dropped."""
+    """Segments with a lower score are dropped."""
     max_candidates: int = 2000
-    """Best ones that are compared with each other."""
+    """Best segments that enter NMS."""
     sigma: float = 0.5
-    """Of soft-NMS within each class: small values suppress more."""
+    """Sigma of soft-NMS within each class: smaller values suppress more."""
     max_segments: int = 200
-    """The most that are kept of a video."""
+    """Most segments that are kept per video."""
     voting_tiou: float | None = None
-    """Overlap from which candidates of the same class vote on a segment's ends; null for none."""
+    """Smallest tIoU at which candidates of the same class vote on a segment's ends; null: no voting."""
 
     def __post_init__(self) -> None:
         require(self.min_score >= 0, "selection.min_score", "0 or more")
@@ -55,17 +54,17 @@ class Selection:
         require(self.voting_tiou is None or 0 < self.voting_tiou <= 1, "selection.voting_tiou", "null or in (0, 1]")
 
 
-_SMALLEST_UNION = 1e-8  # two empty segments overlap by 0, not by 0/0
+_SMALLEST_UNION = 1e-8  # two empty segments have a tIoU of 0, not 0/0
 
 
 def tiou(one: Floats, other: Floats) -> Floats:
-    """Intersection over union of every pair: [N, 2], [M, 2] -> [N, M]."""
+    """Temporal IoU of every pair of segments: [N, 2], [M, 2] -> [N, M]."""
     one, other = np.asarray(one, np.float64).reshape(-1, 2), np.asarray(other, np.float64).reshape(-1, 2)
     return tiou_of_pairs(one[:, None], other[None, :])
 
 
 def tiou_of_pairs(one: Floats, other: Floats) -> Floats:
-    """Intersection over union of segments side by side: two [..., 2] that broadcast -> [...]."""
+    """Temporal IoU of segments, elementwise: two [..., 2] that broadcast -> [...]."""
     inter = np.maximum(np.minimum(one[..., 1], other[..., 1]) - np.maximum(one[..., 0], other[..., 0]), 0.0)
     lengths = (one[..., 1] - one[..., 0]) + (other[..., 1] - other[..., 0])
     overlap: Floats = inter / np.maximum(lengths - inter, _SMALLEST_UNION)
@@ -73,9 +72,9 @@ def tiou_of_pairs(one: Floats, other: Floats) -> Floats:
 
 
 def select(found: Detections, selection: Selection, *, duration_seconds: float) -> Detections:
-    """Drop what scores low or lies outside of the video, and lower the scores of what overlaps better ones.
+    """Soft-NMS and voting, after segments with low scores or outside the video are dropped.
 
-    Classes suppress each other only where all label sets agree: for EPIC-KITCHENS within an action.
+    Segments suppress each other only if their classes agree in all label sets: for EPIC-KITCHENS, within one action.
     """
     segments = np.clip(found.segments, 0.0, duration_seconds)
     usable = (segments[:, 1] > segments[:, 0]) & (found.scores > selection.min_score)
@@ -113,23 +112,23 @@ def soft_nms(
     min_score: float = 0.0,
     max_kept: int | None = None,
 ) -> tuple[Ints, Floats]:
-    """Take the best segment, lower the scores of those that overlap it, and so on.
+    """Soft-NMS: repeatedly take the segment with the best score, and lower the scores of those that overlap it.
 
-    Each taken segment multiplies the others' scores by exp(-IoU^2 / sigma).
+    The others' scores are multiplied by exp(-tIoU^2 / sigma).
 
     Args:
         segments: [N, 2].
         scores: [N].
-        sigma: small values suppress more. BMN calls it alpha.
-        labels: [N]; segments then suppress those of their own class only.
-        thresholds: (t1, t2) of BMN: only segments whose IoU exceeds t1 + (t2 - t1) * width are suppressed, where
-            width is the taken segment's, as a part of ``extent``. (0, 0) suppresses all that overlap.
+        sigma: smaller values suppress more. BMN calls it alpha.
+        labels: [N]; if given, segments suppress only those of their own class.
+        thresholds: (t1, t2) of BMN: only segments whose tIoU exceeds t1 + (t2 - t1) * width are suppressed, where
+            width is the taken segment's, as a fraction of ``extent``. (0, 0) suppresses all that overlap.
         extent: the video's length, in the segments' unit.
-        min_score: ends with the first segment that is not above it.
-        max_kept: ends with so many.
+        min_score: stop when no remaining score is above it.
+        max_kept: stop after so many segments.
 
     Returns:
-        Which segments are kept, [K] indices in the order they were taken, and their lowered scores [K].
+        Indices of the segments that are kept, [K], in the order they were taken, and their lowered scores [K].
 
     Differs from: the released BMN post-processing, whose loop never keeps the last segment and fails on fewer
         than two.
@@ -156,12 +155,12 @@ def soft_nms(
 
 
 def vote(kept: Floats, segments: Floats, scores: Floats, *, threshold: float) -> Floats:
-    """Replace each kept segment by the mean of all that overlap it by ``threshold`` or more, weighted by score.
+    """Voting: replace each kept segment by the score-weighted mean of all with a tIoU of ``threshold`` or more.
 
     Args:
         kept: [K, 2], from among ``segments``.
-        segments: [N, 2], before any were dropped.
-        scores: [N], before any were lowered.
+        segments: [N, 2], all candidates before NMS.
+        scores: [N], their scores before NMS.
 
     Returns:
         [K, 2].

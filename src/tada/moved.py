@@ -1,4 +1,7 @@
-"""Where modules went when the two tasks were built on one plan: an import by an old name says the new one."""
+"""Modules and names that were moved or renamed when the two tasks were built on one plan.
+
+An import by an old name raises an ImportError that says the new one.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import sys
 
 TYPE_CHECKING = False  # as type checkers take it; ``typing`` costs time before Ctrl-C is received
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
     from types import ModuleType
-    from typing import Any
+    from typing import NoReturn
 
 MOVED = {
     "ahead": "video.prefetch",
@@ -89,36 +93,165 @@ MOVED = {
 }
 """Modules by their old names and their new ones, below ``tada``."""
 
+MOVED_NAMES = {
+    "data.annotations": {
+        "data.labeled_csv": "write_table",
+        "data.listed_videos": "IDENTITY_COLUMNS SEPARATOR",
+    },
+    "data.clips": {
+        "data.table": "Unreadable",
+        "data.views": "TestVideos ViewBatch Views collate_views read_views test_loader",
+    },
+    "data.csv_rows": {"system.files": "absolute_path"},
+    "data.table": {
+        "data.csv_rows": "SPLIT_OF",
+        "data.hold_out": "check_each_label_in_each_split hold_out hold_out_groups with_splits",
+        "errors": "listed",
+    },
+    "localization.annotations": {
+        "localization.annotations.table": (
+            "DUPLICATE_SECONDS GRACE_SECONDS VAL_FRACTION Segment SegmentTable UntrimmedVideo check_for_training "
+            "named_like read_segments with_durations with_splits"
+        ),
+    },
+    "localization.annotations.formats": {"data.csv_rows": "parse_seconds split_name"},
+    "localization.detectors": {
+        "localization.detectors.actionformer": "ActionFormerDetector",
+        "localization.detectors.bmn": "BMNDetector",
+        "localization.detectors.detector": "detector_of new_detector",
+        "localization.detectors.samples": "Piece RollingView Sample SampleBatch pad truths",
+    },
+    "localization.detectors.actionformer": {
+        "localization.detectors.actionformer_losses": "LevelOutputs Loss Targets assign diou_loss focal_loss losses",
+    },
+    "localization.detectors.bmn": {
+        "localization.detectors.bmn_losses": "BMNLosses BMNOutputs BMNTargets bmn_losses targets valid_cells",
+        "localization.features.interpolation": "at_times",
+    },
+    "localization.features": {
+        "localization.features.folder": (
+            "Array FeatureCard FeatureFolder PUBLISHED_ENDINGS VideoFeatures has_features read_card write_card "
+            "write_features"
+        ),
+    },
+    "localization.features.extraction": {"video.sliding_windows": "clips_of", "video.transforms": "frame_crops"},
+    "localization.streaming": {"video.sliding_windows": "ReadyClip clips_as_they_come"},
+    "localization.training": {
+        "localization.run_outputs": "thresholds_of",
+        "localization.training_data": "prepare_table",
+        "training.best_epoch": "BEST",
+    },
+    "localization.training_step": {"training.best_epoch": "BestEpoch"},
+    "recognition": {"recognition.training": "train", "training.run_folder": "TrainingResult"},
+    "recognition.recipe": {
+        "training.recipe": (
+            "METRICS_FILE RECIPE_FILE changed check_recipe find_recipe fps_of_run named_recipes read_recipe "
+            "recipe_of_run recipe_yaml resumed typed_recipe"
+        ),
+    },
+    "recognition.recognizer": {"video.find": "find_videos"},
+    "recognition.training_call": {
+        "recognition.resumed_run": "more_epochs_in_words of_same_run yaml_of_run",
+        "recognition.training_data": "augmentation",
+    },
+    "training.schedule": {"data.epochs": "LastBatch steps_of_epoch"},
+    "training.trainer": {"training.schedule": "learning_rate_factor"},
+}
+"""Names by the module that they were in (by its present name) and the one that they are in; both below ``tada``."""
+
+RENAMED = {
+    "commands.spelling.normalised": "commands.spelling.normalized",
+    "data.clips.Sample": "data.clips.TrainingClip",
+    "data.clips.open_labelled": "data.clips.open_labeled",
+    "data.plain_lists.read_plain": "data.plain_lists.read_plain_lists",
+    "data.prepare.Failure": "data.prepare.NotCopied",
+    "data.table.LabelledVideo": "data.table.LabeledVideo",
+    "localization.annotations.LabelSet": "data.table.Head",
+    "localization.features.extraction.ExtractionSettings": "video.sliding_windows.SlidingWindows",
+    "localization.features.extraction.Failure": "data.table.Unreadable",
+    "localization.features.extraction.joined": "localization.features.extraction.join_outputs",
+    "localization.features.extraction.settings_of": "localization.features.extraction.settings_as_dict",
+    "localization.features.importing.read_published": "localization.features.importing.read_feature_file",
+    "localization.naming.named": "localization.naming.name_segments",
+    "localization.training.LocalizationResult": "training.run_folder.TrainingResult",
+    "models.parallel.synchronise_batch_norms": "models.parallel.synchronize_batch_norms",
+    "models.pretrained.initialise": "models.pretrained.initialize",
+    "models.resnet3d.Block": "models.resnet3d.Bottleneck3d",
+    "models.tadaconvnext.Block": "models.tadaconvnext.ConvNeXtBlock",
+    "recognition.recognizer.load": "recognition.recognizer.load_recognizer",
+    "training.run_folder.finished_metrics": "training.run_folder.finished_result",
+    "training.run_folder.write_metrics": "training.run_folder.end_run",
+    "video.transforms.centre_crop": "video.transforms.center_crop",
+    "video.transforms.normalise": "video.transforms.normalize",
+    "video.transforms.recolour": "video.transforms.recolor",
+}
+"""Names in modules that are called otherwise now."""
+
+_LOST_NAMES = {*MOVED_NAMES, *(name.rpartition(".")[0] for name in RENAMED)}
+
+
+def new_place(old: str) -> str | None:
+    """Where a module, or a name in one, is now; None for what was not moved. Both are written without ``tada.``."""
+    module, _, name = old.rpartition(".")
+    for place, names in MOVED_NAMES.get(module, {}).items():
+        if name in names.split():
+            return f"{place}.{name}"
+    return MOVED.get(old) or RENAMED.get(old)
+
 
 class Signpost:
-    """A finder of modules, asked for those that nobody else has found (a ``MetaPathFinder``)."""
+    """A finder of modules that is asked first (a ``MetaPathFinder``).
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+    It refuses modules by their old names, and gives those that have lost names a ``__getattr__``.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        if package == "tada" and name in MOVED:
-            raise ImportError(f"{fullname} is tada.{MOVED[name]} now", name=fullname)
+        if package != "tada":
+            return None
+        place = new_place(name)
+        if place is not None:
+            raise ImportError(f"{fullname} is tada.{place} now", name=fullname)
+        return self._find_with_lost_names(fullname, path, target) if name in _LOST_NAMES else None
+
+    def _find_with_lost_names(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None
+    ) -> ModuleSpec | None:
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
+        loader = None if spec is None else spec.loader
+        if loader is not None:
+            run = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                if module.__name__ == fullname:  # some loaders serve several modules
+                    vars(module)["__getattr__"] = lambda name: _refuse(module, name)
+                run(module)
+
+            vars(loader)["exec_module"] = exec_module
+        return spec
 
 
 def put_up_signpost() -> None:
     """Have old names answered with the new ones."""
     if not any(isinstance(finder, Signpost) for finder in sys.meta_path):
-        sys.meta_path.append(Signpost())
+        sys.meta_path.insert(0, Signpost())
 
 
-def names_now_in(package: str, module: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package that was a module: an import of a name that it had says where that is now.
+def _refuse(module: ModuleType, name: str) -> NoReturn:
+    """Say where a name is that the module lacks: an ImportError for ``from module import name``.
 
-    Imports alone are answered: others that look for an attribute want to hear that it is not there.
+    Whoever else looks for an attribute (``hasattr``, ``inspect``, ``pickle``) gets the AttributeError it knows.
     """
+    place = new_place(f"{module.__name__.removeprefix('tada.')}.{name}")
+    message = f"module {module.__name__!r} has no attribute {name!r}"
+    if place is not None:
+        from opcode import opmap
 
-    def look(name: str) -> Any:
-        is_import = sys._getframe(1).f_code.co_name == "_handle_fromlist"  # of importlib
-        if is_import and not name.startswith("__"):
-            from importlib import import_module
-            from importlib.util import find_spec
-
-            if find_spec(f"{package}.{name}") is None and hasattr(import_module(module), name):
-                raise ImportError(f"{package}.{name} is in {module} now", name=package)
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-
-    return look
+        asks = sys._getframe(2)
+        if asks.f_code.co_code[asks.f_lasti] == opmap["IMPORT_FROM"]:
+            raise ImportError(f"{module.__name__}.{name} is tada.{place} now", name=module.__name__)
+        message = f"{message}: it is tada.{place} now"
+    raise AttributeError(message, name=name, obj=module)

@@ -1,8 +1,1 @@
 """Features of untrimmed videos: made from clips, imported, kept in files."""
-
-from typing import TYPE_CHECKING
-
-from tada.moved import names_now_in
-
-if not TYPE_CHECKING:  # which knows the names that there are
-    __getattr__ = names_now_in(__name__, "tada.localization.features.folder")

@@ -23,7 +23,7 @@ from tada.data.views import Views, read_views
 from tada.errors import CorruptVideoError, TooLargeError
 from tada.recognition.recipe import Recipe
 from tada.training.recipe import recipe_yaml
-from tada.video import pixels, reader, transforms
+from tada.video import reader, transforms
 from tada.video.reader import open_video, probe
 from tada.video.sampling import ClipSpec, view_indices
 from tada.video.transforms import frame_crops, resize_short_side, shrink_to
@@ -156,7 +156,7 @@ def test_alpha_is_composited_row_by_row(tmp_path: Path, monkeypatch: pytest.Monk
     path = draw(tmp_path / "alpha.mov", frames.astype(np.uint8), **options)
     with open_video(path) as video:
         whole = video.frames([0, 1])
-        monkeypatch.setattr(pixels, "_ROWS_AT_ONCE", 7)
+        monkeypatch.setattr(reader, "_ROWS_AT_ONCE", 7)
         assert np.array_equal(video.frames([0, 1]), whole)
 
 

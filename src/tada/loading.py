@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -57,11 +57,19 @@ def load(
     if not fspath(run):
         raise OptionError("run is an empty text: give the folder of a run, a file, or the name of weights")
     device = None if device is None else str(device)
-    if (Path(fspath(run)) / CARD_FILE).exists():
+    if _kind_of(run) == "localizer":
         if dtype is not None or compile:
             raise OptionError(f"{str(run)!r} is a localizer: it is loaded without dtype and compile")
         return load_localizer(run, device=device)
     return load_recognizer(run, device=device, dtype=dtype, compile=compile)
+
+
+def _kind_of(folder: str | PathLike[str]) -> Literal["localizer", "recognizer"] | None:
+    """Say what a folder holds, by the card in it; None where it holds no trained model, or is no folder."""
+    path = Path(fspath(folder))
+    if (path / CARD_FILE).exists():
+        return "localizer"
+    return "recognizer" if (path / MODEL_CARD_FILE).exists() else None
 
 
 @checked()
@@ -106,5 +114,5 @@ def _is_model(given: object) -> bool:
         return False
     name = fspath(given)
     if Path(name).is_dir():
-        return any((Path(name) / file).exists() for file in (CARD_FILE, MODEL_CARD_FILE))
+        return _kind_of(name) is not None
     return name in packaged_names() or is_hub_id(name) or name.lower().endswith(ONNX_SUFFIX)

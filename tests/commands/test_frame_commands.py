@@ -143,7 +143,7 @@ def test_what_is_drawn_of_a_folder(place: Path, capsys: pytest.CaptureFixture[st
             ["extract", "tada2d_tiny_motion", "clips", "out", "--window-seconds", "1"],
             "does not say when they are shown, and features are taken",
         ),
-        (["localize", "clips/up/up_000", "clips/up/up_001"], "is no run: the run comes first"),
+        (["localize", "clips/up/up_000", "clips/up/up_001"], "is a video: the run that is asked comes first"),
         (
             ["predict", "tada2d_tiny_motion", "clips/up/up_000", "--stream", "--fps", "8"],
             "--fps is for finished videos",

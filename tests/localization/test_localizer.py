@@ -357,8 +357,14 @@ def test_mistakes_at_the_command_line(
         ),
         (["localize", "train", "--segments", tmp_path / "s.csv", "--features", tmp_path], "is no file"),
         (["localize", "x.mp4", "--model", tmp_path], "holds no localizer.json"),
-        (["localize", "x.mp4", run], f"'x.mp4' is no run: the run comes first, `tada localize {run} x.mp4`"),
-        (["localize", "x.mp4", "y.mp4"], "'x.mp4' is no run: the run comes first, `tada localize RUN x.mp4`"),
+        (
+            ["localize", "x.mp4", run],
+            f"'x.mp4' is no run, and '{run}' is one: the run comes first, `tada localize {run} x.mp4`",
+        ),
+        (
+            ["localize", "x.mp4", "y.mp4"],
+            "'x.mp4' is a video: the run that is asked comes first, `tada localize RUN x.mp4`",
+        ),
         (["localize", "evaluate", "--segments", "s.csv"], "say what to measure"),
         (
             ["localize", "x.mp4", "--model", small_backbone],

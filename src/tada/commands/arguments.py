@@ -133,14 +133,25 @@ class RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is not
 
 
 def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) -> None:
-    """See whether what stands in the place of a run may be one, and not what should stand behind it.
+    """See whether what stands in the place of a run may be a recognizer, and not what should stand behind it.
 
     Args:
         others: what stands behind it.
         command: as in "tada predict".
 
     Raises:
-        UserError: it is a video, or a name of nothing while a run stands behind it.
+        UserError: it is a video, or a name of nothing.
+    """
+    check_order(run, others, command=command)
+    if not _is_model(str(run)) and not Path(run).exists():
+        raise UserError(_no_run(str(run), command))
+
+
+def check_order(run: str | Path, others: Sequence[str | Path], *, command: str) -> None:
+    """See whether what should stand behind a run stands in its place.
+
+    Raises:
+        UserError: it is a video, or no run while one stands behind it.
     """
     from tada.video.numbered import VIDEO_EXTENSIONS, is_frame_folder
 
@@ -154,8 +165,6 @@ def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) ->
         )
     if path.suffix.lower() in VIDEO_EXTENSIONS or is_frame_folder(path):
         raise UserError(f"{name!r} is a video: the run that is asked comes first, `{command} RUN {name}`")
-    if not path.exists():
-        raise UserError(_no_run(name, command))
 
 
 def _no_run(name: str, command: str) -> str:

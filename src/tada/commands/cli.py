@@ -16,7 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
 
-from tada.commands import datasets, library, localization, localizers, recognition
+from tada.commands import datasets, library, localization, localizers, recognition, recognizers
 from tada.commands.arguments import Command
 from tada.commands.completion import Shell, completion_script
 from tada.commands.help_screens import CommandParser, ProgramParser
@@ -56,6 +56,7 @@ def _completion(options: Namespace) -> int:
 
 
 COMMANDS: dict[str, Command] = {
+    **recognizers.COMMANDS,
     **recognition.COMMANDS,
     **datasets.COMMANDS,
     **localization.COMMANDS,
@@ -66,7 +67,7 @@ COMMANDS: dict[str, Command] = {
 """By their names, in which a space is a dash."""
 
 _CHAPTERS = {
-    "what happens in videos": recognition.COMMANDS,
+    "what happens in videos": {**recognizers.COMMANDS, **recognition.COMMANDS},
     "data sets": datasets.COMMANDS,
     "when it happens": {**localization.COMMANDS, **localizers.COMMANDS},
     "models and this machine": {**library.COMMANDS, "completion": COMMANDS["completion"]},

@@ -16,6 +16,7 @@ from tada.commands.arguments import (
     add_device,
     add_fps,
     add_windows,
+    check_order,
     picture_files,
     rate_of,
     report_failures,
@@ -60,22 +61,23 @@ def _extract(options: Namespace) -> int:
 
     They are for `tada localize train --features`, or other work.
     """
+    from tada.loading import load
     from tada.localization.annotations.video_names import videos_by_name
     from tada.localization.features.extraction import extract
-    from tada.localization.localizer import CARD_FILE, load_localizer
-    from tada.recognition.recognizer import load_recognizer
+    from tada.localization.localizer import Localizer
     from tada.video.find import find_videos
     from tada.video.sliding_windows import SlidingWindows
 
-    if (Path(options.run) / CARD_FILE).exists():
-        recognizer, settings = load_localizer(options.run, device=options.device).feature_maker()
+    model = load(options.run, device=options.device)
+    if isinstance(model, Localizer):
+        recognizer, settings = model.feature_maker()
         if options.window_seconds is not None or options.stride_seconds is not None or options.num_crops != 1:
             raise UserError(
                 f"{options.run!r} is a localizer, whose features have a window of {settings.window_seconds:g} s and a "
                 f"stride of {settings.stride_seconds:g} s: leave --window-seconds, --stride-seconds, --num-crops away"
             )
     else:
-        recognizer = load_recognizer(options.run, device=options.device)
+        recognizer = model
         settings = SlidingWindows.for_clips(
             recognizer.clip,
             window_seconds=options.window_seconds,
@@ -136,7 +138,7 @@ def _localize_arguments(parser: ArgumentParser) -> None:
 def _localize(options: Namespace) -> int:
     """Say what happens in long videos, and when."""
     check_stream_options(options)
-    _check_order(options.run, options.videos)
+    check_order(options.run, options.videos, command="tada localize")
     if options.stream:
         from tada.localization.localizer import load_localizer
 
@@ -203,22 +205,6 @@ def _truths(
     truths = {str(files[video.name]): video for video in table.videos if video.name in files}
     labels = {path: [table.label_of(segment) for segment in truth.segments] for path, truth in truths.items()}
     return truths, labels
-
-
-def _check_order(run: Path, videos: Sequence[str]) -> None:
-    """See whether a video stands in the place of the run.
-
-    Raises:
-        UserError: it does.
-    """
-    from tada.localization.localizer import CARD_FILE
-    from tada.video.numbered import VIDEO_EXTENSIONS, is_frame_folder
-
-    if (run / CARD_FILE).exists():
-        return
-    swapped = next((video for video in videos if (Path(video) / CARD_FILE).exists()), None)
-    if swapped is not None or run.suffix.lower() in VIDEO_EXTENSIONS or is_frame_folder(run):
-        raise UserError(f"{str(run)!r} is no run: the run comes first, `tada localize {swapped or 'RUN'} {run}`")
 
 
 def _form(form: str, paths: Sequence[str]) -> Form[Localization]:

@@ -251,7 +251,7 @@ def test_videos_are_held_out_where_there_are_no_splits(tmp_path: Path) -> None:
     assert with_splits(own, val_fraction=0.3, seed=0) == own
     with pytest.raises(OptionError, match=r"val_fraction = 1\.5 should be in"):
         with_splits(table, val_fraction=1.5, seed=0)
-    with pytest.raises(DataError, match="one video cannot be parted"):
+    with pytest.raises(DataError, match="one video cannot be split"):
         with_splits(read(tmp_path, "video,start,end,label\na,0,1,jump\n"), val_fraction=0.5, seed=0)
 
 

@@ -1,1 +1,1 @@
-"""Temporal action localization: when, in an untrimmed video, does what happen."""
+"""Temporal action localization: detect segments (start, end, class) in untrimmed videos."""

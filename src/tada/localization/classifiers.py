@@ -1,11 +1,11 @@
-"""What another program's classifier says of whole videos, by which segments without classes are named.
+"""Class scores of whole videos, from an external classifier: they classify detected segments that have no class.
 
-The files that published results on ActivityNet (CUHK) and HACS (TCANet) are named by are read, and any of their form::
+Reads the files behind published results on ActivityNet (CUHK) and HACS (TCANet), and any of the same form::
 
     {"results": {"ID": [0.01, 0.93, ...]}, "class": ["Archery", "Bullfighting", ...]}
 
-A video's scores may stand in a list of their own ([[...]], TCANet), and "classes" in place of "class" (OpenTAD).
-Numbers within [0, 1] are probabilities; others are logits, of which the softmax is taken.
+A video's scores may be nested ([[...]], TCANet), and the key may be "classes" instead of "class" (OpenTAD). If all
+numbers are within [0, 1] they are probabilities; otherwise logits, and the softmax is taken.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _FORM = 'expected JSON with "class": the names, and "results": for each video as
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoScores:
-    """A classifier's probabilities of videos."""
+    """Class probabilities of videos."""
 
     name: str
     """The file they were read from."""
     classes: tuple[str, ...]
     by_video: dict[str, NDArray[np.float32]]
-    """[K], by the videos' names."""
+    """[K] probabilities, by video name."""
 
     def scores_of(self, video: str) -> NDArray[np.float32] | None:
-        """Those of a video, [K], if it is there; ActivityNet's are called ID by some and v_ID by others."""
+        """Probabilities [K] of a video, or None. ActivityNet's videos are found as ID and as v_ID."""
         names = (video, video.removeprefix("v_"), f"v_{video}")
         return next((self.by_video[name] for name in names if name in self.by_video), None)
 
@@ -43,7 +43,7 @@ def read_video_scores(file: Path) -> VideoScores:
     """Read a file of classification scores.
 
     Raises:
-        DataError: it is not there, or not of that form; the message names the video.
+        DataError: the file is missing, or not of that form; the message names the video.
     """
     try:
         document = read_json(file, MAX_LIST_BYTES)
@@ -53,7 +53,7 @@ def read_video_scores(file: Path) -> VideoScores:
     results = document.get("results") if isinstance(document, dict) else None
     if not isinstance(classes, list) or not isinstance(results, dict) or not classes or not results:
         raise DataError(f"{str(file)!r} holds no scores of videos; {_FORM}")
-    found = {str(video): _numbers(f"{file.name} video {video!r}", row, len(classes)) for video, row in results.items()}
+    found = {str(video): _parse(f"{file.name} video {video!r}", row, len(classes)) for video, row in results.items()}
     if any(row.min() < 0 or row.max() > 1 for row in found.values()):
         found = {video: _softmax(row) for video, row in found.items()}
     return VideoScores(
@@ -63,7 +63,7 @@ def read_video_scores(file: Path) -> VideoScores:
     )
 
 
-def _numbers(source: str, written: Any, count: int) -> NDArray[np.float64]:
+def _parse(source: str, written: Any, count: int) -> NDArray[np.float64]:
     try:
         row = np.array(written, np.float64)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Testing a localizer: its detections on videos it has not seen, and what the benchmarks measure of them."""
+"""Evaluation of a localizer: detections on held-out videos, and the benchmarks' metrics of them."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tada.system.files import check_not_there, write_whole, writing
 from tada.system.progress import track
 
 NUMBERS_FILE = "evaluation.json"
-"""What is written last into a report's folder; the page is written by ``tada.localization.report``."""
+"""The file of a report that is written last; ``tada.localization.report`` writes the page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalizationEvaluation:
-    """The result of a test."""
+    """Scores of an evaluation, with the detections and the annotations."""
 
     scores: DetectionScores | EpicScores
-    """EpicScores where the annotations have verbs and nouns."""
+    """EpicScores if the annotations have verbs and nouns."""
     results: dict[str, Any]
-    """The detections, in ActivityNet's form."""
+    """The detections, in ActivityNet's JSON form."""
     table: SegmentTable
-    """What was looked for."""
+    """The annotated videos that were evaluated."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -43,26 +43,26 @@ class LocalizationEvaluation:
         return {task: scores.as_dict() for task, scores in self.tasks().items()}
 
     def tasks(self) -> dict[str, DetectionScores]:
-        """The scores by what they are of: action; or verb, noun and action."""
-        return _parts(self.scores)
+        """Scores by task: "action"; or "verb", "noun" and "action"."""
+        return _scores_by_task(self.scores)
 
     def save(
         self, folder: Path, *, overwrite: bool = False, write_more: Callable[[Path], None] = lambda folder: None
     ) -> None:
-        """Write detections.json and evaluation.json. A report without the latter was interrupted.
+        """Write detections.json and evaluation.json. A folder without the latter is of an interrupted run.
 
         Args:
-            overwrite: replace a report that is there.
-            write_more: writes what else belongs to the report into its folder.
+            overwrite: replace an existing report.
+            write_more: called with the folder, to write further files of the report.
 
         Raises:
-            OptionError: there is one, and it may not be replaced.
+            OptionError: the folder has a report, and ``overwrite`` is false.
             OutputError: the folder cannot be written.
         """
         check_not_there(folder, [NUMBERS_FILE], overwrite=overwrite)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / NUMBERS_FILE).unlink(missing_ok=True)  # it says that the report is whole
+            (folder / NUMBERS_FILE).unlink(missing_ok=True)  # this file marks a complete report
         write_whole(folder / "detections.json", (json.dumps(self.results) + "\n").encode())
         write_more(folder)
         write_whole(folder / NUMBERS_FILE, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
@@ -80,19 +80,20 @@ def evaluate_localizer(
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> LocalizationEvaluation:
-    """Test a localizer on features of videos.
+    """Evaluate a localizer on features of annotated videos.
 
     Args:
-        split: the part of the annotations to test on; by default test where it has segments, else val. Where the
-            annotations have no splits: the videos that the localizer was not trained on.
-        leave_out: a list of videos that do not count (``read_names``); published scores on ActivityNet have one.
-        classifier: scores of whole videos (``read_video_scores``) by which segments are named in place of the
-            backbone's, where the detector does not name them.
+        split: the annotations' split to test on; by default test if it has segments, else val. If the annotations have
+            no splits: the videos that the localizer was not trained on.
+        leave_out: a file that lists videos to ignore (``read_names``); published scores on ActivityNet have one.
+        classifier: a file of class scores of whole videos (``read_video_scores``), used instead of the backbone's for
+            detectors whose segments have no classes.
 
     Raises:
-        DataError: features of another backbone or setting than the localizer was trained on, of videos that have been
-            replaced since, or missing ones; videos that it was trained on; no scores to name segments by.
-        OptionError: a classifier for a detector that names segments itself.
+        DataError: features of another backbone or with other settings than the localizer was trained on, features of
+            videos that were replaced since, or no features; videos that it was trained on; no class scores for a
+            detector that needs them.
+        OptionError: a classifier for a detector that has its own classes.
     """
     folder = FeatureFolder(features, classifier=scores_for(localizer.recipe, classifier))
     first = next(iter(folder.cards.values()))
@@ -108,7 +109,7 @@ def evaluate_localizer(
             f"{str(features)!r} holds features of another {', '.join(changed) or 'backbone'} than the localizer was "
             f"trained on; extract them as it does, `tada extract {run} VIDEOS OUT`, or import as those for training"
         )
-    table = named_like(_counted(segments, leave_out), folder.places(), say)
+    table = named_like(_read_counted(segments, leave_out), folder.places(), say)
     table = with_durations(table, {name: card.duration_seconds for name, card in folder.cards.items()})
     trained = None if localizer.run is None else TrainedVideos(localizer.run)
     table = choose_tested(table, trained, folder, split, say)
@@ -138,10 +139,10 @@ def evaluate_predictions(
     split: str | None = None,
     leave_out: Path | None = None,
 ) -> LocalizationEvaluation:
-    """Score a file of detections in ActivityNet's form (or EPIC-KITCHENS').
+    """Score a file of detections in ActivityNet's JSON form (or EPIC-KITCHENS').
 
     Args:
-        split: as for ``evaluate_localizer``, like ``leave_out``.
+        split: as for ``evaluate_localizer``; ``leave_out`` likewise.
 
     Raises:
         DataError: the file is not of that form.
@@ -154,7 +155,7 @@ def evaluate_predictions(
         raise DataError(
             f"{str(predictions)!r} holds no detections ({error}); expected JSON with 'results': an entry for each video"
         ) from error
-    whole = named_like(of_tested_split(_counted(segments, None), split), tuple(results["results"]))
+    whole = named_like(of_tested_split(_read_counted(segments, None), split), tuple(results["results"]))
     table = whole if leave_out is None else whole.leaving_out(read_names(leave_out))
     left_out = {video.name for video in whole.videos} - {video.name for video in table.videos}
     results["results"] = {video: found for video, found in results["results"].items() if video not in left_out}
@@ -165,7 +166,7 @@ def evaluate_predictions(
             f"{str(predictions)!r} has predictions on none of the {len(table)} videos of {table.name}, but on others "
             f"such as {next(iter(found))!r}; see whether their names and the split are right"
         )
-    if any(found.values()) and not any(part.num_predictions for part in _parts(scores).values()):
+    if any(found.values()) and not any(part.num_predictions for part in _scores_by_task(scores).values()):
         raise DataError(
             f"{str(predictions)!r} has predictions of none of the classes of {table.name}, such as "
             f"{table.label_of(next(s for video in table.videos for s in video.segments))!r}; name them alike"
@@ -173,20 +174,21 @@ def evaluate_predictions(
     return LocalizationEvaluation(scores=scores, results=results, table=table)
 
 
-def _parts(scores: DetectionScores | EpicScores) -> dict[str, DetectionScores]:
-    """The scores by what they are of: action; or verb, noun and action."""
+def _scores_by_task(scores: DetectionScores | EpicScores) -> dict[str, DetectionScores]:
+    """Scores by task: "action"; or "verb", "noun" and "action"."""
     if isinstance(scores, DetectionScores):
         return {"action": scores}
     return {"verb": scores.verb, "noun": scores.noun, "action": scores.action}
 
 
-def _counted(segments: Path | SegmentTable, leave_out: Path | None) -> SegmentTable:
+def _read_counted(segments: Path | SegmentTable, leave_out: Path | None) -> SegmentTable:
+    """The annotations, without the videos that a file lists."""
     table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
     return table if leave_out is None else table.leaving_out(read_names(leave_out))
 
 
 def _check_classes(table: SegmentTable, known: Sequence[Head]) -> None:
-    """Refuse annotations that have nothing in common with what a localizer names."""
+    """Refuse annotations that share no class with the localizer."""
     of_table, of_model = ({s.name: s.labels for s in label_sets} for label_sets in (table.label_sets, known))
     strange = [s.name for s in known if not (s.is_numbered or set(s.labels) & set(of_table.get(s.name, ())))]
     if of_table.keys() != of_model.keys() or strange:
@@ -203,11 +205,11 @@ def _check_classes(table: SegmentTable, known: Sequence[Head]) -> None:
 def score(
     table: SegmentTable, results: dict[str, Any], tiou_thresholds: Sequence[float]
 ) -> DetectionScores | EpicScores:
-    """Score detections in ActivityNet's form (or EPIC-KITCHENS') against a table of one split."""
+    """Score detections in ActivityNet's JSON form (or EPIC-KITCHENS') against a table of one split."""
     if len(table.label_sets) == 1:
         split = table.videos[0].split or "val"
         return detection_map(table.ground_truth(), results, subset=split, tiou_thresholds=tiou_thresholds)
-    # By name, or by number, as EPIC-KITCHENS' challenge takes them.
+    # Predictions give verb and noun by name, or by number as EPIC-KITCHENS' challenge does.
     numbers = [
         {str(i): i for i in range(len(s.labels))} | {name: i for i, name in enumerate(s.labels)}
         for s in table.label_sets

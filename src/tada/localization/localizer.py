@@ -1,7 +1,7 @@
-"""A trained localizer in one folder, and its use: video -> features -> detector -> segments with names.
+"""A trained localizer: video -> features -> detector -> segments with classes; saved in one folder.
 
-The folder holds the detector (localizer.safetensors), what it is (localizer.json) and the network that makes its
-features (backbone/), so that it needs nothing else.
+The folder holds the detector's weights (localizer.safetensors), their card (localizer.json) and the network that makes
+the features (backbone/), so nothing else is needed.
 """
 
 from __future__ import annotations
@@ -58,51 +58,51 @@ WEIGHTS_FILE = "localizer.safetensors"
 CARD_FILE = "localizer.json"
 BACKBONE_FOLDER = "backbone"
 UNTESTED_THRESHOLD = 0.2
-"""The score from which on segments are shown where none was found by validation."""
+"""Score threshold of segments, where validation has chosen none."""
 _FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalizerCard:
-    """What a detector's weights are the weights of."""
+    """Card of a detector's weights: configuration, classes, features, thresholds."""
 
     detector: str
     """"actionformer" or "bmn"."""
     shape: dict[str, Any]
-    """Its config, as plain values."""
+    """The detector's config, as plain values."""
     label_sets: tuple[Head, ...]
-    """The classes that it names."""
+    """The detector's classes."""
     grid: FeatureGrid
-    """When the features it expects are taken."""
+    """Times of the features that the detector expects."""
     feature_settings: dict[str, Any]
-    """How their clips are cut."""
+    """Settings of the features' extraction."""
     backbone: str
-    """SHA-256 of the network that makes them; for published features where they are from, in words."""
+    """SHA-256 of the network that makes the features; for published features, a description of their origin."""
     thresholds: dict[str, float] = field(default_factory=dict)
-    """The score from which on segments of a class are shown, by validation, or by training where that lacks the class;
-    the others take the median of these."""
+    """Score thresholds by class, chosen on the validation videos, or on training videos for classes missing there;
+    other classes use the median of these."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What was measured, by name."""
+    """Metrics by name."""
 
     def __post_init__(self) -> None:
-        """Bring names of classes into the form in which they are compared."""
+        """Normalize class names (Unicode NFC), so that they can be compared."""
         own = (replace(head, labels=tuple(map(composed, head.labels))) for head in self.label_sets)
         object.__setattr__(self, "label_sets", tuple(own))
 
 
-# -- what is found ----------------------------------------------------------------------------------------------------
+# -- results ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalizedSegment:
-    """Something that happens in a video."""
+    """A detected segment of a video."""
 
     start_seconds: float
     end_seconds: float
     label: str
-    """The class; of a verb and a noun both, joined by a comma."""
+    """The class; of verb and noun: both, joined by a comma."""
     score: float
-    """How sure, from 0 to 1."""
+    """Confidence, from 0 to 1."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -117,22 +117,22 @@ class LocalizedSegment:
         return f"{printable(self.label)} {self.start_seconds:.1f}-{self.end_seconds:.1f} s ({self.score:.2f})"
 
     def srt(self, number: int) -> str:
-        """A subtitle that names it, with an empty line below."""
+        """The segment as a subtitle (SRT), with an empty line below."""
         times = f"{_srt_time(self.start_seconds)} --> {_srt_time(self.end_seconds)}"
         return f"{number}\n{times}\n{printable(self.label)} ({self.score:.2f})\n"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Localization:
-    """What happens when in a video."""
+    """The detected segments of a video."""
 
     path: str
-    """The video's; of one that has none, what it is: "<array>"."""
+    """Path of the video, or a description of one without a path: "<array>"."""
     duration_seconds: float
     segments: tuple[LocalizedSegment, ...]
-    """By start."""
+    """Sorted by start."""
     source: VideoSource | None = field(default=None, compare=False)
-    """The video as it was given; None: the file at ``path``."""
+    """The video that was given; None: the file at ``path``."""
 
     def __str__(self) -> str:
         shown = ", ".join(map(str, self.segments[:3])) + (", ..." if len(self.segments) > 3 else "")
@@ -143,7 +143,7 @@ class Localization:
         return f"Localization({self})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The result as a notebook shows it."""
         rows = [(f"{s.start_seconds:.1f}-{s.end_seconds:.1f}", s.label, Bar(s.score)) for s in self.segments]
         return results_html(
             self.path,
@@ -174,7 +174,7 @@ class Localization:
         return {"video": self.path, "duration_seconds": round(self.duration_seconds, 3), "segments": segments}
 
     def srt(self) -> str:
-        """Subtitles that name what happens, for any video player."""
+        """The segments as subtitles (SRT), for any video player."""
         return "\n".join(segment.srt(number) for number, segment in enumerate(self.segments, start=1))
 
     @checked()
@@ -185,16 +185,16 @@ class Localization:
         overwrite: bool = False,
         advance: Callable[[float], None] = lambda part: None,
     ) -> None:
-        """Write the video with the segments drawn in: their names while they last, and a bar of time with all of them.
+        """Write the video with the segments drawn in: the name of each while it lasts, and a timeline of all.
 
-        It is an MP4 that browsers play; sound and times are kept.
+        The file is an MP4 that browsers play; sound and times are kept.
 
         Args:
-            advance: told now and then which part of the video has been written since.
+            advance: called now and then with the fraction of the video written since the last call.
 
         Raises:
             VideoError: the video cannot be read to its end.
-            OptionError: the file is there already, and not to be replaced.
+            OptionError: the file exists, and ``overwrite`` is false.
         """
         lanes = [Lane(label=label, spans=tuple(spans), is_curve=False) for label, spans in self._spans().items()]
         annotate_video(self.video, target, lanes, overwrite=overwrite, advance=advance)
@@ -208,14 +208,14 @@ class Localization:
         names: Sequence[str] = (),
         num_frames: int = 10,
     ) -> None:
-        """Draw frames of the video and below them a row of segments for each class, as a PNG file.
+        """Draw frames of the video, and below them a row of segments for each class, as a PNG file.
 
         Args:
-            truth: what is annotated in the video; drawn below what was found.
-            names: of its segments, in their order.
+            truth: the annotated video; its segments are drawn below the detected ones.
+            names: class names of the annotated segments, in their order.
 
         Raises:
-            VideoError: the video cannot be read any more.
+            VideoError: the video can no longer be read.
         """
         times = (np.arange(num_frames) + 0.5) / num_frames * self.duration_seconds
         with self.video.open() as reader:
@@ -241,7 +241,7 @@ def localizations_json(found: Sequence[Localization]) -> str:
 
 
 def localizations_csv(found: Sequence[Localization]) -> str:
-    """One row for each segment: video, start, end, label, score. What `tada localize train` reads as annotations."""
+    """A CSV row for each segment: video, start, end, label, score. `tada localize train` reads it as annotations."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -260,7 +260,7 @@ def csv_row(video: str, segment: LocalizedSegment) -> list[str]:
 
 
 def results_of(found: Mapping[str, Detections], label_sets: Sequence[Head]) -> dict[str, Any]:
-    """Detections by video in ActivityNet's form, with class names; of two label sets with verb and noun, too."""
+    """Detections by video in ActivityNet's JSON form, with class names; for two label sets also verb and noun."""
     results: dict[str, list[dict[str, Any]]] = {}
     for video, detections in found.items():
         entries = []
@@ -278,13 +278,13 @@ def results_of(found: Mapping[str, Detections], label_sets: Sequence[Head]) -> d
 
 
 class Localizer:
-    """A trained detector with all it needs to read a video.
+    """A trained detector, with the network that makes its features.
 
     Attributes:
         detector: features of a video -> segments.
-        card: its classes, the time grid of its features, its thresholds.
-        backbone: the network that makes the features; None where they came from files.
-        run: the folder that it was loaded from, which says what it was trained on; None where it was not.
+        card: classes, time grid of the features, thresholds.
+        backbone: the network that makes the features; None if it was trained on features from files.
+        run: the run folder it was loaded from, which lists the training videos; None if it was not loaded.
     """
 
     def __init__(
@@ -313,12 +313,12 @@ class Localizer:
 
     @property
     def label_sets(self) -> tuple[Head, ...]:
-        """The classes that it names."""
+        """The detector's classes."""
         return self.card.label_sets
 
     @torch.inference_mode()
     def detect(self, features: VideoFeatures) -> Detections:
-        """All segments of a video, from its features, best first; for scores such as ``detection_map``."""
+        """All segments of a video from its features, best first, as metrics such as ``detection_map`` need them."""
         return self.detector.detect(features)
 
     @checked()
@@ -330,20 +330,20 @@ class Localizer:
         min_score: float | None = None,
         advance: Callable[[float], None] = lambda part: None,
     ) -> Localization:
-        """Say what happens when in a video.
+        """Detect segments in a video.
 
         Args:
-            video: a path, the bytes of a video file, a binary file that is open, frames or a list of pictures: see
+            video: a path, the bytes of a video file, an open binary file, frames or a list of pictures: see
                 ``tada.video.inputs.source_of``.
-            fps: the rate of frames that come without times, in frames per second.
-            min_score: the score from which on segments are given; by default each class has its own, the one that was
-                best in validation.
-            advance: told now and then which part of the video has been read since.
+            fps: the frame rate of frames without times, in frames per second.
+            min_score: lowest score of the returned segments; by default each class has its own threshold, the best in
+                validation.
+            advance: called now and then with the fraction of the video read since the last call.
 
         Raises:
             VideoError: the video cannot be read.
-            OptionError: it is none, or its frames have no times.
-            CheckpointError: the localizer was trained on features from files, and has no network to make its own.
+            OptionError: ``video`` is no video, or its frames have no times.
+            CheckpointError: the localizer was trained on features from files, and has no network to make features.
         """
         backbone, settings = self.feature_maker()
         source = source_of(video, fps=fps)
@@ -356,7 +356,7 @@ class Localizer:
         return replace(found, source=source)
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a path is a collection of letters, an open file one of lines
+    def predict(  # type: ignore[overload-overlap]  # a str is a Collection, too, and an open file an Iterator
         self, video: VideoInput, *, fps: float | None = None, min_score: float | None = None
     ) -> Localization: ...
 
@@ -374,11 +374,11 @@ class Localizer:
     def predict(
         self, video: VideoInput | Iterable[Any], *, fps: float | None = None, min_score: float | None = None
     ) -> Localization | list[Localization] | Iterator[Localization]:
-        """Say what happens when in a video, or in each of several: ``localize``, called as that of a recognizer.
+        """Detect segments in a video, or in each of several: ``localize`` under the name that a recognizer uses.
 
-        Of a list of videos all answers come in a list; of a generator they come one by one, as they are ready, and what
-        it gives in memory is let go when the next is asked for. Arguments and errors are those of ``localize``. (What
-        the network that makes the features says of a video as a whole: ``localizer.backbone.predict``.)
+        A list of videos returns a list of results. A generator or other iterator of videos returns an iterator, which
+        frees videos in memory once the next result is asked for. Arguments and errors are those of ``localize``. (To
+        classify a whole video with the network that makes the features: ``localizer.backbone.predict``.)
         """
         if is_one_video(video):
             return self.localize(source_of(video, fps=fps), min_score=min_score)
@@ -386,7 +386,7 @@ class Localizer:
         answers = (
             self.localize(source_of(one, fps=fps, number=i), min_score=min_score) for i, one in enumerate(videos)
         )
-        return list(answers) if isinstance(videos, Collection) else _one_by_one(answers)
+        return list(answers) if isinstance(videos, Collection) else _yield_and_forget(answers)
 
     def __call__(self, video: Any, **options: Any) -> Any:
         """Short for ``predict``."""
@@ -395,7 +395,7 @@ class Localizer:
     def name_detections(
         self, found: Detections, path: str, duration_seconds: float, *, min_score: float | None = None
     ) -> Localization:
-        """Detections with the names of their classes, those below the threshold left out."""
+        """Give detections their class names, and drop those below the threshold."""
         usual = float(np.median(list(self.card.thresholds.values()))) if self.card.thresholds else UNTESTED_THRESHOLD
         segments = []
         for (start, end), score, labels in zip(*(rows.tolist() for rows in found), strict=True):
@@ -407,10 +407,10 @@ class Localizer:
         return Localization(path=path, duration_seconds=duration_seconds, segments=tuple(by_start))
 
     def feature_maker(self) -> tuple[Recognizer, SlidingWindows]:
-        """The network that makes the features, and how it is shown a video.
+        """The network that makes the features, and the sliding windows of its clips.
 
         Raises:
-            CheckpointError: the localizer was trained on features from files, and has no network to make its own.
+            CheckpointError: the localizer was trained on features from files, and has no network to make features.
         """
         if self.backbone is None:
             raise CheckpointError(
@@ -420,14 +420,14 @@ class Localizer:
         return self.backbone, SlidingWindows.of(self.card.feature_settings)
 
 
-def _one_by_one(answers: Iterator[Localization]) -> Iterator[Localization]:
+def _yield_and_forget(answers: Iterator[Localization]) -> Iterator[Localization]:
     for answer in answers:
         yield answer
-        answer.video.forget()  # as of a recognizer
+        answer.video.forget()  # free a video in memory, as a recognizer does
 
 
 def save_localizer(folder: Path, localizer: Localizer) -> None:
-    """Write a localizer so that ``load_localizer`` gives it back; localizer.json last, each file whole."""
+    """Save a localizer for ``load_localizer``; each file is written whole or not at all, localizer.json last."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in localizer.detector.state_dict().items()}
     data = safetensors.torch.save(weights)
@@ -439,10 +439,10 @@ def save_localizer(folder: Path, localizer: Localizer) -> None:
     write_whole(folder / CARD_FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _with_heads(about: dict[str, Any]) -> dict[str, Any]:
-    """What localizer.json says, with a head's labels called so: there they are its classes.
+def _rename_classes_to_labels(about: dict[str, Any]) -> dict[str, Any]:
+    """The content of localizer.json, with the key "classes" of its label sets renamed to ``Head.labels``.
 
-    What is of another form stays as it is, for ``typed`` to refuse.
+    Content of another form is returned unchanged; ``typed`` refuses it.
     """
     written = about.get("label_sets")
     if not isinstance(written, list):
@@ -458,7 +458,7 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
     """Load a localizer from the folder of a run.
 
     Raises:
-        CheckpointError: the folder holds none, or a damaged one.
+        CheckpointError: the folder holds no localizer, or a damaged one.
         OptionError: this machine has no such device.
     """
     find_device(device)
@@ -480,7 +480,7 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
         about = read_json(file)
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise ValueError("of another version of tada")
-        card = typed(LocalizerCard, _with_heads(about), ignore=("format", "sha256"))
+        card = typed(LocalizerCard, _rename_classes_to_labels(about), ignore=("format", "sha256"))
         data = read_bytes(path / WEIGHTS_FILE)
         weights = safetensors.torch.load(data)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -490,7 +490,7 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
             f"{str(path / WEIGHTS_FILE)!r} is damaged, or its {CARD_FILE} belongs to other weights; copy it again"
         )
     recipe = read_recipe(path / "recipe.yaml", LocalizationRecipe)
-    with torch.device("meta"):  # first without memory, so that a card cannot have as much as it says
+    with torch.device("meta"):  # check sizes before memory is allocated: a damaged card may ask for any amount
         check_fits(detector_of(card.shape, recipe, card.label_sets), weights)
     detector = detector_of(card.shape, recipe, card.label_sets)
     restore(detector, weights)

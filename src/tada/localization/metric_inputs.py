@@ -1,6 +1,6 @@
-"""What an evaluation is given, as arrays: the segments that are there, and those that were predicted.
+"""Ground truth and predictions of an evaluation, as arrays.
 
-Both are read from the ActivityNet JSON forms that ``tada.localization.metrics`` shows.
+Both come from the ActivityNet JSON forms that ``tada.localization.metrics`` shows.
 
 Shapes: N segments.
 """
@@ -30,6 +30,11 @@ class Events(NamedTuple):
 
 
 def ground_truth_events(ground_truth: Mapping[str, Any], subset: str) -> Events:
+    """The annotated segments of a subset.
+
+    Raises:
+        DataError: the subset has no segments, or a segment is not two finite numbers.
+    """
     videos, labels, segments = [], [], []
     subsets = set()
     for video, about in ground_truth["database"].items():
@@ -38,7 +43,7 @@ def ground_truth_events(ground_truth: Mapping[str, Any], subset: str) -> Events:
             for annotation in about["annotations"]:
                 videos.append(video)
                 labels.append(annotation["label"])
-                segments.append(_finite(annotation["segment"], f"ground truth of video {video!r}", 2))
+                segments.append(_parse(annotation["segment"], f"ground truth of video {video!r}", 2))
     if not labels:
         raise DataError(
             f"the ground truth has no segments in its subset {subset!r}; its subsets are {', '.join(sorted(subsets))}"
@@ -47,7 +52,11 @@ def ground_truth_events(ground_truth: Mapping[str, Any], subset: str) -> Events:
 
 
 def predicted_events(results: Mapping[str, Any], *, labels: tuple[str, ...] = ("label",)) -> Events:
-    """All predictions in their order; with several ``labels`` each has a tuple of them, with none None."""
+    """All predictions, in the order of the results.
+
+    Args:
+        labels: keys of a prediction's labels. With several, the label is a tuple; with none, it is None.
+    """
     videos: list[str] = []
     found: list[Hashable] = []
     segments, scores = [], []
@@ -56,9 +65,9 @@ def predicted_events(results: Mapping[str, Any], *, labels: tuple[str, ...] = ("
             raise DataError(f"predictions of video {video!r} are no list of objects with segment, label and score")
         for number, prediction in enumerate(predictions, start=1):
             try:
-                segments.append(_finite(prediction["segment"], f"prediction {number} of video {video!r}", 2))
-                scores.append(_finite([prediction["score"]], f"score of prediction {number} of video {video!r}", 1)[0])
-                values = [_label(prediction[name], f"prediction {number} of video {video!r}") for name in labels]
+                segments.append(_parse(prediction["segment"], f"prediction {number} of video {video!r}", 2))
+                scores.append(_parse([prediction["score"]], f"score of prediction {number} of video {video!r}", 1)[0])
+                values = [_check_label(prediction[name], f"prediction {number} of video {video!r}") for name in labels]
             except KeyError as error:
                 raise DataError(f"prediction {number} of video {video!r} has no {error}; give it one") from error
             videos.append(video)
@@ -66,7 +75,7 @@ def predicted_events(results: Mapping[str, Any], *, labels: tuple[str, ...] = ("
     return Events(videos, found, np.array(segments, np.float64).reshape(-1, 2), np.array(scores, np.float64))
 
 
-def _finite(values: Any, what: str, count: int) -> list[float]:
+def _parse(values: Any, what: str, count: int) -> list[float]:
     try:
         numbers = [float(value) for value in values] if isinstance(values, list | tuple) else []
     except (TypeError, ValueError) as error:
@@ -78,14 +87,14 @@ def _finite(values: Any, what: str, count: int) -> list[float]:
     return numbers
 
 
-def _label(value: Any, what: str) -> Hashable:
+def _check_label(value: Any, what: str) -> Hashable:
     if not isinstance(value, str | int):
         raise DataError(f"{what}: the label {value!r} should be a class's name")
     return value
 
 
 def without_faulty(truth: Events) -> Events:
-    """Leave out empty segments and those written twice, with a warning."""
+    """Drop empty and duplicate segments, with a warning."""
     kept: list[int] = []
     num_empty = 0
     seen: dict[tuple[str, Hashable], list[int]] = {}

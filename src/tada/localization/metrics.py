@@ -1,4 +1,4 @@
-"""How good detections are: mAP, average recall, EPIC-KITCHENS' verb, noun and action, recall at k times.
+"""Metrics of detections: mAP, average recall (AR@AN), EPIC-KITCHENS' verb, noun and action mAP, Recall@kx.
 
 Ground truth and results are the ActivityNet JSON forms, as dicts::
 
@@ -6,9 +6,9 @@ Ground truth and results are the ActivityNet JSON forms, as dicts::
                          "annotations": [{"segment": [5.0, 15.0], "label": "jump"}]}}}
     {"results": {"v1": [{"segment": [5.75, 15.0], "label": "jump", "score": 0.6}]}}
 
-The rules are those that the official evaluations of ActivityNet, HACS, THUMOS and EPIC-KITCHENS share. Where they leave
-a choice: predictions of equal score keep the order of the results (official code reverses or shuffles them), all
-numbers are float64, and an overlap counts as reaching a threshold from 1e-9 below.
+The rules are those that the official evaluations of ActivityNet, HACS, THUMOS and EPIC-KITCHENS share. Where they
+leave a choice: predictions of equal score keep the order of the results (official code reverses or shuffles them), all
+numbers are float64, and a tIoU reaches a threshold if it is at most 1e-9 below.
 
 Shapes: P predictions, G ground-truth segments, H thresholds.
 """
@@ -33,33 +33,33 @@ ANET_TIOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 THUMOS_TIOUS = (0.3, 0.4, 0.5, 0.6, 0.7)
 EPIC_TIOUS = (0.1, 0.2, 0.3, 0.4, 0.5)
 PRESETS = {"anet": ANET_TIOUS, "hacs": ANET_TIOUS, "thumos": THUMOS_TIOUS, "epic": EPIC_TIOUS}
-"""The thresholds of each benchmark, by its short name."""
+"""tIoU thresholds of each benchmark, by its short name."""
 
-_GRACE = 1e-9
+_GRACE = 1e-9  # rounding errors that are forgiven
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectionScores:
-    """What ``detection_map`` measured."""
+    """Result of ``detection_map``."""
 
     tiou_thresholds: tuple[float, ...]
-    """[H], as they were given."""
+    """[H], as given."""
     per_threshold: tuple[float, ...]
-    """[H], the mean over classes of the average precision at each threshold."""
+    """[H], mAP at each threshold: the mean of the average precision over classes."""
     per_class: dict[str, tuple[float, ...]]
-    """[H] average precisions of each class that the ground truth has."""
+    """[H] average precisions, by class of the ground truth."""
     num_ground_truth: int
-    """Segments that were looked for."""
+    """Segments of the ground truth."""
     num_predictions: int
     """Predictions of the classes that the ground truth has."""
 
     @property
     def average(self) -> float:
-        """The mean over the thresholds: the number that papers report."""
+        """Average mAP: the mean over the thresholds, which papers report."""
         return float(np.mean(self.per_threshold))
 
     def class_average(self) -> dict[str, float]:
-        """The mean over the thresholds, of each class."""
+        """Average precision of each class, averaged over the thresholds."""
         return {label: float(np.mean(values)) for label, values in self.per_class.items()}
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,21 +76,21 @@ class DetectionScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecallScores:
-    """What ``average_recall`` measured."""
+    """Result of ``average_recall``."""
 
     average_proposals: tuple[float, ...]
-    """Proposals of a video, on average: 1, 2, ... up to the most."""
+    """Average number of proposals per video: 1, 2, ..., the maximum."""
     average_recall: tuple[float, ...]
-    """The part of the ground truth that is found among so many, averaged over the thresholds."""
+    """Recall with that many proposals, averaged over the thresholds."""
 
     @property
     def auc(self) -> float:
-        """The area under that curve, as a part of the greatest possible."""
+        """Area under the AR-AN curve, as a fraction of the maximum."""
         area = np.trapezoid(self.average_recall, self.average_proposals)
         return float(area / self.average_proposals[-1])
 
     def at(self, count: int) -> float:
-        """AR@count."""
+        """AR@AN for AN = ``count``."""
         if not 1 <= count <= len(self.average_recall):
             raise OptionError(f"AR@{count} was not measured; it was from 1 to {len(self.average_recall)}")
         return self.average_recall[count - 1]
@@ -98,7 +98,7 @@ class RecallScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpicScores:
-    """What ``epic_map`` measured: one list of predictions, three tasks."""
+    """Result of ``epic_map``: mAP of three tasks from one list of predictions."""
 
     verb: DetectionScores
     noun: DetectionScores
@@ -117,24 +117,24 @@ def detection_map(
 ) -> DetectionScores:
     """Mean average precision of detections, at each threshold and on average.
 
-    For each class and threshold, predictions are worked off by falling score, over all videos at once. One is right if
-    it overlaps a free segment of its video and class by the threshold or more, which it then claims; the best
-    overlap is tried first, then the next. Precision is interpolated at every recall. The mean is over the classes of
-    the ground truth, with 0 for one that was never predicted. Predictions on videos outside the subset are wrong;
-    those of classes that the ground truth lacks are left out.
+    For each class and threshold, the predictions of all videos are matched in order of falling score. A prediction is
+    correct if its tIoU with an unmatched segment of its video and class reaches the threshold; it is matched with the
+    one of highest tIoU. Precision is interpolated at every recall. The mean is over the classes of the ground truth,
+    with 0 for a class without predictions. Predictions on videos outside the subset are wrong; those of classes that
+    the ground truth lacks are ignored.
 
     Empty segments of the ground truth (end not after start) and duplicates are dropped with a warning.
 
     Args:
-        subset: of the ground truth's videos; "val" and "validation" are one, as are "train" and "training", "test"
-            and "testing", whatever their capitals.
+        subset: of the ground truth's videos; "val" and "validation" are the same, as are "train" and "training",
+            "test" and "testing"; case is ignored.
 
     Raises:
-        DataError: no ground truth in the subset; a segment or score that is no finite number.
-        OptionError: thresholds outside of (0, 1].
+        DataError: no ground truth in the subset; a segment or score that is not finite.
+        OptionError: thresholds outside (0, 1].
     """
     truth = without_faulty(ground_truth_events(ground_truth, subset))
-    return _detection_scores(truth, predicted_events(results), _checked(tiou_thresholds))
+    return _detection_scores(truth, predicted_events(results), _check_thresholds(tiou_thresholds))
 
 
 def epic_map(
@@ -143,12 +143,12 @@ def epic_map(
     *,
     tiou_thresholds: Sequence[float] = EPIC_TIOUS,
 ) -> EpicScores:
-    """Mean average precision of verbs, nouns and actions by the rules of EPIC-KITCHENS-100's detection challenge.
+    """Mean average precision of verbs, nouns and actions, by the rules of EPIC-KITCHENS-100's detection challenge.
 
     Args:
         ground_truth: rows of EPIC_100_validation.csv: video_id, start_timestamp, stop_timestamp (seconds or
-            HH:MM:SS.ss), verb_class and noun_class. As in the challenge, none is dropped.
-        results: the challenge's form: each prediction has segment, score, verb and noun.
+            HH:MM:SS.ss), verb_class and noun_class. As in the challenge, empty and duplicate segments count.
+        results: in the challenge's form: each prediction has segment, score, verb and noun.
 
     Raises:
         DataError: as ``detection_map``; a row without one of its columns.
@@ -171,7 +171,7 @@ def epic_map(
 
     def task(truths: Iterable[int], predicted: Iterable[int]) -> DetectionScores:
         truth = Events(videos, list(truths), times, np.ones(len(videos)))
-        return _detection_scores(truth, found._replace(labels=list(predicted)), _checked(tiou_thresholds))
+        return _detection_scores(truth, found._replace(labels=list(predicted)), _check_thresholds(tiou_thresholds))
 
     return EpicScores(
         verb=task(verbs, (verb for verb, _ in pairs)),
@@ -195,14 +195,14 @@ class _Ranked(NamedTuple):
     """The predictions of one class, best first."""
 
     right: NDArray[np.bool_]
-    """[H, P]"""
+    """[H, P], whether a prediction is correct at a threshold"""
     scores: Floats
     """[P]"""
     num_truths: int
 
 
 def _detection_scores(truth: Events, found: Events, tious: Floats) -> DetectionScores:
-    ranked = _ranked(truth, found, tious)
+    ranked = _rank_by_class(truth, found, tious)
     precisions = {label: _average_precision(own.right, own.num_truths) for label, own in ranked.items()}  # each [H]
     return DetectionScores(
         tiou_thresholds=tuple(tious.tolist()),
@@ -213,15 +213,15 @@ def _detection_scores(truth: Events, found: Events, tious: Floats) -> DetectionS
     )
 
 
-def _ranked(truth: Events, found: Events, tious: Floats) -> dict[Hashable, _Ranked]:
-    """For each class of the ground truth its predictions, and which of them are right."""
+def _rank_by_class(truth: Events, found: Events, tious: Floats) -> dict[Hashable, _Ranked]:
+    """For each class of the ground truth: its predictions by falling score, and which are correct."""
     if not truth.labels:
         raise DataError("the ground truth has no segments to look for; see whether subset and annotations are right")
     classes = sorted(set(truth.labels), key=str)
     class_of = {label: i for i, label in enumerate(classes)}
     numbers = {name: i for i, name in enumerate(dict.fromkeys([*truth.videos, *found.videos]))}
 
-    # One number for each (class, video), to bring together what can match.
+    # One number for each (class, video): only events of the same number can match.
     def keys(events: Events, places: list[int]) -> Ints:
         return np.array(
             [class_of[events.labels[i]] * len(numbers) + numbers[events.videos[i]] for i in places], np.int64
@@ -242,10 +242,10 @@ def _ranked(truth: Events, found: Events, tious: Floats) -> dict[Hashable, _Rank
 
 
 def _match(segments: Floats, keys: Ints, truths: Floats, truth_keys: Ints, tious: Floats) -> NDArray[np.bool_]:
-    """Which predictions claim a segment, [H, P].
+    """Greedy matching: which predictions are matched with a segment, [H, P].
 
-    Predictions of a key meet the segments of the same key, one after the other; those of different keys have nothing to
-    do with each other. So all keys take their first prediction's best overlap at once, then its next, and so on.
+    Predictions and segments match only within a key, so the keys are independent and are processed in parallel: in each
+    round every key tries one (prediction, segment) pair, by falling score, then by falling tIoU.
 
     Args:
         segments: [P, 2], by falling score.
@@ -254,16 +254,16 @@ def _match(segments: Floats, keys: Ints, truths: Floats, truth_keys: Ints, tious
         truth_keys: [G].
     """
     prediction, truth, overlap = _overlapping_pairs(segments, keys, truths, truth_keys, float(tious.min()) - _GRACE)
-    turn = _count_within(keys)[prediction]  # of the prediction, among those of its key
+    turn = _count_within(keys)[prediction]  # rank of the prediction within its key
     order = np.lexsort((-overlap, prediction))
     prediction, truth, overlap, turn = prediction[order], truth[order], overlap[order], turn[order]
-    trial = _count_within(prediction)  # of the overlap, among those of its prediction
+    trial = _count_within(prediction)  # rank of the pair within its prediction
     rounds = turn * (int(trial.max(initial=0)) + 1) + trial
     reaches = overlap[:, None] >= tious - _GRACE
     right = np.zeros((len(segments), len(tious)), bool)
     free = np.ones((len(truths), len(tious)), bool)
     for pairs in _groups(rounds).values():
-        mine, theirs = prediction[pairs], truth[pairs]  # no prediction and no segment is in a round twice
+        mine, theirs = prediction[pairs], truth[pairs]  # in a round, no prediction and no segment occurs twice
         claims = reaches[pairs] & ~right[mine] & free[theirs]
         free[theirs] &= ~claims
         right[mine] |= claims
@@ -273,12 +273,12 @@ def _match(segments: Floats, keys: Ints, truths: Floats, truth_keys: Ints, tious
 def _overlapping_pairs(
     segments: Floats, keys: Ints, truths: Floats, truth_keys: Ints, least: float
 ) -> tuple[Ints, Ints, Floats]:
-    """All pairs of a key that overlap by ``least``: the prediction's place, the segment's, and the overlap."""
+    """All pairs of equal key with a tIoU of ``least`` or more: prediction index, segment index, tIoU."""
     by_key = np.argsort(truth_keys, kind="stable")
     first = np.searchsorted(truth_keys[by_key], keys, side="left")
     counts = np.searchsorted(truth_keys[by_key], keys, side="right") - first
     found: list[tuple[Ints, Ints, Floats]] = []
-    # In parts, so that memory stays small where videos have many of both.
+    # In parts, to bound memory if videos have many predictions and segments.
     for part in np.array_split(np.arange(len(keys)), counts.sum() // 1_000_000 + 1):
         prediction = np.repeat(part, counts[part])
         truth = by_key[np.repeat(first[part], counts[part]) + _count_within(prediction)]
@@ -290,7 +290,7 @@ def _overlapping_pairs(
 
 
 def _count_within(keys: Ints) -> Ints:
-    """For each entry, how many equal ones stand before it: 5 7 5 5 -> 0 0 1 2."""
+    """For each entry, the number of equal entries before it: 5 7 5 5 -> 0 0 1 2."""
     order = np.argsort(keys, kind="stable")
     ranked = keys[order]
     starts = np.searchsorted(ranked, ranked, side="left")
@@ -300,14 +300,14 @@ def _count_within(keys: Ints) -> Ints:
 
 
 def _groups(keys: Ints) -> dict[int, Ints]:
-    """Where each key stands, by rising key."""
+    """Indices of each key's entries, by rising key."""
     order = np.argsort(keys, kind="stable")
     unique, first = np.unique(keys[order], return_index=True)
     return dict(zip(unique.tolist(), np.split(order, first[1:]), strict=True)) if len(keys) else {}
 
 
 def _average_precision(right: NDArray[np.bool_], num_truths: int) -> Floats:
-    """[H, P], best prediction first -> [H]: the interpolated precision at each right one, summed over recall."""
+    """Average precision: [H, P], best prediction first -> [H]. Precision is interpolated and summed over recall."""
     if right.shape[1] == 0:
         return np.zeros(len(right))
     precision = right.cumsum(1) / np.arange(1, right.shape[1] + 1)
@@ -319,15 +319,15 @@ def _average_precision(right: NDArray[np.bool_], num_truths: int) -> Floats:
 def best_thresholds(
     ground_truth: Mapping[str, Any], results: Mapping[str, Any], *, subset: str, tiou_threshold: float = 0.5
 ) -> dict[str, float]:
-    """For each class the score from which on detections are best shown: where F1 is highest.
+    """Score threshold of each class that maximizes F1.
 
-    It lies midway between the last detection that is shown and the first that is not. A class of which nothing is found
-    has none.
+    It is the mean of the lowest score above and the highest score below the cut. A class without correct detections has
+    no threshold.
     """
     truth = without_faulty(ground_truth_events(ground_truth, subset))
     chosen = {}
-    for label, (right, scores, num_truths) in _ranked(
-        truth, predicted_events(results), _checked([tiou_threshold])
+    for label, (right, scores, num_truths) in _rank_by_class(
+        truth, predicted_events(results), _check_thresholds([tiou_threshold])
     ).items():
         if right.any():
             f1 = 2 * right[0].cumsum() / (np.arange(1, len(scores) + 1) + num_truths)
@@ -347,24 +347,24 @@ def average_recall(
     max_average_proposals: int = 100,
     tiou_thresholds: Sequence[float] = ANET_TIOUS,
 ) -> RecallScores:
-    """Average recall against the average number of proposals of a video (AR@AN): classes play no part.
+    """Average recall over the average number of proposals per video (AR@AN); classes are ignored.
 
-    A segment is found if any of the proposals kept reaches the threshold; several may share one. Of each video the same
-    part of its proposals is kept, so videos with more have more, as in ActivityNet's evaluation.
+    A segment is found if the tIoU of any kept proposal reaches the threshold; one proposal may find several segments.
+    The same fraction of every video's proposals is kept, as in ActivityNet's evaluation.
 
     Raises:
         DataError: as ``detection_map``; no proposals on the subset's videos.
     """
     if max_average_proposals < 1:
         raise OptionError(f"{max_average_proposals = } should be at least 1")
-    tious = _checked(tiou_thresholds)
+    tious = _check_thresholds(tiou_thresholds)
     truth = without_faulty(ground_truth_events(ground_truth, subset))
     found = predicted_events(results, labels=())
-    truths, founds = _by_video(truth), _by_video(found)
+    truths, founds = _group_by_video(truth), _group_by_video(found)
     total = len(found.scores)
     if not any(video in founds for video in truths):
         raise DataError("there are no proposals on the videos of the ground truth; see whether their names are equal")
-    # (P, [H, G] rank from which on a segment is found) of each video
+    # of each video: the number P of kept proposals, and [H, G] rank of the first proposal that finds a segment
     ranks: list[tuple[int, Ints]] = []
     ratio = max_average_proposals * len(truths) / total
     for video, places in truths.items():
@@ -396,17 +396,17 @@ def recall_at_kx(
     k: int,
     tiou_thresholds: Sequence[float] = EPIC_TIOUS,
 ) -> tuple[float, ...]:
-    """Recall@kx of Ego4D, at each threshold: the mean over classes of the part of the ground truth that is found.
+    """Recall@kx of Ego4D, at each threshold: the mean over classes of the fraction of segments that are found.
 
-    Of each video and class the best k times as many predictions count as there are segments to find; a segment is
-    found if any of them reaches the threshold.
+    For each video and class with n segments, the best k * n predictions count; a segment is found if the tIoU of any of
+    them reaches the threshold.
 
     Raises:
         DataError: as ``detection_map``.
     """
     if k < 1:
         raise OptionError(f"{k = } should be at least 1")
-    tious = _checked(tiou_thresholds)
+    tious = _check_thresholds(tiou_thresholds)
     truth = without_faulty(ground_truth_events(ground_truth, subset))
     found = predicted_events(results)
     founds: dict[tuple[str, Hashable], list[int]] = {}
@@ -425,17 +425,17 @@ def recall_at_kx(
     return tuple(np.mean(recalls, axis=0).tolist())
 
 
-# -- small parts ------------------------------------------------------------------------------------------------------
+# -- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _checked(tious: Sequence[float]) -> Floats:
+def _check_thresholds(tious: Sequence[float]) -> Floats:
     values = np.asarray(tious, np.float64)
     if values.ndim != 1 or len(values) == 0 or not ((values > 0) & (values <= 1)).all():
         raise OptionError(f"tiou_thresholds {list(tious)} should be a list of numbers in (0, 1]")
     return values
 
 
-def _by_video(events: Events) -> dict[str, Ints]:
+def _group_by_video(events: Events) -> dict[str, Ints]:
     numbers = {name: i for i, name in enumerate(dict.fromkeys(events.videos))}
     names = list(numbers)
     groups = _groups(np.array([numbers[name] for name in events.videos], np.int64))

@@ -1,7 +1,7 @@
-"""Names for segments that a detector found without saying what they are: BMN's, and class-agnostic ActionFormer's.
+"""Classes for segments of detectors without classes: BMN, and class-agnostic ActionFormer.
 
-They come from scores that lie beside the features: those of the backbone for each clip, those that EPIC-KITCHENS-100's
-features are published with, or an external classifier's of the whole video.
+They come from class scores beside the features: the backbone's for each clip, those published with EPIC-KITCHENS-100's
+features, or an external classifier's for the whole video.
 
 Shapes: T features, N segments, K classes.
 """
@@ -24,23 +24,23 @@ from tada.localization.features.grid import FeatureGrid
 from tada.localization.features.interpolation import at_times
 from tada.localization.recipe import LocalizationRecipe
 
-_NUM_POINTS = 6
-_NUM_CLASSES = 2
-_NUM_VERBS, _NUM_NOUNS, _NUM_PAIRS = 10, 30, 5
+_NUM_POINTS = 6  # at which a segment's class scores are sampled
+_NUM_CLASSES = 2  # that each segment gets
+_NUM_VERBS, _NUM_NOUNS, _NUM_PAIRS = 10, 30, 5  # best ones that are paired, and best pairs that each segment gets
 
 
 def check_naming(folder: FeatureFolder, videos: Sequence[UntrimmedVideo], label_sets: Sequence[Head]) -> None:
-    """Look whether segments in all of these videos can be named, before hours are spent.
+    """Check that all of these videos have class scores for their segments, before hours of training.
 
     Raises:
-        DataError: a video has no scores, or those of other classes.
+        DataError: a video has no scores, or scores of other classes.
     """
     for video in videos:
-        _columns(video.name, folder.score_labels(video.name), label_sets)
+        _find_columns(video.name, folder.score_labels(video.name), label_sets)
 
 
 def can_name(folder: FeatureFolder, video: UntrimmedVideo, label_sets: Sequence[Head]) -> bool:
-    """Whether segments in a video can be named."""
+    """Whether a video has class scores for its segments."""
     try:
         check_naming(folder, [video], label_sets)
     except DataError:
@@ -49,11 +49,11 @@ def can_name(folder: FeatureFolder, video: UntrimmedVideo, label_sets: Sequence[
 
 
 def scores_for(recipe: LocalizationRecipe, classifier: Path | None) -> VideoScores | None:
-    """An external classifier's scores, where they are of use.
+    """Read an external classifier's scores, if a file is given.
 
     Raises:
-        OptionError: the recipe's detector names segments itself.
-        DataError: the file is none of scores.
+        OptionError: the recipe's detector has its own classes.
+        DataError: the file holds no scores.
     """
     if classifier is None:
         return None
@@ -66,23 +66,23 @@ def scores_for(recipe: LocalizationRecipe, classifier: Path | None) -> VideoScor
 
 
 def naming_scores(found: VideoFeatures, label_sets: Sequence[Head]) -> list[Floats]:
-    """The probabilities by which segments of a video are named: of each label set [T, K]; [1, K] of the whole video.
+    """Class probabilities beside the features: for each label set [T, K], or [1, K] of the whole video.
 
     Raises:
-        DataError: the features have none, or those of other classes.
+        DataError: the features have no scores, or scores of other classes.
     """
-    columns = _columns(found.card.video, found.card.score_labels, label_sets)
+    columns = _find_columns(found.card.video, found.card.score_labels, label_sets)
     return [found.scores[s.name][:, own].astype(np.float64) for s, own in zip(label_sets, columns, strict=True)]
 
 
-def _columns(video: str, known: Mapping[str, Sequence[str]], label_sets: Sequence[Head]) -> list[list[int]]:
-    """For each label set the columns of the scores that are its classes."""
+def _find_columns(video: str, known: Mapping[str, Sequence[str]], label_sets: Sequence[Head]) -> list[list[int]]:
+    """For each label set, the columns of the scores that belong to its classes."""
     found = []
     for label_set in label_sets:
         classes = label_set.labels
         scored = Head(name=label_set.name, labels=tuple(map(composed, known.get(label_set.name, ()))))
         if len(scored.labels) == len(classes) and (scored.is_numbered or label_set.is_numbered):
-            found.append(list(range(len(classes))))  # numbers on one side, names on the other: EPIC-KITCHENS
+            found.append(list(range(len(classes))))  # EPIC-KITCHENS: one side has numbers, the other names
             continue
         names = scored.labels
         missing = [name for name in classes if name not in names]
@@ -106,17 +106,17 @@ def name_segments(
     *,
     video_classes: int | None = None,
 ) -> Detections:
-    """Give segments [N, 2] with scores [N] classes, from what was said of the clips in them.
+    """Classify segments [N, 2] with scores [N] by class probabilities.
 
     Args:
-        probabilities: of each label set [T, K], one row for each feature of ``grid``; or [1, K], of the whole video.
-        video_classes: name all by so many best classes of the video's mean, as on ActivityNet and HACS; None names each
-            by six points in it.
+        probabilities: for each label set [T, K], one row for each feature of ``grid``; or [1, K], of the whole video.
+        video_classes: give all segments this many best classes of the video's mean, as on ActivityNet and HACS. None:
+            classify each segment by the mean at six points in it.
 
     Returns:
-        For one label set each segment with its best classes (two of its own, or ``video_classes``), for verb and noun
-        with its best five pairs of the ten best verbs and thirty best nouns; the score is the segment's times the
-        classes' probability.
+        For one label set, each segment once for each of its best classes (two, or ``video_classes``); for verb and
+        noun, once for each of its five best pairs of the ten best verbs and thirty best nouns. Scores are multiplied
+        by the classes' probability.
     """
     num = len(scores)
     places: Floats = np.linspace(0, 1, _NUM_POINTS)

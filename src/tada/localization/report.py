@@ -1,14 +1,14 @@
-"""Where a localizer goes wrong: its errors by kind, its precision by length, as one HTML page.
+"""Report of a localizer's evaluation as one HTML page: mAP, mAP by length, errors by kind, timelines.
 
-Each detection above its class's threshold is one of these, by its best overlap with what is annotated in its video:
+Each detection above its class's threshold is of one kind, by its best tIoU with the annotated segments of its video:
 
-    right         its class, overlap of 0.5 or more, the segment not yet found by a better one
-    duplicate     the same, but the segment is found already
-    wrong class   overlap of 0.5 or more, but with another class only
-    boundary      overlap of 0.1 to 0.5 with its class
+    right         tIoU of 0.5 or more with a segment of its class that no better detection has found
+    duplicate     the same, but a better detection has found the segment
+    wrong class   tIoU of 0.5 or more with segments of other classes only
+    boundary      tIoU of 0.1 to 0.5 with a segment of its class
     background    none of these
 
-and an annotated segment that nothing right found is missed.
+An annotated segment that no right detection has found is missed.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from tada.localization.metrics import DetectionScores
 from tada.system.files import scratch_folder
 
 KINDS = ("right", "duplicate", "wrong class", "boundary", "background", "missed")
-_FOUND, _NEAR = 0.5, 0.1  # overlaps
+_FOUND, _NEAR = 0.5, 0.1  # tIoU
 LENGTHS = (("short", 0.0, 1 / 3), ("middling", 1 / 3, 2 / 3), ("long", 2 / 3, 1.0))
 """Thirds of the annotated segments by their length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Errors:
-    """How many detections of each class are of which kind."""
+    """Numbers of detections by class and kind."""
 
     counts: dict[str, Counter[str]]
-    """By class, then by kind."""
+    """Numbers by class, then by kind."""
 
     def total(self) -> Counter[str]:
-        """Over all classes."""
+        """Numbers by kind, over all classes."""
         return sum(self.counts.values(), Counter())
 
 
 def errors_by_kind(table: SegmentTable, results: Mapping[str, Any], thresholds: Mapping[str, float]) -> Errors:
-    """Sort the detections in ActivityNet's form by kind.
+    """Count detections, in ActivityNet's JSON form, by kind.
 
     Args:
-        thresholds: the score from which on detections of a class count; those of classes without one all do.
+        thresholds: lowest score of a counted detection, by class; without one, all detections of the class count.
     """
     names = sorted({table.label_of(segment) for video in table.videos for segment in video.segments})
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
@@ -61,11 +61,11 @@ def errors_by_kind(table: SegmentTable, results: Mapping[str, Any], thresholds: 
         truths = np.array([(s.start_seconds, s.end_seconds) for s in video.segments], np.float64).reshape(-1, 2)
         labels = np.array([table.label_of(s) for s in video.segments])
         is_found = np.zeros(len(truths), bool)
-        found = _above(results, thresholds, video.name)
+        found = _select_shown(results, thresholds, video.name)
         for prediction in sorted(found, key=lambda p: -p["score"]):
             overlap = tiou(np.array([prediction["segment"]], np.float64), truths)[0]
             own = labels == prediction["label"]
-            kind = _kind(overlap, own, is_found)
+            kind = _kind_of_detection(overlap, own, is_found)
             if kind == "right":
                 is_found[np.argmax(np.where(own & ~is_found, overlap, -1.0))] = True
             counts.setdefault(prediction["label"], Counter())[kind] += 1
@@ -74,7 +74,7 @@ def errors_by_kind(table: SegmentTable, results: Mapping[str, Any], thresholds: 
     return Errors(counts=counts)
 
 
-def _kind(overlap: Any, own: Any, is_found: Any) -> str:
+def _kind_of_detection(overlap: Any, own: Any, is_found: Any) -> str:
     def best(which: Any) -> float:
         return float(overlap[which].max(initial=0.0))
 
@@ -88,9 +88,9 @@ def _kind(overlap: Any, own: Any, is_found: Any) -> str:
 
 
 def map_by_length(table: SegmentTable, results: dict[str, Any], tiou_thresholds: tuple[float, ...]) -> dict[str, float]:
-    """Average mAP for each third of the segments, by their length; detections of another length do not count.
+    """Average mAP for each third of the segments by length; detections of other lengths are ignored.
 
-    A third in which no segment lies is left out.
+    A third without segments is left out.
     """
     lengths = np.array([segment.seconds for video in table.videos for segment in video.segments])
     found = {}
@@ -124,12 +124,12 @@ def write_report(
     pictures: Mapping[str, Path] | None = None,
     command: str = "",
 ) -> None:
-    """Write the page: scores, every class, errors by kind, precision by length, timelines, all in one file.
+    """Write the HTML page of a report, in one file.
 
     Args:
-        scores: by what they are of; "action" is there always.
-        pictures: PNG files by their captions.
-        command: what made it, as it was typed.
+        scores: by task; always with "action".
+        pictures: PNG files by caption.
+        command: the command that made the report.
 
     Raises:
         DataError: a picture that cannot be read.
@@ -147,7 +147,7 @@ def write_report(
 
 
 def lead(scores: Mapping[str, DetectionScores], table: SegmentTable) -> str:
-    """The result in a line."""
+    """The result in one line."""
     numbers = ", ".join(f"{scores[task].average:.3f}{'' if len(scores) == 1 else f' ({task})'}" for task in scores)
     segments = counted(sum(len(video.segments) for video in table.videos), "segment")
     videos = counted(len(table.videos), "video")
@@ -160,7 +160,7 @@ def report_sections(
     scores: Mapping[str, DetectionScores],
     thresholds: Mapping[str, float],
 ) -> list[Section]:
-    """What a test of a localizer found, in numbers and pictures. Arguments are those of ``write_report``."""
+    """Sections of the report: tables and figures. Arguments are those of ``write_report``."""
     tious = next(iter(scores.values())).tiou_thresholds
     rows = [[task, *(f"{v:.4f}" for v in s.per_threshold), f"{s.average:.4f}"] for task, s in scores.items()]
     by_threshold = Table(header=["", *(f"tIoU {t:g}" for t in tious), "average"], rows=rows)
@@ -173,12 +173,12 @@ def report_sections(
         Section(
             heading="By length",
             texts=["Thirds of the annotated segments by their length; detections of other lengths do not count."],
-            pictures=[_drawn("Average mAP by length.", partial(save_bars, by_length, label="average mAP"))],
+            pictures=[_draw_picture("Average mAP by length.", partial(save_bars, by_length, label="average mAP"))],
         ),
         Section(
             heading="Every class",
             pictures=[
-                _drawn(
+                _draw_picture(
                     "Average AP of each class, best first; behind its name the number of annotated segments.",
                     partial(save_bars, best_first, label="average AP", counts=annotated),
                 )
@@ -192,8 +192,8 @@ def report_sections(
                 "videos with the most errors come first."
             ],
             pictures=[
-                _drawn(f"{name}: errors: {wrong}", partial(_draw_timeline, table, results, thresholds, name))
-                for name, wrong in _worst_videos(table, results, thresholds)
+                _draw_picture(f"{name}: errors: {wrong}", partial(_draw_timeline, table, results, thresholds, name))
+                for name, wrong in _find_worst_videos(table, results, thresholds)
             ],
         ),
     ]
@@ -211,12 +211,12 @@ def _errors_section(errors: Errors, average: Mapping[str, float], annotated: Map
         heading="Errors by kind",
         texts=[_KINDS_IN_WORDS],
         tables=[Table(header=["class", "annotated", "average AP", *KINDS], rows=rows)],
-        pictures=[_drawn(caption, draw)],
+        pictures=[_draw_picture(caption, draw)],
     )
 
 
-def _drawn(caption: str, draw: Callable[[Path], None]) -> Picture:
-    """A picture that ``draw`` writes into a file."""
+def _draw_picture(caption: str, draw: Callable[[Path], None]) -> Picture:
+    """Have ``draw`` write a PNG file, and read it."""
     with scratch_folder() as folder:
         draw(folder / "picture.png")
         return Picture.of_file(folder / "picture.png", caption)
@@ -238,15 +238,15 @@ _KINDS_IN_WORDS = (
 _TIMELINES = 10
 
 
-def _above(results: Mapping[str, Any], thresholds: Mapping[str, float], name: str) -> list[dict[str, Any]]:
-    """The detections of a video from its classes' thresholds on."""
+def _select_shown(results: Mapping[str, Any], thresholds: Mapping[str, float], name: str) -> list[dict[str, Any]]:
+    """The detections of a video that reach their class's threshold."""
     return [p for p in results["results"].get(name, []) if p["score"] >= thresholds.get(p["label"], 0.0)]
 
 
-def _worst_videos(
+def _find_worst_videos(
     table: SegmentTable, results: Mapping[str, Any], thresholds: Mapping[str, float]
 ) -> list[tuple[str, int]]:
-    """Names of the videos with the most errors, and how many these are, most first."""
+    """The videos with the most errors, and their numbers of errors, most first."""
     counts = []
     for video in table.videos:
         of_video = errors_by_kind(replace(table, videos=(video,)), results, thresholds).total()
@@ -258,7 +258,7 @@ def _draw_timeline(
     table: SegmentTable, results: Mapping[str, Any], thresholds: Mapping[str, float], name: str, file: Path
 ) -> None:
     video = next(video for video in table.videos if video.name == name)
-    found = _above(results, thresholds, name)
+    found = _select_shown(results, thresholds, name)
     annotated = [(s.start_seconds, s.end_seconds, table.label_of(s), 1.0) for s in video.segments]
     detected = [(*p["segment"], p["label"], min(max(p["score"], 0.0), 1.0)) for p in found]
     last = max((end for _, end, _, _ in (*annotated, *detected)), default=1.0)

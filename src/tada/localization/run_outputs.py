@@ -1,4 +1,4 @@
-"""What the training of a localizer leaves in its run: detector, thresholds, the test on what was held out, the page."""
+"""Files that a localizer's training writes at its end: detector, thresholds, evaluation on held-out videos, page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tada.training.recipe import recipe_yaml
 from tada.training.run_folder import noted_commands
 from tada.training.run_page import VALIDATION, write_run_page
 
-_ENOUGH_VIDEOS, _MOST_VIDEOS = 5, 100  # that thresholds of classes without validation are learned from
+_ENOUGH_VIDEOS, _MOST_VIDEOS = 5, 100  # training videos per class and in all, for thresholds of untested classes
 
 
 def write_localizer(
@@ -36,7 +36,7 @@ def write_localizer(
     *,
     backbone: Recognizer | None,
 ) -> Localizer:
-    """Write a trained detector with what it is for, and with thresholds where it can be tested."""
+    """Save a trained detector with its card; score thresholds are chosen if there are held-out videos."""
     folder = data.folder
     card = LocalizerCard(
         detector=recipe.detector,
@@ -63,7 +63,7 @@ def write_page(
     folder: FeatureFolder,
     tested: SegmentTable | None,
 ) -> None:
-    """Test the localizer as it was saved, and write what people look at."""
+    """Evaluate the saved localizer on the held-out videos, and write the report page."""
     words, sections = "No videos were held out, so nothing says how good the localizer is.", []
     if tested is not None:
         found = {video.name: localizer.detect(folder.read(video.name)) for video in tested.videos}
@@ -80,11 +80,11 @@ def write_page(
 def thresholds_of(
     localizer: Localizer, folder: FeatureFolder, tested: SegmentTable, training: SegmentTable
 ) -> dict[str, float]:
-    """The score from which on each class is shown: where F1 is highest on the tested videos.
+    """Score threshold of each class: where F1 is highest on the tested videos.
 
-    Where a class has no examples there, or none is found, all that these videos can tell is which scores wrong ones
-    reach. Then some training videos with the class are counted too: their right detections, however sure of themselves,
-    have to stand above those wrong ones.
+    If a class has no segments there, or none is found, these videos only show which scores wrong detections reach. Then
+    some training videos with the class are added: the threshold separates their right detections (whose scores are too
+    high, since they were trained on) from those wrong ones.
     """
 
     def best(videos: Sequence[UntrimmedVideo], found: Mapping[str, Detections]) -> dict[str, float]:

@@ -1,21 +1,22 @@
-"""What happens when, while it happens: a localizer that looks again and again at the last minute of a stream.
+"""Localization in a stream: the detector runs again and again over the last minute of features.
 
-    frames -> clips, as soon as their last frame is there -> features, the last of which are kept -> detector, every
-    second, over these -> segments that have settled
+    frames -> clips, as soon as their last frame has come -> features, of which the last are kept -> detector over
+    these, every second -> segments that have settled
 
 Each frame is decoded once and each clip passes the network once; clips are those that ``extract_video`` makes of the
-finished video. The detector is shown a part that ends with the newest feature and begins at a multiple of its coarsest
-step: away from both ends of that part it says what it would say of the whole video. So a segment is given out when it
-has settled, that is, when
+finished video. The detector processes a view: it ends with the newest feature and begins at a multiple of the coarsest
+stride, so that away from the view's ends the detections are those of the whole video. A segment is emitted when it has
+settled, that is, when
 
-    - its end lies ``settle_seconds`` or more before the newest feature,
-    - its start lies as far behind the beginning of the part (where that is not the stream's own), and
-    - the look before found it too, its ends within half a stride; or the next one would find its start too early.
+    - its end is ``settle_seconds`` or more before the newest feature,
+    - its start is as far after the view's beginning (unless that is the stream's own), and
+    - the previous look found it too, with both ends within half a stride; or the next look's view would begin too late
+      for it.
 
-What was given out is not taken back, and a segment of the same class that overlaps one by half or more is the same one,
-found again: of several such, each stands for one. At the stream's end all that was found is given out.
+An emitted segment is never taken back. A detection of the same class with a tIoU of 0.5 or more is the same segment,
+found again; each detection is matched with one emitted segment at most. At the stream's end all detections are emitted.
 
-Shapes: V crops, T frames of a clip, N clips, C channels, K classes, S segments found, G given out.
+Shapes: V crops, T frames of a clip, N clips, C channels, K classes, S detected segments, G emitted ones.
 """
 
 from __future__ import annotations
@@ -39,19 +40,19 @@ from tada.video.prefetch import Ahead
 from tada.video.sliding_windows import ReadyClip, clips_as_they_come
 from tada.video.stream import FrameStream
 
-_SAME = 0.5  # overlap from which a segment is one that was given out
+_SAME = 0.5  # tIoU from which a detection is an emitted segment, found again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StreamSettings:
-    """How often, how far back and how patiently to look."""
+    """How often the detector runs, over how much of the stream, and when segments settle."""
 
     every_seconds: float = 1.0
-    """From one look to the next; a whole number of feature strides is made of it."""
+    """Time between two looks; rounded to a whole number of feature strides."""
     settle_seconds: float = 2.0
-    """How much of the stream must be known after a segment's end."""
+    """How much of the stream must have come after a segment's end."""
     span_seconds: float | None = None
-    """What the detector sees at once. None: what its ``rolling_view`` says."""
+    """Length of the detector's view. None: that of its ``rolling_view``."""
 
     def __post_init__(self) -> None:
         for name in ("every_seconds", "span_seconds"):
@@ -62,38 +63,35 @@ class StreamSettings:
             raise OptionError(f"settle_seconds={self.settle_seconds} should be 0 or more")
 
 
-# -- clips as they come -----------------------------------------------------------------------------------------------
-
-
 # -- the rolling detector ---------------------------------------------------------------------------------------------
 
 
 class RollingDetector:
-    """A localizer's detector on the last features of a stream.
+    """A localizer's detector over the last features of a stream.
 
     Attributes:
-        num_features: of the stream, so far.
+        num_features: number of features of the stream so far.
     """
 
     def __init__(self, localizer: Localizer, settings: StreamSettings, *, min_score: float | None = None) -> None:
-        """See whether the detector can look at a part of a video.
+        """Choose the view.
 
         Raises:
-            OptionError: it was trained on whole videos of any length, brought to so many steps, and ``span_seconds``
-                does not say how long such a video is; or the span is too short to settle anything.
+            OptionError: the detector was trained on whole videos, resized to a fixed number of steps, and
+                ``span_seconds`` is not given; or the span is too short for segments to settle.
         """
         self.localizer, self.settings, self.min_score = localizer, settings, min_score
         self.stride_seconds = localizer.card.grid.stride_seconds
-        self.view = self._view()
+        self.view = self._choose_view()
         self.every = max(1, round(settings.every_seconds / self.stride_seconds))
         self.num_features = 0
-        self._first = 0  # number of the first feature that is kept
+        self._first = 0  # index of the first feature that is kept
         self._features: list[NDArray[np.float32]] = []  # [C] each
         self._scores: list[NDArray[np.float32]] = []  # [K] each
-        self._given_out: list[LocalizedSegment] = []
-        self._found_before: Sequence[LocalizedSegment] = ()
+        self._emitted: list[LocalizedSegment] = []
+        self._detected_before: Sequence[LocalizedSegment] = ()
 
-    def _view(self) -> RollingView:
+    def _choose_view(self) -> RollingView:
         view, span = self.localizer.detector.rolling_view(self.stride_seconds), self.settings.span_seconds
         if span is None and view is None:
             raise OptionError(
@@ -113,7 +111,7 @@ class RollingDetector:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for another look."""
+        """Whether the next look is due."""
         return self.num_features > 0 and self.num_features % self.every == 0
 
     @property
@@ -122,50 +120,50 @@ class RollingDetector:
         return self.every - self.num_features % self.every
 
     def add(self, features: Tensor, scores: Tensor) -> None:
-        """Take in the next features [N, C] and the probabilities of their clips [N, K]."""
+        """Append the next features [N, C] and the class probabilities of their clips [N, K]."""
         self._features.extend(features.numpy())
         self._scores.extend(scores.numpy())
         self.num_features += len(features)
-        drop = self._begin(self.num_features) - self._first
+        drop = self._first_of_view(self.num_features) - self._first
         del self._features[:drop], self._scores[:drop]
         self._first += drop
 
-    def _begin(self, num_features: int) -> int:
-        """The first feature that the detector is shown when there are so many."""
+    def _first_of_view(self, num_features: int) -> int:
+        """Index of the view's first feature, when there are this many features."""
         return max(0, (num_features - self.view.num_features) // self.view.multiple * self.view.multiple)
 
     def look(self, duration_seconds: float | None = None) -> tuple[list[LocalizedSegment], list[LocalizedSegment]]:
-        """Look at the last part.
+        """Run the detector over the view.
 
         Args:
-            duration_seconds: at the stream's end, how long it was.
+            duration_seconds: length of the stream, at its end.
 
         Returns:
-            The segments that are given out now, and those that have not settled; both by start.
+            The segments that are emitted now, and those that have not settled; both by start.
         """
         is_last = duration_seconds is not None
         seen = self.num_features * self.stride_seconds if duration_seconds is None else duration_seconds
-        found = self._found(seen)
+        found = self._detect(seen)
         settle, margin = self.settings.settle_seconds, self.stride_seconds / 2
         unknown, next_unknown = (
             0.0 if begin == 0 else begin * self.stride_seconds + settle
-            for begin in (self._first, self._begin(self.num_features + self.every))
+            for begin in (self._first, self._first_of_view(self.num_features + self.every))
         )
-        self._given_out = [s for s in self._given_out if s.end_seconds > self._first * self.stride_seconds]
+        self._emitted = [s for s in self._emitted if s.end_seconds > self._first * self.stride_seconds]
         settled, pending = [], []
-        for segment in self._not_given_out([s for s in found if s.start_seconds >= unknown]):
-            has_stayed = any(_is_near(segment, other, margin) for other in self._found_before)
+        for segment in self._drop_emitted([s for s in found if s.start_seconds >= unknown]):
+            has_stayed = any(_is_near(segment, other, margin) for other in self._detected_before)
             is_leaving = segment.start_seconds < next_unknown
             if is_last or (segment.end_seconds <= seen - settle and (has_stayed or is_leaving)):
                 settled.append(segment)
             else:
                 pending.append(segment)
-        self._given_out += settled
-        self._found_before = found
+        self._emitted += settled
+        self._detected_before = found
         return settled, pending
 
-    def _found(self, seen_seconds: float) -> Sequence[LocalizedSegment]:
-        """What the detector finds in the features that are kept, in the stream's time."""
+    def _detect(self, seen_seconds: float) -> Sequence[LocalizedSegment]:
+        """The detected segments of the view, in the stream's time."""
         localizer, begin_seconds = self.localizer, self._first * self.stride_seconds
         part = join_outputs(
             *localizer.feature_maker(),
@@ -179,10 +177,10 @@ class RollingDetector:
         moved = Detections(found.segments + begin_seconds, found.scores, found.labels)
         return localizer.name_detections(moved, "stream", seen_seconds, min_score=self.min_score).segments
 
-    def _not_given_out(self, found: list[LocalizedSegment]) -> list[LocalizedSegment]:
-        """Without those that were given out, each of which is found again at most once."""
-        overlap = tiou(_times(found), _times(self._given_out))  # [S, G]
-        alike = np.array([[a.label == b.label for b in self._given_out] for a in found]).reshape(overlap.shape)
+    def _drop_emitted(self, found: list[LocalizedSegment]) -> list[LocalizedSegment]:
+        """Drop detections of segments that were emitted, at most one for each of these."""
+        overlap = tiou(_times(found), _times(self._emitted))  # [S, G]
+        alike = np.array([[a.label == b.label for b in self._emitted] for a in found]).reshape(overlap.shape)
         overlap = np.where(alike, overlap, 0.0)
         known: set[int] = set()
         while overlap.size and overlap.max() >= _SAME:
@@ -204,7 +202,7 @@ def _is_near(one: LocalizedSegment, other: LocalizedSegment, seconds: float) -> 
     )
 
 
-# -- the whole way ----------------------------------------------------------------------------------------------------
+# -- the stream -------------------------------------------------------------------------------------------------------
 
 
 class StreamedSegment(NamedTuple):
@@ -212,30 +210,30 @@ class StreamedSegment(NamedTuple):
 
     segment: LocalizedSegment
     behind_seconds: float
-    """How much of the stream had come after the segment's end: what waiting for it to settle costs."""
+    """How much of the stream had come after the segment's end: the delay for settling."""
     latency_seconds: float
-    """From the arrival of the first frame at the segment's end (or of the last frame) until it was given out."""
+    """Time from the arrival of the first frame at or after the segment's end (or of the last frame) to the result."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """What one look at the stream gave."""
+    """Result of one run of the detector over the stream."""
 
     seen_seconds: float
-    """When the newest frame is shown."""
+    """Time of the newest frame in the stream."""
     latency_seconds: float
-    """From that frame's arrival to the answer: decoding, features, detector."""
+    """Time from that frame's arrival to the result: decoding, features, detector."""
     settled: tuple[StreamedSegment, ...]
     """New segments, by start."""
     pending: tuple[LocalizedSegment, ...]
-    """What seems to happen now, and may still change."""
+    """Segments that have not settled and may still change."""
     is_last: bool = False
-    """The stream has ended."""
+    """Whether the stream has ended."""
 
 
 @dataclass(kw_only=True, slots=True)
 class _Arrivals:
-    """When frames came, as long as segments may end there."""
+    """Arrival times of recent frames, by their times in the stream."""
 
     seconds: list[float] = field(default_factory=list)
     arrived: list[float] = field(default_factory=list)
@@ -248,7 +246,7 @@ class _Arrivals:
         del self.seconds[:old], self.arrived[:old]
 
     def at(self, seconds: float) -> float:
-        """When the first frame at or after a time arrived; of the last frame, if there is none."""
+        """Arrival of the first frame at or after a time; of the last frame, if there is none."""
         return self.arrived[min(int(np.searchsorted(self.seconds, seconds)), len(self.arrived) - 1)]
 
 
@@ -260,19 +258,19 @@ def localize_stream(
     min_score: float | None = None,
     batch_size: int = 16,
 ) -> Iterator[Look]:
-    """Say what happens in a stream while it comes.
+    """Detect segments in a stream while it comes.
 
-    What is given out depends on the stream alone, not on how fast it comes or is read: a look is due after so many
-    features. To end it early, call ``stream.stop()``: what has come is then treated as the whole.
+    The result depends on the stream only, not on how fast it comes or is read: a look is due after a fixed number of
+    features. To end early, call ``stream.stop()``: the part that has come is then treated as the whole stream.
 
     Args:
         min_score: as for ``Localizer.localize``.
-        batch_size: most clips that pass the network at a time, where the stream comes faster than they do.
+        batch_size: most clips in one pass of the network, when clips come faster than it processes them.
 
     Raises:
         VideoError: the stream cannot be read.
         CheckpointError: the localizer has no network to make features.
-        OptionError: ``settings`` do not fit the detector.
+        OptionError: ``settings`` do not suit the detector.
     """
     backbone, extraction = localizer.feature_maker()
     detector = RollingDetector(localizer, settings or StreamSettings(), min_score=min_score)
@@ -304,7 +302,7 @@ def localize_stream(
             for clip in clips:
                 batch.append(clip)
                 if clips.is_ready and len(batch) < min(batch_size, detector.until_due):
-                    continue  # with the next one, at once
+                    continue  # put the next clip, which is ready, into the same batch
                 take_in(batch)
                 batch = []
                 if detector.is_due:
@@ -313,4 +311,4 @@ def localize_stream(
                 take_in(batch)
             yield look(stream.duration_seconds)
         finally:
-            stream.stop()  # or the thread might wait for frames for ever
+            stream.stop()  # else the reading thread might wait for frames for ever

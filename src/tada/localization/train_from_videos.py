@@ -1,8 +1,8 @@
-"""From a folder of untrimmed videos and a list of segments to a trained localizer, step by step, each resumable.
+"""Training a localizer from untrimmed videos and their annotated segments; each step can be resumed.
 
     videos, segments -> checked table -> (trimmed clips -> backbone) -> features -> detector
 
-Beside the run OUT lie OUT_clips and OUT_backbone, where no backbone was given, and OUT_features.
+Beside the run OUT, the steps write OUT_features and, if no backbone was given, OUT_clips and OUT_backbone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from tada.video.find import find_videos
 from tada.video.frames import check_rate, probe_footage
 from tada.video.sliding_windows import SlidingWindows
 
-_FEW = 9  # videos, whose frame rate stands for that of all
+_FEW = 9  # videos whose frame rates are read, as an estimate for all
 
 
 @holds("out")
@@ -69,18 +69,19 @@ def train_on_videos(
     """Train a localizer on videos.
 
     Args:
-        videos: a folder that holds all annotated videos, at any depth.
-        segments: what ``read_segments`` takes.
-        backbone: what ``load_recognizer`` takes. By default one is trained on the segments, cut out of the videos.
-        backbone_recipe: how; by default as `tada train` does.
-        window_seconds: what a feature's clip spans; see ``SlidingWindows.for_clips``, as for ``stride_seconds``.
-        skip_unreadable: how many videos may be missing or turn out unreadable; they are named, and left out.
+        videos: a folder with all annotated videos, at any depth.
+        segments: an annotation file or folder, as for ``read_segments``.
+        backbone: a recognizer, as for ``load_recognizer``. By default, one is trained on the segments, cut out of the
+            videos.
+        backbone_recipe: recipe of that training; by default that of `tada train`.
+        window_seconds: length of a feature's clip; see ``SlidingWindows.for_clips``, as for ``stride_seconds``.
+        skip_unreadable: how many videos may be missing or unreadable; they are named, and left out.
 
     Raises:
-        UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
+        UserError: a fault in the data, the recipe or a video, or a folder that is already in use.
         OutputError: the folder, or one beside it, cannot be written, or another process writes into it.
     """
-    out = out.resolve() if out.name in ("", "..") else out  # the folders beside it are named after it
+    out = out.resolve() if out.name in ("", "..") else out  # a name, after which the folders beside it are named
     device = find_device(device)
     if num_workers is not None:
         check_num_workers(num_workers)
@@ -90,7 +91,7 @@ def train_on_videos(
         check_free(out)
     for beside in ("features",) if backbone is not None else ("features", "clips", "backbone"):
         with held_folder(out.with_name(f"{out.name}_{beside}")):
-            pass  # it can be written, and no other process does
+            pass  # checks that the folder can be written, and that no other process does
     fps = recipe.fps
     table = read_segments(segments, videos, fps=fps)
     table, files = match_videos(
@@ -107,12 +108,12 @@ def train_on_videos(
         window_seconds=window_seconds,
         stride_seconds=stride_seconds,
         segment_seconds=lengths,
-        frame_seconds=_frame_seconds(files.values(), fps),
+        frame_seconds=_median_frame_seconds(files.values(), fps),
     )
     if backbone is None:
-        settings_for((backbone_recipe or Recipe()).clip)  # what is wrong with the segments is said before the training
+        settings_for((backbone_recipe or Recipe()).clip)  # raise errors in the segments before the backbone is trained
         backbone = str(
-            _own_backbone(
+            _train_backbone(
                 table,
                 files,
                 out,
@@ -143,17 +144,17 @@ def train_on_videos(
         backbone=recognizer,
         resume=resume,
         show_progress=show_progress,
-        say=lambda line: None if line in told else say(line),  # what was said of the annotations is not said again
+        say=lambda line: None if line in told else say(line),  # notes on the annotations were printed above
     )
 
 
-def _frame_seconds(files: Iterable[Path], fps: float | None) -> float:
-    """How long a frame of some videos is shown: the median of a few."""
+def _median_frame_seconds(files: Iterable[Path], fps: float | None) -> float:
+    """Duration of a frame: the median over a few of the videos."""
     few = [probe_footage(file, fps=fps) for file in islice(files, _FEW)]
     return float(np.median([info.duration_seconds / info.num_frames for info in few]))
 
 
-def _own_backbone(
+def _train_backbone(
     table: SegmentTable,
     files: dict[str, Path],
     out: Path,
@@ -165,7 +166,7 @@ def _own_backbone(
     show_progress: bool,
     say: Callable[[str], None],
 ) -> Path:
-    """Train a recognizer on the segments, or take the one that was; the folder of its run."""
+    """Train a recognizer on the segments, unless an earlier run has; return the folder of its run."""
     labels = table.labels_of("train")
     if len(labels) == 1:
         raise DataError(
@@ -177,7 +178,7 @@ def _own_backbone(
     is_ours = (run / RECIPE_FILE).exists()
     is_trained = (run / (METRICS_FILE if is_ours else CARD_FILE)).exists()
     if is_begun:
-        _check_clips_of(table, files, fps, run, folder if (folder / CLIPS_TABLE).exists() else run)
+        _check_clips(table, files, fps, run, folder if (folder / CLIPS_TABLE).exists() else run)
     if is_trained and not (folder / CLIPS_TABLE).exists():
         return run
     clips = cut_clips(
@@ -190,14 +191,14 @@ def _own_backbone(
     return run
 
 
-def _check_clips_of(table: SegmentTable, files: dict[str, Path], fps: float | None, run: Path, noted: Path) -> None:
-    """Refuse a backbone that was trained on clips of other segments or videos than there are now.
+def _check_clips(table: SegmentTable, files: dict[str, Path], fps: float | None, run: Path, noted: Path) -> None:
+    """Refuse a backbone that was trained on clips of other segments or videos than the present ones.
 
     Args:
-        noted: the folder that says of which: that of the clips, or of the run.
+        noted: the folder with the notes on segments and videos: that of the clips, or of the run.
 
     Raises:
-        DataError: it was.
+        DataError: the segments or videos have changed.
     """
     replaced = replaced_videos(files, noted)
     if replaced or segments_changed(table, noted, fps):
@@ -220,13 +221,13 @@ def features_for(
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> SegmentTable:
-    """Make the features of annotated videos as a localizer makes them, to test it on these videos.
+    """Extract features of annotated videos for a localizer, to evaluate it on these videos.
 
     Args:
-        videos: a folder that holds all annotated videos, at any depth.
-        features: a folder for them; what is in it already is kept.
-        fps: the rate of folders of frames, in frames per second; by default that of the localizer's training.
-        skip_unreadable: how many videos may be missing or turn out unreadable; they are named, and left out.
+        videos: a folder with all annotated videos, at any depth.
+        features: a folder for the features; features that it already has are kept.
+        fps: frame rate of folders of frames, in frames per second; by default that of the localizer's training.
+        skip_unreadable: how many videos may be missing or unreadable; they are named, and left out.
 
     Returns:
         The annotations, with the videos' durations.
@@ -254,8 +255,8 @@ def features_for(
     return table.without(reasons, allowed=skip_unreadable, say=say)
 
 
-def _without_twins(videos: list[str], say: Callable[[str], None]) -> list[str]:
-    """The videos without folders of frames that are called as a file is: frames that were extracted from it."""
+def _drop_twins(videos: list[str], say: Callable[[str], None]) -> list[str]:
+    """Drop folders of frames that have the name of a video file: its extracted frames."""
     files = {Path(video).stem for video in videos if not Path(video).is_dir()}
     twins = [video for video in videos if Path(video).is_dir() and Path(video).name in files]
     if twins:
@@ -268,7 +269,7 @@ def _has_frames(folder: Path) -> bool:
         pass
 
     return folder.is_dir() and any(
-        Path(video).is_dir() for video in _without_twins(find_videos([str(folder)], quiet), quiet)
+        Path(video).is_dir() for video in _drop_twins(find_videos([str(folder)], quiet), quiet)
     )
 
 
@@ -281,26 +282,26 @@ def match_videos(
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> tuple[SegmentTable, dict[str, Path]]:
-    """Find the file, or the folder of frames, of every annotated video, and check the segments against its length.
+    """Find the file, or the folder of frames, of every annotated video, and check its segments against its length.
 
     Args:
-        fps: the rate of folders of frames, in frames per second.
+        fps: frame rate of folders of frames, in frames per second.
 
     Raises:
-        OptionError: there are folders of frames and no rate, or a rate and no such folders.
+        OptionError: folders of frames without ``fps``, or ``fps`` without such folders.
         DataError: files are missing, or more than ``skip_unreadable`` cannot be opened.
     """
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give the folder of the videos")
-    files = videos_by_name(_without_twins(find_videos([str(folder)], say), say), folder)
+    files = videos_by_name(_drop_twins(find_videos([str(folder)], say), say), folder)
     places = {name: str(file.absolute()) for name, file in files.items()}
     table = named_like(table, places, say)
     missing = [video.name for video in table.videos if video.segments and video.name not in files]
     if len(missing) > skip_unreadable:
         raise DataError(
             f"{table.name}: {len(missing)} of {counted(len(table.videos), 'video')} are not in {str(folder)!r}, the "
-            f"first: {missing[0]!r}{_elsewhere(missing[0], places)}; put them there, take their rows away, or let N "
-            "videos be missing with --skip-unreadable N"
+            f"first: {missing[0]!r}{_hint_elsewhere(missing[0], places)}; put them there, take their rows away, or let "
+            "N videos be missing with --skip-unreadable N"
         )
     empty = [video.name for video in table.videos if not video.segments and video.name not in files]
     if empty:
@@ -319,7 +320,7 @@ def match_videos(
     return with_durations(table, durations), {name: files[name] for name in durations}
 
 
-def _elsewhere(name: str, places: dict[str, str]) -> str:
-    """For a message: that a video of this name lies in another folder."""
+def _hint_elsewhere(name: str, places: dict[str, str]) -> str:
+    """Part of a message: where a video of this name lies in another folder, if there is one."""
     place = KnownVideos(places).elsewhere(name)
     return "" if place is None else f" ({place!r} lies in another folder)"

@@ -1,8 +1,8 @@
-"""Which videos a localizer was trained on, and so which ones it may be tested on.
+"""The list of videos that a localizer was trained on, which decides the videos it may be tested on.
 
-Its run keeps them in videos.csv: name, split, content, where the file lay, and what it was a copy of. A video is known
-by its content, a copy that `tada prepare` made also by its original's; by its name where one of both contents is not
-known, as of published features.
+A run keeps the list in videos.csv: name, split, content, path, and the contents of the originals of a copy. Videos are
+identified by their content; copies that `tada prepare` made also by their original's content; by name if one of both
+contents is unknown, as for published features.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from tada.training.recipe import recipe_of_run
 VIDEOS_FILE, DATA_FILE = "videos.csv", "data.json"
 _COLUMNS = ("video", "split", "content", "path")
 _ORIGINAL = "original"
-"""A column that runs of before do not have."""
+"""A column that older runs do not have."""
 
 
 def write_trained_videos(run: Path, table: SegmentTable, folder: FeatureFolder) -> None:
-    """Note the videos of a table with splits in the folder of a run."""
+    """Write videos.csv of a run from a table with splits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*_COLUMNS, _ORIGINAL))
@@ -46,34 +46,34 @@ def write_trained_videos(run: Path, table: SegmentTable, folder: FeatureFolder) 
     write_whole(run / VIDEOS_FILE, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
-class _Noted(NamedTuple):
+class _Trained(NamedTuple):
     split: str
     content: str
 
 
 class TrainedVideos:
-    """What a run's videos.csv says."""
+    """The videos that a run was trained on and held out."""
 
     def __init__(self, run: Path) -> None:
-        """Read it.
+        """Read the run's videos.csv.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the file is damaged.
         """
         self.run = run
-        self._by_name: dict[str, _Noted] = {}
+        self._by_name: dict[str, _Trained] = {}
         self._files: list[KnownVideo] = []
         file = run / VIDEOS_FILE
         self.is_known = file.exists()
         if self.is_known:
             for source, row in csv_rows(file, (*_COLUMNS, _ORIGINAL)):
                 try:
-                    self._note(row)
+                    self._add(row)
                 except (KeyError, ValueError) as error:
                     raise DataError(f"{source} of {str(run)!r} is not as tada writes it; copy the run again") from error
 
-    def _note(self, row: Mapping[str, str]) -> None:
-        self._by_name[row["video"].removeprefix("v_")] = _Noted(row["split"], row["content"])
+    def _add(self, row: Mapping[str, str]) -> None:
+        self._by_name[row["video"].removeprefix("v_")] = _Trained(row["split"], row["content"])
         if row["content"]:
             noted = Source(
                 path=row["path"],
@@ -88,9 +88,9 @@ class TrainedVideos:
             )
 
     def recall(self, table: SegmentTable) -> None:
-        """Find out what the run of an older tada, which kept no list, held out: what it would hold out of a table.
+        """Reconstruct the splits of a run of an older tada, which has no videos.csv.
 
-        Only if that makes the very splits that it noted a hash of.
+        The table is split as that run would have; the result counts only if its hash is the one in data.json.
         """
         noted = self.run / DATA_FILE
         if self.is_known or table.splits or len(table) < 2 or not noted.exists():
@@ -102,11 +102,11 @@ class TrainedVideos:
         except (OSError, ValueError) as error:
             raise DataError(f"{str(noted)!r} is damaged ({error}); copy the run again") from error
         if isinstance(about, dict) and about.get("segments") == parted.fingerprint():
-            self._by_name = {video.name.removeprefix("v_"): _Noted(video.split or "", "") for video in parted.videos}
+            self._by_name = {video.name.removeprefix("v_"): _Trained(video.split or "", "") for video in parted.videos}
             self.is_known = True
 
     def splits_among(self, names: Iterable[str], folder: FeatureFolder) -> dict[str, str | None]:
-        """The part in which the run had each video, by the sources of their features and their names; None if not."""
+        """The run's split of each video, found by the sources of its features and its name; None if it is unknown."""
         sources = {
             name: card.source.with_originals()
             for name in names
@@ -117,7 +117,7 @@ class TrainedVideos:
 
         def split_of(name: str) -> str | None:
             noted, source = self._by_name.get(name.removeprefix("v_")), sources.get(name)
-            # Under a name that both know, another content is another video.
+            # If both contents are known, they decide; the name alone does not.
             by_name = noted.split if noted is not None and not (noted.content and source) else None
             if source is None:
                 return by_name
@@ -129,11 +129,11 @@ class TrainedVideos:
         return {name: split_of(name) for name in names}
 
     def names_of(self, split: str) -> list[str]:
-        """What the videos of a split were called."""
+        """Names of the videos of a split."""
         return [name for name, noted in self._by_name.items() if noted.split == split]
 
     def changed(self, table: SegmentTable, folder: FeatureFolder) -> list[str]:
-        """Names of videos that have another content than the run noted."""
+        """Names of videos whose content is not the one that the run noted."""
         names = []
         for video in table.videos:
             noted, source = self._by_name.get(video.name.removeprefix("v_")), folder.cards[video.name].source
@@ -149,15 +149,15 @@ def choose_tested(
     split: str | None,
     say: Callable[[str], None],
 ) -> SegmentTable:
-    """The annotated videos that a localizer is tested on: none that it was trained on, but where that is asked for.
+    """Choose the annotated videos to test a localizer on: none that it was trained on, unless ``split`` is "train".
 
     Args:
-        table: all that is annotated, called as the features are and with their durations.
-        split: what was asked for; by default the annotations' test split where it has segments, else val. Where they
-            have no splits: the videos that the run held out, or that it does not know.
+        table: all annotations, with the names of the features' videos and their durations.
+        split: by default the annotations' test split if it has segments, else val. If they have no splits: the videos
+            that the run held out, or that it does not know.
 
     Raises:
-        DataError: there are none, or the split holds videos that were trained on.
+        DataError: there are no such videos, or the split has videos that were trained on.
     """
     chosen = split_name(split) if split else None
     if table.splits:
@@ -176,10 +176,10 @@ def choose_tested(
                 f"{learned[0]!r}; take them out of the split, or list them in a file for --leave-out"
             )
     elif chosen == "train":
-        table = _only(table, learned, f"{trained.run} was trained on none of the videos of {table.name}")
+        table = _keep_videos(table, learned, f"{trained.run} was trained on none of the videos of {table.name}")
     else:
         others = [video.name for video in table.videos if video.name not in learned]
-        table = _only(
+        table = _keep_videos(
             table,
             others,
             f"{trained.run} was trained on all {len(table)} videos of {table.name}: scores on them would say nothing; "
@@ -202,12 +202,13 @@ def choose_tested(
 
 
 def of_tested_split(table: SegmentTable, split: str | None) -> SegmentTable:
-    """The videos of a split; by default test where it has segments, else val, else all."""
+    """The videos of a split; by default test if it has segments, else val, else all."""
     chosen = split_name(split) if split else next((name for name in ("test", "val") if table.segments_of(name)), None)
     return table if chosen is None else table.of_split(chosen)
 
 
-def _only(table: SegmentTable, names: list[str], fault: str) -> SegmentTable:
+def _keep_videos(table: SegmentTable, names: list[str], fault: str) -> SegmentTable:
+    """Keep the videos of these names; raise DataError with ``fault`` if they have no segments."""
     chosen = set(names)
     videos = tuple(video for video in table.videos if video.name in chosen)
     if not any(video.segments for video in videos):
@@ -216,10 +217,10 @@ def _only(table: SegmentTable, names: list[str], fault: str) -> SegmentTable:
 
 
 def check_no_leak(table: SegmentTable, folder: FeatureFolder) -> None:
-    """Refuse one recording under two names of which one is trained on and one tested.
+    """Refuse a recording that has two names, one in training and one in testing.
 
     Raises:
-        DataError: there is one.
+        DataError: there is such a recording.
     """
 
     def content_of(name: str) -> str:

@@ -1,20 +1,20 @@
-"""Training a localizer on features: the recipe becomes a detector, a loop (Lightning's) and the folder of a run.
+"""Training a localizer on features, with Lightning's trainer; the results are in a run folder.
 
 A run's folder holds::
 
-    recipe.yaml             what was trained, and how
-    data.json               on which features and segments
-    videos.csv              on which videos, by content, and which were held out
-    localizer.safetensors   the detector's weights: of the epoch with the best mean average precision
-    localizer.json          its shape, labels, time grid, thresholds and checksum
-    backbone/               the network that made the features, where it was one of ours
-    metrics.json            how it ended
-    logs/                   numbers of every epoch: CSV, and TensorBoard
+    recipe.yaml             the recipe
+    data.json               hashes of the features and segments
+    videos.csv              the training and held-out videos, with their content
+    localizer.safetensors   the detector's weights, of the epoch with the best mean average precision
+    localizer.json          the detector's card: config, classes, time grid, thresholds, checksum
+    backbone/               the network that made the features, unless they were imported
+    metrics.json            metrics at the end of training
+    logs/                   metrics of every epoch: CSV, and TensorBoard
     commands.txt            the commands that started and continued it
-    validation/             the test on the held-out videos, as `tada localize evaluate` writes it
+    validation/             the evaluation on the held-out videos, as `tada localize evaluate` writes it
     curves.png              loss, mean average precision and learning rate over the epochs
-    report.html             all that people want to see of it, in one page
-    resume/                 the state from which an interrupted run continues, and the best epoch's
+    report.html             all results in one page
+    resume/                 the state from which an interrupted run continues, and the best epoch's weights
 """
 
 from __future__ import annotations
@@ -75,23 +75,23 @@ def train_localizer(
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> TrainingResult:
-    """Train a detector on a folder of features and an annotation file, and leave it in the folder ``out``.
+    """Train a detector on a folder of features and an annotation file; write the run folder ``out``.
 
-    After each epoch the held-out videos are tested, with the averaged weights where there are some; the best epoch by
-    mean average precision is kept. Choosing by that score makes it a little too good: report a third split's.
+    After each epoch the held-out videos are tested, with the averaged weights if there are any; the best epoch by mean
+    average precision is kept. Choosing by that score makes it slightly too good: report the score of a third split.
 
     Args:
-        features: a folder that ``tada extract`` or ``import_features`` wrote.
-        segments: what ``read_segments`` takes, or a table it has read.
+        features: a folder from ``tada extract`` or ``import_features``.
+        segments: an annotation file or folder, as for ``read_segments``, or its table.
         backbone: the network that made the features; saved with the run, so that it can localize in videos.
-        classifier: as for ``evaluate_localizer``, for the validation.
-        val_fraction: part of the videos held out where the annotations have no splits.
+        classifier: as for ``evaluate_localizer``, for validation.
+        val_fraction: fraction of the videos that is held out if the annotations have no splits.
         resume: continue the run in ``out`` from its last saved state.
         skip_missing: how many annotated videos may have no features; they are named, and left out.
-        leave_out: a list of videos that do not count, as for ``evaluate_localizer``.
+        leave_out: a file that lists videos to ignore, as for ``evaluate_localizer``.
 
     Raises:
-        UserError: of the data, the recipe, or a folder that is already in use; each says the way out.
+        UserError: a fault in the data or the recipe, or a folder that is already in use.
         OutputError: the folder cannot be written, or another process writes into it.
     """
     data = training_data(
@@ -125,15 +125,15 @@ def train_localizer(
             f"{data.table.name}: no training window holds a whole segment; see whether their times are seconds"
         )
     recipe = fitted(recipe, len(samples))
-    steps = _steps(recipe, len(samples))
-    loader, test_loader = _loaders(steps, samples, data, num_workers=num_workers, say=say)
+    steps = _fit_batch_size(recipe, len(samples))
+    loader, test_loader = _make_loaders(steps, samples, data, num_workers=num_workers, say=say)
     pace = pace_of(steps, len(loader.batches))
     for line in _plan_in_words(steps, data, detector, len(samples), pace):
         say(line)
     task = LocalizationTask(detector, steps, steps_per_epoch=pace.steps_per_epoch, tested=data.tested)
     lines = EpochLines(say, told=tested_epochs(out))
     best = BestEpoch(out / BEST, accuracy="val_map", steps_per_epoch=pace.steps_per_epoch)
-    machine = Machine()  # detectors are small: one device
+    machine = Machine()  # one device: detectors are small
     with within_run(out, recipe_yaml(recipe), partial(write_data, data), goes_on=is_begun):
         trainer = make_trainer(
             steps,
@@ -156,7 +156,7 @@ def train_localizer(
     epochs, num_steps = counted(steps.numbers.epochs, "epoch"), counted(pace.steps_per_epoch, "step")
     videos = counted(len(data.training), "video")
     facts = [
-        ("detector", f"{recipe.detector}, {_num_parameters(detector):,} parameters"),
+        ("detector", f"{recipe.detector}, {_count_parameters(detector):,} parameters"),
         ("features", f"{features}, {_features_in_words(data.folder)}"),
         (
             "trained on",
@@ -170,10 +170,10 @@ def train_localizer(
     return end_run(out, metrics, seconds=seconds)
 
 
-def _steps(recipe: LocalizationRecipe, num_samples: int) -> LocalizationRecipe:
-    """The recipe as it is carried out: batches that the data do not fill are made as small as they are.
+def _fit_batch_size(recipe: LocalizationRecipe, num_samples: int) -> LocalizationRecipe:
+    """Reduce the batch size to the number of samples, if incomplete batches are dropped.
 
-    Only where the rest of a batch is dropped: else nothing would be left.
+    Otherwise no batch would be left.
     """
     batch_size, accumulate = recipe.numbers.batch_size, recipe.accumulate
     if recipe.last_batch == "fill" or num_samples >= batch_size:
@@ -182,7 +182,7 @@ def _steps(recipe: LocalizationRecipe, num_samples: int) -> LocalizationRecipe:
     return replace(recipe, batch_size=batch_size, accumulate=accumulate if batch_size % accumulate == 0 else 1)
 
 
-def _loaders(
+def _make_loaders(
     recipe: LocalizationRecipe,
     samples: TrainingSamples,
     data: TrainingData,
@@ -190,7 +190,7 @@ def _loaders(
     num_workers: int,
     say: Callable[[str], None],
 ) -> tuple[ResumableLoader, VideoLoader | None]:
-    """What gives training samples, and whole videos of those that are held out."""
+    """Loaders of training samples and of the held-out videos."""
     batches = ResumableBatches(
         len(samples),
         batch_size=recipe.numbers.batch_size,
@@ -210,17 +210,17 @@ def _loaders(
 def _plan_in_words(
     recipe: LocalizationRecipe, data: TrainingData, detector: nn.Module, num_samples: int, pace: Pace
 ) -> Iterator[str]:
-    """What will be trained on what, and how long, in lines."""
+    """Lines that say what will be trained on which data, and for how long."""
     segments, training = _segments_in_words(data), counted(len(data.training), "training video")
     yield f"{segments} in {training}, {data.num_tested} held out; {data.classes_in_words}"
-    yield f"{recipe.detector}: {_num_parameters(detector):,} parameters on {_features_in_words(data.folder)}"
+    yield f"{recipe.detector}: {_count_parameters(detector):,} parameters on {_features_in_words(data.folder)}"
     noun = "window" if recipe.detector == "bmn" else "video"
     yield in_words(recipe.numbers, num_samples, recipe.last_batch, noun=noun)
     if data.tested is not None and pace.test_every_epochs > 1:
         yield between_tests_in_words(pace.test_every_epochs)
 
 
-def _num_parameters(detector: nn.Module) -> int:
+def _count_parameters(detector: nn.Module) -> int:
     return sum(p.numel() for p in detector.parameters())
 
 

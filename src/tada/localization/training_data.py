@@ -1,4 +1,4 @@
-"""What a localizer is trained on: features, and the segments of their videos; both known again when a run goes on."""
+"""Training data of a localizer: features and annotated segments, and the check that a resumed run has the same."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ from tada.training.recipe import resumed
 _SHORTEST_STEPS = 2
 
 
-# No slots: what is asked for often is kept.
+# No slots: cached_property needs a __dict__.
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """The videos of a run: their segments and their features."""
+    """Segments and features of a run's videos."""
 
     table: SegmentTable
     folder: FeatureFolder
 
     @cached_property
     def training(self) -> SegmentTable:
-        """Those that are trained on."""
+        """The training videos."""
         return self.table.of_split("train")
 
     @cached_property
     def tested(self) -> SegmentTable | None:
-        """Those that are held out, if any are."""
+        """The held-out videos, if there are any."""
         return next((self.table.of_split(split) for split in ("val", "test") if split in self.table.splits), None)
 
     @property
     def num_tested(self) -> int:
-        """How many are held out."""
+        """Number of held-out videos."""
         return 0 if self.tested is None else len(self.tested)
 
     @property
     def classes_in_words(self) -> str:
-        """As "20 action classes"."""
+        """Number of classes in words, such as "20 action classes"."""
         return " and ".join(counted(len(s.labels), f"{s.name} class") for s in self.table.label_sets)
 
 
@@ -80,10 +80,10 @@ def training_data(
     leave_out: Path | None,
     say: Callable[[str], None],
 ) -> TrainingData:
-    """What a call of ``train_localizer`` means; its arguments are described there.
+    """Read and check the data of ``train_localizer``; see there for the arguments.
 
     Raises:
-        DataError: the features are of another backbone, or as ``prepare_table``.
+        DataError: the features are of another backbone; or as ``prepare_table``.
     """
     table = segments if isinstance(segments, SegmentTable) else read_segments(segments)
     table = table if leave_out is None else table.leaving_out(read_names(leave_out))
@@ -108,11 +108,11 @@ def prepare_table(
     skip_missing: int,
     say: Callable[[str], None],
 ) -> SegmentTable:
-    """Match annotations with features, and refuse what would waste hours.
+    """Match annotations with features, and refuse faults in them before hours of training.
 
     Raises:
-        DataError: annotated videos without features, or with those of another content; a length that contradicts the
-            duration; no segments in a split; a video in two splits.
+        DataError: annotated videos without features, or whose content has changed since; a number of features that
+            contradicts the duration; no segments in a split; a video in two splits.
     """
     table = with_splits(named_like(table, folder.places(), say), val_fraction=val_fraction, seed=seed)
     example = next(iter(folder.cards))
@@ -133,38 +133,38 @@ def prepare_table(
     lengths = [s.seconds for video in table.of_split("train").videos for s in video.segments]
     if np.percentile(lengths, 25) < _SHORTEST_STEPS * folder.grid.stride_seconds:
         say(
-            f"a fourth of the segments lasts less than two features ({folder.grid.stride_seconds:.3f} s apart): "
+            f"a quarter of the segments are shorter than two features ({folder.grid.stride_seconds:.3f} s apart): "
             "extract with a smaller --stride-seconds"
         )
     return table
 
 
-def _about(data: TrainingData) -> dict[str, str]:
-    """What data.json says: what a run is on."""
+def _data_hashes(data: TrainingData) -> dict[str, str]:
+    """Content of data.json: hashes of the features and segments."""
     return {"features": data.folder.key, "segments": data.table.fingerprint()}
 
 
 def write_data(data: TrainingData, out: Path) -> None:
-    """Note in a run's folder which features and segments it is on."""
+    """Write videos.csv and data.json of a run."""
     write_trained_videos(out, data.table, data.folder)
-    write_whole(out / DATA_FILE, (json.dumps(_about(data), indent=2) + "\n").encode())  # with it, all is there
+    write_whole(out / DATA_FILE, (json.dumps(_data_hashes(data), indent=2) + "\n").encode())  # last: it completes both
 
 
 def of_same_run(recipe: LocalizationRecipe, data: TrainingData, out: Path) -> LocalizationRecipe:
-    """The recipe with the run's numbers.
+    """Check that a resumed run has the same recipe and data; return the recipe with the run's numbers.
 
     Raises:
-        OptionError: the run was begun with another recipe.
-        DataError: or with other data.
+        OptionError: the run was started with another recipe.
+        DataError: the run was started with other data.
     """
     recipe = resumed(recipe, out, or_else="begin another run without --resume")
-    if not (out / DATA_FILE).exists():  # it was interrupted that early
+    if not (out / DATA_FILE).exists():  # the run was interrupted before it was written
         write_data(data, out)
     try:
         before = read_json(out / DATA_FILE)
     except (OSError, ValueError) as error:
         raise DataError(f"{str(out / DATA_FILE)!r} is damaged ({error}): start anew") from error
-    if before != json.loads(json.dumps(_about(data))):
+    if before != json.loads(json.dumps(_data_hashes(data))):
         raise DataError(f"the features or segments are not those that {out} was started with: start anew")
     replaced = TrainedVideos(out).changed(data.table, data.folder)
     if replaced:

@@ -1,4 +1,4 @@
-"""What the loop around a detector's training runs on: samples, the loss, the tests after epochs."""
+"""LightningModule of a detector's training, and its datasets: samples, losses, optimizer, tests after epochs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tada.training.trainer import scheduled
 
 
 class TrainingSamples(Dataset[Sample]):
-    """One sample of each piece, another crop in each epoch."""
+    """Training samples: one of each piece, cropped anew in each epoch."""
 
     def __init__(
         self, detector: ActionFormerDetector | BMNDetector, table: SegmentTable, folder: FeatureFolder, *, seed: int
@@ -37,7 +37,7 @@ class TrainingSamples(Dataset[Sample]):
         return len(self.pieces)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """The sample of (epoch, piece); from the number of pieces on, they follow once more, cropped otherwise."""
+        """The sample of (epoch, index); indices beyond the number of pieces repeat these with other crops."""
         epoch, place = key
         piece = self.pieces[place % len(self.pieces)]
         rng = np.random.default_rng((self.seed, epoch, place))
@@ -45,7 +45,7 @@ class TrainingSamples(Dataset[Sample]):
 
 
 class TestFeatures(Dataset[VideoFeatures]):
-    """Whole videos."""
+    """Features of whole videos, for tests."""
 
     __test__ = False  # pytest: not a test, wherever it is imported
 
@@ -61,7 +61,7 @@ class TestFeatures(Dataset[VideoFeatures]):
 
 
 class LocalizationTask(L.LightningModule):
-    """The loss, its optimizer and what is measured on the way."""
+    """Losses, optimizer and validation of a detector."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class LocalizationTask(L.LightningModule):
         self.found: dict[str, Detections] = {}
 
     def on_train_batch_start(self, batch: SampleBatch, batch_idx: int) -> None:
-        # Dropout draws from the step's own seed: a resumed run draws what the uninterrupted one would have.
+        # Each step has its own seed for dropout, so that a resumed run draws the same numbers.
         torch.manual_seed(hash((self.recipe.seed, self.current_epoch, batch_idx, self.global_rank)))
 
     def training_step(self, batch: SampleBatch, batch_idx: int) -> Tensor:
@@ -99,7 +99,7 @@ class LocalizationTask(L.LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         if isinstance(batch, VideoFeatures):
-            return batch  # the detector takes what it needs of it
+            return batch  # the detector moves the arrays that it needs
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def validation_step(self, batch: VideoFeatures, batch_idx: int) -> None:

@@ -1,11 +1,11 @@
-"""Trimmed clips: each segment of untrimmed videos in a file of its own, to train a recognizer on.
+"""Trimmed clips: each segment of untrimmed videos as a video file, to train a recognizer on.
 
 Their folder holds::
 
     VIDEO_NUMBER.mp4    the clips
-    clips.csv           path, label and split of each; written last, so that a folder with one is complete
-    segments.sha256     of which segments they are
-    videos.json         of which videos, by their content
+    clips.csv           path, label and split of each clip; written last, so a folder with this file is complete
+    segments.sha256     hash of the segments
+    videos.json         the videos they were cut from, with their content
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ def cut_clips(
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> VideoTable:
-    """Cut every segment out of its video into a file of its own.
+    """Cut every segment out of its video into a file.
 
     Args:
-        table: with splits. Of two label sets both names together are the class. Where a class is in one split only, a
-            recognizer cannot be tested fairly: then clips are cut of the training videos alone.
-        out: receives the clips; a folder with those of the same segments and videos is kept. Where a video has been
-            replaced since, all are cut again.
-        short_side: larger videos are made so small.
-        fps: the rate of folders of frames, in frames per second.
-        skip_unreadable: how many videos may turn out unreadable; they are named, and left out.
+        table: with splits. With two label sets, the class is the pair of names. If the splits differ in their classes,
+            a recognizer cannot be tested fairly: then only the training videos are cut.
+        out: folder of the clips. If it has clips of the same segments and videos, they are kept; if a video has been
+            replaced since, all clips are cut again.
+        short_side: largest short side of the clips, in pixels.
+        fps: frame rate of folders of frames, in frames per second.
+        skip_unreadable: how many videos may be unreadable; they are named, and left out.
 
     Raises:
-        DataError: more of them than that; the folder holds clips of other segments.
+        DataError: more videos are unreadable; the folder has clips of other segments.
     """
     listing = out / CLIPS_TABLE
     if listing.exists():
@@ -81,7 +81,7 @@ def cut_clips(
         say(f"replaced since clips were cut, which is therefore done anew: {listed(replaced)}")
         listing.unlink()
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / _SEGMENTS, _fingerprint(table, fps).encode())
+    write_whole(out / _SEGMENTS, _hash_segments(table, fps).encode())
     _write_sources(table, files, out / _VIDEOS)
     rows: list[tuple[str, str, str]] = []
     unreadable: dict[str, str] = {}
@@ -106,7 +106,7 @@ def cut_clips(
 
 
 def _cut(video: UntrimmedVideo, file: Path, out: Path, short_side: int, fps: float | None) -> list[str]:
-    """Write a clip of each segment; their names."""
+    """Write a clip of each segment; return their file names."""
     names = []
     (out / video.name).parent.mkdir(parents=True, exist_ok=True)
     with open_footage(file, fps=fps) as reader:
@@ -115,12 +115,12 @@ def _cut(video: UntrimmedVideo, file: Path, out: Path, short_side: int, fps: flo
             shown = (times >= segment.start_seconds - 1e-6) & (times < segment.end_seconds)
             frames = np.flatnonzero(shown).tolist() or [int(np.abs(times - segment.start_seconds).argmin())]
             names.append(f"{video.name}_{number:03}.mp4")
-            write_video(out / names[-1], _small_frames(reader, frames, short_side), fps=reader.info.fps)
+            write_video(out / names[-1], _read_small_frames(reader, frames, short_side), fps=reader.info.fps)
     return names
 
 
-def _small_frames(reader: OpenVideo, indices: list[int], short_side: int) -> Iterator[NDArray[np.uint8]]:
-    """Frames [H, W, 3] in turn, with even sides, the shorter at most ``short_side``."""
+def _read_small_frames(reader: OpenVideo, indices: list[int], short_side: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield frames [H, W, 3] with even sides, the short one at most ``short_side``."""
     for start in range(0, len(indices), _FRAMES_AT_ONCE):
         part = indices[start : start + _FRAMES_AT_ONCE]
         frames = reader.frames(part, shrink=partial(shrink_to, short_side=short_side))
@@ -128,34 +128,34 @@ def _small_frames(reader: OpenVideo, indices: list[int], short_side: int) -> Ite
         yield from frames[:, :height, :width]
 
 
-# -- which segments and videos clips, or what was trained on them, are of ----------------------------------------------
+# -- notes on the segments and videos, in folders of clips and of recognizers -----------------------------------------
 
 
 def segments_changed(table: SegmentTable, folder: Path, fps: float | None = None) -> bool:
-    """Whether a folder's note says other segments than the table, or another rate; not so where it has none."""
+    """Whether a folder's note is of other segments or another frame rate; false if it has no note."""
     note = folder / _SEGMENTS
-    return note.exists() and note.read_text(encoding="utf-8") != _fingerprint(table, fps)
+    return note.exists() and note.read_text(encoding="utf-8") != _hash_segments(table, fps)
 
 
-def _fingerprint(table: SegmentTable, fps: float | None) -> str:
-    """Of the segments, and of the rate by which frames of folders are counted."""
+def _hash_segments(table: SegmentTable, fps: float | None) -> str:
+    """Fingerprint of the segments and of the frame rate of folders of frames."""
     return table.fingerprint() + ("" if fps is None else f" at {fps!r}")
 
 
 def replaced_videos(files: Mapping[str, Path], folder: Path) -> list[str]:
-    """Names of the videos that have another content now than a folder's note says; none where it has no note."""
+    """Names of the videos whose content differs from a folder's note; none if it has no note."""
     replaced = []
     for name, source in _read_sources(folder / _VIDEOS).items():
         try:
             if name in files and not source.is_now(files[name]):
                 replaced.append(name)
-        except OSError:  # gone: whoever needs it says so
+        except OSError:  # the file is gone: the code that needs it raises
             continue
     return replaced
 
 
 def copy_notes(clips: Path, run: Path) -> None:
-    """Note in the folder of a recognizer of which segments and videos the clips are that it was trained on."""
+    """Copy the notes on segments and videos from a folder of clips to the recognizer trained on them."""
     for note in (_SEGMENTS, _VIDEOS):
         if (clips / note).exists():
             write_whole(run / note, (clips / note).read_bytes())
@@ -166,7 +166,7 @@ def _write_sources(table: SegmentTable, files: Mapping[str, Path], note: Path) -
     for video in table.videos:
         try:
             sources[video.name] = asdict(Source.of(files[video.name]))
-        except OSError:  # cutting it says what is wrong
+        except OSError:  # cutting this video will raise
             continue
     write_whole(note, (json.dumps(sources, indent=1) + "\n").encode())
 

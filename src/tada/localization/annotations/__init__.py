@@ -1,1 +1,1 @@
-"""Annotations of untrimmed videos: every form that is read, as one checked table."""
+"""Annotations of untrimmed videos: files of many formats are read to one checked table."""

@@ -1,7 +1,7 @@
 """Segments from labeling tools that write XML: CVAT's tracks and tags, ELAN's tiers.
 
-XML is read without anything that could reach beyond the file or grow: a DOCTYPE, with which entities come, is refused,
-and so are files that are larger or nested deeper than these tools write them.
+The XML parser is safe for untrusted files: a DOCTYPE, and so entities, is refused, and so are files that are larger or
+nested deeper than these tools write.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tada.localization.annotations.video_names import video_path
 _MAX_BYTES = 256 * 2**20
 _MAX_ELEMENTS = 5_000_000
 _MAX_DEPTH = 32
-_KEPT = {  # attributes that are read; those of millions of boxes would fill the memory
+_KEPT = {  # attributes that are kept; all those of millions of boxes would fill the memory
     *("id", "task_id", "label", "frame", "outside", "name"),
     *("FORMAT", "TIME_UNITS", "MEDIA_URL", "RELATIVE_MEDIA_URL", "MIME_TYPE", "TIME_ORIGIN"),
     *("TIME_SLOT_ID", "TIME_VALUE", "TIER_ID", "ANNOTATION_ID", "TIME_SLOT_REF1", "TIME_SLOT_REF2"),
@@ -32,9 +32,9 @@ def read_xml(file: Path, clock: FrameClock) -> Content:
     """Read an export of CVAT, or a document of ELAN.
 
     Raises:
-        DataError: it is neither, or of another version; or a fault in it.
+        DataError: the file is neither, or of another version, or has a fault.
     """
-    root = _parsed(file)
+    root = _parse(file)
     if root.tag == "ANNOTATION_DOCUMENT":
         return _read_elan(file, root)
     if root.tag == "annotations" and root.find("meta") is not None:
@@ -45,8 +45,8 @@ def read_xml(file: Path, clock: FrameClock) -> Content:
     )
 
 
-def _parsed(file: Path) -> Element:
-    """The tree of a file, with the attributes that are read."""
+def _parse(file: Path) -> Element:
+    """Parse a file into an element tree, with the attributes in ``_KEPT`` only."""
     builder, parser = TreeBuilder(), expat.ParserCreate()
     count, depth = 0, 0
 
@@ -83,7 +83,7 @@ def _parsed(file: Path) -> Element:
         raise DataError(f"{file.name} is no whole XML: {error}; export it again") from error
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 20 else f"{text[:20]}..."
 
 
@@ -91,10 +91,10 @@ def _short(text: str) -> str:
 
 
 def _read_cvat(file: Path, root: Element, clock: FrameClock) -> Content:
-    """CVAT's XML 1.0 and 1.1, of tasks and jobs on videos: tracks, or tags where it was exported "for images".
+    """CVAT's XML 1.0 and 1.1, of tasks and jobs on videos: tracks, or tags if it was exported "for images".
 
-    A track is a segment for each time that its object is to be seen; a tag one for each run of frames that have it.
-    Frames count in the video, from 0, also where the task shows only every second.
+    A track gives a segment for each time that its object is visible; a tag, one for each run of frames that have it.
+    Frame numbers are those of the video, from 0, also if the task shows only every second frame.
     """
     version = (root.findtext("version") or "").strip()
     if not re.fullmatch(r"1(\.\d+)?", version):
@@ -105,10 +105,10 @@ def _read_cvat(file: Path, root: Element, clock: FrameClock) -> Content:
     found: dict[str, list[tuple[int, int, int, str, str]]] = {}
     for number, track in enumerate(root.iterfind("track")):
         where = f"{file.name} track {track.get('id', number)}"
-        video, step = _cvat_video(where, track.get("task_id"), by_id)
+        video, step = _find_cvat_video(where, track.get("task_id"), by_id)
         shapes = [(_frame(where, shape), shape.get("outside") == "1") for shape in track if "frame" in shape.attrib]
-        for first, end in _visible(sorted(shapes), step):
-            found.setdefault(video, []).append((first, end, step, _label(where, track), where))
+        for first, end in _visible_ranges(sorted(shapes), step):
+            found.setdefault(video, []).append((first, end, step, _parse_label(where, track), where))
     tags: dict[tuple[str, int, str], set[int]] = {}
     has_shapes = False
     for number, image in enumerate(root.iterfind("image")):
@@ -116,11 +116,11 @@ def _read_cvat(file: Path, root: Element, clock: FrameClock) -> Content:
         numbered = re.fullmatch(r"(?:.*/)?frame_(\d{1,12})(\.\w+)?", image.get("name", ""))
         if numbered is None:
             raise DataError(f"{where} is a single image, {image.get('name')!r}; export a task whose data is a video")
-        video, step = _cvat_video(where, image.get("task_id"), by_id)
+        video, step = _find_cvat_video(where, image.get("task_id"), by_id)
         for entry in image:
             has_shapes |= entry.tag != "tag"
             if entry.tag == "tag":
-                tags.setdefault((video, step, _label(where, entry)), set()).add(int(numbered[1]))
+                tags.setdefault((video, step, _parse_label(where, entry)), set()).add(int(numbered[1]))
     for (video, step, label), frames in tags.items():
         for first, end in frame_runs(frames, step):
             found.setdefault(video, []).append((first, end, step, label, f"{file.name} tag {label!r}"))
@@ -137,8 +137,8 @@ def _read_cvat(file: Path, root: Element, clock: FrameClock) -> Content:
     return content
 
 
-def _cvat_video(where: str, task_id: str | None, tasks: dict[str, Element]) -> tuple[str, int]:
-    """The video of a task, and from one of its frames to the next."""
+def _find_cvat_video(where: str, task_id: str | None, tasks: dict[str, Element]) -> tuple[str, int]:
+    """The video of a task, and its frame step."""
     task = tasks.get(task_id or "") or (next(iter(tasks.values())) if len(tasks) == 1 else None)
     if task is None:
         raise DataError(f"{where} does not say of which of {len(tasks)} tasks it is: export each task by itself")
@@ -149,8 +149,8 @@ def _cvat_video(where: str, task_id: str | None, tasks: dict[str, Element]) -> t
     return source, max(int(step[1]), 1) if step else 1
 
 
-def _visible(shapes: list[tuple[int, bool]], step: int) -> Iterator[tuple[int, int]]:
-    """From when to when a track's object is to be seen: its first frame, and the first after it."""
+def _visible_ranges(shapes: list[tuple[int, bool]], step: int) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of frames in which a track's object is visible: first frame, and the first after it."""
     first = None
     for frame, is_outside in shapes:
         if is_outside and first is not None:
@@ -165,11 +165,11 @@ def _visible(shapes: list[tuple[int, bool]], step: int) -> Iterator[tuple[int, i
 def _frame(where: str, shape: Element) -> int:
     text = shape.get("frame", "")
     if not re.fullmatch(r"\d{1,12}", text):
-        raise DataError(f"{where}: frame = {_short(text)!r} should be a whole number; export it again from CVAT")
+        raise DataError(f"{where}: frame = {_shorten(text)!r} should be a whole number; export it again from CVAT")
     return int(text)
 
 
-def _label(where: str, element: Element) -> str:
+def _parse_label(where: str, element: Element) -> str:
     label = element.get("label", "").strip()
     if not label:
         raise DataError(f"{where} has no label; give it one in CVAT")
@@ -180,9 +180,9 @@ def _label(where: str, element: Element) -> str:
 
 
 def _read_elan(file: Path, root: Element) -> Content:
-    """ELAN's .eaf: annotations with times of their own, their values as classes, the tier's name where one is empty.
+    """ELAN's .eaf: time-aligned annotations; the class is the value, or the tier's name if the value is empty.
 
-    Annotations that refer to others, and those whose ends have no time, are left out and noted.
+    Annotations that refer to others, and those whose ends have no time, are left out, with a note.
     """
     version = root.get("FORMAT", "")
     if not re.fullmatch(r"[23](\.\d+)?", version):
@@ -197,12 +197,12 @@ def _read_elan(file: Path, root: Element) -> Content:
     if units != "milliseconds":
         raise DataError(f"{file.name} counts time in {units}, not in milliseconds: save it with a newer ELAN")
     chosen = next((entry for entry in media if entry.get("MIME_TYPE", "").startswith("video")), media[0])
-    video = video_path(_media_name(chosen.get("RELATIVE_MEDIA_URL") or chosen.get("MEDIA_URL") or ""))
+    video = video_path(_path_of_url(chosen.get("RELATIVE_MEDIA_URL") or chosen.get("MEDIA_URL") or ""))
     if not video:
         raise DataError(f"{file.name} names no video (MEDIA_URL): link it in ELAN (Edit, Linked Files)")
-    origin = _milliseconds(file.name, chosen.get("TIME_ORIGIN", "0"))
+    origin = _parse_milliseconds(file.name, chosen.get("TIME_ORIGIN", "0"))
     slots = {
-        slot.get("TIME_SLOT_ID", ""): _milliseconds(file.name, slot.attrib["TIME_VALUE"])
+        slot.get("TIME_SLOT_ID", ""): _parse_milliseconds(file.name, slot.attrib["TIME_VALUE"])
         for slot in root.iterfind("TIME_ORDER/TIME_SLOT")
         if "TIME_VALUE" in slot.attrib
     }
@@ -231,12 +231,12 @@ def _read_elan(file: Path, root: Element) -> Content:
     return content
 
 
-def _milliseconds(name: str, text: str) -> int:
+def _parse_milliseconds(name: str, text: str) -> int:
     if not re.fullmatch(r"-?\d{1,15}", text.strip()):
-        raise DataError(f"{name}: the time {_short(text)!r} should be whole milliseconds; save it again in ELAN")
+        raise DataError(f"{name}: the time {_shorten(text)!r} should be whole milliseconds; save it again in ELAN")
     return int(text)
 
 
-def _media_name(url: str) -> str:
+def _path_of_url(url: str) -> str:
     """The path in a URL such as file:///C:/videos/a%20b.mp4, or in "./a b.mp4"."""
     return unquote(urlsplit(url).path) if url.startswith("file:") else url

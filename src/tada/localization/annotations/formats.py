@@ -1,20 +1,19 @@
-"""What annotation files of untrimmed videos say: each published form, or a CSV, is read to the same rows.
+"""Readers of annotation files of untrimmed videos: published formats and CSV files are read to the same rows.
 
-These forms are read, told apart by what is in them:
+The format is recognized by the content:
 
     *.json   ActivityNet-1.3, HACS Segments, THUMOS14 (ActionFormer's and OpenTAD's form), EPIC-KITCHENS-100 (labels
-             "verb,noun", or verb_label and noun_label), and mmaction2's (one entry for each video, no subsets)
+             "verb,noun", or verb_label and noun_label), and mmaction2's (an entry for each video, no subsets)
     *.csv    EPIC-KITCHENS-100 (video_id, start_timestamp, stop_timestamp, verb_class, noun_class, by header name); the
              names of the classes and the videos' durations are in files beside it
-    *.csv    HACS Clips (classname, youtube_id, subset, start, end, label: 1, or -1 where it does not happen)
+    *.csv    HACS Clips (classname, youtube_id, subset, start, end, label: 1, or -1 if the class does not happen)
     *.txt    THUMOS14 and MultiTHUMOS as first published: one file for each class, "video start end" in each line
-    *.csv    plain: video,start,end,label[,split]; or verb and noun in place of label. Times are seconds or HH:MM:SS. A
-             row without times and label is a video in which nothing happens.
+    *.csv    plain: video,start,end,label[,split]; or verb and noun instead of label. Times are seconds or HH:MM:SS. A
+             row without times and label is a video without segments.
     folder   EPIC_100_train.csv and EPIC_100_validation.csv; or THUMOS14's CLASS_val.txt and CLASS_test.txt
 
-Files of labeling tools (CVAT, ELAN, ...) are those of ``tada.localization.annotations.labeling_tools``.
-
-Nothing here knows whether rows fit together: ``tada.localization.annotations.table`` checks them.
+``tada.localization.annotations.labeling_tools`` reads files of labeling tools (CVAT, ELAN, ...), and
+``tada.localization.annotations.table`` checks whether the rows are consistent.
 """
 
 from __future__ import annotations
@@ -51,10 +50,10 @@ NUM_EPIC_VERBS, NUM_EPIC_NOUNS = 97, 300
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """A segment as it is written."""
+    """A segment as it is in the file."""
 
     video: str
-    """Its ``video_path``."""
+    """``video_path`` of the video."""
     start: Any
     """Seconds, or a time as ``tada.data.csv_rows.seconds`` reads it."""
     end: Any
@@ -64,26 +63,26 @@ class Row:
 
 @dataclass(kw_only=True, slots=True)
 class Content:
-    """What a file says, before it is checked."""
+    """Content of an annotation file, unchecked."""
 
     label_names: tuple[str, ...] = ("action",)
     classes: tuple[tuple[str, ...], ...] | None = None
-    """Where the data set fixes them; else those that occur."""
+    """Classes of each label set, if the data set fixes them; None: those that occur."""
     rows: list[Row] = field(default_factory=list)
     splits: dict[str, str | None] = field(default_factory=dict)
-    """Of each video, by its ``video_path``, in the file's order."""
+    """Split of each video, by ``video_path``, in the file's order."""
     durations: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     refuses: bool = True
-    """Whether faulty segments are refused: their owner can mend a CSV. Published files are known to have some."""
+    """Whether faulty segments are refused, as in a CSV, which its owner can correct. Published files are known to have
+    some; there they are left out."""
 
 
 def read_content(path: Path) -> Content:
-    """Read a file or folder of any of the forms.
+    """Read a file or folder of any of the formats.
 
     Raises:
-        DataError: the file is not there or of no form that is known, or an entry is wrong; the message names it and
-            the way out.
+        DataError: the file is missing or of an unknown format, or an entry is wrong; the message names it.
     """
     if path.is_dir():
         epic = [path / f"EPIC_100_{part}.csv" for part in ("train", "validation")]
@@ -97,7 +96,7 @@ def read_content(path: Path) -> Content:
         return _read_epic(epic) if epic else _read_thumos(thumos)
     if not path.is_file():
         raise DataError(f"{str(path)!r} is no file; give a JSON or CSV file of segments")
-    if path.suffix.lower() == ".json" or _begins(path).startswith(b"{"):
+    if path.suffix.lower() == ".json" or _read_head(path).startswith(b"{"):
         return _read_json(path)
     if _is_thumos(path):
         return _read_thumos([path])
@@ -108,12 +107,12 @@ def read_content(path: Path) -> Content:
 
 
 def read_names(file: Path) -> frozenset[str]:
-    """Names of videos: a JSON list of them, or an object with an entry for each; or a text file, one in each line.
+    """Read names of videos: a JSON list, or an object with an entry for each; or a text file with a name in each line.
 
     Raises:
-        DataError: the file cannot be read, or holds no names.
+        DataError: the file cannot be read, or has no names.
     """
-    if _begins(file)[:1] in (b"[", b"{"):
+    if _read_head(file)[:1] in (b"[", b"{"):
         document = load_json(file)
         if not isinstance(document, list | dict) or not document:
             raise DataError(f"{file.name} holds no names of videos; give a JSON list, or a name in each line")
@@ -121,7 +120,7 @@ def read_names(file: Path) -> frozenset[str]:
     return frozenset(video_path(line) for _, line in text_lines(file))
 
 
-def _begins(path: Path) -> bytes:
+def _read_head(path: Path) -> bytes:
     try:
         with open_regular(path) as file:
             return file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -147,7 +146,7 @@ def _read_json(path: Path) -> Content:
     if not isinstance(database, dict) or not all(isinstance(about, dict) for about in database.values()):
         raise DataError(f"{name}: expected an object with an entry for each video, or one below 'database'")
     subsets = {str(about.get("subset")) for about in database.values()}
-    # THUMOS14 has no training videos that are untrimmed: all train on its "Validation" part and test on "Test".
+    # THUMOS14's training videos are trimmed: everybody trains on its "Validation" part and tests on "Test".
     is_thumos = subsets == {"Validation", "Test"} or "thumos" in str(document.get("version", "")).lower()
     content = Content(refuses=False)
     for video, about in database.items():
@@ -164,7 +163,7 @@ def _read_json(path: Path) -> Content:
         if is_thumos and subsets == {"Validation", "Test"} and split == "val":
             split = "train"
         content.splits[key] = split
-        duration = _duration(about, source)
+        duration = _parse_duration(about, source)
         if duration is not None:
             content.durations[key] = duration
         annotations = about.get("annotations") or []
@@ -173,7 +172,7 @@ def _read_json(path: Path) -> Content:
         for number, annotation in enumerate(annotations, start=1):
             where = f"{source} annotation {number}"
             try:
-                labels = _json_labels(annotation)
+                labels = _parse_json_labels(annotation)
                 start, end = annotation["segment"]
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(f"{where}: {error!r}; it needs 'segment': [start, end] and 'label'") from error
@@ -185,13 +184,13 @@ def _read_json(path: Path) -> Content:
     return content
 
 
-def _duration(about: Mapping[str, Any], source: str) -> float | None:
+def _parse_duration(about: Mapping[str, Any], source: str) -> float | None:
     written = about.get("duration", about.get("duration_second"))
     if written is None:
         return None
     try:
         duration = parse_seconds(written)  # HACS writes it as a string
-        if "feature_frame" in about and "duration_frame" in about:  # mmaction2: features end before the video does
+        if "feature_frame" in about and "duration_frame" in about:  # mmaction2: the features end before the video
             duration *= float(about["feature_frame"]) / float(about["duration_frame"])
     except (ValueError, ZeroDivisionError) as error:
         raise DataError(f"{source}: duration {error}") from error
@@ -200,17 +199,17 @@ def _duration(about: Mapping[str, Any], source: str) -> float | None:
     return duration
 
 
-def _json_labels(annotation: Mapping[str, Any]) -> tuple[str, ...]:
+def _parse_json_labels(annotation: Mapping[str, Any]) -> tuple[str, ...]:
     if "verb_label" in annotation and "noun_label" in annotation:
-        return tuple(_without_id(str(annotation[key])) for key in ("verb_label", "noun_label"))
+        return tuple(_drop_id_prefix(str(annotation[key])) for key in ("verb_label", "noun_label"))
     label = str(annotation["label"]).strip()
     if not label:
         raise ValueError("an empty label")
     return tuple(part.strip() for part in label.split(",")) if re.fullmatch(r"\d+\s*,\s*\d+", label) else (label,)
 
 
-def _without_id(label: str) -> str:
-    """OpenTAD writes class 3 as "id_003"."""
+def _drop_id_prefix(label: str) -> str:
+    """Convert OpenTAD's class "id_003" to "3"."""
     match = re.fullmatch(r"id_0*(\d+)", label)
     return match[1] if match else label
 
@@ -227,7 +226,7 @@ def _name_label_sets(name: str, content: Content) -> None:
 
 
 def _number_classes(content: Content) -> None:
-    """Classes as EPIC-KITCHENS-100 numbers them, whether they occur or not."""
+    """Set the classes to EPIC-KITCHENS-100's numbers, including those that do not occur."""
     content.label_names = ("verb", "noun")
     content.classes = tuple(tuple(str(i) for i in range(count)) for count in (NUM_EPIC_VERBS, NUM_EPIC_NOUNS))
 
@@ -275,13 +274,13 @@ def _read_plain(file: Path, header: Sequence[str]) -> Content:
     if columns["split"]:
         check_all_or_none_split((source, split_cell(source, cells[columns["split"]])) for source, cells in rows)
     for source, cells in rows:
-        _add(content, source, cells, columns, labels)
+        _add_row(content, source, cells, columns, labels)
     content.rows = [with_seconds(row, decimal_comma=decimal_comma) for row in content.rows]
     return content
 
 
 def with_seconds(row: Row, *, decimal_comma: bool, may_be_negative: bool = False) -> Row:
-    """The row with its times in seconds; arguments and errors as those of ``tada.data.csv_rows.seconds``."""
+    """Convert the times of a row to seconds; arguments and errors as for ``tada.data.csv_rows.seconds``."""
     start, end = (
         seconds(row.source, written, what, decimal_comma=decimal_comma, may_be_negative=may_be_negative)
         for written, what in ((row.start, "start"), (row.end, "end"))
@@ -289,16 +288,16 @@ def with_seconds(row: Row, *, decimal_comma: bool, may_be_negative: bool = False
     return replace(row, start=start, end=end)
 
 
-def _add(
+def _add_row(
     content: Content,
     source: str,
     cells: Mapping[str, str],
     columns: Mapping[str, str],
     labels: Sequence[str],
 ) -> None:
-    """Add a row; ``columns`` says which holds the video, start, end and split ("" for none).
+    """Add a row; ``columns`` names the columns of video, start, end and split ("" for none).
 
-    A row without times and label is a video in which nothing happens.
+    A row without times and label adds a video without segments.
     """
     video = video_path(cells[columns["video"]])
     names = tuple(cells[column] for column in labels)
@@ -310,12 +309,12 @@ def _add(
             "nothing happens has a row without start, end and label)"
         )
     split = split_cell(source, cells[columns["split"]]) if columns["split"] else None
-    _place(content, video, split, source)
+    _set_split(content, video, split, source)
     if not is_background:
         content.rows.append(Row(video=video, start=start, end=end, labels=names, source=source))
 
 
-def _place(content: Content, video: str, split: str | None, source: str) -> None:
+def _set_split(content: Content, video: str, split: str | None, source: str) -> None:
     if content.splits.setdefault(video, split) != split:
         raise DataError(
             f"{source}: {video!r} is in the split {split!r} here and in {content.splits[video]!r} before; a video "
@@ -324,7 +323,7 @@ def _place(content: Content, video: str, split: str | None, source: str) -> None
 
 
 def _read_hacs_clips(file: Path) -> Content:
-    """Clips of two seconds, of which many were looked at and found not to show the class."""
+    """Clips of two seconds; many are negative examples (label -1), which are left out."""
     check_known(csv_columns(file, _KNOWN), _HACS_COLUMNS, file)
     columns = {"video": "youtube_id", "start": "start", "end": "end", "split": "subset"}
     content = Content(refuses=False)
@@ -335,7 +334,7 @@ def _read_hacs_clips(file: Path) -> Content:
         elif cells["label"] == "-1":
             left_out["in which the class does not happen (label -1)"] += 1
         elif cells["label"] in ("1", "+1"):
-            _add(content, source, cells, columns, ("classname",))
+            _add_row(content, source, cells, columns, ("classname",))
         else:
             raise DataError(f"{source}: label = {cells['label']!r} should be 1 (it happens) or -1 (it does not)")
     content.notes += [f"{file.name}: {counted(count, 'clip')} {what}: left out" for what, count in left_out.items()]
@@ -346,11 +345,11 @@ def _read_hacs_clips(file: Path) -> Content:
 
 
 def _read_epic(files: Sequence[Path]) -> Content:
-    """EPIC_100_train.csv, EPIC_100_validation.csv: by the header's names, and by times.
+    """EPIC_100_train.csv, EPIC_100_validation.csv; columns are found by the header's names.
 
-    Frame numbers are of another extraction. Of several files each is a split, which its name tells. The classes have
-    names where EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv lie there too, else numbers; durations are those
-    of EPIC_100_video_info.csv, or of epic_videos_len.txt, which comes with the released code.
+    Segments are read from timestamps, since frame numbers are those of another extraction. Of several files, each is
+    the split that its name says. Classes have names if EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv are
+    there, else numbers; durations are from EPIC_100_video_info.csv, or epic_videos_len.txt of the released code.
     """
     folder = files[0].parent
     content = Content(refuses=False)
@@ -368,19 +367,19 @@ def _read_epic(files: Sequence[Path]) -> Content:
         for source, cells in csv_rows(file, _KNOWN):
             video = video_path(required(source, cells, "video_id"))
             numbers = [required(source, cells, column) for column in ("verb_class", "noun_class")]
-            # What is no class stays as it is written, and is refused with all others.
+            # An unknown class stays as written; the table refuses it.
             labels = tuple(
                 names.get(int(number), number) if number.isdecimal() else number
                 for names, number in zip((verbs, nouns), numbers, strict=True)
             )
-            _place(content, video, split, source)
+            _set_split(content, video, split, source)
             start, end = cells["start_timestamp"], cells["stop_timestamp"]
             content.rows.append(Row(video=video, start=start, end=end, labels=labels, source=source))
-    content.durations = _epic_durations(folder)
+    content.durations = _read_epic_durations(folder)
     return content
 
 
-def _epic_durations(folder: Path) -> dict[str, float]:
+def _read_epic_durations(folder: Path) -> dict[str, float]:
     durations = {}
     table, text = folder / "EPIC_100_video_info.csv", folder / "epic_videos_len.txt"
     if table.is_file():
@@ -400,16 +399,18 @@ _THUMOS_VIDEO = re.compile(r"video_(validation|test)_\d+")
 
 
 def _is_thumos(file: Path) -> bool:
-    return file.suffix.lower() == ".txt" and (
-        file.stem.endswith(("_val", "_test")) or _THUMOS_VIDEO.match(_begins(file).decode(errors="replace")) is not None
-    )
+    if file.suffix.lower() != ".txt":
+        return False
+    if file.stem.endswith(("_val", "_test")):
+        return True
+    return _THUMOS_VIDEO.match(_read_head(file).decode(errors="replace")) is not None
 
 
 def _read_thumos(files: Sequence[Path]) -> Content:
     """BaseballPitch_val.txt, BaseballPitch_test.txt, ...: ``video_validation_0000051  67.5 71.9`` in each line.
 
-    All train on the "validation" part, since the training videos are trimmed. MultiTHUMOS has both parts in one file.
-    What the files called Ambiguous hold is left out.
+    The "validation" part is the training split, since the training videos are trimmed. MultiTHUMOS has both parts in
+    one file. The files named Ambiguous are left out.
     """
     content = Content(refuses=False)
     for file in files:

@@ -1,4 +1,4 @@
-"""Times of frames that annotations count: by the video itself, which alone knows when each is shown."""
+"""Frame numbers of annotations -> seconds, by the timestamps of the video itself."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from tada.localization.annotations.video_names import KnownVideos, video_path
 from tada.video.frames import no_rate, open_footage
 from tada.video.numbered import is_frame_folder
 
-_FRAMES = "/"  # in the place of an ending: folders of frames
+_FRAMES = "/"  # instead of a file extension: folders of frames
 
 
 class FrameClock:
-    """Finds the videos that annotations name in some folders, and opens each once."""
+    """Reads the timestamps of videos that annotations name, each once."""
 
     def __init__(self, folders: Sequence[Path], *, fps: float | None = None) -> None:
-        """Look in these folders; ``fps`` is the rate of folders of frames there."""
+        """Search these folders for videos; ``fps`` is the frame rate of folders of frames."""
         self._folders, self._fps = folders, fps
         self._known: dict[str, tuple[NDArray[np.float64], float]] = {}
-        self._of_ending: dict[str, KnownVideos] = {}
+        self._by_extension: dict[str, KnownVideos] = {}
 
     def span(self, video: str, first: int, end: int, where: str, *, step: int = 1) -> tuple[float, float]:
-        """Start and end in seconds of the frames from ``first`` up to the one before ``end``, counted from 0.
+        """Start and end, in seconds, of the frames from ``first`` to ``end`` (exclusive), counted from 0.
 
         Args:
-            step: from one labeled frame to the next: by so much less the end may lie behind the video's.
+            step: frames from one labeled frame to the next; ``end`` may be beyond the video's by less than this.
 
         Raises:
-            DataError: the video is not there or cannot be opened, or has no such frames.
+            DataError: the video is missing, cannot be opened, or has no such frames.
         """
         times, duration = self._times(video, where)
         if not 0 <= first < end < len(times) + step:
@@ -45,7 +45,7 @@ class FrameClock:
         return float(times[first]), float(times[end]) if end < len(times) else duration
 
     def duration(self, video: str, where: str) -> float:
-        """How long the video is, in seconds. Errors as of ``span``."""
+        """Duration of the video, in seconds. Errors as for ``span``."""
         return self._times(video, where)[1]
 
     def _times(self, video: str, where: str) -> tuple[NDArray[np.float64], float]:
@@ -66,9 +66,9 @@ class FrameClock:
         return self._known[video]
 
     def _find(self, video: str, where: str) -> Path | None:
-        """The file that is written, in the folders or below; of several of its name the one whose folder is written.
+        """Find the video in the folders or below: by its path, by its name (and folder, if several have it).
 
-        Or else a folder of frames of this name.
+        If there is none, a folder of frames with this name.
         """
         parts = [part for part in video.replace("\\", "/").split("/") if part not in ("", ".", "..")]
         if not parts:
@@ -78,17 +78,17 @@ class FrameClock:
             if (folder / written).is_file():
                 return folder / written
         for ending in (Path(written).suffix, _FRAMES):
-            if ending not in self._of_ending:
-                self._of_ending[ending] = self._videos(ending)
-            known = self._of_ending[ending]
+            if ending not in self._by_extension:
+                self._by_extension[ending] = self._list_videos(ending)
+            known = self._by_extension[ending]
             name = known.find(video_path(written), where)
             if name is not None:
                 return Path(known.places[name])
         return None
 
-    def _videos(self, ending: str) -> KnownVideos:
-        """The files of an ending in the folders, or the folders of frames."""
-        found: dict[str, str] = {}  # by absolute paths, for one folder may lie in the other
+    def _list_videos(self, ending: str) -> KnownVideos:
+        """All files with an extension in the folders, or all folders of frames."""
+        found: dict[str, str] = {}  # by absolute path, since one folder may be inside another
         for folder in self._folders:
             for path in sorted(folder.rglob("*" if ending == _FRAMES else f"*{glob.escape(ending)}")):
                 is_one = is_frame_folder(path) if ending == _FRAMES else path.suffix == ending and path.is_file()
@@ -98,7 +98,7 @@ class FrameClock:
 
 
 def frame_runs(frames: Iterable[int], step: int) -> Iterator[tuple[int, int]]:
-    """Runs of frames that are no more than ``step`` apart: the first of each, and the first after it."""
+    """Yield runs of frames that are at most ``step`` apart: first frame, and the first after it."""
     ordered = sorted(frames)
     breaks = [i for i, (a, b) in enumerate(pairwise(ordered), start=1) if b - a > step]
     for start, stop in pairwise([0, *breaks, len(ordered)]):

@@ -1,14 +1,14 @@
-"""Annotations as the tools save them that people label with: segments by time, read to the same rows as other forms.
+"""Readers of files of labeling tools: segments are read to the same rows as those of other formats.
 
-    CVAT           "CVAT for video 1.1" (XML): tracks, each time that their object is to be seen; or the tags of frames
-                   of a video task ("CVAT for images 1.1"). Frames are counted, so the video is needed for their times.
-    ELAN           .eaf (XML), formats 2 and 3: annotations with times of their own, their values as classes
-    Label Studio   the JSON export: TimelineLabels (frames are counted), Labels on sound or video (seconds),
-                   VideoRectangle (from when to when the box is to be seen)
+    CVAT           "CVAT for video 1.1" (XML): tracks, a segment each time that their object is visible; or the tags of
+                   frames of a video task ("CVAT for images 1.1"). Times are frame numbers, so the video is needed.
+    ELAN           .eaf (XML), formats 2 and 3: time-aligned annotations; their values are the classes
+    Label Studio   the JSON export: TimelineLabels (frame numbers), Labels on sound or video (seconds), VideoRectangle
+                   (the time that the box is visible)
     VIA            VGG's Video Annotator 3, its project (JSON): temporal segments
     BORIS          a project (.boris) or its aggregated events (CSV or TSV): state events
 
-A folder may hold several of these files, one for each video say. They are told apart by what is in them.
+A folder may hold several of these files, for example one for each video. The format is recognized by the content.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _SUFFIXES = {".xml", ".eaf", ".json", ".boris", ".csv", ".tsv"}
 
 
 def read_tool_files(path: Path, videos: Path | None = None, *, fps: float | None = None) -> Content | None:
-    """Read a file of a labeling tool, or a folder that holds some; None where there is none.
+    """Read a file of a labeling tool, or a folder of such files; None if there is none.
 
     Args:
-        videos: the folder of the videos, for tools that count frames; beside the annotations is looked too.
-        fps: the rate of folders of frames among them.
+        videos: the folder of the videos, for tools that count frames; the annotations' folder is searched, too.
+        fps: frame rate of folders of frames.
 
     Raises:
-        DataError: a fault in a file, or what it is of cannot be read: another version, another export.
+        DataError: a fault in a file, or one of an unsupported version or export.
     """
     folders = [folder for folder in (videos, path if path.is_dir() else path.parent) if folder is not None]
     clock = FrameClock(folders, fps=fps)
     if not path.is_dir():
-        read = _reader(path) if path.is_file() else None
+        read = _choose_reader(path) if path.is_file() else None
         return None if read is None else read(path, clock)
-    found = [(file, read) for file in sorted(path.rglob("*")) if _is_candidate(file) and (read := _reader(file))]
-    return _joined([read(file, clock) for file, read in found]) if found else None
+    found = [(file, read) for file in sorted(path.rglob("*")) if _is_candidate(file) and (read := _choose_reader(file))]
+    return _join([read(file, clock) for file, read in found]) if found else None
 
 
 def _is_candidate(file: Path) -> bool:
@@ -56,8 +56,8 @@ def _is_candidate(file: Path) -> bool:
 _Read = Callable[[Path, FrameClock], Content]
 
 
-def _reader(file: Path) -> _Read | None:
-    """What reads a file, by how it begins; None where it is of no such tool."""
+def _choose_reader(file: Path) -> _Read | None:
+    """Choose the reader of a file by its first bytes; None if it is of no known tool."""
     try:
         with file.open("rb") as raw:
             head = raw.read(4096).removeprefix(b"\xef\xbb\xbf").decode("latin-1").lstrip()
@@ -81,7 +81,8 @@ def _reader(file: Path) -> _Read | None:
     return None
 
 
-def _joined(contents: list[Content]) -> Content:
+def _join(contents: list[Content]) -> Content:
+    """Merge contents into the first."""
     first, *others = contents
     for other in others:
         first.rows += other.rows
@@ -91,8 +92,8 @@ def _joined(contents: list[Content]) -> Content:
     return first
 
 
-def _note_video(content: Content, video: str, where: str) -> str:
-    """Note that a video is there, and give the path it is known by."""
+def _add_video(content: Content, video: str, where: str) -> str:
+    """Add a video without a split; return its ``video_path``."""
     path = video_path(video)
     if not path:
         raise DataError(f"{where} names no video: choose one in the tool, and save again")
@@ -104,7 +105,7 @@ def _note_video(content: Content, video: str, where: str) -> str:
 
 
 def _read_label_studio(file: Path, clock: FrameClock) -> Content:
-    """Tasks with annotations. Of several annotations of a task the ground truth counts, else the last."""
+    """Tasks with annotations. If a task has several annotations, the ground truth counts, else the last one."""
     tasks = load_json(file)
     content = Content()
     for number, task in enumerate(tasks, start=1):
@@ -121,8 +122,8 @@ def _read_label_studio(file: Path, clock: FrameClock) -> Content:
         chosen = next((a for a in made if a.get("ground_truth")), made[-1])
         if len(made) > 1:
             content.notes.append(f"{where}: of {len(made)} annotations one counts (the ground truth, or the last)")
-        video = _label_studio_video(task["data"], where)
-        path = _note_video(content, video, where)
+        video = _find_label_studio_video(task["data"], where)
+        path = _add_video(content, video, where)
         regions = chosen.get("result") or []
         if not isinstance(regions, list):
             raise DataError(f"{where}: its result is no list of regions; export again from Label Studio")
@@ -143,7 +144,7 @@ def _read_label_studio(file: Path, clock: FrameClock) -> Content:
 def _label_studio_spans(
     value: Mapping[str, Any], video: str, source: str, clock: FrameClock
 ) -> Iterator[tuple[float, float, Any]]:
-    """From when to when a region lasts, and its labels."""
+    """Yield start, end and labels of a region, in seconds."""
     try:
         if "ranges" in value:  # frames from 1 on, both ends included
             for part in value["ranges"]:
@@ -151,7 +152,7 @@ def _label_studio_spans(
                 yield *clock.span(video, first - 1, last, f"{source}, of Label Studio,"), value["timelinelabels"]
         elif "sequence" in value:
             rate = float(value["framesCount"]) / float(value["duration"])
-            for first, last in _shown(value["sequence"], int(value["framesCount"])):
+            for first, last in _visible_ranges(value["sequence"], int(value["framesCount"])):
                 yield (first - 1) / rate, last / rate, value["labels"]
         elif {"start", "end", "labels"} <= value.keys():
             yield float(value["start"]), float(value["end"]), value["labels"]
@@ -159,8 +160,8 @@ def _label_studio_spans(
         raise DataError(f"{source}: {error!r}; give it times and a label in Label Studio, and export again") from error
 
 
-def _shown(sequence: list[Mapping[str, Any]], last_frame: int) -> Iterator[tuple[int, int]]:
-    """From which frame to which a box is to be seen: it is on the frame that switches it off, too."""
+def _visible_ranges(sequence: list[Mapping[str, Any]], last_frame: int) -> Iterator[tuple[int, int]]:
+    """Yield the first and last frames between which a box is visible, including the frame that switches it off."""
     first = None
     for key in sorted(sequence, key=lambda key: int(key["frame"])):
         first = int(key["frame"]) if first is None else first
@@ -171,18 +172,18 @@ def _shown(sequence: list[Mapping[str, Any]], last_frame: int) -> Iterator[tuple
         yield first, last_frame
 
 
-def _label_studio_video(data: Mapping[str, Any], where: str) -> str:
-    """The video's name in a task's data, without the eight signs that Label Studio puts before an upload's."""
-    texts = {key: text for key, text in data.items() if isinstance(text, str) and _file_of(text)}
+def _find_label_studio_video(data: Mapping[str, Any], where: str) -> str:
+    """The video's name in a task's data, without the eight hex digits that Label Studio adds to uploads."""
+    texts = {key: text for key, text in data.items() if isinstance(text, str) and _extract_file_path(text)}
     if len(texts) > 1 and "video" in texts:
         texts = {"video": texts["video"]}
     if len(texts) != 1:
         raise DataError(f"{where}: its data ({listed(sorted(data)) or 'none'}) name {len(texts)} videos; one is needed")
-    return re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", _file_of(next(iter(texts.values()))))
+    return re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", _extract_file_path(next(iter(texts.values()))))
 
 
-def _file_of(text: str) -> str:
-    """The video file that a path or an address means: /data/local-files/?d=a/b.mp4 is a/b.mp4. "" if none."""
+def _extract_file_path(text: str) -> str:
+    """The path of the video file in a path or URL: /data/local-files/?d=a/b.mp4 is a/b.mp4. "" if none."""
     parts = urlsplit(text)
     inside = parse_qs(parts.query).get("d")
     path = inside[0] if inside else unquote(parts.path) if parts.scheme or parts.query else text
@@ -194,7 +195,7 @@ def _file_of(text: str) -> str:
 
 
 def _read_via(file: Path, clock: FrameClock) -> Content:
-    """A project of VIA 3: what has two times is a segment; its one attribute is the class."""
+    """A project of VIA 3: metadata with two times are segments; their only attribute is the class."""
     document = load_json(file)
     if any(name in document for name in ("_via_img_metadata", "_via_settings")):
         raise DataError(f"{file.name} is of VIA 2 or older, which labels images; label videos with VIA 3's video tool")
@@ -207,7 +208,7 @@ def _read_via(file: Path, clock: FrameClock) -> Content:
         used: set[str] = set()
         for mid, entry in document["metadata"].items():
             if len(entry["z"]) != 2:
-                continue  # a moment, a region in a frame, or the file as a whole
+                continue  # a point in time, a region in a frame, or the whole file
             where = f"{file.name} segment {mid}"
             values = {aid: value for aid, value in entry["av"].items() if str(value).strip()}
             used |= values.keys()
@@ -219,7 +220,7 @@ def _read_via(file: Path, clock: FrameClock) -> Content:
             ((aid, value),) = values.items()
             files = document["view"][entry["vid"]]["fid_list"]
             about = document["file"][str(files[0])]
-            path = _note_video(content, str(about["fname"]), where)
+            path = _add_video(content, str(about["fname"]), where)
             for label in _via_labels(document["attribute"][aid], str(value)):
                 start, end = entry["z"]
                 content.rows.append(Row(video=path, start=start, end=end, labels=(label,), source=where))
@@ -231,7 +232,7 @@ def _read_via(file: Path, clock: FrameClock) -> Content:
 
 
 def _via_labels(attribute: Mapping[str, Any], value: str) -> list[str]:
-    """The names of what was chosen: the options of a checkbox (2), one option (3, 4), or the text itself (1)."""
+    """The labels of an attribute's value: options of a checkbox (type 2), one option (3, 4), or free text (1)."""
     options = attribute.get("options") or {}
     chosen = [part.strip() for part in value.split(",")] if attribute.get("type") == 2 else [value]
     return [str(options.get(part, part)).strip() for part in chosen if part]
@@ -241,7 +242,7 @@ def _via_labels(attribute: Mapping[str, Any], value: str) -> list[str]:
 
 
 def _read_boris(file: Path, clock: FrameClock) -> Content:
-    """A project: state events, each from its start to its stop. Point events have no length: left out and noted."""
+    """A project: state events, each from its start to its stop. Point events are left out, with a note."""
     document = load_json(file)
     content = Content()
     try:
@@ -266,15 +267,15 @@ def _read_boris(file: Path, clock: FrameClock) -> Content:
                 if start is None:
                     open_since[key] = float(time)
                     continue
-                video, first = _boris_medium(media, lengths, start, where)
-                path = _note_video(content, video, where)
+                video, first = _find_boris_medium(media, lengths, start, where)
+                path = _add_video(content, video, where)
                 begin, end = start - first, float(time) - first
                 source = f"{where}, {code!r} from {start:g} s"
                 content.rows.append(Row(video=path, start=begin, end=end, labels=(str(code),), source=source))
             for (_, code, _), start in open_since.items():
                 raise DataError(f"{where}: the state {code!r} starts at {start:g} s and never stops: pair it in BORIS")
             for medium in media:
-                path = _note_video(content, medium, where)
+                path = _add_video(content, medium, where)
                 if medium in lengths:
                     content.durations[path] = float(lengths[medium])
         if num_points:
@@ -286,8 +287,8 @@ def _read_boris(file: Path, clock: FrameClock) -> Content:
     return content
 
 
-def _boris_medium(media: list[str], lengths: Mapping[str, Any], start: float, where: str) -> tuple[str, float]:
-    """The video of an event, of those that play one after the other, and when that begins."""
+def _find_boris_medium(media: list[str], lengths: Mapping[str, Any], start: float, where: str) -> tuple[str, float]:
+    """The video of an event, among videos played one after the other, and the time at which it starts."""
     if not media:
         raise DataError(f"{where} names no video: choose its media file in BORIS, and save")
     first = 0.0
@@ -311,7 +312,7 @@ _BORIS_COLUMNS = (
 
 
 def _read_boris_table(file: Path, clock: FrameClock) -> Content:
-    """Aggregated events: a row for each, with start and stop in the observation's time."""
+    """Aggregated events: a row for each, with start and stop in the time of the observation."""
     header = csv_columns(file, _BORIS_COLUMNS)
     columns = [c for c in ("source", "media file name", "media file path", "media file") if c in header]
     if not columns:
@@ -325,14 +326,14 @@ def _read_boris_table(file: Path, clock: FrameClock) -> Content:
         offset = cells.get("time offset (s)", "")
         if offset.strip("0. ") not in ("", "NA"):
             raise DataError(f"{source}: a time offset of {offset} s; set it to 0 in BORIS and export again")
-        # "player #1:a.mp4;b.mp4|player #2:c.mp4": one after the other, and beside them those of other players.
+        # "player #1:a.mp4;b.mp4|player #2:c.mp4": a and b one after the other, c at the same time; player 1 counts.
         named = [re.sub(r"^player #\d+:", "", cells[column].partition("|")[0]).strip() for column in columns]
         videos = [name for name in named if name not in ("", "NA", "Not found")]
         if not videos or ";" in videos[0]:
             played = "no video" if not videos else "several videos, one after the other"
             raise DataError(f"{source}: the observation is of {played}; give the project (.boris)")
         row = Row(
-            video=_note_video(content, videos[0], source),
+            video=_add_video(content, videos[0], source),
             start=cells["start (s)"],
             end=cells["stop (s)"],
             labels=(cells["behavior"],),

@@ -1,4 +1,4 @@
-"""What happens when in untrimmed videos: what annotation files say becomes one checked table."""
+"""Table of annotated segments in untrimmed videos, checked."""
 
 from __future__ import annotations
 
@@ -17,80 +17,81 @@ from tada.localization.annotations.labeling_tools import read_tool_files
 from tada.localization.annotations.video_names import KnownVideos, short_names, video_path
 
 GRACE_SECONDS = 0.5
-"""A segment may reach this far beyond its video: annotators and containers disagree about ends. It is cut there."""
+"""Largest overhang of a segment over its video that is cut without a note: annotations and containers differ about
+ends."""
 VAL_FRACTION = 0.2
-"""The part of the videos that is held out where the annotations have no splits."""
+"""Fraction of the videos that is held out if the annotations have no splits."""
 DUPLICATE_SECONDS = 1e-3
-"""Two segments of a class that differ by no more at both ends are one, written twice."""
+"""Segments of one class whose starts and ends differ by no more than this are duplicates."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segment:
-    """Something that happens, from start to end."""
+    """An annotated segment."""
 
     start_seconds: float
     end_seconds: float
     labels: tuple[int, ...]
-    """The class, an index into each of the table's label sets."""
+    """Class index in each of the table's label sets."""
     source: str
-    """Where it was read: "segments.csv row 12". Error messages show it."""
+    """Where it was read, for messages: "segments.csv row 12"."""
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """Length of the segment."""
         return self.end_seconds - self.start_seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UntrimmedVideo:
-    """A video and all that is annotated in it."""
+    """A video and its annotated segments."""
 
     name: str
-    """Without folder and video ending; with its folder where another one has the same name."""
+    """Name without folder and file extension; with its folder if another video has the same name."""
     duration_seconds: float | None
-    """None where the annotations do not say."""
+    """None if the annotations do not give it."""
     split: str | None
-    """"train", "val" or "test"; None where the annotations have no splits."""
+    """"train", "val" or "test"; None if the annotations have no splits."""
     segments: tuple[Segment, ...]
-    """By start."""
+    """Sorted by start."""
     path: str = ""
-    """As the annotations write it (``video_path``): its folders tell which one is meant, of several of one name."""
+    """``video_path`` of the video in the annotations; its folders distinguish videos of the same name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentTable:
-    """Untrimmed videos, what happens in them, and the classes of it."""
+    """Untrimmed videos, their annotated segments, and the classes."""
 
     label_sets: tuple[Head, ...]
     videos: tuple[UntrimmedVideo, ...]
-    """By name."""
+    """Sorted by name."""
     name: str
     """The file or folder it was read from."""
     refuses: bool
-    """Whether segments outside of their video are refused (a CSV), or left out and noted (a published file)."""
+    """Whether segments outside their video are refused (a CSV), or left out with a note (a published file)."""
     notes: tuple[str, ...] = ()
-    """What was left out or cut, and why. Worth showing."""
+    """Lines for the user: what was left out or cut, and why."""
 
     def __len__(self) -> int:
-        """How many videos there are."""
+        """Number of videos."""
         return len(self.videos)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that hold videos, of train, val and test; empty where there are none."""
+        """The splits that have videos, of train, val and test; empty if there are none."""
         present = {video.split for video in self.videos}
         return tuple(split for split in SPLITS if split in present)
 
     @property
     def num_segments(self) -> int:
-        """Segments of all videos."""
+        """Number of segments of all videos."""
         return sum(len(video.segments) for video in self.videos)
 
     def of_split(self, split: str) -> SegmentTable:
         """The videos of one split.
 
         Raises:
-            DataError: the split holds no segments, and so nothing to learn from or to look for.
+            DataError: the split has no segments.
         """
         chosen = replace(self, videos=tuple(video for video in self.videos if video.split == split))
         if not chosen.num_segments:
@@ -102,23 +103,23 @@ class SegmentTable:
         return chosen
 
     def leaving_out(self, listed_names: Collection[str]) -> SegmentTable:
-        """The table without the videos of a list; ID there and v_ID here, or the reverse, are one.
+        """The table without the videos of a list; ID and v_ID are the same name.
 
         Raises:
-            DataError: a name of the list may be each of several videos.
+            DataError: a name of the list is ambiguous.
         """
         known = KnownVideos({video.name: video.path for video in self.videos})
         left_out = {known.find(name, "the list of videos that do not count") for name in listed_names}
         return replace(self, videos=tuple(video for video in self.videos if video.name not in left_out))
 
     def without(self, reasons: Mapping[str, str], *, allowed: int, say: Callable[[str], None]) -> SegmentTable:
-        """The table without some videos, where they are not too many; each reason is said.
+        """The table without some videos; each reason is passed to ``say``.
 
         Args:
-            reasons: by the videos' names.
+            reasons: why each video is left out, by name.
 
         Raises:
-            DataError: they are more than ``allowed``.
+            DataError: there are more than ``allowed``.
         """
         if len(reasons) > allowed:
             first = next(iter(reasons.values()))
@@ -128,15 +129,15 @@ class SegmentTable:
         return replace(self, videos=tuple(video for video in self.videos if video.name not in reasons))
 
     def labels_of(self, split: str) -> set[str]:
-        """The classes that happen in a split."""
+        """The classes that occur in a split."""
         return {self.label_of(segment) for video in self.videos if video.split == split for segment in video.segments}
 
     def segments_of(self, split: str) -> int:
-        """How many segments a split has; test splits are often published without."""
+        """Number of segments in a split; test splits are often published without any."""
         return sum(len(video.segments) for video in self.videos if video.split == split)
 
     def counts(self) -> list[dict[str, int]]:
-        """Segments of each class, for each label set."""
+        """Number of segments of each class, for each label set."""
         found = []
         for place, label_set in enumerate(self.label_sets):
             count = Counter(segment.labels[place] for video in self.videos for segment in video.segments)
@@ -144,11 +145,11 @@ class SegmentTable:
         return found
 
     def label_of(self, segment: Segment) -> str:
-        """The segment's class; of several label sets the names, joined by a comma, as EPIC writes actions."""
+        """Class name of a segment; with several label sets, the names joined by a comma, as EPIC writes actions."""
         return ",".join(s.labels[i] for s, i in zip(self.label_sets, segment.labels, strict=True))
 
     def ground_truth(self) -> dict[str, Any]:
-        """The table in ActivityNet's form, as ``tada.localization.metrics`` takes it; without splits all is "val"."""
+        """The table in ActivityNet's JSON form, for ``tada.localization.metrics``; without splits, all are "val"."""
         database = {}
         for video in self.videos:
             annotations = [
@@ -163,7 +164,7 @@ class SegmentTable:
         return {"database": database}
 
     def fingerprint(self) -> str:
-        """SHA-256 over all videos, splits and segments: equal only for the same annotations."""
+        """SHA-256 of all videos, splits and segments: equal only for the same annotations."""
         digest = hashlib.sha256()
         for video in self.videos:
             digest.update(f"{video.name}\0{video.split}\0".encode("utf-8", "surrogateescape"))
@@ -174,24 +175,23 @@ class SegmentTable:
 
 
 def read_segments(path: Path, videos: Path | None = None, *, fps: float | None = None) -> SegmentTable:
-    """Read an annotation file or folder, of a form that ``formats`` or ``labeling_tools`` beside this module list.
+    """Read an annotation file or folder, of a format that ``formats`` or ``labeling_tools`` beside this module list.
 
-    A mistake in a CSV is refused with its row: its owner can mend it. Published files are known to have empty, reversed
-    and far-out segments; those are left out and noted. What is neither a time nor a label is refused everywhere.
+    A faulty segment in a CSV is refused with its row, since its owner can correct it. Published files are known to have
+    empty, reversed and outlying segments; those are left out, with a note. A malformed time or label is always refused.
 
     Args:
-        videos: the folder of the videos, for labeling tools that count frames; no other form needs any.
-        fps: the rate of folders of frames among these.
+        videos: the folder of the videos, needed only for labeling tools that count frames.
+        fps: frame rate of folders of frames.
 
     Raises:
-        DataError: the file is not there or of no form that is known, or an entry is wrong; the message names it and
-            the way out.
+        DataError: the file is missing or of an unknown format, or an entry is wrong; the message names it.
     """
     content = read_tool_files(path, videos, fps=fps)
-    return _table(path.absolute().name, read_content(path) if content is None else content)
+    return _make_table(path.absolute().name, read_content(path) if content is None else content)
 
 
-def _table(name: str, content: Content) -> SegmentTable:
+def _make_table(name: str, content: Content) -> SegmentTable:
     if not content.rows:
         raise DataError(f"{name} has no segments: nothing to learn from; see whether it is the right file")
     rows = [replace(row, labels=tuple(map(composed, row.labels))) for row in content.rows]
@@ -218,7 +218,7 @@ def _table(name: str, content: Content) -> SegmentTable:
             fault = (
                 "starts and ends at the same time" if end == start else f"ends ({end} s) before it starts ({start} s)"
             )
-            _refuse_or_note(segment, fault, "exchange or correct its times", content.refuses and end < start, notes)
+            _refuse_or_note(segment, fault, "swap or correct its times", content.refuses and end < start, notes)
         elif content.refuses and start < -GRACE_SECONDS:
             raise DataError(
                 f"{row.source}: the segment starts at {start:g} s, before its video does; correct its times"
@@ -258,13 +258,13 @@ def _refuse_or_note(segment: Segment, fault: str, way_out: str, refuses: bool, n
 
 
 def with_durations(table: SegmentTable, durations: Mapping[str, float]) -> SegmentTable:
-    """Fill in how long videos are, and cut or refuse segments that reach beyond them.
+    """Fill in the durations of videos, and cut or refuse segments that reach beyond them.
 
-    A segment that overhangs by ``GRACE_SECONDS`` or less is cut without a word, by more with a note. One that lies
-    outside altogether is refused, or left out with a note where the table is a published one.
+    A segment that overhangs by ``GRACE_SECONDS`` or less is cut silently, by more with a note. One that is entirely
+    outside is refused, or left out with a note if the table is a published one.
 
     Raises:
-        DataError: a segment outside of its video, in a table that refuses them.
+        DataError: a segment outside its video, in a table that refuses them.
     """
     notes = list(table.notes)
     videos = []
@@ -301,14 +301,14 @@ def with_durations(table: SegmentTable, durations: Mapping[str, float]) -> Segme
 def named_like(
     table: SegmentTable, known: Mapping[str, str] | Collection[str], say: Callable[[str], None] = lambda line: None
 ) -> SegmentTable:
-    """The table with its videos called as they are called there; those that are not there by their whole paths.
+    """Rename the table's videos to the names of existing ones; a video without a match may get its whole path.
 
     Args:
-        known: the videos that are there, by name, with their paths; or their names alone.
-        say: told where nothing but the names says that these are the videos.
+        known: paths of the existing videos by name; or only their names.
+        say: called with a line if videos were matched by name only, in another folder.
 
     Raises:
-        DataError: it is not clear which of them a video is, or two videos would be the same one; see ``KnownVideos``.
+        DataError: the match of a video is ambiguous, or two videos match the same one; see ``KnownVideos``.
     """
     places = known if isinstance(known, Mapping) else {name: name for name in known}
     videos_there = KnownVideos(places)
@@ -323,7 +323,7 @@ def named_like(
         )
     videos = []
     for video in table.videos:
-        if video.name in names:  # from here on it is known by where it lies
+        if video.name in names:  # from here on, its path is where the file is
             place = video_path(places[names[video.name]])
             videos.append(replace(video, name=names[video.name], path=place if "/" in place else video.path))
         else:
@@ -332,13 +332,13 @@ def named_like(
 
 
 def with_splits(table: SegmentTable, *, val_fraction: float, seed: int) -> SegmentTable:
-    """The table's own splits where it has them; else part of the videos is held out as "val".
+    """Hold out a fraction of the videos as "val", if the table has no splits.
 
-    Which ones, the seed and their names alone decide.
+    The choice depends only on the seed and the videos' names.
 
     Raises:
-        OptionError: ``val_fraction`` outside of [0, 1).
-        DataError: some videos have a split and some have none; fewer than two videos to part.
+        OptionError: ``val_fraction`` outside [0, 1).
+        DataError: some videos have a split and some have none; fewer than two videos to split.
     """
     unsplit = [video.name for video in table.videos if video.split is None]
     if table.splits:
@@ -349,7 +349,7 @@ def with_splits(table: SegmentTable, *, val_fraction: float, seed: int) -> Segme
         raise OptionError(f"{val_fraction = } should be in [0, 1)")
     if val_fraction and len(table.videos) < 2:
         raise DataError(
-            f"{table.name}: one video cannot be parted into training and validation; add another, or train without "
+            f"{table.name}: one video cannot be split into training and validation; add another, or train without "
             "validation (--val-fraction 0)"
         )
 
@@ -363,10 +363,10 @@ def with_splits(table: SegmentTable, *, val_fraction: float, seed: int) -> Segme
 
 
 def check_for_training(table: SegmentTable, say: Callable[[str], None]) -> None:
-    """Refuse what training would fail or mislead on; say what is worth knowing.
+    """Check that a table with splits can be trained on; report classes that only the tested split has, and notes.
 
     Raises:
-        DataError: no segments to train on, or in the part that is tested.
+        DataError: no segments in the training split, or in the tested one.
     """
     training = table.of_split("train")
     tested = next((split for split in ("val", "test") if split in table.splits), None)

@@ -1,7 +1,7 @@
-"""Which video is meant: the names of files, and what annotations write, become one.
+"""Names of videos: matching the names in annotations with files.
 
-A video is called as its file, without folder and ending. Where files in several folders have the same name, the path
-below the folder that holds them all is the name: "monday/0" and "tuesday/0".
+A video's name is its file name, without folder and extension. If files in several folders have the same name, the name
+is the path below their common folder: "monday/0" and "tuesday/0".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tada.video.numbered import VIDEO_EXTENSIONS
 
 
 def video_path(written: str) -> str:
-    """A video's path in one form, however it is written: forward slashes, no video file's ending, accents as in NFC."""
+    """Normalize a video's path: forward slashes, no file extension of a video, Unicode NFC."""
     text = composed(written.strip()).replace("\\", "/")
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if parts:
@@ -26,7 +26,7 @@ def video_path(written: str) -> str:
 
 
 def video_name(written: str) -> str:
-    """A video's name without folders and without a video file's ending."""
+    """A video's name without folders and without the file extension."""
     return _last_part(video_path(written))
 
 
@@ -35,7 +35,7 @@ def _last_part(path: str) -> str:
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """For each of several ``video_path``s the video's name; where they share it, the whole path."""
+    """The name of the video for each ``video_path``; the whole path if several have the same name."""
     of_name: dict[str, list[str]] = {}
     for path in dict.fromkeys(paths):
         of_name.setdefault(_last_part(path).casefold(), []).append(path)
@@ -46,11 +46,11 @@ def videos_by_name(files: Iterable[str | Path], root: str | Path | None = None) 
     """Files by the names of their videos.
 
     Args:
-        root: the folder below which names that several files have are made longer; by default the one that holds all
-            of them.
+        root: the folder to which longer names are relative, if several files have the same name; by default their
+            common folder.
 
     Raises:
-        DataError: two files in one folder differ in their endings only, or in what file systems may take for equal.
+        DataError: two files in one folder differ only in their extension, in case, or in Unicode form.
     """
     places = {os.path.abspath(file): Path(file) for file in files}
     if not places:
@@ -70,38 +70,38 @@ def videos_by_name(files: Iterable[str | Path], root: str | Path | None = None) 
 
 
 class KnownVideos:
-    """The videos that are there, to be found by what annotations write."""
+    """Existing videos, found by the names or paths that annotations write."""
 
     def __init__(self, places: Mapping[str, str]) -> None:
-        """Take in the paths of the videos by their names; the names themselves where no paths are known."""
+        """Index the videos: paths by name, or the names themselves if paths are unknown."""
         self.places = places
-        self._of_stem: dict[str, list[str]] = {}
+        self._by_stem: dict[str, list[str]] = {}
         folders = set()
         for name, place in places.items():
-            self._of_stem.setdefault(composed(_last_part(name)), []).append(name)
+            self._by_stem.setdefault(composed(_last_part(name)), []).append(name)
             folders.add(_folder(place))
         self._folder_ends = {tuple(parts[start:]) for parts in folders for start in range(len(parts))}
 
     def find(self, path: str, where: str) -> str | None:
-        """The name of the video that is written as a ``video_path``; None where there is none of that name.
+        """Find the video of a ``video_path`` in annotations; return its name, or None if there is none.
 
-        ActivityNet's and HACS's annotations say ID, while files of their videos and features are called v_ID. Where
-        several videos have the name, the folders that are written before it decide. They also tell that a video is not
-        there: where the folder is, and what has the name lies in another one.
+        ActivityNet's and HACS's annotations say ID, while files of their videos and features are named v_ID. If several
+        videos have the name, the folders in ``path`` decide. They also show that a video is missing: if the folder
+        exists, but the only video of that name is in another folder.
 
         Args:
-            where: what it is written in, for the message.
+            where: source of the path, for the message.
 
         Raises:
-            DataError: it may be each of several videos.
+            DataError: several videos match.
         """
-        names = self._of_name(path)
+        names = self._find_by_name(path)
         if path in names:
             return path
         names = [name for name in names if not self._lies_elsewhere(path, name)]
         if len(names) <= 1:
             return next(iter(names), None)
-        shared = {name: _shared_parts(path, self.places[name]) for name in names}
+        shared = {name: _num_shared(path, self.places[name]) for name in names}
         best = [name for name in names if shared[name] == max(shared.values())]
         if len(best) > 1:
             raise DataError(
@@ -110,33 +110,37 @@ class KnownVideos:
         return best[0]
 
     def elsewhere(self, path: str) -> str | None:
-        """Where a video lies that has the name of one that ``find`` does not find, if there is one."""
-        return next((self.places[name] for name in self._of_name(path)), None)
+        """Path of a video of the same name in another folder, if any, for a path that ``find`` does not find."""
+        return next((self.places[name] for name in self._find_by_name(path)), None)
 
     def in_other_folders(self, found: Mapping[str, str]) -> list[str]:
-        """Of written paths with the names that ``find`` gave, those of which no folder agrees with where that lies."""
+        """Written paths none of whose folders agrees with the folder of the video that ``find`` found.
+
+        Args:
+            found: names of the videos that ``find`` returned, by written path.
+        """
         return [
             path
             for path, name in found.items()
             if _folder(path) and _folder(self.places[name]) and not _agreeing(_folder(path), _folder(self.places[name]))
         ]
 
-    def _of_name(self, path: str) -> list[str]:
-        return next((self._of_stem[stem] for stem in _variants(_last_part(path)) if stem in self._of_stem), [])
+    def _find_by_name(self, path: str) -> list[str]:
+        return next((self._by_stem[stem] for stem in _variants_of_stem(_last_part(path)) if stem in self._by_stem), [])
 
     def _lies_elsewhere(self, path: str, name: str) -> bool:
-        """Whether the folder that is written is one of those of the videos, and not the one where this video lies."""
+        """Whether the written folder is a folder of the videos, but not that of this video."""
         written = _folder(path)
-        longest = 0  # parts of what is written, from the end, that are a folder of the videos
+        longest = 0  # number of parts of the written folder, from its end, that are a folder of the videos
         while longest < len(written) and written[len(written) - longest - 1 :] in self._folder_ends:
             longest += 1
         return longest > _agreeing(written, _folder(self.places[name]))
 
     def find_all(self, written: Mapping[str, str], where: str) -> dict[str, str]:
-        """The names of videos that are written as ``video_path``s, by what these are called; without those not found.
+        """Find the videos of several ``video_path``s, given by key; paths without a video are left out.
 
         Raises:
-            DataError: as ``find``; or two that are written mean the same video.
+            DataError: as ``find``; or two paths match the same video.
         """
         found = {key: name for key, path in written.items() if (name := self.find(path, where)) is not None}
         rivals: dict[str, list[str]] = {}
@@ -149,8 +153,8 @@ class KnownVideos:
         return found
 
     def _best_of_rivals(self, name: str, written: Mapping[str, str], where: str) -> str:
-        """Which of several written paths agrees with most folders of a video; the others are of videos not there."""
-        shared = {key: _shared_parts(path, self.places[name]) for key, path in written.items()}
+        """The key of the path that agrees with most folders of a video; the others are of missing videos."""
+        shared = {key: _num_shared(path, self.places[name]) for key, path in written.items()}
         first, second = sorted(shared, key=lambda key: -shared[key])[:2]
         if shared[first] == shared[second] or any("/" not in written[key] for key in written if key != first):
             raise DataError(
@@ -160,17 +164,17 @@ class KnownVideos:
         return first
 
 
-def _variants(stem: str) -> tuple[str, ...]:
+def _variants_of_stem(stem: str) -> tuple[str, ...]:
     return stem, f"v_{stem}", stem.removeprefix("v_")
 
 
 def _folder(path: str) -> tuple[str, ...]:
-    """The parts of a path before its name."""
+    """The folders of a path, without its name."""
     return tuple(video_path(path).split("/")[:-1])
 
 
 def _agreeing(written: tuple[str, ...], folder: tuple[str, ...]) -> int:
-    """How many parts of a written folder, from its end, agree with those of a folder or of one that this lies in."""
+    """Number of parts of a written folder, from its end, that agree with a folder or one of its parents."""
     best = 0
     for end in range(1, len(folder) + 1):
         while best < min(len(written), end) and written[-best - 1 :] == folder[end - best - 1 : end]:
@@ -178,8 +182,8 @@ def _agreeing(written: tuple[str, ...], folder: tuple[str, ...]) -> int:
     return best
 
 
-def _shared_parts(one: str, other: str) -> int:
-    """How many parts of two paths of one name agree, counted from their ends."""
+def _num_shared(one: str, other: str) -> int:
+    """Number of parts, from the end, that agree in two paths of the same name."""
     count = 1
     for a, b in zip(*(reversed(video_path(path).split("/")[:-1]) for path in (one, other)), strict=False):
         if a != b:

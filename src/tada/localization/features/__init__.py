@@ -1,1 +1,1 @@
-"""Features of untrimmed videos: made from clips, imported, kept in files."""
+"""Features of untrimmed videos: extraction, import, files."""

@@ -1,7 +1,7 @@
-"""From untrimmed videos to features: clips side by side, at times and not at frame numbers.
+"""Feature extraction from untrimmed videos: a clip every stride, counted in seconds, not in frames.
 
-Each frame is decoded once and made small at once, however many clips it is part of. A clip's frames are those shown at
-times spread evenly around its middle; before the first and after the last frame these stand still.
+Each frame is decoded and resized once, however many clips contain it. A clip's frames are those shown at times spaced
+evenly around its middle; before the start and after the end of the video, its first and last frame are repeated.
 
 Shapes: T frames of a clip, N clips, D features of the network, V crops, K classes.
 """
@@ -42,17 +42,17 @@ from tada.video.sliding_windows import (
 from tada.video.transforms import normalize
 
 MAX_FEATURES = 500_000
-"""Most of one video: 18 hours at the smallest stride of the published features."""
+"""Most features of a video: 18 hours at the smallest stride of the published features."""
 
 
 def backbone_hash(model: nn.Module) -> str:
-    """SHA-256 of a network's weights: that of the model.safetensors they are saved in."""
+    """SHA-256 of a network's weights, equal to that of their model.safetensors."""
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
 
 def settings_as_dict(backbone: Recognizer, settings: SlidingWindows) -> dict[str, object]:
-    """All that decides what features are, beside the weights: plain values."""
+    """All settings that features depend on, besides the weights, as plain values."""
     return {
         **asdict(settings),
         "model": backbone.card.model,
@@ -65,7 +65,7 @@ def settings_as_dict(backbone: Recognizer, settings: SlidingWindows) -> dict[str
 
 @torch.inference_mode()
 def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Clips of all crops, uint8 [N, V, T, H, W, 3] -> features [N, V * D] and the mean probabilities [N, K]."""
+    """Features [N, V * D] and mean class probabilities [N, K] of clips, uint8 [N, V, T, H, W, 3]."""
     n, v = clips.shape[:2]
     features = backbone.network.features(normalize(clips.flatten(0, 1).to(backbone.device)))
     head: Any = backbone.model.head
@@ -82,11 +82,11 @@ def extract_video(
     backbone_sha256: str | None = None,
     advance: Callable[[float], None] = lambda part: None,
 ) -> VideoFeatures:
-    """The features of one video.
+    """Extract the features of one video.
 
     Args:
-        backbone_sha256: ``backbone_hash`` of the network, where it is known.
-        advance: told after each batch which part of the video it was.
+        backbone_sha256: ``backbone_hash`` of the network, if known.
+        advance: called after each batch with the fraction of the video that it was.
 
     Raises:
         VideoError: the video cannot be read to its end.
@@ -103,7 +103,7 @@ def extract_video(
                 source.name,
             )
         batch: list[Tensor] = []
-        # The next batch is decoded while the network is busy with this one.
+        # Prefetch: the next batch is decoded while the network processes this one.
         with Ahead(clips_of(reader, backbone.clip, settings, range(count)), size=batch_size) as clips:
             for i, clip in enumerate(clips, start=1):
                 batch.append(clip)
@@ -134,7 +134,7 @@ def join_outputs(
     duration_seconds: float,
     backbone_sha256: str | None = None,
 ) -> VideoFeatures:
-    """What ``clip_outputs`` gave, features [N, C] and probabilities [N, K], with the card that says what they are."""
+    """Join features [N, C] and probabilities [N, K] from ``clip_outputs`` with their card."""
     card = FeatureCard(
         video=video,
         duration_seconds=duration_seconds,
@@ -153,22 +153,22 @@ def join_outputs(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Extraction:
-    """What became of a folder of videos."""
+    """Result of extracting the features of several videos."""
 
     written: tuple[str, ...]
-    """Names of videos whose features are new."""
+    """Names of videos whose features were extracted."""
     kept: tuple[str, ...]
-    """Names of those that had theirs already."""
+    """Names of videos whose features existed and were kept."""
     failures: tuple[Unreadable, ...]
     """Videos that could not be read."""
     replaced: tuple[str, ...] = ()
-    """Names of videos that had features of another content, which were thrown away: the file had been replaced. Of
-    those that an older tada extracted only the length tells."""
+    """Names of videos that were replaced since, whose features were discarded and extracted anew. For features from an
+    older tada, only the video's length is compared."""
     assumed: tuple[str, ...] = ()
-    """Of those that were kept: whose features did not say what they were made of."""
+    """Names of kept videos whose features do not note the video's content."""
 
     def lines(self) -> list[str]:
-        """What is worth knowing besides the numbers."""
+        """Lines for the user about ``replaced`` and ``assumed``."""
         found = []
         if self.replaced:
             found.append(
@@ -193,19 +193,18 @@ def extract(
     batch_size: int = 16,
     show_progress: bool = True,
 ) -> Extraction:
-    """Extract the features of videos into a folder; those that are there, of this backbone and setting, are kept.
+    """Extract the features of videos into a folder; existing ones of this backbone and these settings are kept.
 
-    So an extraction that was interrupted goes on where it was. Features of a video that has been replaced since are
-    made anew. A video that cannot be read, even in its middle, leaves nothing behind and does not keep the others from
-    being read.
+    So an interrupted extraction continues where it stopped. Features of a video that was replaced since are extracted
+    anew. A video that cannot be read, even in its middle, writes nothing, and the others are extracted all the same.
 
     Args:
-        videos: files, or folders of frames, by the videos' names.
-        fps: the rate of folders of frames, in frames per second.
+        videos: files, or folders of frames, by name.
+        fps: frame rate of folders of frames, in frames per second.
 
     Raises:
-        OptionError: there are folders of frames and no rate, or a rate and no such folders.
-        DataError: the folder holds features of another backbone or setting, or of another video of the same name.
+        OptionError: folders of frames without ``fps``, or ``fps`` without such folders.
+        DataError: the folder has features of another backbone or other settings, or of another video of the same name.
     """
     check_rate(list(videos.values()), fps, needed="features are taken at times")
     sha256 = backbone_hash(backbone.model)
@@ -223,8 +222,8 @@ def extract(
                 f"{str(file)!r} holds features of another {', '.join(changed)}; extract into another folder, or remove "
                 "this one"
             )
-        if _is_of_another_content(card, path, file) or (
-            (card.source is None or path.is_dir()) and _is_of_another_length(card, path, fps)
+        if _has_other_content(card, path, file) or (
+            (card.source is None or path.is_dir()) and _has_other_duration(card, path, fps)
         ):
             replaced.append(name)
             missing.append(name)
@@ -232,7 +231,7 @@ def extract(
         kept.append(name)
         if card.source is None:
             assumed.append(name)
-        _bind(out, card, path)
+        _update_source(out, card, path)
     written, failures = [], []
     with Work("extracting", len(missing), noun="videos", is_shown=show_progress) as work:
         for done, name in enumerate(missing):
@@ -241,7 +240,7 @@ def extract(
                 (out / f"{name}.json").unlink()
             try:
                 source = source_of(videos[name], fps=fps if videos[name].is_dir() else None)
-                found = _extract_bound(backbone, source, settings, batch_size, sha256, work.advance)
+                found = _extract_with_source(backbone, source, settings, batch_size, sha256, work.advance)
             except VideoError as error:
                 failures.append(Unreadable(fspath(videos[name]), str(error)))
             else:
@@ -257,17 +256,17 @@ def extract(
     )
 
 
-def _is_of_another_content(card: FeatureCard, path: Path, file: Path) -> bool:
-    """Whether the features in a file are not of the video that lies at a path now.
+def _has_other_content(card: FeatureCard, path: Path, file: Path) -> bool:
+    """Whether features were extracted from another content than the video at ``path`` has now.
 
     Raises:
-        DataError: they are of another video that has the same name, and is still there.
+        DataError: they are of another video of the same name, which still exists.
     """
     source = card.source
     try:
         if source is None or source.is_now(path):
             return False
-    except OSError:  # nothing is there any more that they could be compared with
+    except OSError:  # the video is gone: nothing to compare with
         return False
     if os.path.abspath(path) != source.path and source.is_still_there():
         raise DataError(
@@ -277,42 +276,42 @@ def _is_of_another_content(card: FeatureCard, path: Path, file: Path) -> bool:
     return True
 
 
-def _is_of_another_length(card: FeatureCard, path: Path, fps: float | None) -> bool:
-    """Whether a video lasts longer or shorter than its features say, which do not tell what they were made of.
+def _has_other_duration(card: FeatureCard, path: Path, fps: float | None) -> bool:
+    """Whether a video's duration differs from that of its features, for features that do not note the content.
 
-    It was replaced; or an older tada counted its times from the first picture, and not from the container's start; or
-    its frames had another rate.
+    The video was replaced; or an older tada counted times from the first frame, not from the container's start; or the
+    frame rate of a folder of frames was another.
     """
     try:
         duration = probe_footage(path, fps=fps).duration_seconds
-    except VideoError:  # extracting it again would not be better
+    except VideoError:  # extraction would fail, too
         return False
     return abs(duration - card.duration_seconds) > (1e-3 if path.is_dir() else card.grid.stride_seconds / 2)
 
 
-def _bind(out: Path, card: FeatureCard, path: Path) -> None:
-    """Note what a video is, and where, whose features are kept, so that it need not be read the next time."""
+def _update_source(out: Path, card: FeatureCard, path: Path) -> None:
+    """Update the source in the card of kept features, so that the video need not be read the next time."""
     before = card.source
-    with suppress(OSError):  # the video is gone, or the folder may not be written: then all stays as it is
+    with suppress(OSError):  # the video is gone, or the folder is read-only: keep the card as it is
         if before is not None and before.is_untouched(path):
             now = before.with_originals()
         else:
             now = Source.of(path)
-            if before is not None and not now.originals:  # a copy stays one where its manifest is not
+            if before is not None and not now.originals:  # keep the noted originals if the manifest is gone
                 now = replace(now, originals=before.originals)
         if now != before:
             write_card(out, replace(card, source=now))
 
 
-def _source_of(path: Path) -> Source | None:
-    """What a file is; None where it cannot be read."""
+def _read_source(path: Path) -> Source | None:
+    """The source of a file; None if it cannot be read."""
     try:
         return Source.of(path)
     except OSError:
         return None
 
 
-def _extract_bound(
+def _extract_with_source(
     backbone: Recognizer,
     video: VideoSource,
     settings: SlidingWindows,
@@ -320,13 +319,17 @@ def _extract_bound(
     backbone_sha256: str,
     advance: Callable[[float], None],
 ) -> VideoFeatures:
-    """The features of a video, bound to its content."""
+    """Extract the features of a video; the card notes its content.
+
+    Raises:
+        ChangedVideoError: the file was changed meanwhile.
+    """
     path = Path(video.name)
-    before = _source_of(path)
+    before = _read_source(path)
     found = extract_video(
         backbone, video, settings, batch_size=batch_size, backbone_sha256=backbone_sha256, advance=advance
     )
-    after = _source_of(path)
+    after = _read_source(path)
     if after is None or before != after:
         raise ChangedVideoError(f"{fspath(path)!r} was changed while its features were extracted", fspath(path))
     return replace(found, card=replace(found.card, source=after))

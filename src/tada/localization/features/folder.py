@@ -1,15 +1,14 @@
-"""Features of untrimmed videos in files; ``tada.localization.features.importing`` brings published ones into this form.
+"""Feature files of untrimmed videos; ``tada.localization.features.importing`` converts published features to them.
 
 A folder of features holds for each video::
 
-    NAME.npz    "feats" [T, C], float16 or float32; and, where the backbone names classes, "scores_action" [T, K] (or
-                scores_verb and scores_noun): the probabilities of each clip
-    NAME.json   whose they are: the time grid, the duration, the backbone's hash, the settings, and the content of the
-                video that they were made of (``FeatureCard``)
+    NAME.npz    "feats" [T, C], float16 or float32; and, if the backbone has classes, "scores_action" [T, K] (or
+                scores_verb and scores_noun): the class probabilities of each clip
+    NAME.json   the card (``FeatureCard``): time grid, duration, hash of the backbone, settings, content of the video
 
-A NAME has folders (monday/0) where several videos are called alike.
-NAME.json is written last, each file whole or not at all: a video with a NAME.json is complete. All of a folder have the
-same key, a hash of backbone and settings, and nothing is trained on features without one.
+NAME includes folders (monday/0) if several videos have the same file name. NAME.json is written last, and each file is
+written whole or not at all: features with a NAME.json are complete. All cards of a folder have the same key, a hash of
+backbone and settings; features without a card are not used.
 
 Shapes: T features, C channels, K classes.
 """
@@ -45,29 +44,29 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureCard:
-    """What a file of features is."""
+    """Card of a feature file: video, time grid, backbone, settings."""
 
     video: str
-    """The video's name, without ending; without folder where no other has the name."""
+    """Name of the video, without file extension; with its folder only if another video has the same name."""
     duration_seconds: float
-    """Of the video."""
+    """Duration of the video."""
     grid: FeatureGrid
-    """When each feature was taken."""
+    """Times of the features."""
     num_features: int
     channels: int
     backbone: str
-    """SHA-256 of the network's weights; for published features where they are from, in words."""
+    """SHA-256 of the network's weights; for published features, a description of their origin."""
     settings: dict[str, Any]
-    """How clips were cut: plain values, as JSON has them."""
+    """Settings of the extraction: plain values, as in JSON."""
     score_labels: dict[str, list[str]] = field(default_factory=dict)
-    """The classes that the columns of each scores stand for."""
+    """Class names of the columns of ``scores``, by label set."""
     source: Source | None = None
-    """The file that they were made of; None for published features, and for those that an older tada extracted."""
+    """The video file; None for published features, and for those that an older tada extracted."""
 
     @property
     def key(self) -> str:
         """Equal only for features of the same backbone and settings."""
-        grid = asdict(self.grid) | {"start_seconds": None}  # as the settings say; resized ones differ by video
+        grid = asdict(self.grid) | {"start_seconds": None}  # in the settings; after resizing it differs by video
         about = json.dumps([self.backbone, self.settings, grid, self.channels], sort_keys=True)
         return hashlib.sha256(about.encode()).hexdigest()[:16]
 
@@ -80,17 +79,17 @@ class VideoFeatures:
     features: Array
     """[T, C]"""
     scores: dict[str, Array]
-    """[T, K] probabilities by label set, or [1, K] of the whole video; empty where nothing names classes."""
+    """Class probabilities by label set: [T, K], or [1, K] of the whole video; empty if there are none."""
 
 
-# -- our own form -----------------------------------------------------------------------------------------------------
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 def write_features(folder: Path, found: VideoFeatures) -> None:
     """Write NAME.npz and then NAME.json, each whole or not at all.
 
     Raises:
-        DataError: values that are no finite numbers, or channels that are all alike: a broken backbone.
+        DataError: values that are not finite, or features that never change: the backbone is broken.
     """
     name = found.card.video
     if not np.isfinite(found.features).all():
@@ -116,7 +115,7 @@ def read_card(file: Path) -> FeatureCard:
     """Read NAME.json.
 
     Raises:
-        DataError: it is damaged, or not of this format.
+        DataError: the file is damaged, or not of this format.
     """
     try:
         about = read_json(file)
@@ -135,7 +134,7 @@ def read_card(file: Path) -> FeatureCard:
 
 
 def _find_cards(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The cards of all complete features, each with the name that its place says."""
+    """Yield the cards of all complete features, each with the name that its path gives."""
     for file in sorted(folder.rglob("*.json")):
         if file.with_suffix(".npz").exists():
             yield composed(file.relative_to(folder).with_suffix("").as_posix()), file
@@ -147,16 +146,16 @@ def has_features(folder: Path) -> bool:
 
 
 class FeatureFolder:
-    """A folder of features, all of one backbone and one setting."""
+    """A folder of features, all with the same backbone and settings."""
 
     def __init__(self, folder: Path, *, classifier: VideoScores | None = None) -> None:
         """Read all cards.
 
         Args:
-            classifier: an external one, whose scores stand in for those of the backbone.
+            classifier: an external classifier's scores, used instead of the backbone's.
 
         Raises:
-            DataError: no features there, without cards, or of several backbones or settings.
+            DataError: no features, features without cards, or of several backbones or settings.
         """
         self.folder = folder
         self.classifier = classifier
@@ -164,7 +163,7 @@ class FeatureFolder:
         self._files: dict[str, Path] = {}
         for name, file in _find_cards(folder):
             card = read_card(file)
-            if "/" not in name or name == card.video:  # what lies deeper under another name is a copy, or an older one
+            if "/" not in name or name == card.video:  # else a copy in a subfolder, or an older card
                 self.cards[name], self._files[name] = replace(card, video=name), file
         if not self.cards:
             hint = "make some with `tada extract`"
@@ -185,14 +184,14 @@ class FeatureFolder:
         self.backbone = first.backbone
 
     def places(self) -> dict[str, str]:
-        """Where the videos lay when they were extracted, by their names; the names where that is not known."""
+        """Paths of the videos at extraction, by name; the name itself if the path is unknown."""
         return {name: name if card.source is None else card.source.path for name, card in self.cards.items()}
 
     def check_sources(self, names: Iterable[str]) -> None:
-        """Refuse features of videos that have been replaced since; those that lie elsewhere by now cannot be compared.
+        """Refuse features of videos that were replaced since; videos that were moved cannot be checked.
 
         Raises:
-            DataError: there are some.
+            DataError: a video was replaced.
         """
         for name in names:
             source = self.cards[name].source
@@ -204,10 +203,10 @@ class FeatureFolder:
                 )
 
     def score_labels(self, name: str) -> dict[str, list[str]]:
-        """The classes of which a video has scores, by label set.
+        """Class names of a video's scores, by label set.
 
         Raises:
-            DataError: the classifier does not know the video.
+            DataError: the classifier has no scores of the video.
         """
         if self.classifier is None:
             return self.cards[name].score_labels
@@ -222,7 +221,7 @@ class FeatureFolder:
         """The features of one video.
 
         Raises:
-            DataError: there are none, or they are damaged.
+            DataError: the video has no features, or they are damaged.
         """
         if name not in self.cards:
             raise DataError(

@@ -1,6 +1,6 @@
-"""From a feature's number to the time it stands for, and back: one type, used everywhere.
+"""Time grid of features: index -> seconds, and back.
 
-Off-by-a-clip errors here are the most common reason why a localizer that trained well finds nothing.
+Errors of a clip's length here are the most common reason why a localizer that trained well finds nothing.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ Number = TypeVar("Number", float, NDArray[np.float64])
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeatureGrid:
-    """When the features of a video were taken: feature g stands for ``start_seconds + g * stride_seconds``."""
+    """Times of a video's features: feature g stands for ``start_seconds + g * stride_seconds``."""
 
     start_seconds: float
-    """The middle of feature 0's clip."""
+    """Middle of feature 0's clip."""
     stride_seconds: float
-    """From one feature to the next."""
+    """Time between two features."""
     window_seconds: float
-    """How much of the video a feature's clip spans."""
+    """Length of a feature's clip."""
 
     def __post_init__(self) -> None:
         values = (self.start_seconds, self.stride_seconds, self.window_seconds)
@@ -41,7 +41,7 @@ class FeatureGrid:
 
     @classmethod
     def of_windows(cls, windows: SlidingWindows) -> FeatureGrid:
-        """Feature k stands for the k-th stride of the video, its middle."""
+        """The grid of sliding windows: feature k stands for the middle of the video's k-th stride."""
         return cls(
             start_seconds=windows.stride_seconds / 2,
             stride_seconds=windows.stride_seconds,
@@ -50,13 +50,13 @@ class FeatureGrid:
 
     @classmethod
     def of_frames(cls, *, fps: float, stride: float, clip_frames: float, offset: float | None = None) -> FeatureGrid:
-        """The grid of published features, which are counted in frames.
+        """The grid of published features, given in frames.
 
         Args:
-            fps: the rate that the frames were counted at.
+            fps: the frame rate, in frames per second.
             stride: frames from one feature to the next.
-            clip_frames: frames that a clip spans.
-            offset: the middle of the first clip, in frames; by default half a clip, for clips that start with frame 0.
+            clip_frames: length of a clip, in frames.
+            offset: middle of the first clip, in frames; by default half a clip, for clips that start with frame 0.
         """
         for name, value in (("fps", fps), ("stride", stride), ("clip_frames", clip_frames)):
             if not 0 < value < math.inf:
@@ -65,15 +65,15 @@ class FeatureGrid:
         return cls(start_seconds=middle / fps, stride_seconds=stride / fps, window_seconds=clip_frames / fps)
 
     def seconds(self, index: Number) -> Number:
-        """The time that a (fractional) feature number stands for."""
+        """Time of a feature index, which may be fractional."""
         return self.start_seconds + index * self.stride_seconds
 
     def index(self, seconds: Number) -> Number:
-        """The (fractional) number of the feature that stands for a time."""
+        """Feature index of a time, fractional."""
         return (seconds - self.start_seconds) / self.stride_seconds
 
     def resized(self, num_features: int, length: int) -> FeatureGrid:
-        """The grid after ``num_features`` were resized to ``length`` (linear, centers at halves)."""
+        """The grid after ``num_features`` were resized to ``length`` (linear, with ``align_corners=False``)."""
         ratio = num_features / length
         return FeatureGrid(
             start_seconds=self.start_seconds + (ratio / 2 - 0.5) * self.stride_seconds,
@@ -82,12 +82,12 @@ class FeatureGrid:
         )
 
     def check_length(self, num_features: int, duration_seconds: float, what: str) -> None:
-        """Refuse features that cannot be those of a video so long.
+        """Check the number of features against the video's duration.
 
-        Extractors differ in how close to the end they take the last clip: within it, or up to a clip beyond.
+        Extractors differ in where the last clip ends: within the video, or up to a clip beyond its end.
 
         Raises:
-            DataError: the last feature stands for a time well before or after the end.
+            DataError: the last feature's time is well before or after the video's end.
         """
         last = self.seconds(float(num_features - 1))
         slack = self.window_seconds / 2 + 2 * self.stride_seconds + 0.5

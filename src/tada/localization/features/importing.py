@@ -1,8 +1,8 @@
-"""Published features, and classification scores beside them, brought into our form.
+"""Import of published features, and of classification scores beside them.
 
-Their files say neither when each feature was taken nor of which network it is: whoever imports them does. Scores are
-read as TAdaConv's authors released them for EPIC-KITCHENS-100: files called as those of the features, each with
-"verb_class" [T, V * 97] and "noun_class" [T, V * 300], logits of V crops one after the other.
+Published files contain neither the features' times nor the network's name: the caller gives both. Scores are read in
+the form that TAdaConv's authors released for EPIC-KITCHENS-100: files with the same names as the features', each with
+"verb_class" [T, V * 97] and "noun_class" [T, V * 300], the concatenated logits of V crops.
 
 Shapes: T features, C channels, V crops, K classes.
 """
@@ -48,21 +48,21 @@ def read_feature_file(file: Path, *, allow_pickle: bool = False) -> Array:
     only tensor, or "feats"); .csv with a header row (BSN, mmaction2); .pkl.
 
     Args:
-        allow_pickle: read files whose reading may run code. Only for those you made, or trust whoever did.
+        allow_pickle: also read pickles, which can run any code. Only for files from a source that you trust.
 
     Raises:
         DataError: another form, a damaged file, or one that needs ``allow_pickle``.
     """
-    return _read(file, lambda content: {"feats": _only(content)}, allow_pickle)["feats"]
+    return _read(file, lambda content: {"feats": _pick_array(content)}, allow_pickle)["feats"]
 
 
 def read_epic_scores(file: Path, *, allow_pickle: bool = False) -> dict[str, Array]:
-    """Read one file of EPIC-KITCHENS-100's classification scores: of "verb" and "noun" the probabilities [T, K].
+    """Read one file of EPIC-KITCHENS-100's classification scores: probabilities [T, K] of "verb" and "noun".
 
-    The softmax is taken for each crop, and the crops averaged, as the released evaluation does.
+    The softmax is taken for each crop, and the crops are averaged, as in the released evaluation.
 
     Raises:
-        DataError: as ``read_feature_file``; no "verb_class" and "noun_class", or of another width.
+        DataError: as ``read_feature_file``; "verb_class" or "noun_class" is missing or of another width.
     """
 
     def logits(content: Any) -> dict[str, Any]:
@@ -82,14 +82,14 @@ def read_epic_scores(file: Path, *, allow_pickle: bool = False) -> dict[str, Arr
 
 
 def _read(file: Path, choose: Callable[[Any], dict[str, Any]], allow_pickle: bool) -> dict[str, Array]:
-    """The arrays that ``choose`` takes from a file's content, all finite numbers [T, C]."""
+    """Read a file, let ``choose`` pick arrays of its content, and check them: [T, C], finite."""
     try:
-        arrays = {name: np.asarray(rows) for name, rows in choose(_content(file, allow_pickle)).items()}
+        arrays = {name: np.asarray(rows) for name, rows in choose(_read_content(file, allow_pickle)).items()}
         check_memory((rows.shape, rows.dtype) for rows in arrays.values())
         found = {name: rows.astype(np.float32, copy=False) for name, rows in arrays.items()}
     except DataError:
         raise
-    except Exception as error:  # what the bytes of a damaged file lead to has no end of names
+    except Exception as error:  # damaged files raise all kinds of exceptions
         hint = "" if allow_pickle else "; where it is a pickle that you trust, allow it with --allow-pickle"
         raise DataError(f"{str(file)!r} cannot be read as features ({type(error).__name__}: {error}){hint}") from error
     for rows in found.values():
@@ -102,8 +102,8 @@ def _read(file: Path, choose: Callable[[Any], dict[str, Any]], allow_pickle: boo
     return found
 
 
-def _content(file: Path, allow_pickle: bool) -> Any:
-    """What is in a file: an array, or a mapping of names to arrays."""
+def _read_content(file: Path, allow_pickle: bool) -> Any:
+    """The content of a file: an array, or a mapping of names to arrays."""
     readers: dict[str, Callable[[], Any]] = {
         ".npy": lambda: read_npy(file, allow_pickle=allow_pickle),
         ".npz": lambda: read_npz(file, allow_pickle=allow_pickle),
@@ -120,8 +120,8 @@ def _content(file: Path, allow_pickle: bool) -> Any:
     return readers[file.suffix.lower()]()
 
 
-def _only(content: Any) -> Any:
-    """The one array of a mapping, or "feats"; what is no mapping stays."""
+def _pick_array(content: Any) -> Any:
+    """The array "feats" of a mapping, or its only one; anything else is returned unchanged."""
     if not isinstance(content, Mapping):
         return content
     if "feats" in content:
@@ -151,8 +151,8 @@ def _read_hdf5(file: Path) -> dict[str, Any]:
 
 
 def _read_csv(file: Path) -> Array:
-    lines = read_bytes(file, _MAX_CSV_BYTES).decode("utf-8-sig").splitlines()[1:]  # the first names the channels
-    return np.stack([np.asarray(row, np.float32) for row in csv.reader(lines)])  # a row of text at a time
+    lines = read_bytes(file, _MAX_CSV_BYTES).decode("utf-8-sig").splitlines()[1:]  # the header names the channels
+    return np.stack([np.asarray(row, np.float32) for row in csv.reader(lines)])  # row by row, to save memory
 
 
 def _unpickle(file: Path, allow_pickle: bool) -> Any:
@@ -180,29 +180,29 @@ def import_features(
     allow_pickle: bool = False,
     overwrite: bool = False,
 ) -> list[FeatureCard]:
-    """Bring a folder of published features into our form.
+    """Convert a folder of published features to feature files (``tada.localization.features.folder``).
 
-    Files lie at any depth, such as in a folder for each split. Those called VIDEO_START_END, with times in milliseconds
-    (EPIC-KITCHENS' chunks of five seconds), are put together: a chunk holds the features whose middle falls into it;
-    one more in the last chunk is dropped.
+    Files may lie at any depth, such as in a folder for each split. Files named VIDEO_START_END, with times in
+    milliseconds (EPIC-KITCHENS' chunks of five seconds), are concatenated: a chunk holds the features whose middle is
+    within it; one extra feature in the last chunk is dropped.
 
     Args:
-        grid: when each feature was taken. This is what published files lack: their documentation says it.
-        durations: of the videos in seconds; features that contradict them are refused. By default they are taken to
-            end half a stride after the last feature.
-        described_as: whose features these are, in words.
-        scores: a folder of EPIC-KITCHENS-100's classification scores, called as the features are; videos without any
-            stay without.
-        overwrite: replace other features of the same videos. The same ones are always written again, so that an import
-            that was interrupted goes on, and scores can be added.
+        grid: times of the features. Published files do not contain them; their documentation does.
+        durations: of the videos, in seconds; features that contradict them are refused. By default a video ends half a
+            stride after its last feature.
+        described_as: a description of the features' origin.
+        scores: a folder of EPIC-KITCHENS-100's classification scores, with the features' file names; videos without a
+            file get no scores.
+        overwrite: replace other features of the same videos. Equal ones are always written again, so that an
+            interrupted import can be repeated, and scores can be added.
 
     Raises:
-        DataError: nothing there, a file that cannot be read, a chunk that is missing or has another length; ``out``
-            holds features of another kind, or others that may not be replaced.
+        DataError: no features; a file that cannot be read; a chunk that is missing or has another length; ``out`` has
+            features of another kind, or other ones while ``overwrite`` is false.
         OutputError: ``out`` cannot be written, or another process writes into it.
     """
-    videos = _parts_by_video(source, durations)
-    score_files = {} if scores is None else {file.stem: file for file in _files(scores)}
+    videos = _group_by_video(source, durations)
+    score_files = {} if scores is None else {file.stem: file for file in _find_files(scores)}
     if scores is not None and not any(part.file.stem in score_files for parts in videos.values() for part in parts):
         raise DataError(
             f"none of the scores in {str(scores)!r} is called as a file of features, such as "
@@ -211,14 +211,14 @@ def import_features(
     before = FeatureFolder(out) if has_features(out) else None
     cards: list[FeatureCard] = []
     for name, parts in videos.items():
-        features = _joined(parts, grid, lambda file: {"": read_feature_file(file, allow_pickle=allow_pickle)})[""]
+        features = _concatenate(parts, grid, lambda file: {"": read_feature_file(file, allow_pickle=allow_pickle)})[""]
         ending = float(grid.seconds(float(len(features))) - grid.stride_seconds / 2)
         duration = ending if durations is None else durations.get(name, ending)
         grid.check_length(len(features), duration, f"features of {name!r} in {str(source)!r}")
         found: dict[str, Array] = {}
         scored = [part._replace(file=score_files[part.file.stem]) for part in parts if part.file.stem in score_files]
         if scored:
-            found = _joined(scored, grid, lambda file: read_epic_scores(file, allow_pickle=allow_pickle))
+            found = _concatenate(scored, grid, lambda file: read_epic_scores(file, allow_pickle=allow_pickle))
             if any(len(rows) != len(features) for rows in found.values()):
                 raise DataError(
                     f"scores of {name!r} in {str(scores)!r}: {len(found['verb'])} rows, while there are "
@@ -248,10 +248,10 @@ def import_features(
 
 
 def _check_not_lost(before: FeatureFolder, new: VideoFeatures, *, overwrite: bool) -> None:
-    """Make sure that no features are lost by writing others into their folder.
+    """Check that writing new features into a folder loses no existing ones.
 
     Raises:
-        DataError: they would be.
+        DataError: existing features would be lost.
     """
     if before.key != new.card.key:
         raise DataError(
@@ -273,21 +273,21 @@ def _check_not_lost(before: FeatureFolder, new: VideoFeatures, *, overwrite: boo
 
 
 def _is_same(stored: Array, new: Array) -> bool:
-    """Whether values are those that were stored, as 32 or 16 bits."""
+    """Whether stored values equal new ones, also if stored as float16."""
     with np.errstate(over="ignore"):
         rounded = new.astype(np.float16).astype(np.float32)
     return np.array_equal(stored, new) or np.array_equal(stored, rounded)
 
 
 class _Part(NamedTuple):
-    """A file, and the part of its video that it is of."""
+    """A file, and the part of the video that its features are from."""
 
     start_seconds: float
     end_seconds: float
     file: Path
 
 
-def _files(folder: Path) -> list[Path]:
+def _find_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"{str(folder)!r} is no folder; give the folder of the files")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PUBLISHED_ENDINGS)
@@ -296,25 +296,25 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _parts_by_video(source: Path, durations: Mapping[str, float] | None) -> dict[str, list[_Part]]:
-    """The files of each video, by time."""
+def _group_by_video(source: Path, durations: Mapping[str, float] | None) -> dict[str, list[_Part]]:
+    """The files of each video, sorted by time."""
     found: dict[str, list[_Part]] = {}
-    for file in _files(source):
+    for file in _find_files(source):
         match = _CHUNK.fullmatch(file.stem)
         if match:
             found.setdefault(match[1], []).append(_Part(int(match[2]) / 1000, int(match[3]) / 1000, file))
             continue
         name = video_name(file.stem)
         if durations is not None and name not in durations and name.removeprefix("v_") in durations:
-            name = name.removeprefix("v_")  # ActivityNet's features carry it, its annotations do not
+            name = name.removeprefix("v_")  # ActivityNet's features have this prefix, its annotations do not
         if name in found:
             raise DataError(f"{str(file)!r}: features of {name!r} lie there twice; keep one file of each video")
         found[name] = [_Part(0.0, math.inf, file)]
     return {name: sorted(parts) for name, parts in found.items()}
 
 
-def _joined(parts: list[_Part], grid: FeatureGrid, read: Callable[[Path], dict[str, Array]]) -> dict[str, Array]:
-    """What ``read`` gives of each part, one after the other."""
+def _concatenate(parts: list[_Part], grid: FeatureGrid, read: Callable[[Path], dict[str, Array]]) -> dict[str, Array]:
+    """Read the parts of a video with ``read``, and concatenate their arrays."""
     rows: dict[str, list[Array]] = {}
     ended = 0.0
     for start, end, file in parts:
@@ -336,6 +336,6 @@ def _joined(parts: list[_Part], grid: FeatureGrid, read: Callable[[Path], dict[s
 
 
 def count_between(grid: FeatureGrid, start_seconds: float, end_seconds: float) -> int:
-    """How many features have their middle in [start, end)."""
+    """Number of features whose middle is in [start, end)."""
     first, last = (max(int(np.ceil(float(grid.index(t)) - 1e-6)), 0) for t in (start_seconds, end_seconds))
     return last - first

@@ -1,4 +1,4 @@
-"""Features of a video between the times that they stand for."""
+"""Linear interpolation of features in time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tada.localization.features.grid import FeatureGrid
 
 
 def at_times(features: Tensor, grid: FeatureGrid, seconds: NDArray[np.floating[Any]]) -> Tensor:
-    """Features [C, M] interpolated at times [n] -> [C, n]; zero from half a stride beyond the outermost on."""
+    """Interpolate features [C, M] at times [n] -> [C, n]; 0 more than half a stride outside the grid."""
     index = torch.from_numpy(grid.index(np.asarray(seconds, np.float64))).to(features.device)
     last = features.shape[1] - 1
     inside = (index > -0.5 - 1e-6) & (index < last + 0.5 + 1e-6)

@@ -178,7 +178,7 @@ def test_published_faults_are_left_out_and_noted(tmp_path: Path) -> None:
 BAD_ROWS = {
     "reversed": (
         "a.mp4,4,1.5,jump,training",
-        r"row 2: the segment ends \(1.5 s\) before it starts \(4.0 s\); exchange",
+        r"row 2: the segment ends \(1.5 s\) before it starts \(4.0 s\); swap",
     ),
     "nan": ("a.mp4,nan,4,jump,training", r"row 2: start = 'nan' should be a time, in seconds or as HH:MM:SS"),
     "split": ("a.mp4,1,4,jump,held out", r"row 2: split = 'held out' should be train, val or test"),

@@ -40,7 +40,7 @@ from tada.errors import CheckpointError, DataError, OptionError, UserError
 from tada.export import export
 from tada.models.weights import load_model, parse_card, write_card
 from tada.recognition.evaluation import evaluate
-from tada.recognition.prediction import Prediction, predictions_csv, predictions_json
+from tada.recognition.prediction import Prediction, predictions_csv
 from tada.recognition.recipe import Recipe
 from tada.recognition.results import Evaluation, ensemble, load_scores
 from tada.recognition.training import train
@@ -422,7 +422,7 @@ def test_answers_are_the_labels_over_their_thresholds(run: Path, data: Path) -> 
     low = answer(prediction, 0.0)
     assert low.found == tuple(label for label, _ in low.top(3))
     assert str(answer(prediction, 1.1)).endswith(": (none)")
-    entry = json.loads(predictions_json([low], 1))[0]
+    entry = json.loads(json.dumps(low.as_dict(1)))
     assert set(entry["labels"]) == set(entry["scores"]) == set(CLASSES)
     assert "label" not in entry
     assert "thresholds" in entry

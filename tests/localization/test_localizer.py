@@ -33,14 +33,13 @@ from tada.localization.localizer import (
     LocalizerCard,
     load_localizer,
     localizations_csv,
-    localizations_json,
 )
 from tada.localization.naming import naming_scores
-from tada.localization.recipe import LocalizationRecipe, load_localization_recipe, named_localization_recipes
+from tada.localization.recipe import LocalizationRecipe, load_localization_recipe
 from tada.localization.training import train_localizer
 from tada.models.weights import ModelCard
 from tada.recognition.recognizer import Recognizer
-from tada.training.recipe import read_recipe, recipe_yaml
+from tada.training.recipe import named_recipes, read_recipe, recipe_yaml
 from tada.video.sampling import ClipSpec
 from tada.video.sliding_windows import SlidingWindows
 from tada.video.writer import write_video
@@ -231,8 +230,8 @@ def test_a_damaged_localizer_is_refused(run: Path, tmp_path: Path) -> None:
 
 
 def test_recipes_come_with_tada() -> None:
-    assert {"thumos14", "activitynet", "hacs", "hacs_bmn", "epic", "epic_bmn"} <= named_localization_recipes().keys()
-    for name in named_localization_recipes():
+    assert {"thumos14", "activitynet", "hacs", "hacs_bmn", "epic", "epic_bmn"} <= named_recipes("localization").keys()
+    for name in named_recipes("localization"):
         load_localization_recipe(name)
     assert load_localization_recipe("epic_bmn", epochs=3).learning_rate == 2e-3
     with pytest.raises(tada.UserError, match="no localization recipe is called 'thumos'; did you mean 'thumos14'"):
@@ -255,7 +254,7 @@ FOUND = Localization(
 
 
 def test_answers_in_all_forms() -> None:
-    (entry,) = json.loads(localizations_json([FOUND]))
+    entry = json.loads(json.dumps(FOUND.as_dict()))
     assert entry["segments"][0] == {"start_seconds": 1.25, "end_seconds": 2.5, "label": "jump", "score": 0.9}
     rows = list(csv.DictReader(io.StringIO(localizations_csv([FOUND]))))
     assert [row["label"] for row in rows] == ["jump", "run"]

@@ -16,10 +16,10 @@ from tada.errors import OptionError
 from tada.localization.annotations.table import read_segments, with_durations
 from tada.localization.detectors.detector import new_detector
 from tada.localization.features.folder import FeatureFolder
-from tada.localization.recipe import LocalizationRecipe, load_localization_recipe, named_localization_recipes
+from tada.localization.recipe import LocalizationRecipe, load_localization_recipe
 from tada.localization.training import train_localizer
 from tada.localization.training_step import LocalizationTask, TrainingSamples
-from tada.training.recipe import read_recipe, recipe_of_run, recipe_yaml
+from tada.training.recipe import named_recipes, read_recipe, recipe_of_run, recipe_yaml
 from tada.training.schedule import fitted
 
 
@@ -137,7 +137,7 @@ def test_steps_follow_from_little_data(
 
 
 def test_published_recipes_stay_as_they_were_published() -> None:
-    for name in named_localization_recipes().keys() - {"default"}:
+    for name in named_recipes("localization").keys() - {"default"}:
         recipe = load_localization_recipe(name)
         assert recipe.last_batch == "drop"
         assert fitted(recipe, 10_000) == fitted(recipe, 3) == recipe

@@ -20,7 +20,7 @@ from tada.errors import CheckpointError, OptionError, VideoError, VideoNotFoundE
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
 from tada.recognition import prediction as prediction_module
-from tada.recognition.prediction import predictions_csv, predictions_json
+from tada.recognition.prediction import predictions_csv
 from tada.recognition.recognizer import Recognizer, load_recognizer, windows_of
 from tada.video.find import find_videos
 from tada.video.sampling import ClipSpec
@@ -170,7 +170,7 @@ def test_bfloat16_answers_nearly_the_same(video: Path, tmp_path: Path) -> None:
 
 def test_json_and_csv_say_the_same(video: Path) -> None:
     prediction = recognizer().predict(video, num_clips=2)
-    (entry,) = json.loads(predictions_json([prediction], 1))
+    entry = json.loads(json.dumps(prediction.as_dict(1)))
     assert entry["video"] == str(video)
     assert entry["label"] == prediction.label
     assert entry["scores"] == {prediction.label: pytest.approx(max(prediction.scores))}

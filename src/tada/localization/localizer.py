@@ -235,11 +235,6 @@ def _srt_time(seconds: float) -> str:
     return f"{hours:02}:{minutes:02}:{rest // 1000:02},{rest % 1000:03}"
 
 
-def localizations_json(found: Sequence[Localization]) -> str:
-    """A JSON list, one entry for each video."""
-    return json.dumps([localization.as_dict() for localization in found], indent=2)
-
-
 def localizations_csv(found: Sequence[Localization]) -> str:
     """A CSV row for each segment: video, start, end, label, score. `tada localize train` reads it as annotations."""
     text = io.StringIO()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from tada.data.epochs import LastBatch
 from tada.localization.detectors.nms import Selection
-from tada.training.recipe import changed, find_recipe, named_recipes, read_recipe
+from tada.training.recipe import changed, find_recipe, read_recipe
 from tada.training.schedule import Fit, Schedule, require
 from tada.video.numbered import check_fps
 
@@ -103,11 +103,6 @@ class LocalizationRecipe(Schedule):
     def names_by_scores(self) -> bool:
         """Whether class scores beside the features classify the detector's segments."""
         return self.detector == "bmn" or self.class_agnostic
-
-
-def named_localization_recipes() -> dict[str, Path]:
-    """Names and YAML files of the recipes that come with tada."""
-    return named_recipes("localization")
 
 
 def load_localization_recipe(name_or_path: str | Path, **changes: Any) -> LocalizationRecipe:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -267,11 +266,6 @@ class Prediction:
 
 def _rounded_or_none(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds, 3)
-
-
-def predictions_json(predictions: Sequence[Prediction], count: int = 5) -> str:
-    """A JSON list, one entry for each video."""
-    return json.dumps([prediction.as_dict(count) for prediction in predictions], indent=2)
 
 
 def predictions_csv(predictions: Sequence[Prediction], count: int = 5, *, several: bool = False) -> str:

@@ -28,30 +28,6 @@ _GRAY = round(255 * MEAN)
 # --- place ----------------------------------------------------------------------------------------------------------
 
 
-def random_resized_crop(
-    clip: Tensor,
-    *,
-    area_range: tuple[float, float],
-    ratio_range: tuple[float, float],
-    size: int,
-    antialias: bool,
-    rng: np.random.Generator,
-) -> Tensor:
-    """Cut a rectangle of random area and shape at random, and resize it to a square [T, size, size, 3].
-
-    Args:
-        area_range: of the rectangle, as a part of the frame's area.
-        ratio_range: of width to height, drawn on a logarithmic scale.
-
-    As in torchvision: ten draws; if none fits in the frame, the largest rectangle in its middle that the ratios allow.
-    """
-    height, width = clip.shape[1:3]
-    cut = draw_resized_crop(
-        height, width, area_range=area_range, ratio_range=ratio_range, size=size, antialias=antialias, rng=rng
-    )
-    return cut(clip)
-
-
 def draw_resized_crop(
     height: int,
     width: int,
@@ -62,7 +38,15 @@ def draw_resized_crop(
     antialias: bool,
     rng: np.random.Generator,
 ) -> Callable[[Tensor], Tensor]:
-    """Draw what ``random_resized_crop`` does, for frames of this size: it can then be done to a few at a time."""
+    """Draw a rectangle of random area, shape and place; give what cuts it and resizes it to [T, size, size, 3].
+
+    As in torchvision: ten draws; if none fits in the frame, the largest rectangle in its middle that the ratios allow.
+
+    Args:
+        height: of the frames, in pixels, as ``width``. They can then be cut a few at a time.
+        area_range: of the rectangle, as a part of the frame's area.
+        ratio_range: of width to height, drawn on a logarithmic scale.
+    """
     for _ in range(10):
         area = height * width * rng.uniform(*area_range)
         ratio = math.exp(rng.uniform(math.log(ratio_range[0]), math.log(ratio_range[1])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -29,31 +31,39 @@ VARIABLES = (
     "SLURM_JOB_NAME",
 )
 
+MACHINE = Machine()
+"""In place of each case's own."""
+
 CASES: dict[str, tuple[dict[str, str], Machine, Processes, bool]] = {
-    "alone": ({}, Machine(), Processes(rank=0, devices=1, num_nodes=1, started_by=None), True),
-    "first of two": ({}, Machine(devices=2), Processes(rank=0, devices=2, num_nodes=1, started_by=None), True),
+    "alone": ({}, Machine(), Processes(machine=MACHINE, rank=0, devices=1, num_nodes=1, started_by=None), True),
+    "first of two": (
+        {},
+        Machine(devices=2),
+        Processes(machine=MACHINE, rank=0, devices=2, num_nodes=1, started_by=None),
+        True,
+    ),
     "Lightning's child": (
         {"LOCAL_RANK": "1", "NODE_RANK": "2", "WORLD_SIZE": "12"},
         Machine(devices=4, num_nodes=3),
-        Processes(rank=9, devices=4, num_nodes=3, started_by=None),
+        Processes(machine=MACHINE, rank=9, devices=4, num_nodes=3, started_by=None),
         False,
     ),
     "torchrun": (
         {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "RANK": "8", "LOCAL_RANK": "0"},
         Machine(),
-        Processes(rank=8, devices=8, num_nodes=2, started_by="torchrun"),
+        Processes(machine=MACHINE, rank=8, devices=8, num_nodes=2, started_by="torchrun"),
         False,
     ),
     "srun": (
         {"SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train"},
         Machine(devices=4),
-        Processes(rank=0, devices=4, num_nodes=2, started_by="srun"),
+        Processes(machine=MACHINE, rank=0, devices=4, num_nodes=2, started_by="srun"),
         True,
     ),
     "a shell on a SLURM node": (
         {"SLURM_NTASKS": "8", "SLURM_JOB_NAME": "bash"},
         Machine(devices=2),
-        Processes(rank=0, devices=2, num_nodes=1, started_by=None),
+        Processes(machine=MACHINE, rank=0, devices=2, num_nodes=1, started_by=None),
         True,
     ),
 }
@@ -67,7 +77,7 @@ def test_processes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert machine.processes() == expected
+    assert machine.processes() == replace(expected, machine=machine)
     assert machine.processes().is_first is is_first_process() is first
 
 

@@ -133,14 +133,12 @@ def train_localizer(
     task = LocalizationTask(detector, steps, steps_per_epoch=pace.steps_per_epoch, tested=data.tested)
     lines = EpochLines(say, told=tested_epochs(out))
     best = BestEpoch(out / BEST, accuracy="val_map", steps_per_epoch=pace.steps_per_epoch)
-    machine = Machine()  # one device: detectors are small
     with within_run(out, recipe_yaml(recipe), partial(write_data, data), goes_on=is_begun):
         trainer = make_trainer(
             steps,
             out,
             [lines] if data.tested is None else [lines, best],
-            machine=machine,
-            processes=machine.processes(),
+            processes=Machine().processes(),  # one device: detectors are small
             pace=pace,
             noun="windows" if recipe.detector == "bmn" else "videos",
             show_progress=show_progress,

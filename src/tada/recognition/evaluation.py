@@ -81,8 +81,7 @@ def evaluate(
         DataError: the data has classes the model does not know, or videos it was trained on.
         CheckpointError: the run holds no model, or a damaged one.
     """
-    machine = Machine() if machine is None else machine
-    processes = machine.processes()
+    processes = (Machine() if machine is None else machine).processes()
     say = processes.speaker(say)
     run = Path(run)
     views = Views.parse(views) if isinstance(views, str) else views
@@ -107,7 +106,7 @@ def evaluate(
     num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)
     with leaving_together():
         if processes.world > 1:
-            recognizer = Recognizer(recognizer.model, recognizer.card, device=_join(machine, processes))
+            recognizer = Recognizer(recognizer.model, recognizer.card, device=_join(processes))
         votes, unreadable = _votes(
             recognizer,
             table,
@@ -226,12 +225,12 @@ def check_votes(indices: Iterable[int], num_videos: int, num_unreadable: int) ->
         )
 
 
-def _join(machine: Machine, processes: Processes) -> torch.device:
+def _join(processes: Processes) -> torch.device:
     """Meet the other processes, and start them where Lightning has to; this process's device."""
     from lightning import Fabric
 
     with quiet():
-        fabric = Fabric(**processes.lightning(machine), strategy="ddp")
+        fabric = Fabric(**processes.lightning(), strategy="ddp")
         fabric.launch()
     return fabric.device
 

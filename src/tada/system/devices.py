@@ -63,19 +63,21 @@ class Machine:
             devices, num_nodes = self.devices or 1, self.num_nodes or 1
             rank = int(env.get("NODE_RANK", "0")) * devices + int(env.get("LOCAL_RANK", "0"))
             _check_there(self.accelerator, devices)
-            return Processes(rank=rank, devices=devices, num_nodes=num_nodes, started_by=None)
+            return Processes(machine=self, rank=rank, devices=devices, num_nodes=num_nodes, started_by=None)
         devices = world // num_nodes
         for name, asked, started in (("devices", self.devices, devices), ("num_nodes", self.num_nodes, num_nodes)):
             if asked not in (None, started):
                 raise OptionError(f"{name} is {asked}, but {by} has started {started}: leave the option away, or agree")
         _check_there(self.accelerator, devices)
-        return Processes(rank=rank, devices=devices, num_nodes=num_nodes, started_by=by)
+        return Processes(machine=self, rank=rank, devices=devices, num_nodes=num_nodes, started_by=by)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Processes:
     """The processes of a command, one for each device."""
 
+    machine: Machine
+    """What was asked for."""
     rank: int
     """Which of them this is, from 0."""
     devices: int
@@ -99,14 +101,14 @@ class Processes:
         """``say``, on the first; silence on the others."""
         return say if self.is_first else _silent
 
-    def lightning(self, machine: Machine) -> dict[str, Any]:
+    def lightning(self) -> dict[str, Any]:
         """Arguments for Lightning's Trainer and Fabric, but for the strategy."""
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         # Lightning would save and requeue inside a signal's handler, which may be in the middle of anything.
         plugins = [SLURMEnvironment(auto_requeue=False)] if self.started_by == "srun" else []
         return {
-            "accelerator": machine.accelerator,
+            "accelerator": self.machine.accelerator,
             "devices": self.devices,
             "num_nodes": self.num_nodes,
             "plugins": plugins,

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from tada.data.clips import ResumableLoader
 from tada.data.loader import VideoLoader, closing
 from tada.errors import OptionError, counted
-from tada.system.devices import Machine, Processes
+from tada.system.devices import Processes
 from tada.training.step_clock import StepClock
 from tada.training.trainer import PRECISIONS, AveragedWeights, LoopRecipe, quiet, strategy_for
 
@@ -33,7 +33,6 @@ def try_training(
     val_loader: VideoLoader | None,
     callbacks: list[Callback],
     *,
-    machine: Machine,
     processes: Processes,
     num_held_out: int,
     num_tests: int,
@@ -60,10 +59,10 @@ def try_training(
     val_seconds = 0.0
     with tempfile.TemporaryDirectory(prefix="tada_dry_run_") as folder, closing(loader, val_loader), quiet():
         trainer = L.Trainer(
-            **processes.lightning(machine),
+            **processes.lightning(),
             default_root_dir=folder,
             max_steps=_STEPS,
-            strategy=strategy_for(machine, processes),
+            strategy=strategy_for(processes),
             precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]  # each is one it has
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.clip_gradient_norm,

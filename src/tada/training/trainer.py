@@ -24,7 +24,7 @@ from tada.data.table import Unreadable
 from tada.data.views import ViewBatch
 from tada.errors import DataError, OptionError, counted
 from tada.system.collectives import gathered, on_any
-from tada.system.devices import Machine, Processes
+from tada.system.devices import Processes
 from tada.system.files import whole_file
 from tada.system.progress import Work, rate_text
 from tada.system.signals import DEFERRED_SECONDS, deferring, tell_state
@@ -64,7 +64,6 @@ def make_trainer(
     out: Path,
     callbacks: Sequence[Callback],
     *,
-    machine: Machine,
     processes: Processes,
     pace: Pace,
     save_every_steps: int | None = None,
@@ -92,7 +91,7 @@ def make_trainer(
     callbacks.append(RunProgress(clock, noun=noun, is_shown=show_progress and processes.is_first))
     files = WholeFileCheckpoints()
     callbacks.append(SavedStates(out / CHECKPOINT, every_steps=save_every_steps or pace.save_every_steps, files=files))
-    arguments = processes.lightning(machine)
+    arguments = processes.lightning()
     arguments["plugins"] += [files]
     with quiet():
         return L.Trainer(
@@ -100,12 +99,12 @@ def make_trainer(
             default_root_dir=out,
             max_epochs=recipe.numbers.epochs,
             check_val_every_n_epoch=pace.test_every_epochs,
-            strategy=strategy_for(machine, processes),
+            strategy=strategy_for(processes),
             precision=PRECISIONS[recipe.precision],  # type: ignore[arg-type]  # each is one it has
             accumulate_grad_batches=recipe.accumulate,
             gradient_clip_val=recipe.clip_gradient_norm,
             callbacks=callbacks,
-            logger=make_loggers(machine.logger, out, start, vars(recipe), say),
+            logger=make_loggers(processes.machine.logger, out, start, vars(recipe), say),
             log_every_n_steps=1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -144,13 +143,13 @@ def fit(
         trainer.fit(task, loader, val_loader, ckpt_path=None if state is None else str(state), weights_only=True)
 
 
-def strategy_for(machine: Machine, processes: Processes) -> Strategy | str:
+def strategy_for(processes: Processes) -> Strategy | str:
     """How the devices share the work, for Lightning."""
-    if machine.strategy == "fsdp":
+    if processes.machine.strategy == "fsdp":
         return ModelParallelStrategy(
             data_parallel_size=processes.world, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
-    if machine.strategy == "ddp" or processes.world > 1:
+    if processes.machine.strategy == "ddp" or processes.world > 1:
         # Buffers are those of batch norms: alike where these are synchronized, and otherwise each device's own.
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     return "auto"

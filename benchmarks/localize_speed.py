@@ -118,11 +118,11 @@ def localizer_of(model: str, side: int, precision: str, device: torch.device) ->
         window=9,
         regression_ranges=((0.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 32.0), (32.0, 64.0), (64.0, 10_000.0)),
     )
-    detector = ActionFormerDetector(config, recipe=recipe, label_sets=(LABELS,))
+    detector = ActionFormerDetector(config, recipe=recipe, heads=(LABELS,))
     about = LocalizerCard(
         detector=recipe.detector,
         shape=detector.config_as_dict(),
-        label_sets=(LABELS,),
+        heads=(LABELS,),
         grid=FeatureGrid.of_windows(settings),
         feature_settings=settings_as_dict(backbone, settings),
         backbone="nobody's",

@@ -130,11 +130,11 @@ def test_from_an_untrimmed_video_to_its_segments(untrimmed: Path, small_backbone
         max_length=16,
         regression_ranges=((0.0, 4.0), (4.0, 10_000.0)),
     )
-    detector = ActionFormerDetector(config, recipe=recipe, label_sets=heads)
+    detector = ActionFormerDetector(config, recipe=recipe, heads=heads)
     card = LocalizerCard(
         detector="actionformer",
         shape=detector.config_as_dict(),
-        label_sets=heads,
+        heads=heads,
         grid=FeatureGrid.of_windows(windows),
         feature_settings=settings_as_dict(backbone, windows),
         backbone="",

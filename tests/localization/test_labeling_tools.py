@@ -508,7 +508,7 @@ def test_a_folder_of_several_files_is_one_table(videos: Path, tmp_path: Path) ->
     table = read_segments(tmp_path, videos)
     assert {video.name for video in table.videos} == {"my day", "other", "day"}
     assert table.num_segments == 6
-    assert table.label_sets[0].labels == ("nod", "walk", "wave", "wave & nod")
+    assert table.heads[0].labels == ("nod", "walk", "wave", "wave & nod")
 
 
 def test_a_folder_without_any_is_read_as_before(tmp_path: Path) -> None:

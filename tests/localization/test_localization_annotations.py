@@ -51,7 +51,7 @@ def test_a_plain_csv(tmp_path: Path) -> None:
         ("a", "train", 5, 7.5, "run"),
         ("b", "val", 0, 2, "run"),
     ]
-    assert [(s.name, s.labels) for s in table.label_sets] == [("action", ("jump", "run"))]
+    assert [(s.name, s.labels) for s in table.heads] == [("action", ("jump", "run"))]
     assert table.splits == ("train", "val")
     assert table.counts() == [{"jump": 1, "run": 2}]
     assert table.of_split("val").num_segments == 1
@@ -91,7 +91,7 @@ def test_a_video_in_which_nothing_happens(tmp_path: Path) -> None:
 
 def test_verbs_and_nouns_in_a_plain_csv(tmp_path: Path) -> None:
     table = read(tmp_path, "video,start,end,verb,noun\na,0,1,open,door\na,2,3,close,door\n")
-    assert [(s.name, s.labels) for s in table.label_sets] == [("verb", ("close", "open")), ("noun", ("door",))]
+    assert [(s.name, s.labels) for s in table.heads] == [("verb", ("close", "open")), ("noun", ("door",))]
     assert [entry[-1] for entry in seen(table)] == ["open,door", "close,door"]
 
 
@@ -103,7 +103,7 @@ def test_epic_kitchens_by_header_name(tmp_path: Path) -> None:
     row = "P01_01_0,P01,P01_01,00:00:01.089,00:00:00.14,00:01:03.37,8,202,open door,open,3,door,3,\"['door']\",[3]"
     table = read(tmp_path, f"{header}\n{row}\n")
     assert seen(table) == [("P01_01", None, 0.14, 63.37, "3,3")]
-    assert [len(s.labels) for s in table.label_sets] == [97, 300]  # not those that occur
+    assert [len(s.labels) for s in table.heads] == [97, 300]  # not those that occur
     with pytest.raises(DataError, match=r"segments.csv row 2: verb '97' is no class .* from 0 to 96"):
         read(tmp_path, f"{header}\n{row}\n".replace("open,3", "open,97"))
 
@@ -144,7 +144,7 @@ def test_epic_kitchens_in_json(tmp_path: Path) -> None:
     for document in (tadas, opentads):
         table = read(tmp_path, document, "epic.json")
         assert [entry[-1] for entry in seen(table)] == ["0,2"]
-        assert [len(s.labels) for s in table.label_sets] == [97, 300]
+        assert [len(s.labels) for s in table.heads] == [97, 300]
 
 
 def test_mmaction2s_form_and_its_corrected_duration(tmp_path: Path) -> None:

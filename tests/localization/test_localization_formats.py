@@ -47,7 +47,7 @@ def test_epic_kitchens_is_a_folder_of_two_splits(tmp_path: Path) -> None:
         ("P01_01", "train", 4.37, 62.5, "6,114"),
         ("P01_11", "val", 0.0, 1.89, "0,2"),
     ]
-    assert [(s.name, len(s.labels)) for s in table.label_sets] == [("verb", 97), ("noun", 300)]
+    assert [(s.name, len(s.labels)) for s in table.heads] == [("verb", 97), ("noun", 300)]
     write(folder, EPIC_100_verb_classes__csv=VERBS, EPIC_100_noun_classes__csv=NOUNS, EPIC_100_video_info__csv=INFO)
     named = read_segments(folder)
     assert [entry[-1] for entry in seen(named)] == ["verb3,noun3", "verb6,noun114", "verb0,noun2"]

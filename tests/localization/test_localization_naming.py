@@ -162,7 +162,7 @@ def test_class_agnostic_actionformer_is_named_by_a_classifier(tmp_path: Path) ->
     train_localizer(AGNOSTIC, features, segments, tmp_path / "run", classifier=file, show_progress=False, say=silent)
     localizer = load_localizer(tmp_path / "run")
     assert localizer.card.shape["num_classes"] == [1]
-    assert localizer.label_sets[0].labels == ("a", "b")
+    assert localizer.heads[0].labels == ("a", "b")
     tested = evaluate_localizer(
         localizer, features, segments, tiou_thresholds=(0.1,), classifier=file, show_progress=False
     )
@@ -266,10 +266,10 @@ def test_a_class_that_was_found_by_validation_keeps_its_threshold(tmp_path: Path
 def test_what_is_checked_before_hours_are_spent(tmp_path: Path) -> None:
     features, segments = draw_features(tmp_path)
     table = read_segments(segments)
-    check_naming(FeatureFolder(features), table.videos, table.label_sets)
+    check_naming(FeatureFolder(features), table.videos, table.heads)
     file = write_json(tmp_path / "s.json", {"results": {"v0": [1, 0]}, "class": ["a", "b"]})
     folder = FeatureFolder(features, classifier=scores_for(AGNOSTIC, file))
     assert folder.read("v0").scores["action"].tolist() == [[1, 0]]
     assert folder.read("v1").scores == {}  # never the backbone's in part and the classifier's in part
     with pytest.raises(DataError, match=r"s.json has no scores of the video 'v1'"):
-        check_naming(folder, table.videos, table.label_sets)
+        check_naming(folder, table.videos, table.heads)

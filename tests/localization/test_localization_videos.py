@@ -206,7 +206,7 @@ def test_one_class_needs_a_backbone_that_is_trained(
     Path("small.yaml").write_text(recipe_yaml(replace(RECIPE, epochs=1)))
     words = ["--out", "run", "--recipe", "small.yaml", "--backbone", "tada2d_tiny_motion"]
     assert call("localize", "train", "--videos", untrimmed, "--segments", "s.csv", *words) == 0
-    assert load_localizer("run").label_sets[0].labels == ("left",)
+    assert load_localizer("run").heads[0].labels == ("left",)
 
 
 def test_a_video_in_which_nothing_happens_need_not_be_there(untrimmed: Path, tmp_path: Path) -> None:

@@ -45,18 +45,6 @@ from tada.video.sliding_windows import SlidingWindows
 from tada.video.writer import write_video
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return draw_features(tmp_path_factory.mktemp("localization"))
-
-
-@pytest.fixture(scope="module")
-def run(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train_localizer(RECIPE, *data, out, show_progress=False, say=silent)
-    return out
-
-
 def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(run: Path, data: tuple[Path, Path]) -> None:
     names = {
         "recipe.yaml",
@@ -76,7 +64,7 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(run: Path, data: t
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"val_map", "train_loss", "train_regression", "seconds"} <= metrics.keys()
     localizer = load_localizer(run)
-    assert localizer.label_sets == (Head(name="action", labels=("a", "b")),)
+    assert localizer.heads == (Head(name="action", labels=("a", "b")),)
     written = json.loads((run / "localizer.json").read_text())["label_sets"]
     assert written == [{"name": "action", "classes": ["a", "b"]}]  # as localizers of before have it
     assert localizer.card.grid == GRID
@@ -97,7 +85,7 @@ def test_bmn_is_trained_too_and_named_by_the_backbones_scores(data: tuple[Path, 
     localizer = load_localizer(result.run)
     assert localizer.card.detector == "bmn"
     found = localizer.detect(FeatureFolder(data[0]).read("v5"))
-    rows = naming_scores(FeatureFolder(data[0]).read("v5"), localizer.label_sets)[0]
+    rows = naming_scores(FeatureFolder(data[0]).read("v5"), localizer.heads)[0]
     first = read_segments(data[1]).videos[5].segments[0]
     middle = round(GRID.index((first.start_seconds + first.end_seconds) / 2))
     assert rows[middle] == pytest.approx([0.9, 0.1], abs=1e-3)  # "a", which the backbone has as its second class
@@ -117,7 +105,7 @@ def test_verbs_and_nouns_share_a_trunk(data: tuple[Path, Path], tmp_path: Path) 
         replace(RECIPE, epochs=1), data[0], tmp_path / "pairs.csv", tmp_path / "run", show_progress=False, say=silent
     )
     localizer = load_localizer(tmp_path / "run")
-    assert [len(s.labels) for s in localizer.label_sets] == [2, 2]
+    assert [len(s.labels) for s in localizer.heads] == [2, 2]
     tested = evaluate_localizer(localizer, data[0], tmp_path / "pairs.csv", tiou_thresholds=(0.1,), show_progress=False)
     assert tested.tasks().keys() == {"verb", "noun", "action"}
     entry = tested.results["results"]["v5"][0]
@@ -290,7 +278,7 @@ def test_events_of_an_untrimmed_video_are_found_to_half_a_step(tmp_path: Path) -
     card = LocalizerCard(
         detector="actionformer",
         shape={},
-        label_sets=(Head(name="action", labels=("bright",)),),
+        heads=(Head(name="action", labels=("bright",)),),
         grid=FeatureGrid.of_windows(settings),
         feature_settings=settings_as_dict(backbone, settings),
         backbone="",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drawn_features import RECIPE, draw_features, silent
+from drawn_features import RECIPE, silent
 from tada.errors import OptionError
 from tada.localization.annotations.table import read_segments, with_durations
 from tada.localization.detectors.detector import new_detector
@@ -21,18 +21,6 @@ from tada.localization.training import train_localizer
 from tada.localization.training_step import LocalizationTask, TrainingSamples
 from tada.training.recipe import named_recipes, read_recipe, recipe_of_run, recipe_yaml
 from tada.training.schedule import fitted
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return draw_features(tmp_path_factory.mktemp("localization"))
-
-
-@pytest.fixture(scope="module")
-def run(data: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train_localizer(RECIPE, *data, out, show_progress=False, say=silent)
-    return out
 
 
 @pytest.mark.parametrize("epoch", [1, pytest.param(2, marks=pytest.mark.slow)])

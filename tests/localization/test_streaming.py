@@ -66,7 +66,7 @@ def localizer_of(detector: Any, *, labels: tuple[Head, ...] = LABELS, threshold:
     card = LocalizerCard(
         detector="actionformer",
         shape={},
-        label_sets=labels,
+        heads=labels,
         grid=FeatureGrid.of_windows(EXTRACTION),
         feature_settings=settings_as_dict(backbone, EXTRACTION),
         backbone="",
@@ -90,7 +90,7 @@ def trained() -> Localizer:
         max_length=64,
         drop_path=0.0,
     )
-    detector = ActionFormerDetector(config, recipe=RECIPE, label_sets=LABELS).train()
+    detector = ActionFormerDetector(config, recipe=RECIPE, heads=LABELS).train()
     optimizer = torch.optim.AdamW(detector.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=100)
     for _ in range(100):
@@ -402,15 +402,15 @@ def test_leaving_early_lets_go_of_the_stream(trained: Localizer, day: Path) -> N
 def test_each_detector_has_its_own_view() -> None:
     ranges = tuple((0.0, 9.0) for _ in range(6))
     shape = {"in_channels": 2, "num_classes": (1,), "num_levels": 6, "max_length": 2304, "regression_ranges": ranges}
-    actionformer = ActionFormerDetector(ActionFormerConfig(**shape), recipe=RECIPE, label_sets=LABELS)
+    actionformer = ActionFormerDetector(ActionFormerConfig(**shape), recipe=RECIPE, heads=LABELS)
     assert actionformer.rolling_view(2 / 15) == RollingView(450, 32)  # a minute
     assert actionformer.rolling_view(8 / 15) == RollingView(256, 32)  # longer actions
-    whole = ActionFormerDetector(ActionFormerConfig(**shape), recipe=replace(RECIPE, resize_to=192), label_sets=LABELS)
+    whole = ActionFormerDetector(ActionFormerConfig(**shape), recipe=replace(RECIPE, resize_to=192), heads=LABELS)
     assert whole.rolling_view(0.5) is None
     bmn = {"in_channels": 4, "num_bins": 20, "max_duration_bins": 10}
-    windows = BMNDetector(BMNConfig(**bmn, bin_seconds=0.4), recipe=RECIPE, label_sets=LABELS)
+    windows = BMNDetector(BMNConfig(**bmn, bin_seconds=0.4), recipe=RECIPE, heads=LABELS)
     assert windows.rolling_view(0.2) == RollingView(40, 20)
-    assert BMNDetector(BMNConfig(**bmn), recipe=RECIPE, label_sets=LABELS).rolling_view(0.2) is None
+    assert BMNDetector(BMNConfig(**bmn), recipe=RECIPE, heads=LABELS).rolling_view(0.2) is None
 
 
 def test_a_stream_is_refused_where_it_makes_no_sense(day: Path) -> None:
@@ -446,7 +446,7 @@ def run(trained: Localizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     card = ModelCard(model="tada2d_tiny", options=options, labels=("a", "b"), clip=SPEC, trained_from="random weights")
     backbone = Recognizer(create_model("tada2d_tiny", num_classes=2, **options), card, device="cpu")
     config = replace(trained.detector.config, in_channels=8)  # type: ignore[union-attr]  # ActionFormer's
-    detector = ActionFormerDetector(config, recipe=RECIPE, label_sets=LABELS)
+    detector = ActionFormerDetector(config, recipe=RECIPE, heads=LABELS)
     about = replace(
         trained.card, shape=detector.config_as_dict(), feature_settings=settings_as_dict(backbone, EXTRACTION)
     )

@@ -146,7 +146,7 @@ def test_names_and_labels_with_accents_are_one_in_all_their_forms(tmp_path: Path
     (tmp_path / "s.csv").write_text(f"video,start,end,label\n{nfc},0,1,{nfd}\n{nfd}.mp4,2,3,{nfc}\n", encoding="utf-8")
     table = read_segments(tmp_path / "s.csv")
     assert [(video.name, len(video.segments)) for video in table.videos] == [(nfc, 2)]
-    assert table.label_sets[0].labels == (nfc,)
+    assert table.heads[0].labels == (nfc,)
 
 
 def test_labels_that_look_alike_are_refused_as_by_the_recognizer(tmp_path: Path) -> None:

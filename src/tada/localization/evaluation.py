@@ -120,14 +120,14 @@ def evaluate_localizer(
             f"{missing[0]!r}; extract them, or list these videos in a file for --leave-out, and say so beside the score"
         )
     folder.check_sources(video.name for video in table.videos)
-    _check_classes(table, localizer.label_sets)
+    _check_classes(table, localizer.heads)
     if localizer.recipe.names_by_scores:
-        check_naming(folder, table.videos, localizer.label_sets)
+        check_naming(folder, table.videos, localizer.heads)
     found = {
         video.name: localizer.detect(folder.read(video.name))
         for video in track(table.videos, "testing", noun="videos", is_shown=show_progress)
     }
-    results = results_of(found, localizer.label_sets)
+    results = results_of(found, localizer.heads)
     return LocalizationEvaluation(scores=score(table, results, tiou_thresholds), results=results, table=table)
 
 
@@ -189,7 +189,7 @@ def _read_counted(segments: Path | SegmentTable, leave_out: Path | None) -> Segm
 
 def _check_classes(table: SegmentTable, known: Sequence[Head]) -> None:
     """Refuse annotations that share no class with the localizer."""
-    of_table, of_model = ({s.name: s.labels for s in label_sets} for label_sets in (table.label_sets, known))
+    of_table, of_model = ({s.name: s.labels for s in heads} for heads in (table.heads, known))
     strange = [s.name for s in known if not (s.is_numbered or set(s.labels) & set(of_table.get(s.name, ())))]
     if of_table.keys() != of_model.keys() or strange:
         shown = [
@@ -206,13 +206,12 @@ def score(
     table: SegmentTable, results: dict[str, Any], tiou_thresholds: Sequence[float]
 ) -> DetectionScores | EpicScores:
     """Score detections in ActivityNet's JSON form (or EPIC-KITCHENS') against a table of one split."""
-    if len(table.label_sets) == 1:
+    if len(table.heads) == 1:
         split = table.videos[0].split or "val"
         return detection_map(table.ground_truth(), results, subset=split, tiou_thresholds=tiou_thresholds)
     # Predictions give verb and noun by name, or by number as EPIC-KITCHENS' challenge does.
     numbers = [
-        {str(i): i for i in range(len(s.labels))} | {name: i for i, name in enumerate(s.labels)}
-        for s in table.label_sets
+        {str(i): i for i in range(len(s.labels))} | {name: i for i, name in enumerate(s.labels)} for s in table.heads
     ]
     rows = [
         {

@@ -70,7 +70,7 @@ class LocalizerCard:
     """"actionformer" or "bmn"."""
     shape: dict[str, Any]
     """The detector's config, as plain values."""
-    label_sets: tuple[Head, ...]
+    heads: tuple[Head, ...]
     """The detector's classes."""
     grid: FeatureGrid
     """Times of the features that the detector expects."""
@@ -86,8 +86,8 @@ class LocalizerCard:
 
     def __post_init__(self) -> None:
         """Normalize class names (Unicode NFC), so that they can be compared."""
-        own = (replace(head, labels=tuple(map(composed, head.labels))) for head in self.label_sets)
-        object.__setattr__(self, "label_sets", tuple(own))
+        own = (replace(head, labels=tuple(map(composed, head.labels))) for head in self.heads)
+        object.__setattr__(self, "heads", tuple(own))
 
 
 # -- results ---------------------------------------------------------------------------------------------------------
@@ -254,16 +254,16 @@ def csv_row(video: str, segment: LocalizedSegment) -> list[str]:
     return [guarded(video), *times, guarded(segment.label), f"{segment.score:.6f}"]
 
 
-def results_of(found: Mapping[str, Detections], label_sets: Sequence[Head]) -> dict[str, Any]:
-    """Detections by video in ActivityNet's JSON form, with class names; for two label sets also verb and noun."""
+def results_of(found: Mapping[str, Detections], heads: Sequence[Head]) -> dict[str, Any]:
+    """Detections by video in ActivityNet's JSON form, with class names; for two heads also verb and noun."""
     results: dict[str, list[dict[str, Any]]] = {}
     for video, detections in found.items():
         entries = []
         for segment, score, labels in zip(*(rows.tolist() for rows in detections), strict=True):
-            names = [s.labels[i] for s, i in zip(label_sets, labels, strict=True)]
+            names = [s.labels[i] for s, i in zip(heads, labels, strict=True)]
             entry: dict[str, Any] = {"segment": segment, "score": score, "label": ",".join(names)}
             if len(names) > 1:
-                entry |= {s.name: name for s, name in zip(label_sets, names, strict=True)}
+                entry |= {s.name: name for s, name in zip(heads, names, strict=True)}
             entries.append(entry)
         results[video] = entries
     return {"version": "VERSION 1.3", "results": results, "external_data": {}}
@@ -300,16 +300,16 @@ class Localizer:
             self.detector.to(backbone.device)
 
     def __repr__(self) -> str:
-        names = [name for label_set in self.label_sets for name in label_set.labels]
+        names = [name for head in self.heads for name in head.labels]
         shown = ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
         return (
             f"Localizer({self.card.detector}, {counted(len(names), 'class')} ({shown}), features of {self.backbone!r})"
         )
 
     @property
-    def label_sets(self) -> tuple[Head, ...]:
+    def heads(self) -> tuple[Head, ...]:
         """The detector's classes."""
-        return self.card.label_sets
+        return self.card.heads
 
     @torch.inference_mode()
     def detect(self, features: VideoFeatures) -> Detections:
@@ -394,7 +394,7 @@ class Localizer:
         usual = float(np.median(list(self.card.thresholds.values()))) if self.card.thresholds else UNTESTED_THRESHOLD
         segments = []
         for (start, end), score, labels in zip(*(rows.tolist() for rows in found), strict=True):
-            label = ",".join(s.labels[i] for s, i in zip(self.label_sets, labels, strict=True))
+            label = ",".join(s.labels[i] for s, i in zip(self.heads, labels, strict=True))
             least = self.card.thresholds.get(label, usual) if min_score is None else min_score
             if score >= least:
                 segments.append(LocalizedSegment(start_seconds=start, end_seconds=end, label=label, score=score))
@@ -428,25 +428,28 @@ def save_localizer(folder: Path, localizer: Localizer) -> None:
     data = safetensors.torch.save(weights)
     if localizer.backbone is not None:
         save_model(folder / BACKBONE_FOLDER, localizer.backbone.model, localizer.backbone.card)
-    about = {"format": _FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **asdict(localizer.card)}
-    about["label_sets"] = [{"name": head.name, "classes": head.labels} for head in localizer.card.label_sets]
+    card = {"label_sets" if key == "heads" else key: value for key, value in asdict(localizer.card).items()}
+    card["label_sets"] = [{"name": head.name, "classes": head.labels} for head in localizer.card.heads]
+    about = {"format": _FORMAT, "sha256": hashlib.sha256(data).hexdigest(), **card}
     write_whole(folder / WEIGHTS_FILE, data)
     write_whole(folder / CARD_FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def _rename_classes_to_labels(about: dict[str, Any]) -> dict[str, Any]:
-    """The content of localizer.json, with the key "classes" of its label sets renamed to ``Head.labels``.
+def _rename_label_sets(about: dict[str, Any]) -> dict[str, Any]:
+    """The content of localizer.json, its "label_sets" renamed to ``heads``, and their "classes" to ``labels``.
 
-    Content of another form is returned unchanged; ``typed`` refuses it.
+    Content of another form keeps it; ``typed`` refuses it.
     """
-    written = about.get("label_sets")
-    if not isinstance(written, list):
-        return about
-    heads = [
-        {"labels" if key == "classes" else key: value for key, value in own.items()} if isinstance(own, dict) else own
-        for own in written
-    ]
-    return about | {"label_sets": heads}
+    renamed = {"heads" if key == "label_sets" else key: value for key, value in about.items()}
+    written = renamed.get("heads")
+    if isinstance(written, list):
+        renamed["heads"] = [
+            {"labels" if key == "classes" else key: value for key, value in own.items()}
+            if isinstance(own, dict)
+            else own
+            for own in written
+        ]
+    return renamed
 
 
 def load_localizer(folder: str | PathLike[str], *, device: str | None = None) -> Localizer:
@@ -475,7 +478,7 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
         about = read_json(file)
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
             raise ValueError("of another version of tada")
-        card = typed(LocalizerCard, _rename_classes_to_labels(about), ignore=("format", "sha256"))
+        card = typed(LocalizerCard, _rename_label_sets(about), ignore=("format", "sha256"))
         data = read_bytes(path / WEIGHTS_FILE)
         weights = safetensors.torch.load(data)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -486,8 +489,8 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
         )
     recipe = read_recipe(path / "recipe.yaml", LocalizationRecipe)
     with torch.device("meta"):  # check sizes before memory is allocated: a damaged card may ask for any amount
-        check_fits(detector_of(card.shape, recipe, card.label_sets), weights)
-    detector = detector_of(card.shape, recipe, card.label_sets)
+        check_fits(detector_of(card.shape, recipe, card.heads), weights)
+    detector = detector_of(card.shape, recipe, card.heads)
     restore(detector, weights)
     backbone = load_recognizer(path / BACKBONE_FOLDER, device=device) if (path / BACKBONE_FOLDER).is_dir() else None
     return Localizer(detector, card, recipe, backbone=backbone, run=path)

@@ -29,20 +29,20 @@ _NUM_CLASSES = 2  # that each segment gets
 _NUM_VERBS, _NUM_NOUNS, _NUM_PAIRS = 10, 30, 5  # best ones that are paired, and best pairs that each segment gets
 
 
-def check_naming(folder: FeatureFolder, videos: Sequence[UntrimmedVideo], label_sets: Sequence[Head]) -> None:
+def check_naming(folder: FeatureFolder, videos: Sequence[UntrimmedVideo], heads: Sequence[Head]) -> None:
     """Check that all of these videos have class scores for their segments, before hours of training.
 
     Raises:
         DataError: a video has no scores, or scores of other classes.
     """
     for video in videos:
-        _find_columns(video.name, folder.score_labels(video.name), label_sets)
+        _find_columns(video.name, folder.score_labels(video.name), heads)
 
 
-def can_name(folder: FeatureFolder, video: UntrimmedVideo, label_sets: Sequence[Head]) -> bool:
+def can_name(folder: FeatureFolder, video: UntrimmedVideo, heads: Sequence[Head]) -> bool:
     """Whether a video has class scores for its segments."""
     try:
-        check_naming(folder, [video], label_sets)
+        check_naming(folder, [video], heads)
     except DataError:
         return False
     return True
@@ -65,30 +65,30 @@ def scores_for(recipe: LocalizationRecipe, classifier: Path | None) -> VideoScor
     return read_video_scores(classifier)
 
 
-def naming_scores(found: VideoFeatures, label_sets: Sequence[Head]) -> list[Floats]:
-    """Class probabilities beside the features: for each label set [T, K], or [1, K] of the whole video.
+def naming_scores(found: VideoFeatures, heads: Sequence[Head]) -> list[Floats]:
+    """Class probabilities beside the features: for each head [T, K], or [1, K] of the whole video.
 
     Raises:
         DataError: the features have no scores, or scores of other classes.
     """
-    columns = _find_columns(found.card.video, found.card.score_labels, label_sets)
-    return [found.scores[s.name][:, own].astype(np.float64) for s, own in zip(label_sets, columns, strict=True)]
+    columns = _find_columns(found.card.video, found.card.score_labels, heads)
+    return [found.scores[s.name][:, own].astype(np.float64) for s, own in zip(heads, columns, strict=True)]
 
 
-def _find_columns(video: str, known: Mapping[str, Sequence[str]], label_sets: Sequence[Head]) -> list[list[int]]:
-    """For each label set, the columns of the scores that belong to its classes."""
+def _find_columns(video: str, known: Mapping[str, Sequence[str]], heads: Sequence[Head]) -> list[list[int]]:
+    """For each head, the columns of the scores that belong to its classes."""
     found = []
-    for label_set in label_sets:
-        classes = label_set.labels
-        scored = Head(name=label_set.name, labels=tuple(map(composed, known.get(label_set.name, ()))))
-        if len(scored.labels) == len(classes) and (scored.is_numbered or label_set.is_numbered):
+    for head in heads:
+        classes = head.labels
+        scored = Head(name=head.name, labels=tuple(map(composed, known.get(head.name, ()))))
+        if len(scored.labels) == len(classes) and (scored.is_numbered or head.is_numbered):
             found.append(list(range(len(classes))))  # EPIC-KITCHENS: one side has numbers, the other names
             continue
         names = scored.labels
         missing = [name for name in classes if name not in names]
         if missing:
             raise DataError(
-                f"the features of {video!r} come without scores of the {label_set.name} {missing[0]!r} "
+                f"the features of {video!r} come without scores of the {head.name} {missing[0]!r} "
                 f"({len(missing)} of {len(classes)} classes), and by these its segments are to be named: extract them "
                 "with a backbone that was trained on these classes, give an external classifier's scores "
                 "(--classifier), or train ActionFormer to name them itself (--detector actionformer --class-agnostic "
@@ -109,12 +109,12 @@ def name_segments(
     """Classify segments [N, 2] with scores [N] by class probabilities.
 
     Args:
-        probabilities: for each label set [T, K], one row for each feature of ``grid``; or [1, K], of the whole video.
+        probabilities: for each head [T, K], one row for each feature of ``grid``; or [1, K], of the whole video.
         video_classes: give all segments this many best classes of the video's mean, as on ActivityNet and HACS. None:
             classify each segment by the mean at six points in it.
 
     Returns:
-        For one label set, each segment once for each of its best classes (two, or ``video_classes``); for verb and
+        For one head, each segment once for each of its best classes (two, or ``video_classes``); for verb and
         noun, once for each of its five best pairs of the ten best verbs and thirty best nouns. Scores are multiplied
         by the classes' probability.
     """

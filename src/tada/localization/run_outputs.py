@@ -41,7 +41,7 @@ def write_localizer(
     card = LocalizerCard(
         detector=recipe.detector,
         shape=detector.config_as_dict(),
-        label_sets=data.table.label_sets,
+        heads=data.table.heads,
         grid=folder.grid,
         feature_settings=next(iter(folder.cards.values())).settings,
         backbone=folder.backbone,
@@ -67,7 +67,7 @@ def write_page(
     words, sections = "No videos were held out, so nothing says how good the localizer is.", []
     if tested is not None:
         found = {video.name: localizer.detect(folder.read(video.name)) for video in tested.videos}
-        results = results_of(found, tested.label_sets)
+        results = results_of(found, tested.heads)
         result = LocalizationEvaluation(
             scores=score(tested, results, recipe.tiou_thresholds), results=results, table=tested
         )
@@ -89,7 +89,7 @@ def thresholds_of(
 
     def best(videos: Sequence[UntrimmedVideo], found: Mapping[str, Detections]) -> dict[str, float]:
         truth = replace(tested, videos=tuple(replace(video, split="val") for video in videos)).ground_truth()
-        return best_thresholds(truth, results_of(found, tested.label_sets), subset="val")
+        return best_thresholds(truth, results_of(found, tested.heads), subset="val")
 
     def detected(videos: Sequence[UntrimmedVideo]) -> dict[str, Detections]:
         return {video.name: localizer.detect(folder.read(video.name)) for video in videos}
@@ -102,7 +102,7 @@ def thresholds_of(
         lacking = {training.label_of(segment) for segment in video.segments} - thresholds.keys()
         if len(added) == _MOST_VIDEOS or all(examples[label] >= _ENOUGH_VIDEOS for label in lacking):
             continue
-        if localizer.recipe.names_by_scores and not can_name(folder, video, tested.label_sets):
+        if localizer.recipe.names_by_scores and not can_name(folder, video, tested.heads):
             continue
         added.append(video)
         examples.update(lacking)

@@ -200,7 +200,7 @@ def _make_loaders(
     if data.tested is None:
         return loader, None
     if recipe.names_by_scores:
-        check_naming(data.folder, data.tested.videos, data.table.label_sets)
+        check_naming(data.folder, data.tested.videos, data.table.heads)
     features = TestFeatures(data.tested, data.folder)
     return loader, VideoLoader(features, batch_size=None, num_workers=num_workers, say=say)
 

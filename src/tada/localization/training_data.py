@@ -65,7 +65,7 @@ class TrainingData:
     @property
     def classes_in_words(self) -> str:
         """Number of classes in words, such as "20 action classes"."""
-        return " and ".join(counted(len(s.labels), f"{s.name} class") for s in self.table.label_sets)
+        return " and ".join(counted(len(s.labels), f"{s.name} class") for s in self.table.heads)
 
 
 def training_data(

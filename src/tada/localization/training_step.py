@@ -109,7 +109,7 @@ class LocalizationTask(L.LightningModule):
         assert self.tested is not None
         scores = detection_map(
             self.tested.ground_truth(),
-            results_of(self.found, self.tested.label_sets),
+            results_of(self.found, self.tested.heads),
             subset=self.tested.videos[0].split or "val",
             tiou_thresholds=self.recipe.tiou_thresholds,
         )

@@ -55,7 +55,7 @@ def cut_clips(
     """Cut every segment out of its video into a file.
 
     Args:
-        table: with splits. With two label sets, the class is the pair of names. If the splits differ in their classes,
+        table: with splits. With two heads, the class is the pair of names. If the splits differ in their classes,
             a recognizer cannot be tested fairly: then only the training videos are cut.
         out: folder of the clips. If it has clips of the same segments and videos, they are kept; if a video has been
             replaced since, all clips are cut again.

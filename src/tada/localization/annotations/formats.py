@@ -67,7 +67,7 @@ class Content:
 
     label_names: tuple[str, ...] = ("action",)
     classes: tuple[tuple[str, ...], ...] | None = None
-    """Classes of each label set, if the data set fixes them; None: those that occur."""
+    """Classes of each head, if the data set fixes them; None: those that occur."""
     rows: list[Row] = field(default_factory=list)
     splits: dict[str, str | None] = field(default_factory=dict)
     """Split of each video, by ``video_path``, in the file's order."""
@@ -180,7 +180,7 @@ def _read_json(path: Path) -> Content:
                 content.notes.append(f"{where}: ambiguous, as THUMOS14 marks it: left out")
             else:
                 content.rows.append(Row(video=key, start=start, end=end, labels=labels, source=where))
-    _name_label_sets(name, content)
+    _name_heads(name, content)
     return content
 
 
@@ -214,7 +214,7 @@ def _drop_id_prefix(label: str) -> str:
     return match[1] if match else label
 
 
-def _name_label_sets(name: str, content: Content) -> None:
+def _name_heads(name: str, content: Content) -> None:
     counts = {len(row.labels) for row in content.rows}
     if counts == {2}:
         content.label_names = ("verb", "noun")

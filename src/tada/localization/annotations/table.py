@@ -32,7 +32,7 @@ class Segment:
     start_seconds: float
     end_seconds: float
     labels: tuple[int, ...]
-    """Class index in each of the table's label sets."""
+    """Class index in each of the table's heads."""
     source: str
     """Where it was read, for messages: "segments.csv row 12"."""
 
@@ -62,7 +62,7 @@ class UntrimmedVideo:
 class SegmentTable:
     """Untrimmed videos, their annotated segments, and the classes."""
 
-    label_sets: tuple[Head, ...]
+    heads: tuple[Head, ...]
     videos: tuple[UntrimmedVideo, ...]
     """Sorted by name."""
     name: str
@@ -137,16 +137,16 @@ class SegmentTable:
         return sum(len(video.segments) for video in self.videos if video.split == split)
 
     def counts(self) -> list[dict[str, int]]:
-        """Number of segments of each class, for each label set."""
+        """Number of segments of each class, for each head."""
         found = []
-        for place, label_set in enumerate(self.label_sets):
+        for place, head in enumerate(self.heads):
             count = Counter(segment.labels[place] for video in self.videos for segment in video.segments)
-            found.append({name: count[i] for i, name in enumerate(label_set.labels)})
+            found.append({name: count[i] for i, name in enumerate(head.labels)})
         return found
 
     def label_of(self, segment: Segment) -> str:
-        """Class name of a segment; with several label sets, the names joined by a comma, as EPIC writes actions."""
-        return ",".join(s.labels[i] for s, i in zip(self.label_sets, segment.labels, strict=True))
+        """Class name of a segment; with several heads, the names joined by a comma, as EPIC writes actions."""
+        return ",".join(s.labels[i] for s, i in zip(self.heads, segment.labels, strict=True))
 
     def ground_truth(self) -> dict[str, Any]:
         """The table in ActivityNet's JSON form, for ``tada.localization.metrics``; without splits, all are "val"."""
@@ -195,7 +195,7 @@ def _make_table(name: str, content: Content) -> SegmentTable:
     if not content.rows:
         raise DataError(f"{name} has no segments: nothing to learn from; see whether it is the right file")
     rows = [replace(row, labels=tuple(map(composed, row.labels))) for row in content.rows]
-    label_sets = []
+    heads = []
     for place, label_name in enumerate(content.label_names):
         occurring = class_names((row.labels[place], row.source) for row in rows)
         classes = occurring if content.classes is None else content.classes[place]
@@ -205,8 +205,8 @@ def _make_table(name: str, content: Content) -> SegmentTable:
                 f"{unknown.source}: {label_name} {unknown.labels[place]!r} is no class of EPIC-KITCHENS-100, which "
                 f"numbers them from 0 to {len(classes) - 1}"
             )
-        label_sets.append(Head(name=label_name, labels=tuple(map(composed, classes))))
-    numbers = [{label: i for i, label in enumerate(s.labels)} for s in label_sets]
+        heads.append(Head(name=label_name, labels=tuple(map(composed, classes))))
+    numbers = [{label: i for i, label in enumerate(s.labels)} for s in heads]
     found: dict[str, list[Segment]] = {video: [] for video in content.splits}
     notes = list(content.notes)
     for row in rows:
@@ -241,7 +241,7 @@ def _make_table(name: str, content: Content) -> SegmentTable:
     ]
     videos.sort(key=lambda video: video.name)
     table = SegmentTable(
-        label_sets=tuple(label_sets), videos=tuple(videos), name=name, refuses=content.refuses, notes=tuple(notes)
+        heads=tuple(heads), videos=tuple(videos), name=name, refuses=content.refuses, notes=tuple(notes)
     )
     return with_durations(table, durations)
 
@@ -371,12 +371,10 @@ def check_for_training(table: SegmentTable, say: Callable[[str], None]) -> None:
     training = table.of_split("train")
     tested = next((split for split in ("val", "test") if split in table.splits), None)
     if tested is not None:
-        for label_set, trained, counted in zip(
-            table.label_sets, training.counts(), table.of_split(tested).counts(), strict=True
-        ):
+        for head, trained, counted in zip(table.heads, training.counts(), table.of_split(tested).counts(), strict=True):
             only = [name for name, count in counted.items() if count and not trained[name]]
             if only:
-                say(f"{label_set.name} classes in {tested} that training never sees: {listed(only, quote=False)}")
+                say(f"{head.name} classes in {tested} that training never sees: {listed(only, quote=False)}")
     else:
         say(f"{table.name}: nothing is held out for validation: the last epoch is kept, as good or bad as it is")
     if table.notes:

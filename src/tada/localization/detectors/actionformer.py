@@ -401,12 +401,12 @@ class ActionFormerDetector(nn.Module):
         config: ActionFormerConfig,
         *,
         recipe: LocalizationRecipe,
-        label_sets: Sequence[Head],
+        heads: Sequence[Head],
     ) -> None:
         super().__init__()
         self.config = config
         self.recipe = recipe
-        self.label_sets = tuple(label_sets)
+        self.heads = tuple(heads)
         self.network = ActionFormer(config)
         self.register_buffer("normaliser", torch.tensor(recipe.normaliser))
         self.normaliser: Tensor
@@ -435,7 +435,7 @@ class ActionFormerDetector(nn.Module):
         segments is drawn again.
         """
         features, grid = self._resized_features(found)
-        seconds, labels = truths(piece.video, len(self.label_sets))
+        seconds, labels = truths(piece.video, len(self.heads))
         if self.recipe.class_agnostic:
             labels = np.zeros((len(labels), 1), np.int64)
         steps = grid.index(seconds)
@@ -481,7 +481,7 @@ class ActionFormerDetector(nn.Module):
         chosen = select(candidates, selection, duration_seconds=found.card.duration_seconds)
         if not self.recipe.class_agnostic:
             return chosen
-        scores = naming_scores(found, self.label_sets)
+        scores = naming_scores(found, self.heads)
         return name_segments(
             chosen.segments, chosen.scores, scores, found.card.grid, video_classes=self.recipe.video_classes
         )

@@ -390,11 +390,11 @@ def thinned(
 class BMNDetector(nn.Module):
     """BMN, with the settings of its training and testing; class scores beside the features classify its proposals."""
 
-    def __init__(self, config: BMNConfig, *, recipe: LocalizationRecipe, label_sets: Sequence[Head]) -> None:
+    def __init__(self, config: BMNConfig, *, recipe: LocalizationRecipe, heads: Sequence[Head]) -> None:
         super().__init__()
         self.config = config
         self.recipe = recipe
-        self.label_sets = tuple(label_sets)
+        self.heads = tuple(heads)
         self.network = BMN(config)
 
     def config_as_dict(self) -> dict[str, Any]:
@@ -406,7 +406,7 @@ class BMNDetector(nn.Module):
         found = []
         for video in videos:
             assert video.duration_seconds is not None, "with_durations fills it in from the features"
-            seconds, _ = truths(video, len(self.label_sets))
+            seconds, _ = truths(video, len(self.heads))
             for i, window in enumerate(windows(self.config, video.duration_seconds)):
                 if len(window_segments(seconds, window, self.config.num_bins)):
                     found.append(Piece(video=video, window=i))
@@ -415,7 +415,7 @@ class BMNDetector(nn.Module):
     def sample(self, piece: Piece, found: VideoFeatures, rng: np.random.Generator) -> Sample:
         """The features and segments of a window; nothing is random."""
         window = windows(self.config, found.card.duration_seconds)[piece.window]
-        seconds, _ = truths(piece.video, len(self.label_sets))
+        seconds, _ = truths(piece.video, len(self.heads))
         segments = window_segments(seconds, window, self.config.num_bins)
         features = torch.from_numpy(found.features.T.copy())
         return Sample(
@@ -437,7 +437,7 @@ class BMNDetector(nn.Module):
 
     def detect(self, found: VideoFeatures) -> Detections:
         """The segments of a video, in seconds, best first."""
-        scores = naming_scores(found, self.label_sets)
+        scores = naming_scores(found, self.heads)
         duration = found.card.duration_seconds
         places = windows(self.config, duration)
         features, grid = torch.from_numpy(found.features.T.copy()), found.card.grid

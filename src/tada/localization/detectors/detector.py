@@ -33,7 +33,7 @@ def new_detector(
             video_seconds=np.array([card.duration_seconds for card in cards]),
             stride_seconds=folder.grid.stride_seconds,
         )
-        return BMNDetector(bmn_config, recipe=recipe, label_sets=table.label_sets)
+        return BMNDetector(bmn_config, recipe=recipe, heads=table.heads)
     strides = {card.video: card.grid.stride_seconds for card in cards}
     steps = np.array([card.num_features for card in cards], np.float64)
     if recipe.resize_to is not None:
@@ -41,7 +41,7 @@ def new_detector(
         steps = np.full(len(cards), float(recipe.resize_to))
     config = ActionFormerConfig.for_data(
         in_channels=folder.channels,
-        num_classes=(1,) if recipe.class_agnostic else tuple(len(s.labels) for s in table.label_sets),
+        num_classes=(1,) if recipe.class_agnostic else tuple(len(s.labels) for s in table.heads),
         segment_steps=np.array([s.seconds / strides[video.name] for video in table.videos for s in video.segments]),
         video_steps=steps,
         stride_seconds=folder.grid.stride_seconds,
@@ -50,7 +50,7 @@ def new_detector(
         position_encoding=recipe.position_encoding,
         input_dropout=recipe.input_dropout,
     )
-    return ActionFormerDetector(config, recipe=recipe, label_sets=table.label_sets)
+    return ActionFormerDetector(config, recipe=recipe, heads=table.heads)
 
 
 def _overlap_often(table: SegmentTable) -> bool:
@@ -60,7 +60,7 @@ def _overlap_often(table: SegmentTable) -> bool:
 
 
 def detector_of(
-    shape: dict[str, Any], recipe: LocalizationRecipe, label_sets: Sequence[Head]
+    shape: dict[str, Any], recipe: LocalizationRecipe, heads: Sequence[Head]
 ) -> ActionFormerDetector | BMNDetector:
     """Build the detector of a checkpoint, without its weights.
 
@@ -69,10 +69,10 @@ def detector_of(
     """
     try:
         if recipe.detector == "bmn":
-            return BMNDetector(BMNConfig(**shape), recipe=recipe, label_sets=label_sets)
+            return BMNDetector(BMNConfig(**shape), recipe=recipe, heads=heads)
         ranges = tuple((float(low), float(high)) for low, high in shape["regression_ranges"])
         values = shape | {"num_classes": tuple(shape["num_classes"]), "regression_ranges": ranges}
         actionformer_config = ActionFormerConfig(**values)
-        return ActionFormerDetector(actionformer_config, recipe=recipe, label_sets=label_sets)
+        return ActionFormerDetector(actionformer_config, recipe=recipe, heads=heads)
     except (TypeError, KeyError, ValueError, RuntimeError) as error:  # RuntimeError: sizes beyond any memory
         raise CheckpointError(f"the shape of the detector is not as tada writes it ({error}); train anew") from error

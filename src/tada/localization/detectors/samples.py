@@ -56,10 +56,10 @@ class RollingView(NamedTuple):
     """The part begins at a multiple of this, so that the detector's strides are aligned as in a whole video."""
 
 
-def truths(video: UntrimmedVideo, num_label_sets: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def truths(video: UntrimmedVideo, num_heads: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """The annotated segments [G, 2] of a video, in seconds, and their labels [G, S]."""
     times = np.array([(s.start_seconds, s.end_seconds) for s in video.segments], np.float64).reshape(-1, 2)
-    labels = np.array([s.labels for s in video.segments], np.int64).reshape(-1, num_label_sets)
+    labels = np.array([s.labels for s in video.segments], np.int64).reshape(-1, num_heads)
     return times, labels
 
 

@@ -59,7 +59,7 @@ class FeatureCard:
     settings: dict[str, Any]
     """Settings of the extraction: plain values, as in JSON."""
     score_labels: dict[str, list[str]] = field(default_factory=dict)
-    """Class names of the columns of ``scores``, by label set."""
+    """Class names of the columns of ``scores``, by head."""
     source: Source | None = None
     """The video file; None for published features, and for those that an older tada extracted."""
 
@@ -79,7 +79,7 @@ class VideoFeatures:
     features: Array
     """[T, C]"""
     scores: dict[str, Array]
-    """Class probabilities by label set: [T, K], or [1, K] of the whole video; empty if there are none."""
+    """Class probabilities by head: [T, K], or [1, K] of the whole video; empty if there are none."""
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class FeatureFolder:
                 )
 
     def score_labels(self, name: str) -> dict[str, list[str]]:
-        """Class names of a video's scores, by label set.
+        """Class names of a video's scores, by head.
 
         Raises:
             DataError: the classifier has no scores of the video.

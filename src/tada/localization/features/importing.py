@@ -232,7 +232,7 @@ def import_features(
             channels=features.shape[1],
             backbone=described_as,
             settings={"imported": True},
-            score_labels={label_set: [str(i) for i in range(rows.shape[1])] for label_set, rows in found.items()},
+            score_labels={head: [str(i) for i in range(rows.shape[1])] for head, rows in found.items()},
         )
         if cards and card.channels != cards[0].channels:
             raise DataError(

@@ -2,15 +2,15 @@
 
     python benchmarks/ablation.py --out OUT [--seeds 3] [--variants NAME ...]
 
-Draws the quickstart's videos of eight motions, four pairs of which one is the other backwards, so that only the order
-of frames tells the two apart: a network that is blind to order is right on half of them at best. Trains every variant
-of tada2d_tiny on them by the same recipe and tests it on unseen videos. A variant is nothing but ``model_options`` of
-the recipe.
+Draws the quickstart's videos of eight motions: four pairs of a motion and its time reversal, which differ only in the
+order of frames, so a network that ignores order is right on half of them at most. Trains every variant
+of tada2d_tiny on them by the same recipe and tests it on unseen videos. A variant only differs in
+the recipe's ``model_options``.
 
 Prints top-1 of each variant (mean and standard deviation of the seeds), then, for each of the paper's questions, its
-answer beside the measured one. A difference of two variants, taken seed by seed, counts as measured from twice its
-standard error on; smaller ones are undecided. Writes OUT/ablation.json. A run that is already in OUT is not repeated,
-so an interrupted benchmark goes on where it was.
+answer beside the measured one. A difference of two variants, taken seed by seed, counts if it is at least twice its
+standard error; smaller ones are undecided. Writes OUT/ablation.json. A run that is already in OUT is not repeated, so
+an interrupted benchmark continues.
 
 The paper's numbers were measured on Something-Something V2 with a ResNet-50 that started from ImageNet. Only their
 order is given here, and from memory, not copied from the paper (arXiv 2110.06178, its section on ablations). What it
@@ -64,10 +64,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What an ablation asks, and how the paper answers."""
+    """An ablation's question, and the paper's answer."""
 
     name: str
-    """In words."""
+    """The question in words."""
     order: tuple[tuple[str, ...], ...]
     """Variants from worst to best; those that the paper finds alike, or whose order is not known here, together."""
 
@@ -109,7 +109,7 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """What was measured."""
+        """The measured answer."""
         if abs(self.gain) < 2 * self.standard_error or self.gain == 0:
             return "undecided"
         return "as in the paper" if self.gain > 0 else "the other way"
@@ -192,7 +192,7 @@ def main() -> None:
 
 
 def videos_in(out: Path, videos_per_class: int) -> Path:
-    """The folder of the videos; they are drawn unless they are there."""
+    """The folder of the videos; they are drawn if missing."""
     videos, part = out / "videos", out / "videos.part"
     if not videos.exists():
         test_videos_per_class = max(videos_per_class // 2, 1)

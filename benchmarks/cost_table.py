@@ -1,12 +1,12 @@
-"""What TAdaConv costs: parameters and multiply-adds of operators and networks, and what adapting a network adds.
+"""Cost of TAdaConv: parameters and multiply-adds of operators and networks, and those that adapting a network adds.
 
     python benchmarks/cost_table.py [--json FILE]
 
 Everything is counted twice: by the shapes of kernels and outputs ("by shapes"), and by PyTorch's own counter of
 floating point operations, which sees every operation that is run ("by torch", half of its operations). Beside them
-stand the figures of the paper and of the released code. Those come out to the last digit if, beside kernels, two are
+are the figures of the paper and of the released code. Those come out to the last digit if, beside kernels, two are
 counted for each value that a batch norm writes and, in ConvNeXt, five for each that a block's layer norm writes: the
-column "with norms". Nothing is computed: tensors have shapes but no memory.
+column "with norms". Nothing is computed: tensors are on the meta device.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from tada.models.tadaconvnext import ConvNeXtBlock, Stem
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """What one network, or one operator, costs for one clip."""
+    """Cost of a network or operator for one clip."""
 
     name: str
-    """What was counted."""
+    """Name of the network or operator."""
     clip: str
     """Its input: frames and pixels, or a feature map's shape."""
     parameters: int
-    """Numbers that are learned."""
+    """Number of parameters."""
     multiply_adds: int
     """By the shapes of kernels and outputs."""
     by_torch: int
@@ -48,7 +48,7 @@ class Cost:
     with_norms: int
     """By shapes, norms included."""
     figure: str = ""
-    """What paper and released code give."""
+    """Figures of the paper and the released code."""
 
 
 def count(name: str, module: nn.Module, x: Tensor, clip: str, *, figure: str = "") -> Cost:

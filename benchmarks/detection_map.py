@@ -1,9 +1,9 @@
-"""How long scoring takes: 100,000 predictions on 5,000 videos, on one core.
+"""Time of the metrics: 100,000 predictions on 5,000 videos, on one core.
 
     python benchmarks/detection_map.py [--videos 5000] [--predictions 100000] [--classes 200] [--out FILE.json]
 
-Ground truth and predictions are drawn at random, most predictions near some segment: the slowest case, since those that
-overlap nothing are sorted out at once. Prints the seconds for mAP at ten thresholds and for AR@1..100.
+Ground truth and predictions are drawn at random, most predictions near some segment: the slowest case, since
+predictions without overlap are discarded at once. Prints the seconds for mAP at ten thresholds and for AR@1..100.
 """
 
 from __future__ import annotations

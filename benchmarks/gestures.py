@@ -7,7 +7,7 @@ in two groups. Trains on group C, tests on group A (other rooms, other days), TA
 from weights that learned generated motion, with the same recipe (``gestures``). Prints top-1 over all ten classes and
 on {left, right, up, down} alone: mean, lowest and highest of the seeds. Writes OUT/gestures.json and one run for each.
 
-With --parts: what is lost where only the classifier, or the classifier and the calibration, are trained from the motion
+With --parts: accuracy if only the classifier, or the classifier and the calibration, are trained from the motion
 weights (``--train head``, ``calibration`` and ``all``).
 
 TSN's motion weights do not ship; ``benchmarks/motion_weights.py OUT --model tsn_tiny`` makes them, by the same recipe.

@@ -1,13 +1,13 @@
-"""What a prepared copy saves: the processor time of a training clip, before `tada prepare` and after.
+"""Processor time of a training clip, from original videos and from a copy by `tada prepare`.
 
     python benchmarks/loader.py [DATA] --out OUT [--clips 60]
 
 DATA is any data set that tada reads (a folder, clips.csv, ...); without it, videos are drawn: 1280x720, 30 frames a
-second, 10 seconds, a key frame every 250 frames, textures and noise in motion, as cameras of telephones leave them.
-OUT/prepared becomes the copy. Both sets are read by the same loader, a clip of each video in turn: 8 frames 8 apart
-(Kinetics), and 8 of equal parts (Something-Something). The time is that of the processor, so other work on the machine
-changes it little. Then the loader runs with worker processes beside training steps of tada2d_tiny, to see which of the
-two waits. Prints a table, writes OUT/loader.json.
+second, 10 seconds, a key frame every 250 frames, moving textures and noise, as from phone cameras. The copy is written
+to OUT/prepared. Both sets are read by the same loader, a clip of each video in turn: 8 frames 8 apart (Kinetics), and 8
+of equal parts (Something-Something). Times are processor times, so other work on the machine changes them little. Then
+the loader's worker processes run beside training steps of tada2d_tiny, to see which of the two waits. Prints a table,
+writes OUT/loader.json.
 """
 
 from __future__ import annotations

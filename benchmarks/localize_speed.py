@@ -1,14 +1,14 @@
-"""How long it takes to say what happens when in a long video: the whole way, and its parts.
+"""Time of localization in a long video: total, and its parts.
 
     python benchmarks/localize_speed.py [--out runs/localize_speed] [--seconds 600] [--models tada2d_r18 ...]
 
 Draws a video of 340 x 256 pixels and 25 frames a second (patches in motion over textured scenes, a shaking camera and
-noise, a new scene every five seconds), with a key frame every 250 frames as encoders leave them. A localizer of random
-weights answers: the network sees clips of 8 frames, 64/30 s long, 8/15 s apart, cut to 224 pixels; the default
+noise, a new scene every five seconds), with a key frame every 250 frames as encoders leave them. A localizer with
+random weights is used: the network's clips have 8 frames, 64/30 s long, 8/15 s apart, cut to 224 pixels; the default
 ActionFormer has 20 classes and six levels. How long it takes does not depend on the weights.
 
 The parts are timed one after the other on the video's first seconds, each as a share of the video's time; then
-``Localizer.localize`` does all of it, decoding in a thread of its own, with a progress bar.
+``Localizer.localize`` does all of it, with a separate thread for decoding and a progress bar.
 
 Prints a table, writes runs/localize_speed.json.
 """
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def drawn_video(folder: Path, seconds: float) -> Path:
-    """Scene after scene, each with another motion; drawn once."""
+    """Scenes one after the other, each with another motion; drawn once."""
     file = folder / f"{seconds:g}s.mp4"
     if file.exists():
         return file
@@ -103,7 +103,7 @@ def drawn_video(folder: Path, seconds: float) -> Path:
 
 
 def localizer_of(model: str, side: int, precision: str, device: torch.device) -> Localizer:
-    """A localizer that nobody has trained."""
+    """A localizer with random weights."""
     clip = ClipSpec(num_frames=8, interval=8, fps=30.0, short_side=side * 8 // 7, crop=side)
     card = ModelCard(model=model, labels=LABELS.labels, clip=clip, trained_from="nothing")
     network = create_model(model, num_classes=len(LABELS.labels))

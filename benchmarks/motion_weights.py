@@ -1,7 +1,7 @@
 """Make the weights that ship with tada: a small network learns generated motion.
 
     python benchmarks/motion_weights.py OUT                     # tada2d_tiny, into the package
-    python benchmarks/motion_weights.py OUT --model tsn_tiny    # its twin, which stays in OUT
+    python benchmarks/motion_weights.py OUT --model tsn_tiny    # the same for TSN; stays in OUT
 
 Draws videos of all motions and strokes, trains with the recipe ``motion``, tests on unseen videos, and prints how many
 of each class were right. Reproducible: the same command gives the same weights on the same kind of machine.
@@ -28,7 +28,7 @@ TEST_VIDEOS = {MOTIONS: 40, STROKES: 10}
 
 
 def main() -> None:
-    """Draw, train, test, keep."""
+    """Draw videos, train, test, save the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a new folder for the videos and the run")
     parser.add_argument("--model", default="tada2d_tiny")

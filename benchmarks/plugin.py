@@ -2,9 +2,9 @@
 
     python benchmarks/plugin.py --out OUT [--data DATA --val-group GROUP] [--seeds 3]
 
-Draws videos of eight motions that only the order of frames tells (``tada.data.motion``), trains SlowOnly, R(2+1)D and
-R3D for the CPU from scratch, as they are and adapted, with one recipe and the same initial kernels for both, and tests
-on unseen videos. DATA, a folder or CSV as ``tada train`` takes it, stands in for the drawn videos; the named group, or
+Draws videos of eight motions that differ only in the order of frames (``tada.data.motion``), trains SlowOnly, R(2+1)D
+and R3D for the CPU from scratch, as they are and adapted, with one recipe and the same initial kernels for both, and
+tests on unseen videos. DATA, a folder or CSV as ``tada train`` takes it, replaces the drawn videos; the named group, or
 a part of each class, is then held out.
 
 Prints top-1 (mean of the seeds, lowest to highest), the gain of each seed, parameters, multiply-adds of a clip and

@@ -1,11 +1,11 @@
-"""What export costs and gains: accuracy, size and time of networks, their ONNX files, and those in 8-bit integers.
+"""Effect of export: accuracy, size and time of networks, their ONNX files, and those in 8-bit integers.
 
     tada quickstart
     python benchmarks/quantization.py quickstart/tada2d quickstart/tsn --data quickstart/videos --out OUT
 
-Accuracy is of videos that the runs were not trained on; the time is that of one clip, the least of --repeats (other
-work on the machine only adds to it), on as many threads as PyTorch has (OMP_NUM_THREADS). It prints a table and writes
-OUT/quantization.json.
+Accuracy is on videos that the runs were not trained on; time is that of one clip, the minimum over --repeats (other
+work on the machine only adds to it), with as many threads as PyTorch has (OMP_NUM_THREADS). It prints a table and
+writes OUT/quantization.json.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def milliseconds(network: nn.Module, clip: ClipSpec, repeats: int) -> float:
-    """The least time that one clip took."""
+    """Minimum time of one clip."""
     clips = torch.randn(1, 3, clip.num_frames, clip.crop, clip.crop)
     times = []
     for _ in range(repeats):

@@ -1,9 +1,9 @@
-"""Videos with two motions at once: what `tada train` reaches on unseen ones, from the weights that ship with tada.
+"""Videos with two motions at once: mAP of `tada train` on unseen videos, from the weights that ship with tada.
 
     python benchmarks/several_labels.py OUT
 
-Each video shows none, one or two of left, right, up and down at a time, each by a patch of its own; the classes stand
-in the columns of a CSV. The test videos are drawn from other seeds and are no part of the training's data.
+Each video shows none, one or two of left, right, up and down at a time, each by its own patch; the CSV has a column for
+each class. The test videos are drawn from other seeds and are not in the training data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a video file to an answer: what of the time is decoding, transforming, and the network.
+"""Time from a video file to a prediction: decoding, transforms, network.
 
     python benchmarks/speed_e2e.py [--out runs/speed_e2e] [--models tada2d_r50 ...] [--videos 32]
 
@@ -7,8 +7,8 @@ them) and every 16 (as ``tada prepare`` does). One clip of 8 frames 8 apart, cen
 network with random weights: tada2d_r50 as it is trained ("unfolded") and "fused", in fp32 and bf16. Each part is timed
 by itself, in turns with ``Recognizer.predict``, which does all of them.
 
-Then ``tada predict`` runs over many such files, in this process, and every call of the network is noted: how many
-videos a second, and which part of the time the network waits for clips, from its first answer to its last.
+Then ``tada predict`` runs over many such files, in this process, and every call of the network is timed: videos
+per second, and the fraction of the time, from its first output to its last, that the network waits for clips.
 
 Prints both tables, writes runs/speed_e2e.json.
 """
@@ -110,7 +110,7 @@ def drawn_video(folder: Path, seconds: float, keyframe_interval: int) -> Path:
 
 
 def card_of(model: str, clip: ClipSpec) -> ModelCard:
-    """A network of as many classes as Kinetics has, which nobody has trained."""
+    """A network with Kinetics' number of classes and random weights."""
     return ModelCard(model=model, labels=tuple(f"class {i}" for i in range(400)), clip=clip, trained_from="nothing")
 
 
@@ -148,7 +148,7 @@ def one_video(form: Form, video: Path, clip: ClipSpec, rounds: int, device: torc
 
 
 class InPrecision(nn.Module):
-    """A network that is given clips in its own precision."""
+    """A network whose input is converted to its precision."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -165,7 +165,7 @@ class InPrecision(nn.Module):
 def many_videos(
     model: str, video: Path, clip: ClipSpec, arguments: argparse.Namespace, device: torch.device
 ) -> dict[str, float]:
-    """What ``tada predict`` does with copies of a video: its speed, and how long the network waits."""
+    """``tada predict`` on copies of a video: its speed, and how long the network waits."""
     run = arguments.out / f"{model}_{clip.num_frames}x{clip.crop}"
     if not run.exists():
         save_model(run, create_model(model), card_of(model, clip))
@@ -195,7 +195,7 @@ def many_videos(
 
 @dataclass(slots=True)
 class Calls:
-    """When a network was called, and when it was done."""
+    """Start and end times of a network's calls."""
 
     times: list[tuple[float, float]] = field(default_factory=list)
     depth: int = 0
@@ -204,7 +204,7 @@ class Calls:
 
 @contextmanager
 def noted_calls(device: torch.device) -> Iterator[Calls]:
-    """Note every call of a module that no other module makes."""
+    """Record the times of the outermost calls of a module."""
     calls = Calls()
 
     def before(module: nn.Module, inputs: Any) -> None:

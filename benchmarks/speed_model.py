@@ -1,4 +1,4 @@
-"""What whole networks cost: TAda models as released, as they are here, without TAdaConv, and what else is used.
+"""Speed of whole networks: TAda models as released, as they are here, without TAdaConv, and other video networks.
 
     python benchmarks/speed_model.py [--networks tada2d_r50 tadaconvnext_t] [--rows PATTERN ...] [--eager]
     python benchmarks/speed_model.py --scaling
@@ -58,9 +58,9 @@ class Family:
     plain: str
     """The same network without TAdaConv."""
     others: tuple[str, ...] = ()
-    """What people use instead."""
+    """Other video networks."""
     frames: int
-    """Of the published clip."""
+    """Shape of the published clip."""
     published: str
     """Top-1 accuracy, and where."""
 
@@ -128,7 +128,7 @@ def clip_shape(family: str, arguments: argparse.Namespace) -> tuple[int, ...]:
 
 
 def run_of(form: Form, shape: Sequence[int], device: torch.device, **options: Any) -> Run:
-    """The network's answer to clips of this shape."""
+    """The network's output for clips of this shape."""
     model = build(form, shape[2], device, **options)
     clips = torch.randn(*shape, device=device, dtype=PRECISIONS[form.precision])
 

@@ -1,4 +1,4 @@
-"""What one TAdaConv layer costs: as released, in its exact cheap form, and beside the plain convolution.
+"""Speed of one TAdaConv layer: as released, in its exact cheap form, and compared with the plain convolution.
 
     python benchmarks/speed_op.py [--layers PATTERN ...] [--precisions fp32 bf16] [--passes forward both]
 
@@ -54,7 +54,7 @@ class Layer:
     """A convolution of a network."""
 
     channels: int
-    """Of input and output."""
+    """Channels of input and output."""
     side: int
     """Pixels of a frame's side, before the stride."""
     kernel: int
@@ -62,7 +62,7 @@ class Layer:
     stride: int = 1
     calibrate: Calibrate = "in"
     depthwise: bool = False
-    """Then with a bias that is calibrated too."""
+    """Whether it is depthwise, with a bias that is calibrated, too."""
 
 
 LAYERS: dict[str, Layer] = {

@@ -1,4 +1,4 @@
-"""What a training step costs: TAda networks as released, as they are here, and without TAdaConv.
+"""Speed of a training step: TAda networks as released, as they are here, and without TAdaConv.
 
     python benchmarks/speed_train.py [--networks tada2d_r50 tadaconvnext_t] [--rows PATTERN ...] [--compiled]
 

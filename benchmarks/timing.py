@@ -118,14 +118,14 @@ def _seconds(run: Run, calls: int, device: torch.device) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that was asked of it."""
+    """Wait until the device has finished all work (synchronize)."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spread:
-    """What was measured in several rounds."""
+    """Measurements of several rounds."""
 
     low: float
     """The first quartile."""
@@ -209,7 +209,7 @@ def peaks_of_rows(script: str, argv: Sequence[str], names: Sequence[str]) -> dic
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on, and with which versions."""
+    """Machine and versions."""
     packages = ("tada-video", "torch", "numpy", "av", "triton")
     facts: dict[str, Any] = {
         "processor": _processor(),
@@ -247,7 +247,7 @@ def _version(package: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chip:
-    """The rates that a device reaches at best, as measured now."""
+    """Peak rates of a device, as measured now."""
 
     copy_bytes_per_second: float
     """Of a large copy: bytes read and bytes written."""
@@ -255,11 +255,11 @@ class Chip:
     """Of the product of large matrices, in each precision."""
 
     def copy_share(self, num_bytes: float, seconds: float) -> float:
-        """Which part of the copy's rate it is to move so many bytes in this time."""
+        """Fraction of the copy's rate, for this many bytes in this time."""
         return num_bytes / seconds / self.copy_bytes_per_second
 
     def matrix_share(self, multiply_adds: float, seconds: float, precision: str) -> float:
-        """Which part of the matrix product's rate it is to do so many multiply-adds in this time."""
+        """Fraction of the matrix product's rate, for this many multiply-adds in this time."""
         return multiply_adds / seconds / self.multiply_adds_per_second[precision]
 
 
@@ -292,7 +292,7 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, w
 
 
 def write_report(arguments: argparse.Namespace, name: str, device: torch.device, **content: Any) -> Path:
-    """Write what was found as JSON, with the machine and the arguments."""
+    """Write the results as JSON, with the machine and the arguments."""
     file: Path = arguments.json or Path("runs") / f"{name}.json"
     asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
     report = {"benchmark": name, "machine": machine(device), "arguments": asked, **content}

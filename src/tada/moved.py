@@ -94,6 +94,7 @@ MOVED = {
 """Modules by their old names and their new ones, below ``tada``."""
 
 MOVED_NAMES = {
+    "commands.recognition": {"commands.recognizers": "AUGMENTATION"},
     "data.annotations": {
         "data.labeled_csv": "write_table",
         "data.listed_videos": "IDENTITY_COLUMNS SEPARATOR",
@@ -173,6 +174,7 @@ RENAMED = {
     "localization.features.extraction.settings_of": "localization.features.extraction.settings_as_dict",
     "localization.features.importing.read_published": "localization.features.importing.read_feature_file",
     "localization.naming.named": "localization.naming.name_segments",
+    "localization.recipe.named_localization_recipes": "training.recipe.named_recipes",
     "localization.training.LocalizationResult": "training.run_folder.TrainingResult",
     "models.parallel.synchronise_batch_norms": "models.parallel.synchronize_batch_norms",
     "models.pretrained.initialise": "models.pretrained.initialize",
@@ -181,6 +183,7 @@ RENAMED = {
     "recognition.recognizer.load": "recognition.recognizer.load_recognizer",
     "training.run_folder.finished_metrics": "training.run_folder.finished_result",
     "training.run_folder.write_metrics": "training.run_folder.end_run",
+    "video.augment.random_resized_crop": "video.augment.draw_resized_crop",
     "video.transforms.centre_crop": "video.transforms.center_crop",
     "video.transforms.normalise": "video.transforms.normalize",
     "video.transforms.recolour": "video.transforms.recolor",

@@ -361,14 +361,14 @@ def test_report() -> None:
     assert report.multiply_adds(5) == 2 * (5 * 96 + 64) + 5 * (12 * 3 * 3 + 3 * 12 * 3) + 144
     text = str(report)
     for line in (
-        r"3 convolutions are temporally adaptive now, 5 are as they were",
+        r"3 convolutions are temporally adaptive now, 5 are unchanged",
         r"  layer1.0.conv1      3x3          8->8          +174              +96",
-        r"as they were: a stem, which reads images (stem); a kernel of 1 (layer1.0.conv2, layer1.1.conv2",
+        r"unchanged: a stem, which reads images (stem); a kernel of 1 (layer1.0.conv2, layer1.1.conv2",
         f"parameters: {report.parameters_before:,} -> {report.parameters_after:,} (+",
     ):
         assert line in text
     empty = AdaptReport(changed=report.changed, skipped=(), parameters_before=1, parameters_after=2)
-    assert "as they were: none" in str(empty)
+    assert "unchanged: none" in str(empty)
 
 
 class TestAnAdaptedNetwork:

@@ -309,7 +309,7 @@ def test_the_loss_that_is_told_is_what_was_lost(knows_light: Path, lights: Path)
     before = evaluate(knows_light, lights, num_workers=0, show_progress=False, say=silent)
     scores = before.scores.copy()
     scores[[0, 4]] = scores[[0, 4], ::-1]
-    loss = tada.export._loss(before, replace(before, scores=scores))
+    loss = tada.export._measure_loss(before, replace(before, scores=scores))
     assert (loss.num_videos, loss.agreement) == (6, pytest.approx(4 / 6))
     assert (loss.float_metrics["top1"], loss.metrics["top1"]) == (1.0, pytest.approx(4 / 6))
 
@@ -327,10 +327,10 @@ def test_videos_that_cannot_be_read_do_not_calibrate(lights: Path, tmp_path: Pat
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     videos = [replace(table.videos[0], path=str(broken)), table.videos[1]]
-    (clip,) = tada.export._clips_of(replace(table, videos=tuple(videos)), CLIP)
+    (clip,) = tada.export._read_clips(replace(table, videos=tuple(videos)), CLIP)
     assert clip.shape == (1, 3, 8, 32, 32)
-    with pytest.raises(DataError, match=r"of 1 video to calibrate with none could be read; the first: .*broken"):
-        list(tada.export._clips_of(replace(table, videos=tuple(videos[:1])), CLIP))
+    with pytest.raises(DataError, match=r"none of 1 video for calibration could be read; the first: .*broken"):
+        list(tada.export._read_clips(replace(table, videos=tuple(videos[:1])), CLIP))
 
 
 def test_what_a_file_cannot_know_is_told(lights: Path, tmp_path: Path) -> None:

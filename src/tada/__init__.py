@@ -1,13 +1,13 @@
 """TAda: video understanding with temporally-adaptive convolutions.
 
-An answer, by weights that ship with tada:
+Predict, with weights that ship with tada:
 
     import tada
     tada.predict("a.mp4")
 
-Learn the classes of a folder of class folders, or of a CSV; test on what
-was held out; use what was learned (a recognizer, a localizer that says
-when, or an ONNX file, all alike):
+Train on a folder of class folders, or on a CSV; test on the held-out
+videos; load the result (a recognizer, a localizer that finds segments,
+or an ONNX file, all used alike):
 
     tada.train(None, "clips", "run", epochs=3)
     tada.evaluate("run", "clips").accuracy()
@@ -18,7 +18,7 @@ when, or an ONNX file, all alike):
     model.predict("a.mp4").explain().plot("why.png")
     tada.load("runs/when").predict("long.mp4").segments
 
-Networks, clips [N, 3, T, H, W] -> logits [N, K], and TAdaConv in others:
+Networks, clips [N, 3, T, H, W] -> logits [N, K], and TAdaConv layers:
 
     tada.list_models("tada2d_*")
     tada.create_model("tada2d_r50", num_classes=174)
@@ -26,7 +26,7 @@ Networks, clips [N, 3, T, H, W] -> logits [N, K], and TAdaConv in others:
     network, report = tada.adapt(network)
     tada.TAdaConv2d(64, 128, 3, padding=1, routing=tada.Routing(64))
 
-Recipes, which hold all that decides what is learned; and publishing:
+Recipes, which hold all settings of a training; and publishing:
 
     recipe = tada.load_recipe("quickstart", epochs=3)
     tada.push_to_hub("run", "me/model", license="MIT")
@@ -34,16 +34,16 @@ Recipes, which hold all that decides what is learned; and publishing:
 Answers and tests (Prediction, Localization, Evaluation) print in a line
 or two, show themselves in a notebook, and have as_dict(), to_rows() for
 pandas.DataFrame, plot("a.png") and, of videos, save_video("b.mp4").
-Mistakes raise tada.UserError, whose line says the way out.
+Mistakes raise tada.UserError, whose message says the way out.
 
-The names below are what a program needs; each is loaded when it is used.
+These names are the public ones; each is imported when it is first used.
 """
 
 from __future__ import annotations
 
 from tada.moved import put_up_signpost
 
-TYPE_CHECKING = False  # as of typing, whose import a Ctrl-C might meet before the command line receives it
+TYPE_CHECKING = False  # not imported: ``typing`` takes time, in which a Ctrl-C would print a traceback
 if TYPE_CHECKING:
     from typing import Any
 

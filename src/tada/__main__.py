@@ -1,7 +1,7 @@
-"""``python -m tada``, and the program ``tada``: the command line, guarded from its first import on.
+"""``python -m tada``, and the program ``tada``: the command line, which handles Ctrl-C from its first import on.
 
-Loading what the command line needs takes a while, in which a Ctrl-C would end in the traceback of an import. So almost
-nothing is imported before something stands that receives it.
+The imports of the command line take a while, and a Ctrl-C in one of them would print a traceback. So almost nothing is
+imported before a handler for it is installed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import signal
 
 
 def main() -> None:
-    """Run the command that was asked for, and end the process."""
-    if callable(signal.getsignal(signal.SIGINT)):  # not where this process was started to ignore it
+    """Run the command, and end the process."""
+    if callable(signal.getsignal(signal.SIGINT)):  # not where this process was started to ignore Ctrl-C
         signal.signal(signal.SIGINT, _end_at_once)
     from tada.system.signals import end, say_last_words, told, watching
     from tada.system.terminal import occupy_closed_streams
@@ -31,8 +31,8 @@ def main() -> None:
 
 
 def _end_at_once(number: int, frame: object) -> None:
-    """Ctrl-C before anything was begun."""
-    ends_line = b"\n" if os.isatty(2) else b""  # on which the terminal has printed "^C"
+    """Handler of a Ctrl-C that comes before the command has begun: exit with 130."""
+    ends_line = b"\n" if os.isatty(2) else b""  # the terminal has printed "^C" on this line
     try:
         os.write(2, ends_line + b"tada: interrupted\n")
     finally:

@@ -1,9 +1,9 @@
-"""TAdaConv inside of any network: its convolutions made temporally adaptive, its weights kept.
+"""Make the convolutions of any network temporally adaptive, and keep its weights.
 
-A new routing function finds 1 for every frame, so the changed network gives what it gave before; training moves it
-from there. A network of 3-D convolutions takes clips and goes on to do so. A network of 2-D convolutions takes
-images; what is returned for it takes clips, hands it all their frames as one batch of images, and tells the adapted
-convolutions how many frames of the batch are one clip.
+A new routing function returns 1 for every frame, so the adapted network computes what it computed before, until it is
+trained. A network of 3-D convolutions takes clips, before and after. A network of 2-D convolutions takes images; it is
+wrapped in a ``ClipNetwork``, which takes clips, runs the network on all their frames as one batch of images, and tells
+the adapted convolutions how many frames of the batch are one clip.
 
 Shapes: N clips, T frames, C channels in, D channels out, g groups, H x W pixels.
 """
@@ -35,25 +35,25 @@ def adapt(
     """Make convolutions of a network temporally adaptive, in place.
 
     Kernels and biases stay the same parameters under the same names; each changed convolution gains ``routing``. To
-    load an adapted network's weights again, build the network, adapt it by the same arguments, and load them.
+    load an adapted network's weights again, build the network, adapt it with the same arguments, and load them.
 
     Args:
-        num_frames: T, where it is fixed. 2-D convolutions then need not be told; they refuse other clips. Networks of
-            3-D convolutions see T themselves, whatever is given here.
-        where: which convolutions: names or patterns as in ``"layer3.*.conv2"``, or a function of name and module. By
-            default those whose kernel is larger than one, and than its stride, and that lie in a block: a module that
-            is stacked, that is, whose name ends in a number and whose class occurs again. Stems, downsamplings between
-            stages and heads are left.
-        folds_frames: a network of 2-D convolutions that takes clips and makes frames of them itself, a clip's frames
-            one after the other (TSN, TSM). It then gets its input as it is.
+        num_frames: T, where it is fixed: 2-D convolutions then refuse clips of another T. Networks of 3-D convolutions
+            read T from their input, whatever is given here.
+        where: which convolutions to change: names or patterns as in ``"layer3.*.conv2"``, or a function of name and
+            module. By default those with a kernel larger than 1 and than its stride that lie in a stacked block: a
+            module whose name ends in a number and whose class occurs more than once. Stems, heads and downsamplings
+            between stages are skipped.
+        folds_frames: True for a network of 2-D convolutions that takes clips and folds their frames into the batch
+            itself, each clip's frames in a row (TSN, TSM). Its input is then passed on unchanged.
 
     Returns:
-        The network; for one of 2-D convolutions a ``ClipNetwork`` around it, except where ``num_frames`` and
-        ``folds_frames`` say all there is to know. And what was changed, what not and why, and what it costs.
+        The network, and a report of what was changed, what was skipped and why, and the cost. A network of 2-D
+        convolutions is wrapped in a ``ClipNetwork``, unless T is fixed and the network folds frames itself.
 
     Raises:
-        OptionError: nothing was changed, or a pattern fits no convolution; the network is then as it was. Or it is
-            wrapped for training in parallel, or compiled, which has to come after; or has lazy layers.
+        OptionError: nothing was changed, or a pattern matches no convolution; the network is then unchanged. Or it has
+            lazy layers, or is already compiled or wrapped for parallel training, which has to come after ``adapt``.
     """
     _check_ready(network)
     if num_frames is not None and num_frames < 1:
@@ -71,9 +71,9 @@ def adapt(
             reasons[name] = reason
     skipped = tuple(SkippedConvolution(name=name, reason=reasons[name]) for name in found if name in reasons)
     if not picked:
-        told = [convolution for convolution in skipped if convolution.reason != _NOT_PICKED] or skipped
+        refused = [convolution for convolution in skipped if convolution.reason != _NOT_PICKED] or skipped
         raise OptionError(
-            f"no convolution of this {_class_name(network)} was changed: {_by_reason(told) or 'it has none'}; "
+            f"no convolution of this {_class_name(network)} was changed: {_list_by_reason(refused) or 'it has none'}; "
             "pick others with where"
         )
 
@@ -103,31 +103,31 @@ def adapt(
     return ClipNetwork(network, clip, folds_frames=folds_frames), report
 
 
-# -- what was done ----------------------------------------------------------------------------------------------------
+# -- the report -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptedConvolution:
-    """A convolution that was changed, and what its routing function costs."""
+    """A convolution that was changed, and the cost of its routing function."""
 
     name: str
-    """Where it is in the network it was changed in."""
+    """Its name in the network."""
     kernel_size: tuple[int, ...]
-    """Sides in frames (of a 3-D kernel) and pixels."""
+    """Frames (of a 3-D kernel), height and width."""
     in_channels: int
     """C."""
     out_channels: int
     """D."""
     parameters: int
-    """Parameters that were added."""
+    """Added parameters."""
     multiply_adds_per_frame: int
-    """Of the convolutions over time, for one frame."""
+    """Multiply-adds of the routing function's convolutions over time, for one frame."""
     multiply_adds_per_clip: int
-    """Of the global context, once for a clip."""
+    """Multiply-adds of its global context, for one clip."""
 
     @classmethod
     def of(cls, name: str, conv: TAdaConv2d | TAdaConv3d) -> AdaptedConvolution:
-        """Count a convolution's routing function."""
+        """Count the parameters and multiply-adds of a convolution's routing function."""
         assert conv.routing is not None
         layers = [layer for layer in conv.routing.modules() if isinstance(layer, nn.Conv1d)]
         return cls(
@@ -143,32 +143,32 @@ class AdaptedConvolution:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SkippedConvolution:
-    """A convolution that is as it was."""
+    """A convolution that was not changed."""
 
     name: str
-    """Where it is in the network."""
+    """Its name in the network."""
     reason: str
-    """Why, in words."""
+    """Why it was not changed, in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptReport:
-    """What ``adapt`` did. As text, a table."""
+    """What ``adapt`` changed and skipped; ``str`` makes it a table."""
 
     changed: tuple[AdaptedConvolution, ...]
     """In the network's order."""
     skipped: tuple[SkippedConvolution, ...]
     """In the network's order."""
     parameters_before: int
-    """Parameters of the whole network."""
+    """Parameters of the whole network before."""
     parameters_after: int
-    """Parameters of the whole network."""
+    """Parameters of the whole network now."""
 
     def multiply_adds(self, num_frames: int) -> int:
-        """What the routing functions add for a clip of T frames, however many pixels a frame has.
+        """Multiply-adds that the routing functions add for a clip of T frames of any size.
 
-        They see one number for each channel and frame. Where the network drops frames on the way, it is less. The
-        product of features and alpha, one multiplication for each feature, is not counted, as in the paper.
+        They see one number per channel and frame, whatever the frames' size. A network that drops frames in between
+        needs fewer. The product of features and alpha is not counted, as in the paper.
         """
         return sum(c.multiply_adds_per_frame * num_frames + c.multiply_adds_per_clip for c in self.changed)
 
@@ -176,14 +176,14 @@ class AdaptReport:
         """Lay out the table."""
         added = self.parameters_after - self.parameters_before
         width = max(len(c.name) for c in self.changed)
-        lines = [f"{len(self.changed)} convolutions are temporally adaptive now, {len(self.skipped)} are as they were"]
+        lines = [f"{len(self.changed)} convolutions are temporally adaptive now, {len(self.skipped)} are unchanged"]
         lines.append(f"  {'':{width}}  {'kernel':>7}  {'channels':>12}  {'parameters':>12}  {'mult-adds/frame':>15}")
         lines += [
             f"  {c.name:{width}}  {'x'.join(map(str, c.kernel_size)):>7}  {f'{c.in_channels}->{c.out_channels}':>12}  "
             f"{f'+{c.parameters:,}':>12}  {f'+{c.multiply_adds_per_frame:,}':>15}"
             for c in self.changed
         ]
-        lines.append(f"as they were: {_by_reason(self.skipped) or 'none'}")
+        lines.append(f"unchanged: {_list_by_reason(self.skipped) or 'none'}")
         lines.append(
             f"parameters: {self.parameters_before:,} -> {self.parameters_after:,} "
             f"(+{added / self.parameters_before:.1%})"
@@ -192,7 +192,7 @@ class AdaptReport:
         return "\n".join(lines)
 
 
-def _by_reason(skipped: Sequence[SkippedConvolution]) -> str:
+def _list_by_reason(skipped: Sequence[SkippedConvolution]) -> str:
     names: dict[str, list[str]] = {}
     for convolution in skipped:
         names.setdefault(convolution.reason, []).append(convolution.name or "the network itself")
@@ -207,13 +207,13 @@ def _num_parameters(module: nn.Module) -> int:
 
 
 def _convolutions(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Everything that is a convolution, or is called one, by its first name."""
+    """All modules that are convolutions, or whose class name says so, each once and with its first name."""
     inside: tuple[str, ...] = ()
     for name, module in network.named_modules():
         if inside and name.startswith(inside):
             continue
         if isinstance(module, TAdaConv2d | TAdaConv3d):
-            inside += (f"{name}.",)  # a routing function has convolutions of its own
+            inside += (f"{name}.",)  # skip the convolutions of its routing function
             yield name, module
         elif isinstance(module, _ConvNd) or ("Conv" in _class_name(module) and not any(module.children())):
             inside += (f"{name}.",) if name else ()
@@ -227,7 +227,7 @@ def _class_name(module: nn.Module) -> str:
 
 
 def _pick(network: nn.Module, found: Mapping[str, nn.Module], where: Where | None) -> tuple[set[str], dict[str, str]]:
-    """Names that are asked for, and why the others are not."""
+    """The names that ``where`` picks, and the reasons why others are not picked."""
     if where is None:
         return _pick_by_default(network, found)
     if callable(where):
@@ -249,7 +249,7 @@ _NOT_PICKED = "not picked by where"
 def _pick_by_default(network: nn.Module, found: Mapping[str, nn.Module]) -> tuple[set[str], dict[str, str]]:
     modules = dict(network.named_modules())
     occurrences = Counter(type(module) for module in modules.values())
-    # The modules that a convolution lies in, from the outermost to the innermost.
+    # The names of the modules around each convolution, the outermost first.
     around = {name: [name[:i] for i, letter in enumerate(name) if letter == "."] for name in found}
     stacked = {
         outer
@@ -259,7 +259,8 @@ def _pick_by_default(network: nn.Module, found: Mapping[str, nn.Module]) -> tupl
         and type(modules[outer]) not in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
         and occurrences[type(modules[outer])] > 1
     }
-    # What holds stacked modules is a stage; what lies in it, but in none of its blocks, is a downsampling.
+    # A module that holds stacked modules is a stage; a convolution in a stage but in none of its blocks is a
+    # downsampling.
     blocks = {name for name in stacked if not any(other.startswith(f"{name}.") for other in stacked)}
     picked, reasons = set(), {}
     for name, module in found.items():
@@ -279,7 +280,7 @@ def _pick_by_default(network: nn.Module, found: Mapping[str, nn.Module]) -> tupl
 
 
 def _reason_against(module: nn.Module) -> str | None:
-    """Why a convolution that is asked for cannot be changed."""
+    """The reason why a picked convolution cannot be changed; None where it can."""
     if isinstance(module, TAdaConv2d | TAdaConv3d):
         return "temporally adaptive already"
     if isinstance(module, torch.jit.ScriptModule):
@@ -304,7 +305,7 @@ def _reason_against(module: nn.Module) -> str | None:
 
 
 def _padding(conv: nn.Conv2d | nn.Conv3d) -> tuple[int, ...] | None:
-    """The padding in numbers, of either side; None where the sides differ."""
+    """The padding of each dimension in pixels or frames; None where its two sides differ."""
     if not isinstance(conv.padding, str):
         return conv.padding
     if conv.padding == "valid":
@@ -334,7 +335,7 @@ def _temporally_adaptive(conv: nn.Conv2d | nn.Conv3d, norm: RoutingNorm, clip: C
     weight, padding = conv.weight, _padding(conv)
     assert isinstance(weight, nn.Parameter)
     assert padding is not None
-    # For a depthwise kernel both sides are the same; scaling what comes out is cheaper where there are strides.
+    # For a depthwise kernel "in" and "out" are equal; with a stride, scaling the (smaller) output is cheaper.
     calibrate: Calibrate = "out" if conv.groups == conv.in_channels == conv.out_channels else "in"
     options: dict[str, Any] = {
         "kernel_size": conv.kernel_size,
@@ -346,7 +347,7 @@ def _temporally_adaptive(conv: nn.Conv2d | nn.Conv3d, norm: RoutingNorm, clip: C
         "calibrate": calibrate,
     }
     new: TAdaConv2d | TAdaConv3d
-    with torch.device("meta"):  # its own weights are not needed
+    with torch.device("meta"):  # its weights are replaced below
         if isinstance(conv, nn.Conv2d):
             new = FrameConv2d(conv.in_channels, conv.out_channels, **options)
             new.clip = clip
@@ -359,7 +360,7 @@ def _temporally_adaptive(conv: nn.Conv2d | nn.Conv3d, norm: RoutingNorm, clip: C
 
 
 def _replace(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """Put each new module wherever the old one is: one that the network holds twice stays one."""
+    """Put each new module wherever the old one is; a module that the network shares stays shared."""
     for module in network.modules():
         for name, child in module._modules.items():
             if child is not None and child in replacements:
@@ -368,14 +369,14 @@ def _replace(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) ->
 
 
 class ClipLength:
-    """How many frames are one clip: told to a network's convolutions by its ClipNetwork, or fixed."""
+    """T, the number of frames in a clip: fixed, or set by the ClipNetwork at each call and read by the convolutions."""
 
     def __init__(self, num_frames: int | None) -> None:
         self.fixed = num_frames is not None
         self.num_frames = num_frames
 
     def set(self, num_frames: int) -> None:
-        """Note the T of the clips to come.
+        """Set the T of the next clips.
 
         Raises:
             ValueError: another T than the fixed one.
@@ -386,7 +387,7 @@ class ClipLength:
 
 
 class FrameConv2d(TAdaConv2d):
-    """A TAdaConv2d in a network that knows nothing of clips: frames in, frames out."""
+    """A TAdaConv2d in a network of images: frames in, frames out; T comes from ``clip``."""
 
     clip: ClipLength
 
@@ -403,10 +404,10 @@ class FrameConv2d(TAdaConv2d):
 
 
 class ClipNetwork(nn.Module):
-    """An image network that takes clips: their frames go through it as one batch of images.
+    """An image network wrapped to take clips: it runs on their frames as one batch of images.
 
-    T is noted at each call and stays until the next, so that recomputing a part of the network in the backward pass
-    (activation checkpointing) finds it. Two calls at the same time, from two threads, need a fixed T, or clips alike.
+    T is set at each call and kept until the next, so that activation checkpointing, which runs a part of the network
+    again in the backward pass, finds it. Calls from two threads at the same time need a fixed T, or clips of equal T.
     """
 
     def __init__(self, network: nn.Module, clip: ClipLength, *, folds_frames: bool = False) -> None:
@@ -419,12 +420,12 @@ class ClipNetwork(nn.Module):
         """Run the network on the frames of clips.
 
         Args:
-            clips: [N, 3, T, H, W]; or, where T is fixed, also frames [N*T, 3, H, W], a clip's one after the other.
-            args: handed on to the network, as are kwargs.
+            clips: [N, 3, T, H, W]; or, where T is fixed, also frames [N*T, 3, H, W], each clip's frames in a row.
+            args: passed to the network, as are kwargs.
 
         Returns:
-            What the network gives, each tensor's [N*T, ...] as [N, T, ...]: the logits of every frame, say. For
-            frames, and where the network folds frames itself, its output as it is.
+            The network's output, each tensor of it reshaped from [N*T, ...] to [N, T, ...]. For frames, and where the
+            network folds frames itself, its output unchanged.
 
         Raises:
             ValueError: another number of dimensions, or another T than the fixed one.
@@ -441,12 +442,12 @@ class ClipNetwork(nn.Module):
 
 
 def _unfold(output: Any, n: int, t: int) -> Any:
-    """Every tensor's [N*T, ...] as [N, T, ...], inside of whatever a network returns."""
+    """Reshape every tensor in a network's output from [N*T, ...] to [N, T, ...]; tensors of other lengths stay."""
     if isinstance(output, Tensor):
         return output.reshape(n, t, *output.shape[1:]) if output.ndim and output.shape[0] == n * t else output
     if isinstance(output, Mapping):
         unfolded = {key: _unfold(value, n, t) for key, value in output.items()}
-        return type(output)(unfolded)  # type: ignore[call-arg]  # mappings are made of a dict, as dict itself is
+        return type(output)(unfolded)  # type: ignore[call-arg]  # mappings can be built from a dict
     if isinstance(output, tuple) and hasattr(output, "_fields"):
         return type(output)(*(_unfold(value, n, t) for value in output))
     if isinstance(output, list | tuple):

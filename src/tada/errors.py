@@ -1,8 +1,8 @@
-"""Errors a user can cause and mend: each says what was wrong, the rule it breaks and the way out.
+"""Errors that a user can cause and mend: each message says what is wrong, the rule it breaks and the way out.
 
-The command line prints such an error as it stands, without a traceback, and exits with code 2 (1 where output cannot be
-written). Everything else that is raised is a fault of ours, but for an OSError, which is the machine's. An error may
-cross from a worker process, so each can be rebuilt from its message alone.
+The command line prints such an error without a traceback and exits with code 2 (1 where output cannot be written).
+Any other exception is a bug of ours, except OSError, which comes from the machine. Worker processes send errors to
+their parent, so each can be rebuilt from its message alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LONGEST = 2000
 
 
 class UserError(ValueError):
-    """Something only the user can mend: a file, a row, an option. A message that fills a screen loses its middle."""
+    """An error that only the user can mend: in a file, a row, an option. Messages are cut to 2,000 characters."""
 
     def __init__(self, message: str) -> None:
         if len(message) > _LONGEST:
@@ -24,7 +24,7 @@ class UserError(ValueError):
 
 
 def why_unread(error: OSError) -> str:
-    """Why something cannot be read, with the way out where there is one."""
+    """The reason why a file cannot be read, with the way out where there is one."""
     if error.errno in (errno.EACCES, errno.EPERM):
         return "no permission; give this user the right to read it"
     if error.errno == errno.ELOOP:
@@ -37,7 +37,7 @@ class UnknownNameError(UserError):
 
     @classmethod
     def of(cls, kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-        """Name the nearest known one, and all of them."""
+        """The error whose message lists all known names and suggests the nearest."""
         choices = sorted(known)
         near = nearest(name, choices)
         hint = f"did you mean {near!r}?" if near else "see the list."
@@ -45,9 +45,9 @@ class UnknownNameError(UserError):
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that is most like another: by its letters, or else by the initials of its words.
+    """The known name that is most similar to ``name``: by its letters, or else by the initials of its words.
 
-    Of those that are like it one that begins with it is preferred: batch_size for "batch", not last_batch.
+    Among similar names, one that begins with ``name`` is preferred: batch_size for "batch", not last_batch.
     """
     close = sorted(get_close_matches(name, known), key=lambda other: not other.startswith(name))
     initials = [other for other in known if len(name) > 1 and name == "".join(word[:1] for word in other.split("_"))]
@@ -55,13 +55,13 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def counted(number: float, noun: str) -> str:
-    """For a message: "1 video", "2 videos", "0.5 epochs", "3 classes"."""
+    """A number and its noun for a message: "1 video", "2 videos", "0.5 epochs", "3 classes"."""
     ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number:.12g} {noun}{ending}"
 
 
 class OptionError(UserError):
-    """An argument or a recipe field outside of what it may be."""
+    """An argument or a recipe field with a value that is not allowed."""
 
 
 class DataError(UserError):
@@ -73,11 +73,11 @@ class CheckpointError(UserError):
 
 
 class OutputError(UserError):
-    """A file or folder that cannot be written: rights, a full disk, something in its place, another process in it."""
+    """A file or folder that cannot be written: no rights, a full disk, a file in its place, in use."""
 
 
 class ReaderGoneError(OutputError):
-    """Who read what we print, such as `head`, has seen enough."""
+    """The pipe that we print to was closed by its reader, such as `head`."""
 
 
 class WorkerLostError(UserError):
@@ -85,7 +85,7 @@ class WorkerLostError(UserError):
 
 
 class VideoError(UserError):
-    """A video file that cannot be read. ``path`` names it, ``reason`` is the same word for every such fault."""
+    """A video file that cannot be read. ``path`` names the file; ``reason`` is one word per kind of fault."""
 
     reason = "unreadable"
 
@@ -95,7 +95,7 @@ class VideoError(UserError):
 
 
 class VideoNotFoundError(VideoError):
-    """Nothing lies at the path, or it cannot be opened with the rights at hand."""
+    """There is no file at the path, or no permission to open it."""
 
     reason = "not_found"
 
@@ -113,13 +113,13 @@ class EmptyFileError(VideoError):
 
 
 class NotAVideoError(VideoError):
-    """The content is of no container format that is opened: text, a playlist, an image list, noise."""
+    """The content has none of the container formats that are read: it is text, a playlist, an image list, noise."""
 
     reason = "not_a_video"
 
 
 class NoVideoStreamError(VideoError):
-    """The container holds sound or a cover picture only."""
+    """The container holds only sound or a cover picture."""
 
     reason = "no_video_stream"
 
@@ -137,13 +137,13 @@ class TooLargeError(VideoError):
 
 
 class TruncatedVideoError(VideoError):
-    """The file ends, or turns to noise, before the frames that were asked for."""
+    """The file ends, or its content turns to noise, before the requested frames."""
 
     reason = "truncated"
 
 
 class CorruptVideoError(VideoError):
-    """A frame that was asked for decodes with errors, or not at all, though the file goes on."""
+    """A requested frame decodes with errors, or not at all, though later frames exist."""
 
     reason = "corrupt"
 
@@ -155,25 +155,25 @@ class DecodeTimeoutError(VideoError):
 
 
 class SegmentOutsideError(VideoError):
-    """A segment that its video does not hold, by more than one frame."""
+    """A segment that reaches beyond its video by more than one frame."""
 
     reason = "segment_outside"
 
 
 class ChangedVideoError(VideoError):
-    """The file is not the one that lay there when the data set was read."""
+    """The file was replaced or changed since the data set was read."""
 
     reason = "changed"
 
 
 class FrameFolderError(VideoError):
-    """A folder of frames that are not one series: a number is missing, or there are pictures of two series or sizes."""
+    """A folder whose frames are not one series: a number is missing, or pictures of two series or sizes are mixed."""
 
     reason = "frame_folder"
 
 
 def listed(names: Iterable[str], *, quote: bool = True, at_most: int = 5) -> str:
-    """The first names, for a message, and how many more there are."""
+    """The first ``at_most`` names, for a message, and how many more there are."""
     shown = [repr(name) if quote else name for name in names]
     more = f" and {len(shown) - at_most} more" if len(shown) > at_most else ""
     return ", ".join(shown[:at_most]) + more

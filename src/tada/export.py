@@ -1,11 +1,11 @@
-"""A trained recognizer as one file that needs no tada: ONNX, or PyTorch's own exported program.
+"""Export a trained recognizer to one file that runs without tada: ONNX, or PyTorch's own exported program.
 
-One graph serves any number of clips, of frames and of pixels. That takes TAdaConv's form with the scale moved off the
-kernel: the released one builds a kernel for each frame, and a graph fixes how many groups a convolution has. What was
-written is run and compared with the network before it is put in place.
+One graph takes any number of clips, frames and pixels. The released TAdaConv cannot be exported so: it builds a kernel
+per frame, and a graph fixes the groups of a convolution; ours scales the features instead. The file is run and compared
+with the network before it is put in place.
 
-An ONNX file can also compute in 8-bit integers. Their ranges are found by running some clips (static quantization);
-what that costs in accuracy is measured on other videos, and said in the file.
+An ONNX file can also compute in 8-bit integers (static quantization: their ranges are measured on some clips). The loss
+of accuracy is measured on other videos, and written into the file.
 
 Shapes: N clips, T frames, H x W pixels, K classes.
 """
@@ -61,37 +61,37 @@ from tada.video.transforms import MEAN, STD, normalize
 
 PROGRAM_SUFFIX = ".pt2"
 OPSET = 18
-"""Of ONNX: what PyTorch's exporter writes without converting, and old enough for most runtimes."""
+"""ONNX's operator set: what PyTorch's exporter writes without converting, and old enough for most runtimes."""
 TOLERANCE = 1e-4
-"""How far logits may be from the network's, as a part of the largest. Sums in another order give less than 1e-5."""
+"""The largest allowed difference of logits, relative to the largest logit. Another order of sums gives below 1e-5."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Int8Loss:
-    """What 8-bit integers cost, measured on videos that the network was not trained on."""
+    """The accuracy lost by 8-bit integers, measured on videos that the network was not trained on."""
 
     num_videos: int
-    """Videos that were tested."""
+    """Tested videos."""
     metrics: dict[str, float]
-    """Accuracies of the integers, by the names of ``Evaluation.metrics``."""
+    """Accuracies in 8-bit integers, by the names of ``Evaluation.metrics``."""
     float_metrics: dict[str, float]
-    """Those of the network."""
+    """Accuracies of the network in float."""
     agreement: float
-    """Part of the videos for which both find the same most probable class (of all heads), or the same labels."""
+    """Share of the videos for which both predict the same class (in all heads), or the same labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What ``export`` wrote."""
+    """The file that ``export`` wrote, and how close it is to the network."""
 
     file: Path
-    """Where."""
+    """Its path."""
     num_bytes: int
     """Its size."""
     difference: float
-    """The largest difference to the network's logits, as a part of the largest logit; without 8-bit integers."""
+    """The largest difference to the network's logits, relative to the largest logit; before quantization."""
     int8: Int8Loss | None = None
-    """What they cost, where they were asked for."""
+    """The loss by 8-bit integers, where they were asked for."""
 
 
 @holds_file("out")
@@ -106,23 +106,23 @@ def export(
     show_progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Exported:
-    """Write a recognizer as one file: ``clips`` [N, 3, T, H, W] float32, normalized -> ``logits`` [N, K].
+    """Write a recognizer to one file: ``clips`` [N, 3, T, H, W] float32, normalized -> ``logits`` [N, K].
 
     Args:
         run: what ``tada.load`` takes.
         out: OUT.onnx, for ONNX Runtime and others; or OUT.pt2, for ``torch.export.load``.
-        int8: labeled videos, or what ``read_dataset`` takes: compute in 8-bit integers. Accuracy is measured on those
-            that ``evaluate`` would choose, the ranges come from others.
-        calibration_clips: clips that the ranges are taken from, one of each video, spread over all.
+        int8: labeled videos, or what ``read_dataset`` takes: compute in 8-bit integers. Accuracy is measured on the
+            videos that ``evaluate`` would choose, the ranges of the integers on the others.
+        calibration_clips: number of clips to measure the ranges on, one per video.
         num_workers: processes that decode, as in ``evaluate``.
         overwrite: replace a file that is there.
 
     Raises:
-        OptionError: another kind of file, one that is there, a model that cannot be exported, or a package is missing.
-        OutputError: ``out`` cannot be written, or another process is about to.
+        OptionError: another kind of file, an existing one, a model that cannot be exported, or a missing package.
+        OutputError: ``out`` cannot be written, or another process is writing it.
         CheckpointError: the run holds no model, or a damaged one.
-        DataError: ``int8`` does not fit the model, or none of it can be read.
-        RuntimeError: what was written does not compute what the network does: a fault of ours. ``out`` is as it was.
+        DataError: the videos of ``int8`` do not fit the model, or none of them can be read.
+        RuntimeError: the file does not compute what the network computes: a bug of ours. ``out`` is unchanged.
     """
     out = Path(out)
     suffix = out.suffix.lower()
@@ -141,7 +141,7 @@ def export(
     if isinstance(recognizer.model, OnnxNetwork):
         raise OptionError(f"{str(run)!r} was exported already; give the run it comes from")
 
-    if int8 is not None:  # before the work, for there may be something wrong with them
+    if int8 is not None:  # read first, so that a mistake in it is told before the work
         table = int8 if isinstance(int8, VideoTable) else read_dataset(Path(int8))
         table = with_fps_of_run(table, Path(run), say).numbered_as(recognizer.heads)
         tested = choose_videos(table, Path(run), None, say)
@@ -151,16 +151,18 @@ def export(
     display = Work(f"writing {out.name}", is_shown=show_progress)
     with scratch_folder() as folder, last_chance(lambda: rmtree(folder)), display:
         file = folder / f"float32{suffix}"
-        with writing(file):  # which no fault of its writers names
+        with writing(file):  # the exporters' errors do not name it
             exported = _write(recognizer, file, splits)
         difference = largest_difference(recognizer.model, exported, recognizer.clip)
         if not difference <= TOLERANCE:  # nor nan
             raise RuntimeError(f"{str(out)!r} was not written: its logits differ by {difference:.1g} of the largest")
         if int8 is not None:
-            file = _quantize(file, _clips_of(calibration, recognizer.clip))
+            file = _quantize(file, _read_clips(calibration, recognizer.clip))
             _write_card(file, recognizer, splits)
-            options: dict[str, Any] = {"num_workers": num_workers, "show_progress": show_progress, "say": _unsaid}
-            loss = _loss(evaluate(Path(run), tested, device="cpu", **options), evaluate(file, tested, **options))
+            options: dict[str, Any] = {"num_workers": num_workers, "show_progress": show_progress, "say": _ignore_line}
+            loss = _measure_loss(
+                evaluate(Path(run), tested, device="cpu", **options), evaluate(file, tested, **options)
+            )
             _write_card(file, recognizer, splits, int8=asdict(loss))
         data = file.read_bytes()
     write_whole(out, data)
@@ -171,19 +173,19 @@ def export(
 
 
 def _write(recognizer: Recognizer, file: Path, splits: str | None) -> nn.Module:
-    """Write the file, and give what computes from it."""
+    """Write the float32 file, and load it again as a network."""
     clip = recognizer.clip
-    # Longer and larger than usual: a size of 1 would be a constant, wherever in the network frames or pixels shrink.
+    # Large enough that no layer has a size of 1, which the exporter would take for a constant.
     example = torch.zeros(2, 3, 4 * max(clip.num_frames, 2), max(clip.crop, 96), max(clip.crop, 96))
     with _quiet():
         if file.suffix == PROGRAM_SUFFIX:
             axes = dict.fromkeys((0, 2, 3, 4), Dim.DYNAMIC)
             program = torch.export.export(recognizer.model, (example,), dynamic_shapes=(axes,))
             for node in program.graph.nodes:
-                node.meta.pop("stack_trace", None)  # where on this machine the code lies
-            _take_all_sizes(program)
-            program.example_inputs = None  # which would be written too, and be larger than some networks
-            # Into memory: where a file cannot be written to its end, torch's own writer ends the whole process.
+                node.meta.pop("stack_trace", None)  # it has paths of this machine
+            _allow_all_sizes(program)
+            program.example_inputs = None  # they would be written too, and be larger than some networks
+            # Into memory first: torch's own writer ends the whole process when the disk is full.
             data = BytesIO()
             torch.export.save(program, data, extra_files={CARD_ENTRY: _card_text(recognizer)})
             file.write_bytes(data.getvalue())
@@ -203,20 +205,20 @@ def _write(recognizer: Recognizer, file: Path, splits: str | None) -> nn.Module:
     return open_session(file)
 
 
-def _take_all_sizes(program: ExportedProgram) -> None:
-    """Let a program take the sizes of clips that its network takes.
+def _allow_all_sizes(program: ExportedProgram) -> None:
+    """Remove the limits on sizes, so that the program takes all clips that its network takes.
 
-    The exporter notes what held of the example's strides in every layer, such as that pictures are wider than a pixel
-    at the network's end, and the program would refuse clips of 32 pixels. No operator computes anything else for that.
+    The exporter records facts about the example, such as that the last feature map is wider than one pixel, and the
+    program would refuse clips of 32 pixels. The operators do not depend on these facts.
     """
     for size in program.range_constraints:
         program.range_constraints[size] = ValueRanges(1, int_oo)
 
 
 def _write_card(file: Path, recognizer: Recognizer, splits: str | None, **more: Any) -> None:
-    """Put into an ONNX file what tada reads there, and take out what the exporter notes of itself.
+    """Write tada's card and splits into an ONNX file, and remove the exporter's own notes.
 
-    The latter is more than a tenth of a small file, and says where on this machine the code lies.
+    These notes are over a tenth of a small file, and hold paths of this machine.
     """
     import onnx
 
@@ -224,7 +226,7 @@ def _write_card(file: Path, recognizer: Recognizer, splits: str | None, **more: 
     graph = model.graph
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
-    del graph.value_info[:]  # sizes inside, which every runtime finds itself
+    del graph.value_info[:]  # sizes of intermediate tensors, which every runtime infers
     entries = {} if splits is None else {SPLITS_ENTRY: splits}
     onnx.helper.set_model_props(model, {CARD_ENTRY: _card_text(recognizer, **more), **entries})
     onnx.save_model(model, file)
@@ -235,7 +237,7 @@ def _card_text(recognizer: Recognizer, **more: Any) -> str:
 
 
 def _splits_text(run: Path, say: Callable[[str], None]) -> str | None:
-    """What the file carries of the list of the run's videos; None where there is none."""
+    """The run's list of videos (hashes and splits) as text for the file; None where the run has no list."""
     rows = read_run_list(run)
     if rows is None:
         return None
@@ -252,7 +254,7 @@ def _splits_text(run: Path, say: Callable[[str], None]) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave unsaid what the exporters say of their inside: what is deprecated there, and that torchvision is not."""
+    """Silence the exporters' own deprecation warnings, and that torchvision is not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -260,7 +262,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
-            # Of kernels that lie in memory channels last; they are written whole, as the comparison shows.
+            # It warns of kernels in channels-last memory; they are written correctly, as the comparison shows.
             warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
             yield
     finally:
@@ -268,10 +270,10 @@ def _quiet() -> Iterator[None]:
 
 
 def largest_difference(network: nn.Module, exported: nn.Module, clip: ClipSpec) -> float:
-    """The largest difference between the logits of two networks, as a part of the largest logit.
+    """The largest difference between the logits of two networks, relative to the largest logit.
 
-    Compared on noise whose brightness changes over time: a clip as ``clip`` has them, several of half the height, and
-    one of more frames that are higher.
+    Compared on noise whose brightness changes over time: one clip of ``clip``'s size, three of half the height, and one
+    of twice the frames and larger height.
     """
     t, size = clip.num_frames, clip.crop
     generator = torch.Generator().manual_seed(0)
@@ -284,14 +286,14 @@ def largest_difference(network: nn.Module, exported: nn.Module, clip: ClipSpec) 
         if have.shape != wanted.shape:
             raise RuntimeError(f"clips {list(clips.shape)} give {list(have.shape)} instead of {list(wanted.shape)}")
         differences.append(float((have - wanted).abs().max() / wanted.abs().max()))
-    return float(torch.tensor(differences).max())  # nan, if one is
+    return float(torch.tensor(differences).max())  # nan if one of them is
 
 
 # -- 8-bit integers ---------------------------------------------------------------------------------------------------
 
 
 def _calibration_videos(table: VideoTable, tested: VideoTable, count: int, say: Callable[[str], None]) -> VideoTable:
-    """At most ``count`` videos, spread over those that are not tested; over those too where there are no others."""
+    """At most ``count`` videos, evenly spread over those that are not tested, or over the tested if those are all."""
     held_out = set(tested.videos)
     others = [video for video in table.videos if video not in held_out]
     if not others:
@@ -301,7 +303,7 @@ def _calibration_videos(table: VideoTable, tested: VideoTable, count: int, say: 
     return replace(table, videos=tuple(others[int(step)] for step in steps))
 
 
-def _clips_of(table: VideoTable, clip: ClipSpec) -> Iterator[Tensor]:
+def _read_clips(table: VideoTable, clip: ClipSpec) -> Iterator[Tensor]:
     """The middle clip of each video that can be read, normalized: [1, 3, T, H, W].
 
     Raises:
@@ -314,15 +316,15 @@ def _clips_of(table: VideoTable, clip: ClipSpec) -> Iterator[Tensor]:
         except VideoError as error:
             failures.append(error)
     if len(failures) == len(table.videos):
-        of = counted(len(failures), "video")
-        raise DataError(f"of {of} to calibrate with none could be read; the first: {failures[0]}")
+        videos = counted(len(failures), "video")
+        raise DataError(f"none of {videos} for calibration could be read; the first: {failures[0]}")
 
 
 def _quantize(file: Path, clips: Iterator[Tensor]) -> Path:
-    """Write the graph with its large layers, weights and inputs, in 8-bit integers, beside ``file``.
+    """Quantize weights and inputs of the graph's large layers to 8-bit integers, in a new file beside ``file``.
 
-    Weights take 7 bits, and a range for each channel. With 8, sums overflow on processors without VNNI, and accuracy
-    would depend on the machine. Routing functions stay as they are: they cost nothing, and whole kernels hang on them.
+    Weights take 7 bits, and a range per channel. With 8 bits, sums overflow on processors without VNNI, and accuracy
+    would depend on the machine. Routing functions stay float: they cost little, and their errors scale whole kernels.
     """
     from onnx import load_model
 
@@ -355,7 +357,7 @@ def _quantize(file: Path, clips: Iterator[Tensor]) -> Path:
     return out
 
 
-def _loss(before: Evaluation, after: Evaluation) -> Int8Loss:
+def _measure_loss(before: Evaluation, after: Evaluation) -> Int8Loss:
     same = np.ones(len(before.ids), np.bool_)
     if before.several:
         same = (before.said() == after.said()).all(1)
@@ -369,5 +371,5 @@ def _loss(before: Evaluation, after: Evaluation) -> Int8Loss:
     )
 
 
-def _unsaid(text: str) -> None:
-    """What is said of the tested videos has been said."""
+def _ignore_line(text: str) -> None:
+    """Print nothing: ``choose_videos`` has already told about the tested videos."""

@@ -1,4 +1,4 @@
-"""Whatever was trained, loaded for use; and an answer in one call."""
+"""Load any trained model by its run, file or name; and predict in one call."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(
     dtype: torch.dtype | None = None,
     compile: bool = False,
 ) -> Recognizer | Localizer:
-    """Load what was trained: a recognizer, a localizer, or an exported file. All have the same ``predict``.
+    """Load a trained recognizer, a localizer, or an exported file. All have the same ``predict``.
 
         tada.load("runs/first").predict("a.mp4").label      # what happens
         tada.load("runs/when").predict("a.mp4").segments    # what happens when
@@ -42,17 +42,18 @@ def load(
     Args:
         run: the folder of a run of `tada train` or `tada localize train`, OUT.onnx of `tada export`, the name of
             weights that ship with tada, or ``hf-hub:OWNER/NAME``.
-        device: "cpu", "cuda", ...; by default a GPU where there is one. What is in an ONNX file runs on the CPU.
-        dtype: in which a recognizer computes, such as torch.bfloat16; by default that of its weights.
-        compile: whether torch.compile works on a recognizer, when it first sees clips: takes a minute.
+        device: "cpu", "cuda", ...; by default a GPU where there is one. ONNX files run on the CPU.
+        dtype: the dtype that a recognizer computes in, such as torch.bfloat16; by default that of its weights.
+        compile: compile a recognizer by torch.compile at its first clips, which takes a minute.
 
     Returns:
-        A ``Recognizer``, whose ``predict`` gives a ``Prediction``; or a ``Localizer``, whose gives a ``Localization``.
+        A ``Recognizer``, whose ``predict`` returns a ``Prediction``; or a ``Localizer``, whose ``predict`` returns a
+        ``Localization``.
 
     Raises:
         CheckpointError: the folder or file holds no model, or a damaged one; or the hub has none or is out of reach.
-        OptionError: dtype or compile for a localizer, whose detector was trained on features as they are without; or
-            for an ONNX file, which says itself how it computes.
+        OptionError: dtype or compile for a localizer, whose detector was trained on features computed without them; or
+            for an ONNX file, whose graph fixes both.
     """
     if not fspath(run):
         raise OptionError("run is an empty text: give the folder of a run, a file, or the name of weights")
@@ -80,7 +81,7 @@ def predict(
     device: str | torch.device | None = None,
     **options: Any,
 ) -> Answer | list[Answer] | Iterator[Answer]:
-    """Say what happens in a video, or in each of several, in one call.
+    """Predict a video, or each of several, in one call.
 
         tada.predict("a.mp4")                       # with weights that ship with tada
         tada.predict("a.mp4", "runs/first").label
@@ -90,9 +91,9 @@ def predict(
 
     Args:
         video: what ``Recognizer.predict`` takes.
-        model: what ``tada.load`` takes, or has given. By default the best weights that ship with tada: they know eight
+        model: what ``tada.load`` takes or returns. By default the best weights that ship with tada: they know eight
             motions (left, clockwise, ...) and twelve strokes (circle, star, ...), and nothing else.
-        options: those of the model's ``predict``, such as fps, num_clips, window_seconds and min_score.
+        options: arguments of the model's ``predict``, such as fps, num_clips, window_seconds and min_score.
 
     Raises:
         UserError: as ``load`` and ``Recognizer.predict``.
@@ -109,7 +110,7 @@ def predict(
 
 
 def _is_model(given: object) -> bool:
-    """Whether it names what ``load`` takes, and no video."""
+    """Whether ``given`` names a model, as ``load`` takes it, and no video."""
     if not isinstance(given, str | PathLike):
         return False
     name = fspath(given)

@@ -1,17 +1,17 @@
-"""TAdaConv: a convolution whose kernel is calibrated anew for every frame (section 3 of arXiv 2110.06178).
+"""TAdaConv: a convolution whose kernel is calibrated for every frame (section 3 of arXiv 2110.06178).
 
-``y_t = (alpha_t * W) (conv) x_t``: the kernel ``W`` is shared by all frames, ``alpha_t`` is one number per channel
-and comes from the features themselves through a small ``Routing`` function. The released code builds one kernel
-per frame and runs N*T*g groups; here the scale is moved off the kernel, which is exact and leaves one ordinary
+``y_t = (alpha_t * W) (conv) x_t``: the kernel ``W`` is shared by all frames; ``alpha_t`` is one number per channel,
+computed from the features by a small ``Routing`` function. The released code builds one kernel per frame and runs
+N*T*g groups; here the input or the output is scaled instead of the kernel, which is exact and leaves one ordinary
 convolution:
 
     calibrate="in":   (alpha_t * W) (conv) x_t  =  W (conv) (alpha_t * x_t)
     calibrate="out":  (alpha_t * W) (conv) x_t  =  alpha_t * (W (conv) x_t)
 
-The kernel of a convolution over clips, kt x k x k, lies on kt frames; TAdaConv3d says how it stays one convolution.
+A 3-D kernel, kt x k x k, sees kt frames at a time; TAdaConv3d explains how that stays one convolution.
 
 Shapes: N clips, T frames, C channels in, D channels out, g groups, H x W pixels. "Frames" are the T frames of all
-clips as one batch of images, [N*T, C, H, W], a clip's frames one after the other: the form inside the networks.
+clips as one batch of images, [N*T, C, H, W], each clip's frames in a row: the layout inside the networks.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TemporalPool = Literal["avg", "max", "mix"]
 
 
 class Calibration(NamedTuple):
-    """What a routing function finds for every frame."""
+    """The scales that a routing function computes for every frame."""
 
     alpha: Tensor
     """[N, C or D, T]: the factor on each input or output channel of the kernel."""
@@ -39,7 +39,7 @@ class Calibration(NamedTuple):
 
 
 class _TAdaConv(nn.Module):
-    """What the convolutions over frames and over clips share: their arguments, and where alpha comes from."""
+    """Base of TAdaConv2d and TAdaConv3d: their arguments, parameters, and the computation of alpha."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class _TAdaConv(nn.Module):
 
     @property
     def calibrated_channels(self) -> int:
-        """How many numbers alpha holds for a frame."""
+        """Entries of alpha for each frame: C or D."""
         return self.in_channels if self.calibrate == "in" else self.out_channels
 
     def reset_parameters(self) -> None:
@@ -88,7 +88,7 @@ class _TAdaConv(nn.Module):
             nn.init.uniform_(self.bias, -bound, bound)
 
     def _calibration(self, x: Tensor, given: Tensor | Calibration | None, num_frames: int) -> Calibration:
-        """The scales of every frame of x: clips, or frames."""
+        """Take or compute the scales of every frame of x (clips or frames), and check their shapes."""
         if x.ndim == 4 and x.shape[0] % num_frames:
             raise ValueError(f"{num_frames = } should divide the {x.shape[0]} frames of x")
         if given is None:
@@ -137,10 +137,10 @@ class TAdaConv2d(_TAdaConv):
     Args:
         calibrate: the side of the kernel that alpha scales: its input channels (TAda2D) or its output channels
             (TAdaConvNeXt).
-        routing: finds alpha from the input. Without it, alpha is an argument of every call.
+        routing: computes alpha from the input. Without it, alpha is an argument of every call.
 
     Raises:
-        OptionError: channels that groups do not divide, or a routing function of other channels.
+        OptionError: groups does not divide the channels, or the routing function has other channels.
 
     Differs from the released operator: that fails for D != C with "out", and for g > 1 with "in".
     """
@@ -177,7 +177,7 @@ class TAdaConv2d(_TAdaConv):
 
         Args:
             x: clips [N, C, T, H, W]; or frames [N*T, C, H, W] together with ``num_frames``.
-            alpha: [N, C or D, T], or both scales as a Calibration; by default the routing function finds them.
+            alpha: [N, C or D, T], or both scales as a Calibration; by default the routing function computes them.
             num_frames: T, where x is frames.
 
         Returns:
@@ -205,23 +205,23 @@ class TAdaConv2d(_TAdaConv):
 
 
 class TAdaConv3d(_TAdaConv):
-    """A convolution over clips, its kernel scaled anew for every frame it writes.
+    """A 3-D convolution over clips, its kernel scaled for every output frame.
 
-    ``y_t = sum_j W_j (conv) (alpha_t * x_{t+j})``: all taps of the kernel, which lie on different frames, take the
-    scale of one frame, that at the kernel's middle. With stride 1 and padding kt//2 it is the output's own frame, in
-    general frame ``t * stride - padding + dilation * (kt - 1) // 2`` of x, or the nearest that x has.
+    ``y_t = sum_j W_j (conv) (alpha_t * x_{t+j})``: all taps of the kernel, which see different frames, are scaled by
+    the alpha of one frame, that at the kernel's middle. With stride 1 and padding kt//2 this is the output's own frame;
+    in general it is frame ``t * stride - padding + dilation * (kt - 1) // 2`` of x, or the nearest that x has.
 
-    Kernels kt x k x k, 1 x k x k and kt x 1 x 1 are one operator. "out" is a plain convolution and a scale. For "in"
-    the scale cannot move onto the frames of x, for a frame is seen by kt kernels of different scales. It moves onto a
-    copy for each of them: the kt frames that an output frame sees are laid out one after the other, scaled, and ONE
-    convolution whose stride in time is kt walks over them::
+    Kernels kt x k x k, 1 x k x k and kt x 1 x 1 are one operator. "out" is a plain convolution, then a scale. For "in"
+    the frames of x cannot be scaled in place, since kt kernels of different scales see each frame. Instead each kernel
+    gets its own scaled copy: the kt frames that an output frame sees are laid out in a row, scaled, and ONE convolution
+    with a stride of kt in time runs over all rows::
 
         x:  0 1 2 3      kt = 3      windows:  . 0 1 | 0 1 2 | 1 2 3 | 2 3 .      (. is zeros)
 
-    No kernel is built and no multiplication is done twice; the price is memory of kt times x. A depthwise "in" is
-    computed as "out", which is the same there.
+    No kernel is built and no multiplication is repeated; the cost is memory of kt times x. A depthwise "in" is computed
+    as "out", which is equal there.
 
-    Args and errors are those of TAdaConv2d, sides in the order of time, height, width.
+    Args and errors are those of TAdaConv2d; sizes are in the order time, height, width.
     """
 
     def __init__(
@@ -256,8 +256,8 @@ class TAdaConv3d(_TAdaConv):
 
         Args:
             x: [N, C, T, H, W].
-            alpha: [N, C or D, T], or both scales as a Calibration; by default the routing function finds them. Of its
-                T entries, those at the middle of a kernel are used.
+            alpha: [N, C or D, T], or both scales as a Calibration; by default the routing function computes them. Of
+                its T entries, those at the middle of a kernel are used.
 
         Returns:
             [N, D, T', H', W'].
@@ -276,7 +276,7 @@ class TAdaConv3d(_TAdaConv):
             stride, dilation = (self.kernel_size[0], *self.stride[1:]), (1, *self.dilation[1:])
             y = F.conv3d(windows, self.weight, None, stride, (0, *self.padding[1:]), dilation, self.groups)
         else:
-            if self.calibrate == "in":  # of one channel in, D/C channels out
+            if self.calibrate == "in":  # each input channel has D/C output channels
                 scale = scale.repeat_interleave(self.out_channels // self.in_channels, dim=1)
             y = F.conv3d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
             y = y * scale.to(y.dtype)
@@ -288,7 +288,7 @@ class TAdaConv3d(_TAdaConv):
         return y + bias * calibration.beta.index_select(2, middles)[..., None, None].to(y.dtype)
 
     def _middle_frames(self, x: Tensor) -> Tensor:
-        """For every output frame the frame of x at its kernel's middle, [T']."""
+        """The index of the frame of x at the kernel's middle, for every output frame: [T']."""
         kernel, stride, padding, dilation = self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0]
         span = dilation * (kernel - 1)
         t = x.shape[2]
@@ -301,7 +301,7 @@ class TAdaConv3d(_TAdaConv):
         return middles.clamp(0, t - 1)
 
     def _windows(self, x: Tensor, scale: Tensor) -> Tensor:
-        """The frames that each output frame sees, times its scale, one after the other: [N, C, T'*kt, H, W]."""
+        """The kt frames that each output frame sees, times its scale, in a row: [N, C, T'*kt, H, W]."""
         n, c, _, h, w = x.shape
         padding, span = self.padding[0], self.dilation[0] * (self.kernel_size[0] - 1)
         padded = F.pad(x, (0, 0, 0, 0, padding, padding)) if padding else x
@@ -310,23 +310,23 @@ class TAdaConv3d(_TAdaConv):
 
 
 class Routing(nn.Module):
-    """The routing function G: what every frame holds -> how its kernel is scaled (section 3.2).
+    """The routing function G: frame descriptors -> the scales of each frame's kernel (section 3.2).
 
-    A frame's descriptor v_t joins the clip's descriptor u (global context); convolutions over time see the frames
-    beside it (local context)::
+    The clip's descriptor u is added to each frame's descriptor v_t (global context); convolutions over time see the
+    neighboring frames (local context)::
 
         h = v + Linear(u);  h = act(norm(Conv1d(h)));  alpha = 1 + Conv1d(h)
 
-    The last convolution starts at zero, so a new layer is the plain convolution and pretrained kernels keep their
-    meaning.
+    The last convolution is initialized to zero, so a new layer computes the plain convolution and pretrained kernels
+    work unchanged.
 
     Args:
-        out_channels: entries of alpha for a frame, as many as C by default.
-        bias_channels: entries of beta for a frame, where the bias is calibrated too (TAdaConvNeXt).
-        ratio: r, by which the hidden layer is narrower than C.
+        out_channels: entries of alpha per frame, by default C.
+        bias_channels: entries of beta per frame, where the bias is calibrated too (TAdaConvNeXt).
+        ratio: r; the hidden layer has C/r channels.
         kernel_sizes: frames that each convolution over time sees: (3, 3) in the paper; (1, 1) has no local context;
             one number makes the function linear, a single convolution C -> out.
-        global_context: whether u takes part.
+        global_context: whether u is added.
         norm: "batch" goes with ReLU (TAda2D), "layer", over the channels of a frame, with GELU (TAdaConvNeXt).
     """
 
@@ -365,7 +365,7 @@ class Routing(nn.Module):
         self.beta = None if bias_channels is None else _zero_conv1d(hidden, bias_channels, kernel_sizes[-1])
 
     def forward(self, descriptors: Tensor) -> Calibration:
-        """Find the scales of every frame.
+        """Compute the scales of every frame.
 
         Args:
             descriptors: [N, C, T], each frame's mean over its pixels (``frame_descriptors``).
@@ -385,11 +385,11 @@ class Routing(nn.Module):
 
 
 class TemporalAggregation(nn.Module):
-    """The two norms after a calibrated convolution: of each frame, and of its mean with the frames beside it.
+    """The two norms after a calibrated convolution: of each frame, and of its pool with the neighboring frames.
 
-    ``norm(y) + pooled_norm(pool_t(y))`` (section 3.4). The pooled norm starts at zero, so a new layer is the plain
-    norm. The pool sees three frames; the average counts the zeros beyond a clip's ends, so there it divides by three
-    too.
+    ``norm(y) + pooled_norm(pool_t(y))`` (section 3.4). The pooled norm's weight starts at zero, so a new layer computes
+    the plain norm. The pool sees three frames; at a clip's ends the average counts the zero padding, so it divides by
+    three there too.
 
     Args:
         pool: "avg" (the paper's choice), "max", or "mix", the mean of both.
@@ -405,24 +405,24 @@ class TemporalAggregation(nn.Module):
         nn.init.zeros_(self.pooled_norm.weight)
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
-        """Frames [N*T, C, H, W] -> the same; the activation that follows is the caller's."""
+        """Frames [N*T, C, H, W] -> the same shape, before the activation."""
         pooled = pool_over_time(frames, num_frames, self.pool)
         y: Tensor = self.norm(frames) + self.pooled_norm(pooled)
         return y
 
 
 def pool_over_time(frames: Tensor, num_frames: int, pool: TemporalPool) -> Tensor:
-    """Pool each pixel with the same pixel of the frame before and after: [N*T, C, H, W] -> the same.
+    """Pool each pixel with the same pixel of the frame before and after: [N*T, C, H, W] -> the same shape.
 
-    An average counts the zeros beyond a clip's ends; a maximum leaves them out.
+    The average counts the zero padding at a clip's ends; the maximum leaves it out.
     """
-    if torch.compiler.is_exporting():  # as operators that every runtime has; how memory lies is its own matter
+    if torch.compiler.is_exporting():  # in operators that every runtime has; memory layout is the runtime's matter
         rows = frames.reshape(-1, 1, num_frames, frames[0].numel())
         pooled = F.max_pool2d(rows, (3, 1), 1, (1, 0)) if pool != "avg" else F.avg_pool2d(rows, (3, 1), 1, (1, 0))
         if pool == "mix":
             pooled = (F.avg_pool2d(rows, (3, 1), 1, (1, 0)) + pooled) / 2
         return pooled.view(frames.shape)
-    # With channels last, the pixels of a frame are one run of memory.
+    # With channels last, a frame is contiguous in memory.
     pixels = frames.permute(0, 2, 3, 1)  # [N*T, H, W, C]
     rows = pixels.reshape(-1, num_frames, pixels[0].numel())  # [N, T, H*W*C]
     if pool == "avg":
@@ -435,15 +435,15 @@ def pool_over_time(frames: Tensor, num_frames: int, pool: TemporalPool) -> Tenso
 
 
 def _mean_of_three(rows: Tensor) -> Tensor:
-    """Each row's mean with the row before and after, [N, T, P] -> the same."""
+    """Each row's mean with the row before and after, [N, T, P] -> the same shape."""
     mean: Tensor = _MeanOfThree.apply(rows)  # type: ignore[no-untyped-call]  # torch does not type it
     return mean
 
 
 class _MeanOfThree(torch.autograd.Function):
-    """Fifteen times as fast as avg_pool2d on a CPU, both ways: additions in place, and nothing kept.
+    """The mean of three rows by additions in place: 15 times as fast as avg_pool2d on a CPU, forward and backward.
 
-    Row t gives to row t+1 what that gives to t, so the gradient is averaged by the same function.
+    The operator is symmetric, so its gradient is the same mean and no tensor is saved for it.
     """
 
     @staticmethod
@@ -467,9 +467,9 @@ def frame_descriptors(x: Tensor, num_frames: int) -> Tensor:
 
 
 def frame_scale(scale: Tensor, frames: Tensor) -> Tensor:
-    """Lay out [N, C, T] so that it multiplies frames [N*T, C, H, W]: [N*T, C, 1, 1], in the frames' dtype.
+    """Reshape [N, C, T] to multiply frames [N*T, C, H, W]: [N*T, C, 1, 1], in the frames' dtype.
 
-    In memory channels lie beside each other, as those of frames do: the product takes an eighth of the time then.
+    Channels are contiguous in memory, as in the frames: the product then takes an eighth of the time.
     """
     return scale.transpose(1, 2).flatten(0, 1).contiguous()[:, :, None, None].to(frames.dtype)
 
@@ -481,5 +481,5 @@ def _zero_conv1d(channels: int, out_channels: int, kernel_size: int) -> nn.Conv1
 
 
 def _sides(value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
-    """One number stands for all sides."""
+    """One number per dimension: a single number is repeated."""
     return (value,) * count if isinstance(value, int) else tuple(value)

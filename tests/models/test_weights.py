@@ -180,7 +180,7 @@ class TestTrainedModel:
             ({"options": {"widths": [8] * 4, "depths": [300] * 4}}, r"depths=.* are more than 500 blocks"),
             ({"options": {"widths": [8], "depths": [1] * 10_000}}, r"depths=.* are more than 500 blocks"),
             ({"model": "tada3d"}, r"no model is called 'tada3d'.*; update tada, or copy"),
-            ({"clip": {"num_frames": 4, "speed": 3}}, r"entry 'clip.speed': there is no such thing here"),
+            ({"clip": {"num_frames": 4, "speed": 3}}, r"entry 'clip.speed' is not known here; remove it"),
             ({"clip": 3}, r"entry 'clip' should be a mapping, and is 3"),
             ({"clip": {"num_frames": 10**9}}, r"num_frames=1000000000 .* is more than a network can take"),
             ({"trained_from": None}, r"entry 'trained_from' should be a text, and is null"),
@@ -256,7 +256,7 @@ class TestReadWeights:
         ):
             for name in plain.namelist():
                 packed.writestr(name, plain.read(name))
-        with pytest.raises(CheckpointError, match=r"w.pth': it is packed: it unpacks to 4\d+ bytes"):
+        with pytest.raises(CheckpointError, match=r"w.pth': it is compressed: it unpacks to 4\d+ bytes"):
             read_weights(tmp_path / "w.pth")
 
     @pytest.mark.parametrize("zipped", [True, False])

@@ -135,7 +135,7 @@ def test_a_torch_file_that_claims_or_packs_more_than_it_has(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"take 17180 MB"):
         read_feature_file(tmp_path / "a.pt")
     save_packed(torch.zeros(1000, 1000), tmp_path / "b.pt")
-    with pytest.raises(DataError, match=r"b.pt' .*it is packed: it unpacks to 400"):
+    with pytest.raises(DataError, match=r"b.pt' .*it is compressed: it unpacks to 400"):
         read_feature_file(tmp_path / "b.pt")
 
 

@@ -84,7 +84,7 @@ def test_processes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_options_that_contradict_the_launcher_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in CASES["torchrun"][0].items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(OptionError, match=r"devices is 2, but torchrun has started 8: leave the option away"):
+    with pytest.raises(OptionError, match=r"devices is 2, but torchrun has started 8: leave the option out"):
         Machine(devices=2).processes()
     with pytest.raises(OptionError, match=r"num_nodes is 4, but torchrun has started 2"):
         Machine(num_nodes=4).processes()

@@ -168,7 +168,7 @@ def write_lock(folder: Path, holder: Holder) -> None:
 def sleeping() -> Iterator[Holder]:
     """A process that lives, as a holder."""
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
-        yield replace(Holder.this_process(), pid=process.pid, started=locks._start_of(process.pid))
+        yield replace(Holder.this_process(), pid=process.pid, started=locks._read_start_time(process.pid))
         process.kill()
 
 

@@ -1,1 +1,1 @@
-"""The ground that all commands stand on: files, processes, devices, signals, and the terminal they talk to."""
+"""What all commands use of the operating system: files, locks, processes, devices, signals, and the terminal."""

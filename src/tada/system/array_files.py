@@ -1,8 +1,8 @@
-"""Arrays in files that others may have written: their sizes are asked before any memory is taken.
+"""Read arrays from untrusted .npy, .npz and HDF5 files: sizes are checked before memory is allocated.
 
-A file of two megabytes can unpack to gigabytes, a header can claim any shape, and an HDF5 file can name other files of
-this machine as the place of its values. Whatever is wrong is a ValueError or an OSError with words for the user: who
-reads a file knows which of its own errors that becomes.
+A file of two megabytes can unpack to gigabytes, a header can claim any shape, and an HDF5 file can take its values from
+other files of this machine. Each fault is a ValueError or an OSError whose message is written for the user; callers
+turn it into their own kind of error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 from tada.system.documents import open_regular
 
 MAX_BYTES = 600_000_000
-"""Of memory for all arrays of a file, in float32 too: 240,000 videos with scores of 400 classes take 384 MB."""
+"""The most memory for all arrays of a file and their float32 copies: scores of 240,000 videos, 400 classes: 384 MB."""
 
 
 def read_npy(file: str | os.PathLike[str], *, allow_pickle: bool = False) -> NDArray[Any]:
@@ -32,7 +32,7 @@ def read_npy(file: str | os.PathLike[str], *, allow_pickle: bool = False) -> NDA
     """
     with open_regular(file) as opened:
         size = os.fstat(opened.fileno()).st_size
-        check_memory([_declared(opened, size)])
+        check_memory([_read_header(opened, size)])
         opened.seek(0)
         array: NDArray[Any] = np.load(opened, allow_pickle=allow_pickle)
         return array
@@ -50,12 +50,12 @@ def read_npz(file: str | os.PathLike[str], *, allow_pickle: bool = False) -> dic
         with zipfile.ZipFile(opened) as archive:
             entries = archive.infolist()
             unpacked = sum(entry.file_size for entry in entries)
-            if unpacked > MAX_BYTES:  # before the headers, so that there are not millions of them
-                raise ValueError(_too_much(unpacked))
+            if unpacked > MAX_BYTES:  # before the headers are read, of which there may be millions
+                raise ValueError(_memory_message(unpacked))
             declared = []
             for entry in entries:
                 with archive.open(entry) as member:
-                    declared.append(_declared(member, entry.file_size))
+                    declared.append(_read_header(member, entry.file_size))
             check_memory(declared)
         opened.seek(0)
         with np.load(opened, allow_pickle=allow_pickle) as arrays:
@@ -63,7 +63,7 @@ def read_npz(file: str | os.PathLike[str], *, allow_pickle: bool = False) -> dic
 
 
 def read_hdf5(file: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """Read all arrays of numbers in an HDF5 file, by path. Links, soft and external ones, are not followed.
+    """Read all arrays of numbers in an HDF5 file, by path. Soft and external links are not followed.
 
     Raises:
         ImportError: h5py is not installed.
@@ -90,22 +90,22 @@ def read_hdf5(file: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
 
 
 def check_unpacked(file: BinaryIO) -> None:
-    """See that a file of ``torch.save`` is not packed: PyTorch never packs, so it would be a bomb.
+    """Check that a file of ``torch.save`` is not compressed: PyTorch never compresses, so it would be a zip bomb.
 
     Raises:
-        ValueError: it is.
+        ValueError: it is compressed.
         zipfile.BadZipFile: it is damaged.
     """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > os.fstat(file.fileno()).st_size:
-            raise ValueError(f"it is packed: it unpacks to {unpacked} bytes, and torch.save packs nothing")
+            raise ValueError(f"it is compressed: it unpacks to {unpacked} bytes, and torch.save does not compress")
     file.seek(0)
 
 
 def check_memory(arrays: Iterable[tuple[tuple[int, ...], DTypeLike]]) -> None:
-    """Add up what arrays of these shapes and types take, as they are and in float32.
+    """Check the memory that arrays of these shapes and types take together with their float32 copies.
 
     Raises:
         ValueError: more than ``MAX_BYTES``.
@@ -115,19 +115,23 @@ def check_memory(arrays: Iterable[tuple[tuple[int, ...], DTypeLike]]) -> None:
         dtype = np.dtype(kind)
         needed += math.prod(shape) * (dtype.itemsize + (0 if dtype == np.float32 else 4))
     if needed > MAX_BYTES:
-        raise ValueError(_too_much(needed))
+        raise ValueError(_memory_message(needed))
 
 
-def _too_much(needed: int) -> str:
+def _memory_message(needed: int) -> str:
     return f"its arrays take {needed / 1e6:.0f} MB, and at most {MAX_BYTES / 1e6:.0f} MB are read; divide it"
 
 
-def _declared(file: BinaryIO | Any, size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of the array that a .npy file of ``size`` bytes begins with."""
+def _read_header(file: BinaryIO | Any, size: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Read shape and type from the header of a .npy file of ``size`` bytes.
+
+    Raises:
+        ValueError: the array would need more bytes than the file has.
+    """
     version = npy.read_magic(file)
-    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    # What holds objects is a pickle, of any length; reading one is a matter of trust.
+    read_array_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    shape, _, dtype = read_array_header(file)
+    # An array of objects is a pickle of any length; numpy refuses it unless the caller allows pickles.
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
         raise ValueError(f"it claims an array of {list(shape)}, and has {size} bytes")
     return shape, dtype

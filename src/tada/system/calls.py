@@ -1,4 +1,4 @@
-"""What a program gives to a call, checked against the annotations of the function: a mistake is told in one line."""
+"""Check the arguments of calls to the library against the function's annotations; a mistake is told in one line."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ _WORDS = {
     "PathLike": "a path",
 }
 _ANYTHING = ("Any", "VideoInput")
-"""Annotations of what has a check of its own."""
+"""Annotations of arguments that have a check of their own."""
 _INSTEAD = {
     "top": "its answers have .top(3)",
     "top_k": "its answers have .top(3)",
     "topk": "its answers have .top(3)",
-    "stream": "of a generator of videos the answers come one by one",
+    "stream": "give a generator of videos, and the answers come one by one",
     "save": "its answers have .plot('a.png') and .save_video('a.mp4')",
 }
 
 
-def checked(**least: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Of a function: arguments that it lacks, or of other types than it says, raise OptionError before it begins.
+"""Arguments that users of other libraries try, and what to use instead."""
 
-    Only annotations of plain types, paths and classes count; fps has a check of its own everywhere.
+
+def checked(**least: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorate a function to check its arguments: missing, unknown or wrongly typed ones raise OptionError.
+
+    Only annotations of plain types, paths and classes are checked; fps has a check of its own everywhere.
 
     Args:
-        least: the least value of some of its arguments.
+        least: the least allowed values of arguments, by name.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -50,34 +53,34 @@ def checked(**least: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
             name: kinds
             for name, parameter in signature.parameters.items()
             if name != "fps" and parameter.kind is not parameter.VAR_KEYWORD
-            if (kinds := _kinds(str(parameter.annotation)))
+            if (kinds := _type_names(str(parameter.annotation)))
         }
 
         @functools.wraps(function)
-        def calling(*args: P.args, **kwargs: P.kwargs) -> R:
+        def call_checked(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 given = signature.bind(*args, **kwargs).arguments
             except TypeError as error:
-                raise OptionError(_unfit(function.__name__, signature, kwargs, error)) from error
+                raise OptionError(_describe_misfit(function.__name__, signature, kwargs, error)) from error
             for name, value in given.items():
-                if name in kinds and not any(_is(value, kind) for kind in kinds[name]):
-                    raise OptionError(f"{name} = {_shown(value)} should be {_in_words(kinds[name])}")
+                if name in kinds and not any(_has_type(value, kind) for kind in kinds[name]):
+                    raise OptionError(f"{name} = {_short_repr(value)} should be {_describe_types(kinds[name])}")
                 if name in least and value is not None and value < least[name]:
                     raise OptionError(f"{name} = {value} should be at least {least[name]}")
             return function(*args, **kwargs)
 
-        return calling
+        return call_checked
 
     return decorate
 
 
-def _kinds(annotation: str) -> tuple[str, ...]:
-    """The names of the types that an annotation allows; none where it is more than a list of such."""
+def _type_names(annotation: str) -> tuple[str, ...]:
+    """The names of the types in a union; empty where the annotation has a part that is not checked."""
     parts = [part.strip().replace("PathLike[str]", "PathLike").rpartition(".")[2] for part in annotation.split("|")]
     return tuple(parts) if all(part.isidentifier() and part not in _ANYTHING for part in parts) else ()
 
 
-def _is(value: Any, kind: str) -> bool:
+def _has_type(value: Any, kind: str) -> bool:
     if kind == "None":
         return value is None
     if kind in ("int", "float"):
@@ -94,18 +97,18 @@ def _is(value: Any, kind: str) -> bool:
     return any(base.__name__ == kind for base in type(value).__mro__)
 
 
-def _in_words(kinds: tuple[str, ...]) -> str:
+def _describe_types(kinds: tuple[str, ...]) -> str:
     is_path = "PathLike" in kinds or "Path" in kinds
     words = [_WORDS.get(kind, f"a {kind}") for kind in kinds if not (is_path and kind == "str")]
     return " or ".join(dict.fromkeys(words))
 
 
-def _shown(value: object) -> str:
+def _short_repr(value: object) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) < 60 else f"a {type(value).__name__}"
 
 
-def _unfit(function: str, signature: inspect.Signature, given: Mapping[str, object], error: TypeError) -> str:
+def _describe_misfit(function: str, signature: inspect.Signature, given: Mapping[str, object], error: TypeError) -> str:
     names = [name for name in signature.parameters if name != "self"]
     takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     unknown = None if takes_more else next((name for name in given if name not in names), None)

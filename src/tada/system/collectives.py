@@ -1,4 +1,4 @@
-"""Collectives: what the processes (ranks) of a command exchange. With one process all of them do nothing."""
+"""Collectives between the processes (ranks) of a command. With one process they return what they are given."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def _together() -> bool:
+def _has_several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def on_any(flag: bool, device: torch.device) -> bool:
-    """Whether it holds in any of the processes. All must ask."""
-    if not _together():
+    """Whether the flag is true in any process. All processes must call this."""
+    if not _has_several_ranks():
         return flag
     votes = torch.tensor([int(flag)], device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
@@ -26,8 +26,8 @@ def on_any(flag: bool, device: torch.device) -> bool:
 
 
 def gathered(items: list[T]) -> list[T]:
-    """The items of all processes, in the order of their ranks. All must ask. Plain values only: they are pickled."""
-    if not _together():
+    """The items of all processes, by rank (all_gather). All processes must call this. Items are pickled."""
+    if not _has_several_ranks():
         return items
     lists: list[list[T]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(lists, items)

@@ -1,9 +1,8 @@
-"""The machine that a command runs on: how many devices, and which process of how many this is.
+"""Devices and processes (ranks) of a command: how many there are, and which of them this process is.
 
-None of it is part of a recipe. Processes come from torchrun, from SLURM's srun, or are started by Lightning for each
-device of this machine; every one runs the whole command. Only the first says things and writes files. What they
-tell each other: ``collectives.py``. (Nothing here may import torch, not even for types: the command line reads the
-options.)
+None of it is part of a recipe. Processes are started by torchrun, by SLURM's srun, or by Lightning for each device of
+this machine; each runs the whole command. Only rank 0 prints and writes files. Their collectives are in
+``collectives.py``. (Nothing here imports torch at the top, not even for types: `tada --help` reads the options.)
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any, Literal
 from tada.errors import OptionError
 
 LoggerName = Literal["tensorboard", "wandb", "mlflow", "csv"]
-_MANY = 64  # processes that any machine can start
+_MANY = 64  # processes that are allowed on any machine, however few its cores
 
 
 # No slots: jsonargparse 4.53, which reads these from the command line, cannot take a slotted dataclass.
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a command may use, apart from the processes that decode videos."""
+    """Options of a command that say which hardware it uses and how, and where numbers are logged."""
 
     devices: int | None = None
     """Devices of each machine, one process for each; by default 1, or what torchrun or srun have started."""
@@ -62,13 +61,13 @@ class Machine:
         else:
             devices, num_nodes = self.devices or 1, self.num_nodes or 1
             rank = int(env.get("NODE_RANK", "0")) * devices + int(env.get("LOCAL_RANK", "0"))
-            _check_there(self.accelerator, devices)
+            _check_devices_exist(self.accelerator, devices)
             return Processes(machine=self, rank=rank, devices=devices, num_nodes=num_nodes, started_by=None)
         devices = world // num_nodes
         for name, asked, started in (("devices", self.devices, devices), ("num_nodes", self.num_nodes, num_nodes)):
             if asked not in (None, started):
-                raise OptionError(f"{name} is {asked}, but {by} has started {started}: leave the option away, or agree")
-        _check_there(self.accelerator, devices)
+                raise OptionError(f"{name} is {asked}, but {by} has started {started}: leave the option out")
+        _check_devices_exist(self.accelerator, devices)
         return Processes(machine=self, rank=rank, devices=devices, num_nodes=num_nodes, started_by=by)
 
 
@@ -77,35 +76,35 @@ class Processes:
     """The processes of a command, one for each device."""
 
     machine: Machine
-    """What was asked for."""
+    """The requested devices."""
     rank: int
-    """Which of them this is, from 0."""
+    """The rank of this process, from 0."""
     devices: int
     """Processes on each machine."""
     num_nodes: int
     """Machines."""
     started_by: str | None
-    """Who starts them; None: Lightning."""
+    """"torchrun" or "srun"; None: Lightning."""
 
     @property
     def world(self) -> int:
-        """How many they are."""
+        """The number of processes."""
         return self.devices * self.num_nodes
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that says things and writes files."""
+        """Whether this process is rank 0, which prints and writes files."""
         return self.rank == 0
 
     def speaker(self, say: Callable[[str], None]) -> Callable[[str], None]:
-        """``say``, on the first; silence on the others."""
-        return say if self.is_first else _silent
+        """``say`` on rank 0; on the others a function that prints nothing."""
+        return say if self.is_first else _ignore_line
 
     def lightning(self) -> dict[str, Any]:
-        """Arguments for Lightning's Trainer and Fabric, but for the strategy."""
+        """Arguments for Lightning's Trainer and Fabric, without the strategy."""
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-        # Lightning would save and requeue inside a signal's handler, which may be in the middle of anything.
+        # Lightning would save and requeue in a signal handler, which may interrupt any line of code.
         plugins = [SLURMEnvironment(auto_requeue=False)] if self.started_by == "srun" else []
         return {
             "accelerator": self.machine.accelerator,
@@ -115,17 +114,17 @@ class Processes:
         }
 
 
-def _silent(line: str) -> None:
+def _ignore_line(line: str) -> None:
     pass
 
 
 def is_first_process() -> bool:
-    """Whether this process should say things, from its surroundings alone."""
+    """Whether this process is rank 0, by the environment variables alone."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def find_device(name: str | None) -> str:
-    """The device of a name, or by default a GPU where there is one.
+    """Check the name of a device; None means a GPU where there is one, else the CPU.
 
     Raises:
         OptionError: this machine has no such device.
@@ -155,8 +154,8 @@ def _gpus(count: int) -> str:
     return f"{count or 'no'} GPU{'' if count == 1 else 's'}"
 
 
-def _check_there(accelerator: str, devices: int) -> None:
-    """Raise OptionError where this machine has not so many devices."""
+def _check_devices_exist(accelerator: str, devices: int) -> None:
+    """Raise OptionError where this machine has fewer devices."""
     import torch
 
     count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
@@ -171,10 +170,10 @@ def _check_there(accelerator: str, devices: int) -> None:
 
 
 def check_num_workers(number: int) -> int:
-    """So many processes that decode videos, if that can be meant.
+    """Return the number of decoding processes, if it is plausible for this machine.
 
     Raises:
-        OptionError: it cannot.
+        OptionError: it is over 64 and over four times the number of cores.
     """
     cores = os.cpu_count() or 1
     if number > max(_MANY, 4 * cores):
@@ -183,5 +182,5 @@ def check_num_workers(number: int) -> int:
 
 
 def default_num_workers(devices: int = 1) -> int:
-    """Processes that decode videos for each device: one for each core that is its, at most eight."""
+    """Processes that decode videos for each device: its share of the cores, at most eight."""
     return min(max((os.cpu_count() or 1) // devices, 1), 8)

@@ -1,4 +1,4 @@
-"""Files as they are written: whole or not at all, tried before long work, and under names that tell them apart.
+"""Write files atomically, check before long work that a place can be written, and choose distinct file names.
 
 Where a file cannot be written, ``OutputError`` names it, says why and what to do.
 """
@@ -24,19 +24,18 @@ from tada.errors import OptionError, OutputError
 
 PathT = TypeVar("PathT", str, Path)
 
-_NAME_BYTES = 200  # file systems take 255, ours and an ending together
-_PROBE_BYTES = 4096  # a block of most file systems: less may fit into one that is full
+_NAME_BYTES = 200  # file systems allow 255; the rest is for what we add to a name
+_PROBE_BYTES = 4096  # a block of most file systems: fewer bytes may still fit on a full disk
 
-# -- files that are whole ---------------------------------------------------------------------------------------------
+# -- atomic writes ----------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """Give a path to write to in place of ``file``.
+    """Write ``file`` atomically: yield the path of a temporary part file, which is renamed to ``file`` at the end.
 
-    When the block ends well, what was written becomes ``file`` at once: a reader meets the old file or the new one.
-    When it does not, ``file`` is as it was, and nothing is left. A process that is killed leaves its part; the next
-    that writes into the folder removes it.
+    A reader sees the old file or the new one. When the block raises, ``file`` is unchanged and the part is removed. A
+    killed process leaves its part file; the next process that writes into the folder removes it.
 
     Raises:
         OutputError: it cannot be written.
@@ -48,7 +47,7 @@ def whole_file(file: Path) -> Iterator[Path]:
         with writing(file, part):
             yield part
             with part.open("rb") as written:
-                os.fsync(written.fileno())  # or a crash of the machine could leave the new name with old content
+                os.fsync(written.fileno())  # else a crash of the machine could leave an empty file under the name
             part.replace(file)
     finally:
         with suppress(OSError):
@@ -56,7 +55,7 @@ def whole_file(file: Path) -> Iterator[Path]:
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """Write a small file, whole or not at all.
+    """Write a small file atomically.
 
     Raises:
         OutputError: it cannot be written.
@@ -67,10 +66,9 @@ def write_whole(file: Path, data: bytes) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write into in place of ``folder``.
+    """Write ``folder`` atomically: yield a temporary folder, which replaces ``folder`` at the end.
 
-    When the block ends well, it becomes ``folder``, in place of one that was there. When it does not, ``folder`` is as
-    it was, and nothing is left.
+    When the block raises, ``folder`` is unchanged and the temporary folder is removed.
 
     Raises:
         OutputError: it cannot be written.
@@ -98,17 +96,17 @@ _cleaned: set[str] = set()
 
 
 def _part_of(file: Path) -> Path:
-    """What is written in place of ``file``: not its name with an ending, which may be as long as names may be."""
+    """A new path for a part of ``file``. It does not contain the file's name, which may have the maximal length."""
     return file.with_name(f".{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def is_part(name: str) -> bool:
-    """Whether a file of this name is one that ``whole_file`` has not put in its place yet."""
+    """Whether this is the name of a part file, which ``whole_file`` has not renamed yet."""
     return _PART.fullmatch(name) is not None
 
 
 def remove_dead_parts(folder: Path) -> None:
-    """Remove what processes of this machine that were killed have left of files in a folder."""
+    """Remove the part files that killed processes of this machine have left in a folder."""
     place = os.path.abspath(folder)
     _cleaned.add(place)
     with suppress(OSError), os.scandir(place) as entries:
@@ -124,7 +122,7 @@ def remove_dead_parts(folder: Path) -> None:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give a folder of the system for temporary files. One that a killed process has left goes with the next.
+    """Yield a temporary folder, and remove it at the end. One left by a killed process is removed by the next call.
 
     Raises:
         OutputError: a file in it cannot be written.
@@ -143,23 +141,23 @@ def scratch_folder() -> Iterator[Path]:
 def is_alive(pid: int) -> bool:
     """Whether a process of this machine runs, as far as can be told."""
     if sys.platform == "win32":
-        return True  # signal 0, which asks elsewhere, is Ctrl-C there
+        return True  # signal 0, the test on other systems, is Ctrl-C there
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OverflowError:
         return False
-    except OSError:  # of another user
+    except OSError:  # a process of another user
         return True
     return True
 
 
-# -- whether they can be written --------------------------------------------------------------------------------------
+# -- checks before long work ------------------------------------------------------------------------------------------
 
 
 def try_folder(folder: Path) -> None:
-    """Make sure, before long work, that files can be written into a folder. Nothing is left of the try.
+    """Check, before long work, that files can be written into a folder. Leaves no file behind.
 
     Raises:
         OutputError: they cannot.
@@ -177,35 +175,35 @@ def try_folder(folder: Path) -> None:
 
 
 def try_file(file: Path) -> None:
-    """Make sure, before long work, that a file can be written. Nothing is left of the try.
+    """Check, before long work, that a file can be written. Leaves no file behind.
 
     Raises:
         OutputError: it cannot.
     """
-    with writing(file):  # a name that is too long, or below a file
+    with writing(file):  # is_dir raises for a name that is too long, or below a file
         if file.is_dir():
             raise OutputError(f"{str(file)!r} cannot be written: it is a folder; give a name in it")
     try_folder(file.parent)
 
 
 def check_ending(path: Path, ending: str, rule: str) -> None:
-    """Refuse a file's name with another ending than what is written has; one without any is let be.
+    """Refuse a file name with an ending other than ``ending``; a name without one is allowed.
 
     Raises:
-        OptionError: it has one.
+        OptionError: it has another ending; the message states ``rule``.
     """
     if path.suffix.lower() not in ("", ending):
         raise OptionError(f"{str(path)!r} ends in {path.suffix}, and {rule}: end it in {ending}")
 
 
 def check_not_there(folder: Path, names: Iterable[str], *, overwrite: bool) -> None:
-    """Make sure that no report is lost by writing another into its folder.
+    """Check that a folder holds no report yet, which a new one would replace.
 
     Args:
-        names: of the report's files, as patterns.
+        names: patterns of the report's file names.
 
     Raises:
-        OptionError: one is there, and may not be replaced.
+        OptionError: such a file exists, and ``overwrite`` is false.
     """
     there = () if overwrite else (file for name in names for file in sorted(folder.glob(name)))
     if (file := next(iter(there), None)) is not None:
@@ -216,7 +214,7 @@ def check_not_there(folder: Path, names: Iterable[str], *, overwrite: bool) -> N
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder, with those above it, and remove those that were made and are empty when the block ends.
+    """Make a folder and its parents; at the end remove those that were made and are still empty.
 
     Raises:
         OutputError: it cannot be made.
@@ -231,24 +229,24 @@ def made_folder(folder: Path) -> Iterator[None]:
             os.makedirs(folder, exist_ok=True)
         yield
     finally:
-        with suppress(OSError):  # from the first that is not empty on
+        with suppress(OSError):  # stops at the first that is not empty
             for empty in made:
                 empty.rmdir()
 
 
 @contextmanager
 def writing(target: Path, *parts: Path) -> Iterator[None]:
-    """Tell of an OSError in the block as ``OutputError``: the file or folder ``target`` cannot be written.
+    """Turn an OSError in the block into an ``OutputError``: the file or folder ``target`` cannot be written.
 
-    An error that names a file outside of ``target`` passes as it is.
+    An error that names a file outside of ``target`` is raised unchanged.
 
     Args:
-        parts: files that stand for ``target`` while it is written.
+        parts: part files of ``target``; an error that names one of them is told with the name of ``target``.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch.save tells of the OSError of its file as a RuntimeError.
+        # torch.save raises a RuntimeError from the OSError of its file.
         fault = error if isinstance(error, OSError) else error.__context__
         if not isinstance(fault, OSError) or not _is_about(fault, (target, *parts)):
             raise
@@ -272,7 +270,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def cannot_be_written(place: Path, fault: OSError) -> str:
-    """What is wrong with a file or folder, and the way out."""
+    """The message that a file or folder cannot be written: the reason, and the way out."""
     above = next((folder for folder in place.absolute().parents if os.path.lexists(folder)), None)
     if fault.errno in _FULL:
         reason = "the disk is full; make room, and give the same command again"
@@ -303,13 +301,13 @@ def cannot_be_written(place: Path, fault: OSError) -> str:
 
 
 def distinct_names(paths: Iterable[PathT]) -> dict[PathT, str]:
-    """Names for what is made of files, by the files' paths: the picture of ``path`` is "NAME.png".
+    """A distinct name for the outputs of each file: the picture of ``path`` is "NAME.png".
 
-    A name is the file's own without its ending where no other file has the same. Files of one name get the folders
-    that tell them apart before it: a/0.mp4 and b/0.mp4 become "a_0" and "b_0"; 0.mp4 and 0.avi in one folder keep their
-    endings; what is alike even then (a/0.mp4, b/0.mp4 and a_0.mp4) gets a number. Names that differ in the case of
-    letters or the form of accents only count as the same, as they are on many file systems. The order of the paths
-    plays no part; two spellings of one path get one name.
+    The name is the file's stem where no other file has it. Files of the same stem are prefixed with the folders that
+    differ: a/0.mp4 and b/0.mp4 become "a_0" and "b_0". 0.mp4 and 0.avi in one folder keep their endings. Names that
+    are still equal (a/0.mp4, b/0.mp4 and a_0.mp4) are numbered. Names that differ only in upper and lower case or in
+    the encoding of accents count as equal, as on many file systems. The order of the paths does not matter; two
+    spellings of one path get one name.
     """
     given = {path: os.path.abspath(path) for path in paths}
     names: dict[str, str] = {}
@@ -320,38 +318,38 @@ def distinct_names(paths: Iterable[PathT]) -> dict[PathT, str]:
         common = os.path.commonpath([os.path.dirname(file) for file in same_stem])
         joined = {file: os.path.splitext(os.path.relpath(file, common).replace(os.sep, "_")) for file in same_stem}
         for same_place in _groups({file: name for file, (name, _) in joined.items()}):
-            endings = {_same(joined[file][1]) for file in same_place}
+            endings = {_fold_name(joined[file][1]) for file in same_place}
             if len(same_place) == len(endings) > 1:
                 names |= {file: "".join(joined[file]) for file in same_place}
             else:
                 names |= {file: joined[file][0] for file in same_place}
-    # A name that is the file's own comes before those that were joined, so that it stays as it is.
+    # Files that keep their stem come first, so that only prefixed names are numbered.
     taken: set[str] = set()
     for file in sorted(names, key=lambda file: (names[file] != Path(file).stem, file)):
         name = short_name(names[file])
         number = 1
-        while _same(f"{name}_{number}" if number > 1 else name) in taken:
+        while _fold_name(f"{name}_{number}" if number > 1 else name) in taken:
             number += 1
         names[file] = f"{name}_{number}" if number > 1 else name
-        taken.add(_same(names[file]))
+        taken.add(_fold_name(names[file]))
     return {path: names[file] for path, file in given.items()}
 
 
 def _groups(names: Mapping[str, str]) -> list[list[str]]:
-    """The files that have the same name, together."""
+    """Group files by equal names."""
     found: dict[str, list[str]] = {}
     for file in sorted(names):
-        found.setdefault(_same(names[file]), []).append(file)
+        found.setdefault(_fold_name(names[file]), []).append(file)
     return list(found.values())
 
 
-def _same(name: str) -> str:
-    """Equal for names that some file system takes for one."""
+def _fold_name(name: str) -> str:
+    """A key that is equal for names that some file system treats as one."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def short_name(name: str) -> str:
-    """A joined name may be longer than a file's name can be: then its head, and a hash in place of the rest."""
+    """The name itself, or, where it is too long for a file, its beginning and a hash of all of it."""
     data = os.fsencode(name)
     if len(data) <= _NAME_BYTES:
         return name
@@ -360,9 +358,9 @@ def short_name(name: str) -> str:
 
 
 def absolute_path(path: str | os.PathLike[str]) -> str:
-    """Where a path leads from the folder we are in. Links in it stay what the user calls them.
+    """The absolute path of ``path``. Symbolic links are kept, not resolved.
 
-    Only what stands before a ".." is resolved, as the system does it: LINK/.. is the folder above the link's target.
+    Except before "..", where links are resolved as the system does: LINK/.. is the folder above the link's target.
     """
     parts = os.path.join(os.getcwd(), path).split(os.sep)
     if ".." in parts:

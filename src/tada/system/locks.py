@@ -1,9 +1,8 @@
-"""One process at a time writes into a folder: it holds the folder while it works, and others are told who does.
+"""Locks on folders and files: one process at a time writes into a folder, and others are told which one.
 
-The lock is the operating system's (``flock``): it ends with the process, however that ends, and is seen from other
-containers, and over NFS from other machines. Where a file system has none, or the system is Windows, the file that
-says who holds the folder is all there is: it counts for as long as that process lives, or, if that is one of another
-machine, until someone removes it.
+The lock is the operating system's (``flock``): it ends with the process, however that ends, and works across
+containers, and over NFS across machines. On Windows, and on file systems without locks, the lock file itself counts: it
+names its process, and holds as long as that process lives, or, for a process of another machine, until it is removed.
 """
 
 from __future__ import annotations
@@ -44,54 +43,54 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LOCK_FILE = ".tada.lock"
-"""In the folder that is held; removed when it is given back."""
+"""The lock file in a held folder; removed when the folder is released."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """Who holds a folder."""
+    """The process that holds a folder."""
 
     pid: int
     host: str
     started: str
-    """When the process was started, in ticks of its machine; tells it from a later one of the same number."""
+    """When the process was started, in its machine's clock ticks; tells it from a later process with the same pid."""
     since: str
-    """When it took the folder, in words."""
+    """When it took the lock, as text."""
 
     @classmethod
     def this_process(cls) -> Holder:
-        """Us, now."""
+        """This process, holding from now on."""
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        return cls(pid=os.getpid(), host=socket.gethostname(), started=_start_of(os.getpid()), since=since)
+        return cls(pid=os.getpid(), host=socket.gethostname(), started=_read_start_time(os.getpid()), since=since)
 
     def may_live(self) -> bool:
-        """Whether the process is there, as far as can be told."""
+        """Whether the process may be running; always true for another machine."""
         if self.host != socket.gethostname():
             return True
-        return is_alive(self.pid) and _start_of(self.pid) in (self.started, "")
+        return is_alive(self.pid) and _read_start_time(self.pid) in (self.started, "")
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
 def names_in(folder: Path) -> list[str]:
-    """What a folder holds, beside a lock and what killed processes have left of files; nothing if it is not there."""
+    """Names in a folder, without lock and part files; none if the folder does not exist."""
     if not folder.exists():
         return []
     return sorted(name for name in os.listdir(folder) if not (name == LOCK_FILE or is_part(name)))
 
 
 def is_used(folder: Path) -> bool:
-    """Whether a folder holds anything that counts."""
+    """Whether a folder holds any file but lock and part files."""
     return bool(names_in(folder))
 
 
 @contextmanager
 def held_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process; make it before, and try whether files can be written there.
+    """Lock a folder for this process in the block; make it first, and check that files can be written there.
 
-    A folder that was made and is empty when the block ends is removed again. Of a run on several devices the first
-    process holds the folder for all. What this process holds already, it may hold once more.
+    A folder that was made here and is still empty at the end is removed again. In a run on several devices rank 0 holds
+    the lock for all. A folder that this process already holds may be held again.
 
     Raises:
         OutputError: the folder cannot be written, now or later in the block; or another process holds it.
@@ -111,7 +110,7 @@ def held_folder(folder: Path) -> Iterator[None]:
             try:
                 yield
             except OSError as fault:
-                # Such as a log's, which no one of us writes, and which names no file.
+                # An error that no ``writing`` has seen, such as one of a logger's file.
                 is_gone = not folder.is_dir()
                 if not (is_gone if fault.filename else fault.errno in _DISK):
                     raise
@@ -124,13 +123,13 @@ def held_folder(folder: Path) -> Iterator[None]:
 
 
 def was_made(folder: Path) -> bool:
-    """Whether a folder is held, and was not there before."""
+    """Whether a folder is held by this process and did not exist before."""
     return _held.get(os.path.realpath(folder), False)
 
 
 @contextmanager
 def held_file(file: Path) -> Iterator[None]:
-    """Hold a file that is to be written, and try whether it can be: as ``held_folder``."""
+    """Lock a file that is to be written, and check that it can be written; as ``held_folder``."""
     if not is_first_process():
         yield
         return
@@ -141,16 +140,16 @@ def held_file(file: Path) -> Iterator[None]:
 
 
 def holds(argument: str, *, unless: str = "") -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Of a function: it holds the folder that it is given as ``argument`` while it runs.
+    """Decorate a function to lock the folder given as its argument ``argument`` while it runs (``held_folder``).
 
     Args:
-        unless: an argument; where it is true, the function writes nothing, and nothing is held.
+        unless: the name of an argument; where it is true, the function writes nothing and no folder is locked.
     """
     return _holding(held_folder, argument, unless)
 
 
 def holds_file(argument: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Of a function: it holds the file that it is given as ``argument`` while it runs."""
+    """Decorate a function to lock the file given as its argument ``argument`` while it runs (``held_file``)."""
     return _holding(held_file, argument)
 
 
@@ -161,24 +160,24 @@ def _holding(
         signature = inspect.signature(function)
 
         @functools.wraps(function)
-        def holding(*args: P.args, **kwargs: P.kwargs) -> R:
+        def call_locked(*args: P.args, **kwargs: P.kwargs) -> R:
             arguments = signature.bind(*args, **kwargs).arguments
             with nullcontext() if arguments.get(unless) else held(Path(arguments[argument])):
                 return function(*args, **kwargs)
 
-        return holding
+        return call_locked
 
     return decorate
 
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 _held: dict[str, bool] = {}
-"""What this process holds, and whether it was made for that."""
+"""The folders that this process holds, by real path; the value: whether the folder was made for it."""
 _descriptors: set[int] = set()
 
 
-def _forget() -> None:
-    """In a process that was forked: the lock is its parent's, and ends with that."""
+def _forget_in_child() -> None:
+    """After a fork: close the child's copies of the locks, which belong to the parent."""
     for descriptor in _descriptors:
         with suppress(OSError):
             os.close(descriptor)
@@ -187,7 +186,7 @@ def _forget() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 @contextmanager
@@ -197,17 +196,17 @@ def _locked(file: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        if descriptor in _descriptors:  # not where we are a fork of who took it
+        if descriptor in _descriptors:  # not in a fork of the process that took it
             _descriptors.discard(descriptor)
             with suppress(OSError):
-                if _is_same(descriptor, file):
+                if _is_file_at(descriptor, file):
                     file.unlink()  # before others can lock it
             with suppress(OSError):
                 os.close(descriptor)
 
 
 def _take(file: Path, what: str) -> int:
-    """Lock the file and write into it who we are; its descriptor.
+    """Lock a file, write this process into it, and return its descriptor.
 
     Raises:
         OutputError: another process has it.
@@ -216,8 +215,8 @@ def _take(file: Path, what: str) -> int:
         with writing(file):
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            holder = _read(descriptor)
-            is_locked = _lock(descriptor)
+            holder = _read_holder(descriptor)
+            is_locked = _try_lock(descriptor)
             if is_locked is False:
                 raise OutputError(
                     f"{what} in use by {holder or 'another process'}: wait until it ends, or give another place"
@@ -227,7 +226,7 @@ def _take(file: Path, what: str) -> int:
                     f"{what} in use by {holder}: wait until it ends, or give another place; if that process is gone, "
                     f"remove {str(file)!r}"
                 )
-            if _is_same(descriptor, file):
+            if _is_file_at(descriptor, file):
                 with writing(file):
                     os.ftruncate(descriptor, 0)
                     os.lseek(descriptor, 0, os.SEEK_SET)
@@ -236,11 +235,11 @@ def _take(file: Path, what: str) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # who held it has just removed the file: again, with a new one
+        os.close(descriptor)  # the last holder has just removed the file: try again with a new one
 
 
-def _lock(descriptor: int) -> bool | None:
-    """Whether we have the file now; None where the file system has no locks."""
+def _try_lock(descriptor: int) -> bool | None:
+    """Try to lock a file, and return whether that worked; None where the file system has no locks."""
     if fcntl is None:
         return None
     try:
@@ -250,16 +249,16 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def _is_same(descriptor: int, file: Path) -> bool:
-    """Whether the file still has its name."""
+def _is_file_at(descriptor: int, file: Path) -> bool:
+    """Whether the open file is still the one at the path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(file))
     except FileNotFoundError:
         return False
 
 
-def _read(descriptor: int) -> Holder | None:
-    """Who wrote into a lock; None if nobody did, or has just begun to."""
+def _read_holder(descriptor: int) -> Holder | None:
+    """The process that is written in a lock file; None if the file is empty or incomplete."""
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)
         found = Holder(**json.loads(os.read(descriptor, 4096)))
@@ -268,10 +267,10 @@ def _read(descriptor: int) -> Holder | None:
         return None
 
 
-def _start_of(pid: int) -> str:
-    """When a process was started, in ticks since its machine was; empty where that cannot be told (Linux tells it)."""
+def _read_start_time(pid: int) -> str:
+    """When a process was started, in clock ticks since its machine's boot; empty where that is unknown (not Linux)."""
     try:
-        # The name of the program, in parentheses, may hold anything.
+        # The program's name stands in parentheses and may hold spaces and parentheses.
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""

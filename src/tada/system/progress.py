@@ -1,12 +1,12 @@
-"""How far a piece of work has come: some lines at the bottom of a terminal; in a file or a pipe a line now and then.
+"""Progress display: live lines at the bottom of a terminal; in a file or a pipe, a plain line now and then.
 
-The lines are drawn on standard error. What is printed meanwhile, on whichever stream, goes above them and stays; they
-themselves leave nothing behind. Between two drawings the cursor rests at their first character, so that erasing all
-that follows it removes them whatever has happened since: another width of the window, which wraps them anew, Ctrl-C,
-whose "^C" the terminal prints there, or an exception in the middle of a drawing.
+The live lines are drawn on standard error, and are erased at the end. Whatever is printed meanwhile, on either stream,
+goes above them and stays. Between two drawings the cursor rests at the first character of the live lines, so that
+erasing to the end of the screen removes them in any case: after a resize of the window, which wraps them differently,
+after a Ctrl-C, whose "^C" the terminal prints there, or after an exception in the middle of a drawing.
 
 A file or a pipe, a terminal that cannot erase (TERM=dumb), and a notebook get plain lines: the first after half a
-minute, and the more seldom the longer it takes.
+minute, the next at growing intervals.
 """
 
 from __future__ import annotations
@@ -27,48 +27,48 @@ Item = TypeVar("Item")
 
 _ERASE = "\r\x1b[J"
 _REDRAWN_SECONDS = 0.2
-_TOLD_SECONDS = (30.0, 600.0)  # from one plain line to the next, at least and at most; between them a tenth of the time
+_TOLD_SECONDS = (30.0, 600.0)  # least and most between plain lines; in between a tenth of the elapsed time
 _WIDEST_BAR, _NARROWEST_BAR = 40, 5
 
 
 class Work:
-    """A piece of work, and how far it is. What is shown of it is shown inside of a ``with``.
+    """The progress of one piece of work, shown inside a ``with``.
 
         with Work("copying", len(files), noun="files") as work:
             for file in files:
                 copy(file)
                 work.advance()
 
-    Its fields may be changed at any moment. Several may be shown at a time, below each other.
+    Its fields may be changed at any time. Several can be shown at once, below each other.
     """
 
     def __init__(self, words: str, total: float | None = None, *, noun: str = "", is_shown: bool = True) -> None:
-        """Nothing is shown yet.
+        """Create it without showing it.
 
         Args:
-            words: what is done, such as "copying".
-            total: how much there is to do; None where nobody knows.
-            noun: what is counted, in the plural; without one, parts of a hundred are shown.
-            is_shown: false for another process than the first, and where the caller wants silence.
+            words: the name of the work, such as "copying".
+            total: the number of parts to do; None where it is unknown.
+            noun: what the parts are, in the plural; without one, a percentage is shown.
+            is_shown: false for all ranks but the first, and where the caller wants silence.
         """
         self.words, self.total, self.noun = words, total, noun
         self.details: Sequence[str] = ()
-        """What else there is to say, in lines of its own."""
+        """More to show, below the first line."""
         self.has_rate = bool(noun)
-        """Whether it is said how many there are in a second."""
+        """Whether parts per second are shown."""
         self.done = 0.0
         is_shown = is_shown and total != 0
         self._is_drawn = is_shown and is_screen(sys.stderr)
         self._is_told = is_shown and not self._is_drawn
         self._began = self._told_at = self._last = time.monotonic()
-        self._first: tuple[float, float] | None = None  # when the first part was done, which waits for others to start
+        self._first: tuple[float, float] | None = None  # time and parts when the first was done, after the start-up
 
     def advance(self, part: float = 1.0) -> None:
-        """Note that more is done."""
+        """Add ``part`` to what is done."""
         self.advance_to(self.done + part)
 
     def advance_to(self, done: float) -> None:
-        """Note how much is done."""
+        """Set how much is done."""
         self.done, self._last = done, time.monotonic()
         if self._first is None:
             self._first = self._last, done
@@ -79,11 +79,11 @@ class Work:
                 print(printable(self.plain_line()), file=sys.stderr, flush=True)
 
     def note_told(self) -> None:
-        """Wait with the next plain line: another has just said how far it is."""
+        """Postpone the next plain line: another line has just told the progress."""
         self._told_at = time.monotonic()
 
     def numbers(self) -> list[str]:
-        """How much is done, how fast, and what time is left; the most important first."""
+        """Parts done, time left, and rate, as texts; the most important first."""
         done = int(self.done + 1e-6)
         if self.total is None:
             return [f"{done} {self.noun}"] if self.noun and done else []
@@ -95,7 +95,7 @@ class Work:
         if seconds <= 0 or parts <= 0:
             return numbers
         if self.done < self.total:
-            # While nothing is done, as in a test between two steps, no more time passes than the next part takes.
+            # During a pause, such as a test between two steps, the time left shrinks by one part at most.
             part = seconds / parts
             left = (self.total - self.done) * part - min(time.monotonic() - self._last, part)
             numbers.append(f"{duration_text(max(left, 1.0))} left")
@@ -104,11 +104,11 @@ class Work:
         return numbers
 
     def plain_line(self) -> str:
-        """All of it in a line of any length."""
+        """The progress as one line of any length."""
         return f"{self.words}: {', '.join([*self.numbers(), *self.details])}"
 
     def lines(self, width: int, *, bar: str = "━─") -> list[str]:
-        """What a terminal shows: none of the lines is wider."""
+        """The live lines, each at most ``width`` columns wide."""
         share = None if not self.total else min(self.done / self.total, 1.0)
         first = progress_line(printable(self.words), self.numbers(), share, width, bar=bar)
         return [first, *fitted_lines(map(printable, self.details), width)]
@@ -128,7 +128,7 @@ class Work:
 def track(
     items: Iterable[Item], words: str, total: int | None = None, *, noun: str, is_shown: bool = True
 ) -> Iterator[Item]:
-    """The items, while it is shown how many of them are done. ``total`` of them where they have no length."""
+    """Yield the items, and show how many of them are done. ``total`` is needed where the items have no length."""
     if total is None:
         total = len(items)  # type: ignore[arg-type]  # as the caller knows
     with Work(words, total, noun=noun, is_shown=is_shown) as work:
@@ -138,12 +138,12 @@ def track(
 
 
 def is_shown() -> bool:
-    """Whether a terminal shows how far anything is."""
+    """Whether live lines are shown now."""
     return bool(_screen.works)
 
 
 def wipe() -> None:
-    """Remove what is shown, of whatever work: the process ends, or what it was doing has."""
+    """Erase all live lines: the process, or its work, has ended."""
     _screen.close()
 
 
@@ -151,7 +151,7 @@ def wipe() -> None:
 
 
 def duration_text(seconds: float) -> str:
-    """As people say it: "26 s", "4 min 20 s", "2 h 05 min"."""
+    """A duration as text: "26 s", "4 min 20 s", "2 h 05 min"."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 24:
@@ -164,19 +164,19 @@ def duration_text(seconds: float) -> str:
 
 
 def rate_text(rate: float, noun: str) -> str:
-    """How many in a second, or where these are few in a minute: "3.4 videos/s"."""
+    """A rate per second as text, or per minute where it is low: "3.4 videos/s"."""
     if rate < 0.2:
         return f"{60 * rate:.1f} {noun}/min"
     return f"{rate:.0f} {noun}/s" if rate >= 100 else f"{rate:.1f} {noun}/s"
 
 
 def progress_line(words: str, numbers: Sequence[str], share: float | None, width: int, *, bar: str = "━─") -> str:
-    """Words, a bar and numbers in one line; where it is narrow without the bar, and then without the last numbers.
+    """Words, a bar and numbers in one line; a narrow line drops the bar, then the last numbers.
 
     Args:
-        share: what part is done, from 0 to 1; None for no bar.
-        width: of the line at most, in columns.
-        bar: the characters for what is done and what is not.
+        share: the share that is done, from 0 to 1; None for no bar.
+        width: the most columns of the line.
+        bar: the characters for the done part and the rest.
     """
     from rich.cells import cell_len
 
@@ -195,7 +195,7 @@ def progress_line(words: str, numbers: Sequence[str], share: float | None, width
 
 
 class _Screen:
-    """The lines below all that is printed. There is one."""
+    """The live lines at the bottom of the terminal. There is one instance."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -204,7 +204,7 @@ class _Screen:
         self.above: dict[str, _Above] = {}
         self._ended = threading.Event()
         self._drawn: tuple[int, list[str]] | None = None
-        self.is_of_parent = False  # of a process that was forked: what is drawn is its parent's
+        self.is_of_parent = False  # in a forked child: the live lines are drawn by its parent
         self._console: Any = None
 
     def show(self, work: Work) -> None:
@@ -228,7 +228,7 @@ class _Screen:
                 self.close()
 
     def close(self) -> None:
-        """Show nothing any more."""
+        """Erase the live lines, and restore the streams."""
         with self.lock:
             if self.works or self.above:
                 self._write(_ERASE)
@@ -241,7 +241,7 @@ class _Screen:
                 stream.finish()
 
     def print_above(self, stream: TextIO, text: str) -> None:
-        """Print whole lines on a stream to the terminal."""
+        """Print whole lines on a stream, above the live lines."""
         stream.write(_ERASE + text if self.works or self.is_of_parent else text)
         stream.flush()
         self._drawn = None
@@ -251,10 +251,10 @@ class _Screen:
         from rich.console import Console
 
         self._stream = sys.stderr
-        self._console = Console(file=StringIO(), force_terminal=True)  # which knows of colors, and of NO_COLOR
+        self._console = Console(file=StringIO(), force_terminal=True)  # it detects colors, and NO_COLOR
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name)
-            if is_screen(stream):  # what goes into a file goes there as ever
+            if is_screen(stream):  # a stream into a file is left alone
                 stream.flush()
                 self.above[name] = _Above(stream)
                 setattr(sys, name, self.above[name])
@@ -289,13 +289,13 @@ class _Screen:
         return str(captured.get())
 
     def _write(self, text: str) -> None:
-        # Not through the stream, whose own lock a process that is forked now would wait for, for ever.
+        # Not through the stream: a process forked meanwhile would inherit the stream's lock and wait for it forever.
         with suppress(OSError, ValueError):  # the terminal was closed
             os.write(self._stream.fileno(), text.encode(self._stream.encoding, "backslashreplace"))
 
 
 class _Above:
-    """Stands in for a stream to the terminal: lines go above what is drawn, the last when it ends or is flushed."""
+    """Replaces a stream to the terminal: whole lines are printed above the live lines, the rest at a flush."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -315,7 +315,7 @@ class _Above:
                 self.part = ""
 
     def finish(self) -> None:
-        """Print what has no end of line."""
+        """Print an unfinished line."""
         if self.part:
             self.stream.write(self.part)
             self.stream.flush()
@@ -337,7 +337,7 @@ _screen = _Screen()
 
 
 def of_worker(stream: TextIO | None) -> Any:
-    """Where a process that was forked prints: beside what its parent shows, which is erased first and drawn again."""
+    """A stream for a forked process to print on: it erases its parent's live lines, which the parent draws again."""
     return _Above(stream) if stream is not None and _screen.is_of_parent and is_screen(stream) else stream
 
 
@@ -350,5 +350,5 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A process is forked between two drawings: one that inherited the lock from our thread could print nothing.
+    # Fork only between two drawings: a child that inherited the held lock of our thread could not print.
     os.register_at_fork(before=_screen.lock.acquire, after_in_parent=_screen.lock.release, after_in_child=_in_child)

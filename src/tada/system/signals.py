@@ -1,13 +1,13 @@
-"""How a process ends that is told to: by Ctrl-C (SIGINT), by SIGTERM, or by SIGHUP when its terminal is closed.
+"""Signal handling: end in order on Ctrl-C (SIGINT), SIGTERM, or SIGHUP (the terminal is closed).
 
-The first signal is noted, and raised in the main thread as KeyboardInterrupt (SIGTERM and SIGHUP: SystemExit), so
-that every ``with`` and ``finally`` is gone through. Work that must not be torn apart, such as a training step, runs
-inside of ``deferring``: there nothing is raised, and the work looks at ``told`` where it can end in order.
+The first signal is recorded, and raised in the main thread as KeyboardInterrupt (SIGTERM and SIGHUP: SystemExit), so
+that every ``with`` and ``finally`` runs. Work that must not be interrupted, such as a training step, runs inside
+``deferring``: there nothing is raised, and the work checks ``told`` at points where it can stop.
 
-The command line runs inside of ``watching``, which bounds how long that takes. Python runs a signal's handler only when
-the main thread comes back to Python code, which a step of a large network may not do for a minute. So a thread is
-woken by the signal itself; when the process has not ended after some seconds, or a second Ctrl-C comes, it ends the
-process, after everyone's ``last_chance``. (Nothing heavy is imported here: it is the first thing that a command loads.)
+The command line runs inside ``watching``, which limits how long the end takes. Python runs a signal handler only when
+the main thread is back in Python code, which a step of a large network may delay by a minute. So the signal also wakes
+a thread; when the process has not ended after some seconds, or a second Ctrl-C comes, the thread calls every
+``last_chance`` and ends the process. (Nothing heavy is imported here: a command loads this module first.)
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from tada.system.progress import is_shown, wipe
 SIGNALS = tuple(
     signal.Signals(getattr(signal, name)) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-"""Those that tell a process to end and let it do something before."""
+"""The signals that tell a process to end and that it can handle."""
 
 RAISED_SECONDS = 4.0
-"""What a process has for its end once the signal was raised."""
+"""Time for a process to end after the signal was raised."""
 DEFERRED_SECONDS = 2.0
-"""What deferred work has to come to where it can end in order, and its last chance comes."""
-_CHANCES_SECONDS = 30.0  # that the last chances have: saving a large state to a slow disk
+"""Time for deferred work to reach a point where it can stop, before its last chance is called."""
+_CHANCES_SECONDS = 30.0  # time for all last chances: saving a large state to a slow disk
 _SAME_PRESS_SECONDS = 0.1  # one Ctrl-C may come twice: from the terminal, and passed on by a launcher
 _SAME_PRESS_OF_RANKS_SECONDS = 2.0  # torchrun and srun pass it on later
 _SHOW_CURSOR = b"\x1b[?25h"
@@ -48,12 +48,12 @@ def _nothing() -> None:
 
 
 class _Ending:
-    """What is known of this process's end. There is one."""
+    """The state of this process's end. There is one instance."""
 
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.number: int | None = None
-        self.heard_at: float | None = None  # by the thread that watches, on the monotonic clock
+        self.heard_at: float | None = None  # when the watching thread received it, on the monotonic clock
         self.is_handled = False
         self.is_watched = False
         self.deferrals = 0
@@ -68,22 +68,22 @@ class _Ending:
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         """The handler: Python calls it in the main thread, between two instructions."""
         if os.getpid() != self.pid:
-            return  # a child that was just forked and has not chosen its own handlers yet
+            return  # a forked child that has not set its own handlers yet
         self.number = self.number or number
         is_again, self.is_handled = self.is_handled, True
         if self.deferrals and not is_again:
             self.at_once()
-        elif not (self.is_watched and is_again):  # then the thread that watches ends the process
+        elif not (self.is_watched and is_again):  # a second signal is handled by the watching thread
             raise _exception(number)
 
     def seconds_left(self) -> float:
-        """Until the process is ended by force."""
+        """Seconds until the process is ended by force."""
         if self.heard_at is None:
             return math.inf
         return max(self.heard_at + self.patience_seconds - time.monotonic(), 0.0)
 
     def last_words(self) -> str:
-        """What is said at the end and how to go on, in a line; nothing where it was said already."""
+        """The last line: what happened, and how to go on; empty where it was printed already."""
         with self.saying:
             if self.is_said or not is_first_process():
                 return ""
@@ -94,7 +94,7 @@ class _Ending:
     def way_on(self) -> str:
         try:
             return self.advice(self.state())
-        except Exception:  # it looks into folders that may be gone
+        except Exception:  # it reads folders that may have been removed
             return ""
 
 
@@ -106,38 +106,38 @@ def _exception(number: int) -> BaseException:
 
 
 def exit_code(number: int) -> int:
-    """As shells have it: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    """The exit code after a signal, as in shells: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     return 128 + number
 
 
 def told() -> int | None:
-    """The signal that has told this process to end; None as long as none has."""
+    """The signal that this process has received to end; None as long as there is none."""
     return _ending.number
 
 
 def advise(advice: Callable[[str], str]) -> None:
-    """Let the line at an interrupted command's end say how to go on; ``advice`` is given what ``tell_state`` told."""
+    """Set how the last line of an interrupted command says how to go on: ``advice(state)``, see ``tell_state``."""
     _ending.advice = advice
 
 
 def tell_state(state: Callable[[], str]) -> None:
-    """Have it known what of the work is kept, in words."""
+    """Set the function that says in words what was saved of the work; empty where nothing was."""
     _ending.state = state
 
 
 def way_on() -> str:
-    """What ``advise`` has given, where something of the work is kept: also after a mistake that has ended it."""
+    """How to go on, by ``advise``, where some work was saved; also used after an error; else empty."""
     return _ending.way_on() if _ending.state() else ""
 
 
 def leave() -> NoReturn:
-    """Inside of ``deferring``, where nothing is under way: end because of a signal, here or in another process."""
+    """End because of a signal in this or another process; for deferred work, at a point where it can stop."""
     _ending.patience_seconds = RAISED_SECONDS
     raise SystemExit(exit_code(_ending.number or signal.SIGTERM))
 
 
 def say_last_words() -> int:
-    """Say that this process ends, and how to go on; its exit code."""
+    """Print the last line, and return the exit code."""
     words = _ending.last_words()
     wipe()
     with suppress(OSError):  # the terminal was closed
@@ -146,14 +146,14 @@ def say_last_words() -> int:
 
 
 def handle_again() -> None:
-    """Take the signals back from a library that has installed its own handlers meanwhile."""
+    """Install our handlers again, after a library has installed its own in a deferred block."""
     if _ending.deferrals:
         for number in SIGNALS:
             _handle(number)
 
 
 def _handle(number: signal.Signals) -> Any:
-    """Let our handler receive a signal, unless this process was started to ignore it (nohup); the handler before."""
+    """Install our handler, unless this process was started to ignore the signal (nohup); return the previous one."""
     before = signal.getsignal(number)
     if before is not signal.SIG_IGN:
         signal.signal(number, _ending.on_signal)
@@ -162,7 +162,7 @@ def _handle(number: signal.Signals) -> Any:
 
 @contextmanager
 def last_chance(action: Callable[[], None]) -> Iterator[None]:
-    """Let ``action`` be called, in another thread, if the process is ended without going through ``finally``."""
+    """Call ``action``, in another thread, if the process is ended by force in the block, without its ``finally``."""
     _ending.chances.append(action)
     try:
         yield
@@ -178,16 +178,16 @@ def deferring(
     seconds: float = DEFERRED_SECONDS,
     is_the_end: bool = True,
 ) -> Iterator[None]:
-    """Only note signals inside of the block, which looks at ``told``; raise what came at its end, however it ends.
+    """Defer signals: in the block they are only recorded, and ``told`` returns them; at its end they are raised.
 
     Args:
-        at_once: called in the main thread when a signal comes; may raise where that tears nothing apart.
+        at_once: called in the main thread when a signal comes; may raise where an interruption does no harm.
         chance: as for ``last_chance``.
-        seconds: that the block has, where the process is watched.
-        is_the_end: whether what came is raised. Else the block has ended in order because of it, and that is all.
+        seconds: time for the block to end after a signal, where the process is watched.
+        is_the_end: whether the signal is raised at the end. False: the block has stopped early, and the caller goes on.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals go to another thread
+        yield  # only the main thread handles signals
         return
     ending = _ending
     handlers = {} if ending.is_watched else {number: _handle(number) for number in SIGNALS}
@@ -206,24 +206,24 @@ def deferring(
         told = ending.number
         if told is not None and not ending.deferrals:
             ending.is_handled = True
-            if not (ending.is_watched and is_the_end):  # whoever called may go on
+            if not (ending.is_watched and is_the_end):  # the caller may go on
                 ending.number = ending.heard_at = None
                 ending.is_handled = False
             if is_the_end:
                 raise _exception(told) from None
 
 
-# -- the command line's side ------------------------------------------------------------------------------------------
+# -- for the command line ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def watching() -> Iterator[None]:
-    """Bound how long this process takes to end when it is told to. For the owner of the process, in its main thread."""
+    """Limit the time that this process takes to end after a signal. For the main thread of the command line."""
     global _ending
     if _ending.is_watched or threading.current_thread() is not threading.main_thread():
         yield
         return
-    _ending = _Ending()  # nothing is known yet of this command's end
+    _ending = _Ending()  # forget the signals of an earlier command
     _reset_in_children()
     awake, waking = socket.socketpair()
     for end in (awake, waking):
@@ -240,7 +240,7 @@ def watching() -> Iterator[None]:
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
-        with suppress(OSError):  # it is full: then the watcher is awake
+        with suppress(OSError):  # the buffer is full, so the watcher is awake
             waking.send(b"\0")
         watcher.join()
         _ending.is_watched = False
@@ -249,12 +249,12 @@ def watching() -> Iterator[None]:
 
 
 def _watch(awake: socket.socket) -> None:
-    """Wait for signals, whose numbers come as bytes; end the process where it does not end by itself."""
+    """Read signal numbers, one byte each, from the socket; end the process by force when its time is over."""
     is_forced = False
     while True:
         left = _ending.seconds_left()
         is_quiet = is_forced or _ending.heard_at is None
-        select.select([awake], [], [], None if is_quiet else min(left, 0.2))  # what is left may change meanwhile
+        select.select([awake], [], [], None if is_quiet else min(left, 0.2))  # the time left may change meanwhile
         try:
             numbers = awake.recv(64)
         except BlockingIOError:
@@ -262,11 +262,11 @@ def _watch(awake: socket.socket) -> None:
         for number in numbers:
             if number == 0:
                 return
-            if number in SIGNALS:  # others have handlers too
+            if number in SIGNALS:  # other handled signals are written too
                 _hear(number)
         if not is_forced and _ending.seconds_left() == 0:
             is_forced = True
-            threading.Thread(target=_force, daemon=True).start()  # a second Ctrl-C is still listened to
+            threading.Thread(target=_force_end, daemon=True).start()  # this thread still waits for a second Ctrl-C
 
 
 def _hear(number: int) -> None:
@@ -285,14 +285,14 @@ def _same_press_seconds() -> float:
     return _SAME_PRESS_OF_RANKS_SECONDS if by_launcher else _SAME_PRESS_SECONDS
 
 
-def _force() -> None:
+def _force_end() -> None:
     _within(_CHANCES_SECONDS, *reversed(_ending.chances))
     _exit()
 
 
 def _exit() -> None:
-    """End the process at once."""
-    ends_line = b"" if is_shown() else b"\n"  # on which the terminal has printed "^C"
+    """End the process at once, with the last line."""
+    ends_line = b"" if is_shown() else b"\n"  # the terminal has printed "^C" on this line
     _within(0.5, wipe)
     for fd in (1, 2):
         if os.isatty(fd):
@@ -304,7 +304,7 @@ def _exit() -> None:
 
 
 def _within(seconds: float, *actions: Callable[[], object]) -> None:
-    """Do them one after the other, but wait no longer than this: what they need may be held by the main thread."""
+    """Call the actions in a thread, and wait for it at most so long: the main thread may hold a lock they need."""
 
     def do() -> None:
         for action in actions:
@@ -322,7 +322,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _leave_terminal() -> None:
-    """Let what is written to a terminal that was closed go nowhere: it would raise before the state is saved."""
+    """Send output for a closed terminal to /dev/null: a failed write would raise before the state is saved."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         if os.isatty(fd):
@@ -331,17 +331,17 @@ def _leave_terminal() -> None:
 
 
 def end(code: int) -> None:
-    """End the process of a command; one that was told to end does not wait for what others do at a process's exit."""
+    """End the process of a command; after a signal without exit handlers, which could take long."""
     if _ending.number is not None:
         _within(1.0, sys.stdout.flush, sys.stderr.flush)
         os._exit(code)
     if callable(signal.getsignal(signal.SIGINT)):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # whatever is left to do ends at once, without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C in exit handlers then prints no traceback
     sys.exit(code)
 
 
 def _reset_in_children() -> None:
-    """Let a child that is forked neither wake our thread nor meet a signal before it has chosen its own handlers."""
+    """Make forked children ignore signals until they set their own handlers, and never wake our thread."""
     global _is_reset_in_children
     if _is_reset_in_children or not hasattr(os, "register_at_fork"):
         return

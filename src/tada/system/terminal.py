@@ -1,4 +1,7 @@
-"""What is printed: names of files and classes may hold anything, and a terminal obeys control characters."""
+"""Printing to a terminal, file or pipe: control characters are escaped, write errors told, long text cut.
+
+Names of files and classes may hold any characters, and a terminal obeys control characters.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from typing import TextIO
 
 from tada.errors import OutputError, ReaderGoneError
 
-_ESCAPED_KINDS = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of characters, ends of lines
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what follows is shown in the other direction
+_ESCAPED_KINDS = {"Cc", "Cs", "Zl", "Zp"}  # control characters, surrogates, line and paragraph separators
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # they change the direction of writing
 
 
 def printable(text: str) -> str:
-    r"""Text in one line that does to a terminal what it seems to: "a\x1b[2J" has its escape character as "\x1b"."""
+    r"""Text on one line with its control characters escaped: the escape character of "a\x1b[2J" becomes r"\x1b"."""
     if text.isprintable():
         return text
     return "".join(_escaped(c) if unicodedata.category(c) in _ESCAPED_KINDS or c in _TURNING else c for c in text)
@@ -31,38 +34,38 @@ def _escaped(character: str) -> str:
 
 
 def say(line: str) -> None:
-    """Print a line, whatever names are in it."""
+    """Print a line, with control characters escaped."""
     print(printable(line), flush=True)
 
 
 def print_text(text: str) -> None:
-    """Print text of any number of lines: as it is for a file or another program, and with escapes on a terminal."""
+    """Print text of any number of lines: with escapes on a terminal, unchanged to a file or another program."""
     if sys.stdout is not None and sys.stdout.isatty():
         text = "".join(printable(line.rstrip("\n")) + "\n" for line in text.splitlines(keepends=True))
     print(text, end="", flush=True)
 
 
 def markup_cell(text: str) -> str:
-    """Text for a cell of a table, in which "[bold]" is a name like any other."""
+    """Text for a cell of a rich table, in which "[bold]" is printed as it is."""
     from rich.markup import escape
 
     return escape(printable(text))
 
 
 def accept_all_names() -> None:
-    r"""Let standard output and error take names that their encoding lacks, instead of ending in a UnicodeEncodeError.
+    r"""Print characters that the encoding of standard output lacks as escapes ("\xe9"), not as a UnicodeEncodeError.
 
-    They are written with escapes ("\xe9"). Bytes of a file's name that are no UTF-8 go on as they are into a file or to
-    another program, which finds the file by them.
+    Bytes of a file name that are no UTF-8 are written unchanged to a file or another program, which needs them to find
+    the file.
     """
-    codecs.register_error("tada.names", _names)
+    codecs.register_error("tada.names", _escape_names)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace" if stream.isatty() else "tada.names")
 
 
-def _names(error: UnicodeError) -> tuple[str | bytes, int]:
-    """An error handler of ``codecs``: the first character that cannot be encoded, and where to go on."""
+def _escape_names(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler of ``codecs``: the replacement of the first failing character, and the position after it."""
     assert isinstance(error, UnicodeEncodeError)
     character = error.object[error.start]
     if "\udc80" <= character <= "\udcff":  # a byte, as ``os.fsdecode`` gives it
@@ -70,14 +73,14 @@ def _names(error: UnicodeError) -> tuple[str | bytes, int]:
     return _escaped(character), error.start + 1
 
 
-# -- where it goes -----------------------------------------------------------------------------------------------------
+# -- the standard streams ----------------------------------------------------------------------------------------------
 
 
 def occupy_closed_streams() -> None:
-    """Put something in the place of each standard stream that was closed when this process was started.
+    """Open a replacement for each standard stream that was closed when this process was started.
 
-    The next file that is opened would take its number, and be written to as if it were the stream. The standard output
-    is one that cannot be written, so that results are not lost in silence; what is said on standard error is dropped.
+    Otherwise the next opened file would get its descriptor, and be written to as if it were the stream. Writing to the
+    replacement of standard output fails, so that results are not lost silently; standard error is dropped.
     """
     for number, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -90,48 +93,48 @@ def occupy_closed_streams() -> None:
 
 
 class _Output(io.TextIOWrapper):
-    """Standard output or error. What cannot be written is told once; all that follows goes nowhere."""
+    """Standard output or error: the first failed write raises, later text is dropped."""
 
     is_told = True
-    """Whether it is told, as of results it has to be."""
+    """Whether the first failed write raises (standard output), or is dropped too (standard error)."""
 
     def write(self, text: str) -> int:
         try:
             return super().write(text)
         except OSError as fault:
-            self._lose(fault)
+            self._drop_text(fault)
             return len(text)
 
     def flush(self) -> None:
         try:
             super().flush()
         except OSError as fault:
-            self._lose(fault)
+            self._drop_text(fault)
 
-    def _lose(self, fault: OSError) -> None:
+    def _drop_text(self, fault: OSError) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
         if not self.is_told:
             return
         if isinstance(fault, BrokenPipeError):
-            raise ReaderGoneError("nobody reads standard output any more") from fault
+            raise ReaderGoneError("standard output was closed by its reader") from fault
         reason = "it is closed (> /dev/null drops what is printed)" if fault.errno == errno.EBADF else fault.strerror
         raise OutputError(f"standard output cannot be written: {reason}") from fault
 
 
 @contextmanager
 def told_output() -> Iterator[None]:
-    """Have it told inside of the block when standard output cannot be written, whoever prints.
+    """In the block, raise when anyone prints and standard output cannot be written.
 
     Raises:
-        ReaderGoneError: a pipe's reader has ended.
+        ReaderGoneError: the reader of a pipe has ended.
         OutputError: the disk is full, or there is no standard output.
     """
     occupy_closed_streams()
     before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
     for name, own in before.items():
-        if type(own) is io.TextIOWrapper:  # else somebody's own, such as a test's
+        if type(own) is io.TextIOWrapper:  # not a replacement by others, such as by a test
             stream = _Output(
                 own.buffer,
                 encoding=own.encoding,
@@ -148,21 +151,21 @@ def told_output() -> Iterator[None]:
             stream = getattr(sys, name)
             if isinstance(stream, _Output):
                 setattr(sys, name, own)
-                with suppress(OutputError):  # it was told, or another end is
+                with suppress(OutputError):  # already raised, or another error is on its way
                     stream.flush()
                 stream.detach()
 
 
-# -- how much fits -----------------------------------------------------------------------------------------------------
+# -- width -------------------------------------------------------------------------------------------------------------
 
 
 def is_screen(stream: TextIO | None) -> bool:
-    """Whether a stream is a terminal that can erase what it shows: no file, no pipe, and not TERM=dumb."""
+    """Whether a stream is a terminal that can erase lines: no file, no pipe, and not TERM=dumb."""
     return stream is not None and stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def screen_size(stream: TextIO) -> tuple[int, int]:
-    """Columns and lines of a terminal as it is now; the variable COLUMNS goes before its own number."""
+    """Columns and lines of the terminal now; the environment variable COLUMNS overrides its columns."""
     try:
         columns, lines = os.get_terminal_size(stream.fileno())
     except OSError:  # it was closed, or has no size
@@ -172,7 +175,7 @@ def screen_size(stream: TextIO) -> tuple[int, int]:
 
 
 def cut_middle(text: str, width: int) -> str:
-    """Text of at most ``width`` columns: of a longer one the beginning and the end, which tell names apart."""
+    """Cut text to ``width`` columns: a longer text keeps its beginning and its end, which tell names apart."""
     from rich.cells import cell_len, set_cell_size
 
     if cell_len(text) <= width:
@@ -185,7 +188,7 @@ def cut_middle(text: str, width: int) -> str:
 
 
 def fitted_lines(items: Iterable[str], width: int, *, gap: str = "  ") -> list[str]:
-    """Items beside each other in as few lines as take them; an item that is wider than a line is cut in its middle."""
+    """Items side by side in as few lines as possible; an item wider than a line is cut in its middle."""
     from rich.cells import cell_len
 
     lines: list[str] = []
@@ -198,14 +201,14 @@ def fitted_lines(items: Iterable[str], width: int, *, gap: str = "  ") -> list[s
     return lines
 
 
-# -- what was typed ----------------------------------------------------------------------------------------------------
+# -- the typed command -------------------------------------------------------------------------------------------------
 
 _typed: list[str] = []
 
 
 @contextmanager
 def carrying_out(arguments: Sequence[str]) -> Iterator[None]:
-    """Have it known which command is carried out inside of the block."""
+    """Record the typed arguments of the command that runs in the block, for ``command_line``."""
     before = list(_typed)
     _typed[:] = arguments
     try:
@@ -215,5 +218,5 @@ def carrying_out(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def command_line() -> str:
-    """The command that is carried out, as it may be typed again; empty where a program has called the library."""
+    """The command that runs, as it can be typed again; empty where a program has called the library."""
     return shlex.join(["tada", *_typed]) if _typed else ""

@@ -1,7 +1,7 @@
-"""What was typed wrongly, in the words in which it was typed: options, arguments, fields of a recipe.
+"""Messages for mistakes in options, arguments and recipe fields, in the words that the user typed.
 
-jsonargparse, which reads them, tells which key of which parser does not validate against which type. Here that becomes
-"--epochs must be a whole number, not 'many'". Its own words are only looked at for what is wrong with which key.
+jsonargparse, the parser, says which key of which parser does not validate against which type. Here that becomes
+"--epochs must be a whole number, not 'many'". Its message is only searched for the key and the kind of mistake.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DASHES = re.compile(r"-[^-\d.]")
 
 
 def type_in_words(hint: Any, *, null: bool = False) -> str:
-    """What a value of a type is called: "a whole number", "one of a, b"; with "or null" where that is meant too."""
+    """A type in words: "a whole number", "sgd or adamw"; with ``null``, "or null" is added for an optional type."""
     if get_origin(hint) in (Union, UnionType):
         words = [type_in_words(part) for part in get_args(hint) if part is not NoneType]
         return " or ".join([*words, *(["null"] if null and NoneType in get_args(hint) else [])])
@@ -63,7 +63,7 @@ def _example(part: Any, count: int) -> str:
 
 
 def wrong_value(name: str, hint: Any, value: Any, *, null: bool = False) -> str:
-    """That an option or field cannot have a value: "--epochs must be a whole number, not 'many'"."""
+    """The message for a value of the wrong type: "--epochs must be a whole number, not 'many'"."""
     message = f"{name} must be {type_in_words(hint, null=null)}, not {value!r}"
     if isinstance(value, str):
         if float in (hint, *get_args(hint)) and re.fullmatch(r"[-+]?\d+,\d+", value.strip()):
@@ -83,11 +83,11 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 
 def check_names(values: Mapping[Any, Any], kind: type, *, inside: str = "") -> None:
-    """See whether all keys are fields of a dataclass, and those of mappings inside it; and that none is null in vain.
+    """Check that all keys, also of inner mappings, are fields of the dataclass, and null only where it is allowed.
 
     Raises:
-        OptionError: one is not, or is null though its field may not be.
-        UnknownNameError: likewise; it tells the nearest.
+        OptionError: a key is no text, or a value is null or no mapping where it should not be.
+        UnknownNameError: a key is no field; the message suggests the nearest.
     """
     hints: dict[str, Any] = get_type_hints(kind)
     names = [field.name for field in fields(kind)]
@@ -105,20 +105,20 @@ def check_names(values: Mapping[Any, Any], kind: type, *, inside: str = "") -> N
 
 
 def in_values(error: ArgumentError, parser: ArgumentParser, values: Mapping[str, Any]) -> str:
-    """What is wrong with fields and their values, by their names."""
+    """The message for a mistake in a recipe's fields, by their names."""
     text = _one_line(error)
     key, required = _KEY.search(text), _REQUIRED.search(text)
     if key is not None:
         action = _action(parser, key[1])
         if action is not None:
-            return wrong_value(key[1], type_of(action), _inside(values, key[1]), null=True)
+            return wrong_value(key[1], type_of(action), _find_value(values, key[1]), null=True)
     elif required is not None:
         group, _, name = required[1].split(", ")[0].rpartition(".")
         return f"{group or 'the recipe'} lacks {name}"
     return text
 
 
-def _inside(values: Mapping[str, Any], key: str) -> Any:
+def _find_value(values: Mapping[str, Any], key: str) -> Any:
     found: Any = values
     for name in key.split("."):
         found = found.get(name) if isinstance(found, Mapping) else None
@@ -135,13 +135,13 @@ def typed_name(command: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Typed:
-    """What was typed: a command, and what stands behind it."""
+    """A typed command line: the command and its arguments."""
 
     command: str
     parser: ArgumentParser
-    """The command's own."""
+    """The parser of this command."""
     arguments: Sequence[str]
-    """Without the command."""
+    """The words after the command."""
 
     def __str__(self) -> str:
         """The command as it is typed."""
@@ -149,11 +149,11 @@ class Typed:
 
     @property
     def help(self) -> str:
-        """How its help is shown."""
+        """The command that shows its help."""
         return f"{str(self)[:-1]} --help`"
 
     def options(self) -> dict[str, argparse.Action]:
-        """Those of the command, as they are typed: "--batch-size"."""
+        """The options of the command, as they are typed: "--batch-size"."""
         return {
             dashed(name): action
             for action in self.parser._actions
@@ -170,18 +170,18 @@ class Typed:
         return inside or [f"{option}.{dashed(name)}" for name in of_hint]
 
     def knows(self, name: str) -> bool:
-        """Whether a name is that of an option, or of an entry of a mapping: "--model-options.dropout"."""
+        """Whether the command has an option of this name, or a mapping with such entries: "--model-options.dropout"."""
         options, group = self.options(), name.partition(".")[0]
         if name in options or group not in options:
             return name in options
         return name in self.inner(group) if self.inner(group) else True
 
     def positionals(self) -> list[argparse.Action]:
-        """The command's arguments that are no options."""
+        """The positional arguments of the command."""
         return [action for action in self.parser._actions if not action.option_strings]
 
     def given(self) -> list[str]:
-        """What was typed for the positionals."""
+        """The words that were typed for the positional arguments."""
         options = self.options()
         found: list[str] = []
         words = iter(self.arguments)
@@ -207,7 +207,7 @@ class Typed:
                 yield dashed(name), value if equals else following
 
     def value_of(self, option: str) -> str | None:
-        """What was typed for an option, the last time."""
+        """The last value that was typed for an option."""
         values = [value for name, value in self.typed_options() if name == option]
         return values[-1] if values else None
 
@@ -221,7 +221,7 @@ def by_name(parser: ArgumentParser) -> dict[str, argparse.Action]:
 
 
 def check_dashes(typed: Typed) -> None:
-    """See whether a word with one dash before it, which no option has but -h, is meant as a file.
+    """Refuse words with one dash: options have two (except -h), and a file is written ./-NAME.
 
     Raises:
         OptionError: there is such a word.
@@ -234,10 +234,10 @@ def check_dashes(typed: Typed) -> None:
 
 
 def in_arguments(error: ArgumentError, typed: Typed, others: Mapping[str, ArgumentParser]) -> str:
-    """What is wrong with what was typed.
+    """The message for a mistake in a typed command.
 
     Args:
-        others: the other commands, whose options may have been meant.
+        others: the parsers of the other commands, whose options may have been meant.
     """
     text = _one_line(error)
     unknown = [name for name, _ in typed.typed_options() if not typed.knows(name)]
@@ -265,13 +265,13 @@ def in_arguments(error: ArgumentError, typed: Typed, others: Mapping[str, Argume
 
 
 def in_words_typed(message: str, typed: Typed) -> str:
-    """An error of the library, whose names of fields become options where these were typed."""
+    """A message of the library with the name of a field replaced by the option that was typed for it."""
     match = _OUT_OF_RANGE.fullmatch(message)
     if match is None:
         return message
     recipe = typed.value_of("--recipe")
     name, *_, verb, rule = match.groups()
-    for option, action in typed.options().items():  # each also by its short names
+    for option, action in typed.options().items():  # aliases of an option are listed too
         own = typed.value_of(option)
         if own is not None and action.dest.split(".")[-1] == name.split(".")[-1]:
             value = "" if f", not {own}" in rule else f", not {own}"
@@ -280,7 +280,7 @@ def in_words_typed(message: str, typed: Typed) -> str:
 
 
 def unknown_command(word: str, commands: Sequence[str]) -> str:
-    """That there is no such command."""
+    """The message that no such command exists."""
     known = [typed_name(name) for name in commands]
     if word in _COMMANDS_ELSEWHERE:
         return f"no command is called {word!r}; did you mean {_COMMANDS_ELSEWHERE[word]!r}? `tada --help` lists all"
@@ -288,10 +288,10 @@ def unknown_command(word: str, commands: Sequence[str]) -> str:
 
 
 def check_inner_command(command: str, word: str, inner: Sequence[str]) -> None:
-    """See whether the first word behind a command is meant as a command inside it: `tada localize trian`.
+    """Refuse a first argument that looks like a misspelled inner command: `tada localize trian`.
 
     Raises:
-        UserError: it is no file, and like one of these commands.
+        UserError: it is no file, and similar to one of these commands.
     """
     if not word.isalpha() or os.path.exists(word):
         return
@@ -302,7 +302,7 @@ def check_inner_command(command: str, word: str, inner: Sequence[str]) -> None:
 
 
 def no_such_option(error: ArgumentError) -> str:
-    """What is wrong with an option before any command."""
+    """The message for an unknown option before any command."""
     word = _one_line(error).removeprefix("unrecognized arguments: ").split(" ")[0]
     near = get_close_matches(word, ["--help", "--version"], n=1)
     hint = f"; did you mean {near[0]}?" if near else "; options of a command stand behind its name:"
@@ -312,11 +312,11 @@ def no_such_option(error: ArgumentError) -> str:
 _COMMANDS_ELSEWHERE = {
     **dict.fromkeys(("fit", "finetune", "learn"), "train"),
     **dict.fromkeys(("test", "val", "validate", "benchmark"), "evaluate"),
-    **dict.fromkeys(("infer", "inference", "classify", "recognize", "recognize", "run", "demo"), "predict"),
+    **dict.fromkeys(("infer", "inference", "classify", "recognize", "run", "demo"), "predict"),
     **dict.fromkeys(("detect", "spot"), "localize"),
     **dict.fromkeys(("info", "env", "checks"), "doctor"),
 }
-"""What other programs call such commands."""
+"""Names of commands in other programs -> ours."""
 
 _OPTIONS_ELSEWHERE = {
     **dict.fromkeys(("-o", "--output", "--output-dir", "--save-dir", "--work-dir", "--project"), ("--out",)),
@@ -331,7 +331,7 @@ _OPTIONS_ELSEWHERE = {
     **dict.fromkeys(("--config", "--cfg"), ("--recipe",)),
     **dict.fromkeys(("--val-split", "--val-ratio"), ("--val-fraction",)),
 }
-"""What other programs call such options, and what they may be here."""
+"""Names of options in other programs -> ours; the first that the command has is suggested."""
 
 
 def _unknown_option(word: str, typed: Typed, others: Mapping[str, ArgumentParser]) -> str:
@@ -353,7 +353,7 @@ def _unknown_option(word: str, typed: Typed, others: Mapping[str, ArgumentParser
 
 
 def _near(name: str, options: Sequence[str]) -> str | None:
-    """The option that is most like a word: by its letters, as a part of it, or by the initials of its words."""
+    """The option most similar to a name: by its letters, by one of its words, or by the initials of its words."""
     word = name.lstrip("-")
     close = get_close_matches(name, options, n=1, cutoff=0.75)
     parts = [option for option in options if len(word) > 2 and word in option.lstrip("-").split("-")]
@@ -374,7 +374,7 @@ def _wrong_argument(action: argparse.Action, typed: Typed) -> str:
 
 
 def missing(dests: Sequence[str], typed: Typed) -> str:
-    """That arguments are missing, which, and what they are."""
+    """The message for missing arguments: which they are, and what they mean."""
     actions = [action for action in (_action(typed.parser, dest) for dest in dests) if action is not None]
     positionals = [action for action in actions if not action.option_strings]
     if len(actions) == 1 and not typed.given():
@@ -402,7 +402,7 @@ def _one_folder(typed: Typed) -> str:
 
 
 def _help(action: argparse.Action) -> str:
-    """What may be given: the type, where it says enough, or what it is for."""
+    """The type of an argument where that says enough, else its help text."""
     hint = type_of(action)
     parts = {hint, *get_args(hint)} if hint is not None else {str}
     says_enough = not {str, Path} & parts and not any(map(is_dataclass, parts))
@@ -426,7 +426,7 @@ def _action(parser: ArgumentParser, dest: str) -> argparse.Action | None:
 
 
 def type_of(action: argparse.Action) -> Any:
-    """What the values of an option are."""
+    """The type of an option's values."""
     hint = getattr(action, "_typehint", None)  # of jsonargparse's actions
     return action.type if hint is None else hint
 

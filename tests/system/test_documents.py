@@ -232,11 +232,11 @@ def test_values_of_the_right_types() -> None:
         ({"names": "ab"}, "entry 'names' should be a list"),
         ({"inner": {}}, "entry 'inner.size' is missing"),
         ({"inner": {"size": 1, "kind": "c"}}, "entry 'inner.kind' should be one of a, b, and is \"c\""),
-        ({"inner": {"size": 1, "other": 1}}, "entry 'inner.other': there is no such thing"),
+        ({"inner": {"size": 1, "other": 1}}, "entry 'inner.other' is not known here"),
         ({"inner": 5}, "entry 'inner' should be a mapping or null, and is 5"),
         ({"more": [5]}, r"'more\[0\]' should be a mapping, and is 5"),
         ({"on": 1}, "entry 'on' should be true or false, and is 1"),
-        ({"x": 1}, "entry 'x': there is no such thing"),
+        ({"x": 1}, "entry 'x' is not known here"),
     ],
 )
 def test_values_of_wrong_types_are_named(change: dict[str, Any], message: str) -> None:

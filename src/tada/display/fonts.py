@@ -1,7 +1,7 @@
-"""Names in pictures: as they are written, in a font that has their letters, or as numbers with a legend.
+"""Fonts for class names in pictures: a name is drawn in a font that has its letters, or as a number with a legend.
 
-Matplotlib takes "$" for mathematics, draws boxes where a font lacks a letter, and warns of each. Its own font has the
-letters of Europe, Arabic and Hebrew; for others the machine's fonts are searched.
+Matplotlib reads "$" as mathematics, draws a box for a letter that the font lacks, and warns of each. Its own font has
+the letters of Europe, Arabic and Hebrew; for others the machine's fonts are searched.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _JOINED_LETTERS = range(0x0900, 0x1100)  # of India to Myanmar, whose letters ch
 
 @dataclass(frozen=True, slots=True)
 class Lettering:
-    """How names are drawn."""
+    """The text and style to draw names with."""
 
     shown: tuple[str, ...]
-    """In the place of each name."""
+    """The text to draw for each name."""
     style: dict[str, Any]
-    """For matplotlib's Text."""
+    """Arguments of matplotlib's Text."""
     legend: dict[str, str] = field(default_factory=dict)
-    """The names that are drawn as numbers, by these."""
+    """Number ("#3") -> name, for names that are drawn as numbers."""
 
 
 def lettering(names: Sequence[str]) -> Lettering:
-    """How to draw the names of classes; each is told from the others."""
+    """Choose text and fonts for class names; each name gets a distinct text."""
     shown: list[str] = []
     legend: dict[str, str] = {}
     families: list[str] = [_default()]
@@ -50,7 +50,7 @@ def lettering(names: Sequence[str]) -> Lettering:
 
 
 def title_lettering(text: str) -> tuple[str, dict[str, Any]]:
-    """How to draw a title; letters that no font has are written as their numbers."""
+    """Choose text and fonts for a title; letters that no font has are written as escapes."""
     text = _shortened(printable(text), 2 * _LONGEST)
     families = [_default()]
     letters = []
@@ -62,7 +62,7 @@ def title_lettering(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _style(families: Sequence[str]) -> dict[str, Any]:
-    # One family is matplotlib's own choice, which need not be named.
+    # A single family is matplotlib's default, which need not be named.
     return {"parse_math": False} | ({"fontfamily": list(families)} if len(families) > 1 else {})
 
 
@@ -73,7 +73,7 @@ def _shortened(text: str, longest: int = _LONGEST) -> str:
 
 
 def font_file(letter: str) -> str:
-    """The file of a font that has a letter; matplotlib's own where none has."""
+    """The file of a font that has a letter; matplotlib's default font where none has."""
     return _letters_of(_family(letter) or _default())[0]
 
 
@@ -81,7 +81,7 @@ def font_file(letter: str) -> str:
 
 
 def _families(text: Iterable[str]) -> list[str] | None:
-    """The fonts that a text needs; None where no font has one of its letters."""
+    """The font families that have the letters of a text; None where a letter is in no font."""
     found: list[str] = []
     for letter in text:
         family = _family(letter)
@@ -107,7 +107,7 @@ def _is_joined(letter: str) -> bool:
 
 @cache
 def _can_join() -> bool:
-    """Whether matplotlib joins letters and turns their direction, as it does from 3.11 on."""
+    """Whether matplotlib joins letters and writes right to left, as it does from 3.11 on."""
     from matplotlib import ft2font
 
     return hasattr(ft2font, "__libraqm_version__")
@@ -124,7 +124,7 @@ def _default() -> str:
 
 @cache
 def _all_families() -> tuple[str, ...]:
-    """Those of the machine, the likely ones first. The last resort, which has a box for every letter, is none."""
+    """The machine's font families, the likely ones first; without Last Resort, which has a box for every letter."""
     from matplotlib.font_manager import fontManager
 
     names = sorted({entry.name for entry in fontManager.ttflist if not entry.name.startswith("Last Resort")})
@@ -133,7 +133,7 @@ def _all_families() -> tuple[str, ...]:
 
 @cache
 def _letters_of(family: str) -> tuple[str, frozenset[int]]:
-    """A family's file, and the numbers of its letters; none where it cannot be drawn with, such as pictures."""
+    """A family's file and its code points; none where matplotlib cannot draw with it, such as bitmap fonts."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -144,7 +144,7 @@ def _letters_of(family: str) -> tuple[str, frozenset[int]]:
 
 
 def _file_of(family: str) -> str:
-    """Its file.
+    """The file of a font family.
 
     Raises:
         ValueError: there is none.
@@ -157,7 +157,7 @@ def _file_of(family: str) -> str:
 
 @contextmanager
 def quiet_fonts() -> Iterator[None]:
-    """Keep from the terminal that a family lacks the usual weight, where matplotlib takes the nearest."""
+    """Silence matplotlib's warning that a family lacks the usual weight; it takes the nearest weight."""
     logger = logging.getLogger("matplotlib.font_manager")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Results as a notebook shows them: HTML that needs no other file, no display and no matplotlib."""
+"""HTML of results for notebooks; it needs no other file, no display and no matplotlib."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import NamedTuple
 from tada.system.terminal import printable
 
 MAX_ROWS = 30
-"""Of a table; a line says how many more there are."""
+"""The most rows of a table; a line below says how many more there are."""
 _COLOR = "#3273a8"
 _LEFT = "text-align:left;padding-right:1em"
 _NAME = "width:12em;overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 
 
 class Bar(NamedTuple):
-    """A number from 0 to 1, with a bar as long."""
+    """A table cell with a number from 0 to 1 and a bar of that length."""
 
     part: float
 
 
 Cell = str | Bar
 Table = tuple[Sequence[str], Sequence[Sequence[Cell]]]
-"""Names of the columns, and rows."""
+"""Column names, and rows."""
 
 
 def results_html(title: str, tables: Iterable[Table], *, lead: str = "", below: str = "") -> str:
-    """A title, a line below it, tables, and more HTML below these."""
+    """HTML of a title, the line ``lead`` below it, tables, and the HTML ``below`` them."""
     parts = [f"<div><b>{_text(title)}</b>"]
     if lead:
         parts.append(f"<div>{_text(lead)}</div>")
@@ -36,7 +36,7 @@ def results_html(title: str, tables: Iterable[Table], *, lead: str = "", below: 
 
 
 def timeline_html(rows: Mapping[str, Sequence[tuple[float, float, float]]], duration_seconds: float) -> str:
-    """A line of time for each name, with its (start, end, score) in seconds; the score is how dark they are."""
+    """HTML of a timeline for each name, with its segments (start_seconds, end_seconds, score); high scores are dark."""
     lines = []
     for name, spans in list(rows.items())[:MAX_ROWS]:
         boxes = "".join(

@@ -1,6 +1,6 @@
-"""A report as one HTML page: headings, tables and pictures in a single file that opens by itself, without a network.
+"""HTML reports: headings, tables and pictures in one file, which opens without a network.
 
-What it looks like is in page.html, a Jinja template; texts are shown as they are, whatever signs are in them.
+The layout is in page.html, a Jinja template; all texts are escaped.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from tada.system.files import write_whole
 from tada.system.terminal import printable
 
 PAGE = "report.html"
-"""What a page is called, in the folder of what it reports."""
+"""The file name of a report, in the folder of its run or evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """Rows of cells."""
+    """A table of texts."""
 
     rows: Sequence[Sequence[str]]
     header: Sequence[str] = ()
-    """Names of the columns; without any, the cells are words and no numbers."""
+    """Column names; a table without them is laid out as words, not as numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Picture:
-    """A picture, with what it shows."""
+    """A picture with a caption."""
 
     data: bytes
     """A PNG or JPEG file."""
@@ -39,7 +39,7 @@ class Picture:
 
     @classmethod
     def of_file(cls, file: Path, caption: str) -> Picture:
-        """A picture from a file.
+        """Read a picture from a file.
 
         Raises:
             OSError: it cannot be read.
@@ -53,35 +53,35 @@ class Picture:
 
     @property
     def base64(self) -> str:
-        """The file as a page holds it."""
+        """The file's bytes in base64, to embed it in the page."""
         return base64.b64encode(self.data).decode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Section:
-    """A heading, and what stands below it, in this order."""
+    """A section of a report: a heading, then its contents in the order of the fields."""
 
     heading: str
     texts: Sequence[str] = ()
     tables: Sequence[Table] = ()
     lines: Sequence[str] = ()
-    """Such as commands, as they are typed."""
+    """Lines of code, such as commands."""
     pictures: Sequence[Picture] = ()
 
 
 def write_page(file: Path, title: str, sections: Sequence[Section], *, lead: str = "") -> None:
-    """Write a page; it is whole, or not there.
+    """Write a report as HTML, atomically.
 
     Args:
-        lead: the line below the title, which says the result.
+        lead: the line below the title, which states the result.
 
     Raises:
         OutputError: the file cannot be written.
     """
     from jinja2 import Environment
 
-    # Text is escaped; control characters and lone halves of characters have no place in HTML at all.
-    environment = Environment(autoescape=True, trim_blocks=True, finalize=_shown)
+    # Jinja escapes markup; control characters and lone surrogates, which HTML forbids, are escaped by _escape.
+    environment = Environment(autoescape=True, trim_blocks=True, finalize=_escape)
     template = environment.from_string(files("tada.display").joinpath("page.html").read_text(encoding="utf-8"))
     page = template.render(
         title=title,
@@ -93,5 +93,5 @@ def write_page(file: Path, title: str, sections: Sequence[Section], *, lead: str
     write_whole(file, page.encode())
 
 
-def _shown(value: object) -> object:
+def _escape(value: object) -> object:
     return printable(value) if isinstance(value, str) else value

@@ -1,6 +1,6 @@
-"""Pictures of results, as PNG files. Matplotlib is loaded when the first is drawn.
+"""Plots of results, as PNG files. Matplotlib is imported when the first is drawn.
 
-Names of classes that no font of the machine can draw are numbers there; NAME.classes.txt beside NAME.png says whose.
+Class names that no font of the machine can draw are drawn as numbers; NAME.classes.txt beside NAME.png lists them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def save_confusion_matrix(confusion: NDArray[np.int64], labels: Sequence[str], path: Path) -> None:
-    """Draw how often each class (row) was taken for each class (column), as parts of the row.
+    """Draw a confusion matrix: how often each true class (row) was predicted as each class (column), by row.
 
     Args:
         confusion: [K, K] counts.
-        labels: [K] class names. With more than forty, names and numbers are left out of the picture.
+        labels: [K] class names. With more than forty, the picture has no names and numbers.
     """
     k = len(labels)
     named = k <= 40
@@ -59,11 +59,11 @@ def save_prediction(
     *,
     title: str = "",
 ) -> None:
-    """Draw some frames of a video in a row, and under them the classes that the model found.
+    """Draw frames of a video in a row, and below them bars of the predicted probabilities.
 
     Args:
         frames: [F, H, W, 3].
-        times_seconds: [F], when each is shown; nan where that is not known.
+        times_seconds: [F], the time of each frame; nan where it is not known.
         scores: (label, probability), best first.
     """
     count = len(frames)
@@ -94,12 +94,12 @@ def save_timeline(
     *,
     title: str = "",
 ) -> None:
-    """Draw frames of a video over a line of time, and below them the segments of each class.
+    """Draw frames of a video, and below them a timeline of the segments of each class.
 
     Args:
-        frames: [F, H, W, 3], evenly spread over the video; none for the line alone.
-        rows: for each kind of segments, such as "found" and "annotated", their start, end, class and score; the
-            score is how dark they are. A class's kinds stand below each other.
+        frames: [F, H, W, 3], evenly spread over the video; without frames the timeline alone is drawn.
+        rows: for each kind of segments, such as "found" and "annotated", their start and end in seconds, class and
+            score; high scores are dark. The kinds of a class are drawn below each other.
     """
     labels = sorted({label for segments in rows.values() for _, _, label, _ in segments})
     names = lettering(labels)
@@ -143,12 +143,12 @@ def save_heat(
     *,
     title: str = "",
 ) -> None:
-    """Draw frames in rows of eight with the time above each and, below each, the frame with the heat over it.
+    """Draw a Grad-CAM: frames in rows of eight, the time above each, and below each the frame with its heatmap.
 
     Args:
-        frames: [T, H, W, 3]; of more than 32 as many are drawn, evenly spread.
-        overlaid: [T, H, W, 3], the same with the heat.
-        times_seconds: [T], when each is shown; nan where that is not known.
+        frames: [T, H, W, 3]; of more than 32 frames, 32 evenly spread ones are drawn.
+        overlaid: [T, H, W, 3], the frames overlaid with the heatmap.
+        times_seconds: [T], the time of each frame; nan where it is not known.
     """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -156,7 +156,7 @@ def save_heat(
     shown = _spread(len(frames), 32)
     columns = min(len(shown), 8)
     high, wide = frames.shape[1:3]
-    above, beside = high * 0.16, wide * 0.05  # room for the times, and between the frames
+    above, beside = high * 0.16, wide * 0.05  # space for the times, and between the frames
     rows = -(-len(shown) // columns)
     inches = max(1.9, 6 / columns) / wide
     tall = inches * rows * (2 * high + above + beside)
@@ -179,7 +179,7 @@ def save_heat(
 
 
 def _spread(count: int, most: int) -> list[int]:
-    """Numbers from 0 to ``count - 1``; of more than ``most`` as many, evenly spread."""
+    """Indices from 0 to ``count - 1``; where there are more than ``most``, that many evenly spread ones."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
 
 
@@ -193,14 +193,14 @@ def save_calibration(
     *,
     title: str = "",
 ) -> None:
-    """Draw how kernels were calibrated: the frames of a clip, below them layers by frames, and one layer's channels.
+    """Draw the calibration of a clip: its frames, the RMS of alpha - 1 by layer and frame, and one layer's channels.
 
     Args:
         frames: [T, S, S, 3].
-        times_seconds: [T], when each is shown; nan where that is not known.
-        strengths: for each layer, in the network's order, how far its kernels are from the shared one, [T'].
-        layer: whose channels are drawn.
-        deviations: its alpha - 1, [T', C].
+        times_seconds: [T], the time of each frame; nan where it is not known.
+        strengths: for each layer, in the network's order, the RMS over channels of alpha - 1, [T'].
+        layer: the layer whose channels are drawn.
+        deviations: alpha - 1 of this layer, [T', C].
     """
     t = len(frames)
     shown = _spread(t, 16)
@@ -209,7 +209,7 @@ def save_calibration(
     grid = figure.add_gridspec(3, 1, height_ratios=[side, high, 3.4])
     top, middle, bottom = (figure.add_subplot(grid[i]) for i in range(3))
     wide = t / len(shown)
-    for place, i in enumerate(shown):  # each above its column of the maps, as far as there is room
+    for place, i in enumerate(shown):  # each frame about above its column of the maps
         top.imshow(frames[i], extent=((place + 0.02) * wide, (place + 0.98) * wide, 0, 1), aspect="auto")
     top.set(xlim=(0, t), ylim=(0, 1))
     top.axis("off")
@@ -240,17 +240,17 @@ def save_calibration(
 
 
 def _at_frames(values: NDArray[np.floating], num_frames: int) -> NDArray[np.floating]:
-    """[T', ...] -> [T, ...]: those of a layer behind one that thins out the frames count for several."""
+    """[T', ...] -> [T, ...]: repeat the values of a layer that sees every second frame, say, for each frame."""
     stride = -(-num_frames // len(values))
     repeated: NDArray[np.floating] = values[np.minimum(np.arange(num_frames) // stride, len(values) - 1)]
     return repeated
 
 
 def save_comparison(per_class: Mapping[str, Mapping[str, float]], path: Path, *, title: str = "") -> None:
-    """Draw the accuracy of several models on every class, side by side.
+    """Draw the accuracy of several models on every class, as bars side by side.
 
     Args:
-        per_class: for each model its accuracy by class; all models have the same classes.
+        per_class: model -> class -> accuracy; all models have the same classes.
     """
     models = list(per_class)
     labels = list(per_class[models[0]])
@@ -270,10 +270,10 @@ def save_comparison(per_class: Mapping[str, Mapping[str, float]], path: Path, *,
 
 
 def save_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], path: Path) -> None:
-    """Draw numbers over the epochs of a training, those of each panel in a diagram of their own.
+    """Draw curves over the epochs of a training, one diagram for each panel.
 
     Args:
-        panels: for each diagram its curves by name: the epochs, and the values. The last value is written at its end.
+        panels: title -> name of a curve -> its epochs and values. The last value is written at the curve's end.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -303,12 +303,12 @@ def save_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequenc
 
 
 def save_bars(values: Mapping[str, float], path: Path, *, label: str, counts: Mapping[str, int] | None = None) -> None:
-    """Draw a number of each class as a bar, in the order given.
+    """Draw a number for each class as a bar, in the order given.
 
     Args:
-        values: by class, each from 0 to 1; of more than 60 the rest is left out, which the picture says.
-        label: what the number is.
-        counts: how many each is measured on, which is written behind its name.
+        values: class -> number from 0 to 1; only the first 60 are drawn, and the picture says so.
+        label: the name of the number.
+        counts: class -> the number of videos it is measured on, written after the class's name.
     """
     shown = list(values)[:60]
     names = lettering(shown)
@@ -329,11 +329,11 @@ def save_bars(values: Mapping[str, float], path: Path, *, label: str, counts: Ma
 
 
 def save_stacks(rows: Mapping[str, Mapping[str, int]], kinds: Sequence[str], path: Path, *, label: str) -> None:
-    """Draw of each class how many things are of which kind, as pieces of a bar.
+    """Draw a stacked bar of counts for each class.
 
     Args:
-        rows: by class, then by kind; of more than 60 classes the rest is left out, which the picture says.
-        kinds: the order of the pieces; the first is drawn in green, the others in colors that warn.
+        rows: class -> kind -> count; only the first 60 classes are drawn, and the picture says so.
+        kinds: the kinds in the order of the stack; the first is drawn in green, the others in warning colors.
         label: what is counted.
     """
     from matplotlib.ticker import MaxNLocator
@@ -363,7 +363,7 @@ def _time(seconds: float) -> str:
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
-    # A figure of its own, not pyplot's: it needs no display and is freed with its last reference.
+    # Not pyplot's figure: this one needs no display and is freed with its last reference.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_inches, height_inches), layout="constrained")
@@ -376,7 +376,7 @@ def _set_title(figure: Figure, title: str) -> None:
 
 
 def _with_note(label: str, legend: Mapping[str, str]) -> str:
-    """What an axis is of, and where the names are that are numbers."""
+    """The label of an axis, with a note on the file that lists the names drawn as numbers."""
     if not legend:
         return label
     numbers = ", ".join([*list(legend)[:3], *(["..."] if len(legend) > 3 else [])])
@@ -387,10 +387,10 @@ _MARK = b"Software\0tada"
 
 
 def _save(figure: Figure, path: Path, legend: Mapping[str, str] | None = None) -> None:
-    """Write a picture, and beside it the names that are numbers in it.
+    """Write a figure as PNG, and beside it a file of the names that are drawn as numbers.
 
     Raises:
-        OptionError: its name has another ending than .png.
+        OptionError: ``path`` has another ending than .png.
         OutputError: it cannot be written.
     """
     check_ending(path, ".png", "pictures are PNG files")
@@ -404,6 +404,6 @@ def _save(figure: Figure, path: Path, legend: Mapping[str, str] | None = None) -
 
 
 def is_ours(picture: Path) -> bool:
-    """Whether a file is a picture that was drawn here."""
+    """Whether a picture was drawn by tada."""
     with picture.open("rb") as file:
         return _MARK in file.read(4096)

@@ -1,4 +1,4 @@
-"""All networks by their names, for recipes, checkpoints and the command line. In code, call the function itself."""
+"""Networks by name, for recipes, checkpoints and the command line. In code, call the network's function."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ _CONFIGS: dict[type, tuple[Callable[..., Network], ...]] = {
 }
 
 MAX_BLOCKS, MAX_WIDTH = 500, 1 << 15
-"""Of a network that is built by name."""
+"""Limits for a network that is built by name."""
 
 MODELS: dict[str, Callable[..., Network]] = {build.__name__: build for builds in _CONFIGS.values() for build in builds}
 _OPTIONS = {
@@ -96,20 +96,20 @@ _OPTIONS = {
 
 
 def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = None, **options: Any) -> Network:
-    """Build the network called ``name``, its weights drawn for training from scratch.
+    """Build the network called ``name`` with randomly initialized weights.
 
-    ``tada.create_model`` can give it trained weights, too (``tada.models.pretrained``).
+    ``tada.create_model`` (in ``tada.models.pretrained``) can load trained weights, too.
 
     Args:
-        num_classes: K, the logits.
-        num_frames: T of the clips to come. The networks here take clips of any length, each time another if need be,
-            so it changes nothing about them; a network whose weights depend on T will need it.
+        num_classes: K, the number of logits.
+        num_frames: T of the clips. The networks here take clips of any length, so they ignore it; it is for networks
+            whose weights depend on T.
         options: fields of the network's config (``TAda2DConfig``, ``TAdaConvNeXtConfig``, ``HostConfig``), as in a
             recipe or a checkpoint: a list stands for a tuple.
 
     Raises:
         UnknownNameError: no such network.
-        OptionError: no such option, or a value outside of what it may be.
+        OptionError: no such option, or a value that is not allowed.
     """
     if name not in MODELS:
         raise UnknownNameError.of("model", name, MODELS)
@@ -122,12 +122,12 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
     values = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     try:
         return MODELS[name](num_classes=num_classes, **values)
-    except TypeError as error:  # a recipe's options are as the user wrote them: a word for a number, say
+    except TypeError as error:  # a recipe's options are not typed: one may be a word instead of a number
         raise OptionError(f"{name} cannot be built with {options}: {error}") from error
 
 
 def _check_bounds(option: str, value: Any) -> None:
-    """Refuse what no network has, before it is built: the file that says it may be anyone's."""
+    """Refuse sizes that no network has before it is built, since the options may come from an untrusted file."""
     numbers = [number for number in (value if isinstance(value, list | tuple) else [value]) if isinstance(number, int)]
     if option == "depths" and sum(numbers) > MAX_BLOCKS:
         raise OptionError(f"depths={value} are more than {MAX_BLOCKS} blocks")

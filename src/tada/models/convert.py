@@ -1,4 +1,4 @@
-"""The authors' released checkpoints, made into models that ``tada.load`` reads."""
+"""Convert the authors' released checkpoints to models that ``tada.load`` reads."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ PROTOCOLS = {
     "ssv2-8": replace(_TEST_CLIP, sampling="segment"),
     "ssv2-16": replace(_TEST_CLIP, num_frames=16, sampling="segment"),
 }
-"""The clips that the published numbers were measured with, by the data set and its frames."""
+"""The clips of the published results, by data set and number of frames (x interval)."""
 
 
 @holds("out")
 def convert_checkpoint(
     file: Path, out: Path, *, clip: ClipSpec, labels: Path | None = None, license: str | None = None
 ) -> ModelCard:
-    """Turn a released TAda2D or TAdaConvNeXt checkpoint into a folder for ``tada.load``.
+    """Convert a released TAda2D or TAdaConvNeXt checkpoint to a folder for ``tada.load``.
 
     Args:
         file: .pyth, .pth, .pt or .safetensors.
         out: a new or empty folder.
-        clip: which frames of a video the network was trained on; of PROTOCOLS, or others.
-        labels: a text file, the name of one class on each line, in the order of the logits. Without it classes are
-            called class_000 and on.
-        license: under which terms the weights may be used; a checkpoint does not say.
+        clip: the clips that the network was trained on: one of PROTOCOLS, or others.
+        labels: a text file with one class name per line, in the order of the logits. Without it classes are called
+            class_000, class_001, ...
+        license: the license of the weights, which a checkpoint does not state.
 
     Raises:
-        CheckpointError: the file is no released checkpoint, is damaged, or wants more than tensors and plain values.
-        OptionError: other labels than the network has, or ``out`` is in use.
-        OutputError: ``out`` cannot be written. Nothing is written in any such case.
+        CheckpointError: the file is no released checkpoint, is damaged, or holds more than tensors and plain values.
+        OptionError: the number of labels is not the network's, or ``out`` is not empty.
+        OutputError: ``out`` cannot be written. Nothing is written in any of these cases.
     """
     if is_used(out):
         raise OptionError(f"{str(out)!r} is not empty: choose another folder")
@@ -64,10 +64,10 @@ def convert_checkpoint(
 
 
 def protocol(name: str) -> ClipSpec:
-    """The clips of a published result.
+    """The clips of a published result, by its name in PROTOCOLS.
 
     Raises:
-        UnknownNameError: no such result.
+        UnknownNameError: no such name.
     """
     if name not in PROTOCOLS:
         raise UnknownNameError.of("protocol", name, PROTOCOLS)

@@ -1,7 +1,7 @@
-"""Folding batch norms into the convolutions before them: of our own networks, and of any other.
+"""Fold batch norms into the convolutions before them, in any network.
 
-Which norm reads which convolution is known of our own. Of another network autograd's graph tells, and folding is
-checked on an example.
+For our own networks ``fuse`` knows which norm follows which convolution. For others the pairs are found in autograd's
+graph, and the folded network is checked on an example.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def factor_and_shift(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def fold(conv: Any, norm: _BatchNorm) -> nn.Module:
-    """Put a norm into the convolution before it; returns that."""
+    """Fold a norm into the convolution before it, in place; returns the convolution."""
     factor, shift = factor_and_shift(norm)
     weight = conv.weight.detach()
     if conv.bias is not None:
@@ -45,18 +45,18 @@ def fold(conv: Any, norm: _BatchNorm) -> nn.Module:
 
 
 def fold_norms(network: nn.Module, example_clips: Tensor | None = None) -> None:
-    """Fold each norm of any network that reads a convolution's output, where nothing else reads that.
+    """Fold every batch norm that alone reads a convolution's output, in any network, in place.
 
     Args:
-        example_clips: what the network is run on, to see which norm that is, and that its numbers stay; by default
+        example_clips: clips to find these norms with, and to check that the output stays the same; by default
             [1, 3, 8, 64, 64], or as many frames as the network was adapted to.
 
     Raises:
-        OptionError: the network cannot read the example, or gives other numbers when folded.
+        OptionError: the network cannot run on the example, or its output changes when it is folded.
     """
-    example_clips = _example(network) if example_clips is None else example_clips
+    example_clips = _draw_example(network) if example_clips is None else example_clips
     try:
-        before, pairs = _watch(network, example_clips)
+        before, pairs = _find_pairs(network, example_clips)
     except (RuntimeError, ValueError, IndexError) as error:
         raise OptionError(
             f"this {type(network).__name__} cannot read example_clips {tuple(example_clips.shape)} "
@@ -72,13 +72,13 @@ def fold_norms(network: nn.Module, example_clips: Tensor | None = None) -> None:
         after = network(example_clips)
     for old, new in zip(_tensors(before), _tensors(after), strict=True):
         if not torch.allclose(old, new, rtol=1e-3, atol=1e-3 * float(old.detach().abs().max())):
-            raise OptionError(f"this {type(network).__name__} gives other numbers when its norms are folded")
+            raise OptionError(f"the output of this {type(network).__name__} changes when its norms are folded")
 
 
-def _watch(network: nn.Module, clips: Tensor) -> tuple[Any, list[tuple[nn.Module, _BatchNorm]]]:
-    """Run a network once; what it returns, and each convolution with the norm that alone reads its output.
+def _find_pairs(network: nn.Module, clips: Tensor) -> tuple[Any, list[tuple[nn.Module, _BatchNorm]]]:
+    """Run a network once; return its output, and each convolution with the norm that alone reads its output.
 
-    Autograd's graph tells who reads what: the node of a convolution's output has one edge to it, from the norm's.
+    In autograd's graph the node of such a convolution's output has exactly one incoming edge, from the norm's node.
     """
     written: dict[Node, nn.Module] = {}
     read: dict[Node, _BatchNorm] = {}
@@ -116,12 +116,12 @@ def _watch(network: nn.Module, clips: Tensor) -> tuple[Any, list[tuple[nn.Module
 
 def _can_fold(module: nn.Module) -> bool:
     if isinstance(module, TAdaConv2d | TAdaConv3d):
-        return module.routing is None or module.routing.beta is None  # a scaled bias has no place for a fixed shift
+        return module.routing is None or module.routing.beta is None  # beta would scale the norm's shift, too
     return type(module) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and not module._forward_hooks
 
 
 def _nodes(output: Any) -> Iterator[Node]:
-    """All nodes of autograd's graph below tensors."""
+    """All nodes of autograd's graph behind the tensors of an output."""
     waiting = [tensor.grad_fn for tensor in _tensors(output) if tensor.grad_fn is not None]
     seen = set(waiting)
     while waiting:
@@ -134,11 +134,11 @@ def _nodes(output: Any) -> Iterator[Node]:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The tensors in whatever a network returns."""
+    """The tensors in a network's output, however nested."""
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _example(network: nn.Module) -> Tensor:
+def _draw_example(network: nn.Module) -> Tensor:
     known = network.clip.num_frames if isinstance(network, ClipNetwork) and network.clip.fixed else None
     like = next(network.parameters())
     generator = torch.Generator().manual_seed(0)

@@ -1,16 +1,14 @@
-"""The inference form of a network: the same numbers, with fewer passes over the features.
+"""Fuse a network for inference: the same output, with fewer passes over the features.
 
-What training needs apart is joined once and for all:
+    a batch norm after a convolution     is folded into its kernel and bias
+    the two norms of the aggregation     become one depthwise convolution over three frames
+    the routing functions                become linear layers, whose input [N*T, C] has a row for each frame
+    ReLU, scales, sums                   work in place where no other layer reads their input
+    the wide layers of TAdaConvNeXt      process the pixels in chunks that fit into the processor's cache
+    many clips on a CPU                  are processed a few at a time
 
-    a batch norm behind a convolution    goes into its kernel and bias
-    the two norms of the aggregation     are one filter over three frames, a depthwise convolution over time
-    the routing functions                are linear layers, whose input [N*T, C] has a row for each frame
-    ReLU, scales, sums                   are written over their input where nobody else reads it
-    the wide layers of TAdaConvNeXt      take the pixels in parts that stay in the processor's cache
-    many clips on a CPU                  are taken a few at a time
-
-``fuse`` leaves the network it is given as it is. The simple form in tada2d.py and tadaconvnext.py says what is computed
-here; the tests hold both to the same numbers.
+``fuse`` does not change the network it is given. The simple form in tada2d.py and tadaconvnext.py defines what is
+computed here; tests compare the two.
 
 Shapes: N clips, T frames, C channels in, D channels out, H x W pixels, P pixels of all frames, K classes. Frames are
 [N*T, C, H, W], channels last.
@@ -34,13 +32,13 @@ from tada.models import tada2d, tadaconvnext
 from tada.models.fold_norms import factor_and_shift, fold, fold_norms
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
 
-# Numbers in the widened features of one part: 8 MB in fp32. More would leave the cache, and come from memory that the
-# system has to clear first, which takes longer than the GELU.
+# Values of the widened features in one chunk: 8 MB in fp32. More would not fit into the cache, and need new memory that
+# the system clears first, which takes longer than the GELU.
 _PART = 2**21
 
-# Pixels for each thread that our networks take at a time on a CPU: two threads one clip of 8 x 224 x 224. With more of
-# them a ResNet-50's features pass 32 MB, from where on glibc has the system clear new memory for each, and a clip takes
-# up to half as long again.
+# Pixels per thread that our networks process at a time on a CPU: with two threads one clip of 8 x 224 x 224. With more
+# pixels the features of a ResNet-50 exceed 32 MB; from that size on glibc requests new memory, which the system clears,
+# for each tensor, and a clip takes up to 1.5 times as long.
 _PIXELS_OF_A_THREAD = 2**18
 
 
@@ -51,20 +49,19 @@ def fuse(
     compile: bool = False,
     example_clips: Tensor | None = None,
 ) -> FusedNetwork:
-    """Make a network's inference form; the network itself stays as it is.
+    """Make a fused copy of a network for inference; the network itself is not changed.
 
     Args:
-        model: TAda2D, TSN, TAdaConvNeXt; or any other network of clips, such as one that ``tada.adapt`` changed: there
-            the norms are folded, and the rest is left.
-        dtype: of weights and features inside, such as torch.bfloat16; by default the model's. Clips may come in any,
-            and logits go out in that of the clips.
-        compile: whether torch.compile works on the result, when it first sees clips. Takes a minute, and a C++
-            compiler on a CPU.
-        example_clips: clips that another network can read, to see which norm follows which convolution; by default
+        model: TAda2D, TSN, TAdaConvNeXt; or any other network that takes clips, such as one that ``tada.adapt``
+            changed: of these only the norms are folded.
+        dtype: dtype of weights and features, such as torch.bfloat16; by default the model's. Clips may have any dtype;
+            the logits have that of the clips.
+        compile: compile the result by torch.compile at its first clips. Takes a minute, and on a CPU a C++ compiler.
+        example_clips: clips that another network can read, to find which norm follows which convolution; by default
             [1, 3, 8, 64, 64], or as many frames as the network was adapted to.
 
     Raises:
-        OptionError: dtype is no floating type, or another network cannot read the example, or cannot be folded.
+        OptionError: dtype is no floating type, or another network cannot run on the example, or cannot be folded.
     """
     if dtype is not None and not dtype.is_floating_point:
         raise OptionError(f"{dtype = } should be a floating type, such as torch.bfloat16")
@@ -87,7 +84,7 @@ def fuse(
 
 
 class FusedNetwork(nn.Module):
-    """A network in its inference form: clips in, logits out, as of the network it was made from.
+    """A network fused for inference: clips -> the logits of the original network.
 
     It cannot be trained: ``train()`` raises ValueError.
     """
@@ -106,7 +103,7 @@ class FusedNetwork(nn.Module):
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Any:
-        """Clips [N, 3, T, H, W], normalized -> logits [N, K]; or whatever the network returns."""
+        """Clips [N, 3, T, H, W], normalized -> logits [N, K], or the output of another network."""
         outputs = self._run_in_parts(self._run, clips)
         return tree_map_only(Tensor, lambda tensor: tensor.to(clips.dtype), outputs)
 
@@ -115,7 +112,7 @@ class FusedNetwork(nn.Module):
         """Clips [N, 3, T, H, W], normalized -> features [N, D].
 
         Raises:
-            ValueError: the network it was made from has none.
+            ValueError: the original network has no ``features``.
         """
         if self._features is None:
             raise ValueError(f"a {type(self.network).__name__} has no features")
@@ -123,10 +120,10 @@ class FusedNetwork(nn.Module):
         return features.to(clips.dtype)
 
     def train(self, mode: bool = True) -> FusedNetwork:
-        """Stay in evaluation mode.
+        """Keep evaluation mode.
 
         Raises:
-            ValueError: it is asked to train.
+            ValueError: ``mode`` is true.
         """
         if mode:
             raise ValueError("a fused network cannot be trained: train the network it was made from, and fuse it again")
@@ -134,21 +131,19 @@ class FusedNetwork(nn.Module):
 
     def _run_in_parts(self, run: Callable[[Tensor], Any], clips: Tensor) -> Any:
         with self._compiling(clips):
-            ours = isinstance(
-                self.network, tada2d.TAda2D | tadaconvnext.TAdaConvNeXt
-            )  # another network may return anything
+            # The output of another network may have any structure, which torch.cat could not join.
+            ours = isinstance(self.network, tada2d.TAda2D | tadaconvnext.TAdaConvNeXt)
             if not ours or clips.device.type != "cpu":
-                return run(self._prepared(clips))
+                return run(self._prepare(clips))
             pixels = _PIXELS_OF_A_THREAD * max(torch.get_num_threads(), 2)
             at_a_time = max(pixels // clips.shape[2:].numel(), 1)
-            return torch.cat([run(self._prepared(some)) for some in torch.split(clips, at_a_time)])
+            return torch.cat([run(self._prepare(some)) for some in torch.split(clips, at_a_time)])
 
     def _compiling(self, clips: Tensor) -> AbstractContextManager[Any]:
-        """How torch.compile is to treat the network, if it should: on a CPU its weights are constants.
+        """A context in which torch.compile treats the weights as constants (freezing), on a CPU.
 
-        They are then laid out once as convolutions want them, and ReLU, GELU and sums are done by the convolution or
-        layer before. The compiler asks for it while it traces, before it reads the options given to torch.compile; so
-        those would not do.
+        The compiler then lays the weights out for its convolutions, and merges ReLU, GELU and sums into the layer
+        before. It reads this setting while it traces, before the options given to torch.compile, which come too late.
         """
         if self._compiles and clips.device.type == "cpu":
             from torch._inductor import config
@@ -157,11 +152,13 @@ class FusedNetwork(nn.Module):
             return frozen
         return nullcontext()
 
-    def _prepared(self, clips: Tensor) -> Tensor:
+    def _prepare(self, clips: Tensor) -> Tensor:
         clips = clips.to(next(self.network.parameters(), clips).dtype)
         if self._compiles:
-            for pixels in (3, 4):  # any number of clips and frames, but another compilation for frames of another size:
-                torch._dynamo.mark_static(clips, pixels)  # the compiler gets lost in how strides divide them
+            # Numbers of clips and frames are dynamic. Height and width are static, so that frames of another size are
+            # compiled again: dynamic ones, divided by every stride, make the compiler fail.
+            for axis in (3, 4):
+                torch._dynamo.mark_static(clips, axis)
         return clips
 
 
@@ -169,14 +166,14 @@ class FusedNetwork(nn.Module):
 
 
 class FusedRouting(nn.Module):
-    """A routing function whose batch norm is folded: frames [N*T, C, H, W] -> their scales [N*T, D].
+    """A routing function with its batch norm folded: frames [N*T, C, H, W] -> their scales [N*T, D].
 
-    Its convolutions over time are linear layers: a row of their input holds a frame's descriptor and those of
-    the frames before and after it. So scales come out channels last, as the frames are that they multiply.
+    Its convolutions over time become linear layers: each row of their input holds a frame's descriptor and those of
+    the frames before and after it. The scales are channels last, like the frames that they multiply.
 
     Args:
-        bias: of the convolution, [D]; where the routing function scales it too, behind the scales come ``beta * bias``:
-            [N*T, 2*D].
+        bias: the bias of the convolution, [D], where the routing function scales it too: then the output is the scales
+            and ``beta * bias``, [N*T, 2*D].
     """
 
     def __init__(self, routing: Routing, bias: Tensor | None = None) -> None:
@@ -193,8 +190,9 @@ class FusedRouting(nn.Module):
             layers.insert(0, (routing.reduce.weight.detach(), routing.reduce.bias.detach()))
         self.context_bias: nn.Parameter | None = None
         if routing.context is not None:
-            # What a frame's context is, a layer on the clip's mean, is in the kernel that reads it: of that mean, which
-            # the rows hold beside the frame's own. The bias stays with the frame, for there is none beyond the ends.
+            # The context, a linear layer on the clip's mean, is multiplied into the kernel that reads it: the kernel
+            # gets C more inputs, the clip's mean. The context's bias is added to the frames, since the zero padding
+            # beyond the clip's ends has none.
             kernel, its_bias = layers[0]
             of_clip = torch.einsum("dck,cb->dbk", kernel.double(), routing.context.weight.detach().double())
             layers[0] = torch.cat([kernel, of_clip.to(kernel)], dim=1), its_bias
@@ -216,7 +214,7 @@ class FusedRouting(nn.Module):
 
 
 class LayerOverTime(nn.Module):
-    """A convolution over time, its kernel [D, C, k], as a layer on rows of k frames: [N, T, C] -> [N, T, D]."""
+    """A convolution over time, with kernel [D, C, k], as a linear layer on rows of k frames: [N, T, C] -> [N, T, D]."""
 
     def __init__(self, kernel: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -233,7 +231,7 @@ class LayerOverTime(nn.Module):
 
 def _means_of_frames(frames: Tensor) -> Tensor:
     """Each frame's mean over its pixels, [N*T, C, H, W] -> [N*T, C]."""
-    if frames.device.type == "cpu":  # where a pool is faster than a mean, in bf16 five times
+    if frames.device.type == "cpu":  # a pool is faster than a mean there, in bf16 five times
         return F.avg_pool2d(frames, frames.shape[2:]).flatten(1)
     return frames.mean((2, 3))
 
@@ -276,11 +274,11 @@ class FusedBottleneck(nn.Module):
 
 
 class FusedConv3x3(nn.Module):
-    """A 3x3 convolution with its norm: scaled for every frame, filtered over time, or plain, as it was.
+    """A 3x3 convolution with its norm: calibrated for every frame and aggregated over time, or plain.
 
     Args:
         relu: whether a ReLU follows.
-        overwrites: whether nobody else reads the frames it is given.
+        overwrites: whether it may overwrite its input, which no other layer reads.
     """
 
     def __init__(self, layer: tada2d.TemporalConv3x3, *, relu: bool, overwrites: bool) -> None:
@@ -319,10 +317,10 @@ class FusedConv3x3(nn.Module):
 class FilterOverTime(nn.Module):
     """``norm(y) + pooled_norm(mean of three frames)`` of the temporal aggregation, as one filter.
 
-    With the norms' factors a and b, a channel's three taps are b/3, a + b/3, b/3: a depthwise convolution of the
-    "image" whose rows are a clip's frames and whose columns are their pixels. That is how frames lie, channels last.
+    With the norms' factors a and b, a channel's three taps are b/3, a + b/3, b/3: a depthwise convolution of an "image"
+    with a row for each frame of the clip and a column for each pixel. In channels-last memory this is only a view.
 
-    A ReLU that follows is done on the image: there a compiler joins it to the convolution.
+    A ReLU that follows is computed on this image, so that a compiler can merge it into the convolution.
     """
 
     def __init__(self, aggregation: TemporalAggregation, *, relu: bool) -> None:
@@ -358,10 +356,10 @@ def _folded_shortcut(shortcut: nn.Module) -> nn.Module:
 
 
 class FusedNextBlock(nn.Module):
-    """Depthwise convolution, norm, a layer to four times the channels, GELU, a layer back; added to what came in.
+    """Depthwise convolution, norm, a layer to four times the channels, GELU, a layer back; added to the input.
 
-    The layers take parts of the pixels, so that the widened features, the largest of the network, are never there as
-    a whole; and they add to their sum in place. The scale of the block's channels is in the last layer.
+    The layers process the pixels in chunks, so that the widened features, the largest of the network, never exist as a
+    whole; and they add to the sum in place. The layer scale is folded into the last layer.
     """
 
     def __init__(self, block: tadaconvnext.ConvNeXtBlock) -> None:
@@ -382,20 +380,20 @@ class FusedNextBlock(nn.Module):
         self.narrow.bias.data *= scale
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
-        """Frames [N*T, C, H, W] -> the same, written over them."""
+        """Frames [N*T, C, H, W] -> the same shape, where possible in the same memory."""
         c = frames.shape[1]
         if self.routing is None:
             y = F.conv2d(frames, self.weight, self.bias, padding=self.padding, groups=c)
         else:
             y = F.conv2d(frames, self.weight, None, padding=self.padding, groups=c)
-            # A depthwise kernel has one channel in and one out: either side's scale is the output's.
+            # In a depthwise convolution, scaling the input channels equals scaling the output channels.
             scale, bias = self.routing(frames, num_frames)[:, None, None].split(c, dim=3)
-            y = y.permute(0, 2, 3, 1).contiguous()  # as it lies
+            y = y.permute(0, 2, 3, 1).contiguous()  # a view where y is channels last
             y = torch.addcmul(bias, y, scale, out=y).permute(0, 3, 1, 2)
         pixels = frames.permute(0, 2, 3, 1).contiguous()
         total = pixels.view(-1, c)
         rows = y.permute(0, 2, 3, 1).reshape(-1, c)
-        # A compiler merges what can be merged by itself, and would only unroll the loop.
+        # A compiler merges these layers itself, and would only unroll the loop.
         part = len(rows) if torch.compiler.is_compiling() else max(_PART // self.widen.out_features, 1)
         for some, their_total in zip(torch.split(rows, part), torch.split(total, part), strict=True):
             wide = torch.ops.aten.gelu_(self.widen(self.norm(some)))

@@ -1,9 +1,9 @@
-"""Which pixels of a clip speak for a class (Grad-CAM), and how TAdaConv's kernels were calibrated meanwhile.
+"""Grad-CAM: which pixels of a clip support a class; with the calibration of TAdaConv's kernels in the same run.
 
 Grad-CAM (arXiv 1610.02391) on a feature map A: ``relu(sum_c w_tc * A_tc)``, where w_tc, the weight of a channel in a
-frame, is the mean over the frame's pixels of the gradient of the class's logit. A cell of the map is drawn in the
-middle of the pixels that the convolutions before it see: with padded kernels of odd sides that is not the middle of an
-equal part of the frame but up to half a cell further up and left.
+frame, is the mean over the frame's pixels of the gradient of the class's logit. Each cell of the map is drawn at the
+center of its receptive field: with strided, padded kernels of odd sizes that is up to half a cell further up and left
+than in a regular grid.
 
 Shapes: T frames, T' frames of a feature map, C channels, h x w cells, H x W pixels, K classes. There is one clip.
 """
@@ -27,46 +27,46 @@ from tada.models.tadaconvnext import TAdaConvNeXt
 from tada.tadaconv import Calibration, TAdaConv2d, TAdaConv3d
 
 MIN_CELLS = 7
-"""Rows and columns that a feature map should have to show where something is: those of a ResNet's last stage at 224
-pixels. Where a stage has fewer, one before it is taken."""
+"""The least rows and columns of a feature map that is shown: those of a ResNet's last stage at 224 pixels. Where a
+stage has fewer, an earlier stage is taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Look:
-    """What a network looked at in a clip."""
+    """The Grad-CAM heatmap of a clip, and the calibration of the network's layers."""
 
     heat: Tensor
-    """[T, h, w], in [0, 1]: what speaks for the class, 1 where most does in the clip. All 0 where nothing does."""
+    """[T, h, w], in [0, 1]: the support for the class; its maximum over the clip is 1. All 0 where there is none."""
     rows: Tensor
-    """[h], the pixel row of the clip that each row of cells has its middle on."""
+    """[h], the pixel row of the clip at the center of each row of cells."""
     columns: Tensor
-    """[w], the pixel column."""
+    """[w], the pixel column at the center of each column of cells."""
     layers: tuple[str, ...]
-    """The modules whose output the heat is of: one, or one of each pathway (SlowFast)."""
+    """The modules whose feature maps were used: one, or one per pathway (SlowFast)."""
     calibrations: dict[str, Tensor]
-    """For each TAdaConv layer alpha - 1 by frame and channel, [T', C]; in the order in which the clip passes them."""
+    """TAdaConv layer -> alpha - 1 by frame and channel, [T', C]; in the order of the forward pass."""
 
 
 def look(network: nn.Module, clip: Tensor, choose: Callable[[Tensor], Tensor], *, layer: str | None = None) -> Look:
-    """Find what speaks for a class in a clip, and how the kernels were calibrated.
+    """Compute the Grad-CAM of a class for a clip, and record the calibration of the kernels.
 
-    The network should be in evaluation mode. It runs twice; gradients reach back to the feature map and no further.
-    Not for two threads at a time on one network.
+    The network should be in evaluation mode. It runs twice; gradients are computed back to the feature map only. Not
+    for two threads at a time on one network.
 
     Args:
-        network: clips [N, 3, T, H, W] -> logits [N, K], or [N, T, K] for each frame, of which the mean counts.
+        network: clips [N, 3, T, H, W] -> logits [N, K], or [N, T, K] for each frame, which are averaged.
         clip: [1, 3, T, H, W], normalized.
-        choose: the logits [K] -> the number that is explained, such as ``lambda logits: logits[3]``.
-        layer: name of the module whose output is looked at, as in ``named_modules``. By default the last stage's, or
-            that of an earlier stage where it has fewer than ``MIN_CELLS`` rows or columns; of a network that is not
-            one of tada's, the last feature map.
+        choose: the logits [K] -> the number to explain, such as ``lambda logits: logits[3]``.
+        layer: name of the module whose output is the feature map, as in ``named_modules``. By default the last stage,
+            or an earlier one where it has fewer than ``MIN_CELLS`` rows or columns; for a network that is not tada's,
+            the last feature map.
 
     Raises:
         UnknownNameError: no module has this name.
-        OptionError: the module gives no feature map; or none in the network does.
+        OptionError: the output of the module is no feature map; or the network has no feature map.
         CheckpointError: the network computes NaN.
     """
-    with torch.inference_mode(False):  # or nothing could be differentiated
+    with torch.inference_mode(False):  # else there are no gradients
         clip = clip.clone() if clip.is_inference() else clip
         survey = _survey(network, clip)
         layers = _stage(network, survey) if layer is None else (_with_a_map(layer, network, survey),)
@@ -85,7 +85,7 @@ def look(network: nn.Module, clip: Tensor, choose: Callable[[Tensor], Tensor], *
     )
 
 
-# -- the first run: what there is -------------------------------------------------------------------------------------
+# -- the first run: feature maps and calibrations ---------------------------------------------------------------------
 
 
 class _Resizing(NamedTuple):
@@ -98,12 +98,12 @@ class _Resizing(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Survey:
-    """What happened in a network, in the order in which modules were done."""
+    """What hooks recorded in a forward pass, in the order in which modules returned."""
 
     maps: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Rows and columns of every module's output that is a feature map."""
+    """Module -> rows and columns of its output, where that is a feature map."""
     resizings: dict[str, list[_Resizing]] = field(default_factory=dict)
-    """Up to each of them."""
+    """Module -> the resizing layers up to it."""
     calibrations: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -123,7 +123,7 @@ def _survey(network: nn.Module, clip: Tensor) -> _Survey:
             if before != after:
                 resizings.append(_Resizing(before, after, module))
         if max(after) > 1:
-            survey.maps.pop(name, None)  # of a module that is called twice the second time counts
+            survey.maps.pop(name, None)  # where a module is called twice, its last output counts
             survey.maps[name] = after
             survey.resizings[name] = list(resizings)
 
@@ -154,7 +154,7 @@ def _hooks() -> Iterator[list[RemovableHandle]]:
 
 
 def _stage(network: nn.Module, survey: _Survey) -> tuple[str, ...]:
-    """The last stage's output that is fine enough, in each pathway; else the finest there is."""
+    """The last stage with a feature map of ``MIN_CELLS``, in each pathway; else the one with the finest map."""
     stages = _stages(network) or [(name,) for name in list(survey.maps)[-1:]]
     sizes = {layers: min(survey.maps[layers[0]]) for layers in stages if layers[0] in survey.maps}
     if not sizes:
@@ -167,7 +167,7 @@ def _stage(network: nn.Module, survey: _Survey) -> tuple[str, ...]:
 
 
 def _stages(network: nn.Module) -> list[tuple[str, ...]]:
-    """The last module of each stage of our networks, of every pathway; none for those that are not known."""
+    """The last module of each stage, by pathway, of tada's networks; empty for other networks."""
     if isinstance(network, TAda2D | TAdaConvNeXt):
         return [(name,) for name in _last_blocks("stages", network.stages)]
     if isinstance(network, Host):
@@ -193,17 +193,17 @@ def _with_a_map(layer: str, network: nn.Module, survey: _Survey) -> str:
     )
 
 
-# -- the second run: what the class's logit owes to it ----------------------------------------------------------------
+# -- the second run: gradients of the logit ---------------------------------------------------------------------------
 
 
 def _cams(network: nn.Module, clip: Tensor, choose: Callable[[Tensor], Tensor], layers: Sequence[str]) -> list[Tensor]:
-    """For each layer the weighted sum of its channels, [T', h, w]; added up, the parts of a pathway count alike."""
+    """The Grad-CAM of each layer before the ReLU, [T', h, w], scaled so that the pathways' maps can be added."""
     features: dict[str, Tensor] = {}
 
     def cut(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         features[name] = output.detach().requires_grad_()
-        torch.set_grad_enabled(True)  # from here on; no_grad below ends it
-        return features[name].clone()  # what follows may write over it
+        torch.set_grad_enabled(True)  # until the end of the no_grad block below
+        return features[name].clone()  # later layers may work in place
 
     with _hooks() as hooks, torch.no_grad():
         for name in layers:
@@ -219,19 +219,19 @@ def _cams(network: nn.Module, clip: Tensor, choose: Callable[[Tensor], Tensor], 
         if gradient is None:
             raise OptionError(f"the logits do not depend on the layer {name!r}: look at another")
         weights = _frames(gradient).mean((2, 3), keepdim=True)
-        # A mean over many frames and pixels leaves each a small gradient: times their number, so that pathways compare.
+        # The head's mean divides gradients by the number of cells, which differs between pathways: multiply by it.
         cam = (weights * _frames(features[name].detach())).sum(1)
         cams.append(cam * cam.numel())
     return cams
 
 
 def _frames(features: Tensor) -> Tensor:
-    """[T', C, h, w], of a clip [1, C, T', h, w] or of frames."""
+    """A clip [1, C, T', h, w], or frames -> frames [T', C, h, w]."""
     return features[0].transpose(0, 1) if features.ndim == 5 else features
 
 
 def _at_frames(cam: Tensor, num_frames: int) -> Tensor:
-    """[T', h, w] -> [T, h, w]: the map t' lies on frame t' * stride; frames between two have some of both."""
+    """Interpolate [T', h, w] -> [T, h, w] over time; map t' is at frame t' * stride."""
     stride = -(-num_frames // len(cam))
     place = (torch.arange(num_frames, device=cam.device) / stride).clamp(max=len(cam) - 1)
     before = place.floor().long()
@@ -239,21 +239,21 @@ def _at_frames(cam: Tensor, num_frames: int) -> Tensor:
     return cam[before] * (1 - part) + cam[(before + 1).clamp(max=len(cam) - 1)] * part
 
 
-# -- where its cells are ----------------------------------------------------------------------------------------------
+# -- the positions of cells -------------------------------------------------------------------------------------------
 
 
 def _middles(survey: _Survey, layer: str, pixels: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The pixel row and column that each cell's middle is on, [h] and [w].
+    """The pixel row and column at each cell's center, [h] and [w].
 
-    The middle of a kernel at place i lies on ``i * stride - padding + dilation * (kernel - 1) / 2`` of what it reads.
-    Where rows become fewer in another way, each is taken for the middle of an equal part (a patch).
+    The center of the kernel for output i is at ``i * stride - padding + dilation * (kernel - 1) / 2`` of its input.
+    Where the size changes in another way, cells are taken for the centers of equal parts (patches).
     """
     middles = []
     for axis in (0, 1):
         first, step, size = 0.0, 1.0, pixels[axis]
         for before, after, module in survey.resizings[layer]:
             if before[axis] > size:
-                continue  # a shortcut, or another pathway: this step is taken already
+                continue  # a shortcut or another pathway: this resizing is counted already
             first, step = _patches(first, step, size / before[axis])
             kernel, stride, padding, dilation = (_side(module, name, axis) for name in _GEOMETRY)
             first, step = first + (dilation * (kernel - 1) / 2 - padding) * step, step * stride

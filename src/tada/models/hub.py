@@ -1,8 +1,7 @@
-"""The Hugging Face hub: fetching weights, and publishing a trained model with a card that says what it is.
+"""The Hugging Face hub: download weights, and publish a trained model with a model card.
 
-A hub id is written ``hf-hub:OWNER/NAME``, or ``hf-hub:OWNER/NAME@REVISION`` for a branch, tag or commit. What was
-fetched once is kept in the hub's own cache and works offline from then on. ``huggingface_hub`` is imported when it is
-used, and only here.
+A hub id is written ``hf-hub:OWNER/NAME``, or ``hf-hub:OWNER/NAME@REVISION`` for a branch, tag or commit. Downloads are
+kept in the hub's own cache and then work offline. ``huggingface_hub`` is imported when it is used, and only here.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from tada.system.calls import checked
 PREFIX = "hf-hub:"
 
 _LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0")
-"""Those that the hub has a name for; others are named in words."""
+"""Licenses that the hub has an identifier for; others are published as "other" with their name."""
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether a source of weights is on the hub."""
+    """Whether a source of weights is a hub id."""
     return source.startswith(PREFIX)
 
 
@@ -115,7 +114,7 @@ def push_to_hub(folder: Path, repo_id: str, *, license: str | None = None, priva
 
 
 def readme(card: ModelCard, repo_id: str) -> str:
-    """The model card that people read on the hub, with the header that the hub reads."""
+    """The README.md of a published model: the hub's YAML header, then the model card as Markdown."""
     assert card.license is not None
     known = card.license.lower() in _LICENSES
     header = {
@@ -173,13 +172,13 @@ def readme(card: ModelCard, repo_id: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A label as Markdown: as it is, but on one line and without tags."""
+    """A label as Markdown: on one line, with "<" escaped."""
     return " ".join(text.split()).replace("<", "&lt;")
 
 
 @contextmanager
 def _told(hub_id: str, what: str) -> Iterator[None]:
-    """Turn what can go wrong with the hub into one line that names the way out."""
+    """Turn errors of the hub into a CheckpointError of one line that names the way out."""
     from huggingface_hub import errors
 
     try:
@@ -203,6 +202,6 @@ def _told(hub_id: str, what: str) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """The library's errors go over many lines."""
+    """The first line of an error's message; those of the hub's library have many."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__

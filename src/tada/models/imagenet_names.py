@@ -1,4 +1,4 @@
-"""Weights of image networks as torchvision and timm name them, under the names of ours."""
+"""Map the weight names of image networks in torchvision and timm to ours."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tada.models.weights import (
     without_ones,
 )
 
-# Names of their classifiers, and of what an image network does not have.
+# Names of their classifiers; and our names of weights that an image network does not have.
 THEIR_CLASSIFIER = re.compile(r"(fc|head|head\.fc|classifier|classifier\.2)\.(weight|bias)")
 NOT_OF_IMAGES = re.compile(r"head\.|.*\.routing\.|.*\.pooled_norm\.")
 
-# Where a part of ours is in theirs. Stages are counted from 0 in i, from 1 in n; blocks from 0 in j.
+# Our module names, then theirs. i is the stage from 0, n the stage from 1, j the block from 0.
 _Rows = tuple[tuple[str, ...], ...]
 _BOTTLENECKS: _Rows = (
     ("stem_conv", "conv1"),
@@ -62,7 +62,7 @@ _CONVNEXT: _Rows = (  # ours, the authors', timm's, torchvision's (which counts 
 
 
 def our_parts(config: TAda2DConfig | TAdaConvNeXtConfig, own: Mapping[str, Tensor]) -> list[dict[str, str]]:
-    """For each way of naming an image network: the names of its parts, and those of ours."""
+    """For each naming scheme of image networks: their module names -> ours."""
     norm, rows = "norm", _CONVNEXT
     if isinstance(config, TAda2DConfig):
         rows = _BASIC_BLOCKS if config.block == "basic" else _BOTTLENECKS
@@ -87,7 +87,11 @@ def our_name(name: str, parts: Mapping[str, str]) -> str | None:
 
 
 def made_to_fit(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, str]:
-    """Change the form of some of ``given``, where our form is another; say which and how."""
+    """Reshape weights in ``given`` whose shape differs from ours, and add a missing shortcut, in place.
+
+    Returns:
+        Name of a changed or added weight -> what was done, in words.
+    """
     made = {}
     for key, value in given.items():
         if key in own and without_ones(value) == without_ones(own[key]):  # [C, 1, 1] for [C], 1x1 kernels for layers

@@ -1,8 +1,7 @@
-"""Networks as ONNX files: what is written beside the graph, and running it with ONNX Runtime.
+"""ONNX files: load and run them with ONNX Runtime, and read tada's metadata in them.
 
-The file's metadata has an entry ``tada``: the model's card as JSON, with what else an input needs (``MEAN``, ``STD``).
-So the file is enough to run the network, with tada or without. An entry ``tada_videos`` tells which videos it was
-trained on, for `tada evaluate`.
+The metadata entry ``tada`` is the model's card as JSON, with mean and std of the pixels. So the file is enough to run
+the network, with tada or without. The entry ``tada_videos`` says which videos it was trained on, for `tada evaluate`.
 
 Shapes: N clips, T frames, H x W pixels, K classes.
 """
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 
 ONNX_SUFFIX = ".onnx"
 CARD_ENTRY = "tada"
-"""The name of the card in the metadata of an ONNX file."""
+"""The metadata entry with the card."""
 SPLITS_ENTRY = "tada_videos"
-"""The name of what a file knows of the videos that the network was trained and tested on (``split_hashes``)."""
-# The key of the place of weights that are not in the file, as protocol buffers write it: its field, length and text.
+"""The metadata entry with hashes of the training and test videos (``split_hashes``)."""
+# The protocol buffer key of weights that are stored in another file: field number, length and text.
 _ELSEWHERE = re.compile(rb"\x0a(?:\x08|\x88\x80*\x00)location")
 INPUT, OUTPUT = "clips", "logits"
 """[N, 3, T, H, W] float32, normalized; and [N, K]."""
@@ -43,17 +42,17 @@ class OnnxNetwork(nn.Module):
         self.session = session
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips [N, 3, T, H, W], normalized -> logits [N, K], where the clips are."""
+        """Clips [N, 3, T, H, W], normalized -> logits [N, K], on the clips' device."""
         (logits,) = self.session.run([OUTPUT], {INPUT: clips.cpu().numpy()})
         return torch.from_numpy(logits).to(clips.device)
 
     def metadata(self) -> dict[str, str]:
-        """The file's entries beside the graph."""
+        """The file's metadata entries."""
         entries: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         return entries
 
     def features(self, clips: Tensor) -> Tensor:
-        """What other networks have, and the file does not.
+        """Refuse, since the graph returns logits only.
 
         Raises:
             OptionError: always.
@@ -62,7 +61,7 @@ class OnnxNetwork(nn.Module):
 
 
 def load_onnx(file: Path) -> tuple[OnnxNetwork, ModelCard]:
-    """Open what ``tada export`` wrote.
+    """Load an ONNX file of ``tada export``.
 
     Raises:
         CheckpointError: the file is missing, damaged, or was not written by tada.
@@ -80,22 +79,22 @@ def load_onnx(file: Path) -> tuple[OnnxNetwork, ModelCard]:
 
 
 def open_session(file: Path) -> OnnxNetwork:
-    """As ``load_onnx``, without the card."""
+    """Load an ONNX file's network, without reading its card; raises as ``load_onnx``."""
     try:
         onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise OptionError(f"{str(file)!r}: ONNX needs the package onnxruntime: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3  # errors alone; its warnings speak of its own optimizations
+    options.log_severity_level = 3  # errors only; its warnings are about its own optimizations
     try:
         data = read_bytes(file)
-        if _ELSEWHERE.search(data):  # ONNX Runtime would read what lies in the working directory
+        if _ELSEWHERE.search(data):  # ONNX Runtime would read them from the working directory
             raise CheckpointError(f"{str(file)!r} keeps weights in other files, which are not opened; export it again")
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except CheckpointError:
         raise
-    except Exception as error:  # what the bytes of a damaged file lead to has no end of names
+    except Exception as error:  # a damaged file can raise any type of error
         raise CheckpointError(
             f"{str(file)!r} is no ONNX file that ONNX Runtime {onnxruntime.__version__} runs, or it is damaged "
             f"({type(error).__name__}); export it again"
@@ -104,10 +103,10 @@ def open_session(file: Path) -> OnnxNetwork:
 
 
 def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime, silenced: the one way in which tada does.
+    """Import ONNX Runtime with its telemetry disabled. tada imports it only here.
 
-    Left to itself it keeps a database of its use in ~/.cache, beside a number that it gave the machine, and sends it to
-    its maker, from its import on. Whoever wants that says ORT_DISABLE_TELEMETRY=0.
+    By default it records its use in ~/.cache under an id of the machine, and sends that to its maker, from its import
+    on. ORT_DISABLE_TELEMETRY=0 allows it.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime

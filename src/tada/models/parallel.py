@@ -1,4 +1,4 @@
-"""What a network needs to be trained on several devices, or in little memory. Names of weights stay as they are."""
+"""Training on several devices (synchronized batch norms, FSDP) or in little memory. Names of weights do not change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BLOCKS = (tada2d.BasicBlock, tada2d.Bottleneck, tadaconvnext.ConvNeXtBlock, res
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The residual blocks of a network of ours.
+    """The residual blocks of one of tada's networks.
 
     Raises:
         OptionError: it has none.
@@ -41,9 +41,9 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def synchronize_batch_norms(model: nn.Module, *, on_cpu: bool) -> nn.Module:
-    """Let batch norms take mean and variance over the batches of all processes.
+    """Make batch norms compute mean and variance over the batches of all ranks.
 
-    On GPUs by PyTorch's own, which works on GPUs only; on a CPU by arithmetic.
+    On GPUs by PyTorch's SyncBatchNorm, which needs GPUs; on a CPU by our own.
     """
     if on_cpu:
         return _with_norms_over_ranks(model)
@@ -64,7 +64,7 @@ def _with_norms_over_ranks(module: nn.Module) -> nn.Module:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum of all processes' tensors; each one's gradient is the sum of all gradients."""
+    """The sum of a tensor over all ranks (all_reduce); its gradient is the sum of the gradients of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -83,10 +83,10 @@ def _mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 class _NormOverRanks(_BatchNorm):
-    """A batch norm over the batches of all processes, which are of one size, written out."""
+    """A batch norm over the batches of all ranks, which must have equal sizes."""
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Any: statistics are taken over all but the second dimension."""
+        """Allow any number of dimensions: statistics are taken over all but the second."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -114,15 +114,15 @@ class _NormOverRanks(_BatchNorm):
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
-    """Let each residual block forget what it computed, and compute it again for the gradients.
+    """Checkpoint each residual block: drop its activations, and compute them again in the backward pass.
 
-    The numbers are the same: random choices are repeated, and batch norms count a batch once.
+    The results are the same: random choices are repeated, and batch norms count a batch once.
 
     Raises:
         OptionError: the network has no residual blocks.
     """
     for block in blocks(model):
-        # On the instance, so that the names of weights do not change.
+        # Set on the instance; a wrapper module would change the names of weights.
         setattr(block, "forward", partial(_checkpointed, block, block.forward))  # noqa: B010  # no method of the class
 
 
@@ -138,7 +138,7 @@ def _both_times(block: nn.Module) -> tuple[AbstractContextManager[None], Abstrac
 
 @contextmanager
 def _without_counting(block: nn.Module) -> Iterator[None]:
-    """Let batch norms leave their running statistics as they are, but otherwise do all that they did before."""
+    """Keep batch norms from updating their running statistics in the block."""
     norms = [(module, module.momentum) for module in block.modules() if isinstance(module, _BatchNorm)]
     for norm, _ in norms:
         norm.momentum = 0.0
@@ -152,7 +152,7 @@ def _without_counting(block: nn.Module) -> Iterator[None]:
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide the weights among the devices (FSDP2): each block's are gathered when it is used.
+    """Shard the weights over the devices (FSDP2); each block's weights are gathered when it runs.
 
     Raises:
         OptionError: the network has no residual blocks.
@@ -160,14 +160,14 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard
 
     for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # kernels lie channels last, which FSDP2 does not divide
+        parameter.data = parameter.data.contiguous()  # FSDP2 cannot shard channels-last kernels
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of a network that ``shard`` has divided, on the CPU of the first process; empty on the others."""
+    """Gather the full weights of a sharded network on the CPU of rank 0; empty on the other ranks."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

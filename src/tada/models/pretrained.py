@@ -1,19 +1,18 @@
-"""Initial weights: what a new network starts from, and a report of what it took.
+"""Initialize a network from trained weights, and report which weights were taken.
 
 A source is the folder of a run, a file of weights, or ``hf-hub:OWNER/NAME``. It may hold
 
 - a network of ours, or a released one: everything but the classifier is taken, and must fit;
-- an image network of the same shape, a ResNet (torchvision's names, which are timm's) or a ConvNeXt (torchvision's,
-  timm's or the authors'): its kernels and norms are taken one for one. What an image network does not have stays as it
-  was drawn: routing functions, which start at 1, and pooled norms, which start at 0. So at first the network sees each
-  frame as the image network does.
+- an image network of the same shape, a ResNet (torchvision's names, which are timm's) or a ConvNeXt (torchvision's, timm's
+  or the authors'): its kernels and norms are taken one for one. Weights that an image network does not have keep
+  their initialization: routing functions return 1, and pooled norms 0. So at first the network computes for each frame
+  what the image network computes.
 
-Two weights change their form. The 4x4 stem kernel of a ConvNeXt goes to the middle of the three frames that a
-TAdaConvNeXt's stem sees, with zeros around it: then each frame, also the first, which has none before it, gives exactly
-what the image network gives for it. (A third of the kernel on each frame would blur what moves, and dim the first
-frame by a third.) And a network of basic blocks has a shortcut where ResNet-18 has its max-pool; it starts as the
-identity. Pixels are normalized here by mean .45 and std .225, as in the released code, and not channel by channel as
-on ImageNet.
+Two weights are reshaped or added. The 4x4 stem kernel of a ConvNeXt becomes the middle frame of the TAdaConvNeXt's
+3x4x4 stem kernel, with zeros on the other two: then each frame, also the first, gives exactly the features of the image
+network. (A third of the kernel on each frame would blur motion, and dim the first frame by a third.) And a network of
+basic blocks has a shortcut where ResNet-18 has its max-pool; it is initialized as the identity. Pixels are normalized
+here by mean .45 and std .225, as in the released code, not per channel as for ImageNet.
 """
 
 from __future__ import annotations
@@ -48,23 +47,23 @@ from tada.system.files import absolute_path
 
 _HEAD = "head."
 RANDOM_WEIGHTS = "random weights"
-"""What a model was before training, in words, where nothing was taken."""
+"""The words for a model's start where it took no trained weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitialReport:
-    """What became of every weight. As text, a few lines."""
+    """Which weights were taken from a source; ``str`` gives the counts."""
 
     source: str
-    """What was started from, in words."""
+    """The source, in words."""
     taken: tuple[str, ...]
-    """Weights of the network, by name, that are the source's."""
+    """Names of the network's weights that were copied from the source."""
     reshaped: Mapping[str, str]
-    """Weights of the network that were made from the source's, and how."""
+    """Names of the network's weights that were made from the source's -> how."""
     fresh: tuple[str, ...]
-    """Weights of the network that stay as they were drawn."""
+    """Names of the network's weights that keep their random initialization."""
     ignored: tuple[str, ...]
-    """Weights of the source that were left out, by their names there."""
+    """Names of the source's weights that were not used."""
 
     def __str__(self) -> str:
         """Lay out the counts."""
@@ -94,18 +93,18 @@ def create_model(
         tada.create_model("tada2d_tiny", pretrained=True, num_classes=5)  # all but the classifier is trained
 
     Args:
-        num_classes: K. By default 400, or as many as the pretrained weights know.
-        num_frames: T of the clips to come; see ``tada.models.create_model``.
-        pretrained: True: the weights that ship with tada for it; or the name of such weights, the folder of a run, a
-            file of weights, or hf-hub:OWNER/NAME, as a recipe's ``init`` takes them. Their classifier comes along where
-            it is a trained model's of as many classes; else it is drawn anew. False: all weights are drawn.
+        num_classes: K. By default 400, or that of the pretrained weights.
+        num_frames: T of the clips; see ``tada.models.create_model``.
+        pretrained: True: the weights that ship with tada for this network; or the name of such weights, the folder of a
+            run, a file of weights, or hf-hub:OWNER/NAME, as a recipe's ``init`` takes them. The classifier is taken too
+            where it is a trained model's with as many classes; else it is random. False: all weights are random.
         options: fields of the network's config, as ``tada.models.create_model`` takes them; by default those of the
             pretrained model.
 
     Raises:
         UnknownNameError: no such network.
-        OptionError: no such option or weights, or none ship for this network.
-        CheckpointError: weights that do not fit.
+        OptionError: no such option or weights, or no weights ship for this network.
+        CheckpointError: the weights do not fit.
     """
     build = partial(drawn, name, num_frames=num_frames)
     if pretrained is False:
@@ -134,7 +133,7 @@ def create_model(
 
 
 def _trained_source(name: str, pretrained: bool | str | PathLike[str]) -> str:
-    """Where trained weights are: a folder, a file or a hub id."""
+    """The folder, file or hub id of ``pretrained`` weights."""
     if isinstance(pretrained, bool):
         found = next((packed for packed in packaged_names() if packed.startswith(f"{name}_")), None)
         if found is None:
@@ -155,14 +154,14 @@ def _trained_source(name: str, pretrained: bool | str | PathLike[str]) -> str:
 
 
 def initialize(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:
-    """Give a new model the weights a recipe's ``init`` names, all but its classifier; say in words what they are.
+    """Load the weights of a recipe's ``init`` into a new model, without the classifier; return their description.
 
     Args:
-        say: receives what became of the weights, where they come from a file, a run or the hub.
+        say: receives the ``InitialReport`` where the weights come from a file, a run or the hub.
 
     Raises:
-        OptionError: ``init`` is "motion" and no such weights ship for this model, or names nothing that is there.
-        CheckpointError: weights that do not fit.
+        OptionError: ``init`` is "motion" and no such weights ship for this model, or it names no existing source.
+        CheckpointError: the weights do not fit.
     """
     if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
         return start_in_words(name, init)
@@ -175,24 +174,24 @@ def initialize(model: nn.Module, name: str, init: str, *, say: Callable[[str], N
 
 
 def start_in_words(name: str, init: str) -> str:
-    """What ``initialize`` says that a model was before training, as far as that is known without a look at it."""
+    """The description that ``initialize`` returns, without loading the weights."""
     if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
         return RANDOM_WEIGHTS
     return "weights learned on generated motion" if init in ("auto", "motion") else f"the weights of {init}"
 
 
 def absolute_source(init: str) -> str:
-    """A recipe's ``init`` by a name that holds in every folder."""
+    """A recipe's ``init`` with a path made absolute."""
     is_word = init in ("auto", "motion", "none") or is_hub_id(init)
     return init if is_word or not Path(init).exists() else absolute_path(init)
 
 
 def start_from(model: nn.Module, name: str, source: str) -> InitialReport:
-    """Give a new model, called ``name``, the weights of a source, all but its classifier.
+    """Load the weights of a source into a new model, the network called ``name``, without the classifier.
 
     Raises:
         OptionError: there is no such source.
-        CheckpointError: weights that do not fit; the model is then as it was.
+        CheckpointError: the weights do not fit; the model is then unchanged.
     """
     folder, file = Path(source), Path(source)
     words = f"the weights of {source}"
@@ -239,13 +238,13 @@ def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> In
 
 
 def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> InitialReport:
-    """Give a new model the weights of an image network of the same shape.
+    """Load the weights of an image network of the same shape into a new model.
 
     Args:
-        words: what the weights are, for the report and for messages.
+        words: a description of the weights, for the report and for messages.
 
     Raises:
-        CheckpointError: names or shapes of another network; the model is then as it was.
+        CheckpointError: names or shapes of another network; the model is then unchanged.
     """
     own = model.state_dict()
     if isinstance(model, TAda2D):
@@ -268,7 +267,7 @@ def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: s
             f"{words} is no {kind} as torchvision or timm names it; its first names are {listed(weights, quote=False)}"
         )
     reshaped = made_to_fit(given, own)
-    # Batch norms of old files do not count their batches, and nothing here needs the count.
+    # Old files lack num_batches_tracked, and nothing here needs it.
     fresh = {key for key in own if NOT_OF_IMAGES.match(key)}
     fresh |= {key for key in own if key.endswith(".num_batches_tracked") and key not in given}
     try:

@@ -1,4 +1,4 @@
-"""The names in the authors' released TAda2D and TAdaConvNeXt checkpoints, and those of the same weights here."""
+"""Map the weight names of the authors' released TAda2D and TAdaConvNeXt checkpoints to ours."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ _NAMES_IN_DOWNSAMPLING = {"0.": "norm.", "1.": "conv."}
 
 
 def network_of(state_dict: Mapping[str, Tensor]) -> str:
-    """Which network has stages of as many blocks as a released state dict.
+    """The name of the network of a released state dict, found by the number of blocks in its stages.
 
     Raises:
-        CheckpointError: none that was released.
+        CheckpointError: no released network has these blocks.
     """
     convnext_blocks = [match for name in state_dict if (match := _CONVNEXT_BLOCK.match(name))]
     if convnext_blocks:
@@ -87,7 +87,7 @@ def network_of(state_dict: Mapping[str, Tensor]) -> str:
 
 
 def name_here(name: str) -> str:
-    """Our name for a released one; a name we do not know is told as one too many."""
+    """Our name for a released weight name; an unknown name is marked, so that loading reports it."""
     beginning, names, rest = "", _NAMES, name
     if match := _BLOCK.match(name):
         beginning, names, rest = f"stages.{int(match[1]) - 2}.{int(match[2]) - 1}.", _NAMES_IN_BLOCK, match[3]

@@ -3,11 +3,11 @@
 All are ResNets of 3-D convolutions and differ in where their kernels see more than one frame:
 
     SlowOnly   1x3x3, and 3x1x1 for the first convolution of blocks in the last two stages
-    SlowFast   a SlowOnly on few frames, and beside it a narrow network on all frames that hands its features over
+    SlowFast   a SlowOnly on few frames, and a narrow fast pathway on all frames, joined by lateral connections
     R(2+1)D    1x3x3 followed by 3x1x1
     R3D        3x3x3
 
-``adapted`` makes the middle convolutions of their blocks temporally adaptive, by ``tada.adapt``.
+With ``adapted``, the middle convolutions of their blocks are made temporally adaptive by ``tada.adapt``.
 
 Shapes: N clips, T frames, C channels, H x W pixels, D features, K classes. Inside, a clip is [N, C, T, H, W].
 """
@@ -27,37 +27,37 @@ from tada.errors import OptionError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostConfig:
-    """The shape of a network."""
+    """The architecture of a network."""
 
     kernel: Literal["1x3x3", "1x3x3+3x1x1", "3x3x3"]
-    """The middle convolution of every block; "+" is one after the other."""
+    """The middle convolution of every block; "+" means two convolutions in a row."""
     depths: tuple[int, ...] = (3, 4, 6, 3)
     """Blocks of each stage."""
     width: int = 64
     """Channels of the stem and of the first stage's middle convolutions; each stage has twice as many."""
     expansion: int = 4
-    """How many times the channels of the middle convolution a block gives out."""
+    """Output channels of a block, as a multiple of those of its middle convolution."""
     stem_sides: int = 7
     """Rows and columns of the first kernel."""
     stem_frames: int = 1
-    """Frames of the first kernel; behind it, as a convolution of its own, where ``kernel`` has a "+"."""
+    """Frames of the first kernel; where ``kernel`` has a "+", of a second convolution after it."""
     reduce_frames: tuple[int, ...] = (1, 1, 1, 1)
-    """Frames that the first convolution of blocks sees, for each stage."""
+    """Frames of the kernel of each block's first convolution, for each stage."""
     temporal_strides: tuple[int, ...] = (1, 1, 1, 1)
-    """By how much each stage thins out the frames."""
+    """Stride in time of each stage."""
     fast_ratio: int = 0
-    """SlowFast: the fast pathway sees so many times the frames; 0 has no fast pathway."""
+    """SlowFast: the fast pathway sees this many times the frames of the slow one; 0: no fast pathway."""
     fast_width: int = 8
     """SlowFast: channels of the fast pathway's stem."""
     num_classes: int = 400
-    """K, the logits."""
+    """K, the number of logits."""
     dropout: float = 0.5
-    """Part of the features dropped before the classifier, in training."""
+    """Share of the features dropped before the classifier, in training."""
     adapted: bool = False
-    """Whether the blocks' middle convolutions are temporally adaptive, as the paper has them."""
+    """Whether the blocks' middle convolutions are temporally adaptive, as in the paper."""
 
     def __post_init__(self) -> None:
-        """Raise OptionError where a field is out of reach, or fields contradict each other."""
+        """Raise OptionError where a field is out of range, or fields contradict each other."""
         if self.kernel not in ("1x3x3", "1x3x3+3x1x1", "3x3x3"):
             raise OptionError(f"{self.kernel = } should be '1x3x3', '1x3x3+3x1x1' or '3x3x3'")
         if not len(self.depths) == len(self.reduce_frames) == len(self.temporal_strides):
@@ -76,7 +76,7 @@ class HostConfig:
 
 
 class Host(nn.Module):
-    """One pathway, or two; mean over the clip, classifier."""
+    """The network: one pathway, or two (SlowFast); mean over the clip; classifier."""
 
     def __init__(self, config: HostConfig) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Host(nn.Module):
         """Clips [N, 3, T, H, W], normalized -> logits [N, K].
 
         Raises:
-            ValueError: a SlowFast, and T is no multiple of its ``fast_ratio``.
+            ValueError: T is no multiple of ``fast_ratio`` (SlowFast).
         """
         logits: Tensor = self.head(self.dropout(self.features(clips)))
         return logits
@@ -136,7 +136,7 @@ class Host(nn.Module):
         return torch.cat([slow.mean((2, 3, 4)), fast.mean((2, 3, 4))], dim=1)
 
     def _initialize(self) -> None:
-        """Draw the weights for training from scratch.
+        """Initialize the weights for training from scratch.
 
         Kernels: normal, variance 2 / (D * kt * k * k). Norms: 1 and 0. Classifier: N(0, 0.01), bias 0.
         """
@@ -153,7 +153,7 @@ class Pathway(nn.Module):
 
     Args:
         width: channels of the stem.
-        handed_over: channels that join the input of each stage, from another pathway.
+        handed_over: channels that a lateral connection adds to the input of each stage.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Pathway(nn.Module):
 
 
 class Bottleneck3d(nn.Module):
-    """A bottleneck: ``frames`` x1x1 to fewer channels, the kernel that sees pixels, 1x1x1 back, and a shortcut."""
+    """A bottleneck: ``frames`` x1x1 to fewer channels, the middle convolution, 1x1x1 back, and a shortcut."""
 
     def __init__(
         self, channels: int, width: int, *, frames: int, stride: tuple[int, int, int], config: HostConfig
@@ -226,8 +226,8 @@ class Bottleneck3d(nn.Module):
 
 
 def _is_middle(name: str, module: nn.Module) -> bool:
-    # Not the first of a block, even where it sees three frames: it reads four times the channels, and its routing
-    # function would be sixteen times as large.
+    # The first convolution of a block is not adapted, even where it sees three frames: it has four times the input
+    # channels, and its routing function would be sixteen times as large.
     return name.endswith((".conv2", ".temporal_conv"))
 
 

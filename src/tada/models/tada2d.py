@@ -1,7 +1,7 @@
-"""TAda2D: a ResNet whose every 3x3 convolution is temporally adaptive; and TSN, the same network without that.
+"""TAda2D: a ResNet whose 3x3 convolutions are temporally adaptive; and TSN, the same network with plain convolutions.
 
-Frames are mixed only by the calibration and the aggregation of the 3x3 convolutions; everything else works on single
-frames. TSN averages frames and is the baseline of every comparison.
+Only the calibration and the aggregation of the 3x3 convolutions mix frames; everything else works on single frames. TSN
+averages frames and is the baseline of every comparison.
 
 Shapes: N clips, T frames, C channels, H x W pixels, D features, K classes. Inside, a clip is T images of a batch
 [N*T, C, H, W], channels last.
@@ -22,10 +22,10 @@ from tada.tadaconv import Calibrate, Routing, TAdaConv2d, TemporalAggregation, T
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TAda2DConfig:
-    """The shape of a network, and which of the paper's parts it has."""
+    """The architecture of a network, and which of the paper's parts it has."""
 
     block: Literal["basic", "bottleneck"]
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the width at the ends."""
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the width at the output."""
     depths: tuple[int, ...]
     """Blocks of each stage."""
     widths: tuple[int, ...]
@@ -35,25 +35,25 @@ class TAda2DConfig:
     stem_kernel: int = 7
     """Side of the first convolution's kernel, in pixels."""
     num_classes: int = 400
-    """K, the logits."""
+    """K, the number of logits."""
     dropout: float = 0.5
-    """Part of the features dropped before the classifier, in training."""
+    """Share of the features dropped before the classifier, in training."""
     calibrate: Calibrate | None = "in"
-    """The side of the 3x3 kernels that is calibrated; None leaves them as they are (TSN)."""
+    """The side of the 3x3 kernels that is calibrated; None: plain convolutions (TSN)."""
     routing_ratio: int = 4
     """r of the routing functions."""
     routing_kernel_sizes: tuple[int, int] | tuple[int] = (3, 3)
     """Frames that the routing functions' convolutions see."""
     routing_global_context: bool = True
-    """Whether the routing functions see the whole clip."""
+    """Whether the routing functions see the mean of the whole clip."""
     aggregation: TemporalPool | None = "avg"
-    """How a frame is pooled with its neighbors after a 3x3; None leaves it alone (TSN)."""
+    """How a frame is pooled with its neighbors after a 3x3 convolution; None: not at all (TSN)."""
     start: Literal["image", "motion"] = "image"
-    """What new weights are drawn for. 'image': every frame by itself, as the paper starts, so that the kernels of an
-    image network fit. 'motion': what changes over time, for training from nothing."""
+    """The initialization. 'image': frames are not mixed at first, as in the paper, so that the kernels of an image
+    network fit. 'motion': changes over time count from the first step, for training from scratch."""
 
     def __post_init__(self) -> None:
-        """Raise OptionError where a field is out of reach, or fields contradict each other."""
+        """Raise OptionError where a field is out of range, or fields contradict each other."""
         if self.block not in ("basic", "bottleneck"):
             raise OptionError(f"{self.block = } should be 'basic' or 'bottleneck'")
         if len(self.depths) != len(self.widths):
@@ -111,7 +111,7 @@ class TAda2D(nn.Module):
         return frames.mean((2, 3)).view(n, t, -1).mean(1)
 
     def _initialize(self) -> None:
-        """Draw the weights.
+        """Initialize the weights.
 
         3x3 and 1x1 kernels: normal, variance 2 / (D * k * k). Norms: 1 and 0; pooled norms: 0 and 0. Routing
         functions: as PyTorch draws them, their last layer 0. Classifier: N(0, 0.01), bias 0.
@@ -123,17 +123,17 @@ class TAda2D(nn.Module):
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
         if self.config.start == "motion":
-            self._look_for_motion()
+            self._initialize_for_motion()
 
     @torch.no_grad()
-    def _look_for_motion(self) -> None:
-        """Let calibration and aggregation answer to change from the first step on.
+    def _initialize_for_motion(self) -> None:
+        """Initialize calibration and aggregation to respond to change over time from the first step on.
 
-        Not in the paper, which starts from ImageNet's kernels. From random ones a network of frames learns first
-        whatever single frames tell; order is found late or never. So: a frame's mean with its neighbors is taken
-        from it (pooled norms -1), routing functions see how a frame differs from its clip (context -1 on the
-        diagonal), and the frame after minus the frame before (first convolution antisymmetric in time); shortcuts,
-        which carry still frames past all this, are weak (norms 0.2).
+        Not in the paper, which starts from ImageNet's kernels. From random kernels the network first learns what single
+        frames show, and the order of frames late or never. So: the mean of three frames is subtracted from each frame
+        (pooled norms -1); routing functions see how a frame differs from its clip (context -1 on the diagonal), and
+        the frame after minus the frame before (first convolution antisymmetric in time); shortcuts, which carry single
+        frames past these layers, are weak (norms 0.2).
         """
         for module in self.modules():
             if isinstance(module, TemporalAggregation):
@@ -241,10 +241,10 @@ def _shortcut(channels: int, out_channels: int, stride: int) -> nn.Module:
 
 
 def check_clips(clips: Tensor) -> None:
-    """See whether a tensor is clips [N, 3, T, H, W].
+    """Check that a tensor has the shape of clips, [N, 3, T, H, W].
 
     Raises:
-        OptionError: it is not.
+        OptionError: it has not.
     """
     if clips.ndim == 5 and clips.shape[1] == 3:
         return

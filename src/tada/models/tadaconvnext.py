@@ -1,10 +1,10 @@
-"""TAdaConvNeXt: a ConvNeXt whose every 7x7 convolution is temporally adaptive; and the same network without that.
+"""TAdaConvNeXt: a ConvNeXt whose 7x7 convolutions are temporally adaptive; and the same network with plain ones.
 
-The stem joins three frames and keeps every second. After it frames are mixed only by the calibration, as in TAda2D,
-which here scales the output channels of depthwise kernels and their bias.
+The stem sees three frames at a stride of two. After it only the calibration mixes frames, as in TAda2D; here it scales
+the output channels of depthwise kernels and their bias.
 
 Shapes: N clips, T frames (half as many after the stem), C channels, H x W pixels, D features, K classes. Inside, a
-clip is T images of a batch [N*T, C, H, W], channels last: norms and the layers on channels read it as it lies.
+clip is T images of a batch [N*T, C, H, W], channels last, which norms and linear layers read without a copy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tada.tadaconv import Calibrate, Routing, TAdaConv2d
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TAdaConvNeXtConfig:
-    """The shape of a network, and which of the paper's parts it has."""
+    """The architecture of a network, and which of the paper's parts it has."""
 
     depths: tuple[int, ...]
     """Blocks of each stage."""
@@ -32,24 +32,24 @@ class TAdaConvNeXtConfig:
     kernel: int = 7
     """Side of the depthwise kernels, in pixels."""
     num_classes: int = 400
-    """K, the logits."""
+    """K, the number of logits."""
     dropout: float = 0.5
-    """Part of the features dropped before the classifier, in training."""
+    """Share of the features dropped before the classifier, in training."""
     stochastic_depth: float = 0.4
-    """How often a clip leaves out the last block, in training; blocks before it less often, the first never."""
+    """How often a clip skips the last block, in training; earlier blocks linearly less often, the first never."""
     layer_scale: float = 1e-6
-    """What the channels of a new block are multiplied by before they are added."""
+    """Initial factor of the channels of a block before they are added."""
     calibrate: Calibrate | None = "out"
-    """The side of the depthwise kernels that is calibrated; None leaves them as they are (ConvNeXt)."""
+    """The side of the depthwise kernels that is calibrated; None: plain convolutions (ConvNeXt)."""
     routing_ratio: int = 4
     """r of the routing functions."""
     routing_kernel_sizes: tuple[int, int] | tuple[int] = (3, 3)
     """Frames that the routing functions' convolutions see."""
     routing_global_context: bool = True
-    """Whether the routing functions see the whole clip."""
+    """Whether the routing functions see the mean of the whole clip."""
 
     def __post_init__(self) -> None:
-        """Raise OptionError where a field is out of reach, or fields contradict each other."""
+        """Raise OptionError where a field is out of range, or fields contradict each other."""
         if len(self.depths) != len(self.widths):
             raise OptionError(f"{self.depths = } and {self.widths = } should have one entry for each stage")
         if min(*self.depths, *self.widths) < 1:
@@ -107,10 +107,10 @@ class TAdaConvNeXt(nn.Module):
         return features
 
     def _initialize(self) -> None:
-        """Draw the weights for training from scratch.
+        """Initialize the weights for training from scratch.
 
-        Kernels and layers: normal, std 0.02, cut at two; biases 0. Norms: 1 and 0. Routing functions: as PyTorch draws
-        them, their last layers 0.
+        Kernels and linear layers: normal, std 0.02, truncated at two std; biases 0. Norms: 1 and 0. Routing functions: as
+        PyTorch draws them, their last layers 0.
         """
         routing = {layer for module in self.modules() if isinstance(module, Routing) for layer in module.modules()}
         for module in self.modules():
@@ -123,7 +123,7 @@ class TAdaConvNeXt(nn.Module):
 
 
 class Stem(nn.Module):
-    """A 3x4x4 convolution over the clip that keeps every second frame and every fourth pixel, and a norm."""
+    """A 3x4x4 convolution over the clip with stride 2 in time and 4 in space, and a norm."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Stem(nn.Module):
 
     def forward(self, clips: Tensor) -> tuple[Tensor, int]:
         """Clips [N, 3, T, H, W] -> frames [N*T', C, H/4, W/4], and T'."""
-        # The three frames that a kernel sees are nine channels of one image.
+        # A 2-D convolution on images of nine channels: the three frames that the kernel sees.
         windows = F.pad(clips, (0, 0, 0, 0, 1, 1)).unfold(2, 3, 2)  # [N, 3, T', H, W, 3]
         t = windows.shape[2]
         images = windows.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)  # [N*T', 9, H, W]
@@ -193,7 +193,7 @@ class ConvNeXtBlock(nn.Module):
             y = self.conv(frames, num_frames=num_frames)
         else:
             y = self.conv(frames)
-        pixels = y.permute(0, 2, 3, 1)  # [N*T, H, W, C], as it lies
+        pixels = y.permute(0, 2, 3, 1)  # [N*T, H, W, C], a view
         pixels = self.narrow(F.gelu(self.widen(self.norm(pixels)))) * self.layer_scale
         y = pixels.permute(0, 3, 1, 2)
         if self.training and self.drop:
@@ -202,13 +202,13 @@ class ConvNeXtBlock(nn.Module):
         return frames
 
     def _kept(self, y: Tensor, num_frames: int) -> Tensor:
-        """For each frame 0 if its clip leaves the block out, else what keeps the mean: [N*T, 1, 1, 1]."""
+        """Stochastic depth: 0 for the frames of a clip that skips the block, else 1 / (1 - drop): [N*T, 1, 1, 1]."""
         kept = y.new_empty(y.shape[0] // num_frames, 1).bernoulli_(1 - self.drop) / (1 - self.drop)
         return kept.expand(-1, num_frames).reshape(-1, 1, 1, 1)
 
 
 def _over_channels(norm: nn.LayerNorm, frames: Tensor) -> Tensor:
-    """A norm over the channels of each pixel: frames [N*T, C, H, W] -> the same."""
+    """Apply a norm over the channels of each pixel: frames [N*T, C, H, W] -> the same shape."""
     pixels: Tensor = norm(frames.permute(0, 2, 3, 1))
     return pixels.permute(0, 3, 1, 2)
 

@@ -1,12 +1,12 @@
-"""Weights: saving and loading a trained model, reading other people's weight files, their names made ours.
+"""Weights: save and load trained models, read other weight files, and convert released names to ours.
 
 A trained model is a folder with two files:
 
     model.safetensors   the weights: numbers only, no code
-    model.json          what they are the weights of (``ModelCard``), and the SHA-256 of model.safetensors
+    model.json          the description of the model (``ModelCard``), and the SHA-256 of model.safetensors
 
-Each is written whole or not at all, model.json last, so a folder with a model.json that fits is complete. Weights
-are loaded name for name: what may differ is named by the caller, everything else is an error.
+Each file is written atomically, model.json last, so a folder whose model.json has the right SHA-256 is complete.
+Weights are loaded strictly by name: the caller names those that may differ, any other difference is an error.
 """
 
 from __future__ import annotations
@@ -40,48 +40,48 @@ _FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelCard:
-    """What weights are the weights of."""
+    """The description of trained weights: network, classes, clips, metrics and origin."""
 
     model: str
-    """The network, by the name ``create_model`` knows."""
+    """Name of the network, for ``create_model``."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of ``create_model`` besides the number of classes: plain values, as JSON has them."""
+    """Arguments of ``create_model`` besides the number of classes, as JSON values."""
     labels: tuple[str, ...]
     """Names of the classes, in the order of the logits."""
     head_sizes: dict[str, int] = field(default_factory=dict)
-    """Where several things are said of a video: their names ("verb", "noun") and the number of classes of each, whose
-    logits lie side by side. Empty: one thing is said."""
+    """Several classification heads: their names ("verb", "noun") and numbers of classes; their logits are concatenated.
+    Empty: one head."""
     thresholds: tuple[float, ...] = ()
-    """Where a video may have several labels, or none: the probability from which on it has each of them. Empty: it has
-    just one."""
+    """Multi-label models: for each label the least probability at which a video has it. Empty: a video has exactly one
+    label."""
     clip: ClipSpec
     """Which frames of a video the network expects, and how large."""
     typical_seconds: float | None = None
-    """How long the videos that it was trained on last, as their median. None: the clips say it, or nobody knows."""
+    """Median duration of the training videos. None: the clips determine it, or it is unknown."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What was measured, by name: accuracies in [0, 1]."""
+    """Measured metrics by name: accuracies in [0, 1]."""
     trained_from: str
-    """What the weights were before training, in words."""
+    """The weights before training, in words."""
     made_by: str | None = None
     """The command that makes these weights again."""
     license: str | None = None
-    """Under which terms they may be used, as an SPDX identifier or in words."""
+    """The license, as an SPDX identifier or in words."""
 
 
 # -- a trained model --------------------------------------------------------------------------------------------------
 
 
 def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:
-    """Write a model to a folder, so that ``load_model`` gives it back.
+    """Write a model and its card to a folder, for ``load_model``.
 
     Raises:
-        CheckpointError: the model is not the one that the card describes, or has weights that are not numbers.
+        CheckpointError: the model is not the one that the card describes, or has weights that are not finite.
     """
     save_weights(folder, model.state_dict(), card)
 
 
 def save_weights(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -> None:
-    """As ``save_model``, from a model's state dict."""
+    """Write a state dict and its card to a folder; as ``save_model``."""
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     differences = _differences(_skeleton(card), weights)
     if differences:
@@ -95,7 +95,7 @@ def save_weights(folder: Path, weights: Mapping[str, Tensor], card: ModelCard) -
 
 
 def save_thresholds(folder: Path, thresholds: tuple[float, ...]) -> None:
-    """Note in a saved model's card from which score on each class is said of a video; the weights stay as they are.
+    """Set the thresholds of a multi-label model in its saved card; the weights are not changed.
 
     Raises:
         CheckpointError: the card is missing or damaged.
@@ -106,7 +106,7 @@ def save_thresholds(folder: Path, thresholds: tuple[float, ...]) -> None:
 
 
 def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
-    """Build the model that ``save_model`` wrote, in evaluation mode, on the CPU.
+    """Load a model of ``save_model``, in evaluation mode, on the CPU.
 
     Raises:
         CheckpointError: a file is missing, damaged, of another version, or does not fit the other; the message names
@@ -123,7 +123,7 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
     weights = _parse_safetensors(file, data)
     _check_finite(weights, repr(str(file)))
     try:
-        # First without memory, so that a card that asks for a vast network cannot have it.
+        # First on the "meta" device, so that a card cannot make us allocate a vast network.
         differences = _differences(_skeleton(card), weights)
         if differences:
             raise CheckpointError(
@@ -132,7 +132,7 @@ def load_model(folder: Path) -> tuple[nn.Module, ModelCard]:
         model = create_model(card.model, num_classes=len(card.labels), num_frames=card.clip.num_frames, **card.options)
     except CheckpointError:
         raise
-    except Exception as error:  # what values that nobody has tried lead to has no end of names
+    except Exception as error:  # unusual options can raise any type of error
         raise CheckpointError(f"{str(folder / CARD_FILE)!r}: {error}; update tada, or {_RENEW}") from error
     model.load_state_dict(weights)
     return model.eval(), card
@@ -142,14 +142,14 @@ _RENEW = "copy or download the folder again, or train anew"
 
 
 BEST_PACKAGED = "tada2d_tiny_motion"
-"""The weights that `tada predict` and ``tada.predict`` ask where no model is named."""
+"""The weights that `tada predict` and ``tada.predict`` use where no model is named."""
 
 
 def packaged(name: str) -> Path:
     """The folder of weights that ship with tada, for ``load_model``.
 
     Raises:
-        UnknownNameError: none of that name ship.
+        UnknownNameError: no weights of this name ship.
     """
     if name not in packaged_names():
         raise UnknownNameError.of("set of weights that ships with tada", name, packaged_names())
@@ -167,7 +167,7 @@ def _packaged_folder() -> Path:
 
 
 def _skeleton(card: ModelCard) -> nn.Module:
-    """The card's network with names and shapes, but without memory for its weights."""
+    """The card's network on the "meta" device: names and shapes, but no memory for weights."""
     with torch.device("meta"):
         return create_model(card.model, num_classes=len(card.labels), num_frames=card.clip.num_frames, **card.options)
 
@@ -191,16 +191,16 @@ def _read_card(file: Path) -> tuple[ModelCard, str]:
 
 
 def write_card(card: ModelCard, **more: Any) -> str:
-    """A card as JSON, with more entries beside its own."""
+    """A card as JSON, with the extra entries ``more``."""
     about = {"format": _FORMAT, "tada": metadata.version("tada-video"), **more, **asdict(card)}
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
 
 
 def parse_card(file: Path, text: str | bytes) -> tuple[ModelCard, dict[str, Any]]:
-    """Read what ``write_card`` wrote into a file: the card, and all entries.
+    """Parse the text of ``write_card``, read from ``file``: the card, and all entries.
 
     Raises:
-        CheckpointError: it is damaged, of another version, or nothing that tada has written.
+        CheckpointError: it is damaged, of another version, or was not written by tada.
     """
     try:
         about = parse_json(text)
@@ -213,7 +213,7 @@ def parse_card(file: Path, text: str | bytes) -> tuple[ModelCard, dict[str, Any]
             f"{str(file)!r} has format {about['format']}, from tada {about.get('tada')}; this tada reads format "
             f"{_FORMAT}: update it"
         )
-    if "licence" in about:  # as it was spelled before
+    if "licence" in about:  # the spelling of earlier versions
         about["license"] = about.pop("licence")
     try:
         names = {entry.name for entry in fields(ModelCard)}
@@ -237,7 +237,7 @@ def read_bytes(file: Path, max_bytes: int | None = None) -> bytes:
     """Read a regular file.
 
     Raises:
-        CheckpointError: there is none, it is empty or larger than that, or cannot be read.
+        CheckpointError: it is missing, empty, larger than ``max_bytes``, or cannot be read.
     """
     with _open(file, max_bytes) as opened:
         return opened.read()
@@ -265,11 +265,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a weight file, by name: .safetensors, or a state dict in .pth, .pyth or .pt.
 
     A training checkpoint that holds its model's state dict as "model_state", "state_dict" or "model" is unwrapped, and
-    the "module." that data-parallel training puts before every name is taken away. Nothing in a file is executed: a
-    pickle that needs more than tensors and plain values is refused.
+    the prefix "module." of data-parallel training is removed. No code in a file is executed: a pickle of more than
+    tensors and plain values is refused.
 
     Raises:
-        CheckpointError: a file that is none of these, is damaged or unsafe, or has weights that are not numbers.
+        CheckpointError: the file is none of these, is damaged or unsafe, or has weights that are not finite.
     """
     if path.suffix.lower() == ".safetensors":
         content: Any = _parse_safetensors(path, read_bytes(path))
@@ -281,7 +281,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "unpack it and give the file in it"
         )
     weights = _state_dict(path, content)
-    # A tensor of a few bytes can claim any shape (with stride 0), and fills the memory as soon as it is copied.
+    # A tensor of a few bytes can claim any shape (by stride 0), and would fill the memory when it is copied.
     claimed, size = sum(value.numel() * value.element_size() for value in weights.values()), path.stat().st_size
     if claimed > size:
         raise CheckpointError(f"{str(path)!r} has {size} bytes but claims tensors of {claimed}; {_UNSAFE}")
@@ -310,7 +310,7 @@ def _unpickle(file: Path) -> Any:
             return torch.load(opened, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # what the bytes of a damaged or hostile file lead to has no end of names
+    except Exception as error:  # a damaged or hostile file can raise any type of error
         raise CheckpointError(
             f"{str(file)!r} holds more than tensors and plain values, which could run code, or it is damaged "
             f"({type(error).__name__}); download it again, or, where you trust it, save its state dict alone"
@@ -339,27 +339,27 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def restore(model: nn.Module, weights: Mapping[str, Tensor], *, fresh: tuple[str, ...] = ()) -> None:
-    """Copy ``weights`` into ``model``, name for name.
+    """Copy ``weights`` into ``model`` by name, strictly.
 
     Args:
-        fresh: beginnings of names that keep the model's own values, whether ``weights`` has them or not.
+        fresh: prefixes of names that keep the model's own values, whether ``weights`` has them or not.
 
     Raises:
-        CheckpointError: other names or shapes; nothing has been copied then.
+        CheckpointError: names or shapes differ; the model is then unchanged.
     """
     check_fits(model, weights, fresh=fresh)
     model.load_state_dict({name: v for name, v in weights.items() if not name.startswith(fresh)}, strict=not fresh)
 
 
 def check_fits(model: nn.Module, weights: Mapping[str, Tensor], *, fresh: tuple[str, ...] = ()) -> None:
-    """Raise CheckpointError where ``restore`` would; a model on the device "meta" serves, which takes no memory."""
+    """Raise CheckpointError where ``restore`` would; the model may be on the "meta" device."""
     differences = _differences(model, weights, fresh)
     if differences:
-        raise CheckpointError(f"{differences}; give weights of this network, or name what should stay as it is")
+        raise CheckpointError(f"{differences}; give weights of this network")
 
 
 def _differences(model: nn.Module, weights: Mapping[str, Tensor], fresh: tuple[str, ...] = ()) -> str:
-    """In words, and in one line; empty if there are none."""
+    """The differences of names and shapes, in one line; empty if there are none."""
     want = {name: tuple(v.shape) for name, v in model.state_dict().items() if not name.startswith(fresh)}
     have = {name: tuple(v.shape) for name, v in weights.items() if not name.startswith(fresh)}
     wrong = sorted(name for name in want | have if want.get(name) != have.get(name))
@@ -383,7 +383,7 @@ def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
     broken = [name for name, v in weights.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if broken:
         raise CheckpointError(
-            f"{where} has weights that are not finite numbers: {listed(broken, quote=False)}; training went astray: go "
+            f"{where} has weights that are not finite numbers: {listed(broken, quote=False)}; training diverged: go "
             "back to an earlier state, and lower the learning rate"
         )
 
@@ -392,16 +392,15 @@ def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
 
 
 def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Turn the names and shapes of the authors' released TAda2D or TAdaConvNeXt weights into ours.
+    """Convert the names and shapes of the authors' released TAda2D or TAdaConvNeXt weights to ours.
 
-    There, every kernel is that of a convolution over frames, rows and columns ([D, C, 1, k, k], a TAdaConv's
-    [1, 1, D, C, k, k]); here the sides of length one are gone.
+    The released kernels are 3-D ([D, C, 1, k, k], a TAdaConv's [1, 1, D, C, k, k]); here dimensions of 1 are removed.
 
     Returns:
         The model's name, to be built with as many classes as ``head.weight`` has rows, and its weights.
 
     Raises:
-        CheckpointError: names that a released network does not have, or has and are missing here.
+        CheckpointError: names are missing, or are none of a released network's.
     """
     name = network_of(state_dict)
     weights = {name_here(name): value for name, value in state_dict.items()}
@@ -418,5 +417,5 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, 
 
 
 def without_ones(tensor: Tensor) -> list[int]:
-    """A shape as those compare it who write [C, 1, 1] for [C], and 1x1 kernels for layers."""
+    """A shape without dimensions of 1: [C, 1, 1] equals [C], and a 1x1 kernel equals a linear layer's weight."""
     return [side for side in tensor.shape if side != 1]

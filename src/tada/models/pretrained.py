@@ -3,8 +3,8 @@
 A source is the folder of a run, a file of weights, or ``hf-hub:OWNER/NAME``. It may hold
 
 - a network of ours, or a released one: everything but the classifier is taken, and must fit;
-- an image network of the same shape, a ResNet (torchvision's names, which are timm's) or a ConvNeXt (torchvision's, timm's
-  or the authors'): its kernels and norms are taken one for one. Weights that an image network does not have keep
+- an image network of the same shape, a ResNet (torchvision's names, which are timm's) or a ConvNeXt (torchvision's,
+  timm's or the authors'): its kernels and norms are taken one for one. Weights that an image network does not have keep
   their initialization: routing functions return 1, and pooled norms 0. So at first the network computes for each frame
   what the image network computes.
 

@@ -109,8 +109,8 @@ class TAdaConvNeXt(nn.Module):
     def _initialize(self) -> None:
         """Initialize the weights for training from scratch.
 
-        Kernels and linear layers: normal, std 0.02, truncated at two std; biases 0. Norms: 1 and 0. Routing functions: as
-        PyTorch draws them, their last layers 0.
+        Kernels and linear layers: normal, std 0.02, truncated at two std; biases 0. Norms: 1 and 0. Routing functions:
+        as PyTorch draws them, their last layers 0.
         """
         routing = {layer for module in self.modules() if isinstance(module, Routing) for layer in module.modules()}
         for module in self.modules():

@@ -76,7 +76,7 @@ class Processes:
     """The processes of a command, one for each device."""
 
     machine: Machine
-    """The requested devices."""
+    """The options that they were started with."""
     rank: int
     """The rank of this process, from 0."""
     devices: int

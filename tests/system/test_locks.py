@@ -156,7 +156,7 @@ def test_a_folder_that_vanishes_meanwhile(name: str, message: str, tmp_path: Pat
 
 @pytest.fixture
 def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "_lock", lambda descriptor: None)
+    monkeypatch.setattr(locks, "_try_lock", lambda descriptor: None)
 
 
 def write_lock(folder: Path, holder: Holder) -> None:

@@ -1,4 +1,4 @@
-"""Answers of `tada predict` and `localize`, printed as soon as they are known: as rows, JSON, CSV or subtitles."""
+"""Print the answers of `tada predict` and `localize` one by one: as a table, JSON, CSV or subtitles."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form(Generic[Answer]):
-    """How answers are printed."""
+    """An output format of answers."""
 
     text: Callable[[Answer], str]
-    """Of an answer, whole lines."""
+    """An answer -> whole lines."""
     head: str = ""
-    """Before the first answer."""
+    """Printed before the first answer."""
     starts: tuple[str, str] = ("", "")
-    """Before the first answer, and before each of the others."""
+    """Prefix of the first answer, and of each later one."""
     tail: str = ""
-    """After the last one."""
+    """Printed after the last answer."""
 
 
 class Answers(Generic[Answer]):
-    """Prints answers one by one, and at the end what makes the whole valid, also where it ends early.
+    """Prints answers one by one, and at the end, also an early one, what makes the output valid (such as "]").
 
     ``add`` and ``end`` may be called from different threads.
     """
 
     def __init__(self, form: str) -> None:
-        """Nothing is printed yet.
+        """Create it without printing.
 
         Args:
             form: the value of --format.
         """
         self.count = 0
-        """How many were printed."""
+        """Answers printed so far."""
         self._kind = form
         self._form: Form[Answer] | None = None
         self._is_ended = False
         self._lock = threading.Lock()
 
     def begin(self, form: Form[Answer]) -> None:
-        """Answers will come in this form. Its head is printed with the first, so that none stands above an error."""
+        """Set the format. Its head is printed with the first answer, so that an error has no heading above it."""
         self._form = form
 
     def add(self, answer: Answer) -> None:
@@ -64,7 +64,7 @@ class Answers(Generic[Answer]):
                 self.count += 1
 
     def end(self) -> None:
-        """Print what stands at the end; nothing is printed after it."""
+        """Print the tail; later answers are not printed."""
         with self._lock:
             if not self._is_ended:
                 self._is_ended = True
@@ -79,7 +79,7 @@ class Answers(Generic[Answer]):
 
 
 def json_form(as_dict: Callable[[Answer], dict[str, Any]]) -> Form[Answer]:
-    """A JSON list. Its commas stand at the beginning of lines: whether another answer follows is not known before."""
+    """A JSON list. Commas are at the beginning of lines, since it is not known whether another answer follows."""
 
     def text(answer: Answer) -> str:
         return indent(json.dumps(as_dict(answer), indent=2), "  ")[2:] + "\n"
@@ -88,30 +88,29 @@ def json_form(as_dict: Callable[[Answer], dict[str, Any]]) -> Form[Answer]:
 
 
 def json_lines(as_dict: Callable[[Answer], dict[str, Any]]) -> Form[Answer]:
-    """A line of JSON for each answer."""
+    """JSON Lines: one line of JSON for each answer."""
     return Form(text=lambda answer: json.dumps(as_dict(answer)) + "\n")
 
 
 def csv_form(csv: Callable[[Sequence[Answer]], str]) -> Form[Answer]:
-    """Rows of CSV; ``csv`` writes those of some answers below the names of the columns."""
+    """CSV; ``csv`` returns the header and the rows of some answers."""
     head = csv([])
     return Form(text=lambda answer: csv([answer]).removeprefix(head), head=head)
 
 
 class Columns:
-    """Rows of a table, one after the other: names first, then columns of numbers, then all the rest of the line.
+    """Formats the rows of a table: a name, then columns of numbers, then a last column of any length.
 
-    At a terminal names are cut in the middle where they would leave too little room, and what does not fit into the
-    last column goes on below it. In a file or a pipe nothing is cut.
+    On a terminal, long names are cut in the middle, and the last column is wrapped. In a file or a pipe nothing is cut.
     """
 
     def __init__(self, headings: Sequence[str], names: Sequence[str], widths: Sequence[int]) -> None:
-        """Nothing is printed yet.
+        """Compute the widths of the columns.
 
         Args:
-            headings: of all columns.
-            names: all that may come to stand in the first column.
-            widths: of the columns of numbers, in characters.
+            headings: headings of all columns.
+            names: all names that may appear in the first column.
+            widths: widths of the columns of numbers, in characters.
         """
         from rich.cells import cell_len
 
@@ -125,9 +124,9 @@ class Columns:
         return self.row(name, numbers, [last])
 
     def row(self, name: str, numbers: Sequence[str], items: Sequence[str]) -> str:
-        """A row: one line, or several at a narrow terminal. ``items`` stand beside each other in the last column.
+        """A row: one line, or several on a narrow terminal. ``items`` are side by side in the last column.
 
-        Without numbers they begin where these would.
+        Without numbers they begin in the first column of numbers.
         """
         from rich.cells import cell_len, set_cell_size
 

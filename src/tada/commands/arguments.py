@@ -1,6 +1,6 @@
-"""What commands of several chapters share: arguments, and how they say which videos were left out.
+"""Arguments and checks that several commands share, and the report of videos that failed.
 
-Each chapter has its ``COMMANDS``. Nothing heavy is imported at the top of these files: ``tada --help`` reads them all.
+Nothing heavy is imported at the top of the files in this room: ``tada --help`` imports them all.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from tada.video.inputs import VideoSource
 
 Command = tuple[Callable[[ArgumentParser], None], Callable[[Namespace], int]]
-"""What adds a command's arguments, and what runs it and returns the exit code. The docstring of the latter is its help;
-`tada --help` shows the first line."""
+"""A function that adds the command's arguments, and one that runs it and returns the exit code. The docstring of the
+second is the command's help; `tada --help` shows its first line."""
 
 
 def add_data(parser: ArgumentParser, name: str = "data", *, optional: bool = False, purpose: str = "") -> None:
-    """Add the data, as an argument or, if ``name`` begins with dashes, an option; and what goes with them."""
+    """Add DATA, as an argument or, if ``name`` begins with dashes, an option; and --videos and --fold."""
     maybe: dict[str, Any] = {"default": None} if optional else {}
     if optional and not name.startswith("--"):
         maybe["nargs"] = "?"
@@ -105,23 +105,23 @@ def rate_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed:
 
 
 def data_options(options: Namespace) -> str:
-    """How the same data are named again, behind DATA."""
+    """The options after DATA that name the same data again."""
     return said_again(options, {"videos": None, "fold": 1})
 
 
 def said_again(options: Namespace, defaults: Mapping[str, Any]) -> str:
-    """The options that were given other values than these, as they are given again: " --num-workers 0"."""
+    """The options whose values differ from ``defaults``, as they are typed: " --num-workers 0"."""
     given = {name: options[name] for name, default in defaults.items() if options[name] != default}
     return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given.items())
 
 
 class RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is not typed
-    """``--recipe NAME``: the fields of a recipe that comes with tada, or of a YAML file."""
+    """``--recipe NAME``: read the fields of a recipe that comes with tada, or of a YAML file."""
 
     task: Task = "recognition"
-    """Whose recipes."""
+    """The task of the named recipes."""
     kind: type = Recipe
-    """What they are."""
+    """The dataclass of their fields."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         try:
@@ -249,7 +249,7 @@ def _is_footage(path: Path) -> bool:
 
 
 def say_aside(line: str) -> None:
-    """Say what is worth knowing beside the answer, on standard error."""
+    """Print a note on standard error, apart from the results."""
     print(printable(f"tada: {line}"), file=sys.stderr)
 
 
@@ -258,7 +258,7 @@ def add_workers(parser: ArgumentParser) -> None:
 
 
 def add_windows(parser: ArgumentParser) -> None:
-    """Which clips of an untrimmed video have a feature: ``--window-seconds`` and ``--stride-seconds``."""
+    """Add the options of sliding windows over untrimmed videos: ``--window-seconds`` and ``--stride-seconds``."""
     parser.add_argument("--window-seconds", type=float | None, default=None, help="what a feature's clip spans")
     parser.add_argument("--stride-seconds", type=float | None, default=None, help="from one feature to the next")
 
@@ -268,10 +268,10 @@ def add_device(parser: ArgumentParser) -> None:
 
 
 def check_new(places: Iterable[Path], *, overwrite: bool) -> None:
-    """Refuse, before the work, to write where something is already.
+    """Refuse, before the work, to write where a file or folder exists.
 
     Raises:
-        UserError: it is there, and not to be replaced.
+        UserError: one exists, and ``overwrite`` is false.
     """
     for place in places:
         if place.exists() and not overwrite:
@@ -279,10 +279,10 @@ def check_new(places: Iterable[Path], *, overwrite: bool) -> None:
 
 
 def video_files(folder: Path | None, videos: Sequence[str], *, overwrite: bool) -> dict[str, Path]:
-    """Where the copy of each video goes, by ``--save-video``; none without a folder.
+    """The file of each video's copy, for ``--save-video``; empty without a folder.
 
     Raises:
-        UserError: a file is there, and not to be replaced; or it is the video itself.
+        UserError: a file exists, and ``overwrite`` is false; or it is the video itself.
         OutputError: the folder cannot be written.
     """
     if folder is None:
@@ -301,7 +301,7 @@ class _Answer(Protocol):
 
 
 def save_video(answer: _Answer, file: Path, *, overwrite: bool) -> list[str]:
-    """Write the copy of a video with the answer drawn in; what is wrong with the video, if it cannot be."""
+    """Write a copy of a video with the answer drawn in; return the error as a list, empty if there is none."""
     with warnings.catch_warnings(record=True) as told, Work(f"writing {file.name}", 1.0) as work:
         warnings.simplefilter("always")
         try:
@@ -314,10 +314,10 @@ def save_video(answer: _Answer, file: Path, *, overwrite: bool) -> list[str]:
 
 
 def picture_files(folder: Path | None, videos: Sequence[str]) -> dict[str, Path]:
-    """Where the picture of each video goes; none without a folder. That it can be written is tried.
+    """The file of each video's picture, for ``--plots``; empty without a folder. Checks that it can be written.
 
     Raises:
-        OptionError: a file is there that is no picture of tada's.
+        OptionError: a file exists that is no picture of tada's.
         OutputError: the folder cannot be written.
     """
     if folder is None:
@@ -334,13 +334,13 @@ def picture_files(folder: Path | None, videos: Sequence[str]) -> dict[str, Path]
 
 @contextmanager
 def reported(report: Callable[[], None]) -> Iterator[None]:
-    """Print at the end of the block what is known then, also where an interruption or a failure has ended it."""
+    """Call ``report`` once at the end of the block, also after an interruption or a failure."""
     reporting = threading.Lock()
 
     def once() -> None:
         if reporting.acquire(blocking=False):
             report()
-            print(end="", flush=True)  # also where there is no standard output
+            print(end="", flush=True)  # raises here where standard output cannot be written
 
     with last_chance(once):
         try:
@@ -350,10 +350,10 @@ def reported(report: Callable[[], None]) -> Iterator[None]:
 
 
 def report_failures(outcome: str, failures: Iterable[str]) -> int:
-    """Say which videos were left out, and why.
+    """Print which videos failed, and why.
 
     Returns:
-        The exit code: 0, or 1 where there were any.
+        The exit code: 0, or 1 where there were failures.
     """
     messages = list(failures)
     if is_first_process():

@@ -1,8 +1,8 @@
-"""The command line: reads arguments, calls the library, prints what came of it.
+"""The command line: parse the arguments, run the command, and print its result or its error.
 
 Exit codes: 0 done; 1 done in part (some videos could not be read, something is missing), or a file could not be read or
-written, said in one line; 2 a mistake in what was asked, said in one line; 130 interrupted (Ctrl-C); 143 told to end by
-SIGTERM, 129 because the terminal was closed. A traceback is a fault of ours.
+written, told in one line; 2 a mistake of the user, told in one line; 130 interrupted (Ctrl-C); 143 ended by SIGTERM;
+129 the terminal was closed. A traceback is a bug of ours.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ COMMANDS: dict[str, Command] = {
     **library.COMMANDS,
     "completion": (_completion_arguments, _completion),
 }
-"""By their names, in which a space is a dash."""
+"""Commands by name, with a dash for a space: "localize-train"."""
 
 _CHAPTERS = {
     "what happens in videos": {**recognizers.COMMANDS, **recognition.COMMANDS},
@@ -72,18 +72,18 @@ _CHAPTERS = {
     "when it happens": {**localization.COMMANDS, **localizers.COMMANDS},
     "models and this machine": {**library.COMMANDS, "completion": COMMANDS["completion"]},
 }
-"""As ``tada --help`` lists them."""
+"""Commands under the headings of ``tada --help``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code says how it went."""
+    """Run a command, and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     with told_output(), watching(), carrying_out(arguments):
         accept_all_names()
         try:
             return _run(arguments)
         except BaseException as error:
-            # What is raised after a signal came of it: work that was torn apart says many things.
+            # After a signal, any exception comes from the interruption.
             if not isinstance(error, KeyboardInterrupt) and told() is None:
                 raise
             return say_last_words()
@@ -106,7 +106,7 @@ def _run(arguments: Sequence[str]) -> int:
         else:
             run = COMMANDS[parsed.command][1]
             code = run(parsed[parsed.command])
-        print(end="", flush=True)  # here, where the disk may be full
+        print(end="", flush=True)  # a failed write (a full disk) raises here
         return code
     except ArgumentError as error:
         message = in_arguments(error, typed, of_command) if typed else no_such_option(error)
@@ -121,14 +121,14 @@ def _run(arguments: Sequence[str]) -> int:
     except OSError as error:
         if told() is not None:
             raise
-        message, code = _of_the_machine(error), 1
-    if is_first_process():  # the others meet the same mistake
+        message, code = _describe_os_error(error), 1
+    if is_first_process():  # the other ranks have the same error
         print(f"tada: {printable(message)}", file=sys.stderr)
     return code
 
 
-def _of_the_machine(error: OSError) -> str:
-    """An error of a file or a connection, in a line: no code of ours could have avoided it."""
+def _describe_os_error(error: OSError) -> str:
+    """The error of a file or a connection in one line; it is no bug of ours."""
     reason = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
     if isinstance(error, PermissionError):
         reason += "; give this user the rights to it, and to the folders above it"
@@ -139,8 +139,8 @@ def _of_the_machine(error: OSError) -> str:
 
 
 def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    """That of all, and each command's own."""
-    # Values are tried as YAML first. Names of files whose bytes are no UTF-8 are none, which is no reason to stop.
+    """The parser of the program, and the parsers of the commands by name."""
+    # jsonargparse parses each value as YAML first, and fails on file names that are no UTF-8 unless told to go on.
     set_loader("yaml", get_loader("yaml"), (YAMLError, UnicodeEncodeError))
     parser = ProgramParser(
         prog="tada",
@@ -170,10 +170,10 @@ def _parsers() -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
 
 
 def _typed(words: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> Typed:
-    """The command, and what stands behind it.
+    """The typed command and its arguments.
 
     Raises:
-        UserError: there is no such command, or a file's name is taken for an option.
+        UserError: there is no such command, or a file name looks like an option.
     """
     if words[0] not in of_command:
         raise UserError(unknown_command(words[0], list(of_command)))

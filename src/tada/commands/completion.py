@@ -1,4 +1,4 @@
-"""Completion of commands, options and files in a shell, as a script that shtab writes from the parsers."""
+"""Shell completion of commands, options and files: a script that shtab writes from the parsers."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Shell = Literal["bash", "zsh", "fish"]
 
 
 def completion_script(shell: Shell, of_command: Mapping[str, ArgumentParser], purposes: Mapping[str, str]) -> str:
-    """The script for a shell.
+    """The completion script for a shell.
 
     Args:
-        of_command: the parsers of the commands, by names in which a space is a dash.
-        purposes: what each command does, in a line.
+        of_command: the parsers of the commands, by name with a dash for a space.
+        purposes: the one-line help of each command.
     """
     import shtab
 
@@ -43,7 +43,7 @@ def completion_script(shell: Shell, of_command: Mapping[str, ArgumentParser], pu
 
 
 def _fill(own: argparse.ArgumentParser, parser: ArgumentParser) -> None:
-    """Give a plain parser the arguments of one of ours: their names as they are typed, and what may stand there."""
+    """Copy the arguments of one of our parsers to a plain one for shtab, with names as typed, choices and files."""
     import shtab
 
     for action in parser._actions:

@@ -1,4 +1,4 @@
-"""Data sets, before they are learned from: ``tada check`` and ``prepare``."""
+"""Commands on data sets before training: ``tada check`` and ``prepare``."""
 
 from __future__ import annotations
 

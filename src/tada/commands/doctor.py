@@ -1,4 +1,4 @@
-"""What this machine has for tada, what it lacks, and the command that mends it."""
+"""Checks of `tada doctor`: what tada needs on this machine, what is missing, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from tada.video.reader import open_video
 from tada.video.writer import write_video
 
 DECODERS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mjpeg")
-"""Codecs that videos of the usual data sets have."""
+"""Codecs of the videos in common data sets."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     fine: bool
     found: str
-    """What is there."""
+    """What was found."""
     remedy: str = ""
-    """The command that mends it, where something is missing."""
+    """The command that installs or repairs it, where something is missing."""
     optional: bool = False
     """Whether tada works without it."""
 
 
 def examine() -> list[Check]:
-    """Look at versions, devices, codecs, and at a video written and read back."""
+    """Check versions, devices and codecs, and write and read a video."""
     return [
         Check(name="python", fine=True, found=f"{platform.python_version()} on {platform.platform()}"),
         *(_package(name) for name in ("tada-video", "torch", "lightning", "av", "safetensors", "torchmetrics")),

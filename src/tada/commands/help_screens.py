@@ -1,8 +1,7 @@
-"""Help as it is shown: the options that matter on one screen, all of them by topic, everything in plain words.
+"""Help screens: --help shows the main options, --help-all all options by topic, in plain words.
 
-What an option is for stands where the option is defined: beside ``add_argument``, or below a field of a recipe. Here it
-becomes a line: fields are called as they are typed ("--batch-size"), types are words, defaults are told where there are
-any.
+The text of an option is where the option is defined: in ``add_argument``, or below a field of a recipe. Here it is
+formatted: fields are named as they are typed ("--batch-size"), types in words, and defaults are added.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ class CommandParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is no
     """The parser of one command, with its help."""
 
     first: Mapping[str, str | None] = {}
-    """The options of the short help, by the place of their values, with a shorter text where theirs is long; empty: all
-    options are shown at once."""
+    """The options of the short help by ``dest``, with a shorter text where theirs is long; empty: the short help has
+    all options."""
     topics: Mapping[str, Sequence[str]] = {}
-    """The other options by topic, as patterns of the places of their values; the last takes all that are left."""
+    """The other options by topic, as patterns of ``dest``; the last topic should match all that are left."""
     inner: Mapping[str, str] = {}
-    """Commands inside this one, as they are typed, with what they do."""
+    """Commands inside this one, as they are typed -> their one-line help."""
 
     def add_help_all(self) -> None:
         """Add --help-all."""
-        # jsonargparse forgets for a while, as it parses, what is required.
+        # While it parses, jsonargparse resets ``required``, so it is noted here.
         self._required = [a for a in self._actions if a.option_strings and a.required and "." not in a.dest]
         topics = list(self.topics)
         example = f"; one topic: --help-all {topics[0]}" if topics else ""
@@ -57,7 +56,7 @@ class CommandParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is no
         return self.screen()
 
     def screen(self, topic: str | None = None, *, all_of_it: bool = False) -> str:
-        """Help on the options that matter, on all of them, or on one topic."""
+        """Help on the main options, on all of them, or on one topic."""
         screen = _Screen(self)
         screen.add_usage(_usage(self), [], [])
         if topic is None:
@@ -94,13 +93,13 @@ class CommandParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is no
 
 
 class ProgramParser(ArgumentParser):  # type: ignore[misc]  # as above
-    """The parser of all commands, whose help lists them."""
+    """The parser of the program, whose help lists the commands."""
 
     chapters: Mapping[str, Mapping[str, str]] = {}
-    """Commands as they are typed, with what they do, under headings."""
+    """Heading -> commands as they are typed -> their one-line help."""
 
     def format_help(self) -> str:
-        """The commands."""
+        """The list of commands."""
         screen = _Screen(self)
         screen.add_usage("tada COMMAND ...", [], [])
         screen.add_text(self.description)
@@ -111,7 +110,7 @@ class ProgramParser(ArgumentParser):  # type: ignore[misc]  # as above
 
 
 class _HelpAll(argparse._HelpAction):
-    """``--help-all``, of one topic where it is named."""
+    """``--help-all [TOPIC]``: print the help on all options, or on one topic."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -127,14 +126,14 @@ class _HelpAll(argparse._HelpAction):
 
 
 class _Row(argparse.Action):
-    """A line that is no option: a command."""
+    """A row of a help screen that is no option: a command."""
 
     def __init__(self, name: str, text: str) -> None:
         super().__init__(option_strings=[], dest=name, metavar=name, help=text)
 
 
 class _Screen(argparse.HelpFormatter):
-    """How argparse lays help out, with our words."""
+    """argparse's formatter, with our texts."""
 
     def __init__(self, parser: ArgumentParser) -> None:
         width = min(shutil.get_terminal_size().columns - 2, _WIDEST)
@@ -167,7 +166,7 @@ class _Screen(argparse.HelpFormatter):
 
 
 def options_of(parser: ArgumentParser) -> list[argparse.Action]:
-    """The options of a command, without those that show help."""
+    """The options of a command, without --help and --help-all."""
     return [
         action
         for one in parser._actions
@@ -180,7 +179,7 @@ def options_of(parser: ArgumentParser) -> list[argparse.Action]:
 
 
 def _fields(action: argparse.Action) -> list[argparse.Action]:
-    """An option whose value is a mapping of fields, field by field; any other as it is."""
+    """Split an option whose value is a dataclass into options of its fields; return any other unchanged."""
     kind = next((part for part in get_args(type_of(action)) if is_dataclass(part)), None)
     if kind is None or action.dest.endswith(".help"):
         return [action]
@@ -204,12 +203,12 @@ def _positional(action: argparse.Action) -> str:
 
 
 def _name(action: argparse.Action) -> str:
-    """The option as help calls it: by the name that people know."""
+    """The name of an option in help: its first one, but --device for ``accelerator``."""
     return dashed(action.option_strings[-1 if action.dest == "accelerator" else 0])
 
 
 def _value(action: argparse.Action) -> str:
-    """What stands for an option's value: "NUMBER", "a|b"."""
+    """The placeholder of an option's value: "NUMBER", "a|b"."""
     if action.nargs == 0 or isinstance(action, argparse._HelpAction) or action.dest == "print_config":
         return ""
     own = action.metavar if isinstance(action.metavar, str) else ""
@@ -234,14 +233,14 @@ def _value(action: argparse.Action) -> str:
 
 
 def choices_of(action: argparse.Action) -> list[str]:
-    """What an option's value is one of, if it is."""
+    """The choices of an option's value; empty where any value is allowed."""
     hint = type_of(action)
     parts = [part for part in (hint, *get_args(hint)) if get_origin(part) is Literal]
     return [str(choice) for part in parts for choice in get_args(part)]
 
 
 def in_words(action: argparse.Action, parser: ArgumentParser) -> str:
-    """What an option is for, in a line: with its default, if it has one, and its other names."""
+    """The help text of an option in one line, with its default and its other names."""
     text = " ".join((action.help or "").split()).replace("``", "")
     text = text if text.endswith("...") else text.removesuffix(".")
     dests = sorted((a.dest for a in parser._actions if a.option_strings), key=len, reverse=True)
@@ -278,7 +277,7 @@ def _in_words(default: Any) -> str:
 
 
 def _with_text(action: argparse.Action, text: str | None) -> argparse.Action:
-    """The option with another text."""
+    """A copy of the option with another help text, if one is given."""
     if text is None:
         return action
     shown = copy.copy(action)

@@ -1,4 +1,4 @@
-"""What tada brings and passes on: ``tada convert``, ``export``, ``publish``, ``models``, ``recipes`` and ``doctor``."""
+"""Commands on models and the machine: ``convert``, ``export``, ``publish``, ``models``, ``recipes`` and ``doctor``."""
 
 from __future__ import annotations
 

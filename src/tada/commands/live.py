@@ -1,4 +1,4 @@
-"""``tada predict RUN --stream SOURCE``: what happens is printed when it has settled, and how long each answer took."""
+"""``tada predict RUN --stream SOURCE``: print each class when its score has settled, with the latencies."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_live_options(options: Namespace, videos: Sequence[str]) -> None:
 
 
 def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> int:
-    """Print what a recognizer sees in a stream, until it ends or is interrupted."""
+    """Print the events that a recognizer finds in a stream, until the stream ends or is interrupted."""
     from tada.recognition.streaming import LiveSettings, recognize_stream
     from tada.video.stream import FrameStream
 
@@ -71,7 +71,7 @@ def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> i
         skip_late=options.skip_late,
         **{name: options[name] for name in _SETTINGS if options[name] is not None},
     )
-    # What is wrong with these is told before the source is opened, which may take until someone writes.
+    # Check the settings before the source is opened, which may wait for a writer.
     window = settings.clips(recognizer.card).window_seconds
     if options.window_seconds is None and recognizer.card.typical_seconds is not None:
         say_aside(f"a look sees {window:.3g} s, as long as the videos of the training; --window-seconds says otherwise")
@@ -107,7 +107,7 @@ def recognize_live(recognizer: Recognizer, source: str, options: Namespace) -> i
 
 
 def _why_nothing(best: tuple[str, float], settings: LiveSettings) -> str:
-    """That no class has settled, and what to change where one should have; ``best`` is the highest score."""
+    """The note that no class has settled, and the option to change; ``best`` is the highest score with its label."""
     label, score = best
     if score < settings.min_score:
         reached = f"the highest score was {score:.2f} ({label}), below {settings.min_score:g}"

@@ -1,4 +1,4 @@
-"""When in untrimmed videos things happen: ``tada extract`` and ``localize``."""
+"""Commands on untrimmed videos: ``tada extract`` (features) and ``localize`` (segments)."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def _localize(options: Namespace) -> int:
 def _truths(
     segments: Path | None, paths: Sequence[str], fps: float | None
 ) -> tuple[dict[str, UntrimmedVideo], dict[str, list[str]]]:
-    """What a list says of some videos, by their paths, and the classes of its segments; nothing without a list."""
+    """The annotations of some videos by path, and their segments' classes; both empty without an annotation file."""
     from tada.localization.annotations.table import named_like, read_segments
     from tada.localization.annotations.video_names import videos_by_name
 
@@ -208,7 +208,7 @@ def _truths(
 
 
 def _form(form: str, paths: Sequence[str]) -> Form[Localization]:
-    """How answers are printed, for each value of --format."""
+    """The output format for a value of --format."""
     from tada.localization.localizer import localizations_csv
 
     def rows(localization: Localization) -> str:

@@ -1,4 +1,4 @@
-"""Making and measuring localizers: ``tada localize train``, ``evaluate`` and ``import``."""
+"""Commands to train and evaluate localizers: ``tada localize train``, ``evaluate`` and ``import`` (of features)."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def _train(options: Namespace) -> int:
 
 
 def _way_on(options: Namespace, state: str) -> str:
-    """How training that was interrupted goes on, in whatever part of it that was."""
+    """How to continue a training that was interrupted, in any of its stages."""
     out = options.resume or options.out
     if not (out / RECIPE_FILE).exists():
         return f"{state or 'what was done stays'}: the same command goes on"
@@ -297,7 +297,7 @@ def _measure(options: Namespace, out: Path | None) -> int:
         raise UserError("say what to measure: RUN with --videos DIR or --features DIR, or --predictions FILE")
     try:
         _print_scores(result, tious)
-    finally:  # what was measured stays, whoever reads what is printed
+    finally:  # save the results also where printing fails
         if out is not None:
             result.save(out, overwrite=options.overwrite)
             title = f"{options.run or options.predictions} on {options.segments}"

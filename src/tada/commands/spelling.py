@@ -1,7 +1,7 @@
-"""How commands and options may be written: with dashes or underscores, by short names, in any order.
+"""Normalize the typed words of a command: dashes or underscores, short names, any order.
 
-jsonargparse reads each option in one spelling, the recipe before the options that change it, and Python 3.11's argparse
-loses arguments that stand between options if they may be left away. Here what was typed becomes what they read.
+jsonargparse needs each option in one spelling, and the recipe before the options that change it; Python 3.11's argparse
+loses optional positional arguments between options. So the words are rewritten before they are parsed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tada.system.typed_input import Typed, by_name, check_inner_command, missing
 from tada.training.recipe import RECIPE_FILE
 
 _INNER_COMMANDS = {"localize": ("train", "evaluate", "import")}
-"""Commands of two words, by the first; the parsers are called "localize-train" and so on."""
+"""Commands of two words: first word -> second words; their parsers are called "localize-train" and so on."""
 
 _ALIASES = {
     "num_workers": "--workers",
@@ -29,11 +29,11 @@ _ALIASES = {
     "license": "--licence",
     "normaliser": "--normalizer",
 }
-"""Other names of options, short ones and those of before, by the place of their values."""
+"""Aliases of options by ``dest``: short names, and names of earlier versions."""
 
 
 def add_aliases(parser: ArgumentParser) -> None:
-    """Give options their short names, where no other option of the command has these."""
+    """Add the aliases to a command's options, where no other option has that name."""
     for action in parser._actions:
         alias = _ALIASES.get(action.dest)
         if alias is not None and action.option_strings and alias not in parser._option_string_actions:
@@ -42,14 +42,14 @@ def add_aliases(parser: ArgumentParser) -> None:
 
 
 def normalized(arguments: Sequence[str], of_command: Mapping[str, ArgumentParser]) -> list[str]:
-    """What was typed, as the parsers read it.
+    """Rewrite the typed words for the parsers.
 
-    Options are spelled as they are known; the recipe comes first (a run that is resumed brings its own), then the
-    arguments that are no options, then the options. A call for help stands alone.
+    Options get the spelling of their parser; the recipe comes first (for --resume the run's own), then the positional
+    arguments, then the options. A call for help drops all other words.
 
     Raises:
-        UserError: an option that has to be read here has no value, an argument is missing beside one given by name, or
-            the second word of a command is misspelled.
+        UserError: --recipe, --resume or an argument given by name has no value, another argument is missing beside it,
+            or the second word of a command is misspelled.
     """
     command, *rest = arguments
     inner = _INNER_COMMANDS.get(command, ())
@@ -71,24 +71,24 @@ def normalized(arguments: Sequence[str], of_command: Mapping[str, ArgumentParser
 
 @dataclass(kw_only=True, slots=True)
 class _Words:
-    """What stands behind a command, told apart."""
+    """The words after a command, sorted by kind."""
 
     places: list[str] = field(default_factory=list)
-    """Arguments that are no options, in their order."""
+    """Positional arguments, in their order."""
     by_name: dict[str, str] = field(default_factory=dict)
-    """Those that were given as options: "--model RUN"."""
+    """Positional arguments that were given as options ("--model RUN"), by ``dest``."""
     recipe: list[str] = field(default_factory=list)
-    """The option --recipe, or the recipe of a run that is resumed."""
+    """The option --recipe and its value; for --resume the run's recipe."""
     options: list[str] = field(default_factory=list)
     """The other options, with their values."""
     help: list[str] = field(default_factory=list)
     """A call for help."""
     literal: bool = False
-    """Whether there was a "--", behind which nothing is an option."""
+    """Whether there was a "--", after which no word is an option."""
 
     @classmethod
     def of(cls, arguments: Sequence[str], parser: ArgumentParser) -> _Words:
-        """Tell apart what was typed for a parser."""
+        """Sort the typed words of a command."""
         found = cls()
         of_resumed: list[str] = []
         known = {name.replace("_", "-"): name for action in parser._actions for name in action.option_strings}
@@ -132,10 +132,10 @@ class _Words:
         return found
 
     def in_place(self, typed: Typed) -> list[str]:
-        """The arguments that are no options, with those that were given by name where they belong.
+        """The positional arguments in the parser's order, including those that were given by name.
 
         Raises:
-            UserError: one before the last of them is missing.
+            UserError: one of them is missing.
         """
         if not self.by_name:
             return self.places
@@ -155,12 +155,12 @@ class _Words:
 
 
 def _is_option(word: str) -> bool:
-    """Whether a word is one; "-" and negative numbers are values."""
+    """Whether a word is an option; "-" and negative numbers are values."""
     return len(word) > 1 and word[0] == "-" and not (word[1].isdigit() or word[1] == ".")
 
 
 def _value(option: str, equals: str, value: str, rest: list[str], needed: str) -> str:
-    """The value of an option, which is taken from what follows unless it stands behind a sign."""
+    """The value of an option: the part after "=", else the next word, which is removed from ``rest``."""
     if equals:
         return value
     if not rest or rest[0].startswith("--"):
@@ -169,7 +169,7 @@ def _value(option: str, equals: str, value: str, rest: list[str], needed: str) -
 
 
 def _values_of(action: argparse.Action | None, is_known: bool, rest: Sequence[str]) -> list[str]:
-    """The words behind an option that are its values."""
+    """The next words that are values of the option."""
     if action is None:
         number = 1 if is_known else 0  # an entry of a mapping, as in --model-options.dropout 0.5
     elif action.nargs in ("+", "*"):

@@ -1,4 +1,4 @@
-"""``tada localize SOURCE --stream``: what happens is printed while it comes, and how long each answer took."""
+"""``tada localize RUN SOURCE --stream``: print each segment when it has settled, with the latencies."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def check_only_for(options: Namespace, *, streams: Sequence[str], files: Sequenc
 
 
 def check_one_source(options: Namespace, videos: Sequence[str]) -> None:
-    """Refuse several sources of --stream, and the one that needs it without it.
+    """Refuse several sources of --stream, and "-" (standard input) without --stream.
 
     Raises:
-        UserError: there are several, or the standard input is to be a file.
+        UserError: there are several, or "-" is given without --stream.
     """
     if "-" in videos and not options.stream:
         raise UserError("- is the standard input, which is read with --stream")
@@ -88,9 +88,9 @@ def check_one_source(options: Namespace, videos: Sequence[str]) -> None:
 
 @contextmanager
 def stopping(stream: FrameStream) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM end the stream in order, however long the last look takes.
+    """End the stream in order at the first Ctrl-C or SIGTERM, however long the last look takes.
 
-    A second does not wait. Where nothing has come until the first, the command was interrupted.
+    A second signal ends the command at once. A signal before the first frame raises KeyboardInterrupt.
     """
     is_told = threading.Event()
 
@@ -108,7 +108,7 @@ def stopping(stream: FrameStream) -> Iterator[None]:
 
 
 def localize_live(localizer: Localizer, options: Namespace) -> int:
-    """Print what a localizer finds in a stream, until it ends or is interrupted."""
+    """Print the segments that a localizer finds in a stream, until the stream ends or is interrupted."""
     from tada.localization.streaming import StreamSettings, localize_stream
     from tada.video.stream import FrameStream
 
@@ -140,17 +140,17 @@ def localize_live(localizer: Localizer, options: Namespace) -> int:
 
 @dataclass(kw_only=True, slots=True)
 class Latencies:
-    """How long the looks took, and whether they keep up with the stream."""
+    """The latencies of the looks, and whether they keep up with the stream."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of each look; the last one, which waits for the stream's end, does not count."""
+    """Latency of each look but the last, which waits for the stream's end."""
     seen: list[tuple[float, float]] = field(default_factory=list)
-    """At each of them, how much of the stream had been seen and what the clock said."""
+    """At each of these looks: the seconds of the stream seen so far, and the clock's seconds."""
     seen_seconds: float = 0.0
     num_looks: int = 0
 
     def add(self, seen_seconds: float, latency_seconds: float, *, is_last: bool) -> None:
-        """Note a look."""
+        """Record a look."""
         self.num_looks += 1
         self.seen_seconds = seen_seconds
         if not is_last:
@@ -158,7 +158,7 @@ class Latencies:
             self.seen.append((seen_seconds, time.perf_counter()))
 
     def summary(self, stream: FrameStream) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Median, p95 and maximal latency, speed and counts, as JSON values."""
         ordered = sorted(self.seconds)
         parts = {"median": 0.5, "p95": 0.95, "max": 1.0}
         at = {name: ordered[min(int(part * len(ordered)), len(ordered) - 1)] for name, part in parts.items() if ordered}
@@ -177,7 +177,7 @@ class Latencies:
 
 
 def latencies_in_words(end: dict[str, Any]) -> list[str]:
-    """Lines that say what ``Latencies.summary`` has found."""
+    """``Latencies.summary`` as lines of text."""
     lines = []
     if end["num_left_out"]:
         lines.append(f"{end['num_left_out']} damaged frames were left out")
@@ -205,7 +205,7 @@ def _write_table(source: str) -> Callable[[Look], None]:
 
 
 def below(head: str, write: Callable[[AnyLook], None]) -> Callable[[AnyLook], None]:
-    """``write``, with a heading that is printed with the first look, so that none stands above an error."""
+    """``write``, with a heading printed at the first look, so that an error has no heading above it."""
     heads = [head]
 
     def write_below(look: AnyLook) -> None:

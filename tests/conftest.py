@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from drawn_videos import MOTIONS_OF_TESTS
 from tada.data.motion import draw_motion, write_motion_videos
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
@@ -24,8 +25,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests run side by side, one process for each core.
 torch.set_num_threads(1)
-
-MOTIONS_OF_TESTS = ("left", "right", "up")
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3] RGB
 
+MOTIONS_OF_TESTS = ("left", "right", "up")
+"""The classes of the fixture ``motion_videos``."""
+
 STAMP_ROWS, STAMP_COLUMNS = 3, 4  # 12 bits: frames 0 to 4095
 
 

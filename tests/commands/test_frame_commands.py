@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import tada
-from conftest import MOTIONS_OF_TESTS
 from drawn_features import RECIPE
 from drawn_frames import as_frame_folders, write_frames
+from drawn_videos import MOTIONS_OF_TESTS
 from tada.commands.cli import main
 from tada.errors import DataError
 from tada.localization.annotations.table import read_segments

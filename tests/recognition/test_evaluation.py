@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import MOTIONS_OF_TESTS
+from drawn_videos import MOTIONS_OF_TESTS
 from tada.data.annotations import read_dataset
 from tada.data.motion import write_motion_videos
 from tada.data.table import Head, LabeledVideo, VideoTable

@@ -1,13 +1,13 @@
-"""Modules and names that were moved or renamed when the two tasks were built on one plan.
+"""Old names of moved or renamed modules, functions and classes.
 
-An import by an old name raises an ImportError that says the new one.
+Importing an old name raises an ImportError with the new one.
 """
 
 from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # as type checkers take it; ``typing`` costs time before Ctrl-C is received
+TYPE_CHECKING = False  # type checkers take it as true; importing ``typing`` would delay the handling of Ctrl-C
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
@@ -91,7 +91,7 @@ MOVED = {
     "training_call": "recognition.training_call",
     "video.pixels": "video.reader",
 }
-"""Modules by their old names and their new ones, below ``tada``."""
+"""Old names of modules -> new ones, without ``tada.``."""
 
 MOVED_NAMES = {
     "commands.recognition": {"commands.recognizers": "AUGMENTATION"},
@@ -158,7 +158,7 @@ MOVED_NAMES = {
     "training.schedule": {"data.epochs": "LastBatch steps_of_epoch"},
     "training.trainer": {"training.schedule": "learning_rate_factor"},
 }
-"""Names by the module that they were in (by its present name) and the one that they are in; both below ``tada``."""
+"""Old module (by its present name) -> new module -> the names that were moved; modules without ``tada.``."""
 
 RENAMED = {
     "commands.spelling.normalised": "commands.spelling.normalized",
@@ -188,13 +188,13 @@ RENAMED = {
     "video.transforms.normalise": "video.transforms.normalize",
     "video.transforms.recolour": "video.transforms.recolor",
 }
-"""Names in modules that are called otherwise now."""
+"""Old names of classes and functions -> new ones, without ``tada.``."""
 
 _LOST_NAMES = {*MOVED_NAMES, *(name.rpartition(".")[0] for name in RENAMED)}
 
 
 def new_place(old: str) -> str | None:
-    """Where a module, or a name in one, is now; None for what was not moved. Both are written without ``tada.``."""
+    """The new name of a moved module, function or class; None if it was not moved. Both without ``tada.``."""
     module, _, name = old.rpartition(".")
     for place, names in MOVED_NAMES.get(module, {}).items():
         if name in names.split():
@@ -203,9 +203,9 @@ def new_place(old: str) -> str | None:
 
 
 class Signpost:
-    """A finder of modules that is asked first (a ``MetaPathFinder``).
+    """Import hook (a ``MetaPathFinder``) that Python asks before its own finders.
 
-    It refuses modules by their old names, and gives those that have lost names a ``__getattr__``.
+    It raises ImportError for old names of modules, and adds a ``__getattr__`` to modules from which names were moved.
     """
 
     def find_spec(
@@ -238,15 +238,15 @@ class Signpost:
 
 
 def put_up_signpost() -> None:
-    """Have old names answered with the new ones."""
+    """Install the import hook, once."""
     if not any(isinstance(finder, Signpost) for finder in sys.meta_path):
         sys.meta_path.insert(0, Signpost())
 
 
 def _refuse(module: ModuleType, name: str) -> NoReturn:
-    """Say where a name is that the module lacks: an ImportError for ``from module import name``.
+    """Raise an error with the new name of a moved one: an ImportError for ``from module import name``.
 
-    Whoever else looks for an attribute (``hasattr``, ``inspect``, ``pickle``) gets the AttributeError it knows.
+    Other lookups of an attribute (``hasattr``, ``inspect``, ``pickle``) get the AttributeError that they expect.
     """
     place = new_place(f"{module.__name__.removeprefix('tada.')}.{name}")
     message = f"module {module.__name__!r} has no attribute {name!r}"

@@ -312,7 +312,7 @@ def no_such_option(error: ArgumentError) -> str:
 _COMMANDS_ELSEWHERE = {
     **dict.fromkeys(("fit", "finetune", "learn"), "train"),
     **dict.fromkeys(("test", "val", "validate", "benchmark"), "evaluate"),
-    **dict.fromkeys(("infer", "inference", "classify", "recognize", "run", "demo"), "predict"),
+    **dict.fromkeys(("infer", "inference", "classify", "recognise", "recognize", "run", "demo"), "predict"),
     **dict.fromkeys(("detect", "spot"), "localize"),
     **dict.fromkeys(("info", "env", "checks"), "doctor"),
 }

@@ -1,4 +1,4 @@
-"""What the tests of held-out videos decide: whose epoch's weights are kept, and whether training goes on."""
+"""Choice of the best epoch by the tests of held-out videos, and early stopping."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tada.errors import CheckpointError
 from tada.training.checkpoints import WholeFileCheckpoints
 
 BEST = Path("resume", "best.ckpt")
-"""Where a run's folder holds the state after the best epoch, if that is to be kept."""
+"""File in a run's folder of the state after the best epoch, if the recipe keeps that epoch."""
 
 
 class BestEpoch(Callback):
-    """Knows the best of the epochs that were tested: the highest accuracy, and of equal ones the lowest loss.
+    """Finds the best tested epoch: the one of highest accuracy, and among equal accuracies the one of lowest loss.
 
-    The state after an epoch is saved before its test, so a run that goes on from it tests again, and finds the same.
-    Lightning's own callbacks count by one number, and their counts are not those of such a state. Where no loss is
-    measured on held-out videos, of equal accuracies the earlier counts.
+    The state after an epoch is saved before its test, so a run that is resumed from it repeats the test, with the same
+    result. Lightning's own callbacks compare one number only, and their saved state misses that test. Without a loss
+    on held-out videos, the earliest epoch of equal accuracy is the best.
     """
 
     def __init__(
@@ -35,50 +35,50 @@ class BestEpoch(Callback):
         stop_early: int | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        """Watch.
+        """Start without a best epoch.
 
         Args:
-            file: receives the state after the best epoch, if ``keep``.
+            file: where the state after the best epoch is written, if ``keep``.
             accuracy: the name of the metric.
-            stop_early: end after so many epochs without a better one.
-            say: receives why training ended early.
+            stop_early: stop training after this many epochs without a better one; None: never.
+            say: prints why training stopped early.
         """
         self.file, self.accuracy, self.keep, self.stop_early = file, accuracy, keep, stop_early
         self.steps_per_epoch, self.say = steps_per_epoch, say
         self.epoch = 0
-        """The best one, from 1; 0 before the first test."""
+        """The best epoch, counted from 1; 0 before the first test."""
         self.metrics: dict[str, float] = {}
-        """Of its test."""
+        """The metrics of its test."""
         self.since = 0
-        """The epoch from which those without a better one are counted."""
+        """The epoch after which epochs without improvement are counted for ``stop_early``."""
         self.epochs = 0
-        """How many the run was to have, when its state was saved."""
+        """Number of epochs that the run was set to train for when its state was saved."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "metrics": dict(self.metrics), "since": self.since, "epochs": self.epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "score" in state_dict:  # of a localizer, by an earlier tada
-            self._take_over(state_dict["score"])
+        if "score" in state_dict:  # a localizer's state, saved by an earlier version of tada
+            self._set_score(state_dict["score"])
             return
         self.epoch, self.metrics = state_dict["epoch"], state_dict["metrics"]
         self.since, self.epochs = state_dict["since"], state_dict["epochs"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over what a still earlier tada, which had Lightning's ModelCheckpoint for this, knew of its best."""
+        """Read the best score from a state of a still older version, which used Lightning's ModelCheckpoint."""
         for name, state in checkpoint["callbacks"].items():
             if name.startswith("ModelCheckpoint") and state.get("monitor") == self.accuracy:
                 score = state["best_model_score"]
-                self._take_over(-1.0 if score is None else float(score))
+                self._set_score(-1.0 if score is None else float(score))
 
-    def _take_over(self, score: float) -> None:
-        """Know the best score so far, which is -1 before the first test, and not of which epoch it is."""
+    def _set_score(self, score: float) -> None:
+        """Set the best score so far (-1 before the first test), whose epoch is not known."""
         if score >= 0:
             self.metrics = {self.accuracy: score}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epochs = trainer.max_epochs or 0
-        if self.epochs and epochs > self.epochs:  # whoever asks for more wants them tried
+        if self.epochs and epochs > self.epochs:  # a user who raises --epochs wants these to be trained
             self.since = max(self.since, trainer.global_step // self.steps_per_epoch)
         self.epochs = epochs
 
@@ -94,7 +94,7 @@ class BestEpoch(Callback):
             self.say(
                 f"training ends after epoch {epoch} of {trainer.max_epochs}: no better {self.accuracy} since epoch "
                 f"{self.epoch} ({self.metrics[self.accuracy]:.3f})"
-                + ("" if self.keep else "; the weights are those of now, with --keep best they would be those of then")
+                + ("" if self.keep else "; the last epoch's weights are kept (--keep best keeps the best epoch's)")
             )
 
     def _score(self, metrics: dict[str, float]) -> tuple[float, float]:

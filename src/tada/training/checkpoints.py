@@ -1,9 +1,9 @@
-"""The states that an interrupted run goes on from: when they are saved, and how a run that is told to end leaves one.
+"""Checkpoints from which an interrupted run is resumed: when they are saved, also on a signal that ends the run.
 
-A state is whole between two optimizer steps only. A step of a large network on a CPU may take a minute, though, and a
-run that is told to end has some seconds. But until the optimizer moves the weights a step changes nothing that a state
-holds, except for running statistics: so where steps are slow, the state of the last one is kept, without copying the
-weights, and can be written at almost any moment.
+A state is consistent only between two optimizer steps. A step of a large network on a CPU may take a minute, but after
+a signal a process has only some seconds. Until the optimizer updates the weights, a step changes nothing in the state
+except running statistics. So where steps are slow, the state after the last step is kept in memory, without copying
+the weights, and can be written at almost any moment.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tada.system.files import whole_file, writing
 from tada.system.signals import handle_again, leave, told
 
 CHECKPOINT = Path("resume", "last.ckpt")
-"""Where a run's folder holds the state it goes on from."""
+"""File in a run's folder of the state from which the run is resumed."""
 _SLOW_SECONDS = 0.5  # from one step to the next; keeping a state takes some milliseconds
-_STEPPING_SECONDS = 20.0  # that an optimizer may need to move the weights of a large network
+_STEPPING_SECONDS = 20.0  # allowed for an optimizer to update the weights of a large network
 
 
 class WholeFileCheckpoints(TorchCheckpointIO):
-    """Writes a state whole or not at all: whoever reads it meets the old one or the new one.
+    """Writes checkpoints atomically: a reader finds the old file or the new one, never a part.
 
-    Differs from Lightning's own, which may leave a part of a file where its temporary folder is on another disk.
+    Differs from Lightning's class, which may leave a partial file if its temporary folder is on another disk.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class WholeFileCheckpoints(TorchCheckpointIO):
 
     @contextmanager
     def keeping(self) -> Iterator[list[dict[str, Any]]]:
-        """Inside of the block states are not written but put into this list."""
+        """Within the block, states are appended to the yielded list instead of written."""
         kept: list[dict[str, Any]]
         self._kept = kept = []
         try:
@@ -61,8 +61,8 @@ class WholeFileCheckpoints(TorchCheckpointIO):
             return
         target = Path(path)
         with writing(target):
-            target.parent.mkdir(exist_ok=True)  # not the run's folder: who has removed that wants no run there
-        # Of a file that is open, torch.save says why it cannot be written.
+            target.parent.mkdir(exist_ok=True)  # but not the run's folder: if a user removed it, it is not made again
+        # Given an open file rather than a path, torch.save raises an error that says why it cannot be written.
         with whole_file(target) as part, part.open("wb") as file:
             torch.save(checkpoint, file)
 
@@ -78,19 +78,19 @@ class WholeFileCheckpoints(TorchCheckpointIO):
 
 
 def steps_of_state(file: Path) -> int:
-    """Optimizer steps that were done when a state was saved.
+    """Number of optimizer steps done when a state was saved.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the file is damaged.
     """
     return int(WholeFileCheckpoints().load_checkpoint(file)["global_step"])
 
 
 def _check_stored(state: Any) -> None:
-    """See that no tensor is larger than what is stored of it: copied, it could fill any memory.
+    """Check that no tensor is larger than its storage: a copy of such a tensor could fill the memory.
 
     Raises:
-        ValueError: one is.
+        ValueError: a tensor is.
     """
     if isinstance(state, torch.Tensor):
         if state.numel() * state.element_size() > state.untyped_storage().nbytes():
@@ -104,48 +104,48 @@ def _check_stored(state: Any) -> None:
 
 
 class SavedStates(Checkpoint):
-    """Saves a state every so many steps, after each epoch's last, and when any process is told to end.
+    """Saves a state every ``every_steps`` steps, after each epoch's last step, and when a process gets a signal to end.
 
-    Then all processes end, with the signal's exit code. Validation changes nothing and can be ended at any moment; a
-    run that goes on from the state before it validates first.
+    After a signal all processes end, with the signal's exit code. Validation changes no state, so it can be ended at
+    any moment; a run that is resumed from the state before it validates first.
     """
 
     def __init__(self, file: Path, *, every_steps: int, files: WholeFileCheckpoints) -> None:
         self.file, self.every_steps, self.files = file, every_steps, files
         self.saved_step: int | None = None
-        """Optimizer steps that the file's state has seen."""
+        """Number of optimizer steps done in the saved state; None if this start of the run has no saved state."""
         self.last_step = 0
-        """Optimizer steps that were taken."""
+        """Number of optimizer steps done so far."""
         self._trainer: L.Trainer | None = None
         self._has_begun = self._is_validating = self._owes_validation = False
         self._kept: dict[str, Any] | None = None  # the state after the last step, where steps are slow
-        self._weights = threading.Lock()  # held while they move, and while a state of them is written
+        self._weights = threading.Lock()  # held during an update of the weights, and while the kept state is written
         self._is_stepping = False
         self._stepped_at = 0.0
 
     # -- what is saved --
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the epoch that ends with this state has still to be validated."""
+        """Whether this state ends an epoch whose validation is still to be done."""
         return {"owes_validation": self._trainer is not None and _ends_with_validation(self._trainer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._owes_validation = state_dict["owes_validation"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        handle_again()  # Lightning's handlers talk to the other processes
+        handle_again()  # Lightning's handlers, which replaced ours, communicate with the other processes
         self._trainer = trainer
         self.last_step = trainer.global_step
         self.saved_step = trainer.global_step if trainer.ckpt_path else None
         self._stepped_at = time.monotonic()
         loop = trainer.fit_loop
         if loop.restarted_mid_epoch and loop.epoch_loop.batch_progress.is_last_batch:
-            # The state is that of an epoch's end. Lightning would not count the next one as begun, and so take a state
-            # in the middle of that for one of its start.
+            # The state was saved at an epoch's end. Lightning would not count the next epoch as begun, and would take a
+            # state saved in the middle of that epoch for one saved at its start.
             loop.reset_restart_stage()
         if self._owes_validation and trainer.enable_validation:
             validation = trainer.fit_loop.epoch_loop.val_loop
-            validation.restarting = False  # from its first video on, whatever the one before has seen
+            validation.restarting = False  # start with the first video, wherever the interrupted validation was
             trainer.validating = True
             validation.run()
             trainer.training = True
@@ -157,14 +157,14 @@ class SavedStates(Checkpoint):
         self._has_begun = True
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        self._weights.acquire()  # for ever, if the state before is being written: the process ends then
+        self._weights.acquire()  # never returns if the kept state is being written, for then the process ends
         self._is_stepping = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step == self.last_step:
-            return  # a part of a step
+            return  # more batches are accumulated for this step
         self.last_step = trainer.global_step
         self._kept = None
         now = time.monotonic()
@@ -200,38 +200,38 @@ class SavedStates(Checkpoint):
         with self.files.keeping() as kept:
             trainer.save_checkpoint(self.file)
         (state,) = kept
-        # The next step's forward pass changes running statistics in place; its optimizer all else, and not before.
-        moving = {buffer.data_ptr() for buffer in pl_module.buffers()}
+        # The next forward pass changes running statistics in place, so copy these; all else only the optimizer changes.
+        buffers = {buffer.data_ptr() for buffer in pl_module.buffers()}
         for weights in (state["state_dict"], state.get("current_model_state", {})):
             for name, value in weights.items():
-                if value.data_ptr() in moving:
+                if value.data_ptr() in buffers:
                     weights[name] = value.clone()
         self._kept = state
 
-    # -- when the run ends before its time --
+    # -- when the run ends early --
 
     def at_once(self) -> None:
-        """When the signal comes, in the main thread: leave where nothing is under way that has to be finished."""
+        """Handle a signal, in the main thread: exit unless an optimizer step has to be finished first."""
         if not self._has_begun or self._is_validating or self._is_waiting:
             leave()
 
     @property
     def _is_waiting(self) -> bool:
-        """Whether the next batch is waited for: the state is whole then."""
+        """Whether the loop waits for the next batch, when the state is consistent."""
         return bool(self._trainer and getattr(self._trainer.train_dataloader, "is_waiting", False))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Whatever ends the run, what was learned until then is saved."""
+        """Save the state after the last step, whatever the exception is."""
         if trainer.world_size > 1 or self._is_stepping or self._is_saved or self.last_step == 0:
             return
-        with suppress(Exception):  # what ends the run is what is told
+        with suppress(Exception):  # report the exception that ends the run, not one of saving
             if self._is_waiting:
                 self._save(trainer)
             else:
                 self._write_kept()
 
     def last_chance(self) -> None:
-        """In another thread, as the process ends: write the state after the last step, if there is one to write."""
+        """Write the kept state, if there is one; called in another thread as the process ends."""
         if self._weights.acquire(timeout=_STEPPING_SECONDS) and not self._is_saved:
             self._write_kept()
 
@@ -241,7 +241,7 @@ class SavedStates(Checkpoint):
             self.saved_step = self.last_step
 
     def in_words(self) -> str:
-        """What is saved, for the line at the end of an interrupted command; empty for nothing."""
+        """Which state is saved, for the last line of an interrupted command; empty if none is."""
         if self.saved_step is None:
             return "the saved state is as it was" if self.file.exists() else ""
         missing = "" if self._is_saved else f", the last that was saved; {self.last_step} were taken"
@@ -249,5 +249,5 @@ class SavedStates(Checkpoint):
 
 
 def _ends_with_validation(trainer: L.Trainer) -> bool:
-    """Whether an epoch ends with this step, and the held-out videos are tested after it."""
+    """Whether this step is the last of an epoch after which the held-out videos are tested."""
     return trainer.is_last_batch and (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0

@@ -1,4 +1,4 @@
-"""A try before a training: two steps that are thrown away, and what the whole will take. Nothing is written."""
+"""Dry run: train two steps, discard them, and estimate time and memory of the training. Nothing is written."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def try_training(
     steps_done: int,
     say: Callable[[str], None],
 ) -> None:
-    """Train two steps, test one batch, and say what memory and time the whole will take.
+    """Train two steps, test one batch, and print the time that the training will take and the peak memory.
 
     Args:
-        out: where the run's folder would be.
+        out: the folder that the run would have.
         callbacks: those that may refuse the run.
         num_held_out: videos of each test.
         num_tests: tests of the whole training.
-        steps_done: steps that earlier starts of the run have done.
+        steps_done: optimizer steps done by earlier starts of the run.
 
     Raises:
-        UserError: what would have ended the training.
+        UserError: any error that the training itself would raise.
     """
     if not os.access(_nearest_folder(out), os.W_OK):
         raise OptionError(f"{out} cannot be written: choose another folder with --out")
@@ -107,7 +107,7 @@ def try_training(
 
 
 def _nearest_folder(out: Path) -> Path:
-    """The folder that is there, of a path that need not be."""
+    """The path itself if it exists, else its nearest parent that does."""
     return next(folder for folder in (out, *out.absolute().parents) if folder.exists())
 
 

@@ -1,4 +1,4 @@
-"""Whether training waits for its data: told once, and logged for every epoch."""
+"""Data loading time: the share of training that waits for clips, printed once and logged for every epoch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from tada.data.timing import LoaderTimes
 from tada.training.step_clock import StepClock
 
-_MUCH = 0.2  # of the time
-_ENOUGH_STEPS = 10  # for a share that means something
+_MUCH = 0.2  # share of the time that is worth a hint
+_ENOUGH_STEPS = 10  # for a share that is worth printing
 
 
 def _times(trainer: L.Trainer) -> LoaderTimes:
@@ -23,10 +23,10 @@ def _times(trainer: L.Trainer) -> LoaderTimes:
 
 
 class LoaderSpeed(Callback):
-    """Logs the loader's times of each epoch, beside the run's other numbers, and says once what they come to.
+    """Logs the data loader's times of each epoch, and prints a summary once.
 
-    They are no part of the run's metrics: they differ from machine to machine, and from day to day. What is said is of
-    the first epochs that make ten steps, without the first wait, in which workers start.
+    The times are not in the run's metrics, since they differ between machines and days. The summary covers the first
+    epochs that have more than ten steps together, without the first wait, in which the workers start.
     """
 
     def __init__(self, clock: StepClock, say: Callable[[str], None]) -> None:

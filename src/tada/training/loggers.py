@@ -1,4 +1,4 @@
-"""Where the numbers of a training go: CSV files always, and what people watch them with."""
+"""Loggers of a training: CSV files always, and TensorBoard, W&B or MLflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = {"wandb": ("wandb",), "mlflow": ("mlflow-skinny", "mlflow")}
 
 
 def check_logger(name: LoggerName) -> None:
-    """See whether what a logger needs is installed; nothing is imported.
+    """Check that the package of a logger is installed, without importing it.
 
     Raises:
         OptionError: it is not.
@@ -38,15 +38,15 @@ def _is_installed(package: str) -> bool:
 def make_loggers(
     name: LoggerName, out: Path, start: str, recipe: Mapping[str, Any], say: Callable[[str], None]
 ) -> list[Logger]:
-    """CSV, and one by name.
+    """The CSV logger, and the named one if that is another.
 
     Args:
-        out: the folder of the run; the logs go to a folder in it.
-        start: which start of the run this is.
-        recipe: what is noted with the numbers, where a logger compares runs by it.
+        out: the folder of the run; logs are written to its ``logs``.
+        start: name of this start of the run, as "start_0".
+        recipe: logged as hyperparameters, by which W&B and MLflow compare runs.
 
     Raises:
-        OptionError: the logger does not work: it is not installed, or not signed in, say.
+        OptionError: the logger does not work, for example because it is not installed or not signed in.
     """
     check_logger(name)
     folder = out / "logs"
@@ -63,15 +63,15 @@ def make_loggers(
     elif name != "csv":
         run = f"{out.absolute().name} {start}"
         try:
-            loggers.append(_started(name, folder, run, recipe))
-        except Exception as error:  # whatever it raises, of which there are many kinds
+            loggers.append(_start_logger(name, folder, run, recipe))
+        except Exception as error:  # each logger raises its own types
             reason = " ".join(str(error).split()) or type(error).__name__
             raise OptionError(f"--logger {name} does not work: {reason}") from error
     return loggers
 
 
-def _started(name: LoggerName, folder: Path, run: str, recipe: Mapping[str, Any]) -> Logger:
-    """A logger that works: what it needs is asked for now, and not after the first epoch."""
+def _start_logger(name: LoggerName, folder: Path, run: str, recipe: Mapping[str, Any]) -> Logger:
+    """Make a logger and connect it, so that it fails now rather than after the first epoch."""
     logger: Logger
     if name == "wandb":
         logger = WandbLogger(

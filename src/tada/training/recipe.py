@@ -1,7 +1,7 @@
-"""Recipes, of either task: typed values and YAML files, read, changed, and found again in the folder of a run.
+"""Recipes of either task: read from YAML files, changed by options, and read again from the folder of a run.
 
-What depends on the machine (workers, devices, folders) is no part of a recipe. Nothing heavy is imported here, so
-that the command line can show every field at once.
+A recipe has no settings of the machine (workers, devices, folders). This module imports nothing heavy, so that `--help`
+shows all fields quickly.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ R = TypeVar("R")
 
 
 RECIPE_FILE = "recipe.yaml"
-"""What the folder of a run has from its beginning on."""
+"""File in a run's folder that is written when the run begins."""
 
 
 METRICS_FILE = "metrics.json"
-"""What it has from its end on."""
+"""File in a run's folder that is written when the run has finished."""
 
 
 Task = Literal["recognition", "localization"]
@@ -61,30 +61,30 @@ def find_recipe(name_or_path: str, task: Task = "recognition") -> Path:
 
 
 def changed(recipe: R, changes: Mapping[str, Any]) -> R:
-    """The recipe with other values of some fields; those of ``clip`` may be a mapping of some of its fields.
+    """A copy of the recipe with some fields changed; for ``clip``, a mapping changes some of its fields.
 
     Raises:
         OptionError: a value is of the wrong type or out of its range.
-        UnknownNameError: there is no such field; it tells the nearest.
+        UnknownNameError: there is no such field; the message suggests the nearest.
     """
     if not changes:
         return recipe
-    values = _plain(asdict(recipe))  # type: ignore[call-overload]
+    values = _to_plain(asdict(recipe))  # type: ignore[call-overload]
     for name, value in changes.items():
-        own, value = values.get(name), _plain(value)
+        own, value = values.get(name), _to_plain(value)
         inside = isinstance(value, dict) and is_dataclass(getattr(recipe, name, None))
         values[name] = {**own, **value} if inside else value
     return typed_recipe(values, type(recipe))
 
 
-def _plain(value: Any) -> Any:
-    """A value as YAML has it."""
+def _to_plain(value: Any) -> Any:
+    """Convert a value to YAML's types: mappings, lists, texts, numbers."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
+        return {name: _to_plain(inner) for name, inner in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
+        return [_to_plain(inner) for inner in value]
     if isinstance(value, PathLike):
         return fspath(value)
     return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
@@ -94,26 +94,26 @@ def read_recipe(path: Path, kind: type[R], *, absent: Mapping[str, Any] | None =
     """Read a recipe of some kind from a YAML file.
 
     Args:
-        absent: values of fields that the file does not have, where they are not the defaults.
+        absent: values of fields that the file lacks, in place of the defaults.
 
     Raises:
         OptionError: the file cannot be read, or a field is unknown, of the wrong type or out of its range.
     """
-    with _naming(path):
-        return typed_recipe({**(absent or {}), **_values(path)}, kind)
+    with _name_in_errors(path):
+        return typed_recipe({**(absent or {}), **_read_values(path)}, kind)
 
 
 def check_recipe(path: Path, kind: type[Any]) -> None:
-    """See whether a file can be read as a recipe of some kind, whose values other options may yet change.
+    """Check that a file can be read as a recipe; ranges are not checked, since options may yet change the values.
 
     Raises:
         OptionError: the file cannot be read, or a field is unknown or of the wrong type.
     """
-    with _naming(path):
-        _parsed(_values(path), kind)
+    with _name_in_errors(path):
+        _parse(_read_values(path), kind)
 
 
-def _values(path: Path) -> dict[str, Any]:
+def _read_values(path: Path) -> dict[str, Any]:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise OptionError("a recipe is a mapping of fields to values, a line for each: 'epochs: 30'")
@@ -121,8 +121,8 @@ def _values(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in what is wrong with it."""
+def _name_in_errors(path: Path) -> Iterator[None]:
+    """Turn errors of reading a recipe into OptionErrors that name the file."""
     try:
         yield
     except FileNotFoundError as error:
@@ -136,7 +136,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def recipe_of_run(run: Path, kind: type[AnySchedule]) -> AnySchedule:
-    """The recipe that a run was started with, with its numbers.
+    """The recipe of a run, with numbers for epochs, batch size and warm-up.
 
     Raises:
         OptionError: as ``read_recipe``.
@@ -145,30 +145,30 @@ def recipe_of_run(run: Path, kind: type[AnySchedule]) -> AnySchedule:
 
 
 def fps_of_run(run: str | PathLike[str]) -> float | None:
-    """The rate of folders of frames that a run was trained with; None where it says none, or is no folder of a run."""
+    """The ``fps`` of a run's recipe, for folders of frames; None if it has none, or ``run`` is not a run's folder."""
     file = Path(run) / RECIPE_FILE
     if not file.is_file():
         return None
-    with _naming(file):
-        fps = _values(file).get("fps")
+    with _name_in_errors(file):
+        fps = _read_values(file).get("fps")
         return None if fps is None else check_fps(fps)
 
 
 def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epochs: bool = False) -> AnySchedule:
-    """A recipe with the numbers of a run where it says null: what goes on as the run began.
+    """The recipe to resume a run with: ``recipe``, with the run's numbers where it says null.
 
     Args:
-        or_else: what else may be done with another recipe, for the message.
-        may_have_more_epochs: it may have more than the run, and be the same in all else.
+        or_else: the end of the error message: what a user who wants another recipe can do.
+        may_have_more_epochs: allow more epochs than the run's recipe has.
 
     Raises:
-        OptionError: it is not the run's recipe.
+        OptionError: another field differs from the run's recipe.
     """
     kind = type(recipe)
     saved = recipe_of_run(run, kind)
     names = [name for name in ("epochs", "batch_size", "warmup_epochs") if getattr(recipe, name) is None]
     if saved != read_recipe(run / "recipe.yaml", kind):
-        names += kind.BEFORE  # which an older run's file does not tell
+        names += kind.BEFORE  # which an older run's file lacks
     recipe = replace(recipe, **{name: getattr(saved, name) for name in names})  # type: ignore[type-var]
     values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
     if may_have_more_epochs and recipe.numbers.epochs < saved.numbers.epochs:
@@ -194,11 +194,11 @@ def typed_recipe(values: Mapping[str, Any], kind: type[R]) -> R:
         OptionError: a field is of the wrong type, or out of its range.
         UnknownNameError: there is no such field.
     """
-    parser, parsed = _parsed(values, kind)
+    parser, parsed = _parse(values, kind)
     return kind(**parser.instantiate(parsed).as_dict())
 
 
-def _parsed(values: Mapping[str, Any], kind: type[Any]) -> tuple[ArgumentParser, Namespace]:
+def _parse(values: Mapping[str, Any], kind: type[Any]) -> tuple[ArgumentParser, Namespace]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, as_group=False)
     check_names(values, kind)

@@ -1,7 +1,7 @@
-"""The folder of a run: from its first file to its last, whenever the run ends.
+"""The folder of a run: making it, resuming a run in it, and writing its last file.
 
-The recipe is written first. A folder that has it can be gone on with, with or without a saved state; one that has not
-was never begun.
+The recipe is written first. A run whose folder has it can be resumed, with or without a saved state; without it the
+run was never begun.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _DATA_FILES = ("videos.csv", "data.json", COMMANDS_FILE)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingResult:
-    """How a run ended."""
+    """The result of a run."""
 
     run: Path
     """The run's folder, for `tada.load`."""
     metrics: dict[str, float]
-    """Of a recognizer's last epoch: train_loss, and val_top1 and val_loss (one center view) where videos were held out;
-    of a recipe that keeps the best epoch, what was measured after that on held-out videos, and kept_epoch. Of a
-    localizer: train_loss of the last epoch; val_map of the best, where videos were held out."""
+    """A recognizer's: train_loss of the last epoch; with held-out videos, val_top1 and val_loss (one center view) of
+    the last epoch, or of the best one and kept_epoch if the recipe keeps the best. A localizer's: train_loss of the
+    last epoch; with held-out videos, val_map of the best."""
     seconds: float
     """Wall time of the training loop, over all starts of the run."""
 
 
 def check_free(out: Path) -> None:
-    """Refuse to begin a run in a folder that holds something, but for what a start that failed has left.
+    """Check that a run can begin in a folder: it does not exist, or is empty except for a failed start's file.
 
     Raises:
-        OptionError: it does.
+        OptionError: the folder is not free.
     """
     if out.exists() and not out.is_dir():
         raise OptionError(f"{out} is no folder: choose another with --out")
@@ -56,15 +56,15 @@ def check_free(out: Path) -> None:
 
 @contextmanager
 def begun(out: Path, recipe: str, write_data: Callable[[Path], None]) -> Iterator[None]:
-    """Make the folder of a new run, and take it away again where the block ends before a state is saved.
+    """Make the folder of a new run, and remove it again if the block fails before a state is saved.
 
     Args:
         recipe: as YAML.
-        write_data: writes what says which data the run is on, into the folder.
+        write_data: writes the files that record the run's data into the folder.
     """
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
 
-    def take_away() -> None:
+    def remove() -> None:
         if (out / CHECKPOINT).exists():
             return
         for name in (RECIPE_FILE, *_DATA_FILES):
@@ -74,27 +74,31 @@ def begun(out: Path, recipe: str, write_data: Callable[[Path], None]) -> Iterato
             with suppress(OSError):  # something else is in it
                 folder.rmdir()
 
-    with last_chance(take_away):
+    with last_chance(remove):
         try:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(out / RECIPE_FILE, recipe.encode())
             write_data(out)
             yield
         except BaseException:
-            take_away()
+            remove()
             raise
 
 
 @contextmanager
 def within_run(out: Path, recipe: str, write_data: Callable[[Path], None], *, goes_on: bool) -> Iterator[None]:
-    """Train in the folder of a run, which is ``begun`` if it does not go on; the command is noted there."""
+    """Train in the folder of a run, made by ``begun`` unless the run is resumed; the command is added to its list.
+
+    Args:
+        goes_on: whether the run is resumed.
+    """
     with nullcontext() if goes_on else begun(out, recipe, write_data):
         note_command(out)
         yield
 
 
 def note_command(out: Path) -> None:
-    """Add the command that is carried out to those of the run, where it is one that was typed."""
+    """Append the typed command line to the run's commands; nothing if tada was not called as a command."""
     line = printable(command_line())
     if line:
         with writing(out / COMMANDS_FILE), (out / COMMANDS_FILE).open("a", encoding="utf-8") as file:
@@ -102,16 +106,16 @@ def note_command(out: Path) -> None:
 
 
 def noted_commands(out: Path) -> list[str]:
-    """The commands that have started and continued the run, as far as they were typed."""
+    """The typed commands that started and continued the run."""
     file = out / COMMANDS_FILE
     return file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
 
 
 def was_begun(out: Path) -> bool:
-    """Whether a run that is to be continued has begun: not if it was killed before its recipe was written.
+    """Whether a run to be resumed has begun; it has not if it was killed before its recipe was written.
 
     Raises:
-        OptionError: the folder is none, or of something else.
+        OptionError: ``out`` is not a folder, or holds other files.
     """
     if not out.is_dir() or was_made(out):
         raise OptionError(f"{out} is no folder, so there is no run to resume: begin it without --resume")
@@ -124,8 +128,8 @@ def was_begun(out: Path) -> bool:
 
 
 def saved_state(out: Path, say: Callable[[str], None]) -> Path | None:
-    """The state that a run which has begun goes on from; None where none was saved yet, which is said."""
-    remove_dead_parts((out / CHECKPOINT).parent)  # there may be no other state to write
+    """The saved state to resume a run from; None, with a message, if none was saved yet."""
+    remove_dead_parts((out / CHECKPOINT).parent)  # this start may save no state, which would remove them
     if (out / CHECKPOINT).exists():
         return out / CHECKPOINT
     say(f"{out} was interrupted before its first saved state: it starts from its beginning")
@@ -133,10 +137,10 @@ def saved_state(out: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def finished_result(out: Path) -> TrainingResult | None:
-    """How a run has ended; None for one that has not come to its end.
+    """The result of a finished run; None for an unfinished one.
 
     Raises:
-        CheckpointError: what it has written then is damaged.
+        CheckpointError: the file of metrics is damaged.
     """
     file = out / METRICS_FILE
     if not file.exists():
@@ -150,9 +154,9 @@ def finished_result(out: Path) -> TrainingResult | None:
 
 
 def go_on(out: Path, recipe: str) -> None:
-    """Make of a run, which may be finished, one that goes on by another recipe (YAML); its weights stay till then.
+    """Turn a run, finished or not, into one that continues by another recipe (YAML); its weights are not touched.
 
-    Killed in between, it is one that ends as before.
+    If the process is killed in between, the run can be finished by its old recipe.
     """
     with writing(out / METRICS_FILE):
         (out / METRICS_FILE).unlink(missing_ok=True)
@@ -160,12 +164,12 @@ def go_on(out: Path, recipe: str) -> None:
 
 
 def end_run(out: Path, metrics: dict[str, float], *, seconds: float, is_first: bool = True) -> TrainingResult:
-    """Write the last file of a run: without it, a run that goes on ends once more, and writes all the others.
+    """Write the last file of a run. A resumed run that lacks it writes all final files again.
 
     Args:
         is_first: whether this process is the one that writes.
     """
     if is_first:
         write_whole(out / METRICS_FILE, (json.dumps(metrics | {"seconds": seconds}, indent=2) + "\n").encode())
-    tell_state(str)  # an interruption from here on is not one of the training
+    tell_state(str)  # an interruption after this does not interrupt the training
     return TrainingResult(run=out, metrics=metrics, seconds=seconds)

@@ -1,7 +1,7 @@
-"""The page of a training: its curves, what was tested at its end, what was trained and by which commands.
+"""HTML report of a training: its curves, the final test, the recipe, the data and the commands.
 
-Curves are read from the run's logs: loss, scores on held-out videos, learning rate. A run that was interrupted has a
-folder of logs for each start; what a later start says of an epoch counts.
+Curves are read from the run's logs: loss, scores on held-out videos, learning rate. A resumed run has a folder of logs
+for each start; if two starts logged an epoch, the later one counts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from tada.display.plots import save_curves
 
 CURVES_FILE = "curves.png"
 VALIDATION = "validation"
-"""The folder in that of a run with the test on its held-out videos."""
+"""Folder within a run's folder of the test on its held-out videos."""
 LOGS = "logs"
 RATE = "learning_rate"
-"""What the logs call the learning rate with which an epoch begins."""
+"""Name in the logs of the learning rate at the begin of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,10 +34,10 @@ class Curve:
 def read_curves(run: Path) -> dict[str, Curve]:
     """The numbers of a run by their names in the logs, such as train_loss, val_top1; empty without logs.
 
-    Lines that a killed process has not written to their end are left out.
+    Incomplete lines, left by a killed process, are skipped.
     """
     found: dict[str, dict[int, float]] = {}
-    for file in sorted(run.glob(f"{LOGS}/start_*/metrics.csv"), key=_start):
+    for file in sorted(run.glob(f"{LOGS}/start_*/metrics.csv"), key=_start_number):
         with file.open(newline="", encoding="utf-8", errors="replace") as lines:
             for row in csv.DictReader(lines):
                 for name, cell in row.items():
@@ -53,18 +53,18 @@ def read_curves(run: Path) -> dict[str, Curve]:
 
 
 def tested_epochs(run: Path) -> tuple[int, ...]:
-    """The epochs, from 1, after which the held-out videos were tested, by the logs of all starts of a run."""
+    """The epochs, counted from 1, after which held-out videos were tested, from the logs of all starts of a run."""
     curve = read_curves(run).get("val_loss")
     return () if curve is None else curve.epochs
 
 
-def _start(file: Path) -> int:
+def _start_number(file: Path) -> int:
     number = file.parent.name.partition("_")[2]
     return int(number) if number.isdecimal() else -1
 
 
 def draw_curves(curves: Mapping[str, Curve], file: Path) -> None:
-    """Draw them below each other: losses, scores on held-out videos, the learning rate.
+    """Draw curves into panels below each other: losses, scores on held-out videos, the learning rate.
 
     Raises:
         OutputError: the file cannot be written.
@@ -101,11 +101,11 @@ def write_run_page(
     """Write report.html and curves.png into a run's folder.
 
     Args:
-        facts: what was trained, in words.
-        tested: what the test on the held-out videos found.
-        lead: the line below the title, which says the result.
+        facts: the rows (name, value) of the table "What was trained".
+        tested: sections of the test on the held-out videos.
+        lead: the line below the title, with the result.
         recipe: as YAML.
-        commands: those that started and continued the run.
+        commands: the commands that started and continued the run.
 
     Raises:
         OutputError: a file cannot be written.

@@ -1,7 +1,7 @@
-"""How long training goes, and in which steps: numbers that a recipe gives, or that follow from how much data there is.
+"""Schedule of a training: epochs, batch size, warm-up and learning rate, from the recipe or the amount of data.
 
-Where a recipe says null for ``epochs``, ``batch_size`` or ``warmup_epochs``, ``fitted`` puts numbers in their place
-before training starts. A run's recipe.yaml holds these numbers, so a run that is resumed has them too.
+Where a recipe says null for ``epochs``, ``batch_size`` or ``warmup_epochs``, ``fitted`` fills in numbers before
+training starts. A run's recipe.yaml holds these numbers, so a resumed run uses them too.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ def require(holds: bool, name: str, rule: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """How the steps of training follow from the number of clips; ``fitted`` says how."""
+    """Limits by which ``fitted`` computes batch size and epochs from the number of clips."""
 
     batch_size: int
-    """Clips of a step, at most."""
+    """Largest batch size, in clips."""
     small_batch_size: int
-    """Clips of a step from which on little data is not cut into smaller steps."""
+    """Batch size below which few clips are not divided into more steps."""
     steps_per_epoch: int
-    """Steps that an epoch of little data has, if they do not get smaller than that."""
+    """Steps of an epoch of few clips, if each step then has ``small_batch_size`` clips or more."""
     epochs: int
-    """Epochs, at least."""
+    """Smallest number of epochs."""
     steps: int
-    """Steps of the whole training, at least."""
+    """Smallest number of steps of the whole training."""
 
 
 class Numbers(NamedTuple):
-    """What ``fitted`` fills in."""
+    """The numbers that ``fitted`` fills in."""
 
     epochs: int
     batch_size: int
@@ -61,15 +61,15 @@ class Pace(NamedTuple):
 
 
 class Schedule:
-    """The fields of every recipe, and their ranges.
+    """The fields that both tasks' recipes have, and their ranges.
 
-    No dataclass: the order of the fields, their defaults and what they mean in words are each recipe's own.
+    Not a dataclass, since each recipe has its own order, defaults and docstrings of these fields.
     """
 
     FIT: ClassVar[Fit]
-    """What ``fitted`` puts in the place of null."""
+    """Limits of the numbers that ``fitted`` fills in for null."""
     BEFORE: ClassVar[Mapping[str, Any]] = {"last_batch": "drop"}
-    """What was done before there were fields for it: the values of those that an older run's recipe lacks."""
+    """Fields that older runs' recipes lack -> values that do what tada did before it had these fields."""
 
     epochs: int | None
     batch_size: int | None
@@ -123,17 +123,17 @@ AnySchedule = TypeVar("AnySchedule", bound=Schedule)
 
 
 def fitted(recipe: AnySchedule, num_clips: int, *, multiple_of: int = 1) -> AnySchedule:
-    """A recipe with numbers where it says null, for so many clips (or what else training sees one of).
+    """The recipe with null replaced by numbers that fit ``num_clips`` clips (or videos, or windows).
 
-    batch_size: an epoch is cut into equal steps of at most ``FIT.batch_size`` clips; few clips are cut into
-    ``FIT.steps_per_epoch`` steps, or as many as leave ``FIT.small_batch_size`` clips to each. epochs: ``FIT.epochs``,
-    or as many as make ``FIT.steps`` steps. warmup_epochs: a tenth of the epochs. What the recipe says stays.
+    batch_size: an epoch is divided into equal steps of at most ``FIT.batch_size`` clips; few clips are divided into
+    ``FIT.steps_per_epoch`` steps, or fewer so that each has ``FIT.small_batch_size`` clips. epochs: ``FIT.epochs``, or
+    more to reach ``FIT.steps`` steps. warmup_epochs: a tenth of the epochs. Numbers in the recipe are not changed.
 
     Args:
-        multiple_of: the batch can be divided by this, beside ``accumulate``: devices, pairs.
+        multiple_of: the batch size is a multiple of this times ``accumulate``: number of devices, or 2 for pairs.
 
     Raises:
-        OptionError: the recipe's numbers and these do not go together.
+        OptionError: the filled-in numbers break a rule of the recipe.
     """
     fit = recipe.FIT
     batch_size, epochs, warmup_epochs = recipe.batch_size, recipe.epochs, recipe.warmup_epochs
@@ -152,10 +152,10 @@ def fitted(recipe: AnySchedule, num_clips: int, *, multiple_of: int = 1) -> AnyS
 def in_words(
     numbers: Numbers, num_clips: int, last_batch: LastBatch, *, noun: str = "clip", is_balanced: bool = False
 ) -> str:
-    """A line that says in which steps so many clips are trained on, and what becomes of those left over.
+    """A line with epochs, steps, batch size and warm-up, and how the incomplete last batch is treated.
 
     Args:
-        is_balanced: the clips of an epoch are drawn by class, so that none are left over.
+        is_balanced: whether the clips of an epoch are drawn by class, so that every batch is full.
     """
     epochs, batch_size, warmup_epochs = numbers
     steps = steps_of_epoch(num_clips, batch_size, last_batch)
@@ -174,30 +174,30 @@ def in_words(
 
 
 def pace_of(recipe: Schedule, num_parts: int) -> Pace:
-    """The pace of a recipe that was ``fitted``, whose epoch comes in so many batches (``accumulate`` to a step)."""
+    """The pace of a ``fitted`` recipe; an epoch has ``num_parts`` batches, ``accumulate`` of which make a step."""
     steps_per_epoch = num_parts // recipe.accumulate
     return Pace(steps_per_epoch, epochs_between_tests(recipe.numbers.epochs, steps_per_epoch))
 
 
 def between_tests_in_words(between: int) -> str:
-    """That held-out clips are not tested after each epoch, in a line."""
+    """A line that says after how many epochs held-out videos are tested."""
     return f"epochs are short: the held-out videos are tested after every {between} of them"
 
 
 def epochs_between_tests(epochs: int, steps_per_epoch: int) -> int:
-    """After how many epochs held-out clips are tested, and the state is saved: after each, or some very short ones.
+    """Number of epochs from one test of the held-out videos to the next: 1, or more if epochs have very few steps.
 
-    The last epoch's end is always such a time.
+    It divides ``epochs``, so that the last epoch is tested.
     """
     between = max(_SHORT_EPOCH // steps_per_epoch, 1)
     return between if epochs % between == 0 else 1
 
 
 def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, warmup_start: float) -> float:
-    """The learning rate at a (fractional) epoch, as a part of the peak.
+    """The learning rate at a (fractional) epoch, as a fraction of the peak.
 
-    Half a cosine over all epochs; during the warm-up a line from ``warmup_start`` up to the cosine's value at its
-    end, as in the released code.
+    Half a cosine over all epochs; during the warm-up, linear from ``warmup_start`` to the cosine's value at the end of
+    the warm-up, as in the released code.
     """
     if epoch < warmup_epochs:
         end = (1 + math.cos(math.pi * warmup_epochs / epochs)) / 2

@@ -1,4 +1,4 @@
-"""What a step takes, from its batch on the device to the optimizer's end: measured once, for all who tell of it."""
+"""Step time, from the batch on the device to the end of the optimizer's update; measured once for all callbacks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning.pytorch.callbacks import Callback
 
 
 class StepClock(Callback):
-    """Measures the training of each batch; callbacks that ask it come after it in the trainer's list."""
+    """Measures the training time of each batch. Callbacks that read it must follow it in the trainer's list."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        """Of the batches since the epoch began."""
+        """Time of each batch of this epoch."""
         self._started = 0.0
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""The loop around a training step: Lightning's trainer, set up for our runs, and its callbacks."""
+"""Training loop: Lightning's trainer, set up for our runs, and its callbacks."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from tada.training.schedule import Numbers, Pace, learning_rate_factor
 from tada.training.step_clock import StepClock
 
 RANKS_SECONDS = 25.0
-"""What the processes of a run that was told to end have to come to the end of a step: clusters give them 30 s."""
+"""Time for several processes to finish a step after a signal to end, in seconds: clusters kill them after 30 s."""
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
-"""What Lightning calls them."""
+"""Our names of precisions -> Lightning's."""
 
 
 class LoopRecipe(Protocol):
-    """What the loop needs of a recipe."""
+    """The fields of a recipe that the loop uses."""
 
     @property
     def numbers(self) -> Numbers: ...
@@ -72,16 +72,16 @@ def make_trainer(
     show_progress: bool,
     say: Callable[[str], None],
 ) -> L.Trainer:
-    """Lightning's trainer with our loggers, saved states, strategy and display.
+    """Make Lightning's trainer with our loggers, checkpoints, strategy and progress display.
 
     Args:
         callbacks: run in this order, after the clock and before what else is added here.
-        save_every_steps: in place of those of ``pace``.
-        clock: of the steps, which some of the callbacks ask too.
+        save_every_steps: optimizer steps between saved states; None: as ``pace`` says.
+        clock: measures steps; given if some of the callbacks read it too.
         noun: what a batch holds, in the plural.
     """
     start = "start_0"
-    if processes.is_first:  # which alone writes, and may still find that the folder is in use
+    if processes.is_first:  # only the first process writes
         (out / "logs").mkdir(parents=True, exist_ok=True)
         start = f"start_{len(list((out / 'logs').iterdir()))}"  # a resumed run adds a folder
     clock = StepClock() if clock is None else clock
@@ -108,7 +108,7 @@ def make_trainer(
             log_every_n_steps=1,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
-            enable_progress_bar=False,  # ours tells of the whole run
+            enable_progress_bar=False,  # RunProgress shows the whole run instead
             enable_model_summary=False,
         )
 
@@ -121,18 +121,18 @@ def fit(
     *,
     state: Path | None,
 ) -> None:
-    """Train, from a saved state or the beginning, until the end or until the process is told to end.
+    """Train, from a saved state or the beginning, until the end or until a signal ends the process.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, with the state saved.
-        SystemExit: SIGTERM or SIGHUP, likewise.
+        SystemExit: SIGTERM or SIGHUP, with the state saved.
         WorkerLostError: a process that reads videos has died.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     states = next(callback for callback in callbacks if isinstance(callback, SavedStates))
     progress = next(callback for callback in callbacks if isinstance(callback, RunProgress))
     tell_state(states.in_words)
-    # Several processes have to come to the end of a step together.
+    # Several processes have to finish a step together.
     seconds = DEFERRED_SECONDS if trainer.world_size == 1 else RANKS_SECONDS
     with (
         closing(loader, val_loader),
@@ -144,19 +144,19 @@ def fit(
 
 
 def strategy_for(processes: Processes) -> Strategy | str:
-    """How the devices share the work, for Lightning."""
+    """Lightning's strategy: FSDP, DDP, or "auto" for a single device."""
     if processes.machine.strategy == "fsdp":
         return ModelParallelStrategy(
             data_parallel_size=processes.world, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     if processes.machine.strategy == "ddp" or processes.world > 1:
-        # Buffers are those of batch norms: alike where these are synchronized, and otherwise each device's own.
+        # The only buffers are those of batch norms: equal on all devices if synchronized, else separate on each.
         return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     return "auto"
 
 
 class quiet(warnings.catch_warnings):
-    """Keep Lightning's advice on settings that are chosen here out of the user's sight."""
+    """Hide Lightning's advice on settings, which are chosen here and not by the user."""
 
     def __enter__(self) -> None:
         super().__enter__()
@@ -171,7 +171,7 @@ class quiet(warnings.catch_warnings):
 def scheduled(
     optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, epochs: int, warmup_epochs: float, warmup_start: float
 ) -> OptimizerLRSchedulerConfig:
-    """For Lightning: the optimizer, whose learning rates are peaks, and ``learning_rate_factor`` of each step."""
+    """Lightning's configuration of an optimizer (its learning rates are the peaks) and the schedule of its rates."""
 
     def factor(step: int) -> float:
         return learning_rate_factor(
@@ -186,23 +186,23 @@ def scheduled(
 
 
 class AveragedWeights(WeightAveraging):
-    """The running mean of the weights, which is tested and kept; what does not move stays as it is to the last bit."""
+    """Moving average of the weights (EMA), which is tested and saved; frozen weights stay bitwise the same."""
 
     def __init__(self, decay: float) -> None:
         def averaged(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-            # Rounding would move what is frozen.
+            # Rounding would change frozen weights.
             return mean if torch.equal(mean, value) else decay * mean + (1 - decay) * value
 
         super().__init__(avg_fn=averaged)
 
     @property
     def state_key(self) -> str:
-        """As in the states of older runs, where Lightning's own did this."""
+        """The key in the states of older runs, which used Lightning's EMAWeightAveraging."""
         return "EMAWeightAveraging"
 
 
 class SameRun(Callback):
-    """Makes sure that all processes train the same thing."""
+    """Checks that all processes have the same recipe and data."""
 
     def __init__(self, fingerprint: str) -> None:
         self.fingerprint = fingerprint
@@ -242,10 +242,10 @@ class UnreadableVideos(Callback):
         self.of_validation = []
 
     def add(self, videos: Sequence[Unreadable]) -> None:
-        """Note them.
+        """Add unreadable videos.
 
         Raises:
-            DataError: they are more than allowed.
+            DataError: there are more than ``allowed``.
         """
         self.found.update(videos)
         if len(self.found) > self.allowed:
@@ -254,7 +254,7 @@ class UnreadableVideos(Callback):
             raise DataError(f"{last} ({count}, {self.allowed} allowed; --skip-unreadable N allows N)")
 
     def write(self, path: Path) -> None:
-        """Write the list, where there is one."""
+        """Write the list of unreadable videos as CSV, if there are any."""
         if self.found:
             with (
                 whole_file(path) as part,
@@ -264,25 +264,25 @@ class UnreadableVideos(Callback):
 
 
 class EpochLines(Callback):
-    """Says how each epoch went that ends with a test, and keeps the numbers of the last."""
+    """Prints a line of metrics after each epoch that ends with a test, and keeps the last epoch's metrics."""
 
     def __init__(self, say: Callable[[str], None], *, told: Collection[int] = ()) -> None:
-        """Nothing is said yet.
+        """Start without metrics.
 
         Args:
-            told: epochs, from 1, whose tests an earlier start of the run has told of; one may have to be done again.
+            told: epochs, counted from 1, whose lines an earlier start of the run printed; they are not printed again.
         """
         self.say, self.told = say, told
         self.metrics: dict[str, float] = {}
         self.seconds_before = 0.0
-        """Of training, in earlier starts of the run."""
+        """Training time of earlier starts of the run."""
         self.began = time.perf_counter()
         self.started = time.perf_counter()
         self.is_in_epoch = False
 
     @property
     def seconds(self) -> float:
-        """What training has taken, over all starts of the run."""
+        """Training time over all starts of the run."""
         return self.seconds_before + time.perf_counter() - self.began
 
     def state_dict(self) -> dict[str, Any]:
@@ -305,7 +305,7 @@ class EpochLines(Callback):
         self.is_in_epoch = True
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not self.is_in_epoch:  # that of the epoch before, which an interruption has put off
+        if not self.is_in_epoch:  # the previous epoch's test, repeated since it was interrupted
             self._tell(trainer, trainer.current_epoch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -324,21 +324,21 @@ class EpochLines(Callback):
 
 
 class RunProgress(Callback):
-    """Shows how far the whole run is, what it has learned, how fast it goes, and what it waits for."""
+    """Progress display of the run: epoch, steps, loss, last test, clips per second, share of time spent on data."""
 
     def __init__(self, clock: StepClock, *, noun: str, is_shown: bool) -> None:
         self.clock, self.noun = clock, noun
         self.work = Work("training", noun="steps", is_shown=is_shown)
-        self.work.has_rate = False  # steps differ in size: clips tell more
+        self.work.has_rate = False  # clips per second are shown instead: steps differ in size
         self.work.details = (f"waiting for the first {noun}",)
         self._tested: list[str] = []
         self._losses = (0.0, 0)  # the sum over the epoch's clips, and their number
-        self._times: deque[tuple[float, float, int]] = deque(maxlen=50)  # of steps: waited and used seconds, clips
-        self._is_first = True  # of this start: its batch comes when the workers have started
+        self._times: deque[tuple[float, float, int]] = deque(maxlen=50)  # per step: waited and used seconds, clips
+        self._is_first = True  # step of this start, whose wait includes the start of the workers
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.work.done, self.work.total = trainer.global_step, trainer.estimated_stepping_batches
-        self._begin_epoch(trainer)  # of a run that goes on within an epoch, no start of it is told
+        self._begin_epoch(trainer)  # a run resumed within an epoch gets no on_train_epoch_start
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._begin_epoch(trainer)
@@ -376,7 +376,7 @@ class RunProgress(Callback):
         self._tell()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.work.note_told()  # ``EpochLines`` tells
+        self.work.note_told()  # EpochLines prints the line
 
     def _tell(self, doing: str = "") -> None:
         total, count = self._losses

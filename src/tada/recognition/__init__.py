@@ -1,1 +1,1 @@
-"""Action recognition: what happens in a video."""
+"""Action recognition: which actions happen in a video."""

@@ -1,4 +1,4 @@
-"""EPIC-KITCHENS-100's own way to count, and the file that its action recognition challenge takes.
+"""EPIC-KITCHENS-100's metrics on subsets, and the JSON file for its action recognition challenge.
 
 Source: epic-kitchens/C1-Action-Recognition (utils/metrics.py, utils/challenge.py), epic-kitchens-100-annotations.
 """
@@ -21,37 +21,37 @@ from tada.system.files import write_whole
 T = TypeVar("T")
 
 _TOP_ACTIONS = 100
-"""Actions of a segment that are written for the challenge, the most probable."""
+"""Number of a segment's most probable actions that are written for the challenge."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subsets:
-    """What is counted apart."""
+    """The subsets that are scored separately."""
 
     unseen_participants: frozenset[str]
-    """Who have no videos in the training split."""
+    """Participants without videos in the training split."""
     tail_verbs: frozenset[int]
-    """Rare classes."""
+    """Rare verb classes."""
     tail_nouns: frozenset[int]
-    """Rare classes."""
+    """Rare noun classes."""
 
 
 def read_subsets(annotations: Path) -> Subsets:
-    """Read them from the folder of the published annotations.
+    """Read the subsets from the folder of the published annotations.
 
     Raises:
-        DataError: one of the three files is not there, or not as published.
+        DataError: one of the three files is missing, or differs from the published format.
     """
     return Subsets(
-        unseen_participants=_column(
+        unseen_participants=_read_column(
             annotations / "EPIC_100_unseen_participant_ids_validation.csv", "participant_id", str
         ),
-        tail_verbs=_column(annotations / "EPIC_100_tail_verbs.csv", "verb", int),
-        tail_nouns=_column(annotations / "EPIC_100_tail_nouns.csv", "noun", int),
+        tail_verbs=_read_column(annotations / "EPIC_100_tail_verbs.csv", "verb", int),
+        tail_nouns=_read_column(annotations / "EPIC_100_tail_nouns.csv", "noun", int),
     )
 
 
-def _column(file: Path, name: str, kind: Callable[[str], T]) -> frozenset[T]:
+def _read_column(file: Path, name: str, kind: Callable[[str], T]) -> frozenset[T]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as rows:
             return frozenset(kind(row[name].strip()) for row in csv.DictReader(rows))
@@ -63,15 +63,15 @@ def _column(file: Path, name: str, kind: Callable[[str], T]) -> frozenset[T]:
 
 
 def challenge_metrics(test: Evaluation, subsets: Subsets) -> dict[str, float]:
-    """Accuracies as the challenge counts them, by name.
+    """The challenge's accuracies, by name.
 
-    Top-1 and top-5 of verbs, nouns and actions over all; top-1 over the segments of unseen participants; top-1 over
-    those of tail verbs, of tail nouns, and, for actions, of either. A subset without segments is left out.
+    Top-1 and top-5 of verbs, nouns and actions over all segments; top-1 over segments of unseen participants; top-1
+    over segments of tail verbs, of tail nouns, and, for actions, of either. A subset without segments is left out.
 
     Raises:
-        OptionError: the test is not of verbs and nouns, or its true classes are not known.
+        OptionError: the test's heads are not verb and noun, or its true classes are not known.
     """
-    _check(test)
+    _check_heads(test)
     if not test.known.all():
         raise OptionError("the true verbs and nouns are not known: this split is scored by the challenge's server")
     unseen = np.array([group in subsets.unseen_participants for group in test.groups])
@@ -90,17 +90,17 @@ def challenge_metrics(test: Evaluation, subsets: Subsets) -> dict[str, float]:
 def write_challenge(
     test: Evaluation, file: Path, *, pretraining: int = 2, training_labels: int = 3, training_data: int = 3
 ) -> None:
-    """Write the JSON of the challenge "action_recognition", version 0.2; it is handed in as test.json in a zip file.
+    """Write the JSON of the challenge "action_recognition", version 0.2; it is submitted as test.json in a zip file.
 
     Args:
         pretraining: level of supervision SLS-PT, 0 to 5; 2: public images and videos.
-        training_labels: SLS-TL; 3: the segments' times.
-        training_data: SLS-TD; 3: the training split, 4: validation too.
+        training_labels: level of the labels SLS-TL, 0 to 5; 3: the segments' times.
+        training_data: level of the data SLS-TD, 0 to 5; 3: the training split, 4: the validation split too.
 
     Raises:
-        OptionError: the test is not of verbs and nouns, or a level is none.
+        OptionError: the test's heads are not verb and noun, or a level is out of range.
     """
-    _check(test)
+    _check_heads(test)
     levels = {"sls_pt": pretraining, "sls_tl": training_labels, "sls_td": training_data}
     for name, level in levels.items():
         if not 0 <= level <= 5:
@@ -119,7 +119,7 @@ def write_challenge(
     write_whole(file, (json.dumps(whole) + "\n").encode())
 
 
-def _check(test: Evaluation) -> None:
+def _check_heads(test: Evaluation) -> None:
     names = [head.name for head in test.heads]
     if names != ["verb", "noun"]:
         raise OptionError(f"EPIC-KITCHENS counts verbs and nouns; this test is of {', '.join(names)}")

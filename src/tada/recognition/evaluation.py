@@ -1,8 +1,7 @@
-"""Testing a trained recognizer: every video once, all its views, over any number of devices.
+"""Testing a trained recognizer: all views of every video, on any number of devices.
 
-The scores of a video are the mean of its views' probabilities (softmax, or of several labels sigmoid scores), as in the
-papers' protocols. A video that cannot be
-read is never left out in silence: it is listed, and the report says how many were meant and how many were read.
+The scores of a video are the mean of its views' probabilities (softmax; sigmoid if a video may have several labels),
+as in the papers' protocols. Unreadable videos are listed, and the report says how many of all videos were read.
 
 Shapes: N videos, V views, H heads, K classes of all heads.
 """
@@ -64,21 +63,21 @@ def evaluate(
     Args:
         run: the folder of a run, or a file of `tada export`.
         data: what ``read_dataset`` takes, or a table it has read.
-        root: the folder that paths of a CSV start from, or below which a published list's videos lie; by default its
-            own.
-        fold: which of the three divisions of UCF101 and HMDB51.
-        fps: the rate of folders of frames, in frames per second, where the data does not say it; by default that which
-            the run was trained with.
-        split: the part of the data to test on. By default "test" where there is one whose classes are known, else
-            "val", else all that the run was not trained on.
-        views: of each video, as clips x crops, such as "10x3"; by default one, in the middle.
+        root: the folder that a CSV's paths are relative to, or that holds a published list's videos; by default the
+            folder of the CSV or list.
+        fold: which of the three splits of UCF101 and HMDB51.
+        fps: the rate of folders of frames, in frames per second, where the data does not give it; by default the rate
+            in training.
+        split: the split to test on. By default "test" if the data has one with known classes, else "val", else all
+            videos that the run was not trained on.
+        views: views of each video, as clips x crops, such as "10x3"; by default one, in the middle.
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
-        clips_per_batch: clips that pass the model at a time, whatever the number of views.
-        device: "cpu", "cuda", ...; by default a GPU where there is one. Several devices are ``machine``'s matter.
-        machine: devices that share the videos; all of their processes get the whole result.
+        clips_per_batch: batch size in clips, whatever the number of views.
+        device: "cpu", "cuda", ...; by default a GPU where there is one. For several devices give ``machine``.
+        machine: devices that share the videos; each of their processes returns the whole result.
 
     Raises:
-        DataError: the data has classes the model does not know, or videos it was trained on.
+        DataError: the data has classes that the model lacks, or videos that it was trained on.
         CheckpointError: the run holds no model, or a damaged one.
     """
     processes = (Machine() if machine is None else machine).processes()
@@ -90,7 +89,8 @@ def evaluate(
         data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
     table = with_fps_of_run(with_fps(data, fps), run, say)
     lacking = [label for label in recognizer.labels if label not in table.labels] if table.several else []
-    table = table.numbered_as(recognizer.heads)  # before its videos are looked at: data of another kind are no data
+    # Before the videos are compared with the run's, so that other classes are the first error to be reported.
+    table = table.numbered_as(recognizer.heads)
     if table.ignored:
         say(f"left out, beside the videos: {listed(table.ignored, quote=False)}")
     hidden = not (show_progress and processes.is_first)
@@ -99,15 +99,15 @@ def evaluate(
         say(f"{table.kind}: {table.coverage()} are there; scores are of these")
     if lacking:
         say(
-            f"the data does not say whether videos show {listed(lacking)}: counted as not shown, so that a "
-            "precision of theirs means nothing"
+            f"the data has no labels of {listed(lacking)}: all videos count as not showing them, so precision of these "
+            "classes means nothing"
         )
     views = Views() if views is None else views
     num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)
     with leaving_together():
         if processes.world > 1:
-            recognizer = Recognizer(recognizer.model, recognizer.card, device=_join(processes))
-        votes, unreadable = _votes(
+            recognizer = Recognizer(recognizer.model, recognizer.card, device=_launch_processes(processes))
+        votes, unreadable = _score_videos(
             recognizer,
             table,
             views,
@@ -119,7 +119,7 @@ def evaluate(
             say=say,
         )
         votes, unreadable = gathered(votes), gathered(unreadable)
-    return _counted(table, recognizer, views, votes, unreadable)
+    return _make_evaluation(table, recognizer, views, votes, unreadable)
 
 
 def evaluate_alone(
@@ -131,13 +131,13 @@ def evaluate_alone(
     show_progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
-    """Test a model on all videos of a table in this process alone, one view of each: at the end of its training.
+    """Test a model on all videos of a table in this process alone, one view of each; used at the end of training.
 
     Raises:
         DataError: none of the videos can be read.
     """
     table = table.numbered_as(recognizer.heads)
-    votes, unreadable = _votes(
+    votes, unreadable = _score_videos(
         recognizer,
         table,
         Views(),
@@ -146,10 +146,10 @@ def evaluate_alone(
         hidden=not show_progress,
         say=say,
     )
-    return _counted(table, recognizer, Views(), votes, unreadable)
+    return _make_evaluation(table, recognizer, Views(), votes, unreadable)
 
 
-def _votes(
+def _score_videos(
     recognizer: Recognizer,
     table: VideoTable,
     views: Views,
@@ -161,7 +161,7 @@ def _votes(
     hidden: bool,
     say: Callable[[str], None],
 ) -> tuple[list[tuple[int, NDArray[np.float32]]], list[Unreadable]]:
-    """The place and the mean scores [K] of each video that falls to this process, and those that cannot be read."""
+    """This process's videos: index in the table and mean scores [K] of each; and the unreadable videos."""
     loader = test_loader(
         TestVideos(table, recognizer.clip, views),
         clips_per_batch=clips_per_batch,
@@ -180,14 +180,14 @@ def _votes(
     return votes, unreadable
 
 
-def _counted(
+def _make_evaluation(
     table: VideoTable,
     recognizer: Recognizer,
     views: Views,
     votes: Sequence[tuple[int, NDArray[np.float32]]],
     unreadable: Sequence[Unreadable],
 ) -> Evaluation:
-    """The result of a test from the votes of all its videos."""
+    """The result of a test from the indices and mean scores (``votes``) of all its videos."""
     if not votes:
         of = counted(len(table.videos), "video")
         raise DataError(f"of {of} none could be read; the first: {unreadable[0].message}")
@@ -212,10 +212,10 @@ def _counted(
 
 
 def check_votes(indices: Iterable[int], num_videos: int, num_unreadable: int) -> None:
-    """Make sure that each video that could be read has voted, and once.
+    """Check that each readable video was scored exactly once.
 
     Raises:
-        RuntimeError: a fault of ours.
+        RuntimeError: it was not, which is a bug in tada.
     """
     counts = Counter(indices)
     twice = [index for index, count in counts.items() if count > 1]
@@ -225,8 +225,8 @@ def check_votes(indices: Iterable[int], num_videos: int, num_unreadable: int) ->
         )
 
 
-def _join(processes: Processes) -> torch.device:
-    """Meet the other processes, and start them where Lightning has to; this process's device."""
+def _launch_processes(processes: Processes) -> torch.device:
+    """Connect with the other processes, which Lightning starts if needed; return this process's device."""
     from lightning import Fabric
 
     with quiet():
@@ -238,7 +238,7 @@ def _join(processes: Processes) -> torch.device:
 def _video_scores(
     recognizer: Recognizer, batch: ViewBatch, clips_per_batch: int
 ) -> list[tuple[int, NDArray[np.float32]]]:
-    """The place and the mean scores [K] of each video of a batch."""
+    """Index in the table and mean scores [K] of each video of a batch."""
     if not len(batch.indices):
         return []
     n, v = batch.views.shape[:2]
@@ -251,7 +251,7 @@ def _video_scores(
 
 
 def with_fps_of_run(table: VideoTable, run: Path, say: Callable[[str], None]) -> VideoTable:
-    """The table with the rate of a run's training for those folders of frames that have none, which is said."""
+    """The table with the ``fps`` of a run's recipe for folders of frames without a rate; a message says so."""
     fps = fps_of_run(run)
     if fps is None or not any(video.is_frames and video.fps is None for video in table.videos):
         return table
@@ -269,16 +269,16 @@ def choose_videos(
     network: nn.Module | None = None,
     show_progress: bool = False,
 ) -> VideoTable:
-    """The videos to test on: never one that the run was trained on, whatever it is called and wherever it lies.
+    """The videos to test on, never one of the run's training videos, even if it was renamed or moved.
 
     Args:
         run: the folder of a run, or an exported file.
-        split: as in ``evaluate``. Where the data have no splits, those of the run are meant.
-        say: receives how many videos are known to the run, and how.
-        network: that of ``run``, where it has been loaded.
+        split: as in ``evaluate``; of the run's own splits if the data has none.
+        say: prints which videos are tested, and how the run knows them.
+        network: the network of ``run``, if it has been loaded.
 
     Raises:
-        DataError: there are none, or those asked for were trained on.
+        DataError: there are none, or some of the split were trained on.
         CheckpointError: the list of the run's videos is damaged.
     """
     if split is None and table.splits:
@@ -299,10 +299,10 @@ def choose_videos(
             there = listed(sorted({mark for mark in found if mark in SPLITS}))
             hint = f"; of its splits there are {there}" if there else ""
             raise DataError(f"{run} has held out no videos of this data as its {split} split{hint}")
-        table, found = _only(table, found, {split})
+        table, found = _with_marks(table, found, {split})
         lines.append(f"testing on the {counted(len(table), 'video')} that {run} has in its {split} split")
     elif known is not None and not any(found):
-        lines.append(f"none of these videos are known to {run}: all {len(table)} are tested{_unsure(known)}")
+        lines.append(f"none of these videos are known to {run}: all {len(table)} are tested{_missing_in_words(known)}")
     elif set(found) == {"train"} and not has_split:
         raise DataError(
             f"{run} was trained on all videos of this data ({len(found)}), and held out none: test it on others, or "
@@ -310,7 +310,7 @@ def choose_videos(
         )
     elif known is not None and (not has_split or "" in found or PART in found):
         lines.append(_in_words(found, run))
-        table, found = (table, found) if has_split else _only(table, found, {"val", "test", PART, ""})
+        table, found = (table, found) if has_split else _with_marks(table, found, {"val", "test", PART, ""})
     trained_on = [video for video, mark in zip(table.videos, found, strict=True) if mark == "train"]
     if trained_on:
         raise DataError(
@@ -318,14 +318,14 @@ def choose_videos(
             f"{trained_on[0].path} ({trained_on[0].source}); choose a split with --split, or leave them out"
         )
     if known is not None and not isinstance(known, Splits):  # an exported file has no names
-        lines += _namesakes(table, found, known, run)
+        lines += _namesakes_in_words(table, found, known, run)
     for line in lines:
         say(line)
     return table
 
 
-def _namesakes(table: VideoTable, found: Sequence[str], known: Sequence[KnownVideo], run: Path) -> list[str]:
-    """A line where files that a run does not know have the names of some that it was trained on."""
+def _namesakes_in_words(table: VideoTable, found: Sequence[str], known: Sequence[KnownVideo], run: Path) -> list[str]:
+    """A warning, in a list, if files unknown to the run have the names of training videos; else an empty list."""
     trained = {
         name for row, name in zip(known, names_below([row.path for row in known]), strict=True) if row.split == "train"
     }
@@ -336,15 +336,15 @@ def _namesakes(table: VideoTable, found: Sequence[str], known: Sequence[KnownVid
 
 
 def videos_known_to(run: Path, network: nn.Module | None = None) -> tuple[KnownVideo, ...] | Splits | None:
-    """The list of a run's videos; of an exported file what it carries, or else the list in its folder. None: no list.
+    """The list of a run's videos; of an exported file, the list inside it, else in its folder. None: no list.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the list is damaged.
     """
     if not run.is_file():
         return read_run_list(run)
     text = (network if isinstance(network, OnnxNetwork) else open_session(run)).metadata().get(SPLITS_ENTRY)
-    if text is None:  # exported before files carried it
+    if text is None:  # exported by a version that did not include the list
         return read_run_list(run.parent)
     try:
         return Splits.from_text(text)
@@ -352,14 +352,14 @@ def videos_known_to(run: Path, network: nn.Module | None = None) -> tuple[KnownV
         raise CheckpointError(f"{str(run)!r}: its list of videos is damaged ({error}); export it again") from error
 
 
-def _only(table: VideoTable, found: Sequence[str], wanted: Collection[str]) -> tuple[VideoTable, list[str]]:
+def _with_marks(table: VideoTable, found: Sequence[str], wanted: Collection[str]) -> tuple[VideoTable, list[str]]:
     """The videos with these marks, and their marks."""
     videos = tuple(video for video, mark in zip(table.videos, found, strict=True) if mark in wanted)
     return replace(table, videos=videos), [mark for mark in found if mark in wanted]
 
 
 def _in_words(found: Sequence[str], run: Path) -> str:
-    """How a run knows the videos of a test."""
+    """A line that says how many tested videos the run held out, and how many it does not know."""
     count = Counter(found)
     held_out, others = count["val"] + count["test"], count[""] + count[PART]
     if not others and not count["test"]:
@@ -381,8 +381,8 @@ def _in_words(found: Sequence[str], run: Path) -> str:
     return line
 
 
-def _unsure(known: Sequence[KnownVideo] | Splits) -> str:
-    """What an old list cannot tell, to be said behind what it does."""
+def _missing_in_words(known: Sequence[KnownVideo] | Splits) -> str:
+    """A sentence about missing videos of an old run's list, which cannot be recognized under another path."""
     rows = () if isinstance(known, Splits) else known
     gone = sum(not row.content and not os.path.exists(row.path) for row in rows)
     if not gone:

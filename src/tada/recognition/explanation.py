@@ -1,6 +1,6 @@
-"""What a network looked at in a video, and how its kernels were calibrated: values, pictures and files.
+"""Explanation of a prediction: Grad-CAM heat maps and calibration of TAdaConv kernels, as values, pictures and files.
 
-Shapes: T frames of a clip, T' frames of a layer, C channels, L layers, h x w cells, H x W pixels.
+Shapes: T frames of a clip, T' frames of a layer, C channels, h x w cells of a feature map, H x W pixels.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def explain(
     score: float,
     layer: str | None = None,
 ) -> Explanation:
-    """Explain one clip of a video; of the arguments not named here see ``Explanation`` and ``gradcam.look``.
+    """Explain one clip of a video; for arguments not listed here see ``Explanation`` and ``gradcam.look``.
 
     Args:
         network: in evaluation mode.
-        spec: how frames are cut for it.
+        spec: how the network's frames are resized and cropped.
 
     Raises:
         VideoError: the video cannot be read.
@@ -67,7 +67,7 @@ def explain(
         frame_numbers=tuple(frame_numbers),
         times_seconds=tuple(times),
         frames=frames,
-        crop=_seen(frames, spec),
+        crop=_crop_in_frames(frames, spec),
         layers=found.layers,
         heat=found.heat,
         rows=(found.rows + 0.5) / spec.crop,
@@ -76,8 +76,8 @@ def explain(
     )
 
 
-def _seen(frames: NDArray[np.uint8], spec: ClipSpec) -> tuple[float, float, float, float]:
-    """Which part of frames [T, H, W, 3] is the square in the middle that remains once they are resized."""
+def _crop_in_frames(frames: NDArray[np.uint8], spec: ClipSpec) -> tuple[float, float, float, float]:
+    """The center crop in pixels of frames [T, H, W, 3] before resizing: top, left, height, width."""
     height, width = frames.shape[1:3]
     resized = short_side_size(height, width, spec.short_side)
     scales = height / resized[0], width / resized[1]
@@ -87,37 +87,37 @@ def _seen(frames: NDArray[np.uint8], spec: ClipSpec) -> tuple[float, float, floa
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Explanation:
-    """Why a model says a class of a clip."""
+    """Which pixels of a clip speak for a class (Grad-CAM), and how the kernels were calibrated."""
 
     path: str
-    """The video."""
+    """The video's path or name."""
     label: str
     """The class that is explained."""
     score: float
-    """How probable it is in this clip, by the model."""
+    """The model's probability of the class in this clip."""
     frame_numbers: tuple[int, ...]
     """The clip's frames in the video, [T]."""
     times_seconds: tuple[float, ...]
-    """When each is shown, [T]; nan where frames came without times."""
+    """When each is shown, [T]; nan for frames without times."""
     frames: NDArray[np.uint8]
-    """[T, H, W, 3], RGB: as in the video, made smaller where they are large."""
+    """[T, H, W, 3], RGB: the video's frames, shrunk to a short side of at most 360 pixels."""
     crop: tuple[float, float, float, float]
-    """Top, left, height and width, in pixels of ``frames``, of the square that the network was shown."""
+    """Top, left, height and width of the network's input square, in pixels of ``frames``."""
     layers: tuple[str, ...]
-    """The modules whose feature map the heat is of."""
+    """The modules whose feature maps gave the heat map."""
     heat: Tensor
-    """[T, h, w], in [0, 1]: what speaks for the class (Grad-CAM), 1 where most does in the clip."""
+    """[T, h, w], in [0, 1]: evidence for the class (Grad-CAM), 1 at the clip's maximum."""
     rows: Tensor
-    """[h], where the middle of each row of cells lies in the square, from 0 (its top) to 1."""
+    """[h], the center of each row of cells in the input square, from 0 (its top) to 1."""
     columns: Tensor
-    """[w], from 0 (its left) to 1."""
+    """[w], the center of each column of cells, from 0 (left) to 1."""
     calibrations: dict[str, Tensor]
-    """For each TAdaConv layer alpha - 1 by frame and channel, [T', C], in the network's order. A layer behind one that
-    thins out the frames has fewer. Empty where the network has no such layer."""
+    """For each TAdaConv layer, alpha - 1 by frame and channel, [T', C], in the network's order. T' is smaller than T
+    after temporal downsampling. Empty if the network has no TAdaConv."""
 
     @property
     def note(self) -> str:
-        """What is missing and why; empty where nothing is."""
+        """What is missing in this explanation and why; empty if nothing is."""
         notes = []
         if not self.calibrations:
             notes.append("the network has no TAdaConv, so no kernel is calibrated: there is a heat map only")
@@ -126,31 +126,31 @@ class Explanation:
         return "; ".join(notes)
 
     def calibration_strength(self) -> dict[str, Tensor]:
-        """For each layer how far its kernels are from the shared one, [T']: alpha - 1, its RMS over the channels."""
+        """For each layer, how far its kernels are from the shared kernel, [T']: RMS of alpha - 1 over the channels."""
         return {name: deviation.square().mean(1).sqrt() for name, deviation in self.calibrations.items()}
 
     def heat_in_frames(self) -> NDArray[np.float32]:
-        """The heat of every pixel of ``frames``, [T, H, W]; 0 outside of the square that the network was shown."""
+        """The heat of every pixel of ``frames``, [T, H, W]; 0 outside the network's input square."""
         height, width = self.frames.shape[1:3]
         top, left, high, wide = self.crop
-        rows, inside_rows = _between(self.rows, height, top, high)
-        columns, inside_columns = _between(self.columns, width, left, wide)
+        rows, inside_rows = _interpolate(self.rows, height, top, high)
+        columns, inside_columns = _interpolate(self.columns, width, left, wide)
         cells: NDArray[np.float32] = self.heat.float().numpy()
         heat: NDArray[np.float32] = np.matmul(np.matmul(rows, cells), columns.T)
         heat[:, ~(inside_rows[:, None] & inside_columns)] = 0
         return heat
 
     def overlay(self) -> NDArray[np.uint8]:
-        """The frames in gray with the heat over them in colors, from blue to red, [T, H, W, 3].
+        """Gray frames with the heat map in colors from blue to red, [T, H, W, 3].
 
-        Where the heat is 0 the gray is as it is; what the network was not shown is darker.
+        Where the heat is 0, the frame stays gray; outside the network's input square it is darkened.
         """
         from matplotlib import colormaps
 
         heat = self.heat_in_frames()
         height, width = heat.shape[1:]
         top, left, high, wide = self.crop
-        seen = _inside(height, top, high)[:, None] * _inside(width, left, wide)
+        seen = _is_inside(height, top, high)[:, None] * _is_inside(width, left, wide)
         out = np.empty_like(self.frames)
         for i, frame in enumerate(self.frames):
             gray = (frame @ np.array([0.299, 0.587, 0.114]))[..., None]  # ITU-R 601
@@ -167,15 +167,15 @@ class Explanation:
         )
 
     def plot(self, picture: str | Path) -> None:
-        """Draw the frames with the heat over them, as a PNG file."""
+        """Draw the frames with the heat map, as a PNG file."""
         title = f"{Path(self.path).name}: {self.label} {self.score:.2f}"
         save_heat(self.frames, self.overlay(), self.times_seconds, Path(picture), title=title)
 
     def plot_calibration(self, picture: str | Path, *, layer: str | None = None) -> None:
-        """Draw how the kernels were calibrated over time, as a PNG file: all layers, and the channels of one.
+        """Draw the calibration over time, as a PNG file: the strength of all layers, and the channels of one layer.
 
         Args:
-            layer: by default the one whose calibration changes most.
+            layer: the layer whose channels are drawn; by default the one whose calibration changes most.
 
         Raises:
             OptionError: the network has no TAdaConv.
@@ -185,7 +185,7 @@ class Explanation:
             raise OptionError(self.note)
         if layer is not None and layer not in self.calibrations:
             raise UnknownNameError.of("calibrated layer", layer, self.calibrations)
-        shown = layer or max(self.calibrations, key=lambda name: float(_change(self.calibrations[name])))
+        shown = layer or max(self.calibrations, key=lambda name: float(_variance_over_frames(self.calibrations[name])))
         top, left, high, wide = (round(pixels) for pixels in self.crop)
         save_calibration(
             self.frames[:, top : top + high, left : left + wide],
@@ -198,7 +198,7 @@ class Explanation:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: all but frames, heat and channels, of which there are means."""
+        """Plain values for JSON; of the heat map and the calibration only means, and no frames."""
         strengths = self.calibration_strength()
         return {
             "video": self.path,
@@ -213,13 +213,13 @@ class Explanation:
         }
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write all of it into a new folder, whole or not at all.
+        """Write the explanation into a new folder, atomically.
 
         heat.png and calibration.png are the pictures; explanation.json is ``as_dict``; explanation.npz holds the arrays
         heat, rows, columns, crop, frame_numbers, times_seconds, and calibration/NAME for each layer.
 
         Raises:
-            OptionError: the folder is there already, and not to be replaced; or is one that ``save`` did not write.
+            OptionError: the folder exists and ``overwrite`` is false, or ``save`` did not write it.
         """
         folder = Path(folder)
         if folder.exists():
@@ -245,8 +245,8 @@ class Explanation:
             np.savez_compressed(part / "explanation.npz", **arrays)  # type: ignore[arg-type]  # names are free
 
 
-def _change(deviation: Tensor) -> Tensor:
-    """How much a layer's calibration changes over the frames."""
+def _variance_over_frames(deviation: Tensor) -> Tensor:
+    """Variance of a layer's calibration over the frames, averaged over the channels."""
     return (deviation - deviation.mean(0)).square().mean()
 
 
@@ -254,15 +254,15 @@ def _to_six_digits(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
 
 
-def _inside(size: int, first: float, side: float) -> NDArray[np.bool_]:
-    """Which of ``size`` pixels have their middle in the square."""
+def _is_inside(size: int, first: float, side: float) -> NDArray[np.bool_]:
+    """Which of ``size`` pixels have their center in the square, along one axis."""
     middles = np.arange(size) + 0.5
     return (first <= middles) & (middles <= first + side)
 
 
-def _between(places: Tensor, size: int, first: float, side: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """What each cell gives to each pixel by linear interpolation, [pixels, cells]; which are in the square."""
+def _interpolate(places: Tensor, size: int, first: float, side: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Weights of linear interpolation from cells to pixels along one axis, [pixels, cells]; which pixels are inside."""
     at = (np.arange(size) + 0.5 - first) / side
     cells = np.eye(len(places), dtype=np.float32)
     weights = np.stack([np.interp(at, places.numpy(), cell) for cell in cells], axis=1)
-    return weights.astype(np.float32), _inside(size, first, side)
+    return weights.astype(np.float32), _is_inside(size, first, side)

@@ -1,4 +1,4 @@
-"""How far an accuracy can be trusted: the interval in which the true one lies, 95 times of 100."""
+"""95 % confidence intervals of accuracies."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _Z = NormalDist().inv_cdf(0.975)
 
 
 def accuracy_interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a part of so many independent videos (E. B. Wilson, JASA 22, 1927, page 209).
+    """Wilson's 95 % confidence interval of an accuracy (E. B. Wilson, JASA 22, 1927, page 209).
 
-    It holds for few videos and for all or none of them right, where the usual mean plus and minus does not.
+    It also holds for few videos, or if all or none are right, where the normal approximation does not.
 
     Args:
-        share: in [0, 1].
-        count: 1 or more.
+        share: the accuracy, in [0, 1].
+        count: number of independent videos, 1 or more.
     """
     spread = _Z * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
     middle, scale = share + _Z**2 / (2 * count), 1 + _Z**2 / count

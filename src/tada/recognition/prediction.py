@@ -1,4 +1,4 @@
-"""An answer: which actions happen in a video, how sure that is, and when; as text, picture and video.
+"""Prediction for a video: class probabilities of the video and of each clip, as text, picture and video.
 
 Shapes: F frames of a picture, K classes.
 """
@@ -33,7 +33,7 @@ from tada.video.transforms import shrink_to
 
 
 class Explains(Protocol):
-    """What a recognizer can say of its answers."""
+    """A recognizer that can explain its predictions."""
 
     def explain(
         self, video: Prediction, *, label: str | None = None, clip: int | None = None, layer: str | None = None
@@ -42,20 +42,20 @@ class Explains(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipScores:
-    """What the model says of one clip of a video."""
+    """The model's class probabilities for one clip of a video."""
 
     start_seconds: float
-    """When the clip's first frame is shown, counted from where the file begins, as in players; nan where frames came
-    without times."""
+    """When the clip's first frame is shown, counted from the begin of the file, as in players; nan for frames without
+    times."""
     end_seconds: float
     """When its last frame is shown."""
     scores: tuple[float, ...]
     """Probability of each class."""
     frame_numbers: tuple[int, ...] = ()
-    """The video's frames that were looked at."""
+    """The video's frames that make up the clip."""
 
     def when(self) -> str:
-        """From when to when, as people read it: "1.0-2.5"; of frames without times their numbers."""
+        """The clip's start and end in seconds as text: "1.0-2.5"; for frames without times, their numbers."""
         if math.isnan(self.start_seconds):
             return f"frames {self.frame_numbers[0]}-{self.frame_numbers[-1]}"
         return f"{self.start_seconds:.1f}-{self.end_seconds:.1f}"
@@ -63,20 +63,21 @@ class ClipScores:
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Prediction:
-    """What the model says of a video: the mean over its clips."""
+    """The model's class probabilities for a video: the mean over its clips."""
 
     path: str
-    """The video's; of one that has none, what it is: "<array>"."""
+    """The video's path; for a video in memory its kind, such as "<array>"."""
     labels: tuple[str, ...]
     """Class names."""
     scores: tuple[float, ...]
     """Probability of each class, in the order of ``labels``."""
     clips: tuple[ClipScores, ...]
-    """The same for each clip, in the order of time."""
+    """The same for each clip, in temporal order."""
     thresholds: tuple[float, ...] = ()
-    """Where a video may have several labels, or none: the probability from which on it has each; else empty."""
+    """If a video may have several labels, or none: for each class, the probability from which on the video has it; else
+    empty."""
     recognizer: Explains | None = field(default=None, repr=False, compare=False)
-    """Whose answer it is; it does not go along where the prediction is pickled."""
+    """The recognizer that made the prediction; it is not pickled."""
 
     source: VideoSource | None = field(default=None, compare=False)
     """The video as it was given; None: the file at ``path``."""
@@ -94,7 +95,7 @@ class Prediction:
         return f"Prediction({self}{clips})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook shows."""
         tables: list[tuple[Sequence[str], Sequence[Sequence[str | Bar]]]] = [
             (("class", "probability"), [(label, Bar(score)) for label, score in self.top(5)])
         ]
@@ -115,14 +116,14 @@ class Prediction:
 
     @property
     def found(self) -> tuple[str, ...]:
-        """The labels of the video, the most probable first: those over their thresholds, any number of them.
+        """The labels of the video, the most probable first: all classes at or above their thresholds, or none.
 
-        Of a model that gives each video one label, that one.
+        If the model gives each video one label: that one.
         """
         return tuple(label for label, _ in self.said())
 
     def said(self, clip: ClipScores | None = None) -> list[tuple[str, float]]:
-        """As ``found``, of the video or one clip, with the scores."""
+        """As ``found``, for the video or one clip, with the scores."""
         if not self.thresholds:
             return self.top(1, clip)
         least = dict(zip(self.labels, self.thresholds, strict=True))
@@ -136,9 +137,9 @@ class Prediction:
 
     @checked(count=0)
     def as_dict(self, count: int = 5) -> dict[str, Any]:
-        """Plain values for JSON: the best classes of the video and of each clip. Times that are not known are None.
+        """Plain values for JSON: the best classes of the video and of each clip. Unknown times are None.
 
-        Of several labels: "labels", all that were found, in the place of "label"; and all scores and thresholds.
+        If a video may have several labels: "labels" (as ``found``) instead of "label", and all scores and thresholds.
         """
         answer: dict[str, Any] = {"label": self.label}
         if self.thresholds:
@@ -150,8 +151,8 @@ class Prediction:
             "scores": dict(self.top(count)),
             "clips": [
                 {
-                    "start_seconds": _rounded_or_none(clip.start_seconds),
-                    "end_seconds": _rounded_or_none(clip.end_seconds),
+                    "start_seconds": _round_or_none(clip.start_seconds),
+                    "end_seconds": _round_or_none(clip.end_seconds),
                     "scores": dict(self.top(count, clip)),
                 }
                 for clip in self.clips
@@ -162,10 +163,10 @@ class Prediction:
     def to_rows(self, count: int = 5, *, clips: bool = False) -> list[dict[str, Any]]:
         """Flat rows, as for ``pandas.DataFrame``: video, rank, label, score, for each of the most probable classes.
 
-        Of several labels also threshold and found, whether the score is as high.
+        If a video may have several labels, also threshold and found (whether the score reaches the threshold).
 
         Args:
-            clips: those of each clip, with its start_seconds and end_seconds, in place of those of the whole video.
+            clips: rows of each clip, with its start_seconds and end_seconds, instead of rows of the whole video.
         """
         if not clips:
             return [self._row(rank, *best) for rank, best in enumerate(self.top(count), start=1)]
@@ -173,8 +174,8 @@ class Prediction:
             self._row(
                 rank,
                 *best,
-                start_seconds=_rounded_or_none(clip.start_seconds),
-                end_seconds=_rounded_or_none(clip.end_seconds),
+                start_seconds=_round_or_none(clip.start_seconds),
+                end_seconds=_round_or_none(clip.end_seconds),
             )
             for clip in self.clips
             for rank, best in enumerate(self.top(count, clip), start=1)
@@ -192,10 +193,10 @@ class Prediction:
         """Show what the network looked at, and how its kernels were calibrated: see ``Recognizer.explain``.
 
         Raises:
-            OptionError: it has been pickled, and does not know its recognizer any more.
+            OptionError: the prediction was pickled, which drops its recognizer.
         """
         if self.recognizer is None:
-            raise OptionError("this prediction does not know its recognizer: call recognizer.explain(prediction)")
+            raise OptionError("this prediction was pickled without its recognizer: call recognizer.explain(prediction)")
         return self.recognizer.explain(self, label=label, clip=clip, layer=layer)
 
     @checked(count=1)
@@ -209,21 +210,20 @@ class Prediction:
     ) -> None:
         """Write the video with the most probable classes of each moment drawn in, as an MP4 that browsers play.
 
-        Below the picture is a bar of time with the scores over the clips; between two clips the nearer one's count.
-        Sound and times are kept.
+        A timeline below the picture shows the scores of the nearest clip at each time. Sound and times are kept.
 
         Args:
-            count: most probable classes of the video, and of each clip, that are drawn.
-            advance: told now and then which part of the video has been written since.
+            count: number of most probable classes, of the video and of each clip, that are drawn.
+            advance: called now and then with the fraction of the video written since the last call.
 
         Raises:
             VideoError: the video cannot be read to its end, or its frames are not kept any more.
-            OptionError: the file is there already, and not to be replaced; or frames came without times.
+            OptionError: the file exists and ``overwrite`` is false, or the frames have no times.
         """
         annotate_video(self.video, target, self._lanes(count), overwrite=overwrite, advance=advance)
 
     def _lanes(self, count: int) -> list[Lane]:
-        """The course of the scores of the most probable classes, by the video's score."""
+        """The timelines of the most probable classes, ordered by the video's score."""
         best = [self.top(count), *(self.top(count, clip) for clip in self.clips)]
         named = {label for top in best for label, _ in top}
         middles = [(clip.start_seconds + clip.end_seconds) / 2 for clip in self.clips]
@@ -245,10 +245,10 @@ class Prediction:
 
     @checked(count=1, num_frames=1)
     def plot(self, picture: str | PathLike[str], *, num_frames: int = 8, count: int = 5) -> None:
-        """Draw frames that were looked at and the most probable classes, as a PNG file.
+        """Draw frames of the clips and the most probable classes, as a PNG file.
 
         Args:
-            num_frames: at most so many, spread evenly over the frames of all clips.
+            num_frames: largest number of frames, evenly spaced over the frames of all clips.
 
         Raises:
             VideoError: the video cannot be read any more.
@@ -257,19 +257,19 @@ class Prediction:
         seen = sorted({number for clip in self.clips for number in clip.frame_numbers})
         with video.open() as reader:
             times = reader.times_seconds if video.has_times else np.full(len(reader.times_seconds), math.nan)
-            seen = seen or list(range(len(times)))  # of a prediction that does not say
+            seen = seen or list(range(len(times)))  # a prediction made elsewhere may lack the numbers
             indices = [seen[i] for i in sorted({round(i) for i in np.linspace(0, len(seen) - 1, num_frames)})]
             frames = reader.frames(indices, shrink=partial(shrink_to, short_side=256))
         title = Path(self.path).name
         save_prediction(frames, [float(times[i]) for i in indices], self.top(count), Path(picture), title=title)
 
 
-def _rounded_or_none(seconds: float) -> float | None:
+def _round_or_none(seconds: float) -> float | None:
     return None if math.isnan(seconds) else round(seconds, 3)
 
 
 def predictions_csv(predictions: Sequence[Prediction], count: int = 5, *, several: bool = False) -> str:
-    """One row for each video and class: video, rank, label, score; of ``several`` labels also threshold and found."""
+    """CSV with a row for each video and class: video, rank, label, score; if ``several``, also threshold and found."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["video", "rank", "label", "score", *(("threshold", "found") if several else ())])

@@ -1,8 +1,8 @@
-"""The quickstart: from nothing to two trained models, their test and an answer, on videos it draws itself.
+"""Quickstart: draw videos, train two models on them, test both and predict one video.
 
-Eight classes of motion, four pairs that are each other's time reversal: no single frame, and no set of frames without
-their order, tells the two of a pair apart. A network that averages frames (TSN) can be right on half of the videos;
-one that sees order (TAda2D) can learn all.
+The videos show eight classes of motion: four pairs, each a motion and its time reversal. So the two classes of a pair
+differ only in the order of their frames. A network that averages over frames (TSN) can be right on half of the videos;
+one that uses their order (TAda2D) on all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tada.system.locks import holds, is_used
 from tada.system.progress import Work
 
 MODELS = {"tada2d": "tada2d_tiny", "tsn": "tsn_tiny"}
-"""The network and its twin that averages frames, by their names in the result."""
+"""Names in the result -> the network, and the same network with averaging over frames."""
 
 
 @holds("out")
@@ -51,16 +51,16 @@ def quickstart(
         epochs: by default those of the recipe ``quickstart``.
 
     Returns:
-        What result.json holds: for each model top1 and seconds (training), and more beside them.
+        The content of result.json: for each model top1, seconds (training time) and more.
 
     Raises:
         OptionError: ``out`` is not empty.
-        OutputError: it cannot be written, or another process writes into it.
+        OutputError: ``out`` cannot be written, or another process writes into it.
     """
     if is_used(out):
         raise OptionError(f"{out} is not empty: choose another folder with --out, or remove it")
     started = time.perf_counter()
-    # Half of the cores train and half decode: more threads would wait for each other, the network is so small.
+    # Half of the cores train and half decode: the network is so small that more threads would only wait.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
     say(f"drawing {len(MOTIONS) * (train_videos_per_class + test_videos_per_class)} videos of {', '.join(MOTIONS)}")
     draw_videos(
@@ -82,7 +82,7 @@ def quickstart(
         test = evaluate(run, out / "videos", show_progress=show_progress, say=say)
         test.save(run / "evaluation")
         of_class = test.per_class()
-        per_class[model] = {motion: of_class[motion][0] for motion in MOTIONS}  # twins beside each other
+        per_class[model] = {motion: of_class[motion][0] for motion in MOTIONS}  # time-reversed pairs beside each other
         result[name] = {"model": model, "top1": test.accuracy(1), "seconds": trained.seconds}
         result[name]["per_class"] = per_class[model]
         say(f"{model}: {test.accuracy(1):.3f} of {len(test.paths)} unseen videos right")
@@ -95,14 +95,14 @@ def quickstart(
     result["seconds"] = time.perf_counter() - started
     write_whole(out / "result.json", (json.dumps(result, indent=2) + "\n").encode())
     say(f"{video} shows: {prediction.label} ({prediction.top(1)[0][1]:.2f})")
-    say(f"all of it is in {out}, the numbers in {out / 'result.json'} ({result['seconds']:.0f} s)")
+    say(f"all files are in {out}, the numbers in {out / 'result.json'} ({result['seconds']:.0f} s)")
     return result
 
 
 def draw_videos(
     out: Path, *, train_videos_per_class: int, test_videos_per_class: int, seed: int, show_progress: bool = False
 ) -> None:
-    """Write the quickstart's videos, easy, small and short, so that minutes are enough: out/train, out/test."""
+    """Write the quickstart's videos into out/train and out/test: easy, small and short, to train in minutes."""
     total = len(MOTIONS) * (train_videos_per_class + test_videos_per_class)
     with Work("drawing", total, noun="videos", is_shown=show_progress) as work:
         for split, count, own_seed in (

@@ -1,7 +1,7 @@
-"""Recipes: everything that decides what a training run learns, as one typed value and as a YAML file.
+"""Recipe of a recognizer's training: a typed configuration, and its YAML file.
 
-What depends on the machine (workers, devices, folders) is no part of a recipe. Nothing heavy is imported here, so
-that the command line can show every field at once.
+A recipe has no settings of the machine (workers, devices, folders). This module imports nothing heavy, so that `--help`
+shows all fields quickly.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 # No slots here and in ClipSpec: jsonargparse 4.53 cannot take a slotted dataclass as a default value.
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Schedule):
-    """How a recognizer is trained.
+    """Options of training a recognizer.
 
-    The defaults are for a small network and short clips, few or some thousands, from weights that know motion.
+    The defaults are for a small network, pretrained on motion, and up to some thousands of short clips.
     """
 
     FIT: ClassVar[Fit] = Fit(batch_size=32, small_batch_size=8, steps_per_epoch=4, epochs=45, steps=200)
@@ -39,110 +39,112 @@ class Recipe(Schedule):
     model: str = "tada2d_tiny"
     """A name of `tada models`."""
     model_options: dict[str, Any] = field(default_factory=dict)
-    """Arguments of the model's function that differ from its defaults, as a mapping."""
+    """Arguments of the model's function, as a mapping, that differ from its defaults."""
     init: str = "auto"
-    """What training starts from: 'motion' (weights that ship with tada, learned on generated motion), 'none' (drawn at
-    random), the folder of a run, a file of weights or hf-hub:OWNER/NAME (of this network, or of an image network of its
-    shape); or 'auto': motion for a model that has such weights, none for the others."""
+    """Initial weights: 'motion' (weights that ship with tada, trained on generated motion), 'none' (random), the folder
+    of a run, a file of weights or hf-hub:OWNER/NAME (of this network, or of an image network of its shape); or 'auto':
+    motion for a model that has such weights, none for the others."""
     train: TrainedPart = "all"
-    """What is trained: 'head' (the classifier), 'calibration' (the classifier, and TAdaConv's routing functions and
-    second norms, on frozen kernels) or 'all'. Norms of what is frozen keep their statistics."""
+    """Part of the network that is trained: 'head' (the classifier), 'calibration' (the classifier, and TAdaConv's
+    routing functions and second norms, on frozen kernels) or 'all'. Frozen norms keep their statistics."""
     clip: ClipSpec = field(
         default_factory=lambda: ClipSpec(num_frames=8, sampling="segment", short_side=55, crop=48, antialias=True)
     )
     """Which frames make a clip, and how large they are."""
     fps: float | None = None
-    """The rate of folders of frames among the videos, in frames per second, where the data does not say it. Files have
-    times of their own. Needed where clips are counted in seconds, or segments are."""
+    """Frame rate of videos that are folders of frames, in frames per second, where the data does not give it. Video
+    files have their own. Needed if clips or segments are counted in seconds."""
     short_side_range: tuple[int, int] = (48, 64)
-    """Range in which the short side of a training clip is drawn before cropping, in pixels."""
+    """Range of a training clip's short side, drawn at random before cropping, in pixels."""
     train_crop: int | None = None
-    """Side of the square that training cuts, in pixels; null: clip.crop, which testing cuts."""
+    """Side of the square crop in training, in pixels; null: clip.crop, as in tests."""
     crop_area_range: tuple[float, float] | None = None
-    """Cut rectangles of an area drawn from this range, as a part of the frame, and resize them (a random resized crop),
-    in place of a square after drawing the short side; null: no."""
+    """Random resized crop: range of the crop's area, as a fraction of the frame, used instead of short_side_range;
+    null: a square crop after resizing to a random short side."""
     crop_ratio_range: tuple[float, float] = (0.75, 1.3333)
-    """Range of such a rectangle's width to its height."""
+    """Range of the aspect ratio (width / height) of a random resized crop."""
     flip_probability: float = 0.5
-    """How often a training clip is mirrored. Classes named left and right then swap."""
+    """Probability of mirroring a training clip. Classes with left and right in their names are then swapped."""
     reverse_probability: float = 0.0
-    """How often a training clip is played backwards, if its class's name tells what it becomes (left and right, up and
-    down, ...). For classes that are nothing but motion."""
+    """Probability of reversing a training clip in time, if its class's name says which class it becomes (left and
+    right, up and down, ...). For classes that only motion defines."""
     color_strength: float = 0.4
-    """How much brightness, contrast and tint of a training clip change; 0.4 is much."""
+    """Strength of random changes in brightness, contrast and tint of a training clip; 0.4 is strong."""
     color_shuffle_probability: float = 0.0
-    """How often red, green and blue of a training clip change places."""
+    """Probability of permuting red, green and blue of a training clip."""
     grayscale_probability: float = 0.2
-    """How often a training clip loses its color."""
+    """Probability of converting a training clip to grayscale."""
     invert_probability: float = 0.0
-    """How often bright becomes dark in a training clip."""
+    """Probability of inverting the colors of a training clip."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    """Strengths of changes in brightness, contrast, saturation and hue (at most 0.5), as ImageNet's recipes do it."""
+    """Strengths of random changes in brightness, contrast, saturation and hue (at most 0.5), as in ImageNet recipes."""
     color_jitter_probability: float = 1.0
-    """How often a training clip is changed so."""
+    """Probability of applying color_jitter to a training clip."""
     randaugment_operations: int = 0
-    """Operations of RandAugment that are drawn for a training clip; 0 for none."""
+    """Number of RandAugment operations for a training clip; 0: none."""
     randaugment_magnitude: float = 9.0
-    """Their strength, from 0 to 10."""
+    """Strength of RandAugment's operations, from 0 to 10."""
     randaugment_magnitude_std: float = 0.5
-    """Standard deviation of the strength, drawn anew for each operation."""
+    """Standard deviation of RandAugment's strength, drawn for each operation."""
     erase_probability: float = 0.0
-    """How often a rectangle of a training clip is filled with noise."""
+    """Probability of filling a rectangle of a training clip with noise (random erasing)."""
     mixup_alpha: float = 0.0
-    """Mix the clips of a batch in pairs, in parts drawn from Beta(alpha, alpha), and their targets; 0: no."""
+    """Mixup: blend the clips of a batch in pairs, and their targets, by a weight from Beta(alpha, alpha); 0: no
+    mixup."""
     cutmix_alpha: float = 0.0
-    """The same by cutting a rectangle out of one clip into the other."""
+    """CutMix: paste a rectangle of one clip into the other, of an area from Beta(alpha, alpha); 0: no CutMix."""
     cutmix_probability: float = 0.5
-    """How often a batch is cut and not blended, where both are on."""
+    """Probability of CutMix rather than mixup for a batch, if both are on."""
     epochs: int | None = None
-    """Times that training sees every clip; null: 45, and more of few clips, so that there are 200 steps."""
+    """Passes over all clips; null: 45, or more if the clips are few, so that there are 200 steps."""
     batch_size: int | None = None
-    """Clips of one optimizer step, over all devices and accumulated parts; null: up to 32, fewer of few clips."""
+    """Clips of one optimizer step, over all devices and accumulated parts; null: up to 32, fewer if the clips are
+    few."""
     last_batch: LastBatch = "fill"
-    """Clips that do not fill a batch at an epoch's end: 'fill' it up with clips that are seen once more, or 'drop' them
-    (others in each epoch), as the released code does."""
+    """The incomplete batch at an epoch's end: 'fill' it with clips that are used once more, or 'drop' it (other clips
+    in each epoch), as the released code does."""
     learning_rate_batch: int | None = None
-    """The batch_size that learning_rate is meant for. With another, the rate is scaled in proportion, and training says
-    so; null: learning_rate is taken as it is."""
+    """The batch_size that learning_rate is meant for; for another batch_size the rate is scaled in proportion. null:
+    learning_rate is not scaled."""
     accumulate: int = 1
-    """Parts in which a step's clips are worked off, to save memory."""
+    """Parts in which a step's clips are processed (gradient accumulation), to save memory."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with Nesterov momentum 0.9, or AdamW."""
     learning_rate: float = 0.03
-    """The peak, at the end of the warm-up; then half a cosine down to zero."""
+    """Peak learning rate, at the end of the warm-up; a half cosine to zero follows."""
     head_learning_rate_factor: float = 3.0
-    """The classifier's learning rate, as a multiple of the others'."""
+    """The classifier's learning rate, as a multiple of learning_rate."""
     warmup_epochs: float | None = None
-    """Epochs over which the learning rate rises in a line; null: a tenth of all."""
+    """Epochs of linear warm-up of the learning rate; null: a tenth of all."""
     warmup_start: float = 0.01
-    """The learning rate at the start of the warm-up, as a part of the peak."""
+    """Learning rate at the start of the warm-up, as a fraction of the peak."""
     weight_decay: float = 5e-4
-    """Decay of kernels and matrices; norms and biases have none."""
+    """Weight decay of kernels and matrices; norms and biases are not decayed."""
     label_smoothing: float = 0.1
-    """Part of the target spread evenly over all classes."""
+    """Fraction of the target that is spread over all classes."""
     ema_decay: float | None = None
-    """Decay per step of the averaged weights that are kept in place of the last ones; null keeps the last."""
+    """Decay per step of the averaged weights (EMA), which are tested and saved; null: no averaging."""
     keep: Literal["last", "best"] = "last"
-    """Which weights are kept: those after the 'last' epoch, or after the one that was 'best' on the held-out videos,
-    whose accuracy then flatters itself."""
+    """Which weights are saved: after the 'last' epoch, or after the 'best' one by accuracy on the held-out videos,
+    which then overestimates the accuracy on others."""
     stop_early: int | None = None
-    """End after so many epochs without a better accuracy on the held-out videos; null: after all epochs."""
+    """Stop after this many epochs without a better accuracy on the held-out videos; null: train all epochs."""
     clip_gradient_norm: float | None = 5.0
-    """Length to which a longer gradient is cut; null leaves it."""
+    """Largest norm of the gradient, to which a longer one is scaled; null: no clipping."""
     precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """Arithmetic of the convolutions and matrix products; fp64 is for checks, and slow."""
+    """Precision of convolutions and matrix products; fp64 is slow, for checks."""
     sync_batch_norm: bool = True
-    """Whether batch norms see the clips of all devices, so that the number of devices changes nothing, or each device
-    its own."""
+    """Whether batch norms use the statistics of all devices' clips, so that results do not depend on the number of
+    devices; false: each device uses its own clips."""
     balance: Literal["none", "sampling", "loss"] = "none"
-    """For classes of which there are few clips: 'sampling' shows as many clips of each class in an epoch, 'loss' lets a
-    clip count the more the fewer its class has, 'none' takes all clips as they are."""
+    """For classes with few clips: 'sampling' draws equally many clips of each class in an epoch, 'loss' weights a
+    clip's loss by the inverse frequency of its class, 'none' does neither."""
     seed: int = 0
-    """Decides the initial weights, the order of clips and their augmentation."""
+    """Random seed of the initial weights, the order of clips and their augmentation."""
 
     def __post_init__(self) -> None:
         """Raise OptionError where a field is out of its range."""
-        # As YAML has them, so that a recipe that was written and read again is the same.
+        # Lists, as in YAML, so that a recipe that was written and read again is equal.
         options = {name: list(v) if isinstance(v, tuple) else v for name, v in self.model_options.items()}
         object.__setattr__(self, "model_options", options)
         if self.fps is not None:
@@ -183,16 +185,16 @@ class Recipe(Schedule):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Expected:
-    """What a recipe is known to reach on the data set it is for."""
+    """Published accuracy of a recipe on its data set."""
 
     data: str
-    """The data set, and the part of it that is tested on."""
+    """The data set and its test split."""
     views: str
     """Views of each video in the test, as `tada evaluate --views` takes them."""
     metrics: dict[str, float]
-    """Accuracies in [0, 1] by name; empty where none was found."""
+    """Accuracies in [0, 1] by name; empty if none was found."""
     source: str
-    """Where the numbers are from."""
+    """The source of the numbers."""
 
     def __str__(self) -> str:
         """In one line."""
@@ -228,7 +230,7 @@ EXPECTED = {
     "k400_tadaconvnext_s_16x5": Expected(data="Kinetics-400 val", views="4x3", metrics={}, source=_NONE),
     "k400_tadaconvnext_b_16x5": Expected(data="Kinetics-400 val", views="4x3", metrics={}, source=_NONE),
 }
-"""What the recipes for published data sets are held to, by their names."""
+"""Recipes for published data sets, by name -> their published accuracies."""
 
 
 @checked()
@@ -237,7 +239,7 @@ def load_recipe(name_or_path: str | PathLike[str], **changes: Any) -> Recipe:
 
     Raises:
         OptionError: the file cannot be read, or a field is of the wrong type or out of its range.
-        UnknownNameError: no recipe has the name, or none of its fields.
+        UnknownNameError: no recipe, or no field of it, has the name.
     """
     return changed(read_recipe(find_recipe(fspath(name_or_path)), Recipe), changes)
 

@@ -1,1 +1,1 @@
-"""What training needs, whatever is learned: the trainer and its callbacks, saved states, the folder of a run."""
+"""Training of either task: the trainer and its callbacks, checkpoints, the folder of a run."""

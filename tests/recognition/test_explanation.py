@@ -241,7 +241,7 @@ def test_what_cannot_be_explained(video: Path) -> None:
     model = recognizer()
     prediction = model.predict(video)
     onnx = Recognizer(OnnxNetwork(_NoSession()), model.card, device="cpu")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match=r"an ONNX file gives logits and nothing else .* explain with the run"):
+    with pytest.raises(OptionError, match=r"an ONNX file gives logits only, .* explain with the run"):
         onnx.explain(video)
     with pytest.raises(OptionError, match=r"clip = 4 should be from 0 to 3"):
         prediction.explain(clip=4)

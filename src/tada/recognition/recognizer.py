@@ -1,4 +1,4 @@
-"""From a video file to an answer: which actions, how sure, and when.
+"""Recognizer: a trained network that predicts which actions happen in a video, how probably and when.
 
 Shapes: V views of a video, T frames, K classes.
 """
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 
 _CLIPS_AHEAD = 4
 MAX_CLIPS = 10
-"""Clips that a prediction spreads over a long video unless told otherwise, as in the papers' tests."""
+"""Largest default number of clips for a long video, as in the papers' tests."""
 
 
 class Recognizer:
-    """A trained model with all it needs to read a video: its labels and its clip specification.
+    """A trained model with its labels and clip specification.
 
     Args:
-        dtype: of the inference form's weights and features, such as torch.bfloat16; by default the model's.
-        compile: whether torch.compile works on the inference form, when it first sees clips.
+        dtype: type of the inference form's weights and features, such as torch.bfloat16; by default the model's.
+        compile: whether to compile the inference form (torch.compile), at its first clips.
 
     Attributes:
-        model: clips [N, 3, T, H, W] -> logits [N, K], in evaluation mode; its weights are those that were saved.
-        network: its inference form (``tada.models.fuse``), which answers: the same logits in less time.
+        model: clips [N, 3, T, H, W] -> logits [N, K], in evaluation mode, with the saved weights.
+        network: its inference form (``tada.models.fuse``), used for predictions: the same logits in less time.
         card: labels, clip specification and origin of the weights.
     """
 
@@ -86,7 +86,7 @@ class Recognizer:
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """What the model says of a video, and the class names of each; their logits lie side by side."""
+        """The classification heads, each with its class names; their logits are concatenated."""
         sizes = self.card.head_sizes or {ACTION: len(self.labels)}
         ends = list(accumulate(sizes.values()))
         return tuple(
@@ -96,7 +96,7 @@ class Recognizer:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """What a prediction tells apart: the classes; of several heads ("open", "drawer") all their combinations."""
+        """The classes of predictions: the labels; of several heads, all combinations, as "open drawer"."""
         return tuple(" ".join(names) for names in product(*(head.labels for head in self.heads)))
 
     @property
@@ -111,10 +111,10 @@ class Recognizer:
 
     def answer_scores(self, views: Tensor) -> Tensor:
         """Uint8 views [V, T, H, W, 3] -> probabilities of ``answers`` [V, answers], on the CPU."""
-        return torch.stack([self._joint(scores) for scores in self.scores(views)])
+        return torch.stack([self._joint_scores(scores) for scores in self.scores(views)])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits [V, K] -> probabilities [V, K]; those of each head add up to 1, but for several labels."""
+        """Logits [V, K] -> probabilities [V, K]: softmax of each head; sigmoid if a video may have several labels."""
         if self.card.thresholds:
             return logits.float().sigmoid()
         sizes = [len(head.labels) for head in self.heads]
@@ -159,7 +159,7 @@ class Recognizer:
         num_clips: int | None = None,
         window_seconds: float | None = None,
     ) -> Prediction | list[Prediction] | Iterator[Prediction]:
-        """Say what happens in a video, or in each of several.
+        """Predict the actions in a video, or in each of several.
 
             recognizer.predict("a.mp4").label
             recognizer.predict(frames, fps=30).top(3)  # uint8 [T, H, W, 3]
@@ -167,22 +167,22 @@ class Recognizer:
             for prediction in recognizer.predict(path for path in paths): ...
 
         Args:
-            video: the path of a file or of a folder of frames, the bytes of a video file, a binary file that is open,
-                frames or a list of pictures: see ``tada.video.inputs.source_of``. Of a list (or whatever else has a
-                length) of videos all predictions come in a list; of a generator they come one by one, as they are
-                ready. It runs in a thread of its own, some clips ahead; what it gives in memory is let go when the next
-                prediction is asked for, so explain and draw before that.
-            fps: the rate of frames that come without times, in frames per second. Needed where the model's clips are
-                counted in seconds, and for times in the answer.
-            num_clips: clips spread over the video, or over each window. By default one for each span that a clip
-                covers, at most ten; a clip of segments covers the whole video, so one.
-            window_seconds: cut the video into windows of this length and treat each as a video of its own, for
-                models whose clips are segments and for videos in which one thing follows another. Less than half a
-                window at the end joins the one before.
+            video: the path of a file or a folder of frames, the bytes of a video file, an open binary file, frames or a
+                list of pictures: see ``tada.video.inputs.source_of``. For a list (or other collection) of videos, all
+                predictions are returned in a list; for a generator, an iterator yields them as they are ready. The
+                generator runs in another thread, some clips ahead; frames that it yields are freed when the next
+                prediction is requested, so explain and draw before that.
+            fps: the rate of frames without times, in frames per second. Needed if the model's clips are counted in
+                seconds, and for times in the prediction.
+            num_clips: number of clips spread over the video, or over each window. By default as many as cover it, at
+                most ten; one if the model's clips sample segments, since such a clip covers the whole video.
+            window_seconds: divide the video into windows of this length and predict each separately, for models whose
+                clips sample segments, and for videos with several actions one after another. Less than half a window
+                at the end is joined to the window before.
 
         Raises:
-            VideoError: a video cannot be read; ``predict_all`` goes on with the next.
-            OptionError: an argument out of its range, or no video; or frames whose rate is needed.
+            VideoError: a video cannot be read; ``predict_all`` would continue with the next.
+            OptionError: an argument is out of its range, or not a video; or ``fps`` is needed.
         """
         if is_one_video(video):
             source = source_of(video, fps=fps)
@@ -192,7 +192,7 @@ class Recognizer:
             return found
         videos: Any = video
         answers = self.predict_all(videos, fps=fps, num_clips=num_clips, window_seconds=window_seconds)
-        return _all_sound(answers) if isinstance(videos, Collection) else _one_by_one(answers)
+        return _all_or_raise(answers) if isinstance(videos, Collection) else _each_or_raise(answers)
 
     def __call__(self, video: Any, **options: Any) -> Any:
         """Short for ``predict``."""
@@ -208,16 +208,16 @@ class Recognizer:
         window_seconds: float | None = None,
         advance: Callable[[float], None] = lambda part: None,
     ) -> Iterator[Prediction | VideoError]:
-        """Say what happens in each of many videos, in their order; the next clips are decoded meanwhile.
+        """Predict the actions in each of many videos, in order, while the next clips are decoded.
 
-        A video that cannot be read gives the error that says why.
+        For an unreadable video it yields the error.
 
         Args:
-            videos: and the other arguments, as for ``predict``.
-            advance: told after each clip which part of its video it was.
+            videos: this and the other arguments as for ``predict``.
+            advance: called after each clip with the fraction of its video that the clip makes up.
 
         Raises:
-            OptionError: an argument out of its range, or no video.
+            OptionError: an argument is out of its range, or not a video.
         """
         if window_seconds is not None and not window_seconds > 0:
             raise OptionError(f"{window_seconds = } should be more than 0")
@@ -225,21 +225,21 @@ class Recognizer:
             videos = [cast("VideoInput", videos)]
         number = not isinstance(videos, Sequence) or len(videos) > 1
         sources: Iterable[VideoSource] = (
-            self._timed(source_of(video, fps=fps, number=i if number else None), window_seconds)
+            self._check_times(source_of(video, fps=fps, number=i if number else None), window_seconds)
             for i, video in enumerate(videos)
         )
         if isinstance(videos, Collection):
-            sources = list(sources)  # so that what is no video is told at once
+            sources = list(sources)  # so that an input that is not a video is refused at once
         return self._predictions(sources, num_clips, window_seconds, advance)
 
     def needs_times(self, window_seconds: float | None = None) -> str:
-        """What of a prediction needs to know when frames are shown, in words; empty if nothing does."""
+        """Why a prediction needs the times of frames, in words; empty if it does not."""
         if self.clip.needs_times:
             return f"this model's clips are counted at {self.clip.fps:g} frames per second"
         return "" if window_seconds is None else "window_seconds counts seconds"
 
-    def _timed(self, source: VideoSource, window_seconds: float | None) -> VideoSource:
-        """The source; refused where its frames need times that it has not."""
+    def _check_times(self, source: VideoSource, window_seconds: float | None) -> VideoSource:
+        """Return the source; raise OptionError if a prediction needs times of frames that the source lacks."""
         needed = self.needs_times(window_seconds)
         if needed and not source.has_times:
             raise OptionError(f"{source.name} does not say when its frames are shown, and {needed}: give fps")
@@ -255,20 +255,20 @@ class Recognizer:
         layer: str | None = None,
         fps: float | None = None,
     ) -> Explanation:
-        """Show what the network looked at in one clip of a video (Grad-CAM), and how its kernels were calibrated.
+        """Compute a Grad-CAM heat map of one clip of a video, and how the network's kernels were calibrated.
 
-        It is the network as it was trained, not its inference form. Not for two threads at a time.
+        It uses ``model``, not the inference form. Not safe to call from several threads at a time.
 
         Args:
-            video: one video as for ``predict``, which is predicted first; or what that gave, with its clips.
-            label: the class that is explained, of ``answers``; by default the most probable of the video.
-            clip: which of the prediction's clips; by default the one in which the class is most probable.
-            layer: the module whose feature map is looked at; see ``tada.models.gradcam.look``.
-            fps: of frames without times, as for ``predict``.
+            video: one video as for ``predict``, which is predicted first; or a prediction.
+            label: the class to explain, one of ``answers``; by default the most probable class of the video.
+            clip: index of the prediction's clip; by default the clip in which the class is most probable.
+            layer: the module whose feature map is used; see ``tada.models.gradcam.look``.
+            fps: rate of frames without times, as for ``predict``.
 
         Raises:
-            VideoError: the video cannot be read, or its frames are not kept any more.
-            OptionError: no such class, clip or layer; or an ONNX file, into which there is no looking.
+            VideoError: the video cannot be read, or its frames were freed.
+            OptionError: no such class, clip or layer; or the model is an ONNX file, which gives no feature maps.
         """
         self.check_explains(label)
         prediction = video if isinstance(video, Prediction) else self._predict_one(video, fps)
@@ -296,14 +296,16 @@ class Recognizer:
         )
 
     def check_explains(self, label: str | None = None) -> None:
-        """Say before the work whether ``explain`` can do its own.
+        """Check, before any prediction, that ``explain`` will work.
 
         Raises:
-            OptionError: an ONNX file, into which there is no looking.
+            OptionError: the model is an ONNX file, which gives no feature maps.
             UnknownNameError: no class has this name.
         """
         if isinstance(self.model, OnnxNetwork):
-            raise OptionError("an ONNX file gives logits and nothing else to look at: explain with the run it is from")
+            raise OptionError(
+                "an ONNX file gives logits only, and no feature maps: explain with the run that it is from"
+            )
         if label is not None and label not in self.answers:
             raise UnknownNameError.of("class", label, self.answers)
 
@@ -351,15 +353,15 @@ class Recognizer:
             source=source,
         )
 
-    def _joint(self, scores: Tensor) -> Tensor:
-        """[K] -> the probabilities of ``answers``: products of those of the heads."""
+    def _joint_scores(self, scores: Tensor) -> Tensor:
+        """Probabilities [K] -> probabilities of ``answers``: the products over the heads."""
         joint = torch.ones(1)
         for of_head in torch.split(scores, [len(head.labels) for head in self.heads]):
             joint = (joint[:, None] * of_head).flatten()
         return joint
 
 
-def _all_sound(answers: Iterator[Prediction | VideoError]) -> list[Prediction]:
+def _all_or_raise(answers: Iterator[Prediction | VideoError]) -> list[Prediction]:
     found = []
     for answer in answers:
         if isinstance(answer, VideoError):
@@ -368,37 +370,37 @@ def _all_sound(answers: Iterator[Prediction | VideoError]) -> list[Prediction]:
     return found
 
 
-def _one_by_one(answers: Iterator[Prediction | VideoError]) -> Iterator[Prediction]:
+def _each_or_raise(answers: Iterator[Prediction | VideoError]) -> Iterator[Prediction]:
     for answer in answers:
         if isinstance(answer, VideoError):
             raise answer
         yield answer
-        answer.video.forget()  # or many videos would be in memory, where somebody collects the answers
+        answer.video.forget()  # or a caller who collects predictions would keep all videos in memory
 
 
 class _Clip(NamedTuple):
-    """What a video's clip shows; or why the video cannot be read."""
+    """A decoded clip of a video, or the error if the video cannot be read."""
 
     source: VideoSource
     done: float
-    """which part of the video's clips there were with this one, from 0 to 1"""
+    """Fraction of the video's clips up to and including this one, in (0, 1]."""
     start_seconds: float = math.nan
     end_seconds: float = math.nan
     views: Tensor = torch.empty(0)
-    """uint8 [1, T, H, W, 3]"""
+    """uint8 [1, T, H, W, 3]."""
     frame_numbers: tuple[int, ...] = ()
     fault: VideoError | None = None
 
     @property
     def is_last(self) -> bool:
-        """Of the video's clips."""
+        """Whether it is the video's last clip."""
         return self.done == 1
 
 
 def _read_clips(
     sources: Iterable[VideoSource], spec: ClipSpec, num_clips: int | None, window_seconds: float | None
 ) -> Iterator[_Clip]:
-    """The clips of each video, one after the other; a video's last is its fault, if it has one."""
+    """Decode the clips of each video in order; an unreadable video ends with a clip that holds its error."""
     shrink = partial(frame_crops, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
     for source in sources:
         try:
@@ -417,7 +419,7 @@ def _read_clips(
 def _choose_clips(
     reader: OpenVideo, spec: ClipSpec, num_clips: int | None, window_seconds: float | None
 ) -> list[list[int]]:
-    """The frames of every clip, in the order of time."""
+    """Frame indices of every clip, in temporal order."""
     times = reader.times_seconds
     windows = [range(len(times))]
     if window_seconds is not None:
@@ -425,7 +427,7 @@ def _choose_clips(
     clips = []
     for window in windows:
         own_times = times[window.start : window.stop] - times[window.start]
-        count = num_clips or _clips_that_cover(spec, float(own_times[-1]))
+        count = num_clips or _num_covering_clips(spec, float(own_times[-1]))
         for i in range(count):
             chosen = view_indices(spec, own_times, i, count, container_fps=reader.container_fps)
             clips.append([window[index] for index in chosen])
@@ -433,19 +435,19 @@ def _choose_clips(
 
 
 def windows_of(times: NDArray[np.float64], duration_seconds: float, window_seconds: float) -> list[range]:
-    """The frames of each window of a video, which is cut at the multiples of ``window_seconds``.
+    """Frame indices of each window of a video, which is divided at multiples of ``window_seconds``.
 
-    A cut that would leave less than half a window before or after it is not made: what is left over at the end joins
-    the window before.
+    A division that would leave less than half a window before or after it is left out, so a short rest at the end
+    belongs to the window before it.
     """
-    number = np.floor(times / window_seconds)  # of the window that a frame is in
+    number = np.floor(times / window_seconds)  # of the window that contains the frame
     firsts = np.flatnonzero(np.diff(number)) + 1
     cut_seconds, least = number[firsts] * window_seconds, window_seconds / 2 - 1e-6
     is_cut = (cut_seconds - times[0] >= least) & (duration_seconds - cut_seconds >= least)
     return [range(a, b) for a, b in pairwise([0, *firsts[is_cut].tolist(), len(times)])]
 
 
-def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:
+def _num_covering_clips(spec: ClipSpec, seconds: float) -> int:
     if spec.sampling == "segment" or spec.fps is None:
         return 1
     span_seconds = spec.num_frames * spec.interval / spec.fps
@@ -455,22 +457,22 @@ def _clips_that_cover(spec: ClipSpec, seconds: float) -> int:
 def load_recognizer(
     run: str | PathLike[str], *, device: str | None = None, dtype: torch.dtype | None = None, compile: bool = False
 ) -> Recognizer:
-    """Load a trained model: a run's folder, a file of `tada export`, weights that ship with tada, or one of the hub.
+    """Load a trained model: a run's folder, a file of `tada export`, weights that ship with tada, or a hub model.
 
     Args:
         run: a folder, OUT.onnx, a name, or ``hf-hub:OWNER/NAME``.
-        device: "cpu", "cuda", ...; by default a GPU where there is one. What is in an ONNX file runs on the CPU.
-        dtype: in which the network computes, such as torch.bfloat16; by default that of the weights.
-        compile: whether torch.compile works on the network, when it first sees clips: takes a minute.
+        device: "cpu", "cuda", ...; by default a GPU where there is one. An ONNX file runs on the CPU.
+        dtype: type in which the network computes, such as torch.bfloat16; by default that of the weights.
+        compile: whether to compile the network (torch.compile) at its first clips, which takes a minute.
 
     Raises:
-        CheckpointError: the folder or file holds no model, or a damaged one; or the hub has none or is out of reach.
-        OptionError: dtype or compile for an ONNX file, which says itself how it computes.
+        CheckpointError: the folder or file holds no model, or a damaged one; or the hub has none or cannot be reached.
+        OptionError: dtype or compile is given for an ONNX file.
     """
     name = fspath(run)
     if name.lower().endswith(ONNX_SUFFIX):
         if dtype is not None or compile:
-            raise OptionError(f"{name!r} says itself how it computes: load it without dtype and compile")
+            raise OptionError(f"{name!r} is an ONNX file, whose types are fixed: load it without dtype and compile")
         return Recognizer(*load_onnx(Path(name)), device="cpu")
     if is_hub_id(name):
         folder = fetch_model(name)
@@ -482,7 +484,7 @@ def load_recognizer(
 
 
 def _check_no_localizer(folder: Path) -> None:
-    """Refuse the run of a localizer, with the command that takes it."""
+    """Raise CheckpointError, with the command to use, if the folder is a localizer's run."""
     if (folder / CARD_FILE).exists():
         return
     if (folder / "localizer.json").exists():

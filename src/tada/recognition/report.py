@@ -1,4 +1,4 @@
-"""The page of a test: what came out, for each class, and where the network was wrong.
+"""HTML report of a test: accuracies, every class, the confusion matrix and the worst mistakes.
 
 Shapes: F frames of a filmstrip, K classes.
 """
@@ -22,34 +22,34 @@ from tada.video.frames import open_footage
 from tada.video.sampling import ClipSpec, segment_frames, view_indices
 from tada.video.transforms import shrink_to
 
-_MOST_CONFUSED = 20  # rows of what is most often taken for what
+_MOST_CONFUSED = 20  # rows of the table of confused classes
 _MISTAKES = 12
 _STRIP_FRAMES = 8
 _STRIP_PIXELS = 112  # short side of a filmstrip's frames
 
 _TOP1, _TOP5 = (
-    "top-1 is the part of the videos whose class is the most probable one",
-    ", top-5 the part whose class is among the five most probable",
+    "top-1 is the fraction of videos whose class is the most probable one",
+    ", top-5 the fraction whose class is among the five most probable",
 )
 _INTERVAL = (
-    ". The 95 % interval says how far so many videos can tell: the accuracy on very many videos of "
-    "the same kind lies in it 95 times of 100."
+    ". The 95 % interval shows the uncertainty due to the number of videos: with 95 % confidence, it contains the "
+    "accuracy on very many videos of the same kind."
 )
 
 
 _SEVERAL_TERMS = (
     "A video may have several labels, or none. The average precision of a class is the mean of the precisions at each "
-    "video that has it, in the order of falling scores; mAP is its mean over the classes. A class of a handful of "
-    "videos says little, and so does a mAP of such classes. Precision is the part of the videos over the class's "
-    " threshold that have it, recall the part of those that have it that are over it."
+    "video that has it, in the order of falling scores; mAP is its mean over the classes. Numbers of classes with a "
+    "handful of videos are uncertain, and so is a mAP of such classes. Precision is the fraction of the videos above "
+    "the class's threshold that have the class, recall the fraction of the videos with the class that are above it."
 )
 
 
 def write_test_page(folder: Path, result: Evaluation, *, title: str, command: str = "") -> None:
-    """Write the page of a test into its report's folder, where the other files are already.
+    """Write the HTML page of a test into its report's folder, after the other files.
 
     Args:
-        command: what made it, as it was typed.
+        command: the typed command that made the report.
 
     Raises:
         OutputError: the file cannot be written.
@@ -62,7 +62,7 @@ def write_test_page(folder: Path, result: Evaluation, *, title: str, command: st
 
 
 def clip_in_words(clip: ClipSpec) -> str:
-    """What a clip is, as people say it."""
+    """A clip specification in words."""
     size = f"short side {clip.short_side}, crop {clip.crop} x {clip.crop} pixels"
     if clip.sampling == "segment":
         return f"{clip.num_frames} frames, one of each of {clip.num_frames} equal parts of the video; {size}"
@@ -76,7 +76,7 @@ def clip_in_words(clip: ClipSpec) -> str:
 
 
 def lead(result: Evaluation) -> str:
-    """The result in a line."""
+    """The line with the result below the page's title."""
     known = int(result.known.sum())
     if not known:
         return f"{counted(len(result.paths), 'video')}, of classes that are not known."
@@ -85,12 +85,12 @@ def lead(result: Evaluation) -> str:
 
 
 def _metric(name: str) -> str:
-    """What people call it: "verb top-1" for verb_top1."""
+    """The usual name of a metric: "verb top-1" for verb_top1."""
     return "mAP" if name == "map" else name.replace("_", " ").replace("top", "top-")
 
 
 def report_sections(folder: Path, result: Evaluation) -> list[Section]:
-    """What a test found, in numbers and pictures."""
+    """The page's sections with the numbers and pictures of a test."""
     if not result.known.any():
         return []
     if result.several:
@@ -104,7 +104,7 @@ def report_sections(folder: Path, result: Evaluation) -> list[Section]:
     terms = _TOP1 + (_TOP5 if any(name.endswith("top5") for name in metrics) else "") + _INTERVAL
     sections = [
         Section(heading="Result", texts=[terms], tables=[Table(header=["", "value", "95 %", "videos"], rows=rows)]),
-        *_unread(result),
+        *_unreadable_section(result),
     ]
     for i, head in enumerate(result.heads):
         of = "" if len(result.heads) == 1 else f" of {head.name}"
@@ -113,9 +113,9 @@ def report_sections(folder: Path, result: Evaluation) -> list[Section]:
         confused = _confused_table(result, i)
         sections.append(
             Section(
-                heading=f"What was taken for what{of}",
-                texts=[] if confused.rows else ["Nothing was taken for something else."],
-                pictures=[Picture.of_file(picture, "Rows are true classes, columns what the network said.")]
+                heading=f"Confused classes{of}",
+                texts=[] if confused.rows else ["No class was mistaken for another."],
+                pictures=[Picture.of_file(picture, "Rows are true classes, columns predicted ones.")]
                 if picture.exists()
                 else [],
                 tables=[confused] if confused.rows else [],
@@ -123,22 +123,24 @@ def report_sections(folder: Path, result: Evaluation) -> list[Section]:
         )
     strips = _mistakes(result)
     if strips:
-        text = "The videos about which the network was surest and wrong, worst first, as the frames that it saw."
+        text = (
+            "The wrong predictions with the largest margin over the true class, worst first, as the frames of the clip."
+        )
         sections.append(Section(heading="Worst mistakes", texts=[text], pictures=strips))
     return sections
 
 
-def _unread(result: Evaluation) -> list[Section]:
+def _unreadable_section(result: Evaluation) -> list[Section]:
     rows = [[failure.path, failure.message] for failure in result.unreadable]
     return [Section(heading="Videos that could not be read", tables=[Table(rows=rows)])] if rows else []
 
 
 def several_sections(result: Evaluation) -> list[Section]:
-    """The same where a video may have several labels, or none."""
+    """As ``report_sections``, for tests where a video may have several labels, or none."""
     numbers = [[_metric(name), f"{value:.4f}", result.worth(value)] for name, value in result.metrics().items()]
     sections = [
         Section(heading="Result", texts=[_SEVERAL_TERMS], tables=[Table(header=["", "value", "of"], rows=numbers)]),
-        *_unread(result),
+        *_unreadable_section(result),
     ]
     rows = []
     for row in result.class_scores():
@@ -155,7 +157,7 @@ def several_sections(result: Evaluation) -> list[Section]:
         found.append((abs(score - least), int(i), text))
     strips = _strips(result, found)
     if strips:
-        text = "Labels that were said and are wrong, or are lacking, the farthest from their thresholds first."
+        text = "Wrongly predicted or missed labels, with the scores farthest from their thresholds first."
         sections.append(Section(heading="Worst mistakes", texts=[text], pictures=strips))
     return sections
 
@@ -176,7 +178,7 @@ def _class_table(result: Evaluation, head: int) -> Table:
 
 
 def _confused_table(result: Evaluation, head: int) -> Table:
-    """The pairs that are confused most often, as rows."""
+    """A table of the pairs of classes that are confused most often."""
     confusion, labels = result.confusion(head=head), result.heads[head].labels
     wrong = confusion - np.diag(np.diag(confusion))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_CONFUSED]
@@ -186,7 +188,7 @@ def _confused_table(result: Evaluation, head: int) -> Table:
 
 
 def _mistakes(result: Evaluation) -> list[Picture]:
-    """Filmstrips of the videos about whose class, of any head, the network was surest and wrong."""
+    """Filmstrips of the wrong predictions of any head with the largest margin over the true class."""
     found: list[tuple[float, int, str]] = []
     for h, head in enumerate(result.heads):
         scores, targets = result.of_head(h), result.targets[:, h]
@@ -199,29 +201,29 @@ def _mistakes(result: Evaluation) -> list[Picture]:
 
 
 def _strips(result: Evaluation, found: Sequence[tuple[float, int, str]]) -> list[Picture]:
-    """Filmstrips of the largest mistakes, of (how large, video, words)."""
+    """Filmstrips of the largest mistakes; ``found`` has (size, index of the video, caption) of each."""
     strips: list[Picture] = []
     for _, i, text in sorted(found, key=lambda mistake: -mistake[0])[:_MISTAKES]:
         segment = result.segments[i] if result.segments else (None, None)
         try:
-            frames = _seen(result.paths[i], result.rates[i] if result.rates else None, segment, result.clip)
+            frames = _read_strip(result.paths[i], result.rates[i] if result.rates else None, segment, result.clip)
         except (VideoError, OptionError):
-            continue  # it was read a moment ago, and is gone: the numbers stay
-        strips.append(Picture(data=filmstrip(frames), caption=f"{text}: {_with_times(result.paths[i], segment)}"))
+            continue  # the video was removed after the test: leave its strip out
+        strips.append(Picture(data=filmstrip(frames), caption=f"{text}: {_segment_in_words(result.paths[i], segment)}"))
     return strips
 
 
-def _with_times(path: str, segment: tuple[float | None, float | None]) -> str:
+def _segment_in_words(path: str, segment: tuple[float | None, float | None]) -> str:
     start, end = segment
     if start is None and end is None:
         return path
     return f"{path}, {start or 0:.2f} s to {'its end' if end is None else f'{end:.2f} s'}"
 
 
-def _seen(
+def _read_strip(
     path: str, fps: float | None, segment: tuple[float | None, float | None], clip: ClipSpec | None
 ) -> list[NDArray[np.uint8]]:
-    """Some frames of the clip in the middle of a video, or of all of it: F of [H, W, 3]."""
+    """F frames [H, W, 3], evenly spaced over the video's center clip, or over the segment if ``clip`` is None."""
     with open_footage(path, fps=fps) as reader:
         own = segment_frames(reader.times_seconds, *segment)
         times = reader.times_seconds[own.start : own.stop]
@@ -234,7 +236,7 @@ def _seen(
 
 
 def filmstrip(frames: Sequence[NDArray[np.uint8]]) -> bytes:
-    """Frames [H, W, 3] of one size beside each other, as a JPEG file."""
+    """A JPEG file of frames [H, W, 3] of the same size, beside each other."""
     from PIL import Image
 
     gap = np.full((frames[0].shape[0], 3, 3), 255, np.uint8)

@@ -1,9 +1,9 @@
-"""What a test found: the scores of every video, accuracies, files, and ensembles of several tests.
+"""Result of a test: scores of every video, accuracies, the report's files, and ensembles of several tests.
 
-A report's folder holds evaluation.json (the numbers), scores.npz (all of it, to be scored again or joined with other
-tests without running a model), scores.csv (the same for people), a confusion matrix of each head, and report.html
-(``tada.recognition.report``). An ensemble is
-the mean of several tests' scores of the same videos: TAda2D_En of the paper is that of 8 and of 16 frames.
+A report's folder holds evaluation.json (the numbers), scores.npz (all scores, from which metrics and ensembles can be
+computed without running a model), scores.csv (the scores as a table), a confusion matrix of each head, and report.html
+(``tada.recognition.report``). An ensemble is the mean of several tests' scores of the same videos: the paper's
+TAda2D_En is the ensemble of the models with 8 and 16 frames.
 
 Shapes: N videos, H heads (classifiers: one, or verb and noun), K classes of all heads, side by side.
 """
@@ -41,10 +41,10 @@ from tada.video.sampling import ClipSpec
 
 SCORES_FILE = "scores.npz"
 CHALLENGE_FILE = "challenge_metrics.json"
-"""The same numbers as EPIC-KITCHENS' challenge counts them, where that was asked for."""
+"""EPIC-KITCHENS' challenge metrics, if they were requested."""
 NUMBERS_FILE = "evaluation.json"
 REPORT_FILES = (NUMBERS_FILE, SCORES_FILE, "scores.csv", PAGE, CHALLENGE_FILE, "confusion*.png", "confusion*.txt")
-"""What a report's folder holds, as patterns."""
+"""Patterns of the files of a report's folder."""
 UNKNOWN = -1
 """The target of a video whose class is not known."""
 
@@ -54,34 +54,37 @@ class Evaluation:
     """The result of a test."""
 
     heads: tuple[Head, ...]
-    """What is said of each video, with the names of the classes."""
+    """The classification heads, with their class names."""
     ids: tuple[str, ...]
-    """What the data set calls the N videos that were read; each once."""
+    """The data set's identifiers of the N videos that were read, without repetition."""
     paths: tuple[str, ...]
     """Their files."""
     groups: tuple[str | None, ...]
-    """What they were recorded with: in EPIC-KITCHENS, the participant."""
+    """The videos' groups, such as a recording session; in EPIC-KITCHENS, the participant."""
     targets: NDArray[np.int64]
-    """[N, H], the true classes; UNKNOWN where a data set keeps them secret. Where a video may have several labels,
-    [N, K]: 1 for those that it has, 0 for the others."""
+    """[N, H], the true classes; UNKNOWN if the data set does not publish them. If a video may have several labels, [N,
+    K]: 1 for its labels, 0 for the others."""
     scores: NDArray[np.float32]
-    """[N, K], the mean probabilities over a video's views; those of a head add up to 1, but for several labels."""
+    """[N, K], the mean probabilities over a video's views; the sum over a head is 1, unless videos have several
+    labels."""
     unreadable: tuple[Unreadable, ...]
-    """Videos of the test set that are not among the N."""
+    """Videos of the test set that could not be read, and are not among the N."""
     views: tuple[Views, ...]
     """Views of each video; of an ensemble, those of each of its tests."""
     segments: tuple[tuple[float | None, float | None], ...] = ()
-    """[N], the start and end in seconds of what was tested of each file, None for where that begins or ends; empty in
-    scores of before they were noted."""
+    """[N], start and end in seconds of the tested segment of each file, None for the file's own start or end; empty in
+    files of older versions."""
     rates: tuple[float | None, ...] = ()
-    """[N], the rate of folders of frames, in frames per second; None for files; empty in scores of before."""
+    """[N], the rate of folders of frames, in frames per second; None for video files; empty in files of older
+    versions."""
     clip: ClipSpec | None = None
-    """Which frames make a clip of the network; of an ensemble, of its first; None where it was not noted."""
+    """The network's clip specification (an ensemble's first network's); None in files of older versions."""
     thresholds: tuple[float, ...] = ()
-    """Where a video may have several labels: the probability from which on it has each of the K; else empty."""
+    """If a video may have several labels: for each of the K classes, the probability from which on the video has it;
+    else empty."""
 
     def __str__(self) -> str:
-        """Say how many are right."""
+        """The number of videos and the accuracies, in a line."""
         classes = " and ".join(f"{len(head.labels)} {head.name} classes" for head in self.heads)
         parts = [f"{counted(len(self.paths), 'video')} of {classes}"]
         parts += [f"{name} {value:.3f} ({self.worth(value)})" for name, value in self.shown_metrics().items()]
@@ -95,7 +98,7 @@ class Evaluation:
         return f"Evaluation({self})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook shows."""
         rows = [(name, Bar(value), self.worth(value)) for name, value in self.shown_metrics().items()]
         tables: list[Table] = [(("", "", "of" if self.several else "interval"), rows)] if rows else []
         if self.several:
@@ -112,9 +115,9 @@ class Evaluation:
     def to_rows(self) -> list[dict[str, Any]]:
         """Flat rows, as for ``pandas.DataFrame``: id, path, group, label, predicted, score, correct of each video.
 
-        Of several heads: verb, verb_predicted, verb_score, verb_correct, noun, ... What is not known is None. Where a
-        video may have several labels, these are parted by semicolons, there is a score of each class ("score wave"),
-        and correct are all or none.
+        For several heads: verb, verb_predicted, verb_score, verb_correct, noun, ... Unknown values are None. If a video
+        may have several labels, they are separated by semicolons, each class has a score ("score wave"), and a row is
+        correct only if all labels are.
         """
         rows: list[dict[str, Any]] = [
             {"id": name, "path": path, "group": group}
@@ -146,23 +149,23 @@ class Evaluation:
         return self.heads[0].several
 
     def said(self) -> NDArray[np.int64]:
-        """[N, K]: 1 where a class is over its threshold, where a video may have several labels."""
+        """Predicted labels if a video may have several, [N, K]: 1 where a class's score reaches its threshold."""
         return (self.scores >= np.array(self.thresholds, np.float64)).astype(np.int64)
 
     def _chosen_labels(self, chosen: NDArray[np.bool_]) -> list[str]:
-        """[K] -> the classes that are chosen."""
+        """Mask [K] -> names of the classes."""
         return [label for label, is_chosen in zip(self.labels, chosen.tolist(), strict=True) if is_chosen]
 
     def class_scores(self) -> list[ClassScore]:
-        """How each class was found, where a video may have several labels: average precision, recall, ..."""
+        """Average precision, recall and more of each class, if a video may have several labels."""
         return class_scores(self.labels, self.scores, self.targets, self.thresholds)
 
     def mean_average_precision(self) -> float:
-        """Mean over the classes of their average precision, where a video may have several labels: mAP."""
+        """Mean over the classes of their average precision (mAP), if a video may have several labels."""
         return mean_average_precision(self.scores, self.targets)
 
     def worth(self, value: float) -> str:
-        """How far one of ``metrics`` can be trusted, in words: its interval, or the videos of the classes behind it."""
+        """The uncertainty of one of ``metrics``, in words: its interval; for a mAP, the videos of each class."""
         if self.several:
             return positives_text(self.targets.sum(0).tolist())
         return interval_text(value, int(self.known.sum()))
@@ -186,12 +189,12 @@ class Evaluation:
 
     @property
     def known(self) -> NDArray[np.bool_]:
-        """[N], whether the true class is known."""
+        """[N], whether the video's true class is known."""
         known: NDArray[np.bool_] = (self.targets != UNKNOWN).all(1)
         return known
 
     def part(self, chosen: NDArray[np.bool_]) -> Evaluation:
-        """The same for some of the videos: [N]."""
+        """The result for some of the videos; ``chosen`` is a mask [N]."""
         where = np.flatnonzero(chosen)
         return replace(
             self,
@@ -206,7 +209,7 @@ class Evaluation:
 
     @checked(top_k=1, head=0)
     def accuracy(self, top_k: int = 1, *, head: int = 0) -> float:
-        """Part of the videos read whose class is among the ``top_k`` most probable; nan if none is known."""
+        """Fraction of the videos whose class is among the ``top_k`` most probable; nan if no true class is known."""
         self._check_one_label("accuracy")
         known, size = self.known, len(self.heads[head].labels)
         if not known.any():
@@ -215,24 +218,24 @@ class Evaluation:
         return float(multiclass_accuracy(scores, targets, size, average="micro", top_k=min(top_k, size)))
 
     def action_accuracy(self, top_k: int = 1) -> float:
-        """Part of the videos whose classes of all heads, together, are among the ``top_k`` most probable combinations.
+        """Fraction of the videos whose combination of classes (of all heads) is among the ``top_k`` most probable.
 
-        A combination's probability is the product of those of its classes.
+        A combination's probability is the product of its classes' probabilities.
         """
         ranks = [self._joint_rank(int(i)) for i in np.flatnonzero(self.known)]
         return float(np.mean([rank < top_k for rank in ranks])) if ranks else float("nan")
 
     def _joint_rank(self, video: int) -> int:
-        """How many combinations are more probable than the true one (ties count half of what they are)."""
+        """Number of combinations more probable than the true one, plus half of the ties."""
         joint, of_truth = np.ones(1, np.float64), 1.0
         for head, label in enumerate(self.targets[video]):
             scores = self.of_head(head)[video].astype(np.float64)
             joint, of_truth = np.outer(joint, scores).ravel(), of_truth * scores[label]
-        # The same products in the same order, so that equal ones are equal.
+        # The truth is multiplied in the same order as the others, so that ties are exactly equal.
         return int((joint > of_truth).sum() + ((joint == of_truth).sum() - 1) // 2)
 
     def confusion(self, *, head: int = 0) -> NDArray[np.int64]:
-        """[classes, classes]: videos of each class (row) that were taken for each class (column)."""
+        """Confusion matrix [classes, classes]: number of videos by true class (row) and predicted class (column)."""
         self._check_one_label("confusion matrix")
         scores, targets = self._pairs(head)
         counts: NDArray[np.int64] = multiclass_confusion_matrix(scores, targets, scores.shape[1]).numpy()
@@ -243,7 +246,7 @@ class Evaluation:
         return torch.from_numpy(self.of_head(head)[known]), torch.from_numpy(self.targets[known, head])
 
     def per_class(self, *, head: int = 0) -> dict[str, tuple[float, int]]:
-        """Top-1 accuracy and number of videos of each class that has some."""
+        """Top-1 accuracy and number of videos of each class with at least one video."""
         confusion = self.confusion(head=head)
         counts = confusion.sum(1)
         return {
@@ -253,14 +256,14 @@ class Evaluation:
         }
 
     def mean_class_accuracy(self, *, head: int = 0) -> float:
-        """Mean of the classes' top-1 accuracies: a rare class counts as much as another; nan if none is known."""
+        """Mean of the classes' top-1 accuracies, equally weighted; nan if no true class is known."""
         accuracies = [top1 for top1, _ in self.per_class(head=head).values()] if self.known.any() else []
         return float(np.mean(accuracies)) if accuracies else float("nan")
 
     def metrics(self) -> dict[str, float]:
-        """Top-1 and top-5 accuracies by name: top1, top5; of several heads verb_top1, ..., action_top1, ...
+        """Top-1 and top-5 accuracies by name: top1, top5; for several heads verb_top1, ..., action_top1, ...
 
-        Where a video may have several labels: map, if a video has one.
+        If a video may have several labels: map, unless no video has a label.
         """
         if not self.known.any():
             return {}
@@ -272,7 +275,7 @@ class Evaluation:
         return found | {f"action_top{k}": self.action_accuracy(k) for k in (1, 5)}
 
     def shown_metrics(self) -> dict[str, float]:
-        """Those of ``metrics`` that tell something: top-5 of five classes or fewer is always 1, and is left out."""
+        """``metrics`` without top-5 accuracies of five classes or fewer, which are always 1."""
         sizes = {head.name: len(head.labels) for head in self.heads}
         if len(sizes) > 1:
             sizes["action"] = math.prod(sizes.values())
@@ -282,13 +285,13 @@ class Evaluation:
         return {name: value for name, value in self.metrics().items() if name not in few}
 
     def intervals(self) -> dict[str, tuple[float, float]]:
-        """The 95 % interval of each of these accuracies: how far so many videos can tell. A mAP has none."""
+        """The 95 % confidence interval of each of ``metrics``; a mAP has none."""
         if self.several:
             return {}
         return {name: accuracy_interval(value, int(self.known.sum())) for name, value in self.metrics().items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: accuracies with their intervals, those of each class, and what was tested."""
+        """Plain values for JSON: accuracies with intervals, of all and of each class; views; unreadable videos."""
         summary: dict[str, Any] = {
             **self.metrics(),
             "interval_95": self.intervals(),
@@ -299,7 +302,7 @@ class Evaluation:
         one = len(self.heads) == 1
         if self.several:
             summary["per_class"] = {
-                score.label: {name: _or_none(value) for name, value in asdict(score).items() if name != "label"}
+                score.label: {name: _nan_to_none(value) for name, value in asdict(score).items() if name != "label"}
                 for score in self.class_scores()
             }
         elif self.known.any():
@@ -313,13 +316,13 @@ class Evaluation:
 
     @checked(head=0)
     def plot(self, picture: str | PathLike[str], *, head: int = 0) -> None:
-        """Draw how often each class was taken for each class, as a PNG file.
+        """Draw the confusion matrix, as a PNG file.
 
         Raises:
             DataError: the true classes are not known, or a video may have several labels.
         """
         if not self.known.any():
-            raise DataError("the true classes of these videos are not known, so none can be compared")
+            raise DataError("the true classes of these videos are not known, so there is no confusion matrix")
         save_confusion_matrix(self.confusion(head=head), self.heads[head].labels, Path(picture))
 
     @checked()
@@ -330,21 +333,21 @@ class Evaluation:
         overwrite: bool = False,
         write_more: Callable[[Path], None] = lambda folder: None,
     ) -> None:
-        """Write scores.npz, scores.csv, confusion.png or one of them for each head, and evaluation.json.
+        """Write the report: scores.npz, scores.csv, confusion.png (one for each head), and evaluation.json.
 
-        Each file is whole or not there. The pictures come after the scores, and evaluation.json last: a report without
-        it was interrupted, and may be written again.
+        Each file is written atomically. evaluation.json is written last: a report without it was interrupted, and may
+        be written again.
 
         Args:
-            overwrite: replace a report that is there.
-            write_more: writes what else belongs to the report into its folder.
+            overwrite: replace an existing report.
+            write_more: writes further files of the report into its folder, before evaluation.json.
 
         Raises:
-            OptionError: there is one, and it may not be replaced.
+            OptionError: a report exists, and ``overwrite`` is false.
             OutputError: the folder cannot be written.
         """
         folder = Path(folder)
-        # scores.csv without scores.npz, which a report begins with, is no part of one that was interrupted.
+        # scores.npz is written first: scores.csv without it is not from an interrupted report, but some other file.
         others = [] if (folder / SCORES_FILE).exists() else ["scores.csv"]
         check_not_there(folder, [NUMBERS_FILE, *others], overwrite=overwrite)
         with writing(folder):
@@ -370,7 +373,7 @@ class Evaluation:
                     ]
                 )
                 writer.writerow([guarded(path), *truth, *(f"{score:.6f}" for score in scores)])
-        with writing(folder):  # what the new ones do not replace, and what says that the report is whole
+        with writing(folder):  # old files that the new report may lack, and the file that marks a report as complete
             for old in before:
                 if old.suffix in (".png", ".txt", ".html") or old.name in (CHALLENGE_FILE, NUMBERS_FILE):
                     old.unlink(missing_ok=True)
@@ -400,16 +403,16 @@ class Evaluation:
             np.savez_compressed(out, scores=self.scores, targets=self.targets, about=text)
 
 
-def _or_none(value: object) -> object:
-    """For JSON, which has no nan."""
+def _nan_to_none(value: object) -> object:
+    """Replace nan by None for JSON, which has no nan."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def find_scores(path: Path) -> Path:
-    """The file of scores that ``load_scores`` reads.
+    """Find the file that ``load_scores`` reads.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such file.
     """
     places = [path, path / SCORES_FILE, path / "evaluation" / SCORES_FILE]
     file = next((place for place in places if place.is_file()), None)
@@ -419,7 +422,7 @@ def find_scores(path: Path) -> Path:
 
 
 def load_scores(path: Path) -> Evaluation:
-    """Read the scores of a test again.
+    """Read the saved scores of a test.
 
     Args:
         path: scores.npz, the report's folder, or the folder of a run with the report in evaluation/.
@@ -456,7 +459,7 @@ def ensemble(tests: Sequence[Evaluation]) -> Evaluation:
     """The mean of the scores of several tests on the same videos, in the order of the first.
 
     Raises:
-        DataError: they are of other videos or classes, or contradict each other.
+        DataError: the tests have different videos, classes or true labels.
     """
     first = tests[0]
     scores = [first.scores]

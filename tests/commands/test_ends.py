@@ -65,7 +65,7 @@ def test_a_run_that_has_lost_its_list_does_not_go_on(recipe: Recipe, motion_vide
         train(recipe, motion_videos, out, num_workers=0, show_progress=False, say=interrupted_at("epoch 1/2"))
     assert (out / CHECKPOINT).exists()
     (out / "videos.csv").unlink()
-    with pytest.raises(CheckpointError, match=r"has lost its videos.csv, which says what was held out: copy the run's"):
+    with pytest.raises(CheckpointError, match=r"has lost its videos.csv, the list of its held-out videos: copy the"):
         train(recipe, motion_videos, out, num_workers=0, val_fraction=0.4, resume=True, show_progress=False, say=silent)
 
 

@@ -479,7 +479,7 @@ def test_damaged_cards_are_refused(run: Path) -> None:
 def test_live_answers_are_refused(run: Path) -> None:
     from tada.recognition.streaming import recognize_stream
 
-    with pytest.raises(OptionError, match="this model gives a video several labels, and a live answer"):
+    with pytest.raises(OptionError, match="this model gives a video several labels, and live recognition"):
         next(recognize_stream(tada.load(run), None))  # type: ignore[arg-type]  # it is not come to
 
 

@@ -138,7 +138,7 @@ def test_a_run_that_trains_the_calibration(
 
 def test_a_frozen_part_that_knows_nothing_is_told(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
     _, lines = run(replace(small_recipe, train="head", epochs=1), motion_videos, tmp_path / "run")
-    assert "what stays as it is has random weights: --init says where better ones are" in lines
+    assert "the frozen part has random weights: give trained ones with --init" in lines
 
 
 def test_calibration_of_a_network_without_any_leaves_no_folder(

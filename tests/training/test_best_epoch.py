@@ -139,7 +139,7 @@ def test_a_test_that_was_not_finished_is_done_again(
 
 def test_what_goes_by_held_out_videos_needs_some(recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
     for changes in ({"keep": "best"}, {"stop_early": 3}):
-        with pytest.raises(OptionError, match=r"and none are held out: hold some out \(--val-fraction, --val-groups\)"):
+        with pytest.raises(OptionError, match=r"and there are none: hold some out \(--val-fraction, --val-groups\)"):
             run(replace(recipe, **changes), motion_videos, tmp_path / "run", val_fraction=0)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OptionError, match="stop_early must be 1 or more, or null"):
@@ -263,7 +263,7 @@ def test_a_finished_run_without_its_state_cannot_go_on(recipe: Recipe, motion_vi
     recipe = replace(recipe, epochs=1)
     run(recipe, motion_videos, tmp_path / "run")
     (tmp_path / "run" / "resume" / "last.ckpt").unlink()
-    with pytest.raises(OptionError, match=r"last\.ckpt is gone, from which it would go on: start a new run"):
+    with pytest.raises(OptionError, match=r"last\.ckpt, needed to go on, is missing: start a new run"):
         run(replace(recipe, epochs=2), motion_videos, tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "metrics.json").exists()
 

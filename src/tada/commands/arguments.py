@@ -1,6 +1,6 @@
 """Arguments and checks that several commands share, and the report of videos that failed.
 
-Nothing heavy is imported at the top of the files in this room: ``tada --help`` imports them all.
+Files of this folder import nothing heavy at the top, since ``tada --help`` imports them all.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def add_data(parser: ArgumentParser, name: str = "data", *, optional: bool = Fal
         type=Path | None,
         metavar="DIR",
         default=None,
-        help="the folder where the videos of a CSV or list lie",
+        help="the folder of the videos of a CSV or list",
     )
-    parser.add_argument("--fold", type=PositiveInt, default=1, help="which division of UCF101 or HMDB51")
+    parser.add_argument("--fold", type=PositiveInt, default=1, help="which split of UCF101 or HMDB51")
 
 
 def add_fps(parser: ArgumentParser) -> None:
-    parser.add_argument("--fps", type=float | None, default=None, help="the rate of folders of frames, per second")
+    parser.add_argument("--fps", type=float | None, default=None, help="frame rate of folders of frames, per second")
 
 
 SHORT_DATA = "a folder of class folders, a CSV (path,label), or a published data set's lists"
@@ -76,7 +76,7 @@ def read_data(options: Namespace, name: str = "data", *, fps: float | None = Non
 
 
 def sources_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed: str) -> list[VideoSource]:
-    """The videos at some paths; folders of frames with their rate, as ``rate_of`` says it."""
+    """The videos at some paths; folders of frames get the rate of ``rate_of``."""
     from tada.video.inputs import source_of
 
     fps = rate_of(paths, fps, run, needed=needed)
@@ -84,13 +84,13 @@ def sources_of(paths: Sequence[str], fps: float | None, run: str | Path, *, need
 
 
 def rate_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed: str) -> float | None:
-    """The rate of folders of frames among some videos: what is given, or by default that of a run's training.
+    """The rate of folders of frames among some videos: ``fps``, or by default the rate in the run's training.
 
     Args:
         needed: what needs the times of frames, for the message; empty if nothing does.
 
     Raises:
-        OptionError: there is no rate, and it is needed; there are no such folders, while it is given; or it is none.
+        OptionError: a rate is needed and unknown; ``fps`` is given without such folders; or ``fps`` is out of range.
     """
     from tada.training.recipe import fps_of_run
     from tada.video.frames import check_rate
@@ -133,14 +133,14 @@ class RecipeFile(ActionConfigFile):  # type: ignore[misc]  # jsonargparse is not
 
 
 def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) -> None:
-    """See whether what stands in the place of a run may be a recognizer, and not what should stand behind it.
+    """Check that the argument RUN may be a recognizer, and is not one of the arguments after it.
 
     Args:
-        others: what stands behind it.
+        others: the arguments after it.
         command: as in "tada predict".
 
     Raises:
-        UserError: it is a video, or a name of nothing.
+        UserError: RUN is a video, or does not exist.
     """
     check_order(run, others, command=command)
     if not _is_model(str(run)) and not Path(run).exists():
@@ -148,10 +148,10 @@ def check_run(run: str | Path, others: Sequence[str | Path], *, command: str) ->
 
 
 def check_order(run: str | Path, others: Sequence[str | Path], *, command: str) -> None:
-    """See whether what should stand behind a run stands in its place.
+    """Check that RUN comes before the other arguments.
 
     Raises:
-        UserError: it is a video, or no run while one stands behind it.
+        UserError: RUN is a video, or is not a run while a later argument is one.
     """
     from tada.video.numbered import VIDEO_EXTENSIONS, is_frame_folder
 
@@ -168,7 +168,7 @@ def check_order(run: str | Path, others: Sequence[str | Path], *, command: str) 
 
 
 def _no_run(name: str, command: str) -> str:
-    """That a name is that of nothing; weights by their own name, where it is that of a network."""
+    """The message that RUN does not exist; for a network's name, it suggests weights of that network."""
     from tada.models import list_models
     from tada.models.weights import packaged_names
 
@@ -186,12 +186,12 @@ def _no_run(name: str, command: str) -> str:
 
 
 def model_and_videos(model: str | None, words: Sequence[str]) -> tuple[str, list[str]]:
-    """Which model is asked, and about what: ``[RUN] VIDEO...``, or videos alone beside ``--model RUN``.
+    """The model and the videos of a command: ``[RUN] VIDEO...``, or only videos with ``--model RUN``.
 
-    Without a model it is the best that ships with tada, which is said on standard error.
+    Without a model, the best one that ships with tada is used; a message on standard error says so.
 
     Raises:
-        UserError: a run stands where it is none, or the videos lack.
+        UserError: RUN is not a run, or there are no videos.
     """
     from tada.models import list_models
     from tada.models.weights import BEST_PACKAGED
@@ -220,7 +220,7 @@ def model_and_videos(model: str | None, words: Sequence[str]) -> tuple[str, list
 
 
 def _is_model(name: str) -> bool:
-    """Whether it is a run, weights that ship with tada, or a model on the hub."""
+    """Whether a name is a run, weights that ship with tada, or a model on the hub."""
     from tada.models.weights import packaged_names
 
     path = Path(name)
@@ -228,14 +228,14 @@ def _is_model(name: str) -> bool:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether it is a run's folder, or a file of `tada export`."""
+    """Whether a path is a run's folder, or a file of `tada export`."""
     return (
         (path / "model.json").is_file() or (path / "recipe.yaml").is_file() or path.suffix.lower() in (".onnx", ".pt2")
     )
 
 
 def _is_footage(path: Path) -> bool:
-    """Whether it is a video, or a folder that holds some and no model."""
+    """Whether a path is a video, or a folder with videos and without a model."""
     from tada.video.numbered import VIDEO_EXTENSIONS, is_frame_folder
 
     if not path.is_dir():
@@ -259,8 +259,10 @@ def add_workers(parser: ArgumentParser) -> None:
 
 def add_windows(parser: ArgumentParser) -> None:
     """Add the options of sliding windows over untrimmed videos: ``--window-seconds`` and ``--stride-seconds``."""
-    parser.add_argument("--window-seconds", type=float | None, default=None, help="what a feature's clip spans")
-    parser.add_argument("--stride-seconds", type=float | None, default=None, help="from one feature to the next")
+    parser.add_argument("--window-seconds", type=float | None, default=None, help="span of a feature's clip")
+    parser.add_argument(
+        "--stride-seconds", type=float | None, default=None, help="interval from one feature to the next"
+    )
 
 
 def add_device(parser: ArgumentParser) -> None:

@@ -41,7 +41,7 @@ class CommandParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is no
     """Commands inside this one, as they are typed -> their one-line help."""
 
     def add_help_all(self) -> None:
-        """Add --help-all."""
+        """Add the option --help-all."""
         # While it parses, jsonargparse resets ``required``, so it is noted here.
         self._required = [a for a in self._actions if a.option_strings and a.required and "." not in a.dest]
         topics = list(self.topics)

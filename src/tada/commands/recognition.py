@@ -1,4 +1,4 @@
-"""What happens in videos: ``tada predict``."""
+"""``tada predict``: which actions happen in videos."""
 
 from __future__ import annotations
 
@@ -59,19 +59,25 @@ def _predict_arguments(parser: ArgumentParser) -> None:
         "--format", type=Literal["table", "json", "jsonl", "csv"], default="table", help="what is printed"
     )
     parser.add_argument("--top", type=PositiveInt, default=5, help="classes to name for each video")
-    parser.add_argument("--clips", type=PositiveInt | None, default=None, help="clips spread over a video or window")
-    parser.add_argument("--window-seconds", type=float | None, default=None, help="cut videos into windows this long")
     parser.add_argument(
-        "--plots", type=Path | None, metavar="DIR", default=None, help="a folder for one picture of each video"
+        "--clips", type=PositiveInt | None, default=None, help="number of clips, spread over a video or window"
+    )
+    parser.add_argument(
+        "--window-seconds", type=float | None, default=None, help="divide videos into windows this long"
+    )
+    parser.add_argument(
+        "--plots", type=Path | None, metavar="DIR", default=None, help="a folder for a picture of each video"
     )
     parser.add_argument(
         "--explain",
         type=Path | None,
         metavar="DIR",
         default=None,
-        help="a folder for what the network looked at in each video",
+        help="a folder for an explanation of each video: a heat map (Grad-CAM), and the kernels' calibration",
     )
-    parser.add_argument("--explain-label", type=str | None, default=None, help="of this class, not the likeliest")
+    parser.add_argument(
+        "--explain-label", type=str | None, default=None, help="class to explain; by default the most probable"
+    )
     parser.add_argument(
         "--save-video",
         type=Path | None,
@@ -79,8 +85,8 @@ def _predict_arguments(parser: ArgumentParser) -> None:
         default=None,
         help="a folder for a copy of each video with the answer drawn in",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there of --explain and --save-video")
-    parser.add_argument("--precision", type=Literal["fp32", "bf16"], default="fp32", help="of the network's numbers")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files of --explain and --save-video")
+    parser.add_argument("--precision", type=Literal["fp32", "bf16"], default="fp32", help="precision of the network")
     parser.add_argument("--compile", action="store_true", help="compile the network first: worth it for many videos")
     add_live(parser)
     add_device(parser)
@@ -98,22 +104,22 @@ def _predict_arguments(parser: ArgumentParser) -> None:
 def _predict(options: Namespace) -> int:
     """Say what happens in videos."""
     if options.stream:
-        run, (source, *_) = _asked(options)
-        return recognize_live(_loaded(run, options), source, options)
+        run, (source, *_) = _run_and_videos(options)
+        return recognize_live(_load(run, options), source, options)
     answers: Answers[Prediction] = Answers(options.format)
     predictions: list[Prediction] = []
     failures = []
     with reported(answers.end):
         from tada.video.find import find_videos
 
-        run, names = _asked(options)
+        run, names = _run_and_videos(options)
         paths = find_videos(names, say_aside)
         pictures = picture_files(options.plots, paths)
         videos = video_files(options.save_video, paths, overwrite=options.overwrite)
-        recognizer = _loaded(run, options)
+        recognizer = _load(run, options)
         needed = recognizer.needs_times(options.window_seconds) or ("--save-video writes them" if videos else "")
         sources = sources_of(paths, options.fps, run, needed=needed)
-        explanations = _explanations(options, recognizer, paths)
+        explanations = _explanation_folders(options, recognizer, paths)
         advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
         work = Work("predicting", len(paths), noun="videos")
         found = recognizer.predict_all(
@@ -140,7 +146,7 @@ def _predict(options: Namespace) -> int:
                 explanation.save(explanations[path], overwrite=options.overwrite)
                 if explanation.note:
                     print(printable(f"tada: {path}: {explanation.note}"), file=sys.stderr)
-        except VideoError as error:  # it has changed since
+        except VideoError as error:  # the video has changed since
             lost.append(str(error))
         else:
             if path in videos:
@@ -148,14 +154,14 @@ def _predict(options: Namespace) -> int:
     return max(code, report_failures("not drawn", lost))
 
 
-def _asked(options: Namespace) -> tuple[str, list[str]]:
-    """The run, and the videos."""
+def _run_and_videos(options: Namespace) -> tuple[str, list[str]]:
+    """The run and the videos of the command line."""
     run, names = model_and_videos(options.model, [*([] if options.run is None else [options.run]), *options.videos])
     check_live_options(options, names)
     return run, names
 
 
-def _loaded(run: str, options: Namespace) -> Recognizer:
+def _load(run: str, options: Namespace) -> Recognizer:
     import torch
 
     from tada.recognition.recognizer import load_recognizer
@@ -164,8 +170,8 @@ def _loaded(run: str, options: Namespace) -> Recognizer:
     return load_recognizer(run, device=options.device, dtype=dtype, compile=options.compile)
 
 
-def _explanations(options: Namespace, recognizer: Recognizer, paths: Sequence[str]) -> dict[str, Path]:
-    """The folder for what explains each video, where that is asked for; what is wrong with them is said before work."""
+def _explanation_folders(options: Namespace, recognizer: Recognizer, paths: Sequence[str]) -> dict[str, Path]:
+    """The folder of each video's explanation; empty without --explain. Mistakes are reported before the predictions."""
     from tada.system.files import distinct_names
 
     if options.explain is None:
@@ -185,7 +191,7 @@ def _form(form: str, top: int, paths: Sequence[str], *, several: bool) -> Form[P
     from tada.recognition.prediction import predictions_csv
 
     def scores(prediction: Prediction, clip: ClipScores | None = None) -> list[str]:
-        """The most probable classes; of several labels those over their thresholds, or that there are none."""
+        """The most probable classes with scores; if videos have several labels, those that reach their thresholds."""
         found = prediction.said(clip) if several else prediction.top(top, clip)
         return [f"{label} {score:.2f}" for label, score in found] or [NONE]
 

@@ -1,4 +1,4 @@
-"""Making and measuring recognizers: ``tada quickstart``, ``train`` and ``evaluate``."""
+"""Commands that train and test recognizers: ``tada quickstart``, ``train`` and ``evaluate``."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 def _quickstart_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", default=Path("quickstart"), help="a new folder for everything it makes"
+        "--out", type=Path, metavar="DIR", default=Path("quickstart"), help="a new folder for all files"
     )
-    parser.add_argument("--seed", type=int, default=0, help="decides the videos and the training")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the videos and the training")
 
 
 def _quickstart(options: Namespace) -> int:
@@ -86,14 +86,18 @@ def _train_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--resume", type=Path | None, metavar="RUN", help="the run to continue")
     parser.add_argument("--recipe", action=RecipeFile, metavar="NAME", help="one of `tada recipes`, or a YAML file")
-    parser.add_argument("--val-fraction", type=float, default=0.2, help="part of each class held out for validation")
-    parser.add_argument("--val-groups", type=str, default="", help="or: hold out these groups of the CSV, as A,B")
-    parser.add_argument("--skip-unreadable", type=NonNegativeInt, default=0, help="videos that may turn out unreadable")
+    parser.add_argument(
+        "--val-fraction", type=float, default=0.2, help="fraction of each class held out for validation"
+    )
+    parser.add_argument("--val-groups", type=str, default="", help="hold out these groups of the CSV instead, as A,B")
+    parser.add_argument(
+        "--skip-unreadable", type=NonNegativeInt, default=0, help="number of unreadable videos to allow"
+    )
     add_workers(parser)
     parser.add_argument("--save-every-steps", type=PositiveInt | None, help="steps between states to resume from")
-    parser.add_argument("--limit", type=PositiveInt | None, help="videos of each split to use, at most, for a try")
+    parser.add_argument("--limit", type=PositiveInt | None, help="largest number of videos of each split, for a try")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check everything, try two steps, tell memory and time, write nothing"
+        "--dry-run", action="store_true", help="check everything, train two steps, print memory and time, write nothing"
     )
     parser.add_class_arguments(Machine)
     parser.add_class_arguments(Recipe)
@@ -102,17 +106,17 @@ def _train_arguments(parser: ArgumentParser) -> None:
         "out": None,
         "recipe": "one of `tada recipes`, or a YAML file",
         "model": None,
-        "init": "what it starts from: motion, none, a run, a file, hf-hub:OWNER/NAME",
+        "init": "initial weights: motion, none, a run, a file, hf-hub:OWNER/NAME",
         "epochs": "passes over all clips; by default 45 or more",
         "batch_size": "clips of one step",
-        "learning_rate": "its peak",
+        "learning_rate": "peak learning rate",
         "clip.num_frames": "frames in a clip",
         "train": "head, calibration or all of the network",
-        "val_fraction": "part held out for validation",
+        "val_fraction": "fraction held out for validation",
         "resume": None,
-        "dry_run": "check everything and try two steps, write nothing",
+        "dry_run": "check everything and train two steps, write nothing",
         "num_workers": None,
-        "accelerator": "what trains",
+        "accelerator": "device to train on",
     }
     parser.topics = {
         "data": ("videos", "fold", "fps", "val_groups", "skip_unreadable", "limit"),
@@ -131,7 +135,7 @@ def _run_folder(options: Namespace) -> Path:
 
 def _train(options: Namespace) -> int:
     """Train a model on your videos."""
-    advise(lambda state: _way_on(options, state))
+    advise(lambda state: _resume_in_words(options, state))
     from tada.recognition.training import train
 
     if options.resume is not None and options.out not in (None, options.resume):
@@ -163,8 +167,8 @@ def _train(options: Namespace) -> int:
     return 0
 
 
-def _way_on(options: Namespace, state: str) -> str:
-    """How a run that was interrupted goes on."""
+def _resume_in_words(options: Namespace, state: str) -> str:
+    """The last line of an interrupted command: the saved state, and the command that resumes the run."""
     run = _run_folder(options)
     if not (run / RECIPE_FILE).exists():
         return "nothing was learned yet: the same command begins anew"
@@ -204,23 +208,25 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
     add_data(parser, optional=True)
     add_fps(parser)
     parser.add_argument("--views", type=str, default="1x1", help="clips x crops of each video, such as 10x3")
-    parser.add_argument("--split", type=str | None, default=None, help="the part of DATA to test on")
+    parser.add_argument("--split", type=str | None, default=None, help="split of DATA to test on")
     parser.add_argument(
         "--scores",
         type=Path,
         nargs="+",
         default=[],
         metavar="REPORT",
-        help="in place of RUN and DATA: score reports again; of several, the mean of their scores (an ensemble)",
+        help="instead of RUN and DATA: score these reports again; several: the mean of their scores (an ensemble)",
     )
     parser.add_argument(
         "--out", type=Path | None, metavar="DIR", default=None, help="folder of the report; RUN/evaluation by default"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing report or challenge file")
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a report, or a challenge's file, that is there"
-    )
-    parser.add_argument(
-        "--epic", type=Path | None, metavar="FILE", default=None, help="EPIC-KITCHENS-100's annotations: count subsets"
+        "--epic",
+        type=Path | None,
+        metavar="FILE",
+        default=None,
+        help="EPIC-KITCHENS-100's annotations: score its subsets",
     )
     parser.add_argument(
         "--challenge", type=Path | None, metavar="FILE", default=None, help="write EPIC-KITCHENS-100's challenge JSON"
@@ -261,14 +267,14 @@ def _evaluate(options: Namespace) -> int:
                     "--overwrite"
                 )
             try_file(options.challenge)
-        result = _rescored(options) if options.scores else _tested(options, views)
+        result = _score_again(options) if options.scores else _test(options, views)
         if is_first_process():
             _report(result, out, options, is_new=is_new)
     return report_failures("not tested", (failure.message for failure in result.unreadable))
 
 
 def _report_folder(options: Namespace) -> Path:
-    """Where the report goes."""
+    """The folder of the report."""
     from tada.recognition.results import find_scores
 
     if options.scores:
@@ -287,7 +293,7 @@ def _report_folder(options: Namespace) -> Path:
     return options.out or beside
 
 
-def _tested(options: Namespace, views: Views) -> Evaluation:
+def _test(options: Namespace, views: Views) -> Evaluation:
     from tada.recognition.evaluation import evaluate
 
     return evaluate(
@@ -306,14 +312,14 @@ def _tested(options: Namespace, views: Views) -> Evaluation:
     )
 
 
-def _rescored(options: Namespace) -> Evaluation:
+def _score_again(options: Namespace) -> Evaluation:
     from tada.recognition.results import ensemble, load_scores
 
     return ensemble([load_scores(path) for path in options.scores])
 
 
 def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) -> None:
-    """Print the numbers, then write them; a report that is scored again is there already."""
+    """Print the metrics, then write the report; if scored again (not ``is_new``), only the files that change."""
     metrics = result.shown_metrics()
     if options.epic is not None:
         from tada.recognition.epic_challenge import challenge_metrics, read_subsets
@@ -321,7 +327,7 @@ def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) 
         metrics = challenge_metrics(result, read_subsets(options.epic))
     try:
         _print_numbers(result, metrics, options)
-    finally:  # a test may have taken hours, and its numbers gone into a pipe that nobody reads
+    finally:  # even if printing fails, for example into a closed pipe: a test may have taken hours
         _write_report(result, metrics, out, options, is_new=is_new)
     say(
         f"the report is in {out}: report.html, evaluation.json, scores.npz, scores.csv"
@@ -345,7 +351,7 @@ def _print_numbers(result: Evaluation, metrics: Mapping[str, float], options: Na
     names = {"top1": "top-1", "top5": "top-5", "map": "mAP"}
     numbers = [
         f"{names.get(name, name)} {value:.4f}"
-        # The subsets of EPIC-KITCHENS have other numbers of videos.
+        # No intervals for the subsets of EPIC-KITCHENS, which have fewer videos.
         + (f" ({result.worth(value)})" if options.epic is None else "")
         for name, value in metrics.items()
     ]

@@ -45,7 +45,7 @@ class ClipScores:
     """The model's class probabilities for one clip of a video."""
 
     start_seconds: float
-    """When the clip's first frame is shown, counted from the begin of the file, as in players; nan for frames without
+    """When the clip's first frame is shown, counted from the start of the file, as in players; nan for frames without
     times."""
     end_seconds: float
     """When its last frame is shown."""

@@ -1,4 +1,4 @@
-"""A run of a recognizer that goes on: with its recipe, its videos, and the state that was saved last."""
+"""Resuming a recognizer's run: with its recipe, its videos, and its last saved state."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tada.training.schedule import learning_rate_factor
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Before:
-    """What earlier starts of a run have left."""
+    """The state of a run after its earlier starts."""
 
     epochs: int = 0
-    """Which it was to have; 0 for a run that begins."""
+    """Number of epochs in the run's recipe so far; 0 for a new run."""
     state: Path | None = None
-    """From which it goes on, where one was saved."""
+    """The saved state to resume from; None if none was saved."""
     known: Sequence[KnownVideo] | None = None
-    """The videos that it was begun with; None where it was interrupted before they were noted."""
+    """The run's videos; None if it was interrupted before their list was written."""
     result: TrainingResult | None = None
-    """How it has ended, if it has, and there is nothing left to do."""
+    """The result, if the run is finished and needs no further training."""
 
     @property
     def is_begun(self) -> bool:
@@ -39,12 +39,12 @@ class Before:
 def resume_run(
     recipe: Recipe, data: TrainingData, out: Path, *, show_progress: bool, say: Callable[[str], None]
 ) -> tuple[Recipe, TrainingData, Before]:
-    """The recipe and the videos of a run that was begun, and what it has left.
+    """Read a run's folder: the recipe and videos to resume it with, and its state.
 
     Raises:
-        OptionError: it was begun with another recipe, or has ended and its state is gone.
-        DataError: it was begun with other videos.
-        CheckpointError: what it has written is damaged.
+        OptionError: the run has another recipe, or is finished and its state is missing.
+        DataError: the run has other videos.
+        CheckpointError: a file of the run is damaged.
     """
     epochs = recipe_of_run(out, Recipe).numbers.epochs
     recipe = of_same_run(recipe, out)
@@ -52,17 +52,16 @@ def resume_run(
     known = read_run_list(out)
     if known is None and state is not None:
         raise CheckpointError(
-            f"{out} has lost its {RUN_LIST}, which says what was held out: copy the run's folder again, or start "
+            f"{out} has lost its {RUN_LIST}, the list of its held-out videos: copy the run's folder again, or start "
             f"anew with --init {out} and another --out"
         )
-    if known is not None:  # else it was interrupted before anything was learned
-        data = _as_before(data, known, out, seed=recipe.seed, show_progress=show_progress, say=say)
+    if known is not None:  # else it was interrupted before training began
+        data = _restore_splits(data, known, out, seed=recipe.seed, show_progress=show_progress, say=say)
     result = finished_result(out)
     if result is not None and recipe.numbers.epochs != epochs:
         if state is None:
             raise OptionError(
-                f"{out} is finished, and {CHECKPOINT} is gone, from which it would go on: start a new run with --init "
-                f"{out}"
+                f"{out} is finished, and {CHECKPOINT}, needed to go on, is missing: start a new run with --init {out}"
             )
         result = None
     if result is not None:
@@ -74,10 +73,10 @@ def resume_run(
 
 
 def of_same_run(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with the run's numbers, or with more epochs than it.
+    """The recipe with the run's numbers, or with more epochs.
 
     Raises:
-        OptionError: it is another recipe.
+        OptionError: the run has another recipe.
     """
     init = recipe_of_run(out, Recipe).init
     if absolute_source(init) == absolute_source(recipe.init):
@@ -90,7 +89,7 @@ def of_same_run(recipe: Recipe, out: Path) -> Recipe:
     )
 
 
-def _as_before(
+def _restore_splits(
     data: TrainingData,
     known: Sequence[KnownVideo],
     out: Path,
@@ -99,7 +98,7 @@ def _as_before(
     show_progress: bool,
     say: Callable[[str], None],
 ) -> TrainingData:
-    """The videos in the splits that they had, and as few of them as there were."""
+    """The videos in the run's splits, limited to the run's number of videos."""
     table, limit = data.table, data.limit
     if limit is None:
         table, limit = limited_as_run(table, known, seed=seed)
@@ -110,20 +109,20 @@ def _as_before(
 
 
 def take_up(out: Path, recipe: Recipe, before: Before, write_list: Callable[[Path], None]) -> None:
-    """Make the folder of a run say with what it goes on."""
+    """Update the folder of a resumed run: the list of videos if it is of an older version, and the recipe."""
     if not any(row.content for row in before.known or ()):
-        write_list(out)  # of a run of an earlier tada
+        write_list(out)  # an older version's list has no hashes of the files
     if recipe.numbers.epochs != before.epochs:
         go_on(out, yaml_of_run(recipe))
 
 
 def yaml_of_run(recipe: Recipe) -> str:
-    """The recipe as the folder of a run holds it: what it starts from by a name that holds everywhere."""
+    """The recipe as YAML for a run's folder, with an absolute path in ``init``."""
     return recipe_yaml(replace(recipe, init=absolute_source(recipe.init)))
 
 
 def more_epochs_in_words(recipe: Recipe, before: int) -> str:
-    """What a run that was to have fewer epochs goes on with."""
+    """A line about the learning rate of a run that continues with more epochs than before."""
     epochs, _, warmup_epochs = recipe.numbers
     factor = learning_rate_factor(before, epochs=epochs, warmup_epochs=warmup_epochs, warmup_start=recipe.warmup_start)
     return (

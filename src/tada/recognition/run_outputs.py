@@ -1,4 +1,4 @@
-"""What the training of a recognizer leaves in its run: the weights, the test on what was held out, the page.
+"""Output files of a recognizer's training: the weights, the test on held-out videos, the HTML report.
 
 Shapes: N videos, K classes.
 """
@@ -30,11 +30,11 @@ from tada.training.run_folder import noted_commands
 from tada.training.run_page import VALIDATION, read_curves, write_run_page
 
 _MOST_TESTED = 2000
-"""Held-out videos that the report's numbers are from, at most: more take long on one device."""
+"""Largest number of held-out videos tested for the report: more take long on one device."""
 
 
 def with_last_loss(metrics: dict[str, float], out: Path) -> dict[str, float]:
-    """The last epoch's numbers; its loss from the logs, where the epoch had ended before the run was interrupted."""
+    """The last epoch's metrics; its loss is read from the logs if an earlier start of the run ended the epoch."""
     logged = read_curves(out).get("train_loss")
     if "train_loss" in metrics or logged is None:
         return metrics
@@ -50,10 +50,10 @@ def save_network(
     *,
     trained_from: str,
 ) -> None:
-    """Write the weights, and what they are for.
+    """Write the weights and their model card.
 
     Args:
-        metrics: how the training ended.
+        metrics: the training's final metrics.
         trained_from: as in ``ModelCard``.
     """
     card = ModelCard(
@@ -71,7 +71,7 @@ def save_network(
 
 
 def accuracies_in_words(metrics: Mapping[str, float], validation: VideoTable | None, num_tested: int) -> Iterator[str]:
-    """What was measured on held-out videos, each with how far so few of them can tell."""
+    """Lines with the metrics on held-out videos, each with its confidence interval or numbers of videos."""
     for name, value in metrics.items():
         if name == "val_map" and validation is not None:
             positives = positives_text(list(validation.counts().values()))
@@ -94,7 +94,7 @@ def write_page(
     show_progress: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Test the network once more on what was held out, as it was saved, and write what people look at."""
+    """Test the saved network on the held-out videos, and write the HTML report."""
     training, epochs = counted(len(videos.training), "video"), counted(recipe.numbers.epochs, "epoch")
     facts = [
         ("network", network),
@@ -108,7 +108,7 @@ def write_page(
     result, words = None, "No videos were held out, so nothing says how good the network is."
     if validation is not None:
         if len(validation) > _MOST_TESTED:
-            say(f"the report is of {_MOST_TESTED} of the {len(validation)} held-out videos, evenly spread")
+            say(f"for the report, {_MOST_TESTED} of the {len(validation)} held-out videos are tested")
             places = {round(i) for i in np.linspace(0, len(validation) - 1, _MOST_TESTED)}
             validation = replace(validation, videos=tuple(validation.videos[i] for i in sorted(places)))
         try:
@@ -119,12 +119,12 @@ def write_page(
                 show_progress=show_progress,
                 say=say,
             )
-        except DataError as error:  # they have been removed since: the network is whole all the same
-            words = f"What was held out could not be tested once more: {error}"
+        except DataError as error:  # the videos were removed during training; the network is complete nevertheless
+            words = f"The held-out videos could not be tested once more: {error}"
             say(f"the report lacks its test: {error}")
         else:
             if result.several:
-                result = _with_thresholds(out, result, say)
+                result = _choose_thresholds(out, result, say)
             words = lead(result)
             result.save(out / VALIDATION, overwrite=True)
     write_run_page(
@@ -138,8 +138,8 @@ def write_page(
     say(f"curves, every class and the worst mistakes: {out / PAGE}")
 
 
-def _with_thresholds(out: Path, result: Evaluation, say: Callable[[str], None]) -> Evaluation:
-    """Choose each class's threshold by the test on what was held out, and note it in the run."""
+def _choose_thresholds(out: Path, result: Evaluation, say: Callable[[str], None]) -> Evaluation:
+    """Choose each class's threshold on the held-out videos, and save it in the run's model card."""
     thresholds = chosen_thresholds(result.scores, result.targets)
     save_thresholds(out, thresholds)
     few = sum(score.videos < FEWEST for score in result.class_scores())

@@ -1,11 +1,11 @@
-"""Live recognition: what happens in a stream, said when it has settled.
+"""Live recognition of a stream, with smoothed scores and hysteresis.
 
-    frames -> clips, one for each look -> scores, smoothed over some looks -> a class that has settled
+    frames -> a clip for each look -> scores, smoothed over some looks -> the current class
 
-A look sees what a clip spans, up to the newest frame. Its scores are the mean over the looks of ``smooth_seconds``. A
-class happens when its score has been the highest, and at least ``min_score``, for ``settle_seconds`` without a break;
-until another one does, or none for as long. So a single look that is wrong says nothing. Each frame is decoded once and
-made small once, however many looks it is part of.
+A look is one prediction, on a clip that ends at the newest frame. Scores are averaged over the looks of the last
+``smooth_seconds``. A class begins when its smoothed score has been the highest, and at least ``min_score``, for
+``settle_seconds`` without a break; it ends when another class, or none, has been ahead for as long. So a single wrong
+look changes nothing. Each frame is decoded and resized once, even if it is part of several looks.
 
 Shapes: V views (one), T frames of a clip, K classes.
 """
@@ -33,21 +33,22 @@ _CLIPS_AHEAD = 8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveSettings:
-    """How often to look, how far back, and how patiently."""
+    """Options of live recognition: interval and span of the looks, smoothing and thresholds."""
 
     window_seconds: float | None = None
-    """What a look sees; None: what the network's clips span, of a network of segments what its videos lasted."""
+    """Span of a look's clip; None: the span of the network's clips, or the typical length of its training videos if its
+    clips sample segments."""
     every_seconds: float = 0.5
-    """From one look to the next."""
+    """Interval from one look to the next."""
     smooth_seconds: float = 1.0
-    """Scores are the mean over the looks of so long."""
+    """Scores are averaged over the looks of this time."""
     settle_seconds: float = 1.0
-    """How long a class has to be ahead until it is said to happen."""
+    """How long a class must have the highest score before it begins."""
     min_score: float = 0.5
-    """What its smoothed score has to reach meanwhile."""
+    """Smallest smoothed score of a class that begins or goes on."""
     skip_late: bool | None = None
-    """Leave out a look when the next one is due already, so that answers never lag behind. None: of cameras, which do
-    not wait. What is said of a stream then depends on the machine's speed."""
+    """Skip a look if the next one is due already, so that answers do not lag behind; they then depend on the machine's
+    speed. None: only for cameras, which do not wait."""
 
     def __post_init__(self) -> None:
         for name in ("window_seconds", "every_seconds"):
@@ -61,16 +62,16 @@ class LiveSettings:
             raise OptionError(f"min_score={self.min_score} should be from 0 to 1")
 
     def clips(self, card: ModelCard) -> SlidingWindows:
-        """How the clips of the looks lie in the stream.
+        """The sliding windows of the looks' clips.
 
         Raises:
-            OptionError: a network of segments, whose card does not say how long its videos were, and no window; or one
-                that gives a video several labels.
+            OptionError: ``window_seconds`` is needed, since the network's clips sample segments and its card lacks the
+                length of its videos; or the network gives a video several labels.
         """
         if card.thresholds:
             raise OptionError(
-                "this model gives a video several labels, and a live answer is one that begins and ends: predict "
-                "files, with --window-seconds for what follows each other"
+                "this model gives a video several labels, and live recognition reports one class at a time: predict "
+                "files, with --window-seconds for several actions one after another"
             )
         typical = () if card.typical_seconds is None else (card.typical_seconds,)
         return SlidingWindows.for_clips(
@@ -82,38 +83,38 @@ class LiveSettings:
 
 
 class LiveEvent(NamedTuple):
-    """A class begins to happen, or has ended."""
+    """Begin or end of a class."""
 
     kind: Literal["begins", "ends"]
     label: str
     seconds: float
-    """When the look was that first saw it; when the one was that first did not."""
+    """Time of the first look with the class ahead, or, at its end, of the first look without."""
     score: float
-    """Its smoothed score when that had settled; of an end, the highest there was."""
+    """The class's smoothed score when it was reported to begin; at its end, its highest smoothed score."""
     behind_seconds: float
-    """How much of the stream had come since: what waiting for it to settle costs."""
+    """Delay of the report: the stream's time between ``seconds`` and the look that settled it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LiveLook:
-    """What one look at the stream gave."""
+    """The result of one look."""
 
     seen_seconds: float
-    """When the newest frame is shown, counted from where the stream begins."""
+    """Time of the newest frame, counted from the start of the stream."""
     latency_seconds: float
-    """From that frame's arrival to the answer: decoding, the network, smoothing."""
+    """Time from that frame's arrival to this result: decoding, the network, smoothing."""
     labels: tuple[str, ...]
     """Class names."""
     scores: tuple[float, ...]
     """Smoothed probability of each class, in the order of ``labels``."""
     label: str | None
-    """The class that happens now; None if none has settled."""
+    """The current class; None if there is none."""
     events: tuple[LiveEvent, ...]
-    """What has changed with this look."""
+    """Classes that begin or end with this look."""
     num_skipped: int = 0
-    """Looks that were left out since the last one."""
+    """Number of looks skipped since the last one."""
     is_last: bool = False
-    """The stream has ended."""
+    """Whether the stream has ended."""
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
         """The ``count`` most probable classes and their smoothed scores, best first."""
@@ -121,7 +122,7 @@ class LiveLook:
 
 
 class Settling:
-    """Which class happens, from scores that come look by look."""
+    """Finds the current class from the scores of the looks, by smoothing and hysteresis."""
 
     def __init__(self, labels: Sequence[str], settings: LiveSettings) -> None:
         self.labels, self.settings = tuple(labels), settings
@@ -129,12 +130,12 @@ class Settling:
         self._recent: deque[np.ndarray[tuple[int], np.dtype[np.float64]]] = deque(
             maxlen=max(1, round(settings.smooth_seconds / settings.every_seconds))
         )
-        self._ahead: str | None = None  # what was ahead in the last looks, and since when
+        self._ahead: str | None = None  # class ahead in the last looks, and since when
         self._since_seconds = 0.0
-        self._highest = 0.0  # score of what happens
+        self._highest = 0.0  # smoothed score of the current class so far
 
     def add(self, scores: Sequence[float], seen_seconds: float) -> tuple[tuple[float, ...], tuple[LiveEvent, ...]]:
-        """Take in the scores [K] of a look; the smoothed ones, and what has changed."""
+        """Add the scores [K] of a look; return the smoothed scores, and the classes that begin or end."""
         self._recent.append(np.asarray(scores, np.float64))
         smoothed = np.mean(self._recent, axis=0)
         best = int(smoothed.argmax())
@@ -144,17 +145,17 @@ class Settling:
         if self.label is not None:
             self._highest = max(self._highest, float(smoothed[self.labels.index(self.label)]))
         events: list[LiveEvent] = []
-        # A millisecond's grace: times are sums of strides.
+        # A tolerance of a millisecond: times are sums of strides, which are rounded.
         if ahead != self.label and seen_seconds - self._since_seconds >= self.settings.settle_seconds - 1e-3:
-            events = self._changed(ahead, float(smoothed[best]), seen_seconds)
+            events = self._switch_to(ahead, float(smoothed[best]), seen_seconds)
         return tuple(smoothed.tolist()), tuple(events)
 
     def end(self, seen_seconds: float) -> tuple[LiveEvent, ...]:
-        """The stream has ended, and with it what happens."""
+        """End the current class at the end of the stream."""
         self._since_seconds = seen_seconds
-        return tuple(self._changed(None, 0.0, seen_seconds))
+        return tuple(self._switch_to(None, 0.0, seen_seconds))
 
-    def _changed(self, label: str | None, score: float, seen_seconds: float) -> list[LiveEvent]:
+    def _switch_to(self, label: str | None, score: float, seen_seconds: float) -> list[LiveEvent]:
         behind = seen_seconds - self._since_seconds
         events = []
         if self.label is not None:
@@ -168,14 +169,13 @@ class Settling:
 def recognize_stream(
     recognizer: Recognizer, stream: FrameStream, settings: LiveSettings | None = None
 ) -> Iterator[LiveLook]:
-    """Say what happens in a stream while it comes.
+    """Predict the actions in a stream as it arrives.
 
     To end it early, call ``stream.stop()``.
 
     Raises:
         VideoError: the stream cannot be read.
-        OptionError: a network of segments, and ``settings`` do not say what a look sees; or one that gives a video
-            several labels.
+        OptionError: ``settings.window_seconds`` is needed, or the network gives a video several labels.
     """
     settings = settings or LiveSettings()
     extraction = settings.clips(recognizer.card)
@@ -214,4 +214,4 @@ def recognize_stream(
                 is_last=True,
             )
         finally:
-            stream.stop()  # or the thread might wait for frames for ever
+            stream.stop()  # or the prefetching thread might wait for frames forever

@@ -1,4 +1,4 @@
-"""Which part of a network is trained, and which stays as it came."""
+"""Training a part of a network, with the rest frozen."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _IN_WORDS = {
 
 
 def train_only(model: nn.Module, part: TrainedPart, name: str) -> str:
-    """Freeze all parameters of a network but those of a part, and say in a line how many are left.
+    """Freeze all parameters of a network except those of a part; return a line with the number of trained ones.
 
-    Whoever sets the network to training has to call ``rest_in_evaluation`` then.
+    After each ``model.train()`` call ``rest_in_evaluation``.
 
     Args:
-        part: "head": the classifier; "calibration": the classifier, and what TAdaConv adds to a network, which are
-            routing functions and the norms of pooled frames; "all".
-        name: what the network is called, for the message.
+        part: "head": the classifier; "calibration": the classifier, and what TAdaConv adds to a network: routing
+            functions and norms of pooled frames; "all".
+        name: the network's name, for the message.
 
     Returns:
         The line; empty for "all".
 
     Raises:
-        OptionError: the calibration of a network that has none.
+        OptionError: "calibration" of a network without TAdaConv.
     """
     if part == "all":
         return ""
@@ -48,13 +48,13 @@ def train_only(model: nn.Module, part: TrainedPart, name: str) -> str:
         parameter.requires_grad_(id(parameter) in trained)
     every = list(model.parameters())
     count, of = sum(p.numel() for p in every if p.requires_grad), sum(p.numel() for p in every)
-    return f"--train {part}: {count:,} of {of:,} parameters are trained, {_IN_WORDS[part]}; the others stay as they are"
+    return f"--train {part}: {count:,} of {of:,} parameters are trained, {_IN_WORDS[part]}; the others are frozen"
 
 
 def rest_in_evaluation(model: nn.Module) -> None:
-    """Set what is frozen of a network in training to evaluation: its norms keep their statistics, nothing is dropped.
+    """Set frozen modules to evaluation mode, so that their norms keep their statistics and dropout is off.
 
-    A part without weights of its own, such as a dropout, goes with the part that it lies in.
+    A module without weights, such as a dropout, is set with the module that contains it.
     """
     if all(parameter.requires_grad for parameter in model.parameters()):
         return

@@ -1,19 +1,19 @@
-"""Training a recognizer: the recipe becomes a model, a loop (Lightning's) and the folder of a run.
+"""Training a recognizer: from a recipe and videos to the folder of a run.
 
 A run's folder holds::
 
-    recipe.yaml         what was trained, and how
+    recipe.yaml         the recipe
     videos.csv          which videos were trained on and which were held out
     model.safetensors   the weights, written at the end (with model.json: labels, clip specification, checksum)
-    metrics.json        how it ended
-    logs/               numbers of every epoch: CSV, and TensorBoard
+    metrics.json        final metrics
+    logs/               metrics of every epoch: CSV, and TensorBoard
     resume/last.ckpt    the state from which an interrupted run continues, bit for bit
-    unreadable.csv      videos that could not be read, where some were allowed
-    non_finite_batch.txt    the clips of a batch whose loss was no number, where that ended the run
+    unreadable.csv      unreadable videos, if some were allowed
+    non_finite_batch.txt    the videos of a batch whose loss was not finite, if that ended the run
     commands.txt        the commands that started and continued it
     validation/         the test on the held-out videos, as `tada evaluate` writes it
     curves.png          loss, accuracy and learning rate over the epochs
-    report.html         all that people want to see of it, in one page
+    report.html         curves, test, data, recipe and commands in one page
 """
 
 from __future__ import annotations
@@ -88,36 +88,36 @@ def train(
     say: Callable[[str], None] = print,
     **changes: Any,
 ) -> TrainingResult:
-    """Train a model on a folder of class folders or a CSV of clips, and leave it in the folder ``out``.
+    """Train a model on labeled videos, and save it in the folder ``out``.
 
         tada.train(None, "clips", "runs/first")
         tada.train("quickstart", "clips.csv", "runs/second", epochs=3, clip={"num_frames": 4})
 
     Args:
-        recipe: a recipe, the name of one that comes with tada, or a YAML file. None: the defaults; of a run that is
-            resumed, its own.
+        recipe: a recipe, the name of one that comes with tada, or a YAML file. None: the defaults, or the resumed
+            run's recipe.
         data: what ``tada.data.annotations.read_dataset`` takes, or a table it has read.
-        root: the folder that paths of a CSV start from, or below which a published list's videos lie; by default its
-            own.
-        fold: which of the three divisions of UCF101 and HMDB51.
-        val_fraction: part of each class held out for validation where the data has no split of its own; 0 for none.
+        root: the folder that a CSV's paths are relative to, or that holds a published list's videos; by default the
+            folder of the CSV or list.
+        fold: which of the three splits of UCF101 and HMDB51.
+        val_fraction: fraction of each class held out for validation, if the data has no splits; 0: none.
         val_groups: hold out these values of the CSV's group column instead.
         resume: continue the run in ``out`` from its last saved state, to the same numbers as if never stopped.
-        skip_unreadable: how many videos may turn out unreadable; they are listed. One more stops the run.
+        skip_unreadable: number of unreadable videos that are skipped and listed; one more stops the run.
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
-        save_every_steps: optimizer steps between saved states; by default those of an epoch (of some short ones), at
-            most 200.
-        limit: videos of each split that are used, at most, for a try. A run that is resumed keeps its own.
-        dry_run: check everything, train two steps and throw them away, say what memory and time the training would
-            take, and write nothing.
+        save_every_steps: optimizer steps between saved states; by default one epoch (several if they are short), at
+            most 200 steps.
+        limit: largest number of videos of each split, for a try. A resumed run keeps its own.
+        dry_run: check everything, train two steps and discard them, print the memory and time that the training
+            would take, and write nothing.
         device: "cpu" or "cuda"; by default a GPU where there is one.
-        machine: or: how many devices, and how they are used. The same run may go on with other ones.
-        say: receives a line for each thing worth knowing.
-        changes: fields of the recipe that are to have other values, as ``tada.training.recipe.changed`` takes them.
+        machine: instead of ``device``: the number of devices and how they are used. A run may be resumed with others.
+        say: called with each line of the output.
+        changes: fields of the recipe to change, as in ``tada.training.recipe.changed``.
 
     Raises:
-        UnknownNameError: no recipe is called so, or no field or argument; it tells the nearest.
-        UserError: of the data, the recipe, a video, or a folder that is already in use; each says the way out.
+        UnknownNameError: no recipe, field or argument has the name; the message suggests the nearest.
+        UserError: a mistake in the data, the recipe or a video, or the folder is in use; the message says a way out.
         OutputError: the folder cannot be written, or another process writes into it.
     """
     if not 0 <= val_fraction < 1:
@@ -145,13 +145,13 @@ def train(
     check_divisible(recipe, machine, processes.world)
 
     L.seed_everything(recipe.seed, verbose=False)
-    network = _network(recipe, videos, is_resumed=before.state is not None, say=say)
+    network = _make_network(recipe, videos, is_resumed=before.state is not None, say=say)
     num_workers = default_num_workers(processes.devices) if num_workers is None else check_num_workers(num_workers)
-    loader, val_loader = _loaders(recipe, videos, processes, num_workers=num_workers, say=say)
+    loader, val_loader = _make_loaders(recipe, videos, processes, num_workers=num_workers, say=say)
     pace = pace_of(recipe, len(loader.batches))
     for line in _plan_in_words(recipe, videos, network, before, pace):
         say(line)
-    task = _task(recipe, videos, network, pace, is_sharded=machine.strategy == "fsdp")
+    task = _make_task(recipe, videos, network, pace, is_sharded=machine.strategy == "fsdp")
     same_run = SameRun(hashlib.sha256((recipe_yaml(recipe) + videos.table.fingerprint()).encode()).hexdigest())
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     if dry_run:
@@ -236,21 +236,21 @@ def train(
 
 
 class _Network(NamedTuple):
-    """A network as it is before its first step."""
+    """The network before training."""
 
     model: nn.Module
     trained_from: str
-    """What it starts from, in words."""
+    """The origin of its initial weights, in words."""
     part_in_words: str
-    """Which part of it is trained; empty for all."""
+    """A line about the trained part; empty if all of it is trained."""
 
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def _network(recipe: Recipe, videos: TrainingData, *, is_resumed: bool, say: Callable[[str], None]) -> _Network:
-    """The recipe's network, with what it starts from."""
+def _make_network(recipe: Recipe, videos: TrainingData, *, is_resumed: bool, say: Callable[[str], None]) -> _Network:
+    """Make the recipe's network, and load its initial weights unless a saved state will replace them."""
     model = create_model(
         recipe.model,
         num_classes=sum(videos.head_sizes.values()),
@@ -258,15 +258,15 @@ def _network(recipe: Recipe, videos: TrainingData, *, is_resumed: bool, say: Cal
         **recipe.model_options,
     )
     part_in_words = train_only(model, recipe.train, recipe.model)
-    if is_resumed:  # a saved state has all weights, so what the run started from may be gone
+    if is_resumed:  # a saved state has all weights, so the file of initial weights is not needed
         return _Network(model, start_in_words(recipe.model, recipe.init), part_in_words)
     return _Network(model, initialize(model, recipe.model, recipe.init, say=say), part_in_words)
 
 
-def _loaders(
+def _make_loaders(
     recipe: Recipe, videos: TrainingData, processes: Processes, *, num_workers: int, say: Callable[[str], None]
 ) -> tuple[ResumableLoader, VideoLoader | None]:
-    """What gives training clips, and views of the videos that are held out."""
+    """The loader of training clips, and the loader of held-out videos, if there are any."""
     batches = ResumableBatches(
         len(videos.training),
         batch_size=recipe.numbers.batch_size,
@@ -295,7 +295,7 @@ def _loaders(
 def _plan_in_words(
     recipe: Recipe, videos: TrainingData, network: _Network, before: Before, pace: Pace
 ) -> Iterator[str]:
-    """What will be trained on what, from where and how long, in lines."""
+    """Lines about the training that begins: data, network, initial weights, schedule."""
     training, numbers = videos.training, recipe.numbers
     several = ", any number of them in each" if videos.table.several else ""
     yield f"{len(training)} training and {videos.num_held_out} validation videos of {videos.classes_in_words}{several}"
@@ -304,7 +304,7 @@ def _plan_in_words(
     if network.part_in_words:
         yield network.part_in_words
         if network.trained_from == RANDOM_WEIGHTS:
-            yield "what stays as it is has random weights: --init says where better ones are"
+            yield "the frozen part has random weights: give trained ones with --init"
     if videos.is_drawn and (advice := shared_recordings(videos.table)):
         yield advice
     yield in_words(numbers, len(training), recipe.last_batch, is_balanced=recipe.balance == "sampling")
@@ -312,8 +312,8 @@ def _plan_in_words(
         yield balance
     if recipe.keep == "best":
         yield (
-            f"--keep best: the weights after the epoch with the best {videos.accuracy} are kept, so that this number "
-            "flatters itself; what they are worth, other videos tell"
+            f"--keep best: the weights after the epoch with the best {videos.accuracy} are kept, so this number "
+            "overestimates the accuracy on other videos: test on others to know it"
         )
     if before.is_begun and numbers.epochs > before.epochs:
         yield more_epochs_in_words(recipe, before.epochs)
@@ -326,8 +326,10 @@ def _plan_in_words(
         yield between_tests_in_words(pace.test_every_epochs)
 
 
-def _task(recipe: Recipe, videos: TrainingData, network: _Network, pace: Pace, *, is_sharded: bool) -> RecognitionTask:
-    """The step of a training of this network on these videos."""
+def _make_task(
+    recipe: Recipe, videos: TrainingData, network: _Network, pace: Pace, *, is_sharded: bool
+) -> RecognitionTask:
+    """The Lightning module that trains this network on these videos."""
     kind = ShardedRecognitionTask if is_sharded else RecognitionTask
     task = kind(
         network.model,

@@ -1,4 +1,4 @@
-"""What a call of ``train`` asks for: the recipe that was meant, on this machine."""
+"""Recipe and machine from the arguments of ``train``, and their checks."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def recipe_of_call(
     *,
     arguments: Sequence[str],
 ) -> Recipe:
-    """The recipe that was named, with what was changed about it.
+    """The recipe of a call of ``train``, with the changed fields.
 
     Args:
-        arguments: what else may be named in the call, for the message.
+        arguments: the names of train's own arguments, for the message.
 
     Raises:
-        UnknownNameError: a change of no field.
+        UnknownNameError: a change names no field of the recipe.
     """
     names = [field.name for field in fields(Recipe)]
     for name in changes:
@@ -43,10 +43,10 @@ def recipe_of_call(
 
 
 def machine_of_call(device: str | None, machine: Machine | None) -> Machine:
-    """What is trained on, which may be named in either way.
+    """The machine of a call of ``train``, which is given by ``device`` or by ``machine``.
 
     Raises:
-        OptionError: in both ways, or by another word.
+        OptionError: both are given, or ``device`` is neither "cpu" nor "cuda".
     """
     if device is None:
         return Machine() if machine is None else machine
@@ -54,22 +54,22 @@ def machine_of_call(device: str | None, machine: Machine | None) -> Machine:
         raise OptionError("device and machine both say where to train: give one of them")
     if device not in ("cpu", "cuda"):
         raise OptionError(
-            f"{device = } should be 'cpu' or 'cuda'; which GPUs are seen is CUDA_VISIBLE_DEVICES' matter, and how many "
-            "are used machine=tada.system.devices.Machine(devices=...)'s"
+            f"{device = } should be 'cpu' or 'cuda'; to choose GPUs set CUDA_VISIBLE_DEVICES, and to use several give "
+            "machine=tada.system.devices.Machine(devices=...)"
         )
     return Machine(accelerator="cpu" if device == "cpu" else "gpu")
 
 
 def mixes(recipe: Recipe) -> bool:
-    """Whether clips of a batch are mixed in pairs."""
+    """Whether the clips of a batch are mixed in pairs (mixup or CutMix)."""
     return bool(recipe.mixup_alpha or recipe.cutmix_alpha)
 
 
 def check_divisible(recipe: Recipe, machine: Machine, world: int) -> None:
-    """See whether a step's clips can be dealt out evenly, in pairs where they are mixed in pairs.
+    """Check that a batch can be divided evenly among devices and parts, in pairs for mixup and CutMix.
 
     Raises:
-        OptionError: they cannot, or recipe and machine contradict each other in another way.
+        OptionError: it cannot, or the recipe does not work with the machine's strategy.
     """
     batch_size, parts = recipe.numbers.batch_size, recipe.accumulate * world
     among = f"{counted(world, 'device')} in {counted(recipe.accumulate, 'part')}"

@@ -1,4 +1,4 @@
-"""What a recognizer is trained on: which videos, which of them are held out, and whether they can teach it anything."""
+"""Training data of a recognizer: its videos, the held-out ones, and checks that it can learn from them."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ from tada.recognition.recipe import Recipe
 from tada.video.transforms import flip_swaps, reverse_swaps
 
 
-# No slots: what is asked for often is kept.
+# No slots, which cached_property does not work with.
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
     """The videos of a run."""
 
     table: VideoTable
     is_drawn: bool
-    """Whether it was drawn here which videos are held out, and not told by the data or the user."""
+    """Whether the held-out videos were drawn at random, rather than given by the data or the user."""
     limit: int | None
-    """Videos of each split that were left, where there are more."""
+    """Largest number of videos of each split (``--limit``); None: all."""
 
     @cached_property
     def training(self) -> VideoTable:
-        """Those that are trained on."""
+        """The training videos."""
         return self.table.of_split("train")
 
     @cached_property
     def validation(self) -> VideoTable | None:
-        """Those that are held out, if any are."""
+        """The held-out videos; None if there are none."""
         return self.table.of_split("val") if "val" in self.table.splits else None
 
     @property
     def num_held_out(self) -> int:
-        """How many are held out."""
+        """Number of held-out videos."""
         return 0 if self.validation is None else len(self.validation)
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """What is said of a video."""
+        """The classification heads, with their class names."""
         return self.table.heads
 
     @property
     def head_sizes(self) -> dict[str, int]:
-        """Numbers of classes."""
+        """Head -> its number of classes."""
         return {head.name: len(head.labels) for head in self.heads}
 
     @property
@@ -61,14 +61,14 @@ class TrainingData:
 
     @property
     def accuracy(self) -> str:
-        """What the number by which a test is judged is called in the logs."""
+        """Name in the logs of the metric that decides which epoch is best."""
         if self.table.several:
             return "val_map"
         return "val_top1" if len(self.heads) == 1 else "val_action_top1"
 
     @property
     def classes_in_words(self) -> str:
-        """As "3 classes", or "97 verbs and 300 nouns"."""
+        """The numbers of classes in words: "3 classes", "97 verbs and 300 nouns"."""
         kinds = ["classes"] if len(self.heads) == 1 else [f"{head.name}s" for head in self.heads]
         return " and ".join(f"{len(head.labels)} {kind}" for head, kind in zip(self.heads, kinds, strict=True))
 
@@ -84,10 +84,10 @@ def training_data(
     limit: int | None,
     say: Callable[[str], None],
 ) -> TrainingData:
-    """The videos that a call of ``train`` means; its arguments are described there.
+    """Read the videos of a call of ``train``, whose docstring explains the arguments, and hold some out.
 
     Raises:
-        UserError: of the data, or of what is to be held out.
+        UserError: a mistake in the data, or the videos to hold out do not exist.
     """
     if not isinstance(data, VideoTable):
         data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
@@ -99,7 +99,7 @@ def training_data(
     is_drawn = not (table.splits or val_groups)
     table = with_splits(table, val_fraction=val_fraction, val_groups=val_groups, seed=recipe.seed)
     if limit is not None:
-        table = _limited(table, limit, recipe.seed, say)
+        table = _limit_videos(table, limit, recipe.seed, say)
     if table.missing:
         say(f"{table.kind}: {table.coverage()} are there; `tada check` lists the others")
     if table.ignored:
@@ -107,17 +107,17 @@ def training_data(
     return TrainingData(table=table, is_drawn=is_drawn, limit=limit)
 
 
-def _limited(whole: VideoTable, limit: int, seed: int, say: Callable[[str], None]) -> VideoTable:
-    """Some videos of each split, of each class that is trained on.
+def _limit_videos(whole: VideoTable, limit: int, seed: int, say: Callable[[str], None]) -> VideoTable:
+    """At most ``limit`` videos of each split, including each training class.
 
     Raises:
-        OptionError: they are too few for that.
+        OptionError: ``limit`` is too small for that.
     """
     table = whole.limited(limit, seed=seed)
     before, after = whole.of_split("train"), table.of_split("train")
     for i, head in enumerate(whole.heads):
-        had_none = _without_videos(before, i)
-        lost = [label for label in _without_videos(after, i) if label not in had_none]
+        had_none = _classes_without_videos(before, i)
+        lost = [label for label in _classes_without_videos(after, i) if label not in had_none]
         if lost:
             raise OptionError(
                 f"--limit {limit} leaves no training video of {listed(lost)}: give a larger one, "
@@ -127,17 +127,17 @@ def _limited(whole: VideoTable, limit: int, seed: int, say: Callable[[str], None
     return table
 
 
-def _without_videos(table: VideoTable, head: int = 0) -> list[str]:
-    """The classes that no video has."""
+def _classes_without_videos(table: VideoTable, head: int = 0) -> list[str]:
+    """The classes without videos."""
     return [label for label, count in table.counts(head).items() if not count]
 
 
 def check_can_learn(data: TrainingData, recipe: Recipe) -> None:
-    """See whether a network can learn from the videos as the recipe wants it.
+    """Check that a network can learn from the videos with this recipe.
 
     Raises:
-        DataError: there is nothing to tell apart, or of a class there is no video.
-        OptionError: the recipe wants videos that are held out, or classes that exclude each other.
+        DataError: a head has one class only, or a class has no training video.
+        OptionError: the recipe needs held-out videos, or videos with one label each.
     """
     for head in data.heads:
         if len(head.labels) < 2:
@@ -151,19 +151,19 @@ def check_can_learn(data: TrainingData, recipe: Recipe) -> None:
         )
     if data.validation is None and (recipe.keep == "best" or recipe.stop_early is not None):
         raise OptionError(
-            "keep 'best' and stop_early go by held-out videos, and none are held out: hold some out (--val-fraction, "
-            "--val-groups), or leave them away"
+            "keep 'best' and stop_early need held-out videos, and there are none: hold some out (--val-fraction, "
+            "--val-groups), or leave these options out"
         )
-    lacking = _without_videos(data.training) if data.table.several else []
+    lacking = _classes_without_videos(data.training) if data.table.several else []
     if lacking:
         raise DataError(f"no training video is of class {listed(lacking)}; take its column away, or add videos of it")
 
 
 def augmentation(recipe: Recipe, heads: Sequence[Head]) -> Augmentation:
-    """What is done to the recipe's training clips: the fields of ``Augmentation`` are its own, but for those of data.
+    """The augmentation of training clips, from the recipe's fields and the classes.
 
     Args:
-        heads: the names of the classes say what a mirrored clip shows.
+        heads: their class names decide which classes swap in a mirrored or reversed clip.
     """
     of_data: dict[str, Any] = {
         "flip_swaps": [flip_swaps(head.labels) for head in heads],

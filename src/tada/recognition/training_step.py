@@ -1,4 +1,4 @@
-"""One step of training a recognizer: the loss, its optimizer, and what is measured on held-out videos.
+"""Lightning module of a recognizer's training: the loss, the optimizer, and metrics on held-out videos.
 
 Shapes: N clips or videos, V views, T frames, K classes.
 """
@@ -38,11 +38,11 @@ from tada.video.transforms import normalize
 
 
 class NonFiniteLossError(UserError):
-    """The loss is no number any more; the weights before the step are those of the last saved state."""
+    """The loss is infinite or nan. The step was not taken, and the run may be resumed from its last saved state."""
 
 
 class About(NamedTuple):
-    """What else a saved state tells of a run."""
+    """Facts about a run that are saved in its states."""
 
     trained_from: str
     """As in ``ModelCard``."""
@@ -51,22 +51,22 @@ class About(NamedTuple):
 
 
 def several_loss(logits: Tensor, targets: Tensor, positive_weights: Tensor | None = None) -> Tensor:
-    """Binary cross-entropies [N, K] summed over the classes, and their mean over the clips.
+    """Binary cross-entropy [N, K], summed over the classes and averaged over the clips.
 
-    The sum, so that a class teaches the network as much beside many others as it does beside one.
+    It is summed so that the gradient of a class does not depend on the number of classes.
     """
     of_all = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=positive_weights, reduction="none")
     return of_all.sum(1).mean()
 
 
 class RecognitionTask(L.LightningModule):
-    """The loss, its optimizer and what is measured on the way.
+    """The loss, the optimizer and the metrics.
 
-    The network's logits are those of all heads side by side, [N, K]; the loss is the sum over the heads, as in the
-    released code (``BaseHeadx2``). Where clips may have several labels, it is ``several_loss``.
+    The network's logits are those of all heads, concatenated, [N, K]; the loss is the sum over the heads, as in the
+    released code (``BaseHeadx2``). If clips may have several labels, it is ``several_loss``.
     """
 
-    # Validation videos are dealt out to the processes; there may be fewer of them.
+    # There may be fewer validation videos than processes.
     allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
@@ -82,8 +82,8 @@ class RecognitionTask(L.LightningModule):
         """Set up.
 
         Args:
-            class_counts: training clips of each class of each head, for ``balance: loss``.
-            several_of: number of training clips, where each may have several labels; 0: each has one.
+            class_counts: number of training clips of each class of each head, for ``balance: loss``.
+            several_of: number of training clips if each may have several labels; 0: each has one.
         """
         super().__init__()
         self.model = model
@@ -100,7 +100,7 @@ class RecognitionTask(L.LightningModule):
         self.val_loss = MeanMetric()
         self.several = several_of > 0
         self.val_several: list[tuple[list[float], list[int]]] = []
-        """Where videos may have several labels: the probabilities and targets of those tested."""
+        """Probabilities and targets of the tested videos, if they may have several labels."""
         if self.several:
             self.val_tops = nn.ModuleDict()
             self.class_weights = [torch.tensor(positive_weights(counts, several_of)) for counts in class_counts]
@@ -111,17 +111,17 @@ class RecognitionTask(L.LightningModule):
         self.about = About("", ())
 
     def train(self, mode: bool = True) -> RecognitionTask:
-        """Set to training, but for what is frozen."""
+        """Set training mode, except for frozen modules."""
         super().train(mode)
         if mode:
             rest_in_evaluation(self.model)
         return self
 
     def on_fit_start(self) -> None:
-        self.train()  # norms that have been exchanged since
+        self.train()  # again, since norms may have been replaced by synchronized ones
 
     def on_train_start(self) -> None:
-        # A saved state has the rate of its next step by the curve of as many epochs as the run had then.
+        # The rate in a saved state was computed for the number of epochs then, which may have been raised since.
         for scheduler in self.trainer.lr_scheduler_configs:
             curve = cast(torch.optim.lr_scheduler.LambdaLR, scheduler.scheduler)
             for group, peak, factor in zip(curve.optimizer.param_groups, curve.base_lrs, curve.lr_lambdas, strict=True):
@@ -132,7 +132,7 @@ class RecognitionTask(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("tada")
-        if saved is None:  # of an earlier tada
+        if saved is None:  # saved by an older version
             return
         if saved["labels"] != list(self.about.labels):
             raise DataError(
@@ -142,7 +142,7 @@ class RecognitionTask(L.LightningModule):
         self.about = self.about._replace(trained_from=saved["trained_from"])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Dropout draws from the step's own seed: a resumed run draws what the uninterrupted one would have.
+        # Dropout is seeded for each step, so that a resumed run repeats the uninterrupted one.
         torch.manual_seed(hash((self.recipe.seed, self.current_epoch, batch_idx, self.global_rank)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -156,10 +156,10 @@ class RecognitionTask(L.LightningModule):
             rng=rng,
         )
         targets = [
-            labels if mixture is None else mixture.targets(self._hot(labels, size).to(clips.dtype), clips)
-            for labels, size in zip(self._of_heads(batch.labels), self.head_sizes.values(), strict=True)
+            labels if mixture is None else mixture.targets(self._one_hot(labels, size).to(clips.dtype), clips)
+            for labels, size in zip(self._split_labels(batch.labels), self.head_sizes.values(), strict=True)
         ]
-        logits = self._heads(self.model(clips if mixture is None else mixture.clips(clips)))
+        logits = self._split_logits(self.model(clips if mixture is None else mixture.clips(clips)))
         losses = [
             self._loss(of_head, target, head)
             for head, (of_head, target) in enumerate(zip(logits, targets, strict=True))
@@ -169,18 +169,18 @@ class RecognitionTask(L.LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
         return loss
 
-    def _of_heads(self, labels: Tensor) -> Sequence[Tensor]:
-        """[N, heads] -> [N] of each; of several labels the one [N, K]."""
+    def _split_labels(self, labels: Tensor) -> Sequence[Tensor]:
+        """Labels [N, heads] -> [N] of each head; several labels [N, K] stay one tensor."""
         return [labels] if self.several else labels.unbind(1)
 
-    def _hot(self, labels: Tensor, size: int) -> Tensor:
+    def _one_hot(self, labels: Tensor, size: int) -> Tensor:
         return labels if self.several else F.one_hot(labels, size)
 
     def _loss(self, logits: Tensor, target: Tensor, head: int) -> Tensor:
-        """Of one head; a target is a class [N], or parts of classes [N, K]."""
+        """The loss of one head; a target is a class [N], or class probabilities [N, K]."""
         smoothing = self.recipe.label_smoothing
         if self.several:
-            # Each class is a question of its own, with yes and no for classes: smoothing spreads over these two.
+            # Each class is a binary classification, so smoothing spreads over its two outcomes.
             smooth = target.to(logits.dtype) * (1 - smoothing) + smoothing / 2
             weights = self.class_weights[head].to(logits) if self.recipe.balance == "loss" else None
             return several_loss(logits, smooth, weights)
@@ -188,12 +188,12 @@ class RecognitionTask(L.LightningModule):
             return F.cross_entropy(logits, target, label_smoothing=smoothing)
         weights = self.class_weights[head].to(logits)
         of_clips = weights[target] if target.ndim == 1 else target @ weights
-        # By clips and not, as cross_entropy's own weights do, by the classes of the smoothed target, and divided by the
-        # number of clips: so it does not matter which of them come together in a batch, or on a device.
+        # Weights are by clip, and the divisor is the number of clips, unlike cross_entropy's ``weight``, which weights
+        # the classes of the smoothed target: so the loss does not depend on which clips share a batch or device.
         return (F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none") * of_clips).mean()
 
     def _check_finite(self, loss: Tensor, batch: Batch, batch_idx: int) -> None:
-        """Stop all processes before the step if the loss of one is no number; name its clips."""
+        """Stop all processes before the step if any loss is not finite; the error names the videos."""
         fine = bool(torch.isfinite(loss))
         if not on_any(not fine, self.device):
             return
@@ -212,13 +212,13 @@ class RecognitionTask(L.LightningModule):
     def _normalized(self, clips: Tensor) -> Tensor:
         return normalize(clips, dtype=torch.float64 if self.recipe.precision == "fp64" else torch.float32)
 
-    def _heads(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """[N, K] -> those of each head."""
+    def _split_logits(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Logits [N, K] -> logits of each head."""
         return torch.split(logits, list(self.head_sizes.values()), dim=1)
 
     def on_validation_start(self) -> None:
         if self.trainer.world_size > 1 and not self.recipe.sync_batch_norm:
-            # Each device has had its own batch norms: those of the first are kept, so they are the ones to test.
+            # Each device has its own batch norms; those of the first are saved, so test with them.
             for buffer in self.model.buffers():
                 dist.broadcast(buffer, src=0)
 
@@ -232,7 +232,7 @@ class RecognitionTask(L.LightningModule):
     def validation_step(self, batch: ViewBatch, batch_idx: int) -> None:
         if len(batch.labels):
             self.num_tested += len(batch.labels)
-            logits = self._heads(self.model(self._normalized(batch.views[:, 0])))
+            logits = self._split_logits(self.model(self._normalized(batch.views[:, 0])))
             if self.several:
                 self.val_loss.update(
                     several_loss(logits[0], batch.labels.to(logits[0].dtype)), weight=len(batch.labels)
@@ -248,7 +248,7 @@ class RecognitionTask(L.LightningModule):
             self.val_action_top1.update(right.float())
 
     def on_validation_epoch_end(self) -> None:
-        # Here and not in each step: the processes need not have the same number of batches.
+        # Not in each step, since the processes may have different numbers of batches.
         self.num_tested = sum(gathered([self.num_tested]))
         for name, metric in self._tops().items():
             self.log(name, metric)
@@ -291,12 +291,12 @@ class RecognitionTask(L.LightningModule):
 
 
 def state_to_resume(trainer: L.Trainer) -> str:
-    """What a message about a run that has failed says of its saved state, if there is one."""
+    """The end of an error message: that the saved state can be resumed; empty if there is none."""
     return "; the last saved state can be resumed" if Path(trainer.default_root_dir, CHECKPOINT).exists() else ""
 
 
 class ShardedRecognitionTask(RecognitionTask):
-    """The same with the network's weights divided among the devices."""
+    """``RecognitionTask`` with the network's weights sharded over the devices (FSDP)."""
 
     def configure_model(self) -> None:
         mesh = self.device_mesh

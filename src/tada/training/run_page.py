@@ -19,7 +19,7 @@ VALIDATION = "validation"
 """Folder within a run's folder of the test on its held-out videos."""
 LOGS = "logs"
 RATE = "learning_rate"
-"""Name in the logs of the learning rate at the begin of an epoch."""
+"""Name in the logs of the learning rate at the start of an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -89,7 +89,7 @@ class CommandParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is no
         if topic is not None:
             return [(name, actions) for name, actions in sections if name == topic]
         own = [a for a in options if not self.first or a.dest in self.first]
-        return [("first of all" if sections else None, own), *sections, (None, [*calls])]
+        return [("main options" if sections else None, own), *sections, (None, [*calls])]
 
 
 class ProgramParser(ArgumentParser):  # type: ignore[misc]  # as above

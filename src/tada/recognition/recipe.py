@@ -104,7 +104,7 @@ class Recipe(Schedule):
     """The incomplete batch at an epoch's end: 'fill' it with clips that are used once more, or 'drop' it (other clips
     in each epoch), as the released code does."""
     learning_rate_batch: int | None = None
-    """The batch_size that learning_rate is meant for; for another batch_size the rate is scaled in proportion. null:
+    """The batch_size that learning_rate is meant for; for another one the rate is scaled in proportion; null:
     learning_rate is not scaled."""
     accumulate: int = 1
     """Parts in which a step's clips are processed (gradient accumulation), to save memory."""

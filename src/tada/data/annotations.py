@@ -1,4 +1,4 @@
-"""Which videos there are and what each shows: a data set in any of its forms becomes one checked table.
+"""Data sets on disk, in each form that is understood, read into one checked table of videos and labels.
 
     DATA/left/a.mp4                     a folder of class folders (``tada.data.class_folders``)
     DATA/left/a/img_00001.jpg ...       the same with folders of frames (``tada.video.numbered``)
@@ -11,13 +11,13 @@
     DATA.txt                            a video and its class in each line (``tada.data.plain_lists``)
     DATA                                annotations as they are published (``tada.data.published_formats``)
 
-Everything is checked before training starts (``tada.data.listed_videos``): no video is opened here, but each must be
-there once, in one split, with a label that training meets too. Paths stay inside one folder, the CSV file's own or
-``root``; links inside it are followed.
+Everything is checked before training starts (``tada.data.listed_videos``): no video is opened here, but each must
+exist, once, in one split, with a label that the training split has too. Paths stay inside one folder, the CSV file's
+own or ``root``; links inside it are followed.
 
-The table's paths are absolute, so that they hold in every folder, but links in them stay what the user calls them:
-messages, reports and the choice of what is held out go by these names. Whether two files are the same is never asked
-of their names (``tada.data.run_videos``).
+The table's paths are absolute, so that they are valid in every working directory, but links in them are not resolved:
+messages, reports and the choice of held-out videos use the names that the user gave. Two files are never compared by
+their names (``tada.data.run_videos``).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def read_dataset(data: Path, *, root: Path | None = None, fold: int = 1, fps: fl
     Args:
         root: the folder that a CSV file's paths start from and may not leave, or below which a published list's videos
             lie; by default the file's own.
-        fold: which of the three divisions of UCF101 and HMDB51.
-        fps: the rate of folders of frames, where a CSV's column of this name does not say it, in frames per second.
+        fold: which of the three train/test splits of UCF101 and HMDB51.
+        fps: the rate of folders of frames, in frames per second; a column fps of the CSV comes first.
 
     Raises:
         DataError: something about the data set is wrong; the message names the file and row, the rule and the way

@@ -1,4 +1,4 @@
-"""Rare classes: an order of clips that shows each class as often, or losses that let each count as much."""
+"""Class balancing: an order that draws each class equally often, or loss weights that are larger for rare classes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from numpy.typing import NDArray
 from tada.data.table import VideoTable
 from tada.errors import counted
 
-_UNEQUAL = 5  # times as many clips, from which on it is worth a line
+_UNEQUAL = 5  # the largest class to the smallest, in clips; from this ratio on the user is told
 
 
 def classes_of(table: VideoTable) -> list[tuple[int, ...]]:
-    """The class of each video: of several heads, what they say together."""
+    """The class of each video; with several heads, the tuple of their classes counts as one."""
     return [video.labels for video in table.videos]
 
 
 def balanced_order(classes: Sequence[tuple[int, ...]], num_drawn: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw so many samples, of each class as many as of the others or one more, in an order that the generator decides.
+    """Draw ``num_drawn`` samples in random order, the same number of each class (some classes one more).
 
-    Of a class with fewer samples all are drawn before one is drawn again: the i-th time as sample + i * number of all
-    samples, for which ``TrainingClips`` draws another crop. Of one with more, others are drawn each time.
+    All samples of a small class are drawn before any is repeated. The i-th repetition of a sample has the key
+    sample + i * number of all samples, for which ``TrainingClips`` draws another crop. Of a large class, each call
+    draws another random part.
 
     Args:
-        classes: of each sample.
+        classes: the class of each sample.
     """
     places: dict[tuple[int, ...], list[int]] = {}
     for place, found in enumerate(classes):
@@ -44,24 +45,24 @@ def balanced_order(classes: Sequence[tuple[int, ...]], num_drawn: int, rng: np.r
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:
-    """For each class of so many clips the weight of a clip's loss: all classes count the same, and the mean clip 1.
+    """Loss weight of a clip of each class: all classes have the same total weight, and the mean over clips is 1.
 
-    A class without clips has 0.
+    The weight of a class without clips is 0.
     """
     present = sum(count > 0 for count in counts)
     return [sum(counts) / (present * count) if count else 0.0 for count in counts]
 
 
 def positive_weights(counts: Sequence[int], num_clips: int) -> list[float]:
-    """For each class the weight of clips that have it among its labels: they count as much as those that lack it.
+    """Loss weight of the positive clips of each class: together they weigh as much as the negative ones.
 
-    A class that no clip has, or all have, has 1.
+    The weight of a class that no clip has, or all have, is 1.
     """
     return [(num_clips - count) / count if 0 < count < num_clips else 1.0 for count in counts]
 
 
 def balance_in_words(table: VideoTable, balance: str, num_drawn: int) -> str:
-    """What is done about classes of different sizes, in a line; or that something may be. Empty where nothing need be.
+    """One line that says how classes are balanced, or that they could be; empty if there is no need.
 
     Args:
         balance: as in ``Recipe``.

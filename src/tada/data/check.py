@@ -1,7 +1,7 @@
-"""Looking at every file of a data set before it is trained on.
+"""Check every file of a data set before training.
 
-Each file is opened, hashed and partly decoded in processes that may crash or hang without harm. What was found of a
-file is kept, so that a second look, or one that was interrupted, reads only what is new or has changed.
+Each file is opened, hashed and partly decoded in worker processes, so that a crash or hang of the decoder costs one
+file. Results are cached per file: a second or interrupted check reads only files that are new or have changed.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from tada.video.numbered import FrameFolder, frame_folder
 from tada.video.sampling import segment_frames
 
 USUAL_FPS = (10.0, 121.0)
-"""Rates outside of this range are told of."""
+"""Frame rates outside of this range are reported, in frames per second."""
 _REPORT, _FINDINGS = "report.json", "findings.csv"
-_ODD_RATIO = 1.9  # to the rate that most files have
-_LONG_GAP = 5.0  # to the usual time between two frames
-_LATE_SECONDS = 0.25  # sound and pictures of one recording begin within less
+_ODD_RATIO = 1.9  # from a file's frame rate to the median
+_LONG_GAP = 5.0  # multiple of the usual time between two frames
+_LATE_SECONDS = 0.25  # from sound to first frame; in an ordinary recording it is less
 
 FAULTS = {
     "lost": "the decoder crashed or took too long",
@@ -50,24 +50,24 @@ FAULTS = {
     "leak": "the same content in two splits",
     "two_labels": "the same content under two labels",
 }
-"""What must be mended, by its word, beside the reasons of ``VideoError``."""
+"""Kinds of findings that must be mended, and what they mean; the reasons of ``VideoError`` are others."""
 NOTES = {
     "odd_rate": "a frame rate unlike the others'",
     "uneven": "frames that stay several times as long as others",
     "late_start": "pictures that begin well after the sound",
     "hdr": "high dynamic range, which is cut",
-    "other_files": "what lies between the frames of a folder, and is passed over",
-    "no_rate": "frames whose rate is not said",
+    "other_files": "other files in a folder of frames, which are ignored",
+    "no_rate": "folders of frames without a frame rate",
     "double": "the same content twice in one split",
     "missing": "listed, but not there",
     "no_videos": "a class that a split has no videos of",
 }
-"""What is worth knowing, and may be as it should."""
+"""Kinds of findings that may be as intended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """What one look at a file found."""
+    """Properties and faults of one file, as found by opening and decoding it."""
 
     path: str
     size_bytes: int
@@ -81,12 +81,12 @@ class Probe:
     message: str = ""
     num_frames: int = 0
     start_seconds: float
-    """When the first frame appears. Lines of probes.jsonl without it are of a release that read files otherwise."""
+    """Time of the first frame. Lines of probes.jsonl without it are from an older release and are not used."""
     duration_seconds: float = 0.0
     fps: float = 0.0
-    """0: of a folder of frames whose rate is not said."""
+    """Frame rate; 0 for a folder of frames without one."""
     others: str = ""
-    """What lies between the frames of a folder, in words."""
+    """Other files in a folder of frames, in words."""
     longest_gap: float = 0.0
     """The longest time between two frames, as a multiple of the usual one."""
     width: int = 0
@@ -97,13 +97,13 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One thing to tell of a data set."""
+    """A fault or note about one file or class of a data set."""
 
     kind: str
     """A word of ``FAULTS`` or ``NOTES``, or the reason of a ``VideoError``."""
     path: str
     source: str
-    """Where the row stands that names the file."""
+    """File and row that name the video."""
     message: str
 
     @property
@@ -114,14 +114,14 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckReport:
-    """What a check found."""
+    """The result of checking a data set."""
 
     table: VideoTable
     probes: dict[str, Probe]
     """By path."""
     findings: tuple[Finding, ...]
     num_cached: int
-    """Files that had been looked at before, and have not changed."""
+    """Files whose results an earlier check had cached, and that have not changed."""
     data: str = ""
     """Where the table was read from, as an absolute path."""
 
@@ -197,10 +197,11 @@ def check_dataset(
     overwrite: bool = False,
     show_progress: bool = True,
 ) -> CheckReport:
-    """Look at every file of a data set, and write what was found to the folder ``out``.
+    """Check every file of a data set and write the report to the folder ``out``.
 
     Args:
-        out: holds probes.jsonl, which the next check goes on from, and the report. One of the same data is renewed.
+        out: folder for the report and for probes.jsonl, the cache that the next check reads. A report of the same
+            data is replaced.
         min_frames: videos and segments with fewer frames are faults; training would repeat their last.
         thorough: decode every frame; else the first, the middle and the last.
         num_processes: by default one for each core.
@@ -239,7 +240,7 @@ def check_dataset(
                 found = replace(_nothing_known(path, thorough), size_bytes=size, mtime_ns=mtime_ns)
                 found = replace(found, reason="lost", message=message)
             probes[path] = found
-            # A line begins the write: where the one before was cut off, only that one is lost.
+            # The newline is written first, so that a line that was cut off before does not spoil this one.
             file.write(b"\n" + json.dumps(asdict(found)).encode("utf-8", "surrogateescape") + b"\n")
             file.flush()
     report = CheckReport(
@@ -254,7 +255,7 @@ def check_dataset(
 
 
 def _is_report_of(file: Path, data: str) -> bool:
-    """Whether a report is there, and is of these data: then it is renewed, as what was mended is looked at again."""
+    """Whether the file is a report of the same data, which a new check may replace."""
     try:
         about = read_json(file)
     except (OSError, ValueError):
@@ -280,7 +281,7 @@ def probe_file(path: str, *, thorough: bool, fps: float | None = None) -> Probe:
             probe = replace(probe, others=_others(frame_folder(path)))
         with warnings.catch_warnings(record=True) as told, open_footage(path, fps=fps) as video:
             warnings.simplefilter("always")
-            with suppress(OSError):  # of a picture that is a link to nowhere, or a pipe: reading it says so
+            with suppress(OSError):  # a picture that is a dangling link, or a pipe: decoding it reports that
                 probe = replace(probe, sha256=sha256_of(path))
             times, info = video.times_seconds, video.info
             last = len(times) - 1
@@ -315,7 +316,7 @@ def _nothing_known(path: str, thorough: bool) -> Probe:
 
 
 def _known_probes(file: Path, thorough: bool) -> dict[str, Probe]:
-    """What earlier checks found, by path. A crash or a timeout counts as nothing found: another try may fare better."""
+    """Read the probes of earlier checks, by path. Crashes and timeouts are left out, so that they are tried again."""
     known: dict[str, Probe] = {}
     if file.exists():
         for line in file.read_bytes().splitlines():
@@ -350,7 +351,7 @@ def _findings(table: VideoTable, probes: dict[str, Probe], min_frames: int) -> I
     for path, videos in rows.items():
         probe = probes[path]
         if probe.others:
-            message = f"{path!r} holds {probe.others} beside the frames, which is passed over"
+            message = f"{path!r} holds {probe.others} beside the frames, which is ignored"
             yield Finding(kind="other_files", path=path, source=videos[0].source, message=message)
         if probe.reason:
             yield Finding(kind=probe.reason, path=path, source=videos[0].source, message=probe.message)
@@ -375,8 +376,8 @@ def _findings(table: VideoTable, probes: dict[str, Probe], min_frames: int) -> I
 def _about_file(probe: Probe, source: str, usual_fps: float) -> Iterator[Finding]:
     if not probe.fps:
         message = (
-            f"{probe.path!r} is a folder of frames, whose rate is not said (--fps, or a column fps): networks whose "
-            "clips are counted in seconds need it"
+            f"{probe.path!r} is a folder of frames without a frame rate (give --fps, or a column fps): networks whose "
+            "clips are sampled by time need it"
         )
         yield Finding(kind="no_rate", path=probe.path, source=source, message=message)
         return

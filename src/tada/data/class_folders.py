@@ -96,7 +96,7 @@ def _no_videos(folder: Path, files: list[str]) -> DataError:
 
 
 def _entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of folders and of everything else, both sorted; hidden ones (.DS_Store, .git) do not count."""
+    """List names of folders, and of everything else, both sorted, without hidden ones (.DS_Store, .git)."""
     try:
         with os.scandir(folder) as entries:
             seen = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
@@ -108,7 +108,7 @@ def _entries(folder: Path) -> tuple[list[str], list[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself: who opens it as a file says so
+    except OSError:  # a link to itself: opening it as a file reports that
         return False
 
 

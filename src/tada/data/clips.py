@@ -1,8 +1,8 @@
-"""From a table of videos to batches of training clips.
+"""Training clips: a data set over a table of videos, its sampler, and its loader.
 
-Which frames, which crop, flipped or not: every choice is a function of (seed, epoch, sample), so that the number of
-worker processes changes nothing and a run that was stopped goes on where it was. A video that cannot be read comes
-back as a value with its error; what to do about it is decided by the caller, never here in silence.
+Frames, crop and augmentation are drawn from (seed, epoch, sample) alone, so that the number of worker processes
+changes nothing and a resumed run draws the same clips. A video that cannot be read is returned as an ``Unreadable``
+with its error; the caller decides what to do about it.
 
 Shapes: N clips, T frames, H x W pixels. Clips stay uint8 [T, H, W, 3] up to the device.
 """
@@ -40,55 +40,55 @@ class Batch(NamedTuple):
     clips: Tensor
     """uint8 [N, T, H, W, 3]"""
     labels: Tensor
-    """int64 [N, heads], the class of each thing that is said of a video; of several labels [N, K], 1 or 0"""
+    """int64 [N, heads], a class for each head; multi-label: [N, K], 1 or 0"""
     unreadable: list[Unreadable]
-    """Videos met on the way that could not be read; others stand in for them."""
+    """Videos that could not be read; clips of other videos replace them."""
     paths: list[str]
-    """The N videos that the clips are from."""
+    """Path of the video of each of the N clips."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """What is drawn anew each time a training clip is shown. The fields are those of a recipe."""
+    """Random augmentation of a training clip. The fields are those of a recipe."""
 
     short_side_range: tuple[int, int]
     """Range of the short side before cropping, in pixels."""
     flip_probability: float = 0.0
-    """How often a clip is mirrored."""
+    """Probability of mirroring a clip."""
     flip_swaps: Sequence[Mapping[int, int | None]]
     """For each head the label of a mirrored clip, for classes that change; None for classes that are not mirrored."""
     reverse_probability: float = 0.0
-    """How often a clip whose class allows it is played backwards."""
+    """Probability of reversing a clip in time, if its class allows it."""
     reverse_swaps: Sequence[Mapping[int, int]]
     """For each head the label of a reversed clip, for classes that may be reversed."""
     several: bool = False
-    """Whether a clip's labels are all of one head, any number of them."""
+    """Whether the data are multi-label: one head, any number of labels for a clip."""
     color_strength: float = 0.0
     """How much brightness, contrast and tint change."""
     color_shuffle_probability: float = 0.0
-    """How often red, green and blue change places."""
+    """Probability of permuting red, green and blue."""
     grayscale_probability: float = 0.0
-    """How often color is taken away."""
+    """Probability of conversion to grayscale."""
     invert_probability: float = 0.0
-    """How often bright becomes dark."""
+    """Probability of inverting the colors."""
     train_crop: int | None = None
-    """Side of the square that is cut, in pixels; None: that of the clip specification."""
+    """Side of the square crop, in pixels; None: that of the clip specification."""
     crop_area_range: tuple[float, float] | None = None
-    """Area of the rectangle that is cut and resized, as a part of the frame; None: a square is cut."""
+    """Area of the crop that is resized to the square, as a fraction of the frame; None: a square crop."""
     crop_ratio_range: tuple[float, float] = (3 / 4, 4 / 3)
-    """Its width to its height."""
+    """Aspect ratio of that crop, width / height."""
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """How much brightness, contrast, saturation and hue change."""
     color_jitter_probability: float = 1.0
-    """How often they do."""
+    """Probability of ``color_jitter``."""
     randaugment_operations: int = 0
-    """How many operations RandAugment draws."""
+    """Operations that RandAugment draws for a clip."""
     randaugment_magnitude: float = 9.0
-    """How strong they are, from 0 to 10."""
+    """Mean magnitude of the operations, from 0 to 10."""
     randaugment_magnitude_std: float = 0.5
-    """How much that varies."""
+    """Standard deviation of the magnitude."""
     erase_probability: float = 0.0
-    """How often a rectangle is filled with noise."""
+    """Probability of filling a rectangle with noise (random erasing)."""
 
     def __call__(
         self, clip: Tensor, labels: tuple[int, ...], spec: ClipSpec, rng: np.random.Generator
@@ -98,7 +98,7 @@ class Augmentation:
         return self.changed(self.draw_cut(height, width, spec, rng)(clip), labels, rng)
 
     def draw_cut(self, height: int, width: int, spec: ClipSpec, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
-        """Draw what makes frames of this size small: from uint8 [n, H, W, 3], some of a clip, to [n, crop, crop, 3]."""
+        """Draw a crop for frames of this size: a function from uint8 [n, H, W, 3] to [n, crop, crop, 3]."""
         side = self.train_crop or spec.crop
         if self.crop_area_range is None:
             return draw_jitter_and_crop(
@@ -117,7 +117,7 @@ class Augmentation:
     def changed(
         self, clip: Tensor, labels: tuple[int, ...], rng: np.random.Generator
     ) -> tuple[Tensor, tuple[int, ...]]:
-        """What is done to a clip that is small, uint8 [T, crop, crop, 3], and its labels."""
+        """Augment a cropped clip, uint8 [T, crop, crop, 3], and its labels."""
         flip_swaps, reverse_swaps = self.flip_swaps, self.reverse_swaps
         if self.several:  # all of one head
             flip_swaps, reverse_swaps = [flip_swaps[0]] * len(labels), [reverse_swaps[0]] * len(labels)
@@ -131,7 +131,7 @@ class Augmentation:
             invert_probability=self.invert_probability,
             rng=rng,
         )
-        # What follows came later: it draws last, and only if it is on, so that older recipes draw what they drew.
+        # These were added later: they draw last, and only if enabled, so that older recipes draw the same as before.
         if any(self.color_jitter) and rng.random() < self.color_jitter_probability:
             brightness, contrast, saturation, hue = self.color_jitter
             clip = color_jitter(clip, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue, rng=rng)
@@ -154,18 +154,18 @@ class TrainingClip(NamedTuple):
     clip: Tensor
     """uint8 [T, crop, crop, 3]"""
     labels: tuple[int, ...]
-    """One for each head; of several labels 1 or 0 for each class."""
+    """A class for each head; multi-label: 1 or 0 for each class."""
     unreadable: list[Unreadable]
     """Videos that failed before one could be read."""
     path: str
-    """The video that it is from."""
+    """Path of the clip's video."""
 
 
 def check_rates(table: VideoTable, spec: ClipSpec) -> None:
-    """See whether folders of frames say their rate where clips or segments count seconds.
+    """Check that folders of frames have a frame rate if clips or segments are in seconds.
 
     Raises:
-        OptionError: one does not.
+        OptionError: one has none.
     """
     bare = [video for video in table.videos if video.is_frames and video.fps is None]
     if bare and spec.needs_times:
@@ -180,7 +180,7 @@ _ASKED = 100  # videos that are opened to know how long they last
 
 @contextmanager
 def open_labeled(video: LabeledVideo) -> Iterator[tuple[OpenVideo, range]]:
-    """Open the file of a row of the table; its reader, and which of its frames the row means.
+    """Open the video of a row of the table: its reader, and the range of frames of the row's segment.
 
     Raises:
         ChangedVideoError: the file was replaced since the table was read.
@@ -203,9 +203,9 @@ def open_labeled(video: LabeledVideo) -> Iterator[tuple[OpenVideo, range]]:
 
 
 def typical_seconds(videos: Sequence[LabeledVideo]) -> float | None:
-    """How long videos, or the segments of them that are meant, last: the median of some, evenly spread over the table.
+    """Median duration of videos (or of their segments), over some that are evenly spread over the table.
 
-    None where nobody says it, as of folders of frames without a rate.
+    None if no duration is known, as for folders of frames without a rate.
     """
     found = []
     for video in videos[:: -(-len(videos) // _ASKED) or 1]:
@@ -219,10 +219,10 @@ def typical_seconds(videos: Sequence[LabeledVideo]) -> float | None:
 
 
 class TrainingClips(Dataset[TrainingClip]):
-    """One augmented clip of each video, another one in each epoch.
+    """Data set with one augmented clip of each video, another one in each epoch.
 
-    A video that cannot be read is replaced by one drawn from (seed, epoch, sample), so that resuming draws the same;
-    the failures come along with the clip.
+    A video that cannot be read is replaced by one drawn from (seed, epoch, sample), so that a resumed run draws the
+    same; the failures are returned with the clip.
     """
 
     def __init__(self, table: VideoTable, spec: ClipSpec, augmentation: Augmentation, *, seed: int) -> None:
@@ -236,7 +236,7 @@ class TrainingClips(Dataset[TrainingClip]):
         return len(self.videos)
 
     def __getitem__(self, key: tuple[int, int]) -> TrainingClip:
-        """The clip of (epoch, sample); from the number of videos on, the videos follow once more, drawn otherwise.
+        """The clip of (epoch, sample). Sample ``len(self) + i`` is another random clip of video i.
 
         Raises:
             DataError: ten videos in a row could not be read.
@@ -264,7 +264,7 @@ class TrainingClips(Dataset[TrainingClip]):
         return clip, targets_of(self.heads, labels)
 
     def _read_small(self, reader: OpenVideo, indices: list[int], rng: np.random.Generator) -> Tensor:
-        """Frames, made small as they come: uint8 [T, crop, crop, 3]. What cannot be read has drawn nothing."""
+        """Decode and crop frames, some at a time: uint8 [T, crop, crop, 3]. A VideoError leaves ``rng`` as it was."""
         state, cut = rng.bit_generator.state, None
 
         def shrink(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -281,16 +281,15 @@ class TrainingClips(Dataset[TrainingClip]):
 
 
 class ResumableBatches(Sampler[list[tuple[int, int]]]):
-    """The keys (epoch, sample) of batches, epoch after epoch, in an order that only the seed decides.
+    """Batch sampler of keys (epoch, sample), in an order that depends on the seed alone.
 
-    A batch comes in ``accumulate`` parts, and of each part every process takes its share. ``epoch`` and
+    A batch is split into ``accumulate`` parts, and each part is split among the processes. ``epoch`` and
     ``first_part`` say where the next iteration starts; they mean the same for any number of processes.
 
-    Samples that do not fill a batch are left out, others in each epoch ("drop"), or the batch is filled up with some
-    that the seed draws ("fill"), so that each is seen at least once, every step is as large as the others, and it can
-    be dealt out in parts, shares and pairs. Their keys count on: sample ``num_samples + i`` is ``i`` once more, and
-    the data set draws another crop for it. With ``classes``, one for each sample, an epoch of this length has as many
-    of each class (``balanced_order``).
+    Samples that do not fill a batch are left out, others in each epoch ("drop"), or random samples of the epoch fill
+    it up ("fill"), so that each sample is seen at least once and all steps have the same size, divisible into parts,
+    processes and pairs. A repeated sample i has the key ``num_samples + i``, and the data set draws another crop for
+    it. With ``classes``, one for each sample, an epoch has the same number of each class (``balanced_order``).
     """
 
     def __init__(
@@ -320,7 +319,7 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
         self.first_part = 0
 
     def __len__(self) -> int:
-        """Parts of a whole epoch."""
+        """Number of parts in a whole epoch."""
         return self.num_parts
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -337,10 +336,10 @@ class ResumableBatches(Sampler[list[tuple[int, int]]]):
 
 
 class ResumableLoader(VideoLoader):
-    """Training batches; its state says how many of which epoch have been handed out.
+    """Loader of training batches whose state is the epoch and the number of batches yielded in it.
 
-    The state counts what the loop has received, not what the workers have prepared ahead, and does not depend on the
-    number of workers.
+    The state counts batches that the loop has received, not those that workers have prefetched, and does not depend
+    on the number of workers.
     """
 
     def __init__(
@@ -362,7 +361,7 @@ class ResumableLoader(VideoLoader):
         self.batches = batches
         self.received = 0
         self.is_waiting = False
-        """Whether a batch was asked for and has not come: the state is whole then."""
+        """Whether the loop waits for a batch: the state is consistent then."""
         self.times = LoaderTimes()
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator serves, and counts
@@ -383,11 +382,11 @@ class ResumableLoader(VideoLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the next batch lies."""
+        """Epoch and part of the next batch."""
         return {"epoch": self.batches.epoch, "part": self.received}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next iteration start there."""
+        """Let the next iteration start at a saved position."""
         self.batches.epoch = state["epoch"]
         self.batches.first_part = state["part"]
 

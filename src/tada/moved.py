@@ -20,6 +20,11 @@ MOVED = {
     "best_epoch": "training.best_epoch",
     "calls": "system.calls",
     "cli": "commands.cli",
+    "commands.live": "commands.predict_stream",
+    "commands.localization": "commands.localize",
+    "commands.localizers": "commands.localize_train",
+    "commands.recognition": "commands.predict",
+    "commands.streaming": "commands.localize_stream",
     "completion": "commands.completion",
     "data.known": "data.run_videos",
     "data.lists": "data.published_formats",
@@ -94,7 +99,6 @@ MOVED = {
 """Old names of modules -> new ones, without ``tada.``."""
 
 MOVED_NAMES = {
-    "commands.recognition": {"commands.recognizers": "AUGMENTATION"},
     "data.annotations": {
         "data.labeled_csv": "write_table",
         "data.listed_videos": "IDENTITY_COLUMNS SEPARATOR",

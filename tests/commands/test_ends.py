@@ -21,7 +21,7 @@ from hang import HANG_SECONDS
 from tada.commands import cli
 from tada.commands.answers import Answers, json_form
 from tada.commands.arguments import reported
-from tada.commands.recognizers import _report
+from tada.commands.train_and_evaluate import _report
 from tada.data.annotations import read_dataset
 from tada.data.table import Head
 from tada.data.views import Views

@@ -16,7 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
 
-from tada.commands import datasets, library, localization, localizers, recognition, recognizers
+from tada.commands import datasets, library, localize, localize_train, predict, train_and_evaluate
 from tada.commands.arguments import Command
 from tada.commands.completion import Shell, completion_script
 from tada.commands.help_screens import CommandParser, ProgramParser
@@ -56,20 +56,20 @@ def _completion(options: Namespace) -> int:
 
 
 COMMANDS: dict[str, Command] = {
-    **recognizers.COMMANDS,
-    **recognition.COMMANDS,
+    **train_and_evaluate.COMMANDS,
+    **predict.COMMANDS,
     **datasets.COMMANDS,
-    **localization.COMMANDS,
-    **localizers.COMMANDS,
+    **localize.COMMANDS,
+    **localize_train.COMMANDS,
     **library.COMMANDS,
     "completion": (_completion_arguments, _completion),
 }
 """Commands by name, with a dash for a space: "localize-train"."""
 
 _CHAPTERS = {
-    "what happens in videos": {**recognizers.COMMANDS, **recognition.COMMANDS},
+    "what happens in videos": {**train_and_evaluate.COMMANDS, **predict.COMMANDS},
     "data sets": datasets.COMMANDS,
-    "when it happens": {**localization.COMMANDS, **localizers.COMMANDS},
+    "when it happens": {**localize.COMMANDS, **localize_train.COMMANDS},
     "models and this machine": {**library.COMMANDS, "completion": COMMANDS["completion"]},
 }
 """Commands under the headings of ``tada --help``."""

@@ -25,7 +25,7 @@ from tada.commands.arguments import (
     sources_of,
     video_files,
 )
-from tada.commands.live import add_live, check_live_options, recognize_live
+from tada.commands.predict_stream import add_live, check_live_options, recognize_live
 from tada.errors import UserError, VideoError
 from tada.system.files import try_folder
 from tada.system.progress import Work, track

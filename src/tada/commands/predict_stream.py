@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from tada.commands.arguments import say_aside
-from tada.commands.streaming import Latencies, below, check_one_source, check_only_for, latencies_in_words, stopping
+from tada.commands.localize_stream import (
+    Latencies,
+    below,
+    check_one_source,
+    check_only_for,
+    latencies_in_words,
+    stopping,
+)
 from tada.errors import counted
 from tada.system.progress import Work
 from tada.system.terminal import is_screen, print_text, printable

@@ -25,7 +25,7 @@ from tada.commands.arguments import (
     say_aside,
     video_files,
 )
-from tada.commands.streaming import add_stream, check_stream_options, localize_live
+from tada.commands.localize_stream import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError, counted
 from tada.system.progress import Work, track
 from tada.system.signals import advise

@@ -132,7 +132,7 @@ def test_training_without_a_recipe_takes_the_defaults_or_those_of_the_run(
     assert again.metrics == result.metrics
     more = tada.train(None, motion_videos, result.run, resume=True, epochs=2, **QUIET)
     assert tada.load_recipe(more.run / "recipe.yaml").epochs == 2
-    with pytest.raises(OptionError, match=r"was begun with 2 epochs, and goes on with more of them alone"):
+    with pytest.raises(OptionError, match=r"was begun with 2 epochs, and can only go on with more"):
         tada.train(None, motion_videos, result.run, resume=True, epochs=1, **QUIET)
 
 

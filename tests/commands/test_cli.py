@@ -138,7 +138,7 @@ def test_resume_takes_the_recipe_of_the_run(run: Path, motion_videos: Path, caps
     capsys.readouterr()
     assert tada("train", motion_videos, "--resume", run, "--epochs", "1") == 2
     err = capsys.readouterr().err
-    assert f"{run} was begun with 2 epochs, and goes on with more of them alone" in err
+    assert f"{run} was begun with 2 epochs, and can only go on with more" in err
     assert f"or start a new run from its weights, with --init {run} and another --out" in err
 
 

@@ -65,7 +65,7 @@ def test_training_and_what_follows(place: Path, capsys: pytest.CaptureFixture[st
     assert one == other
     assert main(["evaluate", "run", "clips", "--num-workers", "0"]) == 0
     out = capsys.readouterr().out
-    assert "frames are taken to come at 8 a second, as run was trained with" in out
+    assert "folders of frames are read at 8 frames per second, as in the training of run" in out
     assert "testing on the 3 videos that run held out for validation" in out
     assert main(["evaluate", "of_videos", "videos", "--num-workers", "0"]) == 0
     scores = [np.load(Path(run, "evaluation/scores.npz"))["scores"] for run in ("run", "of_videos")]
@@ -73,7 +73,10 @@ def test_training_and_what_follows(place: Path, capsys: pytest.CaptureFixture[st
     capsys.readouterr()
     assert main(["predict", "run", "clips/left", "--format", "csv"]) == 0
     of_frames, aside = capsys.readouterr()
-    assert aside == "tada: frames are taken to come at 8 a second, as run was trained with; --fps says otherwise\n"
+    assert (
+        aside
+        == "tada: folders of frames are read at 8 frames per second, as in the training of run; --fps changes it\n"
+    )
     assert main(["predict", "run", "videos/left", "--format", "csv"]) == 0
     of_videos = capsys.readouterr().out.replace("videos/", "clips/").replace(".mp4", "")
     assert of_frames == of_videos
@@ -219,7 +222,7 @@ def test_localization(
     out = ["--segments", "segments.csv", "--out", "report"]
     assert main(["localize", "evaluate", "run", "--videos", "frames", *out]) == 0
     said = capsys.readouterr().out
-    assert "frames are taken to come at 8 a second, as in the localizer's training" in said
+    assert "folders of frames are read at 8 frames per second, as in the localizer's training" in said
     # Features that are there are those of the frames at this rate.
     assert main(["extract", "run", "frames", "run_features", "--fps", "8"]) == 0
     assert "0 videos extracted, 3 there already" in capsys.readouterr().out

@@ -148,7 +148,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     "no data": (["train"], "`tada train` needs DATA: a folder of class folders; a CSV with "),
     "another folder than the run's": (
         ["train", "clips", "--resume", "run", "--out", "other"],
-        "--resume run goes on in that folder: leave --out away, or copy the run to other and resume it there",
+        "--resume run continues in that folder: leave --out away, or copy the run to other and resume it there",
     ),
     "data by name that are not there": (["train", "--data", "nowhere"], "'nowhere' is not there"),
     "several folders": (

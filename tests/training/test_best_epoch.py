@@ -231,7 +231,7 @@ def test_a_finished_run_goes_on_with_more_epochs(
     # Finished once more, and not to be made shorter.
     _, lines = run(more, motion_videos, out, resume=True)
     assert any("with --epochs above 4 this one goes on" in line for line in lines)
-    with pytest.raises(OptionError, match=r"was begun with 4 epochs, and goes on with more of them alone"):
+    with pytest.raises(OptionError, match=r"was begun with 4 epochs, and can only go on with more"):
         run(replace(recipe, epochs=3), motion_videos, out, resume=True)
 
 

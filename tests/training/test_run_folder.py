@@ -52,7 +52,7 @@ def test_a_run_that_was_killed_before_its_first_state_is_begun_by_resume(
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(OptionError, match=r"runs/a is not empty: .* or continue its run with --resume"):
         run(small_recipe)
-    with pytest.raises(OptionError, match=r"runs/a was begun with 2 epochs, and goes on with more of them alone"):
+    with pytest.raises(OptionError, match=r"runs/a was begun with 2 epochs, and can only go on with more"):
         run(replace(small_recipe, epochs=1), resume=True)
     said = run(small_recipe, resume=True)
     assert "runs/a was interrupted before its first saved state: it starts from its beginning" in said

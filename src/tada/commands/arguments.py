@@ -99,7 +99,8 @@ def rate_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed:
     if fps is None and any(Path(path).is_dir() for path in paths):
         fps = fps_of_run(run)
         if fps is not None:
-            say_aside(f"frames are taken to come at {fps:g} a second, as {run} was trained with; --fps says otherwise")
+            rate = f"folders of frames are read at {fps:g} frames per second"
+            say_aside(f"{rate}, as in the training of {run}; --fps changes it")
         check_rate(paths, fps, needed=needed)
     return fps
 

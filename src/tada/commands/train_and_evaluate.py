@@ -140,8 +140,8 @@ def _train(options: Namespace) -> int:
 
     if options.resume is not None and options.out not in (None, options.resume):
         raise UserError(
-            f"--resume {options.resume} goes on in that folder: leave --out away, or copy the run to {options.out} and "
-            "resume it there"
+            f"--resume {options.resume} continues in that folder: leave --out away, or copy the run to {options.out} "
+            "and resume it there"
         )
     result = train(
         recipe_of({field.name: options[field.name] for field in fields(Recipe)}),
@@ -388,7 +388,7 @@ def _write_report(
 def _several_table(result: Evaluation) -> Table:
     from rich.table import Table
 
-    table = Table("class", "AP", "precision", "recall", "threshold", "videos", "said of")
+    table = Table("class", "AP", "precision", "recall", "threshold", "videos", "predicted")
     for score in result.class_scores():
         numbers = (score.average_precision, score.precision, score.recall)
         shown = ["-" if math.isnan(value) else f"{value:.3f}" for value in numbers]

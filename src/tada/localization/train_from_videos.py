@@ -239,8 +239,8 @@ def features_for(
     backbone, settings = localizer.feature_maker()
     if fps is None and localizer.recipe.fps is not None and _has_frames(videos):
         fps = localizer.recipe.fps
-        way_out = "--fps (fps in Python) says otherwise"
-        say(f"frames are taken to come at {fps:g} a second, as in the localizer's training; {way_out}")
+        way_out = "--fps (fps in Python) changes it"
+        say(f"folders of frames are read at {fps:g} frames per second, as in the localizer's training; {way_out}")
     table = read_segments(segments, videos, fps=fps)
     table, files = match_videos(
         table, videos, fps=fps, skip_unreadable=skip_unreadable, show_progress=show_progress, say=say

@@ -255,8 +255,8 @@ def with_fps_of_run(table: VideoTable, run: Path, say: Callable[[str], None]) ->
     fps = fps_of_run(run)
     if fps is None or not any(video.is_frames and video.fps is None for video in table.videos):
         return table
-    way_out = "--fps (fps in Python) says otherwise"
-    say(f"frames are taken to come at {fps:g} a second, as {run} was trained with; {way_out}")
+    way_out = "--fps (fps in Python) changes it"
+    say(f"folders of frames are read at {fps:g} frames per second, as in the training of {run}; {way_out}")
     return with_fps(table, fps)
 
 

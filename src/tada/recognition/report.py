@@ -147,7 +147,7 @@ def several_sections(result: Evaluation) -> list[Section]:
         parts = (row.average_precision, row.precision, row.recall, row.threshold)
         shown = ["-" if math.isnan(part) else f"{part:.3f}" for part in parts]
         rows.append([row.label, str(row.videos), str(row.said), *shown])
-    header = ["class", "videos", "said of", "average precision", "precision", "recall", "threshold"]
+    header = ["class", "videos", "predicted", "average precision", "precision", "recall", "threshold"]
     sections.append(Section(heading="Every class", tables=[Table(header=header, rows=rows)]))
     found: list[tuple[float, int, str]] = []
     for i, k in zip(*np.nonzero(result.said() != result.targets), strict=True):

@@ -173,7 +173,7 @@ def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epoch
     values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
     if may_have_more_epochs and recipe.numbers.epochs < saved.numbers.epochs:
         raise OptionError(
-            f"{run} was begun with {counted(saved.numbers.epochs, 'epoch')}, and goes on with more of them alone: "
+            f"{run} was begun with {counted(saved.numbers.epochs, 'epoch')}, and can only go on with more: "
             f"raise --epochs above that, leave it away, or {or_else}"
         )
     if may_have_more_epochs and recipe.numbers.epochs > saved.numbers.epochs:
@@ -181,7 +181,7 @@ def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epoch
     changed = [f"{name} ({of_run[name]})" for name, value in values.items() if of_run[name] != value]
     if changed:
         raise OptionError(
-            f"{run} was started with another {', '.join(changed)}, and --resume only ends what was begun: leave "
+            f"{run} was started with another {', '.join(changed)}, and --resume continues a run as it was begun: leave "
             f"that away, or {or_else}"
         )
     return recipe

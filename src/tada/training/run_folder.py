@@ -148,7 +148,7 @@ def finished_result(out: Path) -> TrainingResult | None:
     try:
         metrics: dict[str, float] = read_json(file)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(file)!r} is damaged ({error}); remove it, and the run ends anew") from error
+        raise CheckpointError(f"{str(file)!r} is damaged ({error}); remove it and resume the run") from error
     seconds = metrics.pop("seconds", 0.0)
     return TrainingResult(run=out, metrics=metrics, seconds=seconds)
 

@@ -249,7 +249,7 @@ def test_what_was_measured_is_kept_when_nobody_reads_it(
     options = Namespace(epic=None, challenge=None, overwrite=False, scores=[tmp_path], run=None, data=None)
     with io.TextIOWrapper(io.FileIO(without_reader(), "w"), write_through=True) as stream:  # type: ignore[type-var]
         monkeypatch.setattr("sys.stdout", stream)
-        with told_output(), pytest.raises(ReaderGoneError, match="nobody reads"):
+        with told_output(), pytest.raises(ReaderGoneError, match="closed by its reader"):
             _report(result, tmp_path / "report", options, is_new=True)
     assert (tmp_path / "report" / "evaluation.json").exists()
 

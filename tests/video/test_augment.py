@@ -14,7 +14,7 @@ from torch import Tensor
 from tada.video.augment import (
     OPERATIONS,
     Mixture,
-    _turn_hue,
+    _shift_hue,
     color_jitter,
     draw_mixture,
     draw_resized_crop,
@@ -157,14 +157,14 @@ def test_a_frame_too_narrow_for_any_shape_is_cut_in_its_middle() -> None:
 
 def test_hue_turns_as_colorsys_says() -> None:
     clip = noise(6, 7)
-    turned = _turn_hue(clip, 0.2)
+    turned = _shift_hue(clip, 0.2)
     for y in range(6):
         for x in range(7):
             h, s, v = colorsys.rgb_to_hsv(*(int(c) / 255 for c in clip[0, y, x]))
             expected = [255 * c for c in colorsys.hsv_to_rgb((h + 0.2) % 1, s, v)]
             assert turned[0, y, x].tolist() == pytest.approx(expected, abs=0.51)
     gray = torch.full((1, 2, 2, 3), 77, dtype=torch.uint8)
-    assert torch.equal(_turn_hue(gray, 0.3), gray)
+    assert torch.equal(_shift_hue(gray, 0.3), gray)
 
 
 def test_jitter_of_one_kind_is_that_kind() -> None:

@@ -392,7 +392,7 @@ class TestWhatIsOneVideo:
         shutil.copytree(folder, "day/a/more")
         assert find_videos(["day/a"], said.append) == ["day/a"]
         assert said == [
-            "'day/a' holds numbered pictures and is taken for one video; folders in it ('more') are passed over: name "
+            "'day/a' holds numbered pictures and is taken for one video; folders in it ('more') are skipped: name "
             "them to have what they hold"
         ]
         with pytest.raises(VideoNotFoundError, match=r"img_00001.png' is a picture, and no video: give .* 'day/a'"):

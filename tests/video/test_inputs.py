@@ -176,7 +176,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "picture": (np.zeros((8, 8, 3), np.uint8), r"<array> is one picture, .* frames\[None\] makes a video"),
     "gray": (np.zeros((4, 8, 8), np.uint8), r"<array> has no colors, .* np.repeat"),
     "gray, one channel": (np.zeros((4, 8, 8, 1), np.uint8), "repeat its one channel three times"),
-    "alpha": (np.zeros((5, 8, 8, 4), np.uint8), "leave alpha away"),
+    "alpha": (np.zeros((5, 8, 8, 4), np.uint8), "leave out alpha"),
     "colors before time": (np.zeros((3, 5, 8, 8), np.uint8), r"permute it by \(1, 2, 3, 0\)"),
     "no layout": (np.zeros((5, 8, 8, 7), np.uint8), "rearrange it"),
     "flat": (np.zeros(8, np.uint8), r"<array> is \[8\]; a video in memory is uint8"),
@@ -228,7 +228,7 @@ def test_closed_files_and_rates_of_files_are_refused(video: Path, tmp_path: Path
     with pytest.raises(OptionError, match=r"the file '.*a.mp4' is closed: give its path"):
         segments().predict(opened)
     for given in (video, video.read_bytes(), io.BytesIO(b"x")):
-        with pytest.raises(OptionError, match="has times of its own: leave fps away"):
+        with pytest.raises(OptionError, match="has times of its own: leave out fps"):
             segments().predict(given, fps=30)
     with pytest.raises(OptionError, match="is open as text"), video.open(encoding="latin-1") as text:
         segments().predict(text)  # type: ignore[call-overload]

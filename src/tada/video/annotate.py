@@ -1,4 +1,4 @@
-"""A copy of a video with what happens drawn in: names, scores and a bar of time; its sound and its times are kept."""
+"""Write a copy of a video with class names, scores and a timeline drawn in; its sound and times are kept."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tada.video.writer import write_video
 
 _SHORT_SIDE = 240  # smaller frames are enlarged to it, so that text has room
 _LONG_SIDE = 1920  # larger frames are made smaller, so that browsers play them
-_LEAST_WIDTH = 96  # of a frame that is so narrow that nothing could be drawn into it otherwise
-_TICK = 1 / 90_000  # of the times that the writer writes
+_LEAST_WIDTH = 96  # in pixels; narrower frames have no room for text
+_TICK = 1 / 90_000  # seconds: the unit in which the writer stores times
 _KEYFRAME_INTERVAL = 60
 _CRF = 21.0
 
@@ -42,17 +42,17 @@ def annotate_video(
 ) -> None:
     """Write an MP4 (H.264, AAC) that browsers play, with the source's frames, times and sound, and ``lanes`` drawn in.
 
-    The file appears when it is complete, or not at all. Frames pass one by one. Where their pixels are not square they
-    become so. Sound that cannot be decoded is left out, with a warning. Classes whose names no font of the machine can
-    draw are numbers; NAME.classes.txt beside NAME.mp4 says whose.
+    The file appears when it is complete, or not at all. Frames are processed one by one, and non-square pixels are
+    made square. Sound that cannot be decoded is left out, with a warning. A class name that no installed font can draw
+    is shown as a number; NAME.classes.txt beside NAME.mp4 lists these numbers and names.
 
     Args:
-        advance: told now and then which part of the video has been written since.
+        advance: called after each frame with the fraction of the video written since the last call.
 
     Raises:
-        VideoError: the source cannot be read to its end, or its times or sound are such as no file may have.
-        OptionError: the target is no .mp4, or there already, and not to be replaced; or it is the source; or that is
-            of frames without times.
+        VideoError: the source cannot be read to its end, or its times or sound cannot be stored in an MP4.
+        OptionError: the target does not end in .mp4, exists without ``overwrite``, or is the source; or the source's
+            frames have no times.
     """
     given, target = source_of(source), Path(target)
     path = given.name
@@ -64,16 +64,16 @@ def annotate_video(
             raise OptionError(f"{str(target)!r} is the video itself: give another name or folder")
         if not overwrite:
             raise OptionError(f"{str(target)!r} is there already: give another name, or overwrite=True")
-    with given.open() as video, _sound_of(video) as sound:
+    with given.open() as video, _open_sound(video) as sound:
         if sound is not None and sound.codec is not None and sound.start_seconds is None:
             warnings.warn(f"the sound of {path!r} ({sound.codec}) cannot be decoded and is left out", stacklevel=2)
         info = video.info
-        width, height = _size(info.width, info.height, info.pixel_aspect)
+        width, height = _output_size(info.width, info.height, info.pixel_aspect)
         captions = Captions(lanes, width=width, height=height, duration_seconds=info.duration_seconds)
 
-        def drawn() -> Iterator[NDArray[np.uint8]]:
+        def draw_frames() -> Iterator[NDArray[np.uint8]]:
             for seconds, frame in video:
-                yield captions.draw(_resized(frame, width, height), seconds)
+                yield captions.draw(_resize_frame(frame, width, height), seconds)
                 advance(1 / info.num_frames)
 
         with writing(target):
@@ -81,14 +81,14 @@ def annotate_video(
         try:
             write_video(
                 target,
-                drawn(),
-                times_seconds=_apart(video),
+                draw_frames(),
+                times_seconds=_separate_times(video),
                 crf=_CRF,
                 keyframe_interval_frames=_KEYFRAME_INTERVAL,
                 fast_encode=True,
                 sound=None if sound is None or sound.start_seconds is None else sound,
             )
-        except (av.error.ArgumentError, av.error.InvalidDataError) as fault:  # of what an MP4 cannot hold
+        except (av.error.ArgumentError, av.error.InvalidDataError) as fault:  # an MP4 cannot hold them
             raise CorruptVideoError(
                 f"{path!r}: its sound or its times are damaged and cannot be written into another file; convert it "
                 "first",
@@ -100,8 +100,8 @@ def annotate_video(
 
 
 @contextmanager
-def _sound_of(video: OpenVideo) -> Iterator[Sound | None]:
-    """The sound of a file; frames in memory have none."""
+def _open_sound(video: OpenVideo) -> Iterator[Sound | None]:
+    """Open the sound of a video file; None for frames in memory or in a folder."""
     if not isinstance(video, Video):
         yield None
         return
@@ -110,19 +110,19 @@ def _sound_of(video: OpenVideo) -> Iterator[Sound | None]:
         yield sound
 
 
-def _size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
-    """The size of the frames that are drawn into: even, of square pixels, neither tiny nor huge."""
+def _output_size(width: int, height: int, pixel_aspect: Fraction) -> tuple[int, int]:
+    """Width and height of the output frames: even, with square pixels, neither tiny nor huge."""
     aspect = float(pixel_aspect)
     wide, high = width * max(aspect, 1.0), height / min(aspect, 1.0)  # no pixel is lost
     scale = 1.0
     if min(wide, high) < _SHORT_SIDE:
-        scale = float(-(-_SHORT_SIDE // min(wide, high)))  # whole, so that pixels stay as they are
+        scale = float(-(-_SHORT_SIDE // min(wide, high)))  # a whole number, so that pixels are only repeated
     scale = min(scale, _LONG_SIDE / max(wide, high))
     even_width, even_height = (2 * round(side * scale / 2) for side in (wide, high))
     return max(even_width, _LEAST_WIDTH), max(even_height, 2)
 
 
-def _resized(frame: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+def _resize_frame(frame: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     if frame.shape[:2] == (height, width):
         return frame
     if height % frame.shape[0] == width % frame.shape[1] == 0:
@@ -131,8 +131,8 @@ def _resized(frame: NDArray[np.uint8], width: int, height: int) -> NDArray[np.ui
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def _apart(video: OpenVideo) -> list[float]:
-    """The frames' times; those closer than the writer can tell apart are moved apart."""
+def _separate_times(video: OpenVideo) -> list[float]:
+    """The frames' times, at least one tick of the writer apart: closer ones are delayed."""
     times: list[float] = []
     for seconds in video.times_seconds.tolist():
         times.append(max(seconds, times[-1] + _TICK) if times else seconds)

@@ -1,8 +1,8 @@
 """Stronger augmentation, for large data sets: random resized crops, RandAugment, color jitter, erasing, mixing.
 
-Everything is drawn once for a clip and done to all its frames alike, so that what moves in it is what moved in the
-video: also the histograms and means that some operations need are those of the whole clip. Clips are uint8
-[T, H, W, 3] in and out; only mixing works on normalized batches, on their device. All randomness comes from ``rng``.
+Random parameters are drawn once per clip and applied to all its frames, so that augmentation adds no motion; the
+histograms and means that some operations need are also those of the whole clip. Clips are uint8 [T, H, W, 3] in and
+out; only mixing works on normalized batches, on their device. All randomness comes from ``rng``.
 
 Shapes: N clips, T frames, H x W pixels, K classes.
 """
@@ -22,10 +22,10 @@ from torch import Tensor
 from tada.video.transforms import MEAN, STD, crop_rectangle, resize
 
 _GRAY = round(255 * MEAN)
-"""What comes in where a frame is moved away: 0 after ``normalize``."""
+"""Fill value for pixels from outside the frame: 0 after ``normalize``."""
 
 
-# --- place ----------------------------------------------------------------------------------------------------------
+# --- crops ----------------------------------------------------------------------------------------------------------
 
 
 def draw_resized_crop(
@@ -38,13 +38,14 @@ def draw_resized_crop(
     antialias: bool,
     rng: np.random.Generator,
 ) -> Callable[[Tensor], Tensor]:
-    """Draw a rectangle of random area, shape and place; give what cuts it and resizes it to [T, size, size, 3].
+    """Draw a random rectangle; return a function that crops a clip to it and resizes that to [T, size, size, 3].
 
-    As in torchvision: ten draws; if none fits in the frame, the largest rectangle in its middle that the ratios allow.
+    As in torchvision: ten draws; if none fits in the frame, the largest centered rectangle that the ratios allow.
 
     Args:
-        height: of the frames, in pixels, as ``width``. They can then be cut a few at a time.
-        area_range: of the rectangle, as a part of the frame's area.
+        height: of the frames, in pixels.
+        width: of the frames, in pixels.
+        area_range: of the rectangle, as a fraction of the frame's area.
         ratio_range: of width to height, drawn on a logarithmic scale.
     """
     for _ in range(10):
@@ -75,8 +76,10 @@ def color_jitter(
     """Change brightness, contrast, saturation and hue, in random order.
 
     Args:
-        brightness: the factor is drawn from [1 - brightness, 1 + brightness], not below 0; so contrast, saturation.
-        hue: the shift is drawn from [-hue, hue], as a part of the color circle; at most 0.5.
+        brightness: the factor is drawn from [1 - brightness, 1 + brightness], not below 0.
+        contrast: as ``brightness``.
+        saturation: as ``brightness``.
+        hue: the shift is drawn from [-hue, hue], as a fraction of the color circle; at most 0.5.
     """
     changes: list[Callable[[Tensor], Tensor]] = []
     for strength, change in ((brightness, _brightness), (contrast, _contrast), (saturation, _color)):
@@ -85,14 +88,14 @@ def color_jitter(
             changes.append(partial(change, factor=factor))
     shift = rng.uniform(-hue, hue)
     if hue:
-        changes.append(partial(_turn_hue, shift=shift))
+        changes.append(partial(_shift_hue, shift=shift))
     for i in rng.permutation(len(changes)):
         clip = changes[int(i)](clip)
     return clip
 
 
 def _blend(clip: Tensor, other: Tensor | float, factor: float) -> Tensor:
-    """``other`` at 0, the clip at 1, and beyond."""
+    """Interpolate from ``other`` (factor 0) to the clip (1); larger factors extrapolate."""
     return ((clip.float() - other) * factor + other).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -114,8 +117,8 @@ def _color(clip: Tensor, factor: float) -> Tensor:
     return _blend(clip, _luma(clip), factor)
 
 
-def _turn_hue(clip: Tensor, shift: float) -> Tensor:
-    """Turn colors by a part of the color circle, in the hue-saturation-value space."""
+def _shift_hue(clip: Tensor, shift: float) -> Tensor:
+    """Shift the hue by a fraction of the color circle, in HSV space."""
     colors = clip.float() / 255
     value, value_at = colors.max(-1)
     span = value - colors.amin(-1)
@@ -123,7 +126,7 @@ def _turn_hue(clip: Tensor, shift: float) -> Tensor:
     divisor = torch.where(span > 0, span, 1.0)
     sector = torch.stack([(g - b) / divisor, 2 + (b - r) / divisor, 4 + (r - g) / divisor], -1)
     hue = sector.gather(-1, value_at[..., None])[..., 0] / 6 + shift
-    # A channel lies at the value, below it by the span, or on the line between, by its distance on the circle.
+    # HSV to RGB: each channel lies between value - span and value, by its distance from the hue on the circle.
     channels = []
     for offset in (5, 3, 1):
         place = (offset + hue * 6) % 6
@@ -139,11 +142,11 @@ def rand_augment(
 ) -> Tensor:
     """Apply random operations one after the other, each with probability 1/2.
 
-    With 4, 9 and 0.5 it is timm's ``rand-m9-n4-mstd0.5-inc1``: fifteen operations, chosen with replacement, whose
-    strength grows with the magnitude (0 to 10), drawn from a normal distribution around it for each.
+    With 4, 9 and 0.5 it is timm's ``rand-m9-n4-mstd0.5-inc1``: fifteen operations, chosen with replacement. Each one's
+    strength grows with a magnitude (0 to 10) drawn from a normal distribution around ``magnitude``.
 
-    Differs from: timm (auto_augment.py), where "equalize", "auto contrast" and "contrast" go by each image's own
-        histogram, so that a clip would flicker; here by the clip's. What comes in from outside is gray.
+    Differs from: timm (auto_augment.py), where "equalize", "auto contrast" and "contrast" use each image's own
+        histogram, so that a clip would flicker; here the whole clip's. Pixels from outside the frame are gray.
     """
     for name in rng.choice(list(OPERATIONS), num_operations):
         applies, negative = rng.random(2) < 0.5
@@ -154,11 +157,11 @@ def rand_augment(
 
 
 def _auto_contrast(clip: Tensor, level: float, sign: int) -> Tensor:
-    return torch.stack([_stretched(clip[..., i]) for i in range(3)], -1)
+    return torch.stack([_stretch(clip[..., i]) for i in range(3)], -1)
 
 
-def _stretched(channel: Tensor) -> Tensor:
-    """Spread a channel's values over the full range, by Pillow's arithmetic, which cuts fractions off."""
+def _stretch(channel: Tensor) -> Tensor:
+    """Stretch a channel's values to the full range [0, 255], rounding down as Pillow does."""
     low, high = int(channel.min()), int(channel.max())
     if low >= high:
         return channel
@@ -173,7 +176,7 @@ def _equalize(clip: Tensor, level: float, sign: int) -> Tensor:
 
 
 def _equalizing_table(histogram: Tensor) -> Tensor:
-    """Pillow's: [256] uint8."""
+    """The lookup table of Pillow's ``equalize``, [256] uint8, for a histogram [256]."""
     filled = histogram[histogram > 0]
     step = int(filled[:-1].sum()) // 255
     if step == 0:
@@ -201,7 +204,7 @@ def _solarize_add(clip: Tensor, level: float, sign: int) -> Tensor:
 
 
 def _sharpness(clip: Tensor, factor: float) -> Tensor:
-    """Blend with the clip smoothed by a 3x3 kernel; the frames' rims stay."""
+    """Blend with the clip smoothed by a 3x3 kernel; pixels at the frames' edges stay."""
     kernel = torch.ones(3, 3, device=clip.device)
     kernel[1, 1] = 5
     frames = clip.permute(0, 3, 1, 2).flatten(0, 1)[:, None].float()
@@ -211,14 +214,14 @@ def _sharpness(clip: Tensor, factor: float) -> Tensor:
     return _blend(clip, smooth, factor)
 
 
-def _enhanced(change: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float, int], Tensor]:
+def _make_operation(change: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float, int], Tensor]:
     return lambda clip, level, sign: change(clip, max(0.1, 1 + sign * 0.9 * level))
 
 
 def _affine(clip: Tensor, matrix: tuple[float, float, float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-    """The pixel at (x, y) of the result is that at ``matrix @ (x, y) + shift`` of the clip, both from the middle.
+    """Warp the frames: the result's pixel (x, y) is the clip's at ``matrix @ (x, y) + shift``, both from the center.
 
-    Bilinear; gray where that lies outside.
+    Bilinear; gray where the source lies outside the frame.
     """
     t, height, width = clip.shape[:3]
     a, b, c, d = matrix
@@ -262,25 +265,25 @@ OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "posterize": _posterize,
     "solarize": _solarize,
     "solarize_add": _solarize_add,
-    "color": _enhanced(_color),
-    "contrast": _enhanced(_contrast),
-    "brightness": _enhanced(_brightness),
-    "sharpness": _enhanced(_sharpness),
+    "color": _make_operation(_color),
+    "contrast": _make_operation(_contrast),
+    "brightness": _make_operation(_brightness),
+    "sharpness": _make_operation(_sharpness),
     "shear_x": _shear_x,
     "shear_y": _shear_y,
     "translate_x": _translate_x,
     "translate_y": _translate_y,
 }
-"""RandAugment's: from a clip, a level in [0, 1] and a sign to a clip."""
+"""RandAugment's operations: each maps a clip, a level in [0, 1] and a sign to a clip."""
 
 
 # --- erasing --------------------------------------------------------------------------------------------------------
 
 
 def random_erase(clip: Tensor, *, probability: float, rng: np.random.Generator) -> Tensor:
-    """Fill a random rectangle with noise of the data's mean and spread, the same in all frames.
+    """Fill a random rectangle with Gaussian noise of the data's mean and deviation, the same in all frames.
 
-    The rectangle covers 2 % to a third of the frame, its sides 0.3 to 3.3 apart, as in timm (mode "pixel").
+    The rectangle covers 2 % to a third of the frame, at an aspect ratio of 0.3 to 3.3, as in timm (mode "pixel").
     """
     if rng.random() >= probability:
         return clip
@@ -305,20 +308,20 @@ def random_erase(clip: Tensor, *, probability: float, rng: np.random.Generator) 
 class Mixture:
     """How the clips of a batch are mixed in pairs: neighbors, the first with the second, the third with the fourth.
 
-    Neighbors, so that a pair never lies on two devices and the number of devices changes nothing.
+    Pairs are neighbors so that a pair never lies on two devices: the number of devices does not change the result.
     """
 
     share: float
-    """What a clip keeps of itself, in its pixels' values or in their number."""
+    """Weight of the clip itself, in [0, 1]: of its pixel values (mixup) or of its area (CutMix)."""
     box: tuple[float, float, float, float] | None
-    """CutMix: top, bottom, left and right of what comes from the partner, as parts of the frame. None: mixup."""
+    """CutMix: top, bottom, left and right of the pasted box, in fractions of the frame. None: mixup."""
 
     def clips(self, clips: Tensor) -> Tensor:
         """Mix float clips [N, 3, T, H, W]."""
-        others = clips[_neighbors(clips)]
+        others = clips[_partners(clips)]
         if self.box is None:
             return clips * self.share + others * (1 - self.share)
-        top, bottom, left, right = self._pixels(clips)
+        top, bottom, left, right = self._box_pixels(clips)
         mixed = clips.clone()
         mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
         return mixed
@@ -326,12 +329,12 @@ class Mixture:
     def targets(self, targets: Tensor, clips: Tensor) -> Tensor:
         """Mix the targets [N, K] of float clips [N, 3, T, H, W]."""
         share = self.share
-        if self.box is not None:  # by whole pixels, what the clips show
-            top, bottom, left, right = self._pixels(clips)
+        if self.box is not None:  # the exact share, after the box was rounded to whole pixels
+            top, bottom, left, right = self._box_pixels(clips)
             share = 1 - (bottom - top) * (right - left) / (clips.shape[-2] * clips.shape[-1])
-        return targets * share + targets[_neighbors(targets)] * (1 - share)
+        return targets * share + targets[_partners(targets)] * (1 - share)
 
-    def _pixels(self, clips: Tensor) -> tuple[int, int, int, int]:
+    def _box_pixels(self, clips: Tensor) -> tuple[int, int, int, int]:
         assert self.box is not None
         height, width = clips.shape[-2:]
         top, bottom, left, right = self.box
@@ -344,9 +347,9 @@ def draw_mixture(
     """Draw how a batch is mixed; None where both alphas are 0.
 
     Args:
-        mixup_alpha: of the Beta(alpha, alpha) that mixup's share is drawn from; 0 for no mixup.
-        cutmix_alpha: the same for CutMix, whose share is that of the frame's area.
-        cutmix_probability: how often CutMix is chosen, where both are on.
+        mixup_alpha: mixup's share is drawn from Beta(alpha, alpha); 0 for no mixup.
+        cutmix_alpha: the same for CutMix, whose share is one of the frame's area.
+        cutmix_probability: probability of CutMix where both are on.
     """
     if not mixup_alpha and not cutmix_alpha:
         return None
@@ -360,6 +363,6 @@ def draw_mixture(
     return Mixture(share=share, box=(top, bottom, left, right))
 
 
-def _neighbors(batch: Tensor) -> Tensor:
-    """For each of [N] the other of its pair; N is even."""
+def _partners(batch: Tensor) -> Tensor:
+    """[N]: the index of each clip's partner; N is even."""
     return torch.arange(len(batch), device=batch.device) ^ 1

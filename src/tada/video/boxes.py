@@ -1,9 +1,9 @@
-"""How many samples an MP4 or MOV file claims to have, asked before FFmpeg makes an index of them.
+"""Count the samples that an MP4 or MOV file declares, before FFmpeg builds an index of them.
 
-A table of sample sizes may say "85,000,000 samples of one byte" in twelve bytes, and so may a run of samples in a
-fragment: FFmpeg then takes gigabytes for the index of a file of some hundred bytes. Only headers of boxes and the few
-tables that count are read (ISO 14496-12, 8.6 to 8.8); pictures and sound never are. A file whose boxes make no sense is
-left to FFmpeg, which says what is wrong with it.
+A table of sample sizes can declare "85,000,000 samples of one byte" in twelve bytes, and so can a run of samples in a
+fragment: FFmpeg then allocates gigabytes for the index of a file of some hundred bytes. Only box headers and the few
+tables that hold counts are read (ISO 14496-12, 8.6 to 8.8), never pictures or sound. A file with malformed boxes is
+left to FFmpeg, which reports what is wrong with it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import BinaryIO, NamedTuple
 from tada.errors import TooLargeError
 
 MAX_SAMPLES = 8_000_000
-"""Of all tracks together; 18 hours of video at 30 pictures a second with sound have five million."""
+"""Most samples of all tracks together; 18 hours of video at 30 pictures a second with sound have five million."""
 _MAX_BOXES = 2_000_000
-_MAX_COMPRESSED_BYTES, _MAX_HEADER_BYTES = 1 << 24, 1 << 26  # of a compressed "moov", and of what comes out of it
+_MAX_COMPRESSED_BYTES, _MAX_HEADER_BYTES = 1 << 24, 1 << 26  # of a compressed "moov", and after decompression
 _DEEPEST = 10
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"cmov")
 _TABLES = (b"stsz", b"stz2", b"stts", b"trun", b"hdlr")
@@ -28,36 +28,36 @@ _TABLES = (b"stsz", b"stz2", b"stts", b"trun", b"hdlr")
 class _Box(NamedTuple):
     kind: bytes
     start: int
-    """Where its content begins."""
+    """Offset of its content in the file, in bytes."""
     end: int
-    """Where it ends, at most at the end of what it is in."""
+    """Offset of its end, at most the end of the enclosing box."""
 
 
 class _Track:
-    """What the tables of a track claim."""
+    """Sample counts that the tables of a track declare."""
 
     def __init__(self) -> None:
         self.num_sizes = 0
         self.is_sound = False
         self.is_regular = False
-        """All times are one entry of a tick each, as of PCM."""
+        """The table of times has one entry, of one tick per sample, as for PCM."""
 
     @property
     def num_samples(self) -> int:
-        """Entries of the index that FFmpeg makes; of regular sound it has one for each chunk, which a table lists."""
+        """Entries in FFmpeg's index. Regular sound counts 0: there it has one per chunk, and a table lists these."""
         return 0 if self.is_sound and self.is_regular else self.num_sizes
 
 
 def check_samples(path: str) -> None:
-    """See that an MP4 or MOV file does not claim more samples than are opened; other files pass.
+    """Refuse an MP4 or MOV file that declares more than ``MAX_SAMPLES``; other files pass.
 
     Raises:
-        TooLargeError: it does.
+        TooLargeError: it declares more.
         OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
-        # A file of another kind begins with what is, as a box, longer than the file.
-        total = _Count(path, file).inside(_Box(b"", 0, os.fstat(file.fileno()).st_size), None, 0)
+        # The first bytes of another format, read as a box, give a length beyond the end of the file.
+        total = _Counter(path, file).count_inside(_Box(b"", 0, os.fstat(file.fileno()).st_size), None, 0)
     if total > MAX_SAMPLES:
         raise TooLargeError(
             f"{path!r} claims {total} samples, and at most {MAX_SAMPLES} are opened; cut it into parts, or download it "
@@ -66,26 +66,26 @@ def check_samples(path: str) -> None:
         )
 
 
-class _Count:
-    """Adds up what the boxes of a file, or of an index that was packed, claim."""
+class _Counter:
+    """Sums the samples that the boxes of a file, or of a decompressed index, declare."""
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         self._path, self._file = path, file
         self._num_boxes = 0
 
-    def inside(self, outer: _Box, track: _Track | None, depth: int) -> int:
-        """The samples that all boxes inside of one claim."""
+    def count_inside(self, outer: _Box, track: _Track | None, depth: int) -> int:
+        """Count the samples declared by all boxes inside ``outer``."""
         total = 0
         for box in self._boxes(outer):
             if box.kind in _CONTAINERS and depth < _DEEPEST:
                 own = _Track() if box.kind == b"trak" else track
-                total += self.inside(box, own, depth + 1)
+                total += self.count_inside(box, own, depth + 1)
                 if own is not track and own is not None:
                     total += own.num_samples
             elif box.kind == b"cmvd" and depth < _DEEPEST:
-                total += self._compressed(box, depth + 1)
+                total += self._count_compressed(box, depth + 1)
             elif box.kind in _TABLES:
-                total += self._table(box, track)
+                total += self._read_table(box, track)
             if total > MAX_SAMPLES:
                 break
         return total
@@ -108,15 +108,15 @@ class _Count:
             yield _Box(header[4:8], start, min(place + length, outer.end))
             place += length
 
-    def _table(self, box: _Box, track: _Track | None) -> int:
-        """Note what a table claims of a track; of a fragment's run, return it."""
+    def _read_table(self, box: _Box, track: _Track | None) -> int:
+        """Record a table's count in its track and return 0; return the count of a fragment's run."""
         self._file.seek(box.start)
         head = self._file.read(16)
         first, second, third = (int.from_bytes(head[place : place + 4], "big") for place in (4, 8, 12))
         if box.kind == b"trun":
             return first
         if track is not None:
-            if box.kind == b"hdlr":  # a second one, of a MOV file's data, says neither
+            if box.kind == b"hdlr":  # MOV files have a second one, of neither type
                 track.is_sound = {b"soun": True, b"vide": False}.get(head[8:12], track.is_sound)
             elif box.kind == b"stts":
                 track.is_regular = first == 1 and third == 1
@@ -124,8 +124,8 @@ class _Count:
                 track.num_sizes += second
         return 0
 
-    def _compressed(self, box: _Box, depth: int) -> int:
-        """The samples that a compressed "moov" claims (QuickTime File Format, "Compressed Movie Resources")."""
+    def _count_compressed(self, box: _Box, depth: int) -> int:
+        """Count the samples that a compressed "moov" declares (QuickTime File Format, "Compressed Movie Resources")."""
         self._file.seek(box.start + 4)
         size = box.end - box.start - 4
         unpacker = zlib.decompressobj()
@@ -137,8 +137,8 @@ class _Count:
             raise TooLargeError(
                 f"{self._path!r}: its index unpacks to more than {_MAX_HEADER_BYTES >> 20} MB; convert it", self._path
             )
-        inner = _Count(self._path, io.BytesIO(data))
+        inner = _Counter(self._path, io.BytesIO(data))
         inner._num_boxes = self._num_boxes
-        total = inner.inside(_Box(b"", 0, len(data)), None, depth)
+        total = inner.count_inside(_Box(b"", 0, len(data)), None, depth)
         self._num_boxes = inner._num_boxes
         return total

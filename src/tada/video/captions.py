@@ -1,4 +1,4 @@
-"""What is drawn into the frames of a video: classes with their scores, and below the picture a bar of time.
+"""Draw captions into the frames of a video: classes with their scores, and a timeline below the picture.
 
 Shapes: H x W pixels of a frame. Scores are from 0 to 1, times in seconds from the container's start.
 """
@@ -27,29 +27,29 @@ _COLORS = (
 _OTHERS = (150, 150, 150)
 _BACK, _EMPTY, _PLAYED, _WHITE = (22, 22, 24), (50, 50, 54), (120, 120, 126), (255, 255, 255)
 _NAMED = 3
-"""Classes that are named at a time."""
-_SMALLEST, _LARGEST = 13, 44  # letters, in pixels
-_LINES = 26  # of text that a frame would hold, where its size leaves the choice
+"""Most classes named at a time."""
+_SMALLEST, _LARGEST = 13, 44  # text size, in pixels
+_LINES = 26  # of text per frame height; the text size follows from it, within these bounds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lane:
-    """A class and when it happens."""
+    """A class's row in the timeline: when it occurs."""
 
     label: str
     spans: tuple[tuple[float, float, float], ...]
-    """Start, end and score of each, in the order of time."""
+    """(start, end, score) of each occurrence, in order of time."""
     is_curve: bool
-    """Whether they are the course of one score over the whole video, or segments of their own."""
+    """True: the spans are one score's curve over the whole video. False: they are separate segments."""
 
     @property
     def weight(self) -> float:
-        """By which lanes are chosen where there is no room for all."""
+        """Duration times score; lanes with the largest are drawn where there is no room for all."""
         return sum(min(end - start, 1e6) * score for start, end, score in self.spans)
 
 
 class Captions:
-    """Draws into frames of one size.
+    """Draws captions into frames of one size.
 
     Args:
         width: of a frame, in pixels.
@@ -57,8 +57,8 @@ class Captions:
         duration_seconds: of the video.
 
     Attributes:
-        height: of what is drawn, in pixels: the frame and the bar of time below it. Even.
-        legend: the names of classes that no font has, by the numbers that are drawn for them.
+        height: of the output in pixels, frame and timeline together; even.
+        legend: {number: name} of the classes drawn as numbers since no font has their letters.
     """
 
     def __init__(self, lanes: Sequence[Lane], *, width: int, height: int, duration_seconds: float) -> None:
@@ -71,7 +71,7 @@ class Captions:
         self.legend = names.legend
         self._lanes = [replace(lane, label=shown) for lane, shown in zip(lanes, names.shown, strict=True)]
         self._colors = [_COLORS[i % len(_COLORS)] for i in range(len(lanes))]
-        self._drawn = self._chosen(room)
+        self._drawn = self._choose_lanes(room)
         self.height = height + self._row * (len(self._drawn) + 1) + self._pad
         self.height += self.height % 2
         time_width = self._text.width(f"{_clock(self._duration)} / {_clock(self._duration)}")
@@ -82,8 +82,8 @@ class Captions:
         self._panels: dict[tuple[tuple[int, str], ...], NDArray[np.uint8]] = {}
         self._clock: tuple[str, NDArray[np.uint8]] = ("", self._bar)
 
-    def _chosen(self, room: int) -> list[tuple[Lane, tuple[int, int, int]]]:
-        """The lanes of the bar with their colors; segments for which there is no room share the last."""
+    def _choose_lanes(self, room: int) -> list[tuple[Lane, tuple[int, int, int]]]:
+        """Choose the timeline's lanes, with their colors; segments without room share the last lane."""
         by_weight = sorted(range(len(self._lanes)), key=lambda i: -self._lanes[i].weight)
         own = sorted(by_weight if len(by_weight) <= room else by_weight[: room - 1])
         drawn = [(self._lanes[i], self._colors[i]) for i in own]
@@ -94,7 +94,7 @@ class Captions:
         return drawn
 
     def draw(self, frame: NDArray[np.uint8], seconds: float) -> NDArray[np.uint8]:
-        """A frame [H, W, 3] -> the frame with names and scores, and the bar below it, [height, W, 3]."""
+        """Draw names and scores into a frame [H, W, 3] and append the timeline: [height, W, 3]."""
         out = np.empty((self.height, self._width, 3), np.uint8)
         top = self._frame_height
         out[:top], out[top:] = frame, self._bar
@@ -111,25 +111,25 @@ class Captions:
         out[top + self._pad // 2 : self.height - self._pad // 2, max(x - thick // 2, 0) : x - thick // 2 + thick] = (
             _WHITE
         )
-        clock = self._drawn_clock(seconds)
+        clock = self._draw_clock(seconds)
         out[self.height - self._row :, : clock.shape[1]] = clock
         return out
 
     def _x(self, seconds: float) -> int:
-        """The column of a time."""
+        """The pixel column of a time in the timeline."""
         part = min(max(seconds / self._duration, 0.0), 1.0)
         return self._left + round(part * (self._width - self._pad - self._left - 1))
 
     @cached_property
     def _bar(self) -> NDArray[np.uint8]:
-        """The bar of time but for what moves."""
+        """The timeline without its moving parts: playhead and clock."""
         image = Image.new("RGB", (self._width, self.height - self._frame_height), _BACK)
         draw = ImageDraw.Draw(image)
         right = self._width - self._pad
         for i, (lane, color) in enumerate(self._drawn):
             top = self._pad + i * self._row
             bottom = top + self._row - self._pad
-            label = self._text.fitted(lane.label, self._left - 2 * self._pad)
+            label = self._text.shorten(lane.label, self._left - 2 * self._pad)
             self._text.draw(draw, (self._pad, (top + bottom) // 2), label, _WHITE)
             draw.rectangle((self._left, top, right - 1, bottom - 1), fill=_EMPTY)
             for start, end, score in lane.spans:
@@ -141,7 +141,9 @@ class Captions:
                     if high:
                         draw.rectangle((first, bottom - high, last, bottom - 1), fill=color)
                 else:
-                    draw.rectangle((first, top, last, bottom - 1), fill=_mixed(_EMPTY, color, 0.35 + 0.65 * score))
+                    draw.rectangle(
+                        (first, top, last, bottom - 1), fill=_blend_colors(_EMPTY, color, 0.35 + 0.65 * score)
+                    )
         bottom = image.height
         draw.rectangle(
             (self._left, bottom - self._row + self._row // 3, right - 1, bottom - self._row // 3 - 1), fill=_EMPTY
@@ -149,14 +151,14 @@ class Captions:
         return np.asarray(image)
 
     def _panel(self, seconds: float) -> NDArray[np.uint8] | None:
-        """The names of what happens, RGBA; None where nothing does."""
+        """The overlay of current classes and scores, RGBA; None where no class occurs."""
         starts, ends, scores = self._spans.T
         now = np.flatnonzero((starts <= seconds) & (seconds < ends))
-        best: dict[int, float] = {}  # of overlapping segments of a class
+        best: dict[int, float] = {}  # of overlapping segments, the highest score
         for lane, score in zip(self._lane_of_span[now].tolist(), scores[now].tolist(), strict=True):
             best[lane] = max(score, best.get(lane, 0.0))
         in_order = sorted(best, key=lambda i: -best[i])
-        # Of a curve's many classes those with some probability, and in any case the first.
+        # A curve covers all classes: name those with some probability, and always the best one.
         named = [i for i in in_order[:_NAMED] if best[i] >= 0.005 or i == in_order[0]]
         shown = tuple((i, f"{best[i]:.2f}") for i in named)
         if not shown:
@@ -164,13 +166,13 @@ class Captions:
         if shown not in self._panels:
             if len(self._panels) > 64:
                 self._panels.clear()
-            self._panels[shown] = self._drawn_panel(shown, len(best))
+            self._panels[shown] = self._draw_panel(shown, len(best))
         return self._panels[shown]
 
-    def _drawn_panel(self, shown: Sequence[tuple[int, str]], count: int) -> NDArray[np.uint8]:
+    def _draw_panel(self, shown: Sequence[tuple[int, str]], count: int) -> NDArray[np.uint8]:
         number = self._text.width("0.00")
         room = self._width - 2 * self._pad - number - 3 * self._pad
-        labels = [self._text.fitted(self._lanes[i].label, min(room, round(0.7 * self._width))) for i, _ in shown]
+        labels = [self._text.shorten(self._lanes[i].label, min(room, round(0.7 * self._width))) for i, _ in shown]
         width = max(map(self._text.width, labels)) + number + 4 * self._pad
         if count > len(shown) and not self._lanes[shown[0][0]].is_curve:
             labels.append(f"and {count - len(shown)} more")
@@ -182,29 +184,29 @@ class Captions:
             if row < len(shown):
                 i, score = shown[row]
                 right = max(round(float(score) * width), 2) - 1
-                dark = _mixed((0, 0, 0), self._colors[i], 0.6)
+                dark = _blend_colors((0, 0, 0), self._colors[i], 0.6)
                 draw.rectangle((0, top + 1, right, top + self._row - 2), fill=(*dark, 215))
                 self._text.draw(draw, (width - number - self._pad, middle), score, _WHITE)
             self._text.draw(draw, (self._pad, middle), label, _WHITE)
         return np.asarray(image)
 
-    def _drawn_clock(self, seconds: float) -> NDArray[np.uint8]:
+    def _draw_clock(self, seconds: float) -> NDArray[np.uint8]:
         text = f"{_clock(seconds)} / {_clock(self._duration)}"
         if self._clock[0] != text:
             image = Image.new("RGB", (self._left - self._pad, self._row), _BACK)
-            shown = self._text.fitted(text, self._left - 2 * self._pad)
+            shown = self._text.shorten(text, self._left - 2 * self._pad)
             self._text.draw(ImageDraw.Draw(image), (self._pad, self._row // 2), shown, _WHITE)
             self._clock = text, np.asarray(image)
         return self._clock[1]
 
 
-def _mixed(one: tuple[int, int, int], other: tuple[int, int, int], part: float) -> tuple[int, int, int]:
+def _blend_colors(one: tuple[int, int, int], other: tuple[int, int, int], part: float) -> tuple[int, int, int]:
     red, green, blue = (round(a + (b - a) * min(max(part, 0.0), 1.0)) for a, b in zip(one, other, strict=True))
     return red, green, blue
 
 
 def _clock(seconds: float) -> str:
-    """As "1:02:03.4"; without hours where there are none."""
+    """Format a time as "1:02:03.4", or as "2:03.4" below an hour."""
     tenths = int(seconds * 10 + 1e-6)
     minutes, tenths = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
@@ -215,7 +217,7 @@ def _clock(seconds: float) -> str:
 
 
 class _Text:
-    """Text of one size, each letter in a font that has it."""
+    """Measures and draws text of one size, each letter in a font that has it."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -223,8 +225,8 @@ class _Text:
     def width(self, text: str) -> int:
         return round(sum(font.getlength(part) for font, part in self._parts(text)))
 
-    def fitted(self, text: str, width: int) -> str:
-        """The text, without its middle where it is too long."""
+    def shorten(self, text: str, width: int) -> str:
+        """Shorten the text to a width in pixels by replacing its middle with an ellipsis."""
         text = text[:500]
         if self.width(text) <= width:
             return text
@@ -235,7 +237,7 @@ class _Text:
         return "…"
 
     def draw(self, draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, color: tuple[int, int, int]) -> None:
-        """Draw from a left end on, around a middle."""
+        """Draw text with its left end, vertically centered, at ``place``."""
         x, y = float(place[0]), place[1]
         for font, part in self._parts(text):
             draw.text((x, y), part, fill=color, font=font, anchor="lm")

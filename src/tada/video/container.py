@@ -1,10 +1,9 @@
-"""Opening a media file safely: the one place where it is done.
+"""Open a media file safely; all video files are opened here.
 
-Only a regular file on this machine is opened, never an address, and FFmpeg may use only the formats of videos:
-a play list or a list of other files, which could make it read elsewhere, is refused whatever its name. What
-FFmpeg says of a file it cannot open becomes one of the errors of ``tada.errors``.
+Only a regular file on this machine is opened, never a URL, and FFmpeg may use only video formats: a playlist, which
+could make it read other files, is refused whatever its name. FFmpeg's errors on opening become ours (``tada.errors``).
 
-Pipes, files that still grow and cameras are opened only for a caller who asks for what is live.
+Pipes, growing files and cameras are opened only where the caller passes ``live``.
 """
 
 from __future__ import annotations
@@ -44,49 +43,49 @@ from tada.video.boxes import check_samples
 from tada.video.live import LiveBytes
 from tada.video.pictures import Meaning, Pictures, pictures_of
 
-# The control that keeps play lists out: with "file" as the only protocol they could still name other files.
+# This list keeps playlists out: with "file" as the only protocol they could still name other files.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
 _CAMERA_FORMAT = "video4linux2"
 _MAX_STREAMS = 100
 _BEGINNINGS = re.compile(rb"....(ftyp|moov)|\x1a\x45\xdf\xa3|RIFF....AVI |FLV\x01|\x30\x26\xb2\x75|G.{187}G", re.DOTALL)
-# These say when packets are to be decoded, not when pictures are shown. FFmpeg makes that up.
+# These formats store when packets are decoded (DTS), not when pictures are shown (PTS): FFmpeg guesses the PTS.
 _WITHOUT_PTS = {"avi", "asf"}
-# And these say no times at all.
+# These formats store no times at all.
 _WITHOUT_TIMES = {"h264", "hevc", "mpegvideo", "m4v"}
 _SIZE_IN_HEADER = {"mov", "matroska", "avi"}
-# These say how long they are, so that an early end shows; MPEG-TS, GIF and raw streams do not.
-_SAY_HOW_LONG = {"mov", "matroska", "avi", "flv"}
+# These formats store their duration, so that truncation can be detected; MPEG-TS, GIF and raw streams do not.
+_WITH_DURATION = {"mov", "matroska", "avi", "flv"}
 _MARKED_BYTES = 1024
 MAX_ASPECT = 50
-"""Length of a frame by its width, or the other way round, that is opened."""
-_WEIGHTS = {"jpeg2000": 2}  # whose decoder takes twice the memory for each pixel
+"""Largest ratio of a frame's long side to its short side that is opened."""
+_WEIGHTS = {"jpeg2000": 2}  # its decoder takes twice the memory per pixel
 MAX_KEPT_PIXELS = 696_320 * 256
-"""Of pictures that an H.264 decoder has to keep since others refer to them; its highest level, 6.2, allows no more."""
-_MAX_REFERENCES = 16  # to which pictures of H.264 may refer
-_LARGE_PIXELS = MAX_KEPT_PIXELS // _MAX_REFERENCES * 9 // 10  # blocks of 16x16 may reach over the edges
-_LATEST_SECONDS = 1e6  # that a picture may come after the sound: eleven days
+"""Most pixels of all reference pictures of an H.264 decoder together, as its highest level, 6.2, allows."""
+_MAX_REFERENCES = 16  # reference pictures in H.264
+_LARGE_PIXELS = MAX_KEPT_PIXELS // _MAX_REFERENCES * 9 // 10  # 9/10, since blocks of 16x16 may extend beyond the edges
+_LATEST_SECONDS = 1e6  # largest delay of the first picture after the sound: eleven days
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How much one file may cost."""
+    """Limits on the size of one file and on the time to read it."""
 
     max_pixels: int
     """Largest frame, width times height."""
     max_frames: int
     """Most packets of the video stream."""
     timeout_seconds: float
-    """For opening, and again for each read."""
+    """Longest time for opening, and for each single read."""
 
 
 class MediaFile:
     """An open container and its first video stream that is not cover art.
 
     Args:
-        live: bytes that still come, which are read in place of the file at ``path``; or "camera": it is a camera.
+        live: a stream of bytes to read instead of the file at ``path``; or "camera", where ``path`` is one.
 
     Raises:
-        VideoError: one of its subclasses, by what is wrong.
+        VideoError: one of its subclasses, by the kind of fault.
     """
 
     def __init__(self, path: str, limits: Limits, *, live: LiveBytes | Literal["camera"] | None = None) -> None:
@@ -99,7 +98,7 @@ class MediaFile:
             source, form, formats, protocol = "file:" + os.path.abspath(path), None, _FORMATS, "file"
         elif live == "camera":
             source, form, formats, protocol = path, _CAMERA_FORMAT, _CAMERA_FORMAT, "none"
-        else:  # these know themselves when to give up; nothing that they hold may lead to a file
+        else:  # LiveBytes has its own timeout; its content must not make FFmpeg open files
             source, form, formats, protocol, timeout = live, None, _FORMATS, "none", None
         pixels = {"max_pixels": str(limits.max_pixels)}
         try:
@@ -107,7 +106,7 @@ class MediaFile:
                 source,
                 mode="r",
                 format=form,
-                options=pixels,  # or FFmpeg would decode a frame, however large, to know the stream
+                options=pixels,  # else FFmpeg would decode a frame of any size to find the parameters
                 container_options={
                     "protocol_whitelist": protocol,
                     "format_whitelist": formats,
@@ -117,10 +116,12 @@ class MediaFile:
                 timeout=timeout,
             )
         except (av.error.FFmpegError, OSError, MemoryError) as fault:
-            raise (_opening_fault(fault, path, limits) if live is None else _live_fault(fault, path, live)) from fault
+            raise (
+                _make_opening_error(fault, path, limits) if live is None else _make_live_error(fault, path, live)
+            ) from fault
         try:
             self.kind = self.container.format.name.split(",")[0]
-            # The file says when pictures are shown.
+            # Whether the file stores when pictures are shown (PTS).
             self.has_pts = self.kind not in _WITHOUT_PTS | _WITHOUT_TIMES
             cover = av.stream.Disposition.attached_pic
             videos = [stream for stream in self.container.streams.video if not stream.disposition & cover]
@@ -128,13 +129,13 @@ class MediaFile:
                 raise NoVideoStreamError(f"{path!r} holds no video, only sound or cover art", path)
             self.stream = videos[0]
             if self.stream.codec_context is None:
-                mark = _codec_mark(path) if live is None else "(unknown)"
+                mark = _read_codec_mark(path) if live is None else "(unknown)"
                 raise UnsupportedCodecError(f"{path!r}: no decoder for its codec {mark}; convert it to H.264", path)
             self.context = self.stream.codec_context
             self.codec: str = self.context.codec.canonical_name
             self.context.thread_type, self.context.thread_count = "NONE", 1
             self._check_size()
-            # Where a header says that frames are small, they may not become so large that the kept ones would be many.
+            # If the header declares small frames, later ones must stay small enough for 16 references to fit in memory.
             self.are_large = self.context.width * self.context.height > _LARGE_PIXELS
             most = limits.max_pixels if self.are_large else min(limits.max_pixels, MAX_KEPT_PIXELS // _MAX_REFERENCES)
             self.context.options = {"max_pixels": str(most // _WEIGHTS.get(self.codec, 1))}
@@ -145,7 +146,7 @@ class MediaFile:
     def _check_size(self) -> None:
         width, height = self.context.width, self.context.height
         weight = _WEIGHTS.get(self.codec, 1)
-        # FFmpeg forgets a size that is in the header if it exceeds max_pixels.
+        # FFmpeg sets the size to 0 if the one in the header exceeds max_pixels.
         is_too_large = self.kind in _SIZE_IN_HEADER if width == 0 else width * height * weight > self.limits.max_pixels
         if is_too_large:
             size = f"of {width}x{height} " if width else ""
@@ -159,10 +160,10 @@ class MediaFile:
             self.check_shape(width, height)
 
     def check_shape(self, width: int, height: int) -> None:
-        """See that frames are no strips, which would become huge where their short side is brought to some length.
+        """Refuse frames that are strips: resizing their short side to a fixed length would make them huge.
 
         Raises:
-            TooLargeError: they are.
+            TooLargeError: the long side is more than ``MAX_ASPECT`` times the short one.
         """
         if max(width, height) > MAX_ASPECT * min(width, height):
             raise TooLargeError(
@@ -172,7 +173,7 @@ class MediaFile:
             )
 
     def close(self) -> None:
-        """Let go of the file, and of its decoder with the frames it keeps: at 8K, hundreds of megabytes.
+        """Close the file and free its decoder, whose reference frames take hundreds of megabytes at 8K.
 
         May be called twice.
         """
@@ -182,35 +183,35 @@ class MediaFile:
             vars(self).pop(name, None)
 
     def packets(self, *streams: av.stream.Stream) -> Iterator[av.packet.Packet[Any]]:
-        """Read on, packet by packet. Where the file cannot be read further, that is its end.
+        """Read the next packets. A read error counts as the end of the file.
 
         Args:
-            streams: of which packets; by default those of the video.
+            streams: whose packets to read; by default the video's.
         """
         packets = self.container.demux(*(streams or [self.stream]))
         while True:
             try:
                 packet = next(packets, None)
             except (av.error.ExitError, TimeoutError) as fault:
-                raise _timeout(self.path, self.limits) from fault
-            except (av.error.FFmpegError, IndexError):  # the latter at the end, where a stream has appeared meanwhile
+                raise _make_timeout_error(self.path, self.limits) from fault
+            except (av.error.FFmpegError, IndexError):  # IndexError: at the end, if a stream appeared while reading
                 return
             if packet is None:
                 return
-            if packet.size:  # those without a byte would end the decoding
+            if packet.size:  # an empty packet would end the decoding
                 yield packet
 
     @property
     def start(self) -> Fraction:
-        """What players and ``ffmpeg -ss`` count from, in seconds of the file's own clock.
+        """The container's start, from which players and ``ffmpeg -ss`` count, in seconds of the file's own clock.
 
-        It is the start of the track that begins first, which may be the sound. What a coder of sound writes before it,
-        to start itself, does not count.
+        It is the start of the track that begins first, which may be the sound. An audio encoder's priming samples
+        before it do not count.
         """
         start = self.container.start_time
         if start is None:
             return Fraction(0)
-        # It comes rounded to microseconds. Exactly it is the start of one of the streams.
+        # FFmpeg rounds it to microseconds; the exact value is the start of one of the streams.
         starts = [
             s.start_time * s.time_base for s in self.container.streams if s.start_time is not None and s.time_base
         ]
@@ -221,20 +222,21 @@ class MediaFile:
         """How long after the container's start the first picture appears, in seconds; 0 or more.
 
         Args:
-            first_ticks: when the first picture appears, in the stream's unit.
+            first_ticks: when the first picture appears, in units of the stream's time base.
         """
         unit = self.stream.time_base
         if unit is None or self.container.start_time is None:
             return 0.0
         late = float(first_ticks * unit - self.start)
-        # ASF may say a start that lies behind the first picture, and a damaged file any.
+        # In ASF the start may lie after the first picture, and in a damaged file anywhere.
         return late if 0 < late < _LATEST_SECONDS else 0.0
 
     def scan(self) -> Packets:
-        """Read every packet of the file, decoding none.
+        """Read every packet of the file without decoding.
 
         Raises:
-            TooLargeError: the video has more packets than ``max_frames``, or more is to be kept than any decoder keeps.
+            TooLargeError: the video has more packets than ``max_frames``, or its reference pictures exceed
+                ``MAX_KEPT_PIXELS``.
         """
         scan, ours = Packets(), self.stream.index
         pictures = pictures_of(
@@ -271,27 +273,27 @@ class MediaFile:
                     f"{self.path!r} has more than max_frames={self.limits.max_frames} frames; cut it into parts",
                     self.path,
                 )
-        if self.kind in _SAY_HOW_LONG:
+        if self.kind in _WITH_DURATION:
             scan.breaks_off = is_cut or self._ends_early(begins, ends) or self._lacks_fragment(2 * len(scan.pts))
             if is_cut and stream == ours:
                 scan.forget_last()
-        scan.is_timed = scan.is_timed and self._says_when_shown(scan, pictures)
+        scan.is_timed = scan.is_timed and self._has_real_pts(scan, pictures)
         return scan
 
-    def _says_when_shown(self, scan: Packets, pictures: Pictures) -> bool:
-        """Whether times are those at which pictures are shown, and not made up in the order of decoding."""
+    def _has_real_pts(self, scan: Packets, pictures: Pictures) -> bool:
+        """Whether PTS are real presentation times, and not guessed by FFmpeg in decoding order."""
         if self.kind in _WITHOUT_TIMES or (not self.has_pts and self.codec in ("h264", "hevc")):
             return False
-        # With B-frames the two orders differ. FFmpeg's word for these means no more than that there may be some.
+        # With B-frames the two orders differ. FFmpeg's has_b_frames only says that there may be some.
         is_in_order = len(scan.pts) > 1 and bool(np.all(np.diff(scan.pts) > 0))
         return not (is_in_order and self.context.has_b_frames and pictures.has_b)
 
     def _ends_early(self, begins: list[int], ends: list[int]) -> bool:
-        """Whether the packets last shorter than the header says, by more than three frames.
+        """Whether the packets end earlier than the header's duration, by more than three frames.
 
-        Before 0 lie only packets with which sound starts its coder; the header's duration counts them. AVI is judged by
-        its video alone: of its sound the header also counts packets of no bytes, such as stand for a late start. An MKV
-        does not say how long its last frame stands, but how many bytes it has.
+        Only the sound's priming packets lie before 0; the header's duration includes them. For AVI only the video is
+        compared: the header also counts empty packets of sound, which mark a late start. An MKV does not store how long
+        its last frame is shown, but it stores its number of bytes.
         """
         if self.kind == "matroska" and _is_whole_matroska(self.path):
             return False
@@ -306,7 +308,7 @@ class MediaFile:
         return end - begin < promised_seconds - max(0.1, 3 / float(self.stream.average_rate or 10))
 
     def _lacks_fragment(self, max_fragment_boxes: int) -> bool:
-        """Whether an MP4 in fragments, which says nowhere how long it is, ends within one (ISO 14496-12, 4.2, 8.8)."""
+        """Whether a fragmented MP4, which stores no duration, ends within a fragment (ISO 14496-12, 4.2, 8.8)."""
         if self.kind != "mov":
             return False
         size, place, is_fragmented, name = os.path.getsize(self.path), 0, False, b""
@@ -326,7 +328,7 @@ class MediaFile:
         return is_fragmented and name in (b"moof", b"mdat") and place > size
 
     def breaks_off(self, num_frames: int) -> TruncatedVideoError:
-        """The error that the file ends, or turns to noise, after ``num_frames``."""
+        """Make the error for a file that ends, or becomes unreadable, after ``num_frames``."""
         promised = self.stream.frames
         count = f"{num_frames} of {promised} frames" if promised > num_frames else counted(num_frames, "frame")
         remedy = "copy or download it again" + (", or pass allow_damaged=True to use them" if num_frames else "")
@@ -334,19 +336,19 @@ class MediaFile:
 
 
 class Packets:
-    """The packets of a video stream, in the order of the file: a column for each thing known of them."""
+    """The packets of a video stream, in file order, as one array per property."""
 
     def __init__(self) -> None:
         self.pts, self.dts, self.duration = array("q"), array("q"), array("q")
         self.mark = array("Q")
-        """By what a packet is known again, beside its times: those of MPEG-PS differ after a seek."""
+        """``mark_of`` each packet: identifies it after a seek, together with its times, which MPEG-PS changes."""
         self.is_key, self.is_shown = bytearray(), bytearray()
         self.is_timed = True
-        """Every packet is a picture and says when it appears, and the times of decoding never go back."""
+        """Every packet is a picture with a PTS, and the DTS never decrease."""
         self.are_due_in_turn = True
-        """Every packet says when it is to be decoded, which is after the one before it."""
+        """Every packet has a DTS, and these strictly increase."""
         self.has_fields = False
-        """There were packets that are not here, since each was the second field of a picture."""
+        """Some packets were left out, each being the second field of a picture."""
         self.breaks_off = False
         """The file ends before it should."""
         self._last_dts: int | None = None
@@ -369,11 +371,11 @@ class Packets:
 
 
 def mark_of(packet: memoryview) -> int:
-    """A number by which a packet can be known again: its size and a checksum of its beginning."""
+    """A packet's fingerprint: its size and a checksum of its first bytes."""
     return len(packet) << 32 | zlib.crc32(packet[:_MARKED_BYTES])
 
 
-# --- what can be wrong --------------------------------------------------------------------------------------------
+# --- errors on opening --------------------------------------------------------------------------------------------
 
 
 def _check_regular_file(path: str) -> None:
@@ -393,18 +395,18 @@ def _check_regular_file(path: str) -> None:
         raise VideoNotFoundError(f"{path!r} cannot be read: no permission; give this user the right to read it", path)
 
 
-def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
-    """The typed form of what FFmpeg says when it cannot open ``path``."""
+def _make_opening_error(fault: Exception, path: str, limits: Limits) -> VideoError:
+    """Turn FFmpeg's error on opening ``path`` into one of ours."""
     if isinstance(fault, (av.error.ExitError, TimeoutError)):
-        return _timeout(path, limits)
-    if isinstance(fault, MemoryError):  # FFmpeg's word for too many streams, too
+        return _make_timeout_error(path, limits)
+    if isinstance(fault, MemoryError):  # FFmpeg also raises it for too many streams
         return TooLargeError(f"{path!r} has more than {_MAX_STREAMS} streams, or needs too much memory", path)
     try:
         with open(path, "rb") as file:
             beginning = file.read(200)
-    except OSError as gone:  # since it was looked at; FFmpeg says so of damaged files, too
+    except OSError as gone:  # it vanished since the check. FFmpeg also raises OSError for damaged files
         return VideoNotFoundError(f"{path!r} cannot be read: {why_unread(gone)}", path)
-    # FFmpeg calls an argument invalid if the format is not among those allowed.
+    # FFmpeg raises EINVAL if the format is not in the allowed list.
     if _BEGINNINGS.match(beginning) and getattr(fault, "errno", None) != errno.EINVAL:
         return TruncatedVideoError(
             f"{path!r} begins as a video, but 0 frames can be read: its end, or the index that belongs there, is "
@@ -418,8 +420,8 @@ def _opening_fault(fault: Exception, path: str, limits: Limits) -> VideoError:
     )
 
 
-def _live_fault(fault: Exception, path: str, live: LiveBytes | Literal["camera"]) -> VideoError:
-    """The typed form of what FFmpeg says of a camera, or of bytes that still come."""
+def _make_live_error(fault: Exception, path: str, live: LiveBytes | Literal["camera"]) -> VideoError:
+    """Turn FFmpeg's error on opening a camera or a live stream into one of ours."""
     if live == "camera":
         why = getattr(fault, "strerror", None) or str(fault)
         return VideoNotFoundError(f"{path!r}: the camera cannot be opened ({why}); does something else use it?", path)
@@ -436,7 +438,7 @@ def _live_fault(fault: Exception, path: str, live: LiveBytes | Literal["camera"]
     return NotAVideoError(f"{path!r} is not a video in a format that is opened; {remedy}", path)
 
 
-def _timeout(path: str, limits: Limits) -> VideoError:
+def _make_timeout_error(path: str, limits: Limits) -> VideoError:
     return DecodeTimeoutError(
         f"{path!r}: reading took longer than timeout_seconds={limits.timeout_seconds:g}; is its disk slow or away? "
         "Copy it to a local disk or allow more time",
@@ -445,10 +447,10 @@ def _timeout(path: str, limits: Limits) -> VideoError:
 
 
 def _is_whole_matroska(path: str) -> bool:
-    """Whether an MKV or WebM has all the bytes that it says it has (RFC 8794, 4-6). False: it does not say."""
+    """Whether an MKV or WebM has all bytes that its header declares (RFC 8794, 4-6). False if it declares none."""
     with open(path, "rb") as file:
         place = 0
-        for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # its header, and all the rest
+        for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # IDs of the EBML header and of the segment
             file.seek(place)
             content = file.read(12)
             num_bytes = 9 - content[4].bit_length() if len(content) > 4 else 9
@@ -459,8 +461,8 @@ def _is_whole_matroska(path: str) -> bool:
         return size != (1 << 7 * num_bytes) - 1 and place <= os.path.getsize(path)
 
 
-def _codec_mark(path: str) -> str:
-    """What an MP4 or MKV itself calls its codec, for the message that no decoder knows it."""
+def _read_codec_mark(path: str) -> str:
+    """The codec's name stored in an MP4 or MKV, for the message that no decoder is known."""
     with open(path, "rb") as file:
         beginning = file.read(1 << 16)
         file.seek(max(os.path.getsize(path) - (1 << 16), 0))

@@ -1,4 +1,4 @@
-"""Finding videos: what the names of files, folders and patterns mean."""
+"""Find videos: expand names of files, folders and patterns into a list of videos."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tada.video.numbered import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, is_frame_f
 
 
 def find_videos(names: Sequence[str], say: Callable[[str], None] = print) -> list[str]:
-    """The videos that names mean: files as they are, folders with all they hold, patterns such as ``a/*.mp4``.
+    """Expand names into videos: files as they are, folders recursively, patterns such as ``a/*.mp4``.
 
-    A folder of numbered pictures is a video itself, wherever it is met.
+    A folder of numbered pictures counts as one video.
 
     Args:
-        say: told where a folder is taken for one video, and others may lie in it.
+        say: called with a notice where a folder is taken for one video but has subfolders.
 
     Raises:
-        VideoNotFoundError: a name means no file, a folder or a pattern no video, or a picture alone.
+        VideoNotFoundError: a pattern matches no file, a folder holds no video, or a name is a single picture.
     """
     found: list[str] = []
     for name in names:
@@ -30,12 +30,12 @@ def find_videos(names: Sequence[str], say: Callable[[str], None] = print) -> lis
             if inner:
                 say(
                     f"{name!r} holds numbered pictures and is taken for one video; folders in it ({listed(inner)}) are "
-                    "passed over: name them to have what they hold"
+                    "skipped: name them to read the videos in them"
                 )
         elif path.is_dir():
-            files = _videos_below(path)
+            files = _find_below(path)
         elif path.exists() or not glob.has_magic(name):
-            files = [name]  # a file that does not exist is refused when it is opened, like any other fault of it
+            files = [name]  # if it does not exist, opening it raises the error
         else:
             files = sorted(glob.glob(name, recursive=True))
         if not files:
@@ -55,15 +55,15 @@ def find_videos(names: Sequence[str], say: Callable[[str], None] = print) -> lis
     return list(dict.fromkeys(found))
 
 
-def _videos_below(folder: Path) -> list[str]:
-    videos, maybe = [], set()
+def _find_below(folder: Path) -> list[str]:
+    videos, candidates = [], set()
     for path in folder.rglob("*"):
         ending = path.suffix.lower()
         if ending in VIDEO_EXTENSIONS:
             videos.append(path)
         elif ending in PICTURE_EXTENSIONS:
-            maybe.add(path.parent)
-        elif path.is_symlink() and path.is_dir():  # which are not searched
-            maybe.add(path)
-    hidden = {path for path in maybe if any(part.startswith(".") for part in path.relative_to(folder).parts)}
-    return [str(path) for path in sorted([*videos, *filter(is_frame_folder, maybe - hidden)])]
+            candidates.add(path.parent)
+        elif path.is_symlink() and path.is_dir():  # rglob does not follow links
+            candidates.add(path)
+    hidden = {path for path in candidates if any(part.startswith(".") for part in path.relative_to(folder).parts)}
+    return [str(path) for path in sorted([*videos, *filter(is_frame_folder, candidates - hidden)])]

@@ -1,4 +1,4 @@
-"""Frames that are no video file, with the parts of one: in memory, or numbered pictures in a folder.
+"""Frames in memory, or numbered pictures in a folder, behind the interface of an open video file.
 
 Shapes: T frames of H x W pixels.
 """
@@ -43,13 +43,13 @@ T = TypeVar("T")
 
 Shrink = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
-_FRAMES_AT_ONCE, _BYTES_AT_ONCE = 16, 1 << 26  # that are held at full size where they are to become smaller
+_FRAMES_AT_ONCE, _BYTES_AT_ONCE = 16, 1 << 26  # most held at full size before they are resized
 _AGAIN = "extract or copy it again"
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)  # an entry of Exif, and those of its values that swap width and height
+_ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the Exif tag, and its values that swap width and height
 
 
 class OpenVideo(Protocol):
-    """A video that is open: ``tada.video.reader.Video`` says what its parts mean."""
+    """The interface of an open video; ``tada.video.reader.Video`` documents its members."""
 
     times_seconds: NDArray[np.float64]
 
@@ -69,14 +69,14 @@ class OpenVideo(Protocol):
 
 
 def open_footage(path: str | os.PathLike[str], *, fps: float | None = None) -> AbstractContextManager[OpenVideo]:
-    """Open a video file, or a folder of numbered pictures as one, for a ``with``.
+    """Open a video file or a folder of numbered pictures; use the result in a ``with``.
 
     Args:
-        fps: the rate of a folder's frames, in frames per second; None: it is not known, and times count frames. A file
-            has times of its own.
+        fps: the rate of a folder's frames, in frames per second; None: unknown, and times are frame numbers. A video
+            file has its own times.
 
     Raises:
-        VideoError: it cannot be read; of a folder also where its pictures are not one series (``tada.video.numbered``).
+        VideoError: it cannot be read, or a folder's pictures are not one series (``tada.video.numbered``).
     """
     if not os.path.isdir(path):
         return open_video(path)
@@ -97,10 +97,10 @@ def probe_footage(path: str | os.PathLike[str], *, fps: float | None = None) -> 
 
 
 def check_pictures(path: str | os.PathLike[str]) -> None:
-    """See whether all pictures in a folder of frames can be opened and have one size; none is decoded.
+    """Check that all pictures in a folder of frames can be opened and have one size, without decoding them.
 
     Raises:
-        VideoError: one cannot, or has another.
+        VideoError: a picture cannot be opened, or has another size.
     """
     pictures = Pictures(frame_folder(path))
     for index in range(len(pictures)):
@@ -108,13 +108,13 @@ def check_pictures(path: str | os.PathLike[str]) -> None:
 
 
 def check_rate(paths: Sequence[str | os.PathLike[str]], fps: float | None, *, needed: str = "") -> None:
-    """See whether a rate is given where there are folders of frames among some videos, and only there.
+    """Check that ``fps`` is given if some of the videos are folders of frames, and only then.
 
     Args:
-        needed: what needs the times of frames, for the message; empty if nothing does.
+        needed: for the message, what needs the times of frames; if empty, ``fps`` may be missing.
 
     Raises:
-        OptionError: it lacks, or there are no such folders.
+        OptionError: ``fps`` is missing, or there are no folders of frames.
     """
     folder = next((path for path in paths if os.path.isdir(path)), None)
     if fps is not None and check_fps(fps) and folder is None and all(map(os.path.exists, paths)):
@@ -124,7 +124,7 @@ def check_rate(paths: Sequence[str | os.PathLike[str]], fps: float | None, *, ne
 
 
 def no_rate(folder: str, needed: str) -> str:
-    """The message that the rate of a folder's frames lacks."""
+    """The message that the rate of a folder's frames is missing."""
     return (
         f"{folder!r} is a folder of frames, which does not say when they are shown, and {needed}: give their rate in "
         "frames per second (--fps 25)"
@@ -132,13 +132,14 @@ def no_rate(folder: str, needed: str) -> str:
 
 
 class FramesVideo:
-    """Frames that can be had one by one, with the parts of an open video.
+    """A sequence of frames as an open video.
 
     Args:
-        frames: T pictures, each uint8 [H, W, 3] when it is asked for.
-        size: height and width.
-        fps: their rate; None: it is not known, and ``times_seconds`` counts frames.
-        codec: how they are kept.
+        frames: T frames, each uint8 [H, W, 3], read on access.
+        size: height and width, in pixels.
+        fps: their rate, in frames per second; None: unknown, and ``times_seconds`` are frame numbers.
+        name: for messages and ``VideoInfo.path``.
+        codec: for ``VideoInfo.codec``.
     """
 
     def __init__(
@@ -155,12 +156,12 @@ class FramesVideo:
 
     @property
     def container_fps(self) -> float | None:
-        """The rate that was given."""
+        """The ``fps`` that was given."""
         return self._fps
 
     @property
     def info(self) -> VideoInfo:
-        """What is known of a video."""
+        """Size, rate, length and codec, as for a video file."""
         height, width = self._size
         fps = self._fps or 1.0
         return VideoInfo(
@@ -187,14 +188,14 @@ class FramesVideo:
         wanted, places = np.unique(np.asarray(indices, np.int64), return_inverse=True)
         numbers = wanted.tolist()
         if shrink is None:
-            found = self._stacked(numbers)
+            found = self._stack_frames(numbers)
         else:
             most = max(1, min(_FRAMES_AT_ONCE, _BYTES_AT_ONCE // (3 * self._size[0] * self._size[1])))
             parts = (numbers[i : i + most] for i in range(0, len(numbers), most))
-            found = np.concatenate([shrink(self._stacked(part)) for part in parts])
+            found = np.concatenate([shrink(self._stack_frames(part)) for part in parts])
         return found if np.array_equal(places, np.arange(len(found))) else found[places]
 
-    def _stacked(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+    def _stack_frames(self, indices: Sequence[int]) -> NDArray[np.uint8]:
         frames = np.empty((len(indices), *self._size, 3), np.uint8)
         for place, index in enumerate(indices):
             frames[place] = self._frames[index]
@@ -216,7 +217,7 @@ class FramesVideo:
     def __iter__(self) -> Iterator[tuple[float, NDArray[np.uint8]]]:
         """Every frame in turn, [H, W, 3], and when it is shown."""
         for index, seconds in enumerate(self.times_seconds.tolist()):
-            yield seconds, self._stacked([index])[0]
+            yield seconds, self._stack_frames([index])[0]
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -224,15 +225,15 @@ class FramesVideo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ListedPictures:
-    """Frames whose files somebody has listed, as ``FrameFolder`` has those of a folder."""
+    """Frames given as a list of picture files; the interface is that of ``FrameFolder``."""
 
     path: str
-    """What they are called together."""
+    """Name of the list, for messages."""
     files: tuple[str, ...]
 
     @property
     def num_frames(self) -> int:
-        """How many there are."""
+        """Number of pictures."""
         return len(self.files)
 
     def file(self, index: int) -> str:
@@ -241,13 +242,13 @@ class ListedPictures:
 
 
 class Pictures(Sequence[NDArray[np.uint8]]):
-    """The pictures in a folder as frames, uint8 [H, W, 3], each read when it is asked for.
+    """The pictures in a folder as frames, uint8 [H, W, 3], each read on access.
 
     Attributes:
-        size: height and width of the first, and so of all.
+        size: height and width of all pictures, taken from the first.
 
     Raises:
-        VideoError: the first, or one that is asked for, cannot be read or is of another size.
+        VideoError: the first picture, or one on access, cannot be read or has another size.
     """
 
     def __init__(self, folder: FrameFolder | ListedPictures) -> None:
@@ -266,17 +267,17 @@ class Pictures(Sequence[NDArray[np.uint8]]):
     def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | Sequence[NDArray[np.uint8]]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        frame = _read(self._folder.file(index), self._folder.path, _turned)
-        self._check_alike(index, frame.shape[:2])
+        frame = _read_picture(self._folder.file(index), self._folder.path, _rotated_rgb)
+        self._check_same_size(index, frame.shape[:2])
         return frame
 
     def size_of(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture, which is not decoded for that."""
-        size = _read(self._folder.file(index), self._folder.path, _turned_size)
-        self._check_alike(index, size)
+        """Height and width of a picture, read without decoding it."""
+        size = _read_picture(self._folder.file(index), self._folder.path, _rotated_size)
+        self._check_same_size(index, size)
         return size
 
-    def _check_alike(self, index: int, size: tuple[int, ...]) -> None:
+    def _check_same_size(self, index: int, size: tuple[int, ...]) -> None:
         first = vars(self).get("size", size)
         if first != size:
             ours, others = (f"{width}x{height}" for height, width in (size, first))
@@ -287,11 +288,11 @@ class Pictures(Sequence[NDArray[np.uint8]]):
             )
 
 
-def _read(file: str, folder: str, read: Callable[[Image], T]) -> T:
-    """What ``read`` makes of a picture that has been opened.
+def _read_picture(file: str, folder: str, read: Callable[[Image], T]) -> T:
+    """Open a picture and return ``read(image)``.
 
     Raises:
-        VideoError: it is gone, no JPEG or PNG, too large, or damaged.
+        VideoError: the file is missing, not a JPEG or PNG, too large, or damaged.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -303,11 +304,11 @@ def _read(file: str, folder: str, read: Callable[[Image], T]) -> T:
         if status.st_size == 0:
             raise EmptyFileError(f"{file!r} has no bytes; {_AGAIN}", folder)
         with warnings.catch_warnings():
-            # Of damaged entries beside a picture that may be whole, and of sizes, for which there is our own limit. By
-            # module, as other threads may warn meanwhile.
+            # Pillow warns of damaged metadata, though the picture may be whole, and of sizes, for which we have our own
+            # limit. Filter by module, as other threads may warn at the same time.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with Image.open(file, formats=("JPEG", "PNG")) as image:
-                _check(image, file, folder)
+                _check_image(image, file, folder)
                 return read(image)
     except UnidentifiedImageError as error:
         raise NotAVideoError(f"{file!r} is no JPEG or PNG picture, whatever its name says; {_AGAIN}", folder) from error
@@ -325,17 +326,17 @@ def _read(file: str, folder: str, read: Callable[[Image], T]) -> T:
         raise CorruptVideoError(f"{file!r} breaks off or is damaged ({error}); {_AGAIN}", folder) from error
 
 
-def _check(image: Image, file: str, folder: str) -> None:
+def _check_image(image: Image, file: str, folder: str) -> None:
     check_size(*image.size, repr(file), folder)
     if image.mode.startswith(("I", "F")):
         raise UnsupportedCodecError(f"{file!r} has more than 8 bits for a color; convert it to 8", folder)
 
 
 def check_size(width: int, height: int, name: str, path: str) -> None:
-    """Refuse frames of other sizes than a video may have, wherever they come from.
+    """Refuse frames whose size a video may not have.
 
     Raises:
-        TooLargeError: they have too many pixels, or are strips.
+        TooLargeError: they exceed ``MAX_PIXELS``, or one side is more than ``MAX_ASPECT`` times the other.
     """
     if width * height > MAX_PIXELS:
         raise TooLargeError(
@@ -347,22 +348,22 @@ def check_size(width: int, height: int, name: str, path: str) -> None:
         )
 
 
-def _turned_size(image: Image) -> tuple[int, int]:
-    """Height and width as the picture is shown."""
+def _rotated_size(image: Image) -> tuple[int, int]:
+    """Height and width after the Exif rotation."""
     width, height = image.size
-    return (width, height) if _orientation(image) in _LYING else (height, width)
+    return (width, height) if _orientation(image) in _SIDEWAYS else (height, width)
 
 
-def _turned(image: Image) -> NDArray[np.uint8]:
-    """The picture as it is shown."""
+def _rotated_rgb(image: Image) -> NDArray[np.uint8]:
+    """The picture as RGB, [H, W, 3], after the Exif rotation."""
     from PIL import ImageOps
 
     return rgb_of(image if _orientation(image) == 1 else ImageOps.exif_transpose(image))
 
 
 def _orientation(image: Image) -> int:
-    """How a camera asks to turn a picture (Exif); 1: not at all."""
-    if "exif" not in image.info:  # a PNG would be decoded to look behind its pixels
+    """The Exif orientation, 1 to 8; 1: no rotation."""
+    if "exif" not in image.info:  # getexif would decode a PNG to read the chunks after its pixels
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
@@ -371,7 +372,7 @@ def _orientation(image: Image) -> int:
 
 
 def rgb_of(image: Image) -> NDArray[np.uint8]:
-    """A picture of PIL as a frame, [H, W, 3]. Alpha is composited on black."""
+    """Convert a PIL image to a frame, uint8 [H, W, 3]. Alpha is composited on black."""
     if image.has_transparency_data:
         alpha = image.convert("RGBA")
         black = alpha.copy()

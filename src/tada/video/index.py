@@ -1,7 +1,7 @@
-"""Which frames a video has, when each is shown, and where decoding can start.
+"""Index of a video: which frames it has, when each is shown, and where decoding can start.
 
-The packets tell, without any decoding, where each is a picture that says when it is shown. Elsewhere the video has to
-be decoded once, and its frames are those that come out, in the order in which they come.
+Where each packet is one picture with a presentation time, the index is built from the packets without decoding. Other
+videos are decoded once, and the frames are numbered as they leave the decoder.
 
 All times count from the container's start, as in players and in ``ffmpeg -ss``.
 """
@@ -18,19 +18,19 @@ import numpy.typing as npt
 
 from tada.video.container import MediaFile, Packets
 
-_USUAL_FPS = 25.0  # where a file says nothing
-_EXACT_BITS = 53  # of a float
+_USUAL_FPS = 25.0  # where a file declares no rate
+_EXACT_BITS = 53  # integers of more bits are not exact as a float
 
 
 class KeyPacket(NamedTuple):
     """A packet from which decoding can start."""
 
     frame: int
-    """Number of the first frame that comes then."""
+    """Number of the first frame decoded from it."""
     pts: int
     dts: int
     mark: int
-    """``mark_of`` it."""
+    """``mark_of`` the packet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,24 +38,24 @@ class FrameIndex:
     """The frames of a video, in the order of presentation."""
 
     times_seconds: npt.NDArray[np.float64]
-    """[num_frames]: when each appears; strictly increasing. Not to be written to."""
+    """[num_frames]: when each appears; strictly increasing; read-only."""
     duration_seconds: float
     """From the container's start to the end of the last frame."""
     fps: float
     """Average rate from the first frame to the last."""
     pts: array[int] | None = None
-    """[num_frames]: by what a decoded frame is known, in the stream's ticks. None: by counting from the first."""
+    """[num_frames]: PTS that identify decoded frames, in the stream's ticks. None: frames are counted instead."""
     keys: Sequence[KeyPacket] = ()
-    """By frame. None where frames are counted, which only works from the beginning."""
+    """In order of ``frame``. Empty where frames are counted, which only works from the beginning."""
 
     @property
     def num_frames(self) -> int:
-        """Those that are shown."""
+        """Number of frames that are shown."""
         return len(self.times_seconds)
 
 
 def index_by_packets(media: MediaFile, packets: Packets) -> FrameIndex | None:
-    """Number the frames by the times of their packets. None: times are missing, or those of two frames are the same."""
+    """Number the frames by their packets' times. None if times are missing, or two frames have the same."""
     if not packets.is_timed:
         return None
     if not packets.pts:
@@ -66,7 +66,7 @@ def index_by_packets(media: MediaFile, packets: Packets) -> FrameIndex | None:
     shown = np.flatnonzero(is_shown & (pts >= pts[key_packets[0]]))
     shown = shown[np.argsort(pts[shown])]
     ticks = pts[shown]
-    if np.any(np.diff(ticks) == 0) or _are_too_far_apart(media, ticks):
+    if np.any(np.diff(ticks) == 0) or _span_too_long(media, ticks):
         return None
     # A hidden key frame, before the place where an edit list begins, stands for the first frame after it.
     keys = [
@@ -75,15 +75,15 @@ def index_by_packets(media: MediaFile, packets: Packets) -> FrameIndex | None:
     ]
     order = array("q", ticks.tobytes())
     last_ticks = packets.duration[shown[-1]] if len(shown) else 0
-    # In MP4 durations are those from one decoding to the next.
+    # In MP4 durations are differences of DTS, not of PTS.
     if (media.kind == "mov" or packets.has_fields) and len(ticks) > 1:
         last_ticks = int(ticks[-1] - ticks[-2])
     if not media.has_pts and len(ticks) > 1:
-        # FFmpeg made them up: a picture waits for the next one that is not a B-frame, if there are any.
+        # FFmpeg guessed the PTS: with B-frames, a picture is delayed until the next one that is no B-frame.
         is_in_order = bool(np.all(np.diff(pts) > 0))
         ticks = ticks - int(np.median(pts - np.asarray(packets.dts)) if is_in_order else np.median(np.diff(ticks)))
     declared = media.stream.average_rate
-    times, duration_seconds, fps = _times(media, ticks, last_ticks, float(declared) if declared else None)
+    times, duration_seconds, fps = _times_in_seconds(media, ticks, last_ticks, float(declared) if declared else None)
     return FrameIndex(
         times_seconds=times,
         duration_seconds=duration_seconds,
@@ -94,23 +94,22 @@ def index_by_packets(media: MediaFile, packets: Packets) -> FrameIndex | None:
 
 
 def index_by_decoding(media: MediaFile, packets: Packets, came: Sequence[tuple[int | None, int | None]]) -> FrameIndex:
-    """Number the frames as they came out of the decoder.
+    """Number the frames in the order in which the decoder returned them.
 
-    They are shown at their own times, if these never go back. Else as they come, one for each packet: so long after the
-    packet with which they come is due as the first had to wait for. Where packets do not say when they are due, frames
-    are taken to be evenly spaced.
+    Their times are their own PTS, if these never decrease. Else they follow from the DTS of the packets after which
+    they were returned, less the decoder's delay. Where the DTS do not increase either, frames are evenly spaced.
 
     Args:
-        came: of each frame, its own PTS, and the DTS of the packet with which it came; None for one that came at the
-            end.
+        came: (PTS, DTS) of each frame: its own PTS, and the DTS of the packet after which the decoder returned it;
+            None for a frame returned at the end.
     """
     declared = float(media.stream.guessed_rate or media.stream.average_rate or _USUAL_FPS)
-    ticks = _own_times([pts for pts, _ in came]) if media.has_pts else None
+    ticks = _times_from_pts([pts for pts, _ in came]) if media.has_pts else None
     if ticks is None and packets.are_due_in_turn and came:
-        ticks = _due(packets, [dts for _, dts in came])
-    if ticks is not None and not _are_too_far_apart(media, ticks):
+        ticks = _times_from_dts(packets, [dts for _, dts in came])
+    if ticks is not None and not _span_too_long(media, ticks):
         last_ticks = int(np.median(np.diff(ticks))) if len(ticks) > 1 else packets.duration[-1]
-        times, duration_seconds, fps = _times(media, ticks, last_ticks, declared)
+        times, duration_seconds, fps = _times_in_seconds(media, ticks, last_ticks, declared)
     else:
         count = len(came)
         times, duration_seconds, fps = np.arange(count) / declared, count / declared, declared
@@ -118,8 +117,8 @@ def index_by_decoding(media: MediaFile, packets: Packets, came: Sequence[tuple[i
     return FrameIndex(times_seconds=times, duration_seconds=duration_seconds, fps=fps)
 
 
-def _own_times(pts: Sequence[int | None]) -> npt.NDArray[np.int64] | None:
-    """Times of frames; where a few are those of the one before, they come a tick later. None: they are no times."""
+def _times_from_pts(pts: Sequence[int | None]) -> npt.NDArray[np.int64] | None:
+    """The frames' PTS, with repeated ones a tick later. None if any is missing, they decrease or mostly repeat."""
     known = [ticks for ticks in pts if ticks is not None]
     if not known or len(known) < len(pts):
         return None
@@ -131,8 +130,8 @@ def _own_times(pts: Sequence[int | None]) -> npt.NDArray[np.int64] | None:
     return np.asarray(known, np.int64)
 
 
-def _due(packets: Packets, came_with: Sequence[int | None]) -> npt.NDArray[np.int64] | None:
-    """When each frame would come if the first came with its own packet, in ticks. None: some came together."""
+def _times_from_dts(packets: Packets, came_with: Sequence[int | None]) -> npt.NDArray[np.int64] | None:
+    """Times of the frames by the DTS, less the decoder's delay, in ticks. None if two frames came with one packet."""
     dts = np.asarray(packets.dts)
     step = int(np.median(np.diff(dts))) if len(dts) > 1 else 1
     waited = [ticks for ticks in came_with if ticks is not None]
@@ -145,17 +144,17 @@ def _due(packets: Packets, came_with: Sequence[int | None]) -> npt.NDArray[np.in
     return due
 
 
-def _are_too_far_apart(media: MediaFile, ticks: npt.NDArray[np.int64]) -> bool:
-    """Whether times are such as only a damaged file has: as seconds those of two frames might be the same."""
+def _span_too_long(media: MediaFile, ticks: npt.NDArray[np.int64]) -> bool:
+    """Whether times span so much, in a damaged file, that two frames might have the same time in seconds."""
     unit = media.stream.time_base
     assert unit is not None
     return len(ticks) > 0 and (int(ticks[-1]) - int(ticks[0])) * unit.numerator >= 1 << _EXACT_BITS
 
 
-def _times(
+def _times_in_seconds(
     media: MediaFile, ticks: npt.NDArray[np.int64], last_ticks: int, declared_fps: float | None
 ) -> tuple[npt.NDArray[np.float64], float, float]:
-    """From ticks of the stream to times in seconds; the duration, and the average rate.
+    """Convert ticks of the stream to times in seconds; also return the duration in seconds and the average rate.
 
     Args:
         last_ticks: how long the last frame is shown; 0 if that is unknown.
@@ -168,7 +167,7 @@ def _times(
     times = (ticks - ticks[0]) * unit.numerator / unit.denominator + late
     times.flags.writeable = False
     duration_seconds = float(times[-1]) + (max(last_ticks, 0) * float(unit) or 1 / (declared_fps or _USUAL_FPS))
-    # Headers round, or count frames that are not shown: one is believed if it is right within a frame.
+    # Headers round, or count hidden frames: the declared rate is used if it fits the count within a frame.
     shown_seconds = duration_seconds - late
     is_right = declared_fps is not None and abs(declared_fps * shown_seconds - len(ticks)) <= 1
     return times, duration_seconds, declared_fps if is_right and declared_fps else len(ticks) / shown_seconds

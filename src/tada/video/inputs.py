@@ -1,7 +1,7 @@
-"""What a program may give as a video: a path, bytes, an open file, or frames; each can be opened and read by frames.
+"""Inputs that count as a video: a path, bytes, an open file, or frames. Each becomes a ``VideoSource``.
 
 Frames are RGB, uint8, in an array or a tensor, [T, H, W, 3] or [T, 3, H, W], or pictures in a list. They have no times
-unless their rate is given. What could be read in two ways is refused.
+unless their rate is given. An ambiguous layout is refused.
 
 Shapes: T frames of H x W pixels.
 """
@@ -45,11 +45,11 @@ _LAYOUTS = "a video in memory is uint8 [T, H, W, 3] or [T, 3, H, W], RGB"
 
 
 class VideoSource:
-    """A video that was given, to be opened as often as need be.
+    """A video as the caller gave it; it can be opened repeatedly.
 
     Attributes:
-        name: its path; of what has none, what it is: "<bytes>", "<array>".
-        has_times: whether it says when its frames are shown.
+        name: its path; without a path, its kind: "<bytes>", "<array>".
+        has_times: whether it is known when its frames are shown.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class VideoSource:
         return f"VideoSource({self.name!r})"
 
     def open(self) -> AbstractContextManager[OpenVideo]:
-        """Open it, for a ``with``.
+        """Open the video; use the result in a ``with``.
 
         Raises:
-            VideoError: it cannot be read, or its bytes or frames are not kept any more.
+            VideoError: it cannot be read, or its bytes or frames were released by ``forget`` or pickling.
         """
         if self._opens is None:
             raise VideoNotFoundError(
@@ -82,7 +82,7 @@ class VideoSource:
         return self._opens()
 
     def forget(self) -> None:
-        """Let go of what is in memory; a file stays within reach."""
+        """Release bytes or frames in memory; a file can still be opened."""
         if not self._is_file:
             self._opens = None
 
@@ -91,12 +91,12 @@ class VideoSource:
 
 
 def is_one_video(video: Any) -> bool:
-    """Whether it is one video, or something that holds some: a list of pictures is one, a list of anything else not."""
+    """Whether ``video`` is one video rather than a collection; a list of pictures is one, other lists are not."""
     if isinstance(video, str | os.PathLike | bytes | bytearray | memoryview | VideoSource) or hasattr(video, "read"):
         return True
     if _is_image(video):
         return True
-    if getattr(video, "ndim", None) is not None:  # a column of a table, or an array of names, holds paths
+    if getattr(video, "ndim", None) is not None:  # a pandas column or an array of strings holds paths
         return not (video.ndim == 1 and getattr(getattr(video, "dtype", None), "kind", "") in ("O", "U"))
     if isinstance(video, Sequence):
         return bool(video) and (all(map(_is_picture, video)) or all(map(_is_picture_file, video)))
@@ -104,17 +104,17 @@ def is_one_video(video: Any) -> bool:
 
 
 def source_of(video: Any, *, fps: float | None = None, number: int | None = None) -> VideoSource:
-    """Find out what was given as a video.
+    """Make a ``VideoSource`` of a video in any of the supported forms.
 
     Args:
-        video: the path of a file or of a folder of numbered pictures, the bytes of a file, a binary file that is open
-            (read from where it stands to its end), frames in an array or a tensor, or a list of pictures: PIL's, their
-            files' paths, or arrays and tensors of one each.
-        fps: the rate of frames that come without times, in frames per second.
-        number: which of several it is, for its name.
+        video: the path of a file or of a folder of numbered pictures, the bytes of a file, an open binary file (read
+            from its current position to its end), frames in an array or a tensor, or a list of pictures: PIL images,
+            paths of picture files, or arrays or tensors of one picture each.
+        fps: the rate of frames without times, in frames per second.
+        number: the video's number among several, for its name.
 
     Raises:
-        OptionError: it is none of these, or its layout is not clear; or a rate for what has times of its own.
+        OptionError: it is none of these, its layout is ambiguous, or ``fps`` is given for a video with its own times.
     """
     fps = None if fps is None else check_fps(fps)
     if isinstance(video, VideoSource):
@@ -122,7 +122,7 @@ def source_of(video: Any, *, fps: float | None = None, number: int | None = None
     which = "" if number is None else f" {number}"
     found: VideoSource
     if isinstance(video, str | os.PathLike):
-        _check_one(os.fspath(video))
+        _check_path(os.fspath(video))
     if isinstance(video, str | os.PathLike) and os.path.isdir(video):
         opens = partial(open_footage, video, fps=fps)
         return VideoSource(os.fspath(video), opens, has_times=fps is not None, is_file=True)
@@ -132,20 +132,20 @@ def source_of(video: Any, *, fps: float | None = None, number: int | None = None
         name = f"<bytes{which}>"
         found = VideoSource(name, partial(_open_bytes, video, name))
     elif hasattr(video, "read"):
-        found = _of_open_file(video, which)
+        found = _source_of_open_file(video, which)
     else:
-        return _of_frames(video, fps, which)
-    is_missing = isinstance(video, str | os.PathLike) and not os.path.exists(found.name)  # which opening it tells
+        return _source_of_frames(video, fps, which)
+    is_missing = isinstance(video, str | os.PathLike) and not os.path.exists(found.name)  # opening it raises the error
     if fps is not None and not is_missing:
-        raise OptionError(f"{found.name!r} has times of its own: leave fps away, which is for frames without")
+        raise OptionError(f"{found.name!r} has times of its own: leave out fps, which is for frames without times")
     return found
 
 
-def _check_one(name: str) -> None:
-    """Refuse what stands for several videos, or for a part of one, with the call that takes it.
+def _check_path(name: str) -> None:
+    """Refuse a path that stands for several videos or for a single picture.
 
     Raises:
-        OptionError: it does.
+        OptionError: it does; the message shows the call to use instead.
     """
     if os.path.isdir(name):
         held = [] if is_frame_folder(name) else os.listdir(name)
@@ -169,13 +169,13 @@ def _check_one(name: str) -> None:
 
 @contextmanager
 def _open_bytes(content: bytes | bytearray | memoryview, name: str) -> Iterator[OpenVideo]:
-    with _in_a_file(io.BytesIO(content), name) as video:
+    with _open_copy(io.BytesIO(content), name) as video:
         yield video
 
 
 @contextmanager
-def _in_a_file(content: BinaryIO, name: str) -> Iterator[OpenVideo]:
-    """Open what another file has from where it stands, as a file of this machine, which is what FFmpeg may open."""
+def _open_copy(content: BinaryIO, name: str) -> Iterator[OpenVideo]:
+    """Copy the rest of a binary file into a temporary file, which FFmpeg may open, and open that."""
     with tempfile.TemporaryDirectory(prefix="tada-") as folder:
         file = Path(folder) / "video"
         with writing(file), file.open("wb") as copy:
@@ -188,7 +188,7 @@ def _in_a_file(content: BinaryIO, name: str) -> Iterator[OpenVideo]:
             raise type(error)(message, name) from error
 
 
-def _of_open_file(file: Any, which: str) -> VideoSource:
+def _source_of_open_file(file: Any, which: str) -> VideoSource:
     own = getattr(file, "name", None)
     name = own if isinstance(own, str) and own else f"<file{which}>"
     if getattr(file, "closed", False):
@@ -208,7 +208,7 @@ def _of_open_file(file: Any, which: str) -> VideoSource:
         if opened:
             file.seek(start)
         opened = True
-        with _in_a_file(file, name) as video:
+        with _open_copy(file, name) as video:
             yield video
 
     return VideoSource(name, opens)
@@ -217,7 +217,7 @@ def _of_open_file(file: Any, which: str) -> VideoSource:
 # -- frames -----------------------------------------------------------------------------------------------------------
 
 
-def _of_frames(video: Any, fps: float | None, which: str) -> VideoSource:
+def _source_of_frames(video: Any, fps: float | None, which: str) -> VideoSource:
     frames: Sequence[NDArray[np.uint8]]
     if _is_image(video):
         raise OptionError("one picture is no video: give a list of them")
@@ -234,11 +234,11 @@ def _of_frames(video: Any, fps: float | None, which: str) -> VideoSource:
         shapes = {tuple(frame.shape) for frame in video}
         if len(shapes) > 1:
             raise OptionError(f"{name}: its frames are of several shapes, {_listed(shapes)}: bring them to one size")
-        array = _rgb(np.stack([_as_array(frame, name) for frame in video]), name)
+        array = _as_rgb(np.stack([_as_array(frame, name) for frame in video]), name)
         frames, size = cast(Any, array), (array.shape[1], array.shape[2])
     elif hasattr(video, "__array__"):
         name = f"<{'tensor' if _is_tensor(video) else 'array'}{which}>"
-        array = _rgb(_as_array(video, name), name)
+        array = _as_rgb(_as_array(video, name), name)
         frames, size = cast(Any, array), (array.shape[1], array.shape[2])
     else:
         kind = type(video).__name__
@@ -253,7 +253,7 @@ def _of_frames(video: Any, fps: float | None, which: str) -> VideoSource:
 
 
 def _as_array(video: Any, name: str) -> NDArray[Any]:
-    """An array, of a tensor or whatever can become one, where it lies if possible; refused if it is not uint8."""
+    """Convert a tensor or array-like to an array, without a copy if possible; refuse other types than uint8."""
     kind = str(getattr(video, "dtype", "")).removeprefix("torch.")
     if kind and kind != "uint8":
         way_out = "scale what is from 0 to 1 by 255, round it and make it uint8"
@@ -270,8 +270,8 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
-def _rgb(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
-    """[T, H, W, 3] of an array in one of the layouts; it shares the memory."""
+def _as_rgb(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    """View an array of either layout as [T, H, W, 3], without a copy; refuse other shapes."""
     shape = list(array.shape)
     if array.dtype != np.uint8:
         raise OptionError(f"{name} is {array.dtype} {shape}; {_LAYOUTS}")
@@ -298,14 +298,14 @@ def _rgb(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if shape[0] == 3:
         way_out = "where colors come first, permute it by (1, 2, 3, 0)"
     elif 4 in (shape[1], shape[3]):
-        way_out = "leave alpha away"
+        way_out = "leave out alpha"
     elif 1 in (shape[1], shape[3]):
         way_out = "repeat its one channel three times"
     raise OptionError(f"{name} is {shape}; {_LAYOUTS}: {way_out}")
 
 
 class Images(Sequence[NDArray[np.uint8]]):
-    """Pictures of PIL as frames, each read when it is asked for. Alpha is composited on black."""
+    """PIL images as frames, uint8 [H, W, 3], each converted on access. Alpha is composited on black."""
 
     def __init__(self, images: Sequence[Image]) -> None:
         sizes = {image.size for image in images}
@@ -325,13 +325,13 @@ class Images(Sequence[NDArray[np.uint8]]):
         image = self._images[index]
         try:
             return rgb_of(image)
-        except (OSError, ValueError, SyntaxError) as error:  # a file that breaks off, or was closed
+        except (OSError, ValueError, SyntaxError) as error:  # its file is truncated, or was closed
             name = getattr(image, "filename", "") or "<images>"
             raise CorruptVideoError(f"{name!r}: picture {index} cannot be read ({error})", str(name)) from error
 
 
 def _is_image(value: Any) -> bool:
-    """Whether it is a picture of PIL, which is not imported for that."""
+    """Whether it is a PIL image; does not import PIL."""
     module = sys.modules.get("PIL.Image")
     return module is not None and isinstance(value, module.Image)
 
@@ -346,7 +346,7 @@ def _is_picture(value: Any) -> bool:
 
 
 def _is_picture_file(value: Any) -> bool:
-    """Whether it is called as a picture in a file."""
+    """Whether it is a path with a picture's extension."""
     is_path = isinstance(value, str | os.PathLike) and not isinstance(os.fspath(value), bytes)
     return is_path and os.path.splitext(os.fspath(value))[1].lower() in PICTURE_EXTENSIONS
 
@@ -356,7 +356,7 @@ def _listed(values: Iterable[Any]) -> str:
     return ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
 
 
-if TYPE_CHECKING:  # what PyTorch and Pillow make is known here without importing them
+if TYPE_CHECKING:  # types of PyTorch and Pillow, without importing them at run time
     Frames = NDArray[np.uint8] | Tensor | Sequence[Image] | Sequence[NDArray[np.uint8]] | Sequence[Tensor]
     VideoInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Frames | VideoSource
     """One video."""

@@ -1,4 +1,4 @@
-"""Bytes that are still being written: of a file that grows, or of a pipe. Reading waits at the end for more."""
+"""Read bytes that are still being written, to a growing file or a pipe: at the end, reading waits for more."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import time
 from tada.errors import ChangedVideoError, NotARegularFileError, VideoNotFoundError
 
 STDIN = "-"
-"""Names the standard input, as for other commands."""
+"""Path that stands for the standard input."""
 _POLL_SECONDS = 0.02
 _VIDEO4LINUX = 81  # major number of the devices /dev/video*: linux/Documentation/admin-guide/devices.txt
 _BEGINNING_BYTES = 1 << 16
 
 
 def is_camera(path: str) -> bool:
-    """Whether the path is that of a camera (Video4Linux)."""
+    """Whether the path is a camera device (Video4Linux)."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -28,18 +28,18 @@ def is_camera(path: str) -> bool:
 
 
 class LiveBytes:
-    """A growing file, a named pipe or the standard input, as FFmpeg reads it: from beginning to end, without seeking.
+    """A growing file, a named pipe or the standard input, as a file object that FFmpeg reads without seeking.
 
-    It ends when nothing came for ``idle_seconds``, when the pipe's writer closes it, or when ``stop`` is set.
+    It ends when no bytes arrived for ``idle_seconds``, when the pipe's writer closes it, or when ``stop`` is set.
 
     Raises:
-        VideoError: there is nothing at the path, or neither a file nor a pipe.
+        VideoError: the path does not exist, or is neither a file nor a pipe.
     """
 
     def __init__(self, path: str, *, idle_seconds: float, stop: threading.Event) -> None:
         self.path, self.idle_seconds = path, idle_seconds
         self.beginning = b""
-        """The first bytes, for messages."""
+        """The first bytes, from which error messages tell the format."""
         self.is_closed = False
         """The pipe's writer has closed it."""
         self._stop = stop
@@ -63,19 +63,19 @@ class LiveBytes:
         self._can_wait = not stat.S_ISREG(os.fstat(self._file).st_mode)
 
     def read(self, size: int) -> bytes:
-        """Up to ``size`` bytes, as soon as there are some; none at the end.
+        """Wait for bytes and return up to ``size`` of them; b"" at the end.
 
         Raises:
-            ChangedVideoError: the file became shorter than what was read of it.
+            ChangedVideoError: the file was truncated below the position already read.
         """
-        data = b"" if self._has_ended else self._read(size)
+        data = b"" if self._has_ended else self._wait_and_read(size)
         self._has_ended = not data
         self._position += len(data)
         self.beginning += data[: _BEGINNING_BYTES - len(self.beginning)]
         return data
 
-    def _read(self, size: int) -> bytes:
-        given_up = time.monotonic() + self.idle_seconds
+    def _wait_and_read(self, size: int) -> bytes:
+        deadline = time.monotonic() + self.idle_seconds
         while not self._stop.is_set():
             if self._can_wait:
                 if select.select([self._file], [], [], _POLL_SECONDS)[0]:
@@ -94,12 +94,12 @@ class LiveBytes:
                         self.path,
                     )
                 self._stop.wait(_POLL_SECONDS)
-            if time.monotonic() > given_up:
+            if time.monotonic() > deadline:
                 break
         return b""
 
     def close(self) -> None:
-        """Let go of the file. May be called twice."""
+        """Close the file. May be called twice."""
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)

@@ -1,11 +1,11 @@
-"""Folders of frames: numbered pictures that stand for a video. Which they are, and in which order; none is opened here.
+"""Folders of frames: find the numbered pictures that stand for a video, and their order, without opening any.
 
     clip_07/img_00001.jpg  img_00002.jpg  ...       as MMAction2, TSM and many others extract them
     P01_01/frame_0000000001.jpg  ...                EPIC-KITCHENS
     take/1.png  2.png  ...  10.png                  numbers without zeros before them: 2 comes before 10
 
-The last number in a name counts, from wherever the first one starts. What is hidden, or lies between them and is no
-picture, is passed over, and so are pictures of optical flow that some tools write beside the frames: flow_x_00001.jpg.
+The last number in a name is the frame's; the first frame may have any number. Hidden files, files that are no pictures,
+and the pictures of optical flow that some tools write beside the frames (flow_x_00001.jpg) are ignored.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ VIDEO_EXTENSIONS = frozenset(
     # Split, since a literal would be sixteen lines.
     ".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()  # noqa: SIM905
 )
-"""Endings, in small letters, by which a folder's videos are told from other files. A CSV file may name any file."""
+"""Lower-case extensions of the files in a folder that are videos. A CSV file may name any file."""
 PICTURE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png"))
-"""Endings, in small letters, of pictures that may be frames."""
+"""Lower-case extensions of pictures that may be frames."""
 MIN_FPS, MAX_FPS = 0.001, 100_000.0
-"""The highest rate that frames may be said to have."""
-_MAX_FRAMES = 2_000_000  # as of a file
+"""Lowest and highest frame rate that a caller may give."""
+_MAX_FRAMES = 2_000_000  # as for a video file
 _NUMBERED = re.compile(r"(.*?)([0-9]+)([^0-9]*)", re.DOTALL)
 _FLOW = re.compile(r"(optical_?)?flow_?([xyuv]_?)?|[xyuv]_", re.IGNORECASE)  # before a number
-_LITTER = frozenset(("thumbs.db", "desktop.ini"))  # which Windows leaves; what others leave is hidden
-_SETTLED_NS = 2_000_000_000  # a folder that was changed within is listed anew: its time of change has coarse steps
+_LITTER = frozenset(("thumbs.db", "desktop.ini"))  # from Windows; other systems' are hidden files
+_SETTLED_NS = 2_000_000_000  # a folder changed more recently is not cached: its mtime is coarse
 _SHOWN = 3
 _FOLDER = "a folder"
 
 
 def check_fps(fps: object) -> float:
-    """A rate of frames, as a number.
+    """Convert a frame rate to a float.
 
     Raises:
-        OptionError: it is none.
+        OptionError: it is no number, or out of range.
     """
     try:
         rate = float(fps)  # type: ignore[arg-type]  # whatever is a number
@@ -69,21 +69,21 @@ def check_fps(fps: object) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameFolder:
-    """The frames in a folder, by their numbers, of which none is missing."""
+    """The frames in a folder, numbered without gaps."""
 
     path: str
     """As it was given."""
     before: str
-    """What stands before a picture's number in its name."""
+    """The part of a picture's name before its number."""
     digits: int
-    """As many digits a number has at least."""
+    """Least number of digits; shorter numbers are padded with zeros."""
     after: str
-    """What stands behind the number, with the ending."""
+    """The part of the name after its number, with the extension."""
     first: int
     """The first picture's number."""
     num_frames: int
     others: tuple[str, ...]
-    """Names of what else lies there: other files, hidden ones too, folders, pictures of optical flow."""
+    """Names of all other entries: files, hidden ones too, folders, pictures of optical flow."""
 
     def file(self, index: int) -> str:
         """The path of a frame's picture; ``index`` counts from 0."""
@@ -91,26 +91,26 @@ class FrameFolder:
 
 
 def is_frame_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a folder that stands for a video: most of its files are numbered pictures, and none is a video.
+    """Whether a folder stands for a video: most of its files are numbered pictures, and none is a video.
 
-    One picture beside other folders is no frame, but a poster of what these hold.
+    A single picture beside subfolders is no frame, but a poster for their content.
     """
     try:
-        files, folders, *_ = _files(path)
-        return are_frames(files) and not (folders and sum(_parts(name) is not None for name in files) == 1)
+        files, folders, *_ = _list_folder(path)
+        return are_frames(files) and not (folders and sum(_split_name(name) is not None for name in files) == 1)
     except (OSError, ValueError):
         return False
 
 
 def are_frames(names: Iterable[str]) -> bool:
-    """The same, by the names of a folder's files."""
+    """Whether most of a folder's file names are numbered pictures, and none is a video."""
     numbered = others = 0
     for name in names:
         if _is_litter(name):  # a Mac leaves "._img_00001.jpg" beside each picture
             continue
         if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS:
             return False
-        if _parts(name) is None:
+        if _split_name(name) is None:
             others += 1
         else:
             numbered += 1
@@ -121,75 +121,75 @@ def frame_folder(path: str | os.PathLike[str]) -> FrameFolder:
     """Find the frames in a folder.
 
     Raises:
-        VideoNotFoundError: there is no such folder, or it may not be read; or a frame is a link that leads nowhere.
-        NotAVideoError: no numbered pictures are in it, or only one.
-        NotARegularFileError: a folder, a pipe or a device is called as one of them.
-        FrameFolderError: a number is missing or there twice, or there are several series.
+        VideoNotFoundError: the folder is missing or unreadable, or a frame is a broken link.
+        NotAVideoError: it holds no numbered pictures, or only one.
+        NotARegularFileError: a folder, a pipe or a device has a frame's name.
+        FrameFolderError: a number is missing or occurs twice, or there are several series.
         TooLargeError: there are more frames than a video may have.
     """
     name = os.fspath(path)
     try:
         changed = os.stat(name).st_mtime_ns
         if abs(time.time_ns() - changed) < _SETTLED_NS:
-            return _series(name)
-        return _settled_series(name, changed)
+            return _find_series(name)
+        return _find_series_cached(name, changed)
     except OSError as error:
         raise VideoNotFoundError(f"the folder {name!r} cannot be read: {why_unread(error)}", name) from error
 
 
 def numbered_pictures(path: str | os.PathLike[str]) -> list[str]:
-    """Names of all numbered pictures in a folder, in the order of their numbers, whatever is wrong with these.
+    """Names of all numbered pictures in a folder, in the order of their numbers; the numbering is not checked.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    found = [(parts, name) for name in _files(path)[0] if (parts := _parts(name)) is not None]
-    return [name for _, name in sorted(found, key=lambda entry: _order(*entry))]
+    found = [(parts, name) for name in _list_folder(path)[0] if (parts := _split_name(name)) is not None]
+    return [name for _, name in sorted(found, key=lambda entry: _sort_key(*entry))]
 
 
 def frame_folder_stamp(path: str) -> tuple[int, int]:
-    """What tells that frames were replaced: the size of all pictures in bytes, the newest time of change in ns.
+    """A stamp that changes when frames are replaced: size of all pictures in bytes, newest mtime in ns.
 
-    Where neither the folder has changed nor its first, middle and last picture, the others are not asked again.
+    It is cached as long as the folder and its first, middle and last picture are unchanged.
 
     Raises:
         OSError: the folder cannot be read.
     """
     try:
         folder = frame_folder(path)
-    except VideoError:  # who reads it says what is wrong
-        return _stamp([os.path.join(path, name) for name in numbered_pictures(path)])
+    except VideoError:  # reading the folder reports the fault
+        return _make_stamp([os.path.join(path, name) for name in numbered_pictures(path)])
     last = folder.num_frames - 1
-    marks = tuple(_stamp([folder.file(index)]) for index in (0, last // 2, last))
-    return _settled_stamp(folder, (os.stat(path).st_mtime_ns, *marks))
+    marks = tuple(_make_stamp([folder.file(index)]) for index in (0, last // 2, last))
+    return _stamp_cached(folder, (os.stat(path).st_mtime_ns, *marks))
 
 
 @lru_cache(maxsize=1 << 16)
-def _settled_stamp(folder: FrameFolder, marks: tuple[object, ...]) -> tuple[int, int]:
-    """Of the folder as it is; ``marks`` change with it."""
-    return _stamp([folder.file(index) for index in range(folder.num_frames)])
+def _stamp_cached(folder: FrameFolder, marks: tuple[object, ...]) -> tuple[int, int]:
+    """Stamp of all pictures; ``marks`` are only part of the cache key."""
+    return _make_stamp([folder.file(index) for index in range(folder.num_frames)])
 
 
-def _stamp(files: Iterable[str]) -> tuple[int, int]:
+def _make_stamp(files: Iterable[str]) -> tuple[int, int]:
     size = newest = 0
     for file in files:
-        with suppress(OSError):  # a link that leads nowhere: reading it says so
+        with suppress(OSError):  # a broken link: reading it reports that
             status = os.stat(file)
             size, newest = size + status.st_size, max(newest, status.st_mtime_ns)
     return size, newest
 
 
 @lru_cache(maxsize=1 << 16)
-def _settled_series(path: str, changed_ns: int) -> FrameFolder:
-    return _series(path)
+def _find_series_cached(path: str, changed_ns: int) -> FrameFolder:
+    return _find_series(path)
 
 
-def _series(path: str) -> FrameFolder:
-    files, folders, litter, odd = _files(path)
+def _find_series(path: str) -> FrameFolder:
+    files, folders, litter, odd = _list_folder(path)
     found: dict[tuple[str, str], list[str]] = {}
-    others = [name for name in files if _parts(name) is None] + [f"{name}/" for name in folders] + litter
+    others = [name for name in files if _split_name(name) is None] + [f"{name}/" for name in folders] + litter
     for name in files:
-        parts = _parts(name)
+        parts = _split_name(name)
         if parts is not None:
             found.setdefault((parts[0], parts[2]), []).append(parts[1])
     flow = [series for series in found if _FLOW.fullmatch(series[0])]
@@ -197,7 +197,7 @@ def _series(path: str) -> FrameFolder:
         for before, after in flow:
             others += [f"{before}{number}{after}" for number in found.pop((before, after))]
     for name in sorted(odd):
-        parts = _parts(name)
+        parts = _split_name(name)
         if parts is not None and (parts[0], parts[2]) in found:
             kind = NotARegularFileError if os.path.exists(os.path.join(path, name)) else VideoNotFoundError
             raise kind(f"{path!r}: {name!r} is {odd[name]}, no picture; extract or copy the frames again", path)
@@ -208,7 +208,7 @@ def _series(path: str) -> FrameFolder:
             path,
         )
     if len(found) > 1:
-        raise _several(path, found)
+        raise _make_several_error(path, found)
     ((before, after), numbers), *_ = found.items()
     if len(numbers) == 1:
         raise NotAVideoError(
@@ -248,8 +248,8 @@ def _series(path: str) -> FrameFolder:
     return folder
 
 
-def _several(path: str, found: dict[tuple[str, str], list[str]]) -> FrameFolderError:
-    """The error that pictures are not of one series."""
+def _make_several_error(path: str, found: dict[tuple[str, str], list[str]]) -> FrameFolderError:
+    """Make the error for pictures of several series."""
     endings = sorted({f".{after.rpartition('.')[2]}" for _, after in found})
     if len({(before, after.rpartition(".")[0]) for before, after in found}) == 1:
         return FrameFolderError(
@@ -264,10 +264,10 @@ def _several(path: str, found: dict[tuple[str, str], list[str]]) -> FrameFolderE
     )
 
 
-def _files(path: str | os.PathLike[str]) -> tuple[list[str], list[str], list[str], dict[str, str]]:
-    """Names of files, and of folders, in a folder; of what is hidden or litter, and is neither.
+def _list_folder(path: str | os.PathLike[str]) -> tuple[list[str], list[str], list[str], dict[str, str]]:
+    """List a folder: names of files, of folders, of hidden or litter entries, and {name: kind} of the odd ones.
 
-    Of what is no regular file also what it is, in words: folders, and pipes, devices and broken links among the files.
+    Odd are entries that are no regular files: folders, and pipes, devices and broken links among the files.
     """
     files: list[str] = []
     folders: list[str] = []
@@ -278,15 +278,15 @@ def _files(path: str | os.PathLike[str]) -> tuple[list[str], list[str], list[str
             if _is_litter(entry.name):
                 litter.append(entry.name)
                 continue
-            kind = _kind(entry)
+            kind = _describe_kind(entry)
             (folders if kind == _FOLDER else files).append(entry.name)
             if kind:
                 odd[entry.name] = kind
     return files, folders, litter, odd
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
-    """What an entry is that is no regular file, in words; only links are asked for more than the folder says."""
+def _describe_kind(entry: os.DirEntry[str]) -> str:
+    """The kind of an entry in words; "" for a regular file. Only links cost a system call."""
     try:
         if entry.is_file():
             return ""
@@ -300,7 +300,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def kind_in_words(mode: int) -> str:
-    """What a place is that is no regular file, by the mode that ``os.stat`` gives."""
+    """The kind of a file in words, from the mode of ``os.stat``; not for regular files."""
     if stat.S_ISDIR(mode):
         return _FOLDER
     return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
@@ -310,8 +310,8 @@ def _is_litter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LITTER
 
 
-def _parts(name: str) -> tuple[str, str, str] | None:
-    """What stands before a picture's number, the number, and what stands behind it; None: it is no such picture."""
+def _split_name(name: str) -> tuple[str, str, str] | None:
+    """Split a name into the parts before its number, the number, and after it. None: not a numbered picture."""
     stem, ending = os.path.splitext(name)
     if ending.lower() not in PICTURE_EXTENSIONS:
         return None
@@ -319,7 +319,7 @@ def _parts(name: str) -> tuple[str, str, str] | None:
     return None if match is None else (match[1], match[2], match[3] + ending)
 
 
-def _order(parts: tuple[str, str, str], name: str) -> tuple[str, int, str, str]:
+def _sort_key(parts: tuple[str, str, str], name: str) -> tuple[str, int, str, str]:
     before, number, after = parts
     return before, int(number), after, name
 

@@ -1,12 +1,12 @@
-"""What the bytes of a packet say of the picture that it becomes.
+"""Parse packets to tell which of them become pictures, without decoding.
 
-Most packets are one picture each, which says when it is shown. These are not:
+Most packets are one picture each, with its presentation time. These are not:
 
-- VP8 has frames that others refer to and that are not shown.
+- VP8 has hidden reference frames, which are not shown.
 - H.264 may code a picture as two fields, as camcorders do, and the second may be a packet of its own.
-- MPEG-4 may say that a picture is as the one before it: that becomes none.
-- DivX and XviD pack a P and a B picture into one packet of an AVI, and then write one for no picture. So do codecs of
-  captured screens where nothing has changed. What comes of such packets only decoding tells.
+- MPEG-4 may mark a picture as not coded, the same as the one before it: the decoder returns none.
+- DivX and XviD pack a P and a B picture into one packet of an AVI, followed by an empty packet. Codecs for screen
+  captures also write empty packets where nothing changed. What these become is only known by decoding.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import NamedTuple
 
-_BEGINNING = 256  # bytes; what is read here of a picture stands among its first ones
-_VOP = b"\0\0\1\xb6"  # what a picture begins with in MPEG-4 (ISO 14496-2, 6.2.5)
-_VOL = re.compile(rb"\x00\x00\x01[\x20-\x2f]")  # and what says how the pictures that follow are coded (6.2.3)
-_PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")  # FFmpeg goes by that, too
+_BEGINNING = 256  # bytes at the start of a picture; all that is parsed lies within
+_VOP = b"\0\0\1\xb6"  # start code of a picture in MPEG-4 (ISO 14496-2, 6.2.5)
+_VOL = re.compile(rb"\x00\x00\x01[\x20-\x2f]")  # start code of the header of the pictures after it (6.2.3)
+_PACKED = re.compile(rb"\x00\x00\x01\xb2DivX\d+(?:Build|b)\d+p")  # FFmpeg tests the same
 _LARGEST_EMPTY = 19  # bytes of a packet that may stand for no picture: FFmpeg's MAX_NVOP_SIZE
 
 
 class Meaning(Enum):
-    """What a packet is."""
+    """What a packet becomes when decoded."""
 
     PICTURE = auto()
     HIDDEN = auto()
     """A picture that is not shown."""
     SECOND_FIELD = auto()
-    """The rest of the picture that the packet before it begins."""
+    """The second field of the previous packet's picture."""
     UNCLEAR = auto()
     """Maybe no picture, or more than one."""
 
 
 class Pictures:
-    """What packets are, to be asked of each in the order of decoding. Those of most codecs are pictures."""
+    """Classifies packets, called with each in decoding order. This class, for most codecs: each is a picture."""
 
     has_b: bool = True
-    """There may be B pictures among them, which are shown before pictures that are decoded earlier."""
+    """There may be B pictures, which are shown before pictures that are decoded earlier."""
     kept_pixels: int = 0
-    """Of pictures that a decoder may have to keep since others refer to them, the most; 0 where that is unknown."""
+    """Most pixels of all reference pictures that the decoder keeps, together; 0: unknown."""
 
     def __call__(self, packet: memoryview) -> Meaning:
         return Meaning.PICTURE
 
 
 def pictures_of(codec: str, extradata: bytes | None, *, may_have_b: bool = True, are_large: bool = False) -> Pictures:
-    """What knows the pictures of a codec.
+    """Make the ``Pictures`` for a codec.
 
     Args:
         codec: FFmpeg's name of it.
-        extradata: what the container holds beside the packets.
-        may_have_b: whether it is of use to look for B pictures.
-        are_large: whether each packet is to be looked at for ``kept_pixels``.
+        extradata: the codec's headers stored in the container, outside the packets.
+        may_have_b: False: B pictures need not be searched for.
+        are_large: True: every packet is parsed for ``kept_pixels``.
     """
     if codec == "h264":
         return _H264(extradata or b"", may_have_b=may_have_b, are_large=are_large)
@@ -68,7 +68,7 @@ def pictures_of(codec: str, extradata: bytes | None, *, may_have_b: bool = True,
     return Pictures() if codec in _SMALL_PICTURES else _Others()
 
 
-# Of these a few bytes are a picture: each packet that FFmpeg's encoders made of still scenes became one.
+# In these codecs even a packet of a few bytes is a picture: tested with FFmpeg's encoders on still scenes.
 _SMALL_PICTURES = {
     *("hevc", "vp9", "av1", "theora", "gif", "h263", "flv1", "msmpeg4v1", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2"),
     *("svq1", "snow", "msvideo1", "zmbv", "flashsv", "flashsv2", "qtrle", "smc"),
@@ -76,14 +76,14 @@ _SMALL_PICTURES = {
 
 
 class _Others(Pictures):
-    """Screens that have not changed are small packets and may be no pictures."""
+    """Other codecs: a small packet may be no picture, as for a screen that has not changed."""
 
     def __call__(self, packet: memoryview) -> Meaning:
         return Meaning.UNCLEAR if len(packet) <= _LARGEST_EMPTY else Meaning.PICTURE
 
 
 class _VP8(Pictures):
-    """Some pictures are not shown: show_frame (RFC 6386, 9.1)."""
+    """Pictures without the show_frame bit are hidden (RFC 6386, 9.1)."""
 
     has_b = False
 
@@ -92,7 +92,7 @@ class _VP8(Pictures):
 
 
 class _MPEG2(Pictures):
-    """Whether there are B pictures stands at the beginning of each (ISO 13818-2, 6.2.3)."""
+    """B pictures are told by the picture header (ISO 13818-2, 6.2.3)."""
 
     has_b = False
 
@@ -104,10 +104,10 @@ class _MPEG2(Pictures):
 
 
 class _Bits:
-    """Bits, read one after the other.
+    """Reads bits one after the other.
 
     Raises:
-        IndexError: there are no more.
+        IndexError: by all methods, at the end of the bits.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -120,14 +120,14 @@ class _Bits:
         return self._value >> self._left & ((1 << count) - 1)
 
     def ue(self) -> int:
-        """A number in Exp-Golomb code (ITU-T H.264, 9.1)."""
+        """Read a number in Exp-Golomb code (ITU-T H.264, 9.1)."""
         zeros = 0
         while not self.read(1):
             zeros += 1
         return (1 << zeros) - 1 + self.read(zeros)
 
     def skip_scaling_list(self, count: int) -> None:
-        """Pass over weights of the quantiser (7.3.2.1.1.1): differences, until one leads to 0."""
+        """Skip a list of quantizer weights (7.3.2.1.1.1), coded as differences; a weight of 0 ends it."""
         weight = 8
         for _ in range(count):
             code = self.ue()
@@ -153,7 +153,7 @@ class _MPEG4(Pictures):
         if self._is_first:
             headers = self._extradata + bytes(packet[:_BEGINNING])
             self._is_first, self._is_packed = False, _PACKED.search(headers) is not None
-            with suppress(IndexError):  # then the decoder will not know either
+            with suppress(IndexError):  # damaged; the decoder will fail too
                 self._time_bits = _time_bits(headers)
         if self._is_packed:
             is_one = len(packet) > _LARGEST_EMPTY and bytes(packet).count(_VOP) == 1
@@ -170,7 +170,7 @@ class _MPEG4(Pictures):
     def _is_not_coded(self, content: bytes) -> bool:
         bits = _Bits(content)
         with suppress(IndexError):
-            bits.read(2)  # kind of picture
+            bits.read(2)  # picture type
             while bits.read(1):  # whole seconds
                 pass
             bits.read(1 + self._time_bits + 1)
@@ -179,7 +179,7 @@ class _MPEG4(Pictures):
 
 
 def _time_bits(headers: bytes) -> int:
-    """How many bits of a picture say when in a second it is shown; 0 if that is unknown."""
+    """Number of bits of vop_time_increment in each picture; 0: unknown."""
     found = _VOL.search(headers)
     if found is None:
         return 0
@@ -205,22 +205,22 @@ def _time_bits(headers: bytes) -> int:
 
 
 class _H264(Pictures):
-    """Second fields and B pictures are known by what the slices of a picture begin with (ITU-T H.264, 7.3.3)."""
+    """Second fields and B pictures are told by the slice headers (ITU-T H.264, 7.3.3)."""
 
     has_b = False
 
     def __init__(self, extradata: bytes, *, may_have_b: bool, are_large: bool) -> None:
         self._may_have_b, self._are_large = may_have_b, are_large
-        # Units of a stream begin with a mark, in MP4 and MKV with their length.
+        # NAL units begin with a start code in a raw stream, with their length in MP4 and MKV.
         self._length_bytes = (extradata[4] & 3) + 1 if len(extradata) > 6 and extradata[0] == 1 else 0
-        self._settings: _Settings | None = None  # unknown
+        self._settings: _Settings | None = None  # of the latest parameter set; None: not seen yet
         self._is_first_packet = True
         self._first: tuple[int, int] | None = None  # frame_num and parity of a first field whose second may follow
         if self._length_bytes:
-            self._learn(extradata[8:])  # the first settings, after their number and length
+            self._read_settings(extradata[8:])  # the first parameter set, after the count and its length
         else:
-            for unit in _units(extradata, 0):
-                self._learn(unit)
+            for unit in _split_units(extradata, 0):
+                self._read_settings(unit)
 
     def __call__(self, packet: memoryview) -> Meaning:
         may_be_field = self._is_first_packet or self._settings is None or self._settings.may_have_fields
@@ -228,26 +228,26 @@ class _H264(Pictures):
             return Meaning.PICTURE
         self._is_first_packet = False
         field, has_slice = None, False
-        for unit in _units(bytes(packet), self._length_bytes):
-            self._learn(unit)
+        for unit in _split_units(bytes(packet), self._length_bytes):
+            self._read_settings(unit)
             if unit[0] & 31 in (1, 5) and not has_slice:
-                field, has_slice = self._field(unit), True
+                field, has_slice = self._parse_slice(unit), True
                 if not self._are_large:
                     break
         is_second = field is not None and self._first == (field[0], 1 - field[1])
         self._first = None if is_second else field
         return Meaning.SECOND_FIELD if is_second else Meaning.PICTURE
 
-    def _learn(self, unit: bytes) -> None:
+    def _read_settings(self, unit: bytes) -> None:
         if unit and unit[0] & 31 == 7:
-            with suppress(IndexError):  # cut short: the decoder will say so
+            with suppress(IndexError):  # truncated: the decoder will report it
                 self._settings = _Settings.of(unit)
                 self.kept_pixels = max(self.kept_pixels, self._settings.kept_pixels)
 
-    def _field(self, unit: bytes) -> tuple[int, int] | None:
-        """Frame_num and parity of a slice of a field; None for one of a whole picture. Says ``has_b``, too."""
+    def _parse_slice(self, unit: bytes) -> tuple[int, int] | None:
+        """Parse a slice: (frame_num, parity) if it belongs to a field, else None. Updates ``has_b``."""
         with suppress(IndexError):
-            bits = _Bits(_unescaped(unit[1:40]))
+            bits = _Bits(_unescape(unit[1:40]))
             bits.ue()
             self.has_b |= bits.ue() % 5 == 1
             bits.ue()
@@ -261,7 +261,7 @@ class _H264(Pictures):
 
 
 class _Settings(NamedTuple):
-    """What a sequence parameter set says of the slices of its pictures (ITU-T H.264, 7.3.2.1.1)."""
+    """Values of a sequence parameter set, needed to parse slices (ITU-T H.264, 7.3.2.1.1)."""
 
     may_have_fields: bool
     frame_num_bits: int
@@ -270,7 +270,7 @@ class _Settings(NamedTuple):
 
     @classmethod
     def of(cls, unit: bytes) -> _Settings:
-        bits, has_planes = _Bits(_unescaped(unit[1:])), False
+        bits, has_planes = _Bits(_unescape(unit[1:])), False
         profile = bits.read(8)
         bits.read(16)
         bits.ue()
@@ -296,17 +296,17 @@ class _Settings(NamedTuple):
                 bits.ue()
         num_references = bits.ue()
         bits.read(1)
-        width, height = 16 * (bits.ue() + 1), 16 * (bits.ue() + 1)  # the latter of a field, where there may be fields
+        width, height = 16 * (bits.ue() + 1), 16 * (bits.ue() + 1)  # height of a field, if there may be fields
         may_have_fields = not bits.read(1)
         pixels = width * height * (2 if may_have_fields else 1)
         return cls(may_have_fields, frame_num_bits, has_planes, num_references * pixels)
 
 
-def _units(content: bytes, length_bytes: int) -> Iterator[bytes]:
-    """The units of a packet, those that hold anything, without what marks their beginnings.
+def _split_units(content: bytes, length_bytes: int) -> Iterator[bytes]:
+    """Split a packet into its NAL units, without start codes or lengths; empty units are skipped.
 
     Args:
-        length_bytes: of the number before each that says how long it is; 0: a mark stands before each.
+        length_bytes: size of the length before each unit; 0: the units begin with start codes.
     """
     place = 0
     if length_bytes:
@@ -319,10 +319,10 @@ def _units(content: bytes, length_bytes: int) -> Iterator[bytes]:
     place = content.find(b"\0\0\1")
     while 0 <= place < len(content) - 3:
         begin, place = place + 3, content.find(b"\0\0\1", place + 3)
-        if place != begin:  # in a damaged stream two marks may stand side by side
+        if place != begin:  # a damaged stream may hold two start codes in a row
             yield content[begin : place if place >= 0 else len(content)]
 
 
-def _unescaped(content: bytes) -> bytes:
-    """Without the bytes that keep marks from occurring within a unit."""
+def _unescape(content: bytes) -> bytes:
+    """Remove the emulation prevention bytes, which keep start codes from occurring within a unit."""
     return content.replace(b"\0\0\3", b"\0\0")

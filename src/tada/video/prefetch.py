@@ -1,4 +1,4 @@
-"""Prepare the next items while one is in use."""
+"""Prefetch the items of an iterator in a thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, Self, TypeVar
 Item = TypeVar("Item")
 
 _POLL_SECONDS = 0.05
-_LEAVING_SECONDS = 5.0
+_JOIN_SECONDS = 5.0
 
 
 class _End(NamedTuple):
@@ -19,10 +19,10 @@ class _End(NamedTuple):
 
 
 class Ahead(Generic[Item]):
-    """The items of an iterator, which runs in a thread of its own, up to ``size`` items ahead. Use it in a ``with``.
+    """Prefetches up to ``size`` items of an iterator, which runs in its own thread. Use it in a ``with``.
 
-    Worth it where the iterator mostly runs outside of Python's lock, as decoding does. What it raises is raised here,
-    after the items before.
+    This saves time if the iterator mostly runs without the GIL, as decoding does. An exception of the iterator is
+    raised by ``next``, after the items before it.
     """
 
     def __init__(self, items: Iterator[Item], *, size: int) -> None:
@@ -57,7 +57,7 @@ class Ahead(Generic[Item]):
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next item, or the end, can be had without waiting."""
+        """Whether ``next`` would return without waiting."""
         return not self._queue.empty()
 
     def __iter__(self) -> Self:
@@ -79,6 +79,6 @@ class Ahead(Generic[Item]):
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let the iterator come to its end, for which it has a few seconds: a dead camera might never return."""
+        """Stop the iterator and wait for its thread, at most 5 s: a dead camera might never return."""
         self._is_closed.set()
-        self._thread.join(_LEAVING_SECONDS)
+        self._thread.join(_JOIN_SECONDS)

@@ -1,8 +1,8 @@
 """Exact access to the frames of a video file.
 
 A frame is addressed by its number in the order of presentation. The numbers come from the packets themselves
-(a header may promise frames that are not there), and a seek is trusted only where it lands on the very packet
-that was sought. ``open_video`` says what is refused, ``Video`` what happens to unusual frames.
+(a header may declare frames that do not exist), and a seek is used only if it lands exactly on the key packet.
+``open_video`` documents which files are refused, ``Video`` how unusual frames are treated.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ MAX_PIXELS = 7680 * 4320
 MAX_FRAMES = 2_000_000
 """Longest video that is opened unless the caller allows more: 18 hours at 30 frames a second."""
 
-_FRAMES_AT_ONCE, _BYTES_AT_ONCE = 16, 1 << 26  # that are held at full size where they are to become smaller
-_ROWS_AT_ONCE = 256  # where alpha is composited
+_FRAMES_AT_ONCE, _BYTES_AT_ONCE = 16, 1 << 26  # most held at full size before they are resized
+_ROWS_AT_ONCE = 256  # when alpha is composited
 _SEEK_SAVES = 3  # a seek costs about as much as decoding so many frames
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoInfo:
-    """What a video file holds, counted rather than taken from its header."""
+    """Properties of a video file, counted rather than taken from its header."""
 
     path: str
     """As it was given."""
@@ -53,24 +53,23 @@ class VideoInfo:
     fps: float
     """Average rate, in frames per second."""
     container_fps: float | None
-    """The average rate that the file declares, right or not; None where it declares none. ``official`` sampling goes by
-    it."""
+    """The average rate that the file declares, right or not; None: it declares none. Used by ``official`` sampling."""
     num_frames: int
-    """Frames that are shown: hidden reference frames and those that an edit list cuts off do not count."""
+    """Frames that are shown, without hidden reference frames and those that an edit list cuts off."""
     start_seconds: float
-    """When the first frame appears, counted from the container's start: more than 0 where the sound begins first."""
+    """When the first frame appears, counted from the container's start: more than 0 if the sound begins first."""
     duration_seconds: float
-    """From the container's start to the end of the last frame (in MP4 this lasts as long as the one before)."""
+    """From the container's start to the end of the last frame (in MP4 it lasts as long as the one before)."""
     codec: str
     """FFmpeg's name of it: ``h264``, ``vp9``."""
     rotation_degrees: int
-    """By how much players turn the stored frame clockwise: 0, 90, 180 or 270. Frames come already turned."""
+    """Clockwise rotation of the stored frame for display: 0, 90, 180 or 270. ``Video`` returns frames rotated."""
     pixel_aspect: Fraction
-    """Width of a pixel as it is shown, by its height; 1 where they are square, as nearly always."""
+    """Width of a displayed pixel divided by its height; nearly always 1 (square pixels)."""
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Find out what the file holds. Errors are those of ``open_video`` and of its first frame."""
+    """Read the properties of a video file. Raises the errors of ``open_video`` and of decoding the first frame."""
     with open_video(path) as video:
         return video.info
 
@@ -89,40 +88,39 @@ def open_video(
         path: a regular file, or a link to one. Its name and suffix do not matter.
         max_pixels: largest frame, width times height, that is decoded.
         max_frames: longest video that is opened.
-        timeout_seconds: for opening, and again for each read, on a file system that stalls.
-        allow_damaged: take what is there of a file that breaks off, and frames that decode with errors as the
-            decoder mended them. A frame that does not decode at all is an error still.
+        timeout_seconds: longest time for opening, and for each single read, on a file system that stalls.
+        allow_damaged: use the readable frames of a truncated file, and frames that decode with errors as the decoder
+            repaired them. A frame that does not decode at all still raises an error.
 
     Raises:
-        VideoError: one of its subclasses, by what is wrong. A file that breaks off is refused here where its
-            format says how long it should be (MP4, MKV, WebM, AVI, FLV), to within three frames.
+        VideoError: one of its subclasses, by the kind of fault. A file truncated by more than three frames is refused
+            here if its format stores the duration (MP4, MKV, WebM, AVI, FLV).
     """
     limits = Limits(max_pixels=max_pixels, max_frames=max_frames, timeout_seconds=timeout_seconds)
     return Video(os.fspath(path), limits, allow_damaged=allow_damaged)
 
 
 class Video:
-    """An open video. Made by ``open_video``; not to be shared with a forked process.
+    """An open video, made by ``open_video``. A forked process must open its own.
 
-    Frames are RGB, uint8, turned as players show them. Pixels stay as stored where these are not square, and
-    interlaced frames stay interlaced. Alpha is composited on black. High dynamic range is cut to 8 bits without
-    tone mapping, with a warning. If the size changes within the video, all frames are brought to the first
-    one's. Of several video streams the first counts. Frames before the first key frame cannot be decoded and do
-    not count.
+    Frames are RGB, uint8, rotated as players show them. Pixels that are not square stay so, and interlaced frames stay
+    interlaced. Alpha is composited on black. High dynamic range is cut to 8 bits without tone mapping, with a warning.
+    If the size changes within the video, all frames are resized to the first one's. Of several video streams the first
+    is used. Frames before the first key frame cannot be decoded and are not counted.
 
-    A frame that decodes with errors is refused when it is asked for, unless ``allow_damaged``.
+    Reading a frame that decodes with errors raises ``CorruptVideoError``, unless ``allow_damaged``.
 
     Times count from the container's start, as in players and in ``ffmpeg -ss``. The video track may begin after it
     (screen and USB captures begin with sound): then the first frame's time is more than 0.
 
-    Where packets do not tell which frames there are (raw H.264, H.264 in AVI, times that jump back), opening decodes
-    the video once: frames are those that come out, and each jump backward decodes from the start.
+    If the packets do not tell which frames there are (raw H.264, H.264 in AVI, times that jump back), opening decodes
+    the video once to number its frames, and each access to an earlier frame decodes from the start.
     """
 
     times_seconds: npt.NDArray[np.float64]
     """[num_frames]: when each frame appears, counted from the container's start; strictly increasing."""
     corrupt_frames: set[int]
-    """Numbers of the frames handed out that decode with errors; only ``allow_damaged`` hands out any."""
+    """Numbers of the returned frames that decoded with errors; empty unless ``allow_damaged``."""
 
     def __init__(self, path: str, limits: Limits, *, allow_damaged: bool) -> None:
         self._path, self._limits, self._allow_damaged = path, limits, allow_damaged
@@ -133,7 +131,7 @@ class Video:
         self._reformatter = VideoReformatter()
         self.corrupt_frames = set()
         self._file = MediaFile(path, limits)
-        self._size = self._file.context.width, self._file.context.height  # as stored; decoding may change it there
+        self._size = self._file.context.width, self._file.context.height  # as stored; decoding may change the context's
         try:
             packets = self._file.scan()
             self._index = index_by_packets(self._file, packets) or self._index_by_decoding(packets)
@@ -154,8 +152,8 @@ class Video:
     # --- numbers and times ------------------------------------------------------------------------------------
 
     def _index_by_decoding(self, packets: Packets) -> FrameIndex:
-        """Number the frames of a video whose packets do not tell: decode them all."""
-        self._index = FrameIndex(times_seconds=np.zeros(0), duration_seconds=0.0, fps=0.0)  # to be counted
+        """Decode the whole video to number its frames, if its packets do not suffice."""
+        self._index = FrameIndex(times_seconds=np.zeros(0), duration_seconds=0.0, fps=0.0)  # empty: frames are counted
         self._restart()
         self._num_undecodable = 0
         index = index_by_decoding(self._file, packets, [(frame.pts, frame.dts) for _, frame in self._decoder])
@@ -169,12 +167,12 @@ class Video:
 
     @property
     def container_fps(self) -> float | None:
-        """``VideoInfo.container_fps``, which costs no decoding."""
+        """``VideoInfo.container_fps``, without decoding a frame."""
         return float(self._file.stream.average_rate) if self._file.stream.average_rate else None
 
     @cached_property
     def info(self) -> VideoInfo:
-        """What the file holds. The first use decodes a frame, if none has been: only frames know their rotation."""
+        """The file's properties. The first use decodes a frame, if none was: the rotation is stored only in frames."""
         width, height, quarter_turns = self._geometry
         stream = self._file.stream
         aspect = stream.sample_aspect_ratio or self._file.context.sample_aspect_ratio or Fraction(1)
@@ -202,12 +200,12 @@ class Video:
         first = next(self._decoder, None)
         if first is None:
             raise self._file.breaks_off(0)
-        self._decoder = chain([first], self._decoder)  # for one who reads on from here
+        self._decoder = chain([first], self._decoder)  # a caller who reads frame 0 next gets it
         return self._geometry_of(first[1])
 
     def _geometry_of(self, first: av.VideoFrame) -> Geometry:
         geometry = Geometry.of(first, self._size)
-        self._file.check_shape(geometry.width, geometry.height)  # which the header may not say
+        self._file.check_shape(geometry.width, geometry.height)  # the header may not have declared it
         return geometry
 
     # --- frames -----------------------------------------------------------------------------------------------
@@ -221,16 +219,16 @@ class Video:
         """Decode the frames numbered ``indices``, in any order, repeats allowed; each is decoded once.
 
         Args:
-            shrink: makes frames smaller as they come, so that large ones are never all in memory. It gets some at a
-                time, [n, H, W, 3], and returns as many of any other shape.
+            shrink: called with batches of frames [n, H, W, 3] as they are decoded; returns n smaller ones, so that
+                full-size frames are never all in memory.
 
         Returns:
-            [len(indices), H, W, 3], RGB; or what ``shrink`` makes of them.
+            [len(indices), H, W, 3], RGB; or the concatenated results of ``shrink``.
 
         Raises:
             CorruptVideoError: one of them decodes with errors or not at all.
-            TruncatedVideoError: nothing decodes from one of them to the end.
-            IndexError: a number is outside of [0, num_frames).
+            TruncatedVideoError: no frame decodes from one of them to the end.
+            IndexError: a number is outside [0, num_frames).
         """
         for index in indices:
             if not 0 <= index < self._num_frames:
@@ -239,21 +237,23 @@ class Video:
             return np.empty((0, self.info.height, self.info.width, 3), np.uint8)
         wanted, places = np.unique(np.asarray(indices, np.int64), return_inverse=True)
         if shrink is None:
-            (found,) = self._stacked(wanted.tolist(), len(wanted), None)
+            (found,) = self._decode_batches(wanted.tolist(), len(wanted), None)
         else:
-            # A map and no loop, whose variable would keep frames while the next are made.
-            parts = map(shrink, self._stacked(wanted.tolist(), _FRAMES_AT_ONCE, _BYTES_AT_ONCE))
+            # Not a loop: its variable would keep a batch in memory while the next one is decoded.
+            parts = map(shrink, self._decode_batches(wanted.tolist(), _FRAMES_AT_ONCE, _BYTES_AT_ONCE))
             found = np.concatenate(list(parts))
         return found if np.array_equal(places, np.arange(len(found))) else found[places]
 
-    def _stacked(self, numbers: list[int], at_once: int, max_bytes: int | None) -> Iterator[npt.NDArray[np.uint8]]:
-        """Frames [n, H, W, 3] of ascending numbers: ``at_once``, or as many as ``max_bytes`` hold, but at least one."""
+    def _decode_batches(
+        self, numbers: list[int], at_once: int, max_bytes: int | None
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yield batches [n, H, W, 3] of frames of ascending numbers; n is limited by both arguments, but at least 1."""
         while numbers:
             first = np.ascontiguousarray(self._to_rgb(self._frame(numbers[0])))[None]
             n = at_once if max_bytes is None else max(1, min(at_once, max_bytes // first.nbytes))
             frames = first if n == 1 or len(numbers) == 1 else np.empty((len(numbers[:n]), *first.shape[1:]), np.uint8)
             frames[0] = first
-            del first  # each may have 100 MB, so that none is kept longer than it is needed
+            del first  # a frame may take 100 MB: free each as soon as possible
             for place, number in enumerate(numbers[1:n], start=1):
                 frames[place] = self._to_rgb(self._frame(number))
             yield frames
@@ -268,16 +268,17 @@ class Video:
     ) -> npt.NDArray[np.uint8]:
         """Decode the frame shown at each of ``seconds``, counted from the container's start.
 
-        Before the first frame appears, where players show nothing, that one is taken.
+        For a time before the first frame, where players show nothing, it is the first frame.
 
         Raises:
-            OptionError: a time is negative or after the video's end; else as ``frames``.
+            OptionError: a time is negative or after the video's end.
+            VideoError: as for ``frames``.
         """
         duration = self._index.duration_seconds
         for time in seconds:
             if not 0 <= time <= duration:
                 raise OptionError(f"{self._path!r} shows nothing at {time} s; it lasts from 0 to {duration:.6g} s")
-        # A microsecond's grace: 0.1 s as a float must not fall short of a frame that appears at 0.1 s.
+        # Tolerance of 1 us: 0.1 s as a float must find the frame that appears at 0.1 s.
         indices = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
         return self.frames(np.maximum(indices, 0).tolist(), shrink=shrink)
 
@@ -286,12 +287,12 @@ class Video:
         return self._num_frames
 
     def __iter__(self) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
-        """Every frame in turn, each decoded once: (seconds, [H, W, 3])."""
+        """Yield (seconds, [H, W, 3]) for each frame in order, each decoded once."""
         for index in range(self._num_frames):
             yield float(self.times_seconds[index]), self._to_rgb(self._frame(index))
 
     def close(self) -> None:
-        """Let go of the file. May be called twice."""
+        """Close the file. May be called twice."""
         self._is_closed, self._decoder = True, iter(())
         self._file.close()
 
@@ -312,25 +313,25 @@ class Video:
             raise RuntimeError(f"{self._path!r} is closed")
 
     def _frame(self, index: int) -> av.VideoFrame:
-        """Decode one frame: onward from where the decoder is, or from a key frame, at worst from the start."""
+        """Decode one frame: from the decoder's position, from a key frame, or at worst from the start."""
         self._check_usable()
-        for _ in self._starts(index):
+        for _ in self._try_starts(index):
             frame = self._advance(index)
             if frame is not None and frame.is_corrupt and self._allow_damaged:
                 self.corrupt_frames.add(index)
                 return frame
             if frame is not None and not frame.is_corrupt:
                 return frame
-        if self._position < index:  # the last try went from the start to the end without meeting it
+        if self._position < index:  # the last try decoded from start to end without finding it
             raise self._file.breaks_off(self._position + 1)
         raise CorruptVideoError(
             f"{self._path!r}: frame {index} of {self._num_frames} decodes with errors; copy or download the video "
-            "again, or leave it out; allow_damaged=True takes frames as the decoder mends them",
+            "again, or leave it out; allow_damaged=True takes frames as the decoder repairs them",
             self._path,
         )
 
-    def _starts(self, index: int) -> Iterator[None]:
-        """Bring the decoder before frame ``index``, in the cheapest way first; each further one is a safer try."""
+    def _try_starts(self, index: int) -> Iterator[None]:
+        """Position the decoder before frame ``index``: yields after each try, from the cheapest to the safest."""
         keys = self._index.keys
         last_key = bisect_right(keys, index, key=lambda key: key.frame) - 1
         if self._position < index and (last_key < 0 or keys[last_key].frame <= self._position + _SEEK_SAVES):
@@ -342,7 +343,7 @@ class Video:
         yield
 
     def _advance(self, index: int) -> av.VideoFrame | None:
-        """Decode up to frame ``index``. None: the decoder leaves it out."""
+        """Decode up to frame ``index``. None: the decoder does not return it."""
         for found, frame in self._decoder:
             self._position = found
             if found >= index:
@@ -350,11 +351,11 @@ class Video:
         return None
 
     def _seek(self, key: KeyPacket) -> bool:
-        """Let decoding begin with this very packet. False: the container does not lead there."""
+        """Seek so that decoding starts at this key packet. False: the container cannot seek to it."""
         time_base = self._file.stream.time_base
         assert time_base is not None
         for timestamp in (key.pts, key.dts, key.dts - round(2 / time_base)):
-            self._decoder = iter(())  # ends the reading in progress, before a new one sets its timeout
+            self._decoder = iter(())  # ends the read in progress before a new one sets its timeout
             try:
                 self._file.container.seek(timestamp, stream=self._file.stream)
             except av.error.FFmpegError:
@@ -366,7 +367,7 @@ class Video:
                     self._position = key.frame - 1
                     return True
                 if packet.dts is not None and packet.dts > key.dts:
-                    break  # landed too late: its frames would lack the ones they refer to
+                    break  # landed too late: reference frames would be missing
             del packets
         return False
 
@@ -381,10 +382,10 @@ class Video:
     def _decode(
         self, packets: Iterator[av.packet.Packet[Any]], key: KeyPacket | None = None
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Frames with their numbers. Packets that cannot be decoded are passed over: their frames are missing.
+        """Yield (number, frame). Packets that cannot be decoded are skipped: their frames are missing.
 
         Args:
-            key: the first packet. Where its picture turns out to refer to others, seeks are given up for good.
+            key: the first packet. If its picture is no key frame after all, seeking is disabled for this video.
         """
         count, pts = 0, self._index.pts
         for packet in chain(packets, [None]):
@@ -406,7 +407,7 @@ class Video:
                         yield index, frame
 
     def _to_rgb(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-        """[H, W, 3], turned and of the first frame's size."""
+        """Convert to RGB [H, W, 3], rotated for display, at the first frame's size."""
         if "_geometry" not in self.__dict__:
             self._geometry = self._geometry_of(frame)
         return to_rgb(frame, self._geometry, self._reformatter)
@@ -416,31 +417,31 @@ class Video:
 
 
 class Geometry(NamedTuple):
-    """To what size the frames of a video are brought, and how they are turned."""
+    """Size and rotation of the frames that a video returns."""
 
     width: int
     """As stored, in pixels."""
     height: int
     """As stored, in pixels."""
     quarter_turns: int
-    """Counterclockwise, to show a frame."""
+    """Counterclockwise rotation for display, in quarter turns."""
 
     @classmethod
     def of(cls, frame: av.VideoFrame, stored: tuple[int, int]) -> Self:
-        """That of the first frame; ``stored`` is (width, height) by the header, which may say zero."""
+        """The geometry of a first frame; ``stored`` is the header's (width, height), zero if unknown."""
         width, height = stored if all(stored) else (frame.width, frame.height)
         return cls(width, height, round(frame.rotation / 90) % 4)
 
 
 def to_rgb(frame: av.VideoFrame, geometry: Geometry, reformatter: VideoReformatter) -> npt.NDArray[np.uint8]:
-    """[H, W, 3], turned; alpha is composited on black."""
+    """Convert a decoded frame to RGB [H, W, 3], rotated for display; alpha is composited on black."""
     has_alpha = frame.format.has_palette or any(part.is_alpha for part in frame.format.components)
     form = "rgba" if has_alpha else "rgb24"
     converted = reformatter.reformat(frame, geometry.width, geometry.height, form, threads=1)
-    pixels = _without_copy(converted, 4 if has_alpha else 3)
+    pixels = _view_pixels(converted, 4 if has_alpha else 3)
     if has_alpha:
         shown = np.empty((*pixels.shape[:2], 3), np.uint8)
-        for row in range(0, len(pixels), _ROWS_AT_ONCE):  # 16 bits a color of a whole frame of 8K are 200 MB
+        for row in range(0, len(pixels), _ROWS_AT_ONCE):  # a whole 8K frame at 16 bits per color would take 200 MB
             rows = pixels[row : row + _ROWS_AT_ONCE]
             weighted = rows[..., :3].astype(np.uint16) * rows[..., 3:]
             shown[row : row + _ROWS_AT_ONCE] = (weighted + 127) // 255
@@ -448,8 +449,8 @@ def to_rgb(frame: av.VideoFrame, geometry: Geometry, reformatter: VideoReformatt
     return np.rot90(pixels, geometry.quarter_turns)
 
 
-def _without_copy(frame: av.VideoFrame, channels: int) -> npt.NDArray[np.uint8]:
-    """A packed frame's pixels, [H, W, channels], where they lie; the array keeps them there."""
+def _view_pixels(frame: av.VideoFrame, channels: int) -> npt.NDArray[np.uint8]:
+    """View a packed frame's pixels as [H, W, channels]; the array keeps the memory alive."""
     (plane,) = frame.planes
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)
     pixels: npt.NDArray[np.uint8] = rows[:, : plane.width * channels].reshape(plane.height, plane.width, channels)

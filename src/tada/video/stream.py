@@ -1,4 +1,4 @@
-"""Frames as they come: of a file that still grows, of a pipe, or of a camera."""
+"""Read frames live, as they arrive: from a growing file, a pipe or a camera."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class LiveFrame(NamedTuple):
     """A frame of a stream."""
 
     seconds: float
-    """When it is shown, counted from the container's start as by ``Video``."""
+    """When it is shown, in seconds from the container's start, as in ``Video``."""
     arrived: float
     """``time.perf_counter()`` when its last byte had been read."""
     pixels: Callable[[], npt.NDArray[np.uint8]]
-    """Makes it RGB, [H, W, 3]; so frames that nobody looks at cost less."""
+    """Converts it to RGB, uint8 [H, W, 3]; called only for frames that are used."""
 
 
 class FrameStream:
@@ -42,19 +42,19 @@ class FrameStream:
     Args:
         source: a file, a named pipe, "-" for the standard input, or a camera such as /dev/video0. Addresses are not
             opened: let ffmpeg fetch them into a pipe.
-        idle_seconds: the stream has ended when nothing came for so long.
+        idle_seconds: the stream ends when no bytes arrived for so long.
         max_pixels: largest frame, width times height, that is decoded.
 
-    Frames are as ``Video`` has them. One that decodes with errors or is not shown after its predecessor is left out and
-    counted: until the next one the frame before it stands still.
+    Frames are converted as by ``Video``. A frame that decodes with errors, or whose time is not after its
+    predecessor's, is left out and counted; the frame before it is then shown longer.
     """
 
     duration_seconds: float
     """From the container's start to the end of the last frame, as far as they have been read."""
     num_frames: int
-    """Frames given out."""
+    """Frames yielded so far."""
     num_left_out: int
-    """Frames that decoded with errors, and packets that did not decode at all."""
+    """Frames that decoded with errors or were out of order, and packets that did not decode at all."""
 
     def __init__(
         self, source: str | os.PathLike[str], *, idle_seconds: float = 10.0, max_pixels: int = MAX_PIXELS
@@ -67,11 +67,11 @@ class FrameStream:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Let the stream end after the frames that have been read. From any thread, or a signal's handler."""
+        """End the stream after the frames already read. May be called from any thread or a signal handler."""
         self._stop.set()
 
     def __iter__(self) -> Iterator[LiveFrame]:
-        """Wait for frame after frame; to be used once.
+        """Yield each frame as it arrives. Works only once.
 
         Raises:
             VideoError: one of its subclasses: the source cannot be opened, holds no video, became shorter, or its
@@ -102,9 +102,9 @@ class FrameStream:
     def _frames(self, media: MediaFile) -> Iterator[LiveFrame]:
         stored = media.context.width, media.context.height
         geometry, reformatter = None, VideoReformatter()
-        unit = media.stream.time_base  # a frame's own is not set when the decoder is emptied
+        unit = media.stream.time_base  # frame.time_base is not set while the decoder is flushed
         first, last, late, seconds = 0, 0, 0.0, 0.0  # the first two in ticks
-        for frame, arrived in self._decoded(media):
+        for frame, arrived in self._decode(media):
             if frame.is_corrupt:
                 self.num_left_out += 1
                 continue
@@ -127,24 +127,24 @@ class FrameStream:
                 self.num_left_out += 1
                 continue
             ahead = float((frame.pts - last) * unit) if self.num_frames else 0.0
-            if ahead > _LONGEST_JUMP_AHEAD_SECONDS:  # whoever counts in windows would have to fill them all
+            if ahead > _LONGEST_JUMP_AHEAD_SECONDS:  # sliding windows would have to fill the whole gap
                 raise CorruptVideoError(
                     f"{self.path!r}: after {seconds:.1f} s its times jump ahead by {ahead:.1f} s; see to its writer, "
                     "and start again",
                     self.path,
                 )
             last = frame.pts
-            # In the order of the reader's operations, so that times are the same to the last bit.
+            # The same order of operations as in index.py, so that times are equal to the last bit.
             before, seconds = seconds, (last - first) * unit.numerator / unit.denominator + late
             self.num_frames += 1
             lasts = float(frame.duration * unit)
-            if media.kind == "mov" and self.num_frames > 1:  # there durations are those from one decoding to the next
+            if media.kind == "mov" and self.num_frames > 1:  # its durations are differences of DTS, not of PTS
                 lasts = seconds - before
             self.duration_seconds = seconds + (lasts or 1 / float(media.stream.average_rate or 25))
             yield LiveFrame(seconds, arrived, partial(to_rgb, frame, geometry, reformatter))
 
-    def _decoded(self, media: MediaFile) -> Iterator[tuple[av.VideoFrame, float]]:
-        """Frames in the order of presentation, and when their packets had been read."""
+    def _decode(self, media: MediaFile) -> Iterator[tuple[av.VideoFrame, float]]:
+        """Yield frames in the order of presentation, with the time at which their packet had been read."""
         arrivals: dict[int | None, float] = {}
         arrived = time.perf_counter()
         for packet in self._packets(media):
@@ -165,4 +165,4 @@ class FrameStream:
             yield packet
             if self._stop.is_set():  # a camera does not end by itself
                 break
-        yield None  # for the decoder: give out what you hold
+        yield None  # flushes the decoder

@@ -1,12 +1,12 @@
-"""Which frames make a clip: pure functions from the times of a video's frames to the numbers of those chosen.
+"""Sample the frames of a clip: pure functions from the times of a video's frames to the indices of those chosen.
 
 Two rules. The *interval* rule takes frames at a fixed distance, as on Kinetics; a clip is a window on the video.
 The *segment* rule cuts the video into as many parts as a clip has frames and takes one from each, as on
 Something-Something; a clip is the whole video.
 
 Two modes. ``official`` follows the released code (alibaba-mmai-research/TAdaConv, datasets/base/base_dataset.py)
-to the bit, quirks included, since published numbers depend on it. ``exact`` does what the rules promise, by the
-frames' own times, and so is right at a varying frame rate too.
+to the bit, quirks included, since published numbers depend on it. ``exact`` applies the rules to the frames' own
+times, and so is also right at a varying frame rate.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ Array = npt.NDArray[np.float64]
 Times = Sequence[float] | Array
 
 _GRACE_SECONDS = 0.001
-"""In testing a frame is taken to appear this much early: WebM and MKV round times to milliseconds, and the frame
-that appears at 8/30 s should be the one chosen for 8/30 s. In training it would favor some frames, and chance
-decides between neighbors anyway."""
+"""In testing, a frame counts as shown this much before its time: WebM and MKV round times to milliseconds, and the
+frame at 8/30 s should be chosen for 8/30 s. In training this would favor some frames, and the choice is random."""
 
 
 MAX_CLIP_PIXELS, MAX_SHORT_SIDE = 1 << 26, 4096
-"""Of a clip: 64 frames of 1024 x 1024, 200 MB. A model's card, which may be anyone's, says how large clips are."""
+"""Upper limits for a clip: 64 frames of 1024 x 1024, 200 MB. A model's card, which may be hostile, sets the size."""
 
 
 # No slots: jsonargparse 4.53, which reads recipes, cannot take a slotted dataclass as a default value.
@@ -42,19 +41,19 @@ class ClipSpec:
     num_frames: int
     """Frames in a clip, T."""
     sampling: Literal["interval", "segment"] = "interval"
-    """At a fixed distance, or one from each of T equal parts of the video."""
+    """Frames at a fixed distance, or one from each of T equal parts of the video."""
     interval: float = 8
-    """Frames from one sample to the next, counted at ``fps``. The segment rule has no use for it."""
+    """Frames from one sample to the next, counted at ``fps``. Not used by the segment rule."""
     fps: float | None = 30.0
-    """The rate ``interval`` is counted at, in frames per second; null: the video's own average."""
+    """The rate at which ``interval`` is counted, in frames per second; null: the video's own average."""
     mode: Literal["official", "exact"] = "exact"
-    """As the released code does it, or as the rule says."""
+    """As the released code samples, or exactly by the rule."""
     short_side: int = 256
     """Length of a frame's short side after resizing, in pixels."""
     crop: int = 224
     """Side of the square cut from the resized frame, in pixels."""
     antialias: bool = False
-    """Smooth frames before they are made smaller. The published models were trained without."""
+    """Smooth frames before they are made smaller. The published models were trained without it."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
@@ -79,7 +78,7 @@ class ClipSpec:
 
     @property
     def needs_times(self) -> bool:
-        """Whether it depends on when frames are shown, and not on their numbers alone."""
+        """Whether sampling depends on the frames' times, and not only on their number."""
         return self.sampling == "interval" and self.fps is not None
 
 
@@ -90,9 +89,9 @@ def train_indices(
 
     Args:
         times_seconds: when each frame of the video appears, [L], increasing.
-        rng: all randomness comes from it.
-        container_fps: the average rate that the file declares, by which ``official`` counts, as the released code
-            does; None: that of the frames. ``exact`` goes by their times.
+        rng: the source of all randomness.
+        container_fps: the average rate that the file declares, used by ``official`` as in the released code; None:
+            the average rate of the frames. ``exact`` uses only their times.
 
     Returns:
         ``spec.num_frames`` indices in [0, L), never decreasing. Where the video is shorter than the clip, the
@@ -113,7 +112,7 @@ def train_indices(
             return [int(where * len(times))]
         length = _official_clip_length(spec, times, container_fps)
         return official_interval(len(times), spec.num_frames, length, start=where * max(len(times) - length, 0))
-    # Up to the end of the last frame, so that each whole number of frames before the clip is as likely.
+    # The slack reaches to the end of the last frame, so that all start frames are equally likely.
     step = _step_seconds(spec, times)
     slack = max(_duration_seconds(times) - (spec.num_frames - 1) * step, 0.0)
     return exact_interval(times, spec.num_frames, step, start_seconds=where * slack)
@@ -122,15 +121,15 @@ def train_indices(
 def view_indices(
     spec: ClipSpec, times_seconds: Times, view: int, num_views: int, *, container_fps: float | None = None
 ) -> list[int]:
-    """Choose the frames of one of the ``num_views`` clips that a video is tested with; nothing is random.
+    """Choose the frames of one of the ``num_views`` clips on which a video is tested; nothing is random.
 
-    One view lies in the middle. ``exact`` spreads several evenly, by interval from the video's start to its end,
-    by segment over each segment. ``official`` starts view i at i/num_views of the possible range, so that by
-    interval none reaches the end, and the last view by segment sees the last frame of each.
+    A single view lies in the middle. ``exact`` spreads several evenly: by interval from the video's start to its end,
+    by segment over each segment. ``official`` starts view i at i/num_views of the possible range by interval, so that
+    no view reaches the end; by segment, the last view takes the last frame of each segment.
 
     Args:
         times_seconds: when each frame of the video appears, [L], increasing.
-        view: from 0.
+        view: the view's index, from 0.
         container_fps: as for ``train_indices``.
 
     Returns:
@@ -139,7 +138,7 @@ def view_indices(
     Raises:
         OptionError: the video has no frames, or there is no such view.
 
-    Differs from: the released code with one frame in a clip, which is a random one there even in testing.
+    Differs from: the released code for clips of one frame, which it draws at random even in testing.
     """
     if not 0 <= view < num_views:
         raise OptionError(f"view={view} must be from 0 to num_views - 1 = {num_views - 1}")
@@ -162,19 +161,20 @@ def view_indices(
 
 
 def segment_frames(times_seconds: Times, start_seconds: float | None, end_seconds: float | None) -> range:
-    """The frames of a video that lie in a segment of it: those that appear from its start up to its end.
+    """Find the frames in a segment of a video: those that appear from its start up to its end.
 
-    A segment that is shorter than a frame has the frame shown at its start; one that reaches past the video's end by
-    no more than one frame ends there. Where the first frame appears late, a segment that begins before it begins with
-    it, and one that ends before it by no more than one frame has that frame.
+    A segment shorter than a frame gets the frame shown at its start. A segment may reach past the video's end by up to
+    one frame; it is cut there. If the first frame appears late, a segment that begins before it starts with that frame,
+    and so does one that ends up to one frame before it.
 
     Args:
-        times_seconds: when each frame of the video appears, [L], increasing, on the clock of the next two.
+        times_seconds: when each frame of the video appears, [L], increasing, on the same clock as the segment.
         start_seconds: None for the whole video.
         end_seconds: None for the whole video.
 
     Raises:
-        OptionError: the video has no frames, ends more than one frame before the segment does, or begins as much after.
+        OptionError: the video has no frames, the segment starts at its end or later, or the segment ends more than one
+            frame after the video's end or before its first frame.
     """
     times = _times(times_seconds)
     if start_seconds is None or end_seconds is None:
@@ -204,23 +204,23 @@ def segment_frames(times_seconds: Times, start_seconds: float | None, end_second
 def exact_interval(
     times: Array, num_frames: int, step_seconds: float, *, start_seconds: float, grace_seconds: float = 0.0
 ) -> list[int]:
-    """The frames shown at ``start_seconds`` and every ``step_seconds`` after; then the last one.
+    """The frames shown at ``start_seconds`` and every ``step_seconds`` after; past the end, the last frame.
 
     At 30 frames a second, 8 frames at a step of 8/30 s from 0 are 0, 8, 16, .. 56.
     """
-    return _shown_at(times, start_seconds + grace_seconds + step_seconds * np.arange(num_frames))
+    return _find_shown(times, start_seconds + grace_seconds + step_seconds * np.arange(num_frames))
 
 
 def exact_segments(times: Array, num_frames: int, *, where: Array, grace_seconds: float = 0.0) -> list[int]:
     """Cut the video into ``num_frames`` parts of equal duration; take the frame shown at ``where`` of each.
 
-    ``where`` is [T] in [0, 1): 0 is a part's beginning. 48 frames in 8 parts give 3, 9, .. 45 at 0.5.
+    ``where`` is [T] in [0, 1): 0 is a part's start. 48 frames in 8 parts give 3, 9, .. 45 at 0.5.
     """
     part_seconds = _duration_seconds(times) / num_frames
-    return _shown_at(times, (np.arange(num_frames) + where) * part_seconds + grace_seconds)
+    return _find_shown(times, (np.arange(num_frames) + where) * part_seconds + grace_seconds)
 
 
-def _shown_at(times: Array, seconds: npt.NDArray[np.floating[Any]]) -> list[int]:
+def _find_shown(times: Array, seconds: npt.NDArray[np.floating[Any]]) -> list[int]:
     index = np.searchsorted(times, seconds, side="right") - 1
     chosen: list[int] = np.clip(index, 0, len(times) - 1).tolist()
     return chosen
@@ -231,7 +231,7 @@ def _step_seconds(spec: ClipSpec, times: Array) -> float:
 
 
 def _duration_seconds(times: Array) -> float:
-    """Until the end of the last frame, which is taken to last as long as the average one."""
+    """Time from 0 to the end of the last frame, which is assumed to last as long as the average one."""
     return float(times[-1]) + 1 / average_fps(times)
 
 
@@ -242,7 +242,7 @@ def official_interval(num_video_frames: int, num_frames: int, clip_length: float
     """``base_dataset.py:_interval_based_sampling``: a clip of ``clip_length`` frames from ``start``.
 
     The last sample lies at the window's last frame, not one step before its end: 8 frames in a window of 64
-    are 0, 9, 18, .. 63. Single precision, as there.
+    are 0, 9, 18, .. 63. Computed in single precision, like the original.
     """
     positions = _linspace(start, start + clip_length - 1, num_frames)
     chosen: list[int] = np.clip(positions, 0, num_video_frames - 1).astype(np.int64).tolist()
@@ -259,8 +259,9 @@ def official_segments(
 ) -> list[int]:
     """``base_dataset.py:_segment_based_sampling``: one frame of each of ``num_frames`` parts.
 
-    At ``where`` ([T], in [0, 1)) of each part if that is given; else one view is the middles, and view i of k is
-    (i + 1)/k: of two views the second lies at the right edges. Rounds half to even, in single precision, as there.
+    The frame at ``where`` ([T], in [0, 1)) of each part, if given; else a single view takes the middles, and view i of
+    k the frames at (i + 1)/k: the last view takes the right edges. Rounds half to even, in single precision, like the
+    original.
     """
     edges = _linspace(0, num_video_frames, num_frames + 1)
     left, width = edges[:-1], edges[1:] - edges[:-1]
@@ -275,14 +276,14 @@ def official_segments(
 
 
 def _official_clip_length(spec: ClipSpec, times: Array, container_fps: float | None) -> float:
-    """In frames of the video."""
+    """The length of a clip, in frames of the video."""
     if spec.fps is None:
         return spec.num_frames * spec.interval
     return spec.num_frames * spec.interval * (container_fps or average_fps(times)) / spec.fps
 
 
 def _linspace(start: float, end: float, num: int) -> npt.NDArray[np.float32]:
-    """``torch.linspace`` in float32: from both ends to the middle, with a fused multiply-add."""
+    """Compute ``torch.linspace`` in float32 to the bit: from both ends to the middle, with a fused multiply-add."""
     first, last = np.float32(start), np.float32(end)
     if num == 1:
         return np.array([first])
@@ -296,10 +297,10 @@ def _linspace(start: float, end: float, num: int) -> npt.NDArray[np.float32]:
 
 
 def average_fps(times: Array) -> float:
-    """The rate of frames that appear at ``times``; 30 where there is but one.
+    """The average rate of frames that appear at ``times``, in frames per second; 30 for a single frame.
 
-    Times in whole milliseconds, as WebM and MKV round them, leave the rate uncertain: then the nearest whole rate
-    or its NTSC form (29.97 for 30) is meant, if it is within that uncertainty.
+    If all times are whole milliseconds, as WebM and MKV round them, the rate is uncertain: then it is snapped to the
+    nearest whole rate or its NTSC form (29.97 for 30), if that is within the uncertainty.
     """
     if len(times) == 1:
         return 30.0

@@ -1,7 +1,7 @@
-"""Clips side by side along a whole video or a stream (sliding windows), at times and not at frame numbers.
+"""Sliding windows: clips at a fixed stride along a whole video or a stream, in seconds rather than in frames.
 
-Each frame is decoded once and made small at once, however many clips it is part of. A clip's frames are those shown at
-times spread evenly around its middle; before the first and after the last frame these stand still.
+Each frame is decoded and resized only once, however many clips contain it. A clip's frames are those shown at times
+spread evenly around its middle; times before the first or after the last frame get that frame.
 
 Shapes: T frames of a clip, N frames, V crops.
 """
@@ -36,14 +36,14 @@ _SHORT_ACTION_SECONDS = 4.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SlidingWindows:
-    """How clips lie in a video."""
+    """Length and stride of the clips, and crops of each."""
 
     window_seconds: float
-    """What a clip spans."""
+    """Length of a clip, in seconds."""
     stride_seconds: float
-    """From one clip's middle to the next."""
+    """From one clip's middle to the next, in seconds."""
     num_crops: Literal[1, 3] = 1
-    """The middle of the frame; or three, side by side, as channels one after the other."""
+    """1: the center crop. 3: three crops along the longer side, whose features are concatenated."""
 
     def __post_init__(self) -> None:
         for name in ("window_seconds", "stride_seconds"):
@@ -63,16 +63,16 @@ class SlidingWindows:
         segment_seconds: Sequence[float] = (),
         frame_seconds: float = 0.0,
     ) -> SlidingWindows:
-        """Fill in what was not given.
+        """Fill in the window and the stride where they are None.
 
-        The window is what the network's clips span. A network of segments has seen whole actions: then it is the median
-        of ``segment_seconds``. The stride is 0.133 s for actions of less than 4 s, else 0.533 s, as published features
-        have it, but at most a fourth of the window, and no less than ``frame_seconds``, for which a frame of the videos
-        is shown: between two frames there is nothing new.
+        The default window is the span of the network's training clips. With segment sampling these were whole actions:
+        then it is the median of ``segment_seconds``. The default stride is 0.133 s for actions of less than 4 s, else
+        0.533 s, as for the published features, but at most a fourth of the window and at least ``frame_seconds``, the
+        duration of a frame.
 
         Raises:
-            OptionError: a network of segments, and neither a window nor segments; or these are shorter than a frame,
-                as events are that are marked with a point in time.
+            OptionError: segment sampling with neither a window nor segments; or the segments are shorter than a frame,
+                as those of events marked with a point in time.
         """
         median = float(np.median(segment_seconds)) if len(segment_seconds) else None
         if window_seconds is None:
@@ -99,17 +99,17 @@ class SlidingWindows:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> SlidingWindows:
-        """Those among the plain values of a card of features."""
+        """Read the windows from the plain values of a card of features; other keys are ignored."""
         return cls(**{entry.name: plain[entry.name] for entry in fields(cls)})
 
     def count(self, duration_seconds: float) -> int:
-        """Features of a video: each whole or half-filled stride has one, and there is at least one."""
+        """Number of clips, and so of features, of a video: duration / stride rounded (half up), at least 1."""
         return max(1, math.floor(duration_seconds / self.stride_seconds + 0.5))
 
     def clip_times(self, index: int, num_frames: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """When the frames of clip ``index`` are shown, [T]: the middles of T equal parts of its window.
 
-        With a millisecond's grace, as in testing: WebM and MKV round times to milliseconds.
+        They are 1 ms late, as in testing: WebM and MKV round the frames' times to milliseconds.
         """
         middle = self.stride_seconds / 2 + index * self.stride_seconds
         parts: np.ndarray[tuple[int], np.dtype[np.float64]] = (np.arange(num_frames) + 0.5) / num_frames - 0.5
@@ -117,9 +117,9 @@ class SlidingWindows:
 
 
 def clips_of(reader: OpenVideo, spec: ClipSpec, windows: SlidingWindows, clip_range: range) -> Iterator[Tensor]:
-    """The crops of each clip, uint8 [V, T, crop, crop, 3], in order; every frame is decoded once.
+    """Yield the crops of each clip, uint8 [V, T, crop, crop, 3], in order; every frame is decoded once.
 
-    Frames wait, resized and cut, until no later clip needs them.
+    Cropped frames are kept until no later clip needs them.
     """
     times = reader.times_seconds
     needed = np.empty((len(clip_range), spec.num_frames), np.int64)
@@ -131,15 +131,15 @@ def clips_of(reader: OpenVideo, spec: ClipSpec, windows: SlidingWindows, clip_ra
     for clip in map(np.ndarray.tolist, needed):
         while clip[-1] not in ready:
             part = [frame for _, frame in zip(range(_FRAMES_AT_ONCE), wanted, strict=False)]
-            crops = reader.frames(part, shrink=lambda frames: _crops(frames, spec, windows))
+            crops = reader.frames(part, shrink=lambda frames: _crop_frames(frames, spec, windows))
             ready.update(zip(part, torch.from_numpy(crops), strict=True))
         for frame in [frame for frame in ready if frame < clip[0]]:
             del ready[frame]
         yield torch.stack([ready[frame] for frame in clip], dim=1)
 
 
-def _crops(frames: NDArray[np.uint8], spec: ClipSpec, windows: SlidingWindows) -> NDArray[np.uint8]:
-    """Frames [N, H, W, 3], made small and cut: [N, V, crop, crop, 3]."""
+def _crop_frames(frames: NDArray[np.uint8], spec: ClipSpec, windows: SlidingWindows) -> NDArray[np.uint8]:
+    """Resize and crop frames [N, H, W, 3] to [N, V, crop, crop, 3]."""
     return frame_crops(
         frames,
         short_side=spec.short_side,
@@ -150,26 +150,26 @@ def _crops(frames: NDArray[np.uint8], spec: ClipSpec, windows: SlidingWindows) -
 
 
 class ReadyClip(NamedTuple):
-    """A clip, all of whose frames are there."""
+    """A complete clip of a stream."""
 
     frames: Tensor
     """uint8 [V, T, crop, crop, 3]"""
     arrivals: list[tuple[float, float]]
-    """The frames since the last clip: when each is shown, and when it arrived. The last of them made this one ready."""
+    """(time shown, time of arrival) of the frames since the previous clip; the last one completed this clip."""
 
 
 class _OpenClip(NamedTuple):
     times: list[float]
-    """When its frames are shown, T."""
+    """Times of its T frames, in seconds."""
     frames: list[Tensor]
-    """Those that are there, [V, crop, crop, 3]."""
+    """Its frames so far, each [V, crop, crop, 3]."""
 
 
 def clips_as_they_come(stream: FrameStream, spec: ClipSpec, windows: SlidingWindows) -> Iterator[ReadyClip]:
-    """The clips that ``clips_of`` would make of the finished video, each as soon as possible.
+    """Yield the same clips as ``clips_of`` for the finished video, each as soon as it is complete.
 
-    A frame is shown until the next one appears, so a clip is ready with the first frame after its last. Each frame is
-    made small at most once, and let go when the clips that need it have it.
+    A frame is shown until the next one appears, so a clip is complete when the frame after its last one arrives. Each
+    frame is resized at most once, and kept only in the clips that contain it.
     """
     waiting: deque[_OpenClip] = deque()
     num_opened, num_ready = 0, 0
@@ -177,13 +177,13 @@ def clips_as_they_come(stream: FrameStream, spec: ClipSpec, windows: SlidingWind
     before: LiveFrame | None = None
     next_clip = _open_clip(0, spec, windows)
 
-    def show(frame: LiveFrame, until_seconds: float) -> None:
-        """Give a frame to all clips that want it."""
+    def append_shown(frame: LiveFrame, until_seconds: float) -> None:
+        """Append a frame, shown until ``until_seconds``, to all open clips that contain it."""
         small: Tensor | None = None
         for clip in waiting:
             while len(clip.frames) < len(clip.times) and clip.times[len(clip.frames)] < until_seconds:
                 if small is None:
-                    small = torch.from_numpy(_crops(np.ascontiguousarray(frame.pixels())[None], spec, windows)[0])
+                    small = torch.from_numpy(_crop_frames(np.ascontiguousarray(frame.pixels())[None], spec, windows)[0])
                 clip.frames.append(small)
 
     for frame in stream:
@@ -192,16 +192,16 @@ def clips_as_they_come(stream: FrameStream, spec: ClipSpec, windows: SlidingWind
             waiting.append(next_clip)
             num_opened += 1
             next_clip = _open_clip(num_opened, spec, windows)
-        show(before or frame, frame.seconds)
+        append_shown(before or frame, frame.seconds)
         before = frame
         while waiting and len(waiting[0].frames) == spec.num_frames:
             yield ReadyClip(torch.stack(waiting.popleft().frames, dim=1), arrivals)
             num_ready, arrivals = num_ready + 1, []
     if before is None:
         return
-    # The last frame stands still.
+    # The last frame fills the clips that are still open.
     waiting.extend(_open_clip(i, spec, windows) for i in range(num_opened, windows.count(stream.duration_seconds)))
-    show(before, float("inf"))
+    append_shown(before, float("inf"))
     for clip in list(waiting)[: windows.count(stream.duration_seconds) - num_ready]:
         yield ReadyClip(torch.stack(clip.frames, dim=1), arrivals)
         arrivals = []

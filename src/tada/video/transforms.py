@@ -1,6 +1,6 @@
-"""From decoded frames to the input of a network. Clips stay uint8 [T, H, W, 3] until ``normalize``.
+"""Transforms of decoded frames into the input of a network. Clips are uint8 [T, H, W, 3] until ``normalize``.
 
-Every random function takes its ``rng``, so that a clip can be made again from its seed.
+Every random function takes its ``rng``, so that a clip can be reproduced from its seed.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor
 from tada.errors import OptionError
 
 MEAN = 0.45
-"""Subtracted from values in [0, 1], for each of R, G and B."""
+"""Mean subtracted from each of R, G and B, as values in [0, 1]."""
 STD = 0.225
-"""What remains is divided by this."""
+"""Standard deviation by which the difference is divided."""
 _FLOATS_AT_ONCE, _MAX_FLOATS, _ROWS_AT_ONCE = 1 << 25, 1 << 26, 128
-"""How much is turned into floats to be resized: 128 MB, but at least a frame; of one of more than 22 million pixels so
-many rows."""
+"""Frames are resized as floats in batches of at most 128 MB, at least one frame; a frame of more than 22 million
+pixels in bands of so many rows."""
 
 
 def normalize(clips: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Turn uint8 [..., T, H, W, 3] into float [..., 3, T, H, W], with 0 at ``MEAN`` and 1 a ``STD`` above.
+    """Turn uint8 [..., T, H, W, 3] into float [..., 3, T, H, W], as ``(x / 255 - MEAN) / STD``.
 
-    The memory stays as it lies, channels last, which is what convolutions are fastest with.
+    The memory layout stays channels last, with which convolutions are fastest.
     """
     if clips.dtype != torch.uint8 or clips.ndim < 4 or clips.shape[-1] != 3:
         raise OptionError(f"clips are {clips.dtype} {list(clips.shape)}; they must be uint8 [..., T, H, W, 3]")
@@ -44,9 +44,8 @@ def resize_short_side(clip: Tensor, short_side: int, *, antialias: bool, exact: 
 
     Args:
         clip: uint8 [T, H, W, 3].
-        antialias: smooth first where frames become smaller. The released code does not, and a model should see
-            in testing what it saw in training.
-        exact: compute as in float32 and round once. Otherwise in 8-bit arithmetic, which on a CPU is five to ten
+        antialias: smooth frames before shrinking them. The released code does not; test as the model was trained.
+        exact: compute in float32 and round once. Otherwise in 8-bit arithmetic, which on a CPU is five to ten
             times as fast and differs by at most one level of 255 (halves are rounded up, twice).
 
     Returns:
@@ -57,8 +56,8 @@ def resize_short_side(clip: Tensor, short_side: int, *, antialias: bool, exact: 
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """The height and width that frames get by ``resize_short_side``."""
-    # The released code's order of operations (transformations.py:_get_random_crop): it decides some roundings.
+    """The (height, width) that ``resize_short_side`` gives to frames of this size, in pixels."""
+    # The released code's order of operations (transformations.py:_get_random_crop), since it affects the rounding.
     if height >= width:
         return int(height / width * short_side), short_side
     return short_side, int(width / height * short_side)
@@ -70,23 +69,23 @@ def resize(clip: Tensor, size: tuple[int, int], *, antialias: bool, exact: bool 
         return clip
     frames = clip.permute(0, 3, 1, 2)  # [T, 3, H, W], channels last in memory
     if clip[0].numel() > _MAX_FLOATS and clip.device.type == "cpu":
-        resized = torch.cat([_resized_in_bands(frame[None], size, antialias=antialias) for frame in frames])
+        resized = torch.cat([_resize_in_bands(frame[None], size, antialias=antialias) for frame in frames])
     elif exact or clip.device.type != "cpu":
-        n = max(1, _FLOATS_AT_ONCE // max(clip[0].numel(), 3 * size[0] * size[1]))  # frames do not know of each other
-        parts = [_resized_exactly(frames[i : i + n], size, antialias=antialias) for i in range(0, len(frames), n)]
+        n = max(1, _FLOATS_AT_ONCE // max(clip[0].numel(), 3 * size[0] * size[1]))  # frames per batch
+        parts = [_resize_in_float32(frames[i : i + n], size, antialias=antialias) for i in range(0, len(frames), n)]
         resized = parts[0] if len(parts) == 1 else torch.cat(parts)
     else:
         resized = F.interpolate(frames, size, mode="bilinear", antialias=antialias)
     return resized.permute(0, 2, 3, 1)
 
 
-def _resized_exactly(frames: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
+def _resize_in_float32(frames: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
     resized = F.interpolate(frames.float(), size, mode="bilinear", antialias=antialias)
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _resized_in_bands(frame: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
-    """One vast frame [1, 3, H, W], along its rows, some at a time, and then along its columns: 30 MB, not 500."""
+def _resize_in_bands(frame: Tensor, size: tuple[int, int], *, antialias: bool) -> Tensor:
+    """Resize one huge frame [1, 3, H, W]: first its width, in bands of rows, then its height: 30 MB, not 500."""
     height = frame.shape[2]
     narrow = torch.empty((1, 3, height, size[1]))
     for row in range(0, height, _ROWS_AT_ONCE):
@@ -94,7 +93,7 @@ def _resized_in_bands(frame: Tensor, size: tuple[int, int], *, antialias: bool) 
         narrow[:, :, row : row + _ROWS_AT_ONCE] = F.interpolate(
             band, (band.shape[2], size[1]), mode="bilinear", antialias=antialias
         )
-    return _resized_exactly(narrow, size, antialias=antialias)
+    return _resize_in_float32(narrow, size, antialias=antialias)
 
 
 def crop(clip: Tensor, top: int, left: int, size: int) -> Tensor:
@@ -137,7 +136,7 @@ def jitter_and_crop(
 def draw_jitter_and_crop(
     height: int, width: int, *, short_side_range: tuple[int, int], crop: int, antialias: bool, rng: np.random.Generator
 ) -> Callable[[Tensor], Tensor]:
-    """Draw what ``jitter_and_crop`` does, for frames of this size: it can then be done to a few of them at a time."""
+    """Draw the parameters of ``jitter_and_crop``; return a function that applies them to any part of a clip."""
     low, high = short_side_range
     if not crop <= low <= high:
         raise OptionError(f"{short_side_range=} must ascend and not be below {crop=}")
@@ -164,16 +163,16 @@ def random_flip(
 
     Args:
         clip: uint8 [T, H, W, 3].
-        labels: one for each thing that is said of the clip (heads).
-        swaps: for each of them from a class to its mirror image, by ``flip_swaps``. Classes that map to None are
-            never mirrored; those that are not in it look the same mirrored.
+        labels: one class per head.
+        swaps: for each head, a map from a class to its mirror image, by ``flip_swaps``. Clips of classes that map to
+            None are never mirrored; classes missing from the map keep their label.
 
     Differs from: the released code at its head, which mirrors once with the label and once without (base_dataset.py
         after its commit af7519e), so that directional labels are wrong half the time.
     """
     mirrored = [swap.get(label, label) for label, swap in zip(labels, swaps, strict=True)]
     known = tuple(label for label in mirrored if label is not None)
-    flips = rng.random() < probability  # drawn for every clip, so that the labels do not shift later draws
+    flips = rng.random() < probability  # drawn for every clip, so that later draws do not depend on labels
     if len(known) < len(labels) or not flips:
         return clip, labels
     return clip.flip(2), known
@@ -187,10 +186,12 @@ def random_reverse(
     swaps: Sequence[Mapping[int, int]],
     rng: np.random.Generator,
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Play the clip backwards with ``probability``, if each of its classes has one for that (``reverse_swaps``).
+    """Play the clip backwards with ``probability``, if each of its classes has a reverse class.
 
     Args:
         clip: uint8 [T, H, W, 3].
+        labels: one class per head.
+        swaps: for each head, a map from a class to its reverse, by ``reverse_swaps``.
     """
     reversed_labels = tuple(swap[label] for label, swap in zip(labels, swaps, strict=True) if label in swap)
     reverses = rng.random() < probability
@@ -208,15 +209,15 @@ def recolor(
     invert_probability: float,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Change a clip's colors at random, the same for all its frames, so that what moves counts and not its color.
+    """Change a clip's colors at random, the same for all frames, so that the model learns motion instead of color.
 
     Args:
         clip: uint8 [T, H, W, 3].
-        strength: s of gain and offset. Around the clip's mean, all channels are multiplied by exp(U(-s, s)), each by
-            exp(U(-s/2, s/2)) more, and shifted by U(-s, s) * 0.4 of the full range.
-        shuffle_probability: of exchanging red, green and blue.
+        strength: s of gain and offset. Around the clip's mean, all channels are multiplied by exp(U(-s, s)), each one
+            also by exp(U(-s/2, s/2)), and shifted by U(-s, s) * 0.4 of the full range.
+        shuffle_probability: of permuting red, green and blue.
         grayscale_probability: of replacing each by their mean.
-        invert_probability: of turning bright into dark.
+        invert_probability: of inverting the colors.
 
     Returns:
         uint8 [T, H, W, 3].
@@ -234,43 +235,42 @@ def recolor(
         scale, shift = -scale, 255 - shift
     if np.array_equal(scale, np.eye(3)):
         return clip
-    # All of it is one affine map of (r, g, b).
+    # All changes together are one affine map of (r, g, b).
     colors = clip.float() @ torch.from_numpy(scale).float() + torch.from_numpy(shift).float()
     return colors.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def flip_swaps(labels: Sequence[str]) -> dict[int, int | None]:
-    """Find the classes that mirroring turns into another, from their names.
+    """Find the pairs of classes that mirroring swaps, from their names.
 
-    Names are compared word by word, whatever their case and whether spaces, hyphens, underscores or capitals part
-    the words: left and right, clockwise and counterclockwise (or anticlockwise) change places.
+    Names are compared word by word, regardless of case and of whether spaces, hyphens, underscores or capitals separate
+    the words: left and right, clockwise and counterclockwise (or anticlockwise) are swapped.
 
     Returns:
-        For each directional class its mirror image, or None if that is not among ``labels`` (or is ambiguous):
-        then a mirrored clip of it has no right label. Other classes are left out.
+        For each directional class its mirror image, or None if that is not among ``labels`` (or is ambiguous): then a
+        mirrored clip has no correct label. Other classes are left out.
     """
-    return _swaps(labels, lambda name: _exchange(name, _MIRRORED))
+    return _find_swaps(labels, lambda name: _swap_words(name, _MIRRORED))
 
 
 def reverse_swaps(labels: Sequence[str]) -> dict[int, int]:
-    """Find the classes that are each other played backwards, from their names.
+    """Find the pairs of classes that playing backwards swaps, from their names.
 
-    Left and right, up and down, towards and away, clockwise and counterclockwise change places; "circle" and
-    "circle backwards" are a pair too. Other classes are left out: what they become backwards, their names do not
-    tell.
+    Left and right, up and down, towards and away, clockwise and counterclockwise are swapped; "circle" and "circle
+    backwards" are a pair too. Other classes are left out: their names do not tell what they become.
     """
 
     def reverse(name: str) -> str:
-        exchanged = _exchange(name, _REVERSED)
+        exchanged = _swap_words(name, _REVERSED)
         if exchanged != name:
             return exchanged
         return name.removesuffix(" backwards") if name.endswith(" backwards") else f"{name} backwards"
 
-    return {label: other for label, other in _swaps(labels, reverse).items() if other is not None}
+    return {label: other for label, other in _find_swaps(labels, reverse).items() if other is not None}
 
 
-def _swaps(labels: Sequence[str], change: Callable[[str], str]) -> dict[int, int | None]:
-    words = [_direction_words(label) for label in labels]
+def _find_swaps(labels: Sequence[str], change: Callable[[str], str]) -> dict[int, int | None]:
+    words = [_normalize_name(label) for label in labels]
     classes: dict[str, list[int]] = {}
     for index, name in enumerate(words):
         classes.setdefault(name, []).append(index)
@@ -283,20 +283,20 @@ def _swaps(labels: Sequence[str], change: Callable[[str], str]) -> dict[int, int
     return swaps
 
 
-def _exchange(name: str, opposites: Mapping[str, str]) -> str:
+def _swap_words(name: str, opposites: Mapping[str, str]) -> str:
     return re.sub(rf"\b({'|'.join(opposites)})\b", lambda word: opposites[word[0]], name)
 
 
-def _both_ways(*pairs: tuple[str, str]) -> dict[str, str]:
+def _map_both_ways(*pairs: tuple[str, str]) -> dict[str, str]:
     return {word: opposite for a, b in pairs for word, opposite in ((a, b), (b, a))}
 
 
-_MIRRORED = _both_ways(("left", "right"), ("clockwise", "counterclockwise"))
-_REVERSED = _MIRRORED | _both_ways(("up", "down"), ("towards", "away"))
+_MIRRORED = _map_both_ways(("left", "right"), ("clockwise", "counterclockwise"))
+_REVERSED = _MIRRORED | _map_both_ways(("up", "down"), ("towards", "away"))
 
 
-def _direction_words(label: str) -> str:
-    """'Turn_Left' and 'TurnLeft' are 'turn left'; 'anti-clockwise' is 'counterclockwise'."""
+def _normalize_name(label: str) -> str:
+    """Normalize a name: 'Turn_Left' and 'TurnLeft' to 'turn left', 'anti-clockwise' to 'counterclockwise'."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", label)
     spaced = re.sub(r"[\s_-]+", " ", spaced).strip().lower()
     return re.sub(r"\b(counter|anti) ?clockwise\b", "counterclockwise", spaced)
@@ -323,10 +323,10 @@ def three_crops(clip: Tensor, size: int) -> list[Tensor]:
 
 
 def test_crops(clip: Tensor, *, short_side: int, crop: int, num_crops: Literal[1, 3], antialias: bool) -> list[Tensor]:
-    """Resize and cut as in testing: the middle square, or three along the longer side.
+    """Resize and crop as in testing: the center square, or three along the longer side.
 
     Returns:
-        ``num_crops`` times uint8 [T, crop, crop, 3].
+        A list of ``num_crops`` clips, uint8 [T, crop, crop, 3].
     """
     if num_crops not in (1, 3):
         raise OptionError(f"{num_crops=} must be 1 or 3")
@@ -340,20 +340,20 @@ test_crops.__test__ = False  # type: ignore[attr-defined]  # pytest: not a test,
 def frame_crops(
     frames: NDArray[np.uint8], *, short_side: int, crop: int, num_crops: Literal[1, 3], antialias: bool
 ) -> NDArray[np.uint8]:
-    """The ``test_crops`` of frames [N, H, W, 3], beside each other: [N, num_crops, crop, crop, 3].
+    """The ``test_crops`` of frames [N, H, W, 3], stacked: [N, num_crops, crop, crop, 3].
 
-    For ``Video.frames``, which makes frames smaller as they come.
+    Made for the ``shrink`` argument of ``Video.frames``.
     """
     clip = torch.from_numpy(frames)
     crops = test_crops(clip, short_side=short_side, crop=crop, num_crops=num_crops, antialias=antialias)
     return torch.stack(crops, dim=1).numpy()
 
 
-# --- for people -------------------------------------------------------------------------------------------------
+# --- for display -------------------------------------------------------------------------------------------------
 
 
 def shrink_to(frames: NDArray[np.uint8], *, short_side: int) -> NDArray[np.uint8]:
-    """Frames [N, H, W, 3] with this short side, in pixels; those with a shorter one as they are."""
+    """Shrink frames [N, H, W, 3] to this short side, in pixels; smaller frames are returned unchanged."""
     if min(frames.shape[1:3]) <= short_side:
         return frames
     return resize_short_side(torch.from_numpy(frames), short_side, antialias=True).numpy()

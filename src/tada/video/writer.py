@@ -1,4 +1,4 @@
-"""Writing a video: H.264 in MP4, the same bytes each time, whole or not at all."""
+"""Write a video as H.264 in MP4: deterministic bytes, and a complete file or none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tada.errors import OptionError
 from tada.system.files import whole_file
 from tada.video.sound import Sound
 
-_TICKS = 90_000  # a second in ticks where frames come at times of their own
+_TICKS = 90_000  # per second, where ``times_seconds`` is given
 _SILENCE_HERTZ, _SILENCE_SAMPLES = 8000, 1024  # as many as AAC encodes at once
 
 
@@ -38,23 +38,23 @@ def write_video(
 ) -> None:
     """Encode ``frames`` as H.264 (yuv420p) in an MP4 that can be played before it is downloaded whole.
 
-    The file appears at ``path`` only when it is complete; one that was there is replaced then. The same frames
+    The file appears at ``path`` only when it is complete, and then replaces an existing one. The same frames
     and options give the same bytes under the same release of PyAV.
 
     Args:
         path: where to write. The folder must exist.
-        frames: RGB, each [H, W, 3], all of one size; or all in one array [T, H, W, 3]. H and W must be even,
-            since a color sample covers 2x2 pixels: nothing is cut or padded here.
+        frames: RGB uint8, each [H, W, 3], all of one size; or one array [T, H, W, 3]. H and W must be even, since a
+            color sample covers 2x2 pixels; frames are not cropped or padded here.
         fps: frames per second, for evenly spaced frames. Rates such as 29.97 are taken as 30000/1001.
-        times_seconds: when each frame appears, instead of ``fps``; 0 or more, strictly increasing, and written to
-            within 1/90000 s. The last frame is shown for as long as the one before it. Where the first appears after
-            0, the file begins with a moment of silence: players count from where its first track begins.
-        crf: quality from 0, without loss of what yuv420p holds, to 51; 18 looks like the original.
-        keyframe_interval_frames: frames from one key frame to the next. Small ones make random access fast.
-        fast_decode: leave out what costs a decoder most (arithmetic coding, smoothing at block edges): half the time,
-            for a file a quarter larger.
-        fast_encode: think less about each frame: a third of the time, for a file a third larger.
-        sound: goes along at the times it has, which count from where ``times_seconds`` do.
+        times_seconds: when each frame appears, instead of ``fps``; 0 or more, strictly increasing, and stored to
+            within 1/90000 s. The last frame is shown for as long as the one before it. If the first appears after 0,
+            a short silent audio track is added at 0: players count from the start of the first track.
+        crf: quality, from 0 (lossless but for yuv420p) to 51 (worst); 18 looks like the original.
+        keyframe_interval_frames: frames from one key frame to the next. A small interval makes random access fast.
+        fast_decode: encode without arithmetic coding and deblocking: decodes in half the time; the file is a quarter
+            larger.
+        fast_encode: encode in a third of the time; the file is a third larger.
+        sound: is added at its own times, on the same clock as ``times_seconds``.
 
     Raises:
         OptionError: an option out of range, no frames, or a frame of the wrong shape or type.
@@ -68,9 +68,9 @@ def write_video(
     if keyframe_interval_frames < 1:
         raise OptionError(f"keyframe_interval_frames={keyframe_interval_frames} must be at least 1")
     rate = Fraction(30) if fps is None else _exact_rate(fps)
-    ticks = None if times_seconds is None else _ticks(times_seconds)
+    ticks = None if times_seconds is None else _to_ticks(times_seconds)
 
-    checked = _checked(frames)
+    checked = _check_frames(frames)
     first = next(checked, None)
     if first is None:
         raise OptionError(f"no frames to write to {os.fspath(path)!r}")
@@ -78,8 +78,8 @@ def write_video(
     options = {
         "crf": f"{crf:g}",
         "preset": "veryfast" if fast_encode else "medium",
-        # In x264's code for AVX-512, macroblock trees read memory that nobody has written: the same frames gave other
-        # bytes each time, in most sizes tried.
+        # mbtree=0: x264's AVX-512 code for macroblock trees reads uninitialized memory, so that the same frames gave
+        # different bytes each time, at most sizes tried.
         "x264-params": f"{interval}:scenecut=0:open-gop=0:mbtree=0",
     }
     if fast_decode:
@@ -87,7 +87,7 @@ def write_video(
     starts_late = ticks is not None and ticks[0] > 0
     container_options = {"movflags": "+faststart"}
     if starts_late or sound is not None:
-        container_options["movie_timescale"] = str(_TICKS)  # in which late starts are written; else milliseconds
+        container_options["movie_timescale"] = str(_TICKS)  # unit of the start offset; the default is milliseconds
     with (
         whole_file(Path(path)) as part,
         av.open("file:" + os.path.abspath(part), "w", format="mp4", container_options=container_options) as container,
@@ -114,16 +114,16 @@ def write_video(
             frame.time_base = time_base
             if sound is not None:
                 sound.write_until(float(frame.pts * time_base))
-            container.mux(_lasting(stream.encode(frame), ticks))
+            container.mux(_set_durations(stream.encode(frame), ticks))
         if ticks is not None and num_frames < len(ticks):
             raise OptionError(f"{num_frames} frames, but {len(ticks)} times in times_seconds")
         if sound is not None:
             sound.write_until(math.inf)
-        container.mux(_lasting(stream.encode(None), ticks))
+        container.mux(_set_durations(stream.encode(None), ticks))
 
 
-def _lasting(packets: list[Packet[Any]], ticks: list[int] | None) -> list[Packet[Any]]:
-    """Say of packets how long their frames are shown; the encoder takes them to come at a fixed rate."""
+def _set_durations(packets: list[Packet[Any]], ticks: list[int] | None) -> list[Packet[Any]]:
+    """Set the packets' durations from the frames' times; the encoder assumes a fixed rate."""
     if ticks is not None and len(ticks) > 1:
         for packet in packets:
             assert packet.pts is not None
@@ -133,7 +133,7 @@ def _lasting(packets: list[Packet[Any]], ticks: list[int] | None) -> list[Packet
 
 
 def _write_silence(container: av.container.OutputContainer) -> None:
-    """A track of sound that begins at 0 and lasts an eighth of a second."""
+    """Write a silent audio track from 0 to 1/8 s."""
     sound = container.add_stream("aac", rate=_SILENCE_HERTZ)
     sound.layout = "mono"
     silence = av.AudioFrame.from_ndarray(np.zeros((1, _SILENCE_SAMPLES), np.float32), "fltp", "mono")
@@ -143,12 +143,12 @@ def _write_silence(container: av.container.OutputContainer) -> None:
 
 
 def _exact_rate(fps: float) -> Fraction:
-    """29.97 is 30000/1001, 12.5 is 25/2."""
+    """Convert a rate to a fraction: 29.97 to 30000/1001, 12.5 to 25/2."""
     ntsc = Fraction(round(fps * 1.001) * 1000, 1001)
     return ntsc if ntsc and abs(fps - ntsc) < 0.005 < abs(fps - round(fps)) else Fraction(fps).limit_denominator(1000)
 
 
-def _ticks(times_seconds: Sequence[float]) -> list[int]:
+def _to_ticks(times_seconds: Sequence[float]) -> list[int]:
     ticks = [round(time * _TICKS) for time in times_seconds]
     if ticks and ticks[0] < 0:
         raise OptionError(f"times_seconds[0]={times_seconds[0]} must be 0 or more")
@@ -158,7 +158,7 @@ def _ticks(times_seconds: Sequence[float]) -> list[int]:
     return ticks
 
 
-def _checked(frames: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:
+def _check_frames(frames: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:
     shape: tuple[int, ...] | None = None
     for index, frame in enumerate(frames):
         frame = np.ascontiguousarray(frame)

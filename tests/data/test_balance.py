@@ -1,4 +1,4 @@
-"""Rare classes: the order shows each as often, the loss lets each count as much, and what is done is said."""
+"""Class balance: the order draws each class equally often, the loss weights them equally, and the run reports it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong in a data set is found before it is trained on, and what was found is kept."""
+"""``tada check`` finds the faults of a data set before training, and caches its results."""
 
 from __future__ import annotations
 

@@ -22,12 +22,12 @@ from tada.errors import DataError
         ("100:00", 6000.0),
     ],
 )
-def test_times(text: str, value: float) -> None:
+def test_times_are_read(text: str, value: float) -> None:
     assert seconds("x", text, "start") == value
 
 
 @pytest.mark.parametrize("text", ["", "-1", "0:-1", "nan", "inf", "1e999", "1:2:3:4", "1,5", "one", ":", "1.5:30"])
-def test_what_is_no_time(text: str) -> None:
+def test_invalid_times_are_refused(text: str) -> None:
     with pytest.raises(
         DataError, match=r"clips.csv row 2: start = '.*' should be a time, in seconds or as HH:MM:SS.ss"
     ):
@@ -40,7 +40,7 @@ def test_times_with_decimal_commas(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["1,5,5", "1.000,5", ",", "1,x"])
-def test_what_is_no_time_with_a_decimal_comma(text: str) -> None:
+def test_invalid_times_with_decimal_commas_are_refused(text: str) -> None:
     with pytest.raises(DataError, match=r"row 2: start = '.*' should be a time"):
         seconds("row 2", text, "start", decimal_comma=True)
 

@@ -1,4 +1,4 @@
-"""A file is known by its content, wherever it lies."""
+"""A file's identity is a hash of its content, independent of its path."""
 
 from __future__ import annotations
 

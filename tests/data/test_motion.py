@@ -1,4 +1,4 @@
-"""Generated motion: a function of the seed, twins in time, and what it says it is."""
+"""Generated motions: determined by the seed, reverse classes, and the direction their class names."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_files_depend_on_seed_class_and_number_alone(tmp_path: Path) -> None
     assert (tmp_path / "c/towards/towards_000.mp4").read_bytes() != again
 
 
-def test_what_cannot_be_drawn() -> None:
+def test_invalid_motions_are_refused() -> None:
     with pytest.raises(UnknownNameError, match="no motion is called 'lift'; did you mean 'left'"):
         draw("lift", seed=0)
     with pytest.raises(OptionError, match="num_frames = 1 should be at least 2"):

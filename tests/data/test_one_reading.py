@@ -1,4 +1,4 @@
-"""A list means the same to both tasks: what recognition reads of times, splits and cells, localization reads too."""
+"""Recognition and localization read the times, splits and cells of a list alike."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def told(table: VideoTable) -> dict[str, tuple[str, str | None]]:
 
 @pytest.mark.parametrize("mark", [" ", "  ", "\t", ",", ", ", ";", " ; "])
 @pytest.mark.parametrize("name", ["list.txt", "list.csv"])
-def test_numbers(name: str, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_as_numbers(name: str, mark: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     draw(tmp_path, "v/a.mp4", "v/b c.MP4", "v/d,e.avi", "v/f.mkv")
     Path(name).write_text(f"v/a.mp4{mark}10\nv/b c.MP4{mark}2\n\nv/d,e.avi{mark}02\nv/f.mkv{mark}0\n")
@@ -35,7 +35,7 @@ def test_numbers(name: str, mark: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert table.kind == "list"
 
 
-def test_names(tmp_path: Path) -> None:
+def test_classes_as_names(tmp_path: Path) -> None:
     draw(tmp_path, "a.mp4", "b.mp4")
     (tmp_path / "list.txt").write_text("a.mp4 playing the flute\n'b.mp4' \"Über\"\n")
     assert told(read_dataset(tmp_path / "list.txt")) == {

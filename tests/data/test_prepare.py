@@ -1,4 +1,4 @@
-"""The copy shows what the original shows, at the same times; what is there survives whatever goes wrong."""
+"""Prepared copies show the original's frames at the same times; existing files survive every failure."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_lists_of_segments_and_published_lists(tmp_path: Path, capsys: pytest.Ca
     assert len(read_dataset(tmp_path / "train.csv", root=tmp_path / "two" / "videos")) == 1
 
 
-def test_faults(data: Path, tmp_path: Path) -> None:
+def test_invalid_options_and_folders_are_refused(data: Path, tmp_path: Path) -> None:
     for options, message in (
         ({"short_side": 47}, r"short_side=47 should be an even number of pixels, 16 or more"),
         ({"keyframe_interval_frames": 0}, r"keyframe_interval_frames=0 should be at least 1"),

@@ -1,4 +1,4 @@
-"""When held-out clips look like clips of recordings that are trained on, and when names are only names."""
+"""Names tell when held-out clips come from the same recordings as training clips, without false alarms."""
 
 from __future__ import annotations
 

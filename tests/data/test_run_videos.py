@@ -1,4 +1,4 @@
-"""Videos are known again by their content, however they are named and wherever they lie."""
+"""A run recognizes its videos by content, under any name and path."""
 
 from __future__ import annotations
 

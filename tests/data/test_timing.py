@@ -1,4 +1,4 @@
-"""The loader's own clock: whose time is counted as what, and what is said of it."""
+"""The loader's timing: waiting for data and using it are measured and reported."""
 
 from __future__ import annotations
 

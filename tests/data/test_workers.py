@@ -1,4 +1,4 @@
-"""A process that dies or hangs costs one task; nothing is left running."""
+"""A worker process that dies or hangs loses one task; no process is left running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos with what happens drawn in: the same frames, times and sound; what is drawn where; whole or not at all."""
+"""Annotated copies of videos: frames, times and sound are kept; what is drawn where; a complete file or none."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_sound_whose_times_go_back_leaves_gaps(tmp_path: Path) -> None:
     assert 9 <= len(times) < len(sounds)
 
 
-def test_times_that_no_file_may_have(tmp_path: Path) -> None:
+def test_times_that_an_mp4_cannot_store_are_refused(tmp_path: Path) -> None:
     source = draw_packed(tmp_path / "a.avi", 24)
     content = bytearray(source.read_bytes())
     place = content.index(b"strh") + 4 + 24  # units of a second, and how many units a picture takes: 10 hours
@@ -164,7 +164,7 @@ def test_times_that_no_file_may_have(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_file_that_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_file_is_replaced_only_with_overwrite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     draw_plain(Path("a.mp4"), 4)
     before = Path("a.mp4").read_bytes()
@@ -188,7 +188,7 @@ def draw_damaged(path: Path) -> Path:
     return path
 
 
-def test_of_a_video_that_breaks_off_nothing_is_written(tmp_path: Path) -> None:
+def test_a_damaged_video_leaves_the_target_unchanged(tmp_path: Path) -> None:
     source = draw_damaged(tmp_path / "a.ts")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.mp4").write_bytes(b"mine")
@@ -198,7 +198,7 @@ def test_of_a_video_that_breaks_off_nothing_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a.mp4").read_bytes() == b"mine"
 
 
-def test_frames_pass_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_are_processed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: set[int] = set()
     most = 0
     original = Captions.draw
@@ -339,7 +339,7 @@ def clip(start: float, end: float, *scores: float) -> ClipScores:
     return ClipScores(start_seconds=start, end_seconds=end, scores=scores)
 
 
-def test_a_moment_has_the_scores_of_the_nearest_clip() -> None:
+def test_a_time_has_the_scores_of_the_nearest_clip() -> None:
     prediction = Prediction(
         path="a.mp4",
         labels=("a", "b", "c", "d"),

@@ -108,7 +108,7 @@ def test_a_bright_frame_does_not_change_the_others_mean_alone() -> None:
     assert changed[:, 0, 0, 0].tolist() == [78, 222]
 
 
-def test_rand_augment_is_the_generators_doing() -> None:
+def test_rand_augment_depends_only_on_the_generator() -> None:
     clip = noise(num_frames=2)
 
     def once(seed: int, **changes: float) -> Tensor:
@@ -220,7 +220,7 @@ def test_cutmix_shares_targets_by_pixels() -> None:
     assert mixture.targets(torch.eye(4), clips)[0].tolist() == pytest.approx([float(share), 1 - float(share), 0, 0])
 
 
-def test_mixtures_are_drawn_as_asked() -> None:
+def test_mixtures_follow_the_options() -> None:
     rng = np.random.default_rng(0)
     assert draw_mixture(mixup_alpha=0, cutmix_alpha=0, cutmix_probability=0.5, rng=rng) is None
     both = [draw_mixture(mixup_alpha=0.2, cutmix_alpha=1.0, cutmix_probability=0.5, rng=rng) for _ in range(400)]

@@ -1,4 +1,4 @@
-"""What is wrong with a video is said in one line, by type: never a hang, a crash or FFmpeg's own error."""
+"""Each fault of a video raises its own error of one line: never a hang, a crash or FFmpeg's own error."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def refused(path: Path | str, error: type[VideoError], message: str, **options: 
 # --- not a file (V1, V20 to V23) --------------------------------------------------------------------------------------
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "none.mp4", VideoNotFoundError, r"no such video \(No such file or directory\); check the path")
     refused(tmp_path / "none" / "a.mp4", VideoNotFoundError, "No such file")
     (tmp_path / "file").write_bytes(b"x")
@@ -77,14 +77,14 @@ def test_an_address_is_a_path_to_nothing() -> None:
         refused(address, VideoNotFoundError, "no such video")
 
 
-def test_no_right_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = draw_plain(tmp_path / "video.mp4", 2)
     path.chmod(0)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read all
     refused(path, VideoNotFoundError, "cannot be read: no permission; give this user the right")
 
 
-def test_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_pipes_and_devices_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(tmp_path, NotARegularFileError, "is a folder; only regular files")
     os.mkfifo(tmp_path / "pipe.mp4")
     refused(tmp_path / "pipe.mp4", NotARegularFileError, "is a pipe, socket or device")
@@ -96,7 +96,7 @@ def test_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", ["empty.mp4", "empty.h264"])
-def test_empty(tmp_path: Path, name: str) -> None:
+def test_an_empty_file_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
     refused(tmp_path / name, EmptyFileError, r"is empty \(0 bytes\); copy or download it again")
 
@@ -105,7 +105,7 @@ def test_empty(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "avi", "h264", "ts", "m3u8"])
-def test_text_and_noise(tmp_path: Path, suffix: str) -> None:
+def test_text_and_noise_are_refused(tmp_path: Path, suffix: str) -> None:
     rng = np.random.default_rng(0)
     contents = [b"hello world\n" * 500, b"x", b"<html><body>404</body></html>" * 20, bytes(10_000)]
     contents += [rng.integers(0, 256, 20_000, dtype=np.uint8).tobytes() for _ in range(5)]
@@ -209,14 +209,14 @@ def test_frames_that_grow_past_the_limit_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "both.ts", CorruptVideoError, "10 frames decode, but 10 packets do not", max_pixels=64 * 48)
 
 
-def test_too_many_frames(tmp_path: Path) -> None:
+def test_too_many_frames_are_refused(tmp_path: Path) -> None:
     path = draw_plain(tmp_path / "video.mp4", 11)
     refused(path, TooLargeError, "has more than max_frames=10 frames; cut it into parts", max_frames=10)
     with open_video(path, max_frames=11) as video:
         assert video.info.num_frames == 11
 
 
-def test_too_many_streams(tmp_path: Path) -> None:
+def test_too_many_streams_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "streams.mp4"
     with av.open(str(path), "w") as container:
         streams = []
@@ -242,14 +242,14 @@ def test_a_disk_that_stalls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.5, 0.95])
-def test_without_the_index_at_its_end(tmp_path: Path, fraction: float) -> None:
+def test_an_mp4_without_its_index_is_truncated(tmp_path: Path, fraction: float) -> None:
     path = truncate(draw_plain(tmp_path / "video.mp4"), fraction)
     refused(path, TruncatedVideoError, "begins as a video, but 0 frames can be read: its end, or the index")
 
 
 @pytest.mark.parametrize("fraction", [0.6, 0.7, 0.85])
 @pytest.mark.parametrize("name", ["fast.mp4", "fragments.mp4", "plain.mkv", "sound.mkv", "vp9.webm", "mpeg4.avi"])
-def test_cut_off(tmp_path: Path, name: str, fraction: float) -> None:
+def test_a_truncated_file_is_refused_and_read_on_demand(tmp_path: Path, name: str, fraction: float) -> None:
     """The frames that are there are counted, and can be had on demand: the same as in the whole file."""
     path = tmp_path / name
     if name == "vp9.webm":
@@ -458,7 +458,7 @@ def draw_ivf(path: Path, times: list[int]) -> Path:
 
 
 @pytest.mark.parametrize("times", [[1 << 62], [0, 1 << 62], [1 << 61, (1 << 61) + 1], [0, 1, 1 << 54]])
-def test_times_beyond_all_measure(tmp_path: Path, times: list[int]) -> None:
+def test_extreme_times_are_read(tmp_path: Path, times: list[int]) -> None:
     read_somehow(draw_ivf(tmp_path / "a.ivf", times), allow_damaged=False)
     with open_video(tmp_path / "a.ivf") as video:
         assert video.info.num_frames == len(times)

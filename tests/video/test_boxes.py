@@ -1,4 +1,4 @@
-"""An MP4 of some hundred bytes that claims millions of samples is refused before it costs anything."""
+"""An MP4 of some hundred bytes that declares millions of samples is refused before FFmpeg indexes it."""
 
 from __future__ import annotations
 

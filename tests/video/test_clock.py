@@ -1,4 +1,4 @@
-"""Times count from where the file begins, as in players and in ``ffmpeg -ss``, also where its pictures begin later."""
+"""Times count from the container's start, as in players and in ``ffmpeg -ss``, also if the first frame appears later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of frames: read as the video that they are of, to the bit; what is wrong with one is said in a line."""
+"""Folders of frames: read to the bit like a video of the same frames; each fault is an error of one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a program may give as a video: all forms of one video have one answer, and what is unclear is refused."""
+"""Inputs that count as a video: all forms of one video give the same answer; ambiguous ones are refused."""
 
 from __future__ import annotations
 

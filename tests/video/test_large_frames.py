@@ -1,4 +1,4 @@
-"""Large frames are made small as they come: a few hundred megabytes at 8K, and the same numbers as all at once."""
+"""Large frames are resized in batches as they are decoded: little memory at 8K, and the same pixels as all at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Items prepared in a thread: the order, faults, and that the thread ends."""
+"""Prefetching in a thread: the order of items, errors, and the thread's end."""
 
 from __future__ import annotations
 

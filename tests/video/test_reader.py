@@ -132,7 +132,7 @@ def test_frames_in_any_order_are_those_of_a_plain_decoding(name: str, drawn: Cal
         assert video.corrupt_frames == set()
 
 
-def test_repeats_and_none(drawn: Callable[[str], Path]) -> None:
+def test_indices_may_repeat_or_be_empty(drawn: Callable[[str], Path]) -> None:
     with open_video(drawn("plain.mp4")) as video:
         assert read_stamps(video.frames([7, 3, 7, 7, 0])) == [7, 3, 7, 7, 0]
         assert video.frames([]).shape == (0, 48, 64, 3)
@@ -200,7 +200,7 @@ def test_each_frame_is_decoded_once(tmp_path: Path, decoded: list[int]) -> None:
 # --- times ------------------------------------------------------------------------------------------------------------
 
 
-def test_frames_at_are_those_shown_then(tmp_path: Path) -> None:
+def test_frames_played_at_are_those_shown_then(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.2, 1.2, 1.3, 3.0]
     with open_video(draw_variable_rate(tmp_path / "video.mp4", times)) as video:
         np.testing.assert_allclose(video.times_seconds, times, rtol=0, atol=1e-9)
@@ -231,7 +231,9 @@ def test_a_time_that_is_a_rounding_short_counts(drawn: Callable[[str], Path]) ->
         ("plain.gif", 25.0, 40, 1.6),
     ],
 )
-def test_information(name: str, fps: float, num_frames: int, seconds: float, drawn: Callable[[str], Path]) -> None:
+def test_info_of_each_kind_of_video(
+    name: str, fps: float, num_frames: int, seconds: float, drawn: Callable[[str], Path]
+) -> None:
     info = probe(drawn(name))
     assert info.fps == pytest.approx(fps, abs=1e-3)
     assert info.num_frames == num_frames
@@ -445,7 +447,9 @@ def test_hidden_reference_frames_of_vp8_do_not_count(tmp_path: Path, drawn: Call
         *("wrong.avi", "file:x.mp4", "http:--x.mp4", os.fsdecode(b"latin-\xe9.mp4"), "concat:a|b.mp4", ".mp4"),
     ],
 )
-def test_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, drawn: Callable[[str], Path]) -> None:
+def test_any_file_name_opens(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, drawn: Callable[[str], Path]
+) -> None:
     path = tmp_path / name
     path.write_bytes(drawn("plain.mp4").read_bytes())
     assert probe(path).num_frames == N
@@ -482,7 +486,7 @@ def test_a_number_outside_of_the_video_is_refused(index: int, drawn: Callable[[s
         video.frames([0, index])
 
 
-def test_memory_stays(drawn: Callable[[str], Path]) -> None:
+def test_reading_does_not_leak_memory(drawn: Callable[[str], Path]) -> None:
     """A thousand openings leave nothing behind (an unclosed container would leave tens of kilobytes each)."""
     statm = Path("/proc/self/statm")
     if not statm.exists():

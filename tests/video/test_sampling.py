@@ -165,7 +165,9 @@ def test_official_counts_by_the_rate_that_the_file_declares(seed: int) -> None:
         (segment(1), evenly(9), 0, 1, [4]),
     ],
 )
-def test_literal_lists(spec: ClipSpec, times: Any, view: int, num_views: int, expected: list[int]) -> None:
+def test_view_indices_equal_literal_lists(
+    spec: ClipSpec, times: Any, view: int, num_views: int, expected: list[int]
+) -> None:
     assert view_indices(spec, times, view, num_views) == expected
 
 
@@ -327,7 +329,7 @@ def test_training_takes_every_frame_of_every_segment() -> None:
         assert sorted(set(clips[:, part])) == [4 * part, 4 * part + 1, 4 * part + 2, 4 * part + 3]
 
 
-def test_training_is_the_generators_doing() -> None:
+def test_training_indices_depend_only_on_the_generator() -> None:
     for spec in (interval(), interval(mode="official"), segment(), segment(mode="official")):
         a = train_indices(spec, evenly(500), np.random.default_rng(7))
         assert a == train_indices(spec, evenly(500), np.random.default_rng(7))

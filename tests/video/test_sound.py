@@ -1,4 +1,4 @@
-"""Sound on its way into another file: all of it, at the times it had, in a form that browsers play."""
+"""Copying sound into another file: all of it, at its times, in a format that browsers play."""
 
 from __future__ import annotations
 

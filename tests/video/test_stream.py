@@ -1,4 +1,4 @@
-"""Frames as they come: the same as of the finished file, whatever brings them; what ends a stream; what is refused."""
+"""Live streams: the same frames as of the finished file, from each kind of source; ends of a stream; refusals."""
 
 from __future__ import annotations
 

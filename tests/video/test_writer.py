@@ -1,4 +1,4 @@
-"""Writing a video: what is read back, the same bytes each time, whole or not at all."""
+"""Writing a video: the frames read back, deterministic bytes, a complete file or none."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_small_moving_frames_give_the_same_bytes_whatever_memory_held_before(tmp
 
 
 @pytest.mark.parametrize("name", ["a:b.mp4", "no_suffix", "with space%d.mp4", "n" * 250 + ".mp4"])
-def test_names(tmp_path: Path, name: str) -> None:
+def test_any_file_name_is_written(tmp_path: Path, name: str) -> None:
     write_video(tmp_path / name, stamped_frames(3), fps=30)
     with open_video(tmp_path / name) as video:
         assert read_stamps(video.frames([2])) == [2]
@@ -110,7 +110,7 @@ def broken(num_frames: int) -> Iterator[npt.NDArray[np.uint8]]:
     raise RuntimeError("the source broke")
 
 
-def test_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_folder_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     with pytest.raises(RuntimeError, match="the source broke"):
         write_video(path, broken(30), fps=30)

@@ -1,4 +1,4 @@
-"""Batches are functions of (seed, epoch, sample); what cannot be read is said, not hidden."""
+"""Batches are functions of (seed, epoch, sample); unreadable videos are reported."""
 
 from __future__ import annotations
 

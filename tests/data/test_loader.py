@@ -1,4 +1,4 @@
-"""Batches from worker processes: the same ones whichever way they come, and a line where they cannot come."""
+"""Batches from worker processes: the same in every way of transport; a message where transport fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times count from the container's start, as in players and in ``ffmpeg -ss``, also if the first frame appears later."""
+"""Times count from the container's start, as in players and in ``ffmpeg -ss``, even if the first frame is late."""
 
 from __future__ import annotations
 

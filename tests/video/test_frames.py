@@ -393,7 +393,7 @@ class TestWhatIsOneVideo:
         assert find_videos(["day/a"], said.append) == ["day/a"]
         assert said == [
             "'day/a' holds numbered pictures and is taken for one video; folders in it ('more') are skipped: name "
-            "them to have what they hold"
+            "them to read the videos in them"
         ]
         with pytest.raises(VideoNotFoundError, match=r"img_00001.png' is a picture, and no video: give .* 'day/a'"):
             find_videos(["day/a/*.png"])
@@ -538,7 +538,7 @@ class TestTables:
 
 
 class TestAsTheVideo:
-    """What comes of a folder of frames is what comes of the same frames in a video without loss."""
+    """A folder of frames gives the same results as a lossless video of these frames."""
 
     @pytest.mark.parametrize("sampling", ["interval", "segment"])
     @pytest.mark.parametrize("mode", ["exact", "official"])

@@ -254,7 +254,7 @@ def test_ctrl_c_before_anything_came(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs, ours = os.pipe()
-    waits = "tada.video.live.LiveBytes._read"
+    waits = "tada.video.live.LiveBytes._wait_and_read"
 
     def pressed(*arguments: object) -> bytes:
         signal.raise_signal(signal.SIGINT)

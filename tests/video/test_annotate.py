@@ -290,7 +290,7 @@ def test_text_can_be_read_and_fits(width: int, height: int) -> None:
     assert captions.height % 2 == 0
     out = captions.draw(gray(height, width), 0.5)
     assert out[:height, :, 0].std() > 5
-    fitted = captions._text.fitted(lanes[0].label, width // 2)
+    fitted = captions._text.shorten(lanes[0].label, width // 2)
     assert captions._text.width(fitted) <= width // 2
     assert fitted[:3] == "a v"
     assert "…" in fitted

@@ -95,7 +95,7 @@ class TestFolder:
             (["train/l/a.mp4", "train/r/a.mp4", "val/l/b.mp4"], r"train.r: 'r' is in 'train' but not in 'val'"),
             (["train/l/a.mp4", "test/l/b.mp4", "test/r/b.mp4"], r"test.r: 'r' is in 'test' but not in 'train'"),
             (["Left/a.mp4", "left/b.mp4"], r"'left' differs from 'Left' .* in capitals only"),
-            (["le\x1bft/a.mp4"], r"label 'le\\x1bft' holds signs that cannot be printed"),
+            (["le\x1bft/a.mp4"], r"label 'le\\x1bft' has unprintable characters"),
         ],
     )
     def test_faults(self, tmp_path: Path, files: list[str], message: str) -> None:
@@ -192,10 +192,10 @@ class TestCsv:
                 r"row 1: expected the columns path \(or video\) and label.*found 'file', 'class'",
             ),
             ("path,video,label\na.mp4,a.mp4,x\n", r"expected the columns path \(or video\)"),
-            ("path,label,label\na.mp4,x,y\n", r"row 1: the column 'label' stands there twice; keep one"),
+            ("path,label,label\na.mp4,x,y\n", r"row 1: the column 'label' appears twice; keep one"),
             ("path,label\na.mp4,x,y\n", r"row 2: 3 cells, while the header names 2 columns; quote cells"),
             ('path,label\n"a.mp4,x\nb.mp4,y\n', r"row 3: unexpected end of data"),
-            ("path,label\na.mp4,\n", r"row 2: no label; fill in the cell or take the row away"),
+            ("path,label\na.mp4,\n", r"row 2: no label; fill in the cell or remove the row"),
             ("path,label\n,x\n", r"row 2: no path"),
             ("path,label\na.mp4,x\na.mp4,x\n", r"row 3: 'a.mp4' stands already in clips.csv row 2; each video"),
             ("path,label\na.mp4,x\n./a.mp4,y\n", r"row 3: './a.mp4' .* as 'a.mp4', there as 'x' and here as 'y'"),
@@ -210,21 +210,21 @@ class TestCsv:
                 "path,label\na.mp4,x\ng.mp4,x\nh.mp4,y\n",
                 r"2 of 3 videos are not in .*: 'g.mp4' \(row 3\), 'h.mp4' \(row 4\)",
             ),
-            ("path,label\n../a.mp4,x\n", r"row 2: '../a.mp4' leaves the folder .* give paths inside it, or as root"),
+            ("path,label\n../a.mp4,x\n", r"row 2: '../a.mp4' leaves the folder .* give paths inside it, or a root"),
             ("path,label\nx/../../a.mp4,x\n", r"row 2: .* leaves the folder"),
             ("path,label\n/etc/passwd,x\n", r"row 2: '/etc/passwd' leaves the folder"),
-            ("path,label\nhttp://h/a.mp4,x\n", r"row 2: 'http://h/a.mp4' is no path of a file; .* download it"),
-            ("path,label\nconcat:a.mp4|b.mp4,x\n", r"row 2: 'concat:a.mp4|b.mp4' is no path of a file"),
-            ("path,label\nPIPE:0,x\n", r"row 2: 'PIPE:0' is no path of a file"),
-            ('path,label\n"subfile,,start,0,end,9,,:a.mp4",x\n', r"row 2: 'subfile,.*' is no path of a file"),
+            ("path,label\nhttp://h/a.mp4,x\n", r"row 2: 'http://h/a.mp4' is not a file path; .* download it"),
+            ("path,label\nconcat:a.mp4|b.mp4,x\n", r"row 2: 'concat:a.mp4|b.mp4' is not a file path"),
+            ("path,label\nPIPE:0,x\n", r"row 2: 'PIPE:0' is not a file path"),
+            ('path,label\n"subfile,,start,0,end,9,,:a.mp4",x\n', r"row 2: 'subfile,.*' is not a file path"),
             ("path,label\n.,x\n", r"row 2: '.' is a folder, and most of its files are no numbered frames"),
             (
                 "path,label\na.mp4,Left\nb.mp4,left\n",
                 r"row 3: the label 'left' differs from 'Left' \(clips.csv row 2\)",
             ),
-            ("path,label\na.mp4,x\x1b[2J\n", r"row 2: the label 'x\\x1b\[2J' holds signs that cannot be printed"),
+            ("path,label\na.mp4,x\x1b[2J\n", r"row 2: the label 'x\\x1b\[2J' has unprintable characters"),
             ("path,label\na.mp4,x\n".encode("utf-16"), r"clips.csv is in UTF-16; save it as CSV UTF-8"),
-            ("path,label\na.mp4,x\n".encode("utf-16-le"), r"clips.csv holds zero bytes"),
+            ("path,label\na.mp4,x\n".encode("utf-16-le"), r"clips.csv contains zero bytes"),
             ("path,label\na.mp4,é\n".encode("latin-1"), r"clips.csv is not text in UTF-8; save it as CSV UTF-8"),
         ],
     )
@@ -334,7 +334,7 @@ class TestPlaces:
         assert read_dataset(Path("one.csv")).videos[0].path == f"{here}/clips/left/{COMPOSED}.mp4"  # as it is written
         touch(here, f"{COMPOSED}/{DECOMPOSED}.mp4", f"{DECOMPOSED}/{DECOMPOSED}.mp4")
         (here / "none.csv").write_text(f"path,label\n{COMPOSED}/{COMPOSED}.mp4,x\n")
-        with pytest.raises(DataError, match=r"none.csv row 2: '.*' may be '.*' or '.*', whose names differ in"):
+        with pytest.raises(DataError, match=r"none.csv row 2: '.*' may be '.*' or '.*', whose names differ only in"):
             read_dataset(Path("none.csv"))
 
     def test_a_class_is_one_in_both_unicode_forms(self, here: Path) -> None:

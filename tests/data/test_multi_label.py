@@ -159,7 +159,7 @@ class TestLists:
             ("path,wave,walk\na.mp4,1,0\nb.mp4,2,0\n", r"row 3: wave = '2' should be 1 or 0"),
             ("path,wave,walk\na.mp4,1,\n", r"row 2: walk = '' should be 1 or 0"),
             ("path,wave,walk\na.mp4,yes,no\n", r"row 1: expected the columns path.*or two or more"),
-            ("path,wave,wave\na.mp4,1,0\n", r"row 1: the column 'wave' stands there twice; keep one"),
+            ("path,wave,wave\na.mp4,1,0\n", r"row 1: the column 'wave' appears twice; keep one"),
             ("path,wave,\na.mp4,1,0\n", r"row 1: a column without a name; name it"),
             (
                 "path,wave,walk\na.mp4,1,0\na.mp4,1,1\n",
@@ -231,7 +231,7 @@ class TestHoldingOut:
             hold_out(self.table(tmp_path, ["a", "ab", "a"]), fraction=0.2, seed=0)
         table = read_dataset(tmp_path / "clips.csv")
         head = replace(table.heads[0], labels=("a", "b", "c"))
-        with pytest.raises(DataError, match="no video is of class 'c'; take its column away"):
+        with pytest.raises(DataError, match="no video is of class 'c'; remove its column"):
             hold_out(replace(table, heads=(head,), videos=table.videos * 2), fraction=0.2, seed=0)
 
 

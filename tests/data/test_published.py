@@ -226,7 +226,7 @@ class TestEpic:
             DataError, match=r"each video has several labels here \(verb and noun\), while one is needed"
         ):
             _ = table.labels
-        with pytest.raises(DataError, match=r"videos with several labels are not held out by class"):
+        with pytest.raises(DataError, match=r"videos with a verb and a noun are not held out by class"):
             hold_out(table, fraction=0.5, seed=0)
         with pytest.raises(DataError, match=r"groups 'P01' hold all training videos"):
             hold_out_groups(table, ["P01"])
@@ -260,7 +260,7 @@ class TestEpic:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"v": 2}, r"row 2: verb_class = 2 should be from 0 to 1, as there are classes"),
+            ({"v": 2}, r"row 2: verb_class = 2 should be from 0 to 1, as there are 2"),
             ({"n": -1}, r"row 2: noun_class = -1 should be from 0 to 2"),
             ({"n": "1.0"}, r"row 2: noun_class = '1.0' should be a whole number, from 0 to 2"),
             ({"n": ""}, r"row 2: noun_class = '' should be a whole number"),

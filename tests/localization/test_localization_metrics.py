@@ -69,7 +69,7 @@ def test_epic_kitchens() -> None:
 
 def test_epic_kitchens_tells_a_faulty_row_and_a_faulty_prediction() -> None:
     rows = [{"video_id": "P01_01", "start_timestamp": "one", "stop_timestamp": "2", "verb_class": 1, "noun_class": 2}]
-    with pytest.raises(DataError, match="ground truth row 1: 'one' is no time"):
+    with pytest.raises(DataError, match="ground truth row 1: 'one' is not a time"):
         epic_map(rows, {"results": {}})
     rows[0]["start_timestamp"] = "00:00:01.00"
     bad = {"results": {"P01_01": [{"segment": [0, 1], "score": 1, "verb": "take", "noun": 3}]}}

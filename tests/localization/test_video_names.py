@@ -152,7 +152,7 @@ def test_names_and_labels_with_accents_are_one_in_all_their_forms(tmp_path: Path
 def test_labels_that_look_alike_are_refused_as_by_the_recognizer(tmp_path: Path) -> None:
     for label, message in (
         ("JUMP", r"s.csv row 3: the label 'JUMP' differs from 'jump' \(s.csv row 2\) in capitals only; write it one"),
-        ("ju\u200bmp", r"row 3: the label 'ju\\u200bmp' holds signs that cannot be printed; rename it"),
+        ("ju\u200bmp", r"row 3: the label 'ju\\u200bmp' has unprintable characters; rename it"),
     ):
         text = f"video,start,end,label\na,0,1,jump\na,2,3,{label}\n"
         (tmp_path / "s.csv").write_text(text, encoding="utf-8")

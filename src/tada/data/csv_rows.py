@@ -1,10 +1,10 @@
-"""Tables as text: CSV files read row by row with their faults named, and cells that are safe to open elsewhere.
+"""CSV files: read row by row, with errors that name the row; parsers of cells; escaping of cells for spreadsheets.
 
-What a time, a split or a class may be written as is decided here, for recognition and localization alike.
+Recognition and localization parse times, splits, class names and paths with these functions.
 
-Lists travel between machines. The names of files in them may be written with backslashes (Windows) or in the other of
-Unicode's two forms (a Mac writes "é" as two signs, most others as one), and times with decimal commas; all of these are
-understood here.
+Lists are moved between machines. Paths in them may have backslashes (Windows) or another Unicode normal form than the
+disk (macOS writes "é" as two code points, most other systems as one), and times may have decimal commas; all of these
+are accepted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tada.data.table import SPLITS, composed
 from tada.errors import DataError, listed, why_unread
 from tada.system.documents import open_regular
 
-# What FFmpeg would open instead of a file. "a:b.mp4" is a file's name like any other.
+# Prefixes that FFmpeg would open as a protocol instead of a file. "a:b.mp4" is an ordinary file name.
 _PROTOCOL = re.compile(
     r"[a-z][a-z0-9+.-]+://|(async|cache|concat|concatf|crypto|data|fd|ffrtmphttp|file|ftp|gopher|hls|http|https|ipfs"
     r"|md5|mmsh|pipe|prompeg|rtmp|rtp|rtsp|sftp|smb|srt|subfile|tcp|tee|tls|udp|unix|zmq)[:,]",
@@ -32,7 +32,7 @@ _PROTOCOL = re.compile(
 )
 _MAX_COLUMNS = 1000
 _FORMULA = ("=", "+", "-", "@")
-# HH:MM:SS, or MM:SS in which minutes have as many digits as they need: 100:00 is an hour and forty minutes.
+# HH:MM:SS, or MM:SS with any number of digits for the minutes: 100:00 is an hour and forty minutes.
 _CLOCK = re.compile(r"(?:([0-9]+):([0-9]{1,2})|([0-9]+)):([0-9]{1,2}(?:\.[0-9]*)?)")
 _DECIMAL_COMMA = re.compile(r"[0-9:]*[0-9],[0-9]+")
 SPLIT_OF = {
@@ -45,28 +45,28 @@ SPLIT_OF = {
     "test": "test",
     "testing": "test",
 }
-"""What data sets call their splits, in small letters, and what they are called here."""
+"""Names of splits in data sets, in lower case, and the split that each means."""
 
 
 def csv_columns(file: Path, known: Collection[str], *, example: str = "path,label") -> list[str]:
-    """The columns that a CSV file's header names, in small letters.
+    """The column names in a CSV file's header, in lower case.
 
     Args:
-        known: names that tell the delimiter (comma, semicolon or tab), and that may stand there once only.
-        example: of such a header, for the message about an empty file.
+        known: names by which the delimiter (comma, semicolon or tab) is recognized; each may occur once only.
+        example: a header, for the message about an empty file.
 
     Raises:
-        DataError: the file cannot be read, is empty or no text, or names a known column twice.
+        DataError: the file cannot be read, is empty or not text, or has a known column twice.
     """
-    columns = list(map(_plain, csv_header(file, known, example=example)))
+    columns = list(map(_normalize_column, csv_header(file, known, example=example)))
     for column in columns:
         if column in known and columns.count(column) > 1:
-            raise DataError(f"{file.name} row 1: the column {column!r} stands there twice; keep one")
+            raise DataError(f"{file.name} row 1: the column {column!r} appears twice; keep one")
     return columns
 
 
 def csv_header(file: Path, known: Collection[str], *, example: str = "path,label") -> list[str]:
-    """A CSV file's first row as it is written; arguments and errors as those of ``csv_columns``."""
+    """A CSV file's first row, in its own spelling; arguments and errors are those of ``csv_columns``."""
     check_text(file, f"its first row should name the columns: {example}")
     _, header = next(_cells(file, known), (1, []))
     if len(header) > _MAX_COLUMNS:
@@ -77,38 +77,38 @@ def csv_header(file: Path, known: Collection[str], *, example: str = "path,label
 
 
 def csv_rows(file: Path, known: Collection[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row below the header: where it stands ("clips.csv row 12"), and its cells by column, without their margins.
+    """Each row below the header: its place ("clips.csv row 12"), and its cells by column, with spaces stripped.
 
-    One row is held at a time. Empty lines are passed over. ``known`` is as in ``csv_columns``.
+    Reads one row at a time and skips empty lines. ``known`` is as in ``csv_columns``.
 
     Raises:
-        DataError: a fault of the file, a row with too many or too few cells, or no rows at all.
+        DataError: an error of the file, a row with too many or too few cells, or no rows at all.
     """
     columns = csv_columns(file, known)
     name, is_empty = file.name, True
     for line, cells in islice(_cells(file, known), 1, None):
-        if not any(cell.strip() for cell in cells):  # an empty line at the end is no row
+        if not any(cell.strip() for cell in cells):  # an empty line, as at the end of many files
             continue
         source = f"{name} row {line}"
         if len(cells) != len(columns):
             raise DataError(
                 f"{source}: {len(cells)} cells, while the header names {len(columns)} columns; quote cells "
-                "that hold commas (or semicolons, where these part the cells)"
+                "that contain commas (or semicolons, where these separate the cells)"
             )
         is_empty = False
         yield source, dict(zip(columns, map(_cell_text, cells), strict=True))
     if is_empty:
-        raise DataError(f"{name} has no rows below its header; see whether it is the right file")
+        raise DataError(f"{name} has no rows below its header; check that it is the right file")
 
 
 def _cells(file: Path, known: Collection[str]) -> Iterator[tuple[int, list[str]]]:
-    """Every row, the header first: the number of its (last) line, and its cells as they are written."""
-    with _opened(file) as lines:
+    """Every row, the header first: the number of its (last) line, and its raw cells."""
+    with _open_text(file) as lines:
         reader = csv.reader(lines, delimiter=_delimiter(lines, known), strict=True)
         try:
             for cells in reader:
                 yield reader.line_num, cells
-        except csv.Error as error:  # such as a quote that is never closed, and a cell as long as the rest of the file
+        except csv.Error as error:  # such as a quote that is never closed
             raise DataError(
                 f"{file.name} row {reader.line_num}: {error}; save it as CSV, with cells quoted whole"
             ) from error
@@ -117,9 +117,9 @@ def _cells(file: Path, known: Collection[str]) -> Iterator[tuple[int, list[str]]
 
 
 def check_text(file: Path, hint: str) -> None:
-    """Raise DataError where a file cannot be read, is empty, or is not text; ``hint`` says what an empty one lacks."""
+    """Raise DataError if a file cannot be read, is empty, or is not text; ``hint`` says what it should hold."""
     try:
-        with open_regular(file) as raw:  # a pipe can be read once only
+        with open_regular(file) as raw:  # not a pipe, which could be read only once
             head = raw.read(4096)
     except OSError as error:
         raise DataError(f"{str(file)!r} cannot be read: {why_unread(error)}") from error
@@ -128,16 +128,16 @@ def check_text(file: Path, hint: str) -> None:
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{file.name} is in UTF-16; save it as CSV UTF-8")
     if b"\0" in head:
-        raise DataError(f"{file.name} holds zero bytes: it is no text, or text in UTF-16; save it as CSV UTF-8")
+        raise DataError(f"{file.name} contains zero bytes: it is not text, or text in UTF-16; save it as CSV UTF-8")
 
 
 def text_lines(file: Path) -> Iterator[tuple[str, str]]:
-    """Each line that is not empty: where it stands ("classInd.txt line 3"), and its text without margins.
+    """Each line that is not empty: its place ("classInd.txt line 3"), and its text with spaces stripped.
 
     Raises:
-        DataError: the file cannot be read, or is empty or no text.
+        DataError: the file cannot be read, or is empty or not text.
     """
-    check_text(file, "it should hold a video in each line, as it was published")
+    check_text(file, "it should have one video in each line, as it was published")
     try:
         with file.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
@@ -147,34 +147,34 @@ def text_lines(file: Path) -> Iterator[tuple[str, str]]:
         raise DataError(f"{file.name} is not text in UTF-8; copy or download it again") from error
 
 
-def _opened(file: Path) -> TextIO:
+def _open_text(file: Path) -> TextIO:
     return file.open(encoding="utf-8-sig", newline="")
 
 
 def _delimiter(lines: TextIO, known: Collection[str]) -> str:
-    """The mark that parts the header into most columns we know.
+    """The delimiter (comma, semicolon or tab) that splits the header into the most known columns.
 
-    Spreadsheets of some countries write semicolons, and a table that was pasted has tabs.
+    Spreadsheets write semicolons in some countries, and tabs into the clipboard.
     """
     try:
         header = lines.readline()
     except UnicodeDecodeError as error:
         raise DataError(f"{os.path.basename(lines.name)} is not text in UTF-8; save it as CSV UTF-8") from error
     lines.seek(0)
-    return max(",;\t", key=lambda mark: len({_plain(cell) for cell in header.split(mark)} & set(known)))
+    return max(",;\t", key=lambda mark: len({_normalize_column(cell) for cell in header.split(mark)} & set(known)))
 
 
 def has_decimal_commas(file: Path, known: Collection[str]) -> bool:
-    """Whether a comma in a number of this CSV file is a decimal one: where cells are parted by semicolons or tabs.
+    """Whether a comma in a number is a decimal comma: it is if semicolons or tabs separate the file's cells.
 
-    Where they are parted by commas, "1,500" in quotes may as well be a thousand and a half.
+    If commas separate them, a quoted "1,500" could also mean fifteen hundred.
     """
-    with _opened(file) as lines:
+    with _open_text(file) as lines:
         return _delimiter(lines, known) != ","
 
 
 def ignored_columns(file: Path, columns: Collection[str], known: Collection[str]) -> list[str]:
-    """The columns that are not read, in words for whoever may have meant another: "clips.csv column 'splits' (...)"."""
+    """The columns that are not read, each with the known name it is close to: "clips.csv column 'splits' (did ...)"."""
     found = []
     for column in columns:
         if column not in known:
@@ -183,7 +183,7 @@ def ignored_columns(file: Path, columns: Collection[str], known: Collection[str]
     return found
 
 
-def _plain(column: str) -> str:
+def _normalize_column(column: str) -> str:
     return column.strip().strip('"').lower()
 
 
@@ -191,12 +191,12 @@ def _plain(column: str) -> str:
 
 
 def guarded(text: str) -> str:
-    """Keep a spreadsheet from running a name as a formula: "=1+1" becomes "'=1+1"; ``csv_rows`` undoes it."""
+    """Escape a cell that a spreadsheet would run as a formula: "=1+1" becomes "'=1+1". ``csv_rows`` undoes it."""
     return f"'{text}" if text.startswith(_FORMULA) or text.startswith("'") else text
 
 
 def unguarded(cell: str) -> str:
-    """A cell's text as it was before ``guarded``."""
+    """Undo ``guarded``."""
     return cell[1:] if cell[:1] == "'" and cell[1:2] in (*_FORMULA, "'") else cell
 
 
@@ -205,29 +205,29 @@ def _cell_text(cell: str) -> str:
 
 
 def required(source: str, cells: Mapping[str, str], column: str) -> str:
-    """A cell that may not be empty.
+    """The cell of a row in ``column``, which may not be empty.
 
     Raises:
-        DataError: it is.
+        DataError: it is empty.
     """
     if not cells[column]:
-        raise DataError(f"{source}: no {column}; fill in the cell or take the row away")
+        raise DataError(f"{source}: no {column}; fill in the cell or remove the row")
     return cells[column]
 
 
 def class_names(labeled: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """The classes that occur, sorted.
+    """The names of the classes that occur, sorted.
 
     Args:
-        labeled: their names (``composed``), each with where it stands.
+        labeled: the label of each row (``composed``), with the row's place.
 
     Raises:
-        DataError: a name that cannot be printed, or two that differ in capitals only.
+        DataError: a name has unprintable characters, or two differ in capitals only.
     """
     first: dict[str, tuple[str, str]] = {}
     for label, source in labeled:
         if not label.isprintable():
-            raise DataError(f"{source}: the label {label!r} holds signs that cannot be printed; rename it")
+            raise DataError(f"{source}: the label {label!r} has unprintable characters; rename it")
         other, where = first.setdefault(label.casefold(), (label, source))
         if other != label:
             raise DataError(
@@ -237,32 +237,35 @@ def class_names(labeled: Iterable[tuple[str, str]]) -> tuple[str, ...]:
 
 
 def class_number(source: str, text: str, num_classes: int, what: str) -> int:
-    """A class written as a number from 0.
+    """Parse the number of a class, counted from 0.
+
+    Args:
+        what: the cell's name, for messages.
 
     Raises:
-        DataError: it is no whole number, or there is no such class.
+        DataError: it is not an integer, or there is no such class.
     """
     if not re.fullmatch(r"-?[0-9]+", text):
         raise DataError(f"{source}: {what} = {text!r} should be a whole number, from 0 to {num_classes - 1}")
     if not 0 <= int(text) < num_classes:
-        raise DataError(f"{source}: {what} = {text} should be from 0 to {num_classes - 1}, as there are classes")
+        raise DataError(f"{source}: {what} = {text} should be from 0 to {num_classes - 1}, as there are {num_classes}")
     return int(text)
 
 
 def decimal_number(text: str, *, decimal_comma: bool) -> float:
-    """A number; ``decimal_comma``: "1,5" is understood too.
+    """Parse a number; with ``decimal_comma``, "1,5" is accepted too.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a number.
     """
     return float(text.replace(",", ".", 1) if decimal_comma else text)
 
 
 def parse_seconds(written: object) -> float:
-    """Seconds from a number, or from a text of seconds, MM:SS or HH:MM:SS, with a fraction or without.
+    """Parse a time to seconds: a number or text of seconds, or MM:SS or HH:MM:SS, with or without a fraction.
 
     Raises:
-        ValueError: it is none of these, or no finite number.
+        ValueError: it is none of these, or not finite.
     """
     text = str(written).strip()
     clock = _CLOCK.fullmatch(text)
@@ -275,29 +278,28 @@ def parse_seconds(written: object) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{text!r} is no time: write seconds or HH:MM:SS")
+        raise ValueError(f"{text!r} is not a time: write seconds or HH:MM:SS")
     return value
 
 
 def seconds(
     source: str, written: object, what: str, *, decimal_comma: bool = False, may_be_negative: bool = False
 ) -> float:
-    """A time as ``parse_seconds`` reads it, its faults named.
+    """Parse a cell's time with ``parse_seconds``, with errors that name the row.
 
     Args:
-        decimal_comma: "1,5" is understood too.
-        may_be_negative: published lists and labeling tools have times before their video; those who write a list for
-            tada do not mean any.
+        what: the cell's name, for messages.
+        decimal_comma: "1,5" is accepted too.
+        may_be_negative: accept times before the video's start, which published lists and labeling tools have; in a
+            list written for tada they are errors.
 
     Raises:
-        DataError: it is no time.
+        DataError: it is not a time.
     """
     text = str(written).strip()
     hint = ""
     if _DECIMAL_COMMA.fullmatch(text) and not decimal_comma:
-        hint = (
-            f"; a decimal comma is understood where semicolons or tabs part the cells: write {text.replace(',', '.')}"
-        )
+        hint = f"; decimal commas need semicolons or tabs between the cells: write {text.replace(',', '.')}"
     try:
         value = parse_seconds(text.replace(",", ".", 1) if decimal_comma else text)
     except ValueError:
@@ -308,26 +310,26 @@ def seconds(
 
 
 def segment(source: str, start: str, end: str, *, decimal_comma: bool = False) -> tuple[float, float]:
-    """Start and end of a part of a video, in seconds; ``decimal_comma`` is as in ``seconds``.
+    """Parse the start and end of a segment to seconds; ``decimal_comma`` is as in ``seconds``.
 
     Raises:
-        DataError: one is no time, or the end is not after the start.
+        DataError: one is not a time, or the end is not after the start.
     """
     start_seconds = seconds(source, start, "start", decimal_comma=decimal_comma)
     end_seconds = seconds(source, end, "end", decimal_comma=decimal_comma)
     if end_seconds <= start_seconds:
-        raise DataError(f"{source}: the segment ends at {end}, not after its start at {start}; mend the times")
+        raise DataError(f"{source}: the segment ends at {end}, not after its start at {start}; correct the times")
     return start_seconds, end_seconds
 
 
 def split_name(written: object) -> str:
-    """What a split is called here: "Validation" and "valid" are "val"; an unknown name stays, in small letters."""
+    """Normalize the name of a split: "Validation" and "valid" become "val"; an unknown name is only lowercased."""
     text = str(written).strip().lower()
     return SPLIT_OF.get(text, text)
 
 
 def split_cell(source: str, text: str) -> str | None:
-    """The split that a cell names; None where it is empty.
+    """Parse the cell of a split; None if it is empty.
 
     Raises:
         DataError: there is no such split.
@@ -338,14 +340,18 @@ def split_cell(source: str, text: str) -> str | None:
 
 
 def check_all_or_none_split(splits: Iterable[tuple[str, str | None]]) -> None:
-    """Raise DataError where some rows have a split and some have none; each comes with where it stands."""
+    """Raise DataError if some rows have a split and some have none.
+
+    Args:
+        splits: the place and the split of each row.
+    """
     rows = list(splits)
     unsplit = [source for source, split in rows if split is None]
     if 0 < len(unsplit) < len(rows):
         raise DataError(f"{unsplit[0]}: no split, while other rows have one; fill in all of them or none")
 
 
-# -- names of files ---------------------------------------------------------------------------------------------------
+# -- paths ------------------------------------------------------------------------------------------------------------
 
 
 def path_inside(root: str, written: str, source: str) -> str:
@@ -355,28 +361,26 @@ def path_inside(root: str, written: str, source: str) -> str:
         root: an absolute path.
 
     Raises:
-        DataError: it is no path of a file, or leads out of ``root``.
+        DataError: it is not a file path (such as a URL), or leads out of ``root``.
     """
     if _PROTOCOL.match(written) or "\0" in written:
-        raise DataError(
-            f"{source}: {written!r} is no path of a file; only files are read: download it and give its path"
-        )
+        raise DataError(f"{source}: {written!r} is not a file path; only files are read: download it and give its path")
     path = os.path.normpath(os.path.join(root, written))
     if path != root and not path.startswith(root.rstrip(os.sep) + os.sep):
         raise DataError(
-            f"{source}: {written!r} leaves the folder {root!r} that paths start from; give paths inside it, or as "
-            "root a folder that holds them all"
+            f"{source}: {written!r} leaves the folder {root!r} that paths start from; give paths inside it, or a root "
+            "that contains them all"
         )
     return path
 
 
 class OtherSpellings:
-    """Finds files whose names a list spells otherwise than the disk: with backslashes, or in another Unicode form.
+    """Finds files whose paths a list spells unlike the disk: with backslashes, or in another Unicode normal form.
 
-    It is asked only about names that are not there as they are written, and reads each folder once.
+    Call it only for paths that do not exist as written. It reads each folder once.
 
     Args:
-        root: the folder that paths start from, and may not leave; an absolute path.
+        root: absolute path of the folder that paths start from, and may not leave.
     """
 
     def __init__(self, root: str) -> None:
@@ -384,10 +388,10 @@ class OtherSpellings:
         self._folders: dict[str, dict[str, list[str]]] = {}
 
     def find(self, written: str, source: str) -> str | None:
-        """The absolute path of the one file that may be meant; None if there is none.
+        """The absolute path of the one file that matches; None if there is none.
 
         Raises:
-            DataError: there are two, whose names differ in their Unicode form only; or it leads out of ``root``.
+            DataError: two files match, whose names differ in Unicode form only; or the path leads out of ``root``.
         """
         names = [written, written.replace("\\", "/")] if "\\" in written else [written]
         for name in names:
@@ -396,31 +400,32 @@ class OtherSpellings:
                 return path
             if path.isascii():
                 continue
-            found = self._in_any_form(self.root, os.path.relpath(path, self.root).split(os.sep))
+            found = self._find_in_any_form(self.root, os.path.relpath(path, self.root).split(os.sep))
             if len(found) > 1:
                 raise DataError(
-                    f"{source}: {written!r} may be {found[0]!a} or {found[1]!a}, whose names differ in their Unicode "
-                    "form only; rename one of them"
+                    f"{source}: {written!r} may be {found[0]!a} or {found[1]!a}, whose names differ only in Unicode "
+                    "form; rename one of them"
                 )
             if found:
                 return found[0]
         return None
 
-    def _in_any_form(self, folder: str, parts: list[str]) -> list[str]:
+    def _find_in_any_form(self, folder: str, parts: list[str]) -> list[str]:
+        """The paths in ``folder`` whose parts equal ``parts`` once both are in one Unicode form."""
         if folder not in self._folders:
             entries: dict[str, list[str]] = {}
-            with contextlib.suppress(OSError):  # no folder: nothing is in it
+            with contextlib.suppress(OSError):  # not a folder: it has no files
                 for name in sorted(os.listdir(folder)):
                     entries.setdefault(composed(name), []).append(name)
             self._folders[folder] = entries
         paths = [os.path.join(folder, name) for name in self._folders[folder].get(composed(parts[0]), [])]
         if len(parts) == 1:
             return paths
-        return [path for inner in paths for path in self._in_any_form(inner, parts[1:])]
+        return [path for inner in paths for path in self._find_in_any_form(inner, parts[1:])]
 
 
 def check_known(columns: Collection[str], needed: Collection[str], file: Path) -> None:
-    """Raise DataError where a published table lacks a column that it is published with."""
+    """Raise DataError if a published table lacks one of the columns that it is published with."""
     lacking = [column for column in needed if column not in columns]
     if lacking:
         raise DataError(f"{file.name} row 1: no column {listed(lacking)}; found {listed(columns, at_most=20)}")

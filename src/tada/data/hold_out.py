@@ -1,4 +1,4 @@
-"""Which videos are held out: by the data's own splits, by groups, or by lot, the same lot for the same seed."""
+"""Validation split: the data's own, or held-out groups, or a random part of each class, the same for the same seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from tada.errors import DataError, OptionError, UnknownNameError, listed
 
 
 def with_splits(table: VideoTable, *, val_fraction: float, val_groups: Sequence[str], seed: int) -> VideoTable:
-    """The data's own split where it has one; else a part of it is held out, or nothing where the fraction is 0."""
+    """Give a table a validation split: of ``val_groups``, else its own splits, else ``val_fraction`` of each class.
+
+    With a fraction of 0 all videos are for training.
+    """
     if val_groups:
         return hold_out_groups(table, val_groups)
     if table.splits:
@@ -25,20 +28,20 @@ def with_splits(table: VideoTable, *, val_fraction: float, val_groups: Sequence[
 def hold_out(table: VideoTable, *, fraction: float, seed: int) -> VideoTable:
     """Make part of the training videos the "val" split: the same part of every class, at least one video of each.
 
-    A file's lot is drawn from ``seed`` and its path below the root alone, so it does not change with the order of
-    files, and hardly with videos that are added. All segments of a file fall on one side. Groups play no part: where
-    clips of one recording could fall on both sides, use ``hold_out_groups``.
+    Files are sorted by a hash of ``seed`` and their path below the root, so the choice does not depend on the order of
+    files, and adding videos hardly changes it. All segments of a file are put in one split. Groups are ignored: where
+    clips of one recording could be put in both splits, use ``hold_out_groups``.
 
     Raises:
-        DataError: there is a "val" split already, a class has one video only, or videos have several labels.
-        OptionError: ``fraction`` outside of (0, 1).
+        DataError: there is a "val" split already, a class has no or only one video, or there are several heads.
+        OptionError: ``fraction`` is outside (0, 1).
     """
     if not 0 < fraction < 1:
         raise OptionError(f"{fraction = } should lie between 0 and 1")
     _check_no_val(table)
     if len(table.heads) > 1:
         raise DataError(
-            "videos with several labels are not held out by class: give the data set's own validation list too, or "
+            "videos with a verb and a noun are not held out by class: give the data set's own validation list too, or "
             "hold out groups"
         )
     of_file: dict[str, list[LabeledVideo]] = {}
@@ -54,17 +57,17 @@ def hold_out(table: VideoTable, *, fraction: float, seed: int) -> VideoTable:
     for label, name in enumerate(table.labels):
         videos = of_label[label]
         if not videos:
-            raise DataError(f"no video is of class {name!r}; take its column away, or add videos of it")
+            raise DataError(f"no video is of class {name!r}; remove its column, or add videos of it")
         if len(videos) == 1:
             raise DataError(
                 f"class {name!r} has one video ({videos[0].path!r}); to hold out a part, each class needs two: "
                 "add one, leave the class out, or hold nothing out (--val-fraction 0)"
             )
         still_wanted[label] = min(max(round(fraction * len(videos)), 1), len(videos) - 1)
-    files = [path for path, some in sorted(of_file.items(), key=lambda f: _lot(seed, table.relative(f[1][0])))]
+    files = [path for path, some in sorted(of_file.items(), key=lambda f: _hash_key(seed, table.relative(f[1][0])))]
     taken = {path: Counter(label for video in segments for label in video.labels) for path, segments in of_file.items()}
     if table.several:
-        return _with_val(table, _drawn_of_several(files, taken, still_wanted, fraction))
+        return _with_val(table, _choose_rarest_first(files, taken, still_wanted, fraction))
     held: set[str] = set()
     for path in files:
         if all(still_wanted[label] >= count for label, count in taken[path].items()):
@@ -73,19 +76,19 @@ def hold_out(table: VideoTable, *, fraction: float, seed: int) -> VideoTable:
     return _with_val(table, held)
 
 
-def _drawn_of_several(
+def _choose_rarest_first(
     files: Sequence[str], taken: Mapping[str, Counter[int]], wanted: Mapping[int, int], fraction: float
 ) -> set[str]:
-    """The files that are held out where videos have several labels: of the rarest class first, then of the next.
+    """Choose the held-out files of multi-label videos: first those of the rarest class, then of the next.
 
-    So each class has about its part, and a rare one has it too, which a draw over all videos might pass over (iterative
-    stratification: Sechidis, Tsoumakas and Vlahavas, ECML PKDD 2011). Of videos without a label the part is held out
-    at the end.
+    So about ``fraction`` of each class is held out, of a rare one too, which a draw over all videos might miss
+    (iterative stratification: Sechidis, Tsoumakas and Vlahavas, ECML PKDD 2011). Videos without a label are held out
+    last.
 
     Args:
-        files: in the order of their lots.
+        files: in random order.
         taken: how many videos of each class a file has.
-        wanted: how many of each class should be held out.
+        wanted: how many videos of each class should be held out.
     """
     left = sum(taken.values(), Counter[int]())
     held, count = set[str](), Counter[int]()
@@ -110,8 +113,9 @@ def hold_out_groups(table: VideoTable, groups: Sequence[str]) -> VideoTable:
     """Make all training videos of some groups the "val" split.
 
     Raises:
-        DataError: no groups in the data, a "val" split already, or a class that is then on one side only.
-        UnknownNameError: a group that is not in the data.
+        DataError: the data have no groups or a "val" split already, no group is left for training, or a class would be
+            in one split only.
+        UnknownNameError: a group is not in the data.
     """
     _check_no_val(table)
     if not table.groups:
@@ -127,7 +131,7 @@ def hold_out_groups(table: VideoTable, groups: Sequence[str]) -> VideoTable:
 
 def _check_no_val(table: VideoTable) -> None:
     if "val" in table.splits:
-        raise DataError("the data have a 'val' split already; use it, or take the split column (or folders) away")
+        raise DataError("the data have a 'val' split already; use it, or remove the split column (or folders)")
 
 
 def _with_val(table: VideoTable, held: set[str]) -> VideoTable:
@@ -141,14 +145,14 @@ def _with_val(table: VideoTable, held: set[str]) -> VideoTable:
     return table
 
 
-def _lot(seed: int, name: str) -> bytes:
+def _hash_key(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).digest()
 
 
 def check_each_label_in_each_split(table: VideoTable) -> None:
-    """What is tested must have been trained, and what is trained is tested too: else a score means little.
+    """Check that each class has videos in every split: a class must be trained to be tested, and tested to be scored.
 
-    Where videos have several labels, rare ones may be on one side, as in EPIC-KITCHENS itself.
+    Tables with several heads are not checked: in EPIC-KITCHENS itself, rare classes are in one split only.
 
     Raises:
         DataError: a class is in one split only.
@@ -164,12 +168,9 @@ def check_each_label_in_each_split(table: VideoTable) -> None:
             only = sorted(table.labels[label] for label in of_split[has] - of_split[lacks])
             if only:
                 example = next(v for v in table.videos if v.split == has and only[0] in table.label_names(v))
+                are = "is" if len(only) == 1 else "are"
                 raise DataError(
-                    f"{example.source}: {listed(only)} {_is(only)} in {has!r} but not in {lacks!r}; each class needs "
-                    "videos in both: add some, leave the class out, or take the splits away, and a part of each "
+                    f"{example.source}: {listed(only)} {are} in {has!r} but not in {lacks!r}; each class needs "
+                    "videos in both: add some, leave the class out, or remove the splits, so that a part of each "
                     "class is held out"
                 )
-
-
-def _is(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"

@@ -340,7 +340,7 @@ class TestUcf:
             ("trainlist01.txt", "Golf/a.avi 1\n", r"line 1: the class 'Golf' is not in classInd.txt"),
             ("trainlist01.txt", "a.avi 1\n", r"line 1: 'a.avi 1' should be CLASS/VIDEO.avi"),
             ("testlist01.txt", "Archery/v_Archery_g01_c01.avi\n", r"line 1: .* stands already in .*list01.txt"),
-            ("trainlist01.txt", "\n", r"trainlist01.txt is empty; it should hold a video in each line"),
+            ("trainlist01.txt", "\n", r"trainlist01.txt is empty; it should have one video in each line"),
             ("classInd.txt", "1 Archery\n1 Basketball\n", r"classInd.txt line 2: 'Basketball' or the number 0 stands"),
             ("classInd.txt", "Archery\n", r"classInd.txt line 1: 'Archery' should be a number and a class"),
             ("classInd.txt", "1 Archery\n3 Golf\n", r"classInd.txt line 2: number = 2 should be from 0 to 1"),

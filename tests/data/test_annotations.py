@@ -125,9 +125,7 @@ class TestFolder:
     def test_one_file_linked_into_two_splits(self, tmp_path: Path) -> None:
         touch(tmp_path, "train/l/a.mp4", "val/l/b.mp4")
         (tmp_path / "val/l/c.mp4").symlink_to(tmp_path / "train/l/a.mp4")
-        with pytest.raises(
-            DataError, match=r"'c.mp4' stands already in .*train.l as 'a.mp4', there in 'train' and here"
-        ):
+        with pytest.raises(DataError, match=r"'c.mp4' is already in .*train.l as 'a.mp4', there in 'train' and here"):
             read_dataset(tmp_path)
 
     def test_not_there(self, tmp_path: Path) -> None:
@@ -177,7 +175,7 @@ class TestCsv:
         inside = read_dataset(write(f"path,label\n{tmp_path}/a.mp4,x\n"))
         assert inside.relative(inside.videos[0]) == "a.mp4"
         with pytest.raises(
-            DataError, match=r"clips.csv: the folder '.*nowhere' that its paths start from is not there"
+            DataError, match=r"clips.csv: the folder '.*nowhere' that its paths start from does not exist"
         ):
             read_dataset(tmp_path / "clips.csv", root=tmp_path / "nowhere")
 
@@ -197,7 +195,7 @@ class TestCsv:
             ('path,label\n"a.mp4,x\nb.mp4,y\n', r"row 3: unexpected end of data"),
             ("path,label\na.mp4,\n", r"row 2: no label; fill in the cell or remove the row"),
             ("path,label\n,x\n", r"row 2: no path"),
-            ("path,label\na.mp4,x\na.mp4,x\n", r"row 3: 'a.mp4' stands already in clips.csv row 2; each video"),
+            ("path,label\na.mp4,x\na.mp4,x\n", r"row 3: 'a.mp4' is already in clips.csv row 2; each video"),
             ("path,label\na.mp4,x\n./a.mp4,y\n", r"row 3: './a.mp4' .* as 'a.mp4', there as 'x' and here as 'y'"),
             ("path,label,split\na.mp4,x,train\na.mp4,x,val\n", r"row 3: .* there in 'train' and here in 'val'"),
             (
@@ -217,7 +215,7 @@ class TestCsv:
             ("path,label\nconcat:a.mp4|b.mp4,x\n", r"row 2: 'concat:a.mp4|b.mp4' is not a file path"),
             ("path,label\nPIPE:0,x\n", r"row 2: 'PIPE:0' is not a file path"),
             ('path,label\n"subfile,,start,0,end,9,,:a.mp4",x\n', r"row 2: 'subfile,.*' is not a file path"),
-            ("path,label\n.,x\n", r"row 2: '.' is a folder, and most of its files are no numbered frames"),
+            ("path,label\n.,x\n", r"row 2: '.' is a folder, and most of its files are not numbered frames"),
             (
                 "path,label\na.mp4,Left\nb.mp4,left\n",
                 r"row 3: the label 'left' differs from 'Left' \(clips.csv row 2\)",
@@ -307,7 +305,7 @@ class TestPlaces:
         os.link("clips/left/a.mp4", "clips/left/hard.mp4")
         assert len(read_dataset(Path("clips"))) == 3
         (here / "clips" / "left" / "soft.mp4").symlink_to("hard.mp4")
-        with pytest.raises(DataError, match=r"left: 'soft.mp4' stands already in clips/left as 'hard.mp4'"):
+        with pytest.raises(DataError, match=r"left: 'soft.mp4' is already in clips/left as 'hard.mp4'"):
             read_dataset(Path("clips"))
 
     @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -327,7 +325,7 @@ class TestPlaces:
         touch(here, f"clips/left/{COMPOSED}.mp4", f"clips/left/{DECOMPOSED}.mp4")
         if len(list((here / "clips/left").iterdir())) < 3:
             pytest.skip("this file system takes them for one")
-        message = r"left: 'caf\\xe9.mp4' and 'cafe\\u0301.mp4' \(clips/left\) differ in their Unicode form"
+        message = r"left: 'caf\\xe9.mp4' and 'cafe\\u0301.mp4' \(clips/left\) differ in Unicode form"
         with pytest.raises(DataError, match=message):
             read_dataset(Path("clips"))
         (here / "one.csv").write_text(f"path,label\nclips/left/{COMPOSED}.mp4,x\n")

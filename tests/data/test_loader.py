@@ -140,7 +140,7 @@ def test_workers_deliver_in_order_epoch_after_epoch() -> None:
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("kill", r"has died \(signal SIGKILL; was memory short\?\) while it read 'clips/5\.mp4'; fewer --num-workers"),
+        ("kill", r"signal SIGKILL; was memory short\?\) while it read 'clips/5\.mp4'; use fewer --num-workers"),
         ("crash", r"has died \(signal SIGSEGV\) while it read 'clips/5\.mp4'; `tada check` finds such files"),
     ],
 )
@@ -171,7 +171,7 @@ def test_what_a_user_can_mend_crosses_as_it_is_and_the_rest_with_its_traceback()
     with pytest.raises(DataError, match=r"^clips/5\.mp4 is not right: mend it$"), closing(loader):
         list(loader)
     loader = loader_of(Clips(20, 10, fault="memory"))
-    with pytest.raises(WorkerLostError, match=r"^memory is too short .*: fewer --num-workers"), closing(loader):
+    with pytest.raises(WorkerLostError, match=r"^not enough memory .*: use fewer --num-workers"), closing(loader):
         list(loader)
     loader = loader_of(Clips(20, 10, fault="ours"))
     with pytest.raises(KeyError, match=r"Traceback[\s\S]*a fault of ours"), closing(loader):

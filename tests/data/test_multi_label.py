@@ -155,7 +155,7 @@ class TestLists:
             ("path,label\na.mp4,wave;walk;wave\n", r"row 2: label = 'wave;walk;wave' has 'wave' twice; keep one"),
             ("path,label\na.mp4,wave;walk\nb.mp4,\n", r"row 3: no label, where other rows have several.*a column for"),
             ("path,label\na.mp4,wave;walk\nb.mp4,Walk\n", r"'Walk' differs from 'walk'.*in capitals only"),
-            ("path,label\na.mp4,wave;group\n", r"clips.csv: the class 'group' is called as a column"),
+            ("path,label\na.mp4,wave;group\n", r"clips.csv: the class 'group' has the name of a list's column"),
             ("path,wave,walk\na.mp4,1,0\nb.mp4,2,0\n", r"row 3: wave = '2' should be 1 or 0"),
             ("path,wave,walk\na.mp4,1,\n", r"row 2: walk = '' should be 1 or 0"),
             ("path,wave,walk\na.mp4,yes,no\n", r"row 1: expected the columns path.*or two or more"),
@@ -163,12 +163,12 @@ class TestLists:
             ("path,wave,\na.mp4,1,0\n", r"row 1: a column without a name; name it"),
             (
                 "path,wave,walk\na.mp4,1,0\na.mp4,1,1\n",
-                r"stands already in clips.csv row 2, there as 'wave' and here as",
+                r"is already in clips.csv row 2, there as 'wave' and here as",
             ),
             ("path;label\na.mp4;wave;walk\n", r"row 2: 3 cells, while the header names 2.*or semicolons"),
             (
                 "path,verb,noun\na.mp4,open;close,door\n",
-                r"row 2: the label 'open;close' holds a ';'.*a verb and a noun",
+                r"row 2: the label 'open;close' contains ';'.*a verb or noun cell",
             ),
             (
                 "path,wave,walk,split\na.mp4,1,0,train\nb.mp4,0,1,train\nc.mp4,1,0,val\n",
@@ -185,7 +185,7 @@ class TestLists:
             (tmp_path / name).mkdir()
             (tmp_path / name / f"{len(name)}.mp4").touch()
         with pytest.raises(
-            DataError, match=r"the label 'wave;walk' holds a ';'.*rename it, or list the videos in a CSV"
+            DataError, match=r"the label 'wave;walk' contains ';'.*rename it, or list the videos in a CSV"
         ):
             read_dataset(tmp_path)
 

@@ -78,7 +78,7 @@ def test_paths_start_from_root(tmp_path: Path) -> None:
     [
         ("a.mp4 0\nb.mp4 up\n", r"list.txt line 2: the class 'up' is a name, that of list.txt line 1 a number"),
         ("a.mp4 0\nb\n", r"list.txt line 2: 'b' should be a video and its class, such as 'clips/a.mp4 3'"),
-        ("a.mp4 0\na.mp4 1\n", r"list.txt line 2: 'a.mp4' stands already in list.txt line 1, there as '0' and here as"),
+        ("a.mp4 0\na.mp4 1\n", r"list.txt line 2: 'a.mp4' is already in list.txt line 1, there as '0' and here as"),
         ("a.mp4 0\n../b.mp4 1\n", r"list.txt line 2: '../b.mp4' leaves the folder"),
     ],
 )
@@ -96,7 +96,7 @@ def test_faults_of_the_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"list.txt line 2: class = 2 should be from 0 to 1, .* in classes.txt"):
         read_dataset(tmp_path / "list.txt")
     (tmp_path / "classes.txt").write_text("left\nright\nleft\n")
-    with pytest.raises(DataError, match=r"classes.txt line 3: the class 'left' stands already in classes.txt line 1"):
+    with pytest.raises(DataError, match=r"classes.txt line 3: the class 'left' is already in classes.txt line 1"):
         read_dataset(tmp_path / "list.txt")
     (tmp_path / "labels.txt").write_text("left\n")
     with pytest.raises(DataError, match=r"several files name the classes \(.*classes.txt.*labels.txt.*\): keep one"):

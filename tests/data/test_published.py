@@ -73,7 +73,7 @@ class TestKinetics:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ("x,a,1,11,train\nx,a,1,11,train\n", r"row 3: 'a_000001_000011' stands already in train.csv row 2; each"),
+            ("x,a,1,11,train\nx,a,1,11,train\n", r"row 3: 'a_000001_000011' is already in train.csv row 2; each"),
             ("x,a,1,11,train\nx,a,1,11,test\n", r"row 3: .*, there in 'train' and here in 'test'; keep it in one"),
             ("x,a,11,11,train\n", r"train.csv row 2: the segment ends at 11, not after its start at 11"),
             ("x,a,nan,11,train\n", r"train.csv row 2: start = 'nan' should be a time"),
@@ -84,7 +84,7 @@ class TestKinetics:
             ("x,,1,11,train\n", r"row 2: no youtube_id"),
             ("x,a,1,11\n", r"row 2: 4 cells, while the header names 5"),
             ("", r"train.csv has no rows below its header"),
-            ("x,zzz,1,11,train\n", r"none of its 1 videos are below .*'zzz_000001_000011.mp4' .*as --videos"),
+            ("x,zzz,1,11,train\n", r"none of its 1 videos is below .*'zzz_000001_000011.mp4' .*as --videos"),
         ],
     )
     def test_faults(self, tmp_path: Path, rows: str, message: str) -> None:
@@ -98,9 +98,7 @@ class TestKinetics:
         refused(
             tmp_path / "train.csv", r"row 2: 'a_000001_000011' is there 2 times \('one/a_.*', 'two/a_.*'\); keep one"
         )
-        refused(
-            tmp_path / "train.csv", r"the folder '.*nowhere' that holds its videos is not there", tmp_path / "nowhere"
-        )
+        refused(tmp_path / "train.csv", r"the folder '.*nowhere' for its videos does not exist", tmp_path / "nowhere")
 
 
 class TestSomething:
@@ -158,7 +156,7 @@ class TestSomething:
             ({"train": [{"id": "7", "template": ""}]}, r"entry 1: template = '' should be a class"),
             (
                 {"train": [{"id": "8", "template": "Holding [something]"}]},
-                r"'8' stands already in .* entry 1, there in 'train'",
+                r"'8' is already in .* entry 1, there in 'train'",
             ),
         ],
     )
@@ -168,7 +166,7 @@ class TestSomething:
     def test_a_list_that_was_cut_off(self, tmp_path: Path) -> None:
         file = self.write(touch(tmp_path, "v/7.webm")) / "something-something-v2-train.json"
         file.write_bytes(file.read_bytes()[:60])
-        refused(file, r"train.json is no JSON \(.*\); copy or download it again")
+        refused(file, r"train.json is not JSON \(.*\); copy or download it again")
 
 
 class TestEpic:
@@ -288,12 +286,12 @@ class TestEpic:
         touch(tmp_path, "P01_01.MP4")
         verbs = lists / "EPIC_100_verb_classes.csv"
         verbs.write_text("id,key\n0,take\n0,put\n")
-        refused(lists, r"EPIC_100_verb_classes.csv row 3: 'put' or the number 0 stands there twice", tmp_path)
+        refused(lists, r"EPIC_100_verb_classes.csv row 3: 'put' or the number 0 appears twice", tmp_path)
         verbs.write_text("id,name\n0,take\n")
         refused(lists, r"EPIC_100_verb_classes.csv row 1: no column 'key'; found 'id', 'name'", tmp_path)
         verbs.unlink()
         refused(
-            lists, r"EPIC_100_verb_classes.csv is not in .*; copy it there, it comes with the annotations", tmp_path
+            lists, r"EPIC_100_verb_classes.csv is not in .*; copy it there; it comes with the annotations", tmp_path
         )
         text = (lists / "EPIC_100_train.csv").read_text().replace("participant_id", "person")
         (lists / "EPIC_100_train.csv").write_text(text)
@@ -329,7 +327,7 @@ class TestUcf:
         ]
         assert table.groups == ("Archery g02", "Archery g12", "Basketball g02")
         assert len(read_dataset(lists / "testlist02.txt", root=tmp_path)) == 1
-        with pytest.raises(OptionError, match=r"fold 4: .* is divided in the ways 1, 2, 3; give one of these"):
+        with pytest.raises(OptionError, match=r"fold 4: .* has the folds 1, 2, 3; give one of these"):
             read_dataset(lists, root=tmp_path, fold=4)
 
     @pytest.mark.parametrize(
@@ -339,7 +337,7 @@ class TestUcf:
             ("trainlist01.txt", "Archery/a.avi x\n", r"line 1: number = 'x' should be a whole number"),
             ("trainlist01.txt", "Golf/a.avi 1\n", r"line 1: the class 'Golf' is not in classInd.txt"),
             ("trainlist01.txt", "a.avi 1\n", r"line 1: 'a.avi 1' should be CLASS/VIDEO.avi"),
-            ("testlist01.txt", "Archery/v_Archery_g01_c01.avi\n", r"line 1: .* stands already in .*list01.txt"),
+            ("testlist01.txt", "Archery/v_Archery_g01_c01.avi\n", r"line 1: .* is already in .*list01.txt"),
             ("trainlist01.txt", "\n", r"trainlist01.txt is empty; it should have one video in each line"),
             ("classInd.txt", "1 Archery\n1 Basketball\n", r"classInd.txt line 2: 'Basketball' or the number 0 stands"),
             ("classInd.txt", "Archery\n", r"classInd.txt line 1: 'Archery' should be a number and a class"),
@@ -417,7 +415,7 @@ class TestSegmentsInCsv:
             ("path,start,end,label\na.mp4,1,2,x\na.mp4,1,2,y\n", r"row 3: .* there as 'x' and here as 'y'; keep the"),
             (
                 "path,start,end,label\na.mp4,1,2,x\na.mp4,1,2,x\n",
-                r"row 3: 'a.mp4' stands already in clips.csv row 2; each",
+                r"row 3: 'a.mp4' is already in clips.csv row 2; each",
             ),
             ("path,start,end,label\na.mp4,1,2,x\na.mp4,,,x\n", r"row 3: .*, once whole and once as a segment"),
             (

@@ -367,7 +367,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_a_line(
     last = terminal.output.splitlines()[-1]
     assert re.search(
         r"tada: a process that reads videos has died \(signal SIGKILL; was memory short\?\) while it read '.*\.mp4'.*; "
-        r"fewer --num-workers need less memory, 0 the least; the state after step \d is saved; go on with: tada train",
+        r"use fewer --num-workers, which need less memory; the state after step \d is saved; go on with: tada train",
         last,
     )
     train(small_recipe, Path("videos"), Path("run"), resume=True, num_workers=0, show_progress=False, say=str)

@@ -438,7 +438,7 @@ class TestTables:
         (tmp_path / "clips/wave/more").mkdir(parents=True)
         with pytest.raises(DataError, match=r"more' is a folder inside a class folder; .*holds its numbered frames"):
             read_dataset(tmp_path / "clips")
-        with pytest.raises(DataError, match="row 2: 'clips' is a folder, and most of its files are no numbered frames"):
+        with pytest.raises(DataError, match="row 2: 'clips' is a folder, and most of its files are not numbered"):
             labeled(tmp_path, name="clips")
 
     def test_a_column_of_rates(self, folder: Path, lossless: Path, tmp_path: Path) -> None:
@@ -504,7 +504,7 @@ class TestTables:
         shutil.copytree(folder, tmp_path / "a")
         (tmp_path / "b").symlink_to(tmp_path / "a")
         (tmp_path / "list.csv").write_text("path,label\na,x\nb,x\n")
-        with pytest.raises(DataError, match=r"row 3: 'b' stands already in list.csv row 2 as 'a'"):
+        with pytest.raises(DataError, match=r"row 3: 'b' is already in list.csv row 2 as 'a'"):
             read_dataset(tmp_path / "list.csv")
 
     def test_frames_that_were_replaced_since(self, folder: Path, pixels: Frames, tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""What a file is, told by its content and not by its name.
+"""Identity of a video file: a hash of its content, independent of its name.
 
 A video that was moved, linked, copied, or is named by another path is still the video that a model was trained on, and
-one that was replaced under its old name is not. The identity of a file is its size and a hash of its head, middle and
-tail, so that a list of 240,000 videos is read in minutes: two different videos of the same size practically never
-agree in all three. That of a folder of frames is the size of all its pictures and a hash of their sizes and of the
-first, the middle and the last picture; what these are called plays no part.
+one that was replaced under its old name is not. The identity of a file is its size and a hash of its first, middle and
+last bytes, so that a list of 240,000 videos is read in minutes: two different videos of the same size practically never
+agree in all three. The identity of a folder of frames is the total size of its pictures and a hash of their sizes and
+of the first, the middle and the last picture; the pictures' names do not count.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from tada.system.progress import track
 from tada.video.numbered import numbered_pictures
 
 PART_BYTES = 64 * 1024
-"""Bytes of the head, of the middle and of the tail; a file of up to three times as many is hashed whole."""
+"""Bytes hashed at the start, in the middle and at the end of a file; up to three times as many are hashed whole."""
 _SHA256 = "sha256:"
-_FEW = 500  # files that are read in no time
-_THREADS = 16  # reading waits for the disk, most of all for one behind a network
+_FEW = 500  # files, for which no progress bar is needed
+_THREADS = 16  # reading waits for the disk, longest for a network drive
 
 
 def content_id(path: str | os.PathLike[str]) -> str:
     """The identity of a file's content, as "SIZE-HASH": bytes in decimal, 32 hexadecimal digits.
 
-    Equal files have equal ones wherever they lie; the name and the time of change play no part. So do equal folders of
-    frames.
+    Files, or folders of frames, with equal content have equal identities; path and modification time do not count.
 
     Raises:
         OSError: the file cannot be read.
@@ -59,10 +58,10 @@ def _folder_content_id(path: str | os.PathLike[str]) -> str:
 
 
 def _pictures(path: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
-    """The frames in a folder, by their numbers, and their sizes in bytes.
+    """The frames in a folder, in the order of their numbers, and their sizes in bytes.
 
     Raises:
-        OSError: there are none, or one is no regular file: reading a pipe could wait for ever.
+        OSError: there are none, or one is not a regular file (reading a pipe could wait forever).
     """
     files = [os.path.join(path, name) for name in numbered_pictures(path)]
     if not files:
@@ -84,11 +83,11 @@ def content_ids(paths: Iterable[str], *, show_progress: bool = False) -> dict[st
         found = track(ids, "looking at the videos' contents", len(wanted), noun="files", is_shown=is_shown)
         return {path: identity for path, identity in zip(wanted, found, strict=True) if identity}
     finally:
-        threads.shutdown(cancel_futures=True)  # at Ctrl-C, what has not begun is left
+        threads.shutdown(cancel_futures=True)  # at Ctrl-C, drop the files not yet begun
 
 
 def size_of(identity: str) -> int:
-    """The size in bytes that an identity begins with."""
+    """The file size in bytes, with which an identity begins."""
     return int(identity.partition("-")[0])
 
 
@@ -98,12 +97,12 @@ def sha256_identity(size_bytes: int, sha256: str) -> str:
 
 
 def is_sha256(identity: str) -> bool:
-    """Whether an identity is that of a whole file's SHA-256."""
+    """Whether an identity was made by ``sha256_identity``."""
     return identity.partition("-")[2].startswith(_SHA256)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a whole file, in hexadecimal digits; of a folder of frames, of their pictures' SHA-256 in turn.
+    """SHA-256 of a whole file, in hexadecimal digits; of a folder of frames, the SHA-256 of its pictures' hashes.
 
     Raises:
         OSError: the file cannot be read.
@@ -125,7 +124,7 @@ def _content_id_or_empty(path: str) -> str:
 
 
 def _read(descriptor: int, length: int) -> bytes:
-    """As many bytes as there are, up to ``length``: a system call may give fewer at a time."""
+    """Read ``length`` bytes, or up to the end of the file: one system call may return fewer."""
     parts = []
     while length > 0 and (part := os.read(descriptor, length)):
         parts.append(part)

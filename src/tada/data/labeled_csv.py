@@ -1,4 +1,4 @@
-"""CSV files with a video and its labels in each row: read to a checked table, and written."""
+"""Read and write CSV files that have a video and its labels in each row."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ _MEANINGS = {"video": "path", "start": "start_seconds", "end": "end_seconds"}
 
 
 def read_labeled_csv(file: Path, root: Path) -> VideoTable:
-    """The checked table of a CSV file whose columns name the video and what it shows.
+    """Read a CSV file with columns for the video and its label, or labels, to a checked table.
 
     Args:
         root: the folder that its paths start from and may not leave.
 
     Raises:
-        DataError: a fault of the file, a row or the videos; the message names it and the way out.
+        DataError: an error in the file, a row or the videos; the message names it and says what to do.
     """
     name = file.name
     if not root.is_dir():
-        raise DataError(f"{name}: the folder {str(root)!r} that its paths start from is not there")
+        raise DataError(f"{name}: the folder {str(root)!r} that its paths start from does not exist")
     known = LIST_COLUMNS | PUBLISHED_COLUMNS  # so that a list that lacks a column is still read with its delimiter
     columns = csv_columns(file, known)
     meant = [_MEANINGS.get(column, column) for column in columns]
@@ -53,26 +53,26 @@ def read_labeled_csv(file: Path, root: Path) -> VideoTable:
     if meant.count("path") != 1 or not (is_labeled or columns_of_classes):
         raise DataError(
             f"{name} row 1: expected the columns path (or video) and label (or verb and noun; or two or more, each "
-            "with a class's name and 1 or 0 in every row), and if wanted split, group, start_seconds and end_seconds, "
-            f"and fps of folders of frames; found {listed(columns)}"
+            "with a class's name and 1 or 0 in every row), and optionally split, group, start_seconds and end_seconds, "
+            f"and fps for folders of frames; found {listed(columns)}"
         )
     if ("start_seconds" in meant) != ("end_seconds" in meant):
-        raise DataError(f"{name} row 1: a segment has start_seconds and end_seconds; add the one that is lacking")
+        raise DataError(f"{name} row 1: a segment needs both start_seconds and end_seconds; add the missing column")
     top, decimal_comma = absolute_path(root), has_decimal_commas(file, known)
-    cells_of = [
+    records = [
         (source, {_MEANINGS.get(column, column): cell for column, cell in cells.items()})
         for source, cells in csv_rows(file, known)
     ]
     classes: tuple[str, ...] | None = None
     if columns_of_classes:
-        said = [_classes_of(source, cells, columns_of_classes) for source, cells in cells_of]
+        labels = [_classes_of(source, cells, columns_of_classes) for source, cells in records]
         classes = tuple(sorted(columns_of_classes.values()))
-    elif heads == ("label",) and any(SEPARATOR in cells["label"] for _, cells in cells_of):
-        said = [_parted(source, cells["label"]) for source, cells in cells_of]
-        classes = class_names((label, row[0]) for row, own in zip(cells_of, said, strict=True) for label in own)
+    elif heads == ("label",) and any(SEPARATOR in cells["label"] for _, cells in records):
+        labels = [_split_labels(source, cells["label"]) for source, cells in records]
+        classes = class_names((label, row[0]) for row, own in zip(records, labels, strict=True) for label in own)
     else:
-        said = [tuple(composed(required(source, cells, head)) for head in heads) for source, cells in cells_of]
-    rows = [_row(source, cells, own, top, decimal_comma) for (source, cells), own in zip(cells_of, said, strict=True)]
+        labels = [tuple(composed(required(source, cells, head)) for head in heads) for source, cells in records]
+    rows = [_row(source, cells, own, top, decimal_comma) for (source, cells), own in zip(records, labels, strict=True)]
     check_all_or_none_split((row.source, row.split) for row in rows)
     read = {*IDENTITY_COLUMNS, *columns_of_classes}
     return checked_table(
@@ -88,13 +88,13 @@ def read_labeled_csv(file: Path, root: Path) -> VideoTable:
 
 
 _HAS_CLASS = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
-"""What cells of class columns say, as people and pandas write it, in small letters."""
+"""Values of the cells of class columns, as people and pandas write them, in lower case."""
 
 
 def _class_columns(file: Path, names: Sequence[str], known: Collection[str]) -> dict[str, str]:
-    """Columns that are classes, and the classes' names, of a file without a label: what no other column is.
+    """The class columns of a file without a label column, and the classes' names: all columns of no other meaning.
 
-    ``names`` are all columns. Empty where there are fewer than two, or the first row has neither 1 nor 0 in any.
+    ``names`` are all columns. Empty if there are fewer than two class columns, or the first row has no 1 or 0 in any.
     """
     columns = dict(zip(names, csv_header(file, known), strict=True))
     others = {column: composed(name) for column, name in columns.items() if column not in {*known, *IDENTITY_COLUMNS}}
@@ -105,37 +105,33 @@ def _class_columns(file: Path, names: Sequence[str], known: Collection[str]) -> 
         return {}
     for column, name in others.items():
         if not column or names.count(column) > 1:
-            fault = (
-                f"the column {name!r} stands there twice; keep one" if column else "a column without a name; name it"
-            )
+            fault = f"the column {name!r} appears twice; keep one" if column else "a column without a name; name it"
             raise DataError(f"{file.name} row 1: {fault}")
     class_names((name, f"{file.name} row 1") for name in others.values())
     return others
 
 
 def _classes_of(source: str, cells: Mapping[str, str], classes: Mapping[str, str]) -> tuple[str, ...]:
-    """The classes whose cells say 1."""
+    """The classes with a 1 in a row's cells."""
     for column, name in classes.items():
         if cells[column].lower() not in _HAS_CLASS:
             raise DataError(
                 f"{source}: {name} = {cells[column]!r} should be 1 or 0: without a column label, each column with a "
-                "name of its own is a class; mend the cell, or take the column away"
+                "name of its own is a class; correct the cell, or remove the column"
             )
     return tuple(sorted(name for column, name in classes.items() if _HAS_CLASS[cells[column].lower()]))
 
 
-def _parted(source: str, cell: str) -> tuple[str, ...]:
-    """The labels of a cell such as "wave;walk"."""
+def _split_labels(source: str, cell: str) -> tuple[str, ...]:
+    """Split a cell such as "wave;walk" into its labels."""
     if not cell:
         raise DataError(
-            f"{source}: no label, where other rows have several: it may be forgotten, or mean none of them; fill it "
-            "in, or write a column for each class, with 0 in all of this row"
+            f"{source}: no label, while other rows have several; fill it in, or, if the video shows none of the "
+            "classes, write a column for each class instead, with 0 in all of this row"
         )
     labels = [composed(label.strip()) for label in cell.split(SEPARATOR)]
     if not all(labels):
-        raise DataError(
-            f"{source}: label = {cell!r} has an empty part; write labels with one {SEPARATOR!r} between two"
-        )
+        raise DataError(f"{source}: label = {cell!r} has an empty part; write one {SEPARATOR!r} between two labels")
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
         raise DataError(f"{source}: label = {cell!r} has {twice!r} twice; keep one")
@@ -170,13 +166,13 @@ def write_table(
     root: Path | None = None,
     more: Mapping[str, Mapping[str, object]] | None = None,
 ) -> None:
-    """Write a table as the CSV that ``read_dataset`` reads: paths, names of classes, splits, groups, segments.
+    """Write a table as a CSV that ``read_dataset`` reads: paths, class names, splits, groups, segments.
 
-    Videos whose labels are not known are left out, and so are classes without videos.
+    Videos without known labels are left out, and so are classes without videos.
 
     Args:
-        root: the folder that paths start from; without it they are absolute.
-        more: further columns by their names, with a cell for each file by its path.
+        root: the folder that the written paths start from; None: write absolute paths.
+        more: further columns by name; of each, the cells by the video's path.
     """
     more = more or {}
     has_segments = any(video.start_seconds is not None for video in table.videos)
@@ -191,7 +187,7 @@ def write_table(
         for video in table.videos:
             if table.is_told(video):
                 path = os.path.relpath(video.path, root) if root is not None else video.path
-                if root is None and not os.path.isabs(path):  # of a table that was made by hand
+                if root is None and not os.path.isabs(path):  # a table built by the caller may have relative paths
                     path = absolute_path(path)
                 cells = [path, *table.label_cells(video), video.split or "", video.group or ""]
                 numbers = [video.start_seconds, video.end_seconds] if has_segments else []

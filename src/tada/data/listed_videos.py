@@ -1,4 +1,4 @@
-"""Videos as class folders and lists name them, checked together: each is there, once, in one split, and has a label."""
+"""Checks of the videos that a list or class folders name: each exists, is listed once, in one split, with a label."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tada.video.numbered import is_frame_folder
 LIST_COLUMNS = frozenset(
     ("path", "label", "verb", "noun", "split", "group", "start_seconds", "end_seconds", "fps", "video", "start", "end")
 )
-"""Columns of a CSV of videos that have a meaning, in small letters."""
+"""Columns with a meaning in a CSV of videos, in lower case."""
 SEPARATOR = ";"
-"""What parts several labels of a video in the cell of a label."""
+"""The character between several labels of a video in a label cell."""
 IDENTITY_COLUMNS = ("content", "original", "mtime_ns")
-"""What a run's list says of its files, beside the columns that are read here (``tada.data.run_videos``)."""
+"""Further columns of a run's list, which identify its files (``tada.data.run_videos``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class ListedVideo:
     """A row of a list, or a file in a class folder, before it is checked."""
 
     path: str
-    """Absolute, and inside of the root."""
+    """Absolute, and inside the root."""
     written: str
-    """The path as the user knows it."""
+    """The path as it is written in the list, for messages."""
     labels: tuple[str, ...]
     split: str | None
     group: str | None
@@ -50,9 +50,23 @@ def checked_table(
     classes: tuple[str, ...] | None = None,
     several: bool = False,
 ) -> VideoTable:
-    """The checked table; ``classes`` is the order of the classes of one head, where a list has numbered them."""
+    """Check the rows and make a table of them.
+
+    Args:
+        rows: the listed videos.
+        root: absolute path of the folder that contains them.
+        kind: as ``VideoTable.kind``; paths in a "folder" are spelled as on the disk.
+        name: of the list, for messages.
+        heads: names of the heads; each row has a label for each, or several for one.
+        ignored: as ``VideoTable.ignored``.
+        classes: all classes of the one head in the order of their numbers, if the list sets it; else they are sorted.
+        several: whether a video may have several labels, or none.
+
+    Raises:
+        DataError: a video is missing, is listed twice, or has a label or a split that is not allowed.
+    """
     _check_separator(rows, heads)
-    rows, statuses = _found(rows, root, name, None if kind == "folder" else OtherSpellings(root))
+    rows, statuses = _find_files(rows, root, name, None if kind == "folder" else OtherSpellings(root))
     _check_once(rows, statuses)
     _check_unicode_forms(rows)
     if classes is None:
@@ -96,30 +110,30 @@ def checked_table(
 
 
 def _check_separator(rows: Iterable[ListedVideo], heads: tuple[str, ...]) -> None:
-    """Refuse a label with a semicolon in it, which would be two in a list that is written of it."""
+    """Refuse a label that contains a semicolon: in a CSV written from this table it would be read as two labels."""
     for row in rows:
         label = next((label for label in row.labels if SEPARATOR in label), None)
         if label is not None:
             what = (
-                "of a verb and a noun each has one" if len(heads) > 1 else "only the label column of a CSV has several"
+                "a verb or noun cell has only one" if len(heads) > 1 else "only the label column of a CSV has several"
             )
             raise DataError(
-                f"{row.source}: the label {label!r} holds a {SEPARATOR!r}, which parts several labels of a video, and "
+                f"{row.source}: the label {label!r} contains {SEPARATOR!r}, which separates labels of a video, and "
                 f"{what}; rename it, or list the videos in a CSV"
             )
 
 
 def _check_columns(classes: Sequence[str], name: str) -> None:
-    """Refuse classes that are called as a column, since each becomes a column of the run's list."""
+    """Refuse classes named like a column of a list, since each class becomes a column of the run's list."""
     for label in classes:
         if label.lower() in (*LIST_COLUMNS, *IDENTITY_COLUMNS):
-            raise DataError(f"{name}: the class {label!r} is called as a column of a list; call it something else")
+            raise DataError(f"{name}: the class {label!r} has the name of a list's column; rename the class")
 
 
-def _found(
+def _find_files(
     rows: list[ListedVideo], root: str, name: str, spellings: OtherSpellings | None
 ) -> tuple[list[ListedVideo], dict[str, os.stat_result]]:
-    """The rows with paths as the disk spells them, and the status of each file by its path; all must be there."""
+    """The rows with paths as the disk spells them, and the ``stat`` of each file by its path; all files must exist."""
     statuses: dict[str, os.stat_result] = {}
     found, missing = [], []
     for row in rows:
@@ -132,8 +146,8 @@ def _found(
             missing.append(row)
         elif stat.S_ISDIR(status.st_mode) and not is_frame_folder(row.path):
             raise DataError(
-                f"{row.source}: {row.written!r} is a folder, and most of its files are no numbered frames (as "
-                "img_00001.jpg); name its videos, or the folder of one video's frames"
+                f"{row.source}: {row.written!r} is a folder, and most of its files are not numbered frames "
+                "(such as img_00001.jpg); list its videos, or the folder of one video's frames"
             )
         elif row.fps is not None and not stat.S_ISDIR(status.st_mode):
             raise DataError(
@@ -141,7 +155,7 @@ def _found(
                 "leave the cell empty"
             )
         elif not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-            raise DataError(f"{row.source}: {row.written!r} is not a regular file; only files are read, take it away")
+            raise DataError(f"{row.source}: {row.written!r} is not a regular file; remove the row")
         else:
             statuses[row.path] = status
             found.append(row)
@@ -149,16 +163,16 @@ def _found(
         shown = listed((f"{row.written!r} ({row.source.removeprefix(name + ' ')})" for row in missing), quote=False)
         hint = ""
         if any("\\" in row.written for row in missing):
-            hint = "; with slashes in place of backslashes they are not there either"
+            hint = "; nor are they there with slashes in place of backslashes"
         raise DataError(
-            f"{name}: {len(missing)} of {len(rows)} videos are not in {root!r}: {shown}{hint}; put them there, take "
-            "their rows away, or give another root"
+            f"{name}: {len(missing)} of {len(rows)} videos are not in {root!r}: {shown}{hint}; put them there, remove "
+            "their rows, or give another root"
         )
     return found, statuses
 
 
 def status_of(path: str) -> os.stat_result | None:
-    """Of what lies at a path; None if nothing does, or a link that leads nowhere."""
+    """The ``stat`` of a path; None if nothing is there, or a broken link."""
     try:
         return os.stat(path)
     except (OSError, ValueError):
@@ -166,6 +180,7 @@ def status_of(path: str) -> os.stat_result | None:
 
 
 def _check_once(rows: list[ListedVideo], statuses: Mapping[str, os.stat_result]) -> None:
+    """Refuse a file, or a segment of it, that is listed twice, and a file in two splits."""
     first: dict[str, ListedVideo] = {}
     first_segment: dict[tuple[str, tuple[float | None, float | None]], ListedVideo] = {}
     one_path = _one_path_of_each_file(statuses)
@@ -175,7 +190,7 @@ def _check_once(rows: list[ListedVideo], statuses: Mapping[str, os.stat_result])
         if other is row:
             first_segment[real, row.segment] = row
             continue
-        where = f"{row.source}: {row.written!r} stands already in {other.source}"
+        where = f"{row.source}: {row.written!r} is already in {other.source}"
         if other.written != row.written:
             where += f" as {other.written!r}"
         if other.split != row.split:
@@ -188,33 +203,33 @@ def _check_once(rows: list[ListedVideo], statuses: Mapping[str, os.stat_result])
         if same.labels != row.labels:
             there, here = (" and ".join(map(repr, labels)) for labels in (same.labels, row.labels))
             raise DataError(f"{where}, there as {there} and here as {here}; keep the right one")
-        raise DataError(f"{where}; each video belongs there once: take one away")
+        raise DataError(f"{where}; each video is listed once: remove one")
 
 
 def _one_path_of_each_file(statuses: Mapping[str, os.stat_result]) -> dict[str, str]:
-    """For each path the first that leads to the same file. Links are resolved only where the disk says it may be."""
+    """For each path, the first path that leads to the same file. Resolves links only of paths with equal inodes."""
     found: dict[str, str] = {}
     alike: dict[tuple[int, int], dict[str, str]] = {}
     for path, status in statuses.items():
         others = alike.setdefault((status.st_dev, status.st_ino), {})
         if not others:
-            others[""] = found[path] = path  # resolved when another one comes, which is seldom
+            others[""] = found[path] = path  # resolved only if a second path has this inode, which is rare
             continue
         if "" in others:
             first = others.pop("")
             others[os.path.realpath(first)] = first
-        found[path] = others.setdefault(os.path.realpath(path), path)  # hard links are files of their own
+        found[path] = others.setdefault(os.path.realpath(path), path)  # hard links count as separate files
     return found
 
 
 def _check_unicode_forms(rows: Iterable[ListedVideo]) -> None:
-    """Two files that only a byte-wise comparison of their names tells apart would be one on other machines."""
+    """Refuse two files whose names differ in Unicode form only: other systems take them for one file."""
     first: dict[str, ListedVideo] = {}
     for row in rows:
         if not row.path.isascii():
             other = first.setdefault(composed(row.path), row)
             if other.path != row.path:
                 raise DataError(
-                    f"{row.source}: {row.written!a} and {other.written!a} ({other.source}) differ in their Unicode "
-                    "form only, and look the same; rename one of them"
+                    f"{row.source}: {row.written!a} and {other.written!a} ({other.source}) differ in Unicode form "
+                    "only, and look the same; rename one of them"
                 )

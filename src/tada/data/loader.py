@@ -1,8 +1,8 @@
-"""PyTorch's data loader, whose worker processes cannot make a run hang.
+"""PyTorch's data loader, with worker processes that cannot make a run hang.
 
-Batches come in parcels (``shared_batches.py``), so a small /dev/shm is no matter. A worker that dies is told of with
-the file it was reading. Workers leave signals to the process that started them, and end at once when it ends, however
-it ends.
+Workers send batches without /dev/shm (``shared_batches.py``), so its size does not matter. If a worker dies, the error
+names the file it was reading. Workers ignore signals, which their parent process handles, and end within a second of
+the parent, however it ends.
 """
 
 from __future__ import annotations
@@ -31,53 +31,54 @@ from tada.errors import UserError, WorkerLostError
 from tada.system.progress import of_worker
 from tada.system.signals import SIGNALS
 
-_SLOT_BYTES = 4096  # of a path, as file systems allow
+_SLOT_BYTES = 4096  # the longest path that file systems allow
 
 
 @dataclass(frozen=True, slots=True)
 class _Fault:
-    """What a user can mend, on its way from a worker: PyTorch would pass it on with a traceback for a message."""
+    """A user's error, sent from a worker as a batch: PyTorch would raise it with a traceback as its message."""
 
     error: UserError
 
 
 class _Worker:
-    """What a worker process knows of itself."""
+    """The state of a worker process: its packer, and shared memory for the path of the file it is reading."""
 
     def __init__(self, number: int, packer: Packer, slots: Any) -> None:
         self.packer = packer
         self._slot = memoryview(slots).cast("B")[number * _SLOT_BYTES : (number + 1) * _SLOT_BYTES]
 
-    def note(self, path: str) -> None:
+    def note_path(self, path: str) -> None:
         data = os.fsencode(path)[: _SLOT_BYTES - 1] + b"\0"
         self._slot[: len(data)] = data
 
 
 _worker: _Worker | None = None
-"""Of this process, if it is one."""
+"""The state of this process, if it is a worker."""
 
 
 def note_reading(path: str) -> None:
-    """Let the file be named if this process dies over it. Does nothing but in a worker."""
+    """Note the file that this worker is reading, for the error if it dies. Does nothing outside of a worker."""
     if _worker is not None:
-        _worker.note(path)
+        _worker.note_path(path)
 
 
-class _Start:
-    """Makes a worker of a new process."""
+class _WorkerInit:
+    """``worker_init_fn`` of the loader: sets up a new worker process."""
 
     def __init__(self) -> None:
-        # Where processes are not forked, a server of them may be the parent, which ends when this process does.
+        # Without fork, the parent may be a fork server, which ends when this process ends.
         self.parent = os.getpid() if multiprocessing.get_start_method() == "fork" else None
         self.lines: list[socket.socket] = []
         self.slots: Any = None
 
     def __call__(self, number: int) -> None:
         global _worker
-        # Somebody's display may have its own in place of these, whose lock another thread held when we were forked.
+        # A progress display may have replaced these, and another thread may have held its lock during the fork.
         sys.stdout, sys.stderr = of_worker(sys.__stdout__), of_worker(sys.__stderr__)
-        for told in SIGNALS:
-            signal.signal(told, signal.SIG_IGN)  # who ends a run may signal all its processes: it goes on to save
+        for number_of_signal in SIGNALS:
+            # A signal may be sent to all processes of a run: workers go on, so that the run can save its state.
+            signal.signal(number_of_signal, signal.SIG_IGN)
         end_with_parent(self.parent)
         _worker = _Worker(number, Packer(number, self.lines[number]), self.slots)
 
@@ -87,7 +88,7 @@ class _Samples(Dataset[Any]):
         self.dataset = dataset
 
     def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # those that are loaded have a length
+        return len(self.dataset)  # type: ignore[arg-type]  # all data sets given to VideoLoader have a length
 
     def __getitem__(self, key: Any) -> Any:
         if _worker is None:
@@ -97,7 +98,7 @@ class _Samples(Dataset[Any]):
         except UserError as error:
             return _Fault(error)
         except (MemoryError, RuntimeError) as error:
-            return _short_of_memory(error)
+            return _memory_fault(error)
 
 
 class _Collate:
@@ -113,26 +114,26 @@ class _Collate:
         try:
             return _worker.packer.pack(self.collate(samples))
         except (MemoryError, RuntimeError) as error:
-            return _short_of_memory(error)
+            return _memory_fault(error)
         finally:
-            _worker.note("")
+            _worker.note_path("")
 
 
-def _short_of_memory(error: Exception) -> _Fault:
-    """What to say where memory was refused; any other error is raised again."""
+def _memory_fault(error: Exception) -> _Fault:
+    """The fault to report if memory could not be allocated; any other error is raised again."""
     if not isinstance(error, MemoryError) and "allocate memory" not in str(error):
         raise error
-    return _Fault(WorkerLostError("memory is too short for a batch of videos: fewer --num-workers need less, 0 none"))
+    return _Fault(WorkerLostError("not enough memory for a batch of videos: use fewer --num-workers, or 0"))
 
 
-def _alone(sample: Any) -> Any:
+def _keep_sample(sample: Any) -> Any:
     return sample
 
 
 class VideoLoader(DataLoader[Any]):
-    """Batches of a data set in an order that is given, prepared by ``num_workers`` processes, or in this one.
+    """Data loader whose batches are made by ``num_workers`` processes, or, with 0, by this one.
 
-    Close it in the end, or the processes stay until this one ends.
+    Call ``close`` in the end; else the processes run until this one ends.
     """
 
     def __init__(
@@ -140,16 +141,16 @@ class VideoLoader(DataLoader[Any]):
         dataset: Dataset[Any],
         *,
         num_workers: int,
-        collate: Callable[[Any], Any] = _alone,
+        collate: Callable[[Any], Any] = _keep_sample,
         say: Callable[[str], None] = print,
         **order: Any,
     ) -> None:
-        """``order`` is what DataLoader takes: a ``batch_sampler`` or a ``batch_size``, None for no batches."""
-        self._start = _Start()
+        """``order`` has arguments of DataLoader: a ``batch_sampler`` or a ``batch_size`` (None: single samples)."""
+        self._start = _WorkerInit()
         self._unpackers: list[Unpacker] = []
-        self._crew = _Crew()
+        self._pool = _WorkerProcesses()
         self._say = say
-        with _unadvised():
+        with _without_advice():
             super().__init__(
                 _Samples(dataset),
                 num_workers=num_workers,
@@ -158,28 +159,28 @@ class VideoLoader(DataLoader[Any]):
                 worker_init_fn=self._start,
                 **order,
             )
-        weakref.finalize(self, self._crew.end)
+        weakref.finalize(self, self._pool.end)
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator serves
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator is enough
         for batch in self._batches():
             if isinstance(batch, _Fault):
                 raise batch.error
             yield self._unpackers[batch.worker].unpack(batch) if isinstance(batch, Parcel) else batch
 
     def _batches(self) -> Iterator[Any]:
-        with _unadvised():
-            if self.num_workers == 0 or self._crew.processes:
+        with _without_advice():
+            if self.num_workers == 0 or self._pool.processes:
                 return super().__iter__()
             others = set(multiprocessing.active_children())
             try:
-                self._prepare()
+                self._open_channels()
                 batches: Any = super().__iter__()
             except OSError as error:
                 self.num_workers = 0
                 _kill(set(multiprocessing.active_children()) - others)
                 self._say(f"no worker processes can be started ({_why(error)}): this process reads the videos itself")
                 return super().__iter__()
-            self._crew.begin(batches)
+            self._pool.begin(batches)
             return iter(batches)
 
     def _get_iterator(self) -> Any:
@@ -189,22 +190,22 @@ class VideoLoader(DataLoader[Any]):
         try:
             iterator.__init__(self)
         except OSError:
-            iterator._shutdown = True  # its end would stumble over what it has not come to have
+            iterator._shutdown = True  # else its __del__ would fail on attributes that were not set
             raise
         return iterator
 
-    def _prepare(self) -> None:
-        """Make what workers find when they start."""
+    def _open_channels(self) -> None:
+        """Make the shared memory and the sockets that workers use."""
         self._start.slots = multiprocessing.RawArray(c_char, _SLOT_BYTES * self.num_workers)
         for _ in range(self.num_workers):
             ours, theirs = socket.socketpair()
-            self._crew.sockets += ours, theirs
+            self._pool.sockets += ours, theirs
             self._unpackers.append(Unpacker(ours))
             self._start.lines.append(theirs)
 
     def lost(self) -> WorkerLostError | None:
-        """What to say of workers that have died, if any have."""
-        dead = {number: process for number, process in enumerate(self._crew.processes) if process.exitcode is not None}
+        """The error for workers that have died; None if all live."""
+        dead = {number: process for number, process in enumerate(self._pool.processes) if process.exitcode is not None}
         if not dead:
             return None
         slots = bytes(memoryview(self._start.slots).cast("B"))
@@ -213,20 +214,20 @@ class VideoLoader(DataLoader[Any]):
         over = f" while it read {names}" if names else ""
         code = next(iter(dead.values())).exitcode or 0
         is_memory = code in (-signal.SIGKILL, -signal.SIGBUS)
-        help = "fewer --num-workers need less memory, 0 the least" if is_memory else "`tada check` finds such files"
+        help = "use fewer --num-workers, which need less memory" if is_memory else "`tada check` finds such files"
         return WorkerLostError(f"a process that reads videos has died ({exit_in_words(code)}){over}; {help}")
 
     def close(self) -> None:
-        """End the worker processes, whatever they are doing: they hold nothing of value."""
-        self._crew.end()
+        """Kill the worker processes, even in the middle of a batch."""
+        self._pool.end()
         self._iterator = None
 
 
-class _Crew:
+class _WorkerProcesses:
     """The worker processes of a loader.
 
-    PyTorch's own way to end them waits for those that are busy, and for locks that a killed one may hold; Python's, at
-    its exit, asks them to end, which they do not hear, and waits for ever.
+    They are killed, since PyTorch's own shutdown waits for busy workers, and for locks that a killed worker may hold;
+    and Python, at exit, sends a SIGTERM, which workers ignore, and waits forever.
     """
 
     def __init__(self) -> None:
@@ -236,19 +237,19 @@ class _Crew:
         self._iterator: weakref.ref[Any] | None = None
 
     def begin(self, iterator: Any) -> None:
-        """Take over the processes of an iterator of DataLoader."""
+        """Take over the processes of a DataLoader's iterator."""
         self.processes += iterator._workers
         self._iterator = weakref.ref(iterator)
 
     def end(self) -> None:
         if self.parent != os.getpid():
-            return  # a worker has inherited this with all else
+            return  # a forked worker has a copy of this object
         for end in self.sockets:
             end.close()
         iterator = None if self._iterator is None else self._iterator()
         if iterator is not None and not iterator._shutdown:
             iterator._shutdown = True
-            _remove_worker_pids(id(iterator))  # or their end would be taken for an accident
+            _remove_worker_pids(id(iterator))  # else PyTorch would report their end as a crash
             iterator._worker_pids_set = False
         _kill(self.processes)
         self.processes.clear()
@@ -264,10 +265,10 @@ def _kill(processes: Iterable[BaseProcess]) -> None:
 
 @contextmanager
 def closing(*loaders: VideoLoader | None) -> Iterator[None]:
-    """Close the loaders at the end; say of workers that died which file they were reading.
+    """Close the loaders at the end.
 
     Raises:
-        WorkerLostError: in place of what PyTorch says of it, which may come at any moment.
+        WorkerLostError: a worker has died; raised in place of PyTorch's error, it names the file that was being read.
     """
     used = [loader for loader in loaders if loader is not None]
     try:
@@ -287,8 +288,8 @@ def _why(error: OSError) -> str:
 
 
 @contextmanager
-def _unadvised() -> Iterator[None]:
-    """Leave unsaid how many workers PyTorch thinks right."""
+def _without_advice() -> Iterator[None]:
+    """Suppress PyTorch's warning about the number of workers."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         yield

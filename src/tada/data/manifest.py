@@ -1,6 +1,6 @@
-"""The list of copies that ``tada prepare`` leaves beside them: which original each copy is of.
+"""Manifest of ``tada prepare``: a file beside the copies that names the original of each.
 
-A copy has other bytes than its original. Where its manifest is at hand, it is still known as the same video.
+A copy has other bytes than its original. By its manifest it is still recognized as the same video.
 """
 
 from __future__ import annotations
@@ -38,33 +38,33 @@ class Copy:
     fps: float
     keyframe_interval_frames: int
     source_content: str = ""
-    """``content_id`` of the original; empty in manifests of before it was noted."""
+    """``content_id`` of the original; empty in manifests of old versions."""
     earlier: tuple[str, ...] = ()
-    """Where the original was itself a copy: the identities of what it was copied from, the very first last."""
+    """If the original was itself a copy: the identities of the files it was copied from, the first original last."""
 
     @property
     def originals(self) -> tuple[str, ...]:
-        """The identities of all that this is a copy of."""
+        """The identities of all files that this is a copy of: its source, and those in ``earlier``."""
         source = self.source_content or sha256_identity(self.source_size_bytes, self.source_sha256)
         return (source, *self.earlier)
 
 
 def read_manifest(file: Path) -> dict[str, Copy]:
-    """The copies by their originals' paths; a later line replaces an earlier one."""
+    """The copies in a manifest, by their originals' paths; a later line replaces an earlier one."""
     copies: dict[str, Copy] = {}
     if file.exists():
         for line in file.read_bytes().splitlines():
             try:
                 copy = typed(Copy, parse_json(line.decode("utf-8", "surrogateescape")))
-            except ValueError:  # an empty line, or one that was cut off
+            except ValueError:  # an empty or truncated line
                 continue
-            copies.pop(copy.source, None)  # so that the order is that of the last lines
+            copies.pop(copy.source, None)  # so that the copies are in the order of their last lines
             copies[copy.source] = copy
     return copies
 
 
 def originals_among(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """Of those files that are copies that ``tada prepare`` made, what they are copies of.
+    """The identities of the originals of those files that are unchanged copies by ``tada prepare``, by path.
 
     Args:
         sizes: as for ``copies_among``.
@@ -73,18 +73,18 @@ def originals_among(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
 
 
 def copies_among(sizes: Mapping[str, int]) -> dict[str, Copy]:
-    """Which of some files are copies that ``tada prepare`` made, and have not been changed since.
+    """Find which files are unchanged copies made by ``tada prepare``.
 
     Args:
-        sizes: of each file in bytes, by its absolute path.
+        sizes: each file's size in bytes, by its absolute path.
 
     Returns:
-        By path the line of the manifest, for those files that one is found of.
+        The manifest's line of each file that has one, by the file's path.
     """
     below: dict[str, tuple[str, str] | None] = {}
     manifests: dict[str, Mapping[str, Copy]] = {}
 
-    def line_of(path: str) -> Copy | None:
+    def find_line(path: str) -> Copy | None:
         folder, name = os.path.split(path)
         if folder not in below:
             below[folder] = _folder_of_copies(folder)
@@ -95,25 +95,25 @@ def copies_among(sizes: Mapping[str, int]) -> dict[str, Copy]:
         if top not in manifests:
             file = Path(top).parent / MANIFEST
             stamp = file.stat()
-            manifests[top] = _by_file(file, stamp.st_size, stamp.st_mtime_ns)
+            manifests[top] = _read_by_copy(file, stamp.st_size, stamp.st_mtime_ns)
         return manifests[top].get(f"{inner}{name}")
 
     copies = {}
     for path, size in sizes.items():
-        copy = line_of(path) or (line_of(os.path.realpath(path)) if os.path.islink(path) else None)
+        copy = find_line(path) or (find_line(os.path.realpath(path)) if os.path.islink(path) else None)
         if copy is not None and copy.size_bytes == size:
             copies[path] = copy
     return copies
 
 
-@lru_cache(maxsize=1)  # who asks for one file after the other does not have it read each time
-def _by_file(manifest: Path, size: int, mtime_ns: int) -> Mapping[str, Copy]:
-    """The copies by their own paths; ``size`` and ``mtime_ns`` are the manifest's now."""
+@lru_cache(maxsize=1)  # callers that ask for one file at a time do not read the manifest each time
+def _read_by_copy(manifest: Path, size: int, mtime_ns: int) -> Mapping[str, Copy]:
+    """The copies by their own paths; ``size`` and ``mtime_ns`` of the manifest make the cache read a changed one."""
     return {copy.file: copy for copy in read_manifest(manifest).values()}
 
 
 def _folder_of_copies(folder: str) -> tuple[str, str] | None:
-    """The folder of copies that a folder lies in or is, and how it is called from there: "x/y/", or nothing."""
+    """The folder of copies that ``folder`` is or is in, and the path from there to ``folder``: "x/y/", or ""."""
     for start in dict.fromkeys((folder, os.path.realpath(folder))):
         top = start
         while os.path.dirname(top) != top:

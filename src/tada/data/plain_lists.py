@@ -1,11 +1,10 @@
-"""Lists without a header, as MMAction2, TSM and VideoMAE have them: a video and its class in each line.
+"""Lists without a header, as MMAction2, TSM and VideoMAE use: a video and its class in each line.
 
-    clips/a.mp4 3               a number, counted from 0, or a name; parted by spaces, a tab, a comma or a semicolon
-    frames/a 120 3              a folder of frames, how many there are, and the class (TSM, MMAction2's rawframes)
+    clips/a.mp4 3               number, from 0, or name of a class, after spaces, a tab, a comma or a semicolon
+    frames/a 120 3              a folder of frames, their number, and the class (TSM, MMAction2's rawframes)
 
-Names of numbered classes stand in a file beside the list, one in each line: classes.txt, labels.txt, or MMAction2's
-label_map_k400.txt. Of several lists in one folder that are called after splits (ssv2_train.txt, ssv2_val.txt) each is
-that split.
+The names of numbered classes are in a file beside the list, one in each line: classes.txt, labels.txt, or MMAction2's
+label_map_k400.txt. If a folder has several lists named after splits (ssv2_train.txt, ssv2_val.txt), each is that split.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS
 
 _ENDINGS = "|".join(re.escape(ending) for ending in sorted(VIDEO_EXTENSIONS))
-# The path goes up to a video's ending that a mark follows: it may hold spaces and commas itself.
+# The path ends with a video's extension before a separator; it may contain spaces and commas itself.
 _VIDEO_ROW = re.compile(
     rf"""(?P<quote>["']?)(?P<path>.+?(?:{_ENDINGS}))(?P=quote)\s*[\s,;]\s*(?P<label>.+)""", re.IGNORECASE
 )
@@ -35,20 +34,20 @@ _SUFFIXES = frozenset((".txt", ".csv", ".list", ".lst"))
 
 @dataclass(frozen=True, slots=True)
 class PlainRow:
-    """A line of such a list."""
+    """A line of a list without a header."""
 
     source: str
-    """Where it stands: "train.txt line 3"."""
+    """The line's place, for messages: "train.txt line 3"."""
     path: str
-    """As it is written."""
+    """As it is written in the list."""
     label: str
     split: str | None
 
 
 def plain_lists(data: Path) -> list[Path]:
-    """The lists without a header that a file or folder is; none if it is something else.
+    """Find the lists without a header: ``data`` itself, or those in a folder; none if it has another form.
 
-    In a folder only lists count that are called after splits, of which there is more than one.
+    In a folder, only lists named after splits are used, and only if there are at least two splits.
     """
     if data.is_dir():
         named = [file for file in sorted(data.iterdir()) if _split_of(file) is not None and _is_plain(file)]
@@ -57,14 +56,14 @@ def plain_lists(data: Path) -> list[Path]:
 
 
 def read_plain_lists(lists: Sequence[Path], root: Path) -> VideoTable:
-    """The checked table of some lists, whose paths start from ``root``.
+    """Read lists, whose paths start from ``root``, to a checked table.
 
     Raises:
-        DataError: a fault of a line or of the videos; the message names it and the way out.
+        DataError: an error in a line or the videos; the message names it and says what to do.
     """
     name = ", ".join(file.name for file in lists)
     if not root.is_dir():
-        raise DataError(f"{name}: the folder {str(root)!r} that its paths start from is not there")
+        raise DataError(f"{name}: the folder {str(root)!r} that its paths start from does not exist")
     top = absolute_path(root)
     found, classes = _read(lists)
     rows = [
@@ -75,21 +74,21 @@ def read_plain_lists(lists: Sequence[Path], root: Path) -> VideoTable:
 
 
 def _read(lists: Sequence[Path]) -> tuple[list[PlainRow], tuple[str, ...] | None]:
-    """The rows of some lists, and the classes in the order of their numbers; None where they are not numbered.
+    """The rows of the lists, and the classes in the order of their numbers; None if they are not numbered.
 
     Raises:
-        DataError: a line of another form, numbers beside names, or a number without a name.
+        DataError: a line has another form, some classes are numbers and some names, or a number has no name.
     """
     with_splits = len(lists) > 1
-    rows = [row for file in lists for row in _rows(file, _split_of(file) if with_splits else None)]
+    rows = [row for file in lists for row in _parse_lines(file, _split_of(file) if with_splits else None)]
     numbered = [row for row in rows if _NUMBER.fullmatch(row.label)]
     if not numbered:
         return [PlainRow(row.source, row.path, composed(row.label), row.split) for row in rows], None
     if len(numbered) < len(rows):
         other = next(row for row in rows if not _NUMBER.fullmatch(row.label))
         raise DataError(
-            f"{other.source}: the class {other.label!r} is a name, that of {numbered[0].source} a number: write all of "
-            "them one way"
+            f"{other.source}: the class {other.label!r} is a name, that of {numbered[0].source} a number: write all "
+            "as names, or all as numbers"
         )
     file, names = _class_names(lists[0].parent)
     if names is None:
@@ -105,7 +104,7 @@ def _read(lists: Sequence[Path]) -> tuple[list[PlainRow], tuple[str, ...] | None
     return named, names
 
 
-def _rows(file: Path, split: str | None) -> Iterator[PlainRow]:
+def _parse_lines(file: Path, split: str | None) -> Iterator[PlainRow]:
     for source, line in text_lines(file):
         match = _VIDEO_ROW.fullmatch(line) or _FRAMES_ROW.fullmatch(line)
         if match is None:
@@ -117,22 +116,22 @@ def _rows(file: Path, split: str | None) -> Iterator[PlainRow]:
 
 
 def _is_plain(file: Path) -> bool:
-    """Whether the first line of a text is a video and its class."""
+    """Whether the first line of a text file is a video and its class."""
     if file.suffix.lower() not in _SUFFIXES or not file.is_file():
         return False
     try:
         _, line = next(text_lines(file))
-    except DataError:  # who reads it as another form says what is wrong
+    except DataError:  # the reader of another form reports the error
         return False
     video = _VIDEO_ROW.fullmatch(line)
     if video is not None:
-        # A row of a table with a header that is lacking would have more cells.
+        # More cells: a row of a CSV whose header is missing.
         return not re.search(r"[,;\t]", video["label"])
     return file.suffix.lower() != ".csv" and _FRAMES_ROW.fullmatch(line) is not None
 
 
 def _split_of(file: Path) -> str | None:
-    """The split that a list is called after: "kinetics400_val_list.txt"."""
+    """The split that a list is named after: "val" for "kinetics400_val_list.txt"; None if there is none."""
     if file.suffix.lower() not in _SUFFIXES:
         return None
     words = [SPLIT_OF[word] for word in re.split(r"[^a-z]+", file.stem.lower()) if word in SPLIT_OF]
@@ -140,10 +139,10 @@ def _split_of(file: Path) -> str | None:
 
 
 def _class_names(folder: Path) -> tuple[str, tuple[str, ...] | None]:
-    """The file with the names of the classes, and these.
+    """The name of the file with the classes' names, and these names; ("", None) if there is no such file.
 
     Raises:
-        DataError: a name stands there twice, or there are two such files.
+        DataError: a class appears twice, or there are two such files.
     """
     files = sorted({file for pattern in _CLASS_FILES for file in folder.glob(pattern)})
     if not files:
@@ -155,6 +154,6 @@ def _class_names(folder: Path) -> tuple[str, tuple[str, ...] | None]:
         number, _, name = line.partition(" ")  # "0 archery", as some write it
         label = composed(name.strip() if number == str(len(names)) and name.strip() else line)
         if label in names:
-            raise DataError(f"{source}: the class {label!r} stands already in {names[label]}; keep one")
+            raise DataError(f"{source}: the class {label!r} is already in {names[label]}; keep one")
         names[label] = source
     return files[0].name, tuple(names)

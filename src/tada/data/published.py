@@ -1,10 +1,10 @@
-"""Published data sets: their lists (``tada.data.published_formats``), and the videos that are there of them.
+"""Published data sets: reads their lists (``tada.data.published_formats``) and finds the videos.
 
-A list names videos by their ids; the files are looked for anywhere below one folder, by the id in front of their
-ending, so that all the layouts in which copies come, and webm, avi or mp4, are found.
+A list names videos by their ids. The files are searched for anywhere below one folder, by file names without their
+extension, so that every layout of folders, and webm, avi or mp4, is found.
 
-A file is one list; a folder gives all its labeled lists. Copies of these data sets are seldom whole: videos that are
-not there are listed in the table (``missing``), and the others used.
+A file is one list; of a folder, all labeled lists are read. Copies of these data sets are seldom complete: videos that
+were not found are noted in the table (``missing``), and the others are used.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tada.video.numbered import VIDEO_EXTENSIONS, are_frames
 
 
 def find_published(data: Path, fold: int) -> tuple[str, list[Path]] | None:
-    """Which published data set a file or folder is, and its lists; None if none that is known.
+    """Recognize a published data set by a file or folder: its kind, and its lists; None if it is not a known one.
 
     Raises:
-        OptionError: there are lists, but none of this fold.
+        OptionError: the folder has lists, but none of this fold.
     """
     for form in FORMS:
         lists = form.lists(data, fold) if data.is_dir() else [data] if form.is_list(data) else []
@@ -36,20 +36,20 @@ def find_published(data: Path, fold: int) -> tuple[str, list[Path]] | None:
 
 
 def read_published(kind: str, lists: Sequence[Path], root: Path) -> VideoTable:
-    """Read the lists of one data set, and look for their videos below ``root``.
+    """Read the lists of one data set, and find their videos below ``root``.
 
     Raises:
-        DataError: a fault in a list, with its file and row; or not one of its videos is there.
+        DataError: an error in a list, with its file and row; or none of its videos was found.
     """
     form = next(form for form in FORMS if form.kind == kind)
-    entries = [entry for file in lists for entry in form.read(file, _split_told_by(file.name))]
+    entries = [entry for file in lists for entry in form.read(file, _split_in_name(file.name))]
     name = ", ".join(file.name for file in lists)
     if not entries:
         raise DataError(f"{name}: no videos are listed; give the list as it was published")
     _check_ids(entries)
     heads = form.heads(lists[0].parent, entries)
     if not root.is_dir():
-        raise DataError(f"{name}: the folder {str(root)!r} that holds its videos is not there")
+        raise DataError(f"{name}: the folder {str(root)!r} for its videos does not exist")
     top = absolute_path(root)
     files = _files_below(top)
     numbers = [{label: i for i, label in enumerate(head.labels)} for head in heads]
@@ -76,8 +76,8 @@ def read_published(kind: str, lists: Sequence[Path], root: Path) -> VideoTable:
         )
     if not videos:
         raise DataError(
-            f"{name}: none of its {len(entries)} videos are below {str(root)!r}, the first, "
-            f"{entries[0].stem + '.mp4'!r} (or .webm, .avi, ...), neither; give the folder that holds them as --videos"
+            f"{name}: none of its {len(entries)} videos is below {str(root)!r}, such as the first, "
+            f"{entries[0].stem + '.mp4'!r} (or .webm, .avi, ...); give the folder that holds them as --videos"
         )
     return VideoTable(
         heads=heads,
@@ -93,7 +93,7 @@ def read_published(kind: str, lists: Sequence[Path], root: Path) -> VideoTable:
     )
 
 
-def _split_told_by(name: str) -> str | None:
+def _split_in_name(name: str) -> str | None:
     words = re.split(r"[^a-z]+", name.lower().replace("trainlist", "train").replace("testlist", "test"))
     found = {SPLIT_OF[word] for word in words if word in SPLIT_OF}
     return found.pop() if len(found) == 1 else None
@@ -104,19 +104,19 @@ def _check_ids(entries: Sequence[Entry]) -> None:
     for entry in entries:
         other = first.setdefault(entry.id, entry)
         if other is not entry:
-            where = f"{entry.source}: {entry.id!r} stands already in {other.source}"
+            where = f"{entry.source}: {entry.id!r} is already in {other.source}"
             if other.split != entry.split:
                 raise DataError(f"{where}, there in {other.split!r} and here in {entry.split!r}; keep it in one split")
-            raise DataError(f"{where}; each video belongs there once: take one away, or give one of the lists")
+            raise DataError(f"{where}; each video is listed once: remove one, or give only one of the lists")
 
 
 # -- the files --------------------------------------------------------------------------------------------------------
 
 
 def _files_below(root: str) -> dict[str, list[str]]:
-    """All videos by the part of their name in front of the ending, and folders of frames by theirs.
+    """The paths of all videos by file name without extension, and of all folders of frames by folder name.
 
-    Folders that are links are followed once.
+    Links to folders are followed, each folder once.
     """
     files: dict[str, list[str]] = {}
     seen: set[str] = set()
@@ -138,13 +138,13 @@ def _files_below(root: str) -> dict[str, list[str]]:
 
 
 def _find(entry: Entry, files: dict[str, list[str]], root: Path) -> tuple[str, tuple[float, float] | None] | None:
-    """The file of an entry, and the part of it that is meant."""
+    """The path of an entry's file and the segment's start and end in it, in seconds; None if it was not found."""
     tries: list[tuple[str | None, tuple[float, float] | None]] = [(entry.stem, entry.segment), (entry.cut_stem, None)]
     for stem, span in tries:
         paths = files.get(composed(stem), []) if stem else []
         if entry.folder is not None and len(paths) > 1:
             paths = [path for path in paths if os.path.basename(os.path.dirname(path)) == entry.folder]
-        if len(paths) > 1:  # frames that were extracted from the files beside them
+        if len(paths) > 1:  # prefer a file over the folder of frames extracted from it
             paths = [path for path in paths if not os.path.isdir(path)] or paths
         if len(paths) > 1:
             shown = listed(os.path.relpath(path, root) for path in paths)

@@ -1,4 +1,4 @@
-"""The lists of published data sets, each form read to the same rows: nothing here looks for a video.
+"""Readers of the lists of published data sets: each format is read to the same rows, without looking for the videos.
 
     Kinetics       train.csv validate.csv       label,youtube_id,time_start,time_end,split      ID_000010_000020.mp4
     Something-v2   ...train.json ...            id, template ("Holding [something]"), labels.json          78687.webm
@@ -42,7 +42,7 @@ EPIC_PUBLISHED = frozenset(
     )
 )
 COLUMNS = frozenset((*KINETICS_COLUMNS, *EPIC_COLUMNS, "label", "split", "verb_class", "noun_class", "id", "key"))
-"""Columns that tell a published list from others."""
+"""Columns by which published lists are recognized."""
 
 _UCF_LIST = re.compile(r"(train|test)list0*(\d+)\.txt")
 _HMDB_LIST = re.compile(r"(.+)_test_split(\d+)\.txt")
@@ -54,35 +54,35 @@ class Entry:
 
     id: str
     stem: str
-    """Name of its file without the ending."""
+    """Name of its file without the extension."""
     labels: tuple[str, ...]
-    """Names of the classes; none where the list keeps them secret."""
+    """Names of the classes; empty if the list keeps them secret."""
     split: str | None
     group: str | None
     source: str
     folder: str | None = None
-    """The folder that its file lies in, where several files are called so."""
+    """Name of the folder of its file, used if several files have this name."""
     segment: tuple[float, float] | None = None
-    """Seconds, in the file called ``stem``."""
+    """Start and end in the file ``stem``, in seconds."""
     cut_stem: str | None = None
-    """Name of the file that holds the segment alone, cut beforehand."""
+    """Name, without the extension, of a file cut to the segment alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Form:
-    """One published form: how its lists are found, and read."""
+    """One published format: how its lists are found and read."""
 
     kind: str
     lists: Callable[[Path, int], list[Path]]
-    """The labeled lists in a folder; ``fold`` chooses among several divisions."""
+    """Finds the labeled lists in a folder, of the given fold."""
     is_list: Callable[[Path], bool]
     """Whether a file is such a list."""
     read: Callable[[Path, str | None], Iterator[Entry]]
-    """The rows of a list, and the split that its name tells."""
+    """Reads the rows of a list, given the split in its file name."""
     heads: Callable[[Path, Sequence[Entry]], tuple[Head, ...]]
-    """The classes, from the files beside the lists (in this folder) or from the rows."""
+    """Reads the classes from files in the lists' folder, or from the rows."""
     columns: frozenset[str] = frozenset()
-    """What a CSV list is published with; another column is somebody's own, which is not read."""
+    """Columns of a CSV list as published; others, added by its users, are not read."""
 
 
 def _sorted_classes(folder: Path, entries: Sequence[Entry]) -> tuple[Head, ...]:
@@ -95,7 +95,7 @@ def _has_columns(file: Path, columns: Sequence[str]) -> bool:
         return False
     try:
         return set(columns) <= set(csv_columns(file, COLUMNS))
-    except DataError:  # no published list, then; who reads it as a table of another form says what is wrong
+    except DataError:  # not a published list; the reader of another form reports the error
         return False
 
 
@@ -112,20 +112,20 @@ def _kinetics_lists(data: Path, fold: int) -> list[Path]:
 
 
 def _read_kinetics(file: Path, split: str | None) -> Iterator[Entry]:
-    """``label,youtube_id,time_start,time_end,split``: the times are those in the video from which a file is cut."""
+    """Read ``label,youtube_id,time_start,time_end,split``; the times are those of the YouTube video, before cutting."""
     for source, cells in csv_rows(file, COLUMNS):
         start, end = segment(source, cells["time_start"], cells["time_end"])
         video = required(source, cells, "youtube_id")
         name = f"{video}_{int(start):06d}_{int(end):06d}"
-        told = split_name(cells.get("split", ""))
-        if told and told not in SPLITS:
-            raise DataError(f"{source}: split = {told!r} should be train, validate or test")
+        own_split = split_name(cells.get("split", ""))
+        if own_split and own_split not in SPLITS:
+            raise DataError(f"{source}: split = {own_split!r} should be train, validate or test")
         yield Entry(
             id=name,
             stem=name,
             cut_stem=video,
             labels=(required(source, cells, "label"),) if "label" in cells else (),
-            split=told or split,
+            split=own_split or split,
             group=None,
             source=source,
         )
@@ -151,7 +151,7 @@ def _is_something(file: Path) -> bool:
 
 
 def _read_something(file: Path, split: str | None) -> Iterator[Entry]:
-    """``[{"id": "78687", "template": "Holding [something] ..."}]``: the class is the template without its brackets."""
+    """Read ``[{"id": "78687", "template": "Holding [something] ..."}]``; the class is the template without brackets."""
     rows = _json(file)
     if not isinstance(rows, list):
         raise DataError(f"{file.name} should hold a list of videos, as it was published")
@@ -177,7 +177,7 @@ def _without_brackets(template: str) -> str:
 
 
 def _something_heads(folder: Path, entries: Sequence[Entry]) -> tuple[Head, ...]:
-    """In the order of labels.json (label: number), where it lies beside the lists; else sorted."""
+    """The classes in the order of labels.json (label: number), if it is beside the lists; else sorted."""
     files = _in_folder(folder, "*labels.json")
     if not files:
         return _sorted_classes(folder, entries)
@@ -198,16 +198,24 @@ def _json(file: Path) -> object:
     try:
         return read_json(file, MAX_LIST_BYTES)
     except (OSError, ValueError) as error:
-        raise DataError(f"{file.name} is no JSON ({error}); copy or download it again") from error
+        raise DataError(f"{file.name} is not JSON ({error}); copy or download it again") from error
 
 
 def _in_order(name: str, classes: Sequence[tuple[str, str, object]]) -> tuple[str, ...]:
-    """Class names in the order of their numbers, which should be 0, 1, 2, ...; each comes as (where, name, number)."""
+    """Sort class names by their numbers, which should be 0, 1, 2, ...
+
+    Args:
+        name: of the file, for messages.
+        classes: (place in the file, class name, number) of each class.
+
+    Raises:
+        DataError: a number is missing, or a name or a number appears twice.
+    """
     of_number: dict[int, str] = {}
     for where, label, number in classes:
         place = class_number(f"{name} {where}", str(number).strip(), len(classes), "number")
         if place in of_number or label in of_number.values():
-            raise DataError(f"{name} {where}: {label!r} or the number {place} stands there twice; keep one")
+            raise DataError(f"{name} {where}: {label!r} or the number {place} appears twice; keep one")
         of_number[place] = label
     return tuple(of_number[place] for place in sorted(of_number))
 
@@ -221,10 +229,10 @@ def _epic_lists(data: Path, fold: int) -> list[Path]:
 
 
 def _read_epic(file: Path, split: str | None) -> Iterator[Entry]:
-    """By the header's names, and by times, since the frame numbers are of another extraction.
+    """Read an EPIC-KITCHENS-100 list by its column names. Uses times: its frame numbers are of another extraction.
 
-    The file is the whole recording; where only clips cut beforehand are there (NARRATIONID.MP4, as the released code
-    reads them), those are taken whole.
+    The file is the whole recording; if only clips cut from it are found (NARRATIONID.MP4, as the released code reads
+    them), these are used whole.
     """
     columns = csv_columns(file, COLUMNS)
     check_known(columns, EPIC_COLUMNS, file)
@@ -255,23 +263,23 @@ def _epic_heads(folder: Path, entries: Sequence[Entry]) -> tuple[Head, ...]:
         labels = epic_classes(folder, what)
         if labels is None:
             raise DataError(
-                f"EPIC_100_{what}_classes.csv is not in {str(folder)!r}; copy it there, it comes with the annotations"
+                f"EPIC_100_{what}_classes.csv is not in {str(folder)!r}; copy it there; it comes with the annotations"
             )
         heads.append(Head(name=what, labels=labels))
     return tuple(heads)
 
 
 def epic_classes(folder: Path, what: str) -> tuple[str, ...] | None:
-    """The keys of EPIC-KITCHENS-100's classes by number, of ``id,key,...``; None where their file is not there.
+    """Read the names ("key") of EPIC-KITCHENS-100's classes, in the order of their ids; None if the file is missing.
 
     EPIC_100_noun_classes_v2.csv, which has five more nouns for other tasks, is not read.
 
     Args:
-        folder: that of the annotations.
+        folder: the folder of the annotations.
         what: "verb" or "noun".
 
     Raises:
-        DataError: a fault in the file.
+        DataError: an error in the file.
     """
     names = (f"EPIC_100_{what}_classes.csv", f"{what}_classes.csv")
     file = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -289,25 +297,23 @@ def epic_classes(folder: Path, what: str) -> tuple[str, ...] | None:
 
 
 def _ucf_lists(data: Path, fold: int) -> list[Path]:
-    return _of_fold(data, "*list*.txt", _UCF_LIST, fold)
+    return _lists_of_fold(data, "*list*.txt", _UCF_LIST, fold)
 
 
 def _hmdb_lists(data: Path, fold: int) -> list[Path]:
-    return _of_fold(data, "*_test_split*.txt", _HMDB_LIST, fold)
+    return _lists_of_fold(data, "*_test_split*.txt", _HMDB_LIST, fold)
 
 
-def _of_fold(data: Path, pattern: str, name: re.Pattern[str], fold: int) -> list[Path]:
+def _lists_of_fold(data: Path, pattern: str, name: re.Pattern[str], fold: int) -> list[Path]:
     found = [(file, match) for file in _in_folder(data, pattern) if (match := name.fullmatch(file.name))]
     folds = sorted({int(match[2]) for _, match in found})
     if folds and fold not in folds:
-        raise OptionError(
-            f"fold {fold}: {str(data)!r} is divided in the ways {', '.join(map(str, folds))}; give one of these"
-        )
+        raise OptionError(f"fold {fold}: {str(data)!r} has the folds {', '.join(map(str, folds))}; give one of these")
     return [file for file, match in found if int(match[2]) == fold]
 
 
 def _read_ucf(file: Path, split: str | None) -> Iterator[Entry]:
-    """``ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1``: the class is the folder; test lists have no number."""
+    """Read ``ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1``; the class is the folder; test lists have no number."""
     labels = _ucf_classes(file.parent)
     for source, line in text_lines(file):
         path, *rest = line.split()
@@ -335,7 +341,7 @@ def _read_ucf(file: Path, split: str | None) -> Iterator[Entry]:
 def _ucf_classes(folder: Path) -> tuple[str, ...]:
     file = folder / "classInd.txt"
     if not file.is_file():
-        raise DataError(f"classInd.txt is not in {str(folder)!r}; copy it there, it comes with the lists")
+        raise DataError(f"classInd.txt is not in {str(folder)!r}; copy it there; it comes with the lists")
     classes = []
     for source, line in text_lines(file):
         number, _, name = line.partition(" ")
@@ -350,7 +356,7 @@ def _ucf_heads(folder: Path, entries: Sequence[Entry]) -> tuple[Head, ...]:
 
 
 def _read_hmdb(file: Path, split: str | None) -> Iterator[Entry]:
-    """``VIDEO.avi 1`` in CLASS_test_split1.txt: 1 is for training, 2 for testing, 0 for neither."""
+    """Read ``VIDEO.avi 1`` in CLASS_test_split1.txt: 1 is for training, 2 for testing, 0 for neither."""
     match = _HMDB_LIST.fullmatch(file.name)
     assert match is not None
     label = match[1]

@@ -1,9 +1,9 @@
-"""Batches on their way from a worker process to the one that trains, in memory that both see.
+"""Shared memory for batches sent from a worker process to the training process.
 
-PyTorch's own way makes a file in /dev/shm of every tensor. Docker makes that folder 64 MB large, less than what
-workers prepare ahead, and a worker that finds it full delivers nothing and says nothing. Here a batch lies in memory
-that has no name and no limit of its own (``memfd_create``), whose descriptor goes through a socket; so nothing can be
-left behind either. Where a system has no such memory, and for small batches, the bytes go through the loader's queue.
+PyTorch itself writes every tensor to a file in /dev/shm. In Docker that folder has 64 MB, less than the batches that
+workers prefetch, and a worker that finds it full hangs without a message. Here a batch is in anonymous memory without
+a limit of its own (``memfd_create``), whose descriptor is sent through a socket; so no file can be left behind either.
+On systems without it, and for small batches, the bytes are sent through the loader's queue.
 """
 
 from __future__ import annotations
@@ -22,52 +22,52 @@ from torch import Tensor
 
 from tada.errors import OptionError
 
-_SMALL_BYTES = 1 << 16  # a pipe holds as much
+_SMALL_BYTES = 1 << 16  # the capacity of a pipe
 _ALIGNMENT = 64
-_PATIENCE_SECONDS = 60.0  # with a descriptor that was sent before its parcel
+_TIMEOUT_SECONDS = 60.0  # to receive a descriptor, which was sent before its parcel
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A batch that was packed: plain bytes, for a queue."""
+    """A packed batch, to be sent through a queue."""
 
     worker: int
-    """Who packed it."""
+    """Number of the worker that packed it."""
     number: int
-    """Its place among the worker's parcels that have shared memory."""
+    """Its number, from 1, among the worker's parcels in shared memory."""
     content: bytes
-    """The batch, pickled, without the tensors' numbers."""
+    """The pickled batch without the tensors' data."""
     places: tuple[tuple[int, int], ...]
-    """Of each tensor in the memory: where it begins and ends, in bytes."""
+    """Start and end of each tensor in the memory, in bytes."""
     memory: bytes | None
-    """The memory itself, where it is not shared."""
+    """The tensors' data; None if it is in shared memory."""
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves the tensors' numbers out, for the buffers."""
+    """Writes tensors' data to out-of-band buffers instead of the pickle."""
 
     def reducer_override(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return NotImplemented
         flat = value.detach().contiguous().view(-1).view(torch.uint8)
-        return _tensor, (pickle.PickleBuffer(flat.numpy().data), value.dtype, tuple(value.shape))
+        return _make_tensor, (pickle.PickleBuffer(flat.numpy().data), value.dtype, tuple(value.shape))
 
 
-def _tensor(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _make_tensor(buffer: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if not len(buffer):
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(buffer, dtype=dtype).view(shape)
 
 
 class Packer:
-    """A worker's side."""
+    """The sender, in a worker."""
 
     def __init__(self, worker: int, line: socket.socket) -> None:
         self._worker, self._line = worker, line
         self._number = 0
 
     def pack(self, batch: Any) -> Parcel:
-        """Make a parcel of a batch: any values that can be pickled, with tensors in main memory."""
+        """Pack a batch: any picklable values, with tensors on the CPU."""
         content = io.BytesIO()
         buffers: list[pickle.PickleBuffer] = []
         _Pickler(content, protocol=5, buffer_callback=buffers.append).dump(batch)
@@ -79,13 +79,13 @@ class Packer:
             places.append((start, end))
         memory = None
         if end < _SMALL_BYTES or not self._share(raw, places):
-            memory = _joined(raw, places, end)
+            memory = _join(raw, places, end)
         else:
             self._number += 1
         return Parcel(self._worker, self._number, content.getvalue(), tuple(places), memory)
 
     def _share(self, raw: Sequence[memoryview], places: Sequence[tuple[int, int]]) -> bool:
-        """Put the parts into memory and send its descriptor; whether that is possible here and now."""
+        """Write the parts to shared memory and send its descriptor; False if that is not possible."""
         if not hasattr(os, "memfd_create"):
             return False
         try:
@@ -98,12 +98,12 @@ class Packer:
                 socket.send_fds(self._line, [(self._number + 1).to_bytes(8, "big")], [descriptor])
             finally:
                 os.close(descriptor)
-        except OSError:  # memory, or descriptors, are short
+        except OSError:  # out of memory or of file descriptors
             return False
         return True
 
 
-def _joined(raw: Sequence[memoryview], places: Sequence[tuple[int, int]], size: int) -> bytes:
+def _join(raw: Sequence[memoryview], places: Sequence[tuple[int, int]], size: int) -> bytes:
     memory = bytearray(size)
     for part, (start, end) in zip(raw, places, strict=True):
         memory[start:end] = part
@@ -111,23 +111,23 @@ def _joined(raw: Sequence[memoryview], places: Sequence[tuple[int, int]], size: 
 
 
 class Unpacker:
-    """The other side of a worker's line."""
+    """The receiver of one worker's batches."""
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
-        self._line.settimeout(_PATIENCE_SECONDS)
+        self._line.settimeout(_TIMEOUT_SECONDS)
 
     def unpack(self, parcel: Parcel) -> Any:
-        """The batch. Parcels come in the order in which they were packed; some may have been dropped in between.
+        """Unpack a batch. Unpack parcels in the order in which they were packed; some may be left out.
 
         Raises:
-            OptionError: this process may open no more files.
+            OptionError: this process has too many open files.
         """
-        memory: Any = bytearray(parcel.memory) if parcel.memory is not None else self._shared(parcel)
+        memory: Any = bytearray(parcel.memory) if parcel.memory is not None else self._receive_memory(parcel)
         whole = memoryview(memory)
         return pickle.loads(parcel.content, buffers=[whole[start:end] for start, end in parcel.places])
 
-    def _shared(self, parcel: Parcel) -> mmap.mmap:
+    def _receive_memory(self, parcel: Parcel) -> mmap.mmap:
         number = 0
         while number != parcel.number:
             message, descriptors, _, _ = socket.recv_fds(self._line, 8, 1)

@@ -1,9 +1,8 @@
-"""Which videos were trained on and which were held out, as hashes of their contents: small enough to go with a model.
+"""Hashes of the videos that a model was trained on and of those held out, small enough to be exported with the model.
 
-Of each row of a run's list there are six bytes of a hash of the file's identity (``tada.data.identity``), and the
-segment in milliseconds: 1.5 MB for 240,000 whole files. They tell of a file that is at hand whether it is known, and
-nothing of files that are not. A video that was never seen is taken for one of so many known ones about once in a
-billion times.
+Each row of a run's list becomes six bytes of a hash of the file's identity (``tada.data.identity``), and the segment in
+milliseconds: 1.5 MB for 240,000 whole files. With the hashes one can check whether a given file is known, but not
+recover files. Among 240,000 known videos, a new video is wrongly taken for a known one about once in a billion times.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from tada.data.identity import is_sha256, size_of
 from tada.data.table import SPLITS
 
 PART = "part"
-"""What ``Splits.of`` says of another part of a file that was trained on."""
+"""Result of ``Splits.of`` for another part of a file that was trained on."""
 _KEY_BYTES = 6
 _WHOLE = (0, 2**32 - 1)  # milliseconds
 MOST_PARTS = 2_000_000
-"""Files and segments that go into a text. A text that claims more is taken for damaged, before memory is spent."""
+"""Most files and segments in a text. A text that claims more is refused as damaged, before memory is allocated."""
 _FORMAT = 1
 
 
 class Splits:
-    """In which split of a run each content was, and which part of it.
+    """The split of each file or segment of a run, by the file's content.
 
     Attributes:
-        sizes: of the known files, in bytes; None where they are not told.
-        sha256_sizes: of those files that are known by their SHA-256 alone.
+        sizes: sizes of the known files, in bytes; None if unknown, as in exported models.
+        sha256_sizes: sizes of those files that are known only by their SHA-256.
     """
 
     def __init__(self) -> None:
@@ -44,11 +43,11 @@ class Splits:
         self._parts: dict[bytes, list[tuple[int, int, str]]] = {}
 
     def __len__(self) -> int:
-        """How many files and segments are known."""
+        """The number of known files and segments."""
         return sum(map(len, self._parts.values()))
 
     def add(self, identity: str, start_seconds: float | None, end_seconds: float | None, split: str) -> None:
-        """Note a file, or a segment of it."""
+        """Add a file, or a segment of it."""
         self._parts.setdefault(_key(identity), []).append((*_milliseconds(start_seconds, end_seconds), split))
         if self.sizes is not None:
             self.sizes.add(size_of(identity))
@@ -59,11 +58,11 @@ class Splits:
         """The split that a file or a segment was in.
 
         Args:
-            identities: of its file.
+            identities: all identities of the file.
 
         Returns:
-            "train" where it was trained on, or shows a time that was; else the split that it was in; ``PART`` where
-            it is another part of a file that was trained on; "" where it is not known.
+            "train" if it was trained on, or overlaps a segment that was; else the split that it was in; ``PART`` if it
+            is another part of a file that was trained on; "" if it is not known.
         """
         start, end = _milliseconds(start_seconds, end_seconds)
         parts = [part for identity in identities for part in self._parts.get(_key(identity), ())]
@@ -74,7 +73,7 @@ class Splits:
         return min(same, default=PART if trained else "")
 
     def to_text(self) -> str:
-        """As JSON, for ``from_text``."""
+        """Write as JSON, for ``from_text``."""
         rows: dict[str, list[tuple[bytes, int, int]]] = {}
         for key, parts in self._parts.items():
             for start, end, split in parts:
@@ -82,7 +81,7 @@ class Splits:
         about: dict[str, Any] = {
             "format": _FORMAT,
             "hash": f"{_KEY_BYTES} bytes of BLAKE2b of SIZE-HASH, as tada.data.identity has it",
-            "splits": {split: _packed(sorted(rows[split])) for split in SPLITS if split in rows},
+            "splits": {split: _pack(sorted(rows[split])) for split in SPLITS if split in rows},
         }
         if self.sha256_sizes:
             about["sha256_sizes"] = sorted(self.sha256_sizes)
@@ -90,10 +89,10 @@ class Splits:
 
     @classmethod
     def from_text(cls, text: str) -> Splits:
-        """What ``to_text`` wrote.
+        """Read the text that ``to_text`` wrote.
 
         Raises:
-            ValueError: the text is damaged, or of a later tada.
+            ValueError: the text is damaged, or from a later version of tada.
         """
         try:
             about = json.loads(text)
@@ -103,7 +102,7 @@ class Splits:
             splits.sizes = None
             splits.sha256_sizes = {int(size) for size in about.get("sha256_sizes", ())}
             for split, packed in about["splits"].items():
-                for key, start, end in _unpacked(packed):
+                for key, start, end in _unpack(packed):
                     splits._parts.setdefault(key, []).append((start, end, split))
         except (KeyError, TypeError, AttributeError, RecursionError, zlib.error) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -120,14 +119,14 @@ def _milliseconds(start_seconds: float | None, end_seconds: float | None) -> tup
     return min(round(start_seconds * 1000), _WHOLE[1]), min(round(end_seconds * 1000), _WHOLE[1])
 
 
-def _packed(rows: list[tuple[bytes, int, int]]) -> dict[str, Any]:
-    """All keys, then all starts, then all ends: equal ones beside each other, so that they take no room."""
+def _pack(rows: list[tuple[bytes, int, int]]) -> dict[str, Any]:
+    """Compress all keys, then all starts, then all ends; this order compresses equal times best."""
     keys, starts, ends = zip(*rows, strict=True)
     data = b"".join(keys) + np.array(starts, "<u4").tobytes() + np.array(ends, "<u4").tobytes()
     return {"videos": len(rows), "packed": base64.b64encode(zlib.compress(data, 9)).decode()}
 
 
-def _unpacked(packed: dict[str, Any]) -> list[tuple[bytes, int, int]]:
+def _unpack(packed: dict[str, Any]) -> list[tuple[bytes, int, int]]:
     count = packed["videos"]
     if type(count) is not int or not 0 <= count <= MOST_PARTS:
         raise ValueError(f"{count} videos")

@@ -1,7 +1,7 @@
-"""How fast clips come: the work of one clip, and how long training waits for it.
+"""Speed of data loading: the CPU time of one clip, and how long training waits for batches.
 
-The time of a clip is that of its process's thread, on the processor: opening, decoding and augmenting it, whatever
-else the machine does meanwhile.
+The time of a clip is the CPU time of its thread for opening, decoding and augmenting it, whatever else the machine does
+meanwhile.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Batch = TypeVar("Batch")
 
 
 class TimedDataset(Dataset[tuple[Any, float]]):
-    """A data set whose samples come with the processor seconds they took."""
+    """A data set that returns each sample with the CPU seconds it took."""
 
     def __init__(self, dataset: Dataset[Any]) -> None:
         self.dataset = dataset
@@ -29,7 +29,7 @@ class TimedDataset(Dataset[tuple[Any, float]]):
 
 
 class TimedCollate(Generic[Sample, Batch]):
-    """Makes a batch of such samples, beside their times."""
+    """Collates samples of a ``TimedDataset`` to a batch and a list of their times."""
 
     def __init__(self, collate: Callable[[Sequence[Sample]], Batch]) -> None:
         self.collate = collate
@@ -39,18 +39,18 @@ class TimedCollate(Generic[Sample, Batch]):
 
 
 class LoaderTimes:
-    """What a loader's batches took, since the last ``clear``."""
+    """Times of a loader's clips and of waiting for its batches, since the last ``clear``."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Forget all times."""
         self.clip_seconds: list[float] = []
         self.waited_seconds: list[float] = []
 
     def measured(self, batches: Iterator[tuple[Batch, list[float]]]) -> Iterator[Batch]:
-        """The batches without their times."""
+        """Yield the batches without their times, which are recorded."""
         while True:
             asked = time.perf_counter()
             found = next(batches, None)
@@ -62,15 +62,15 @@ class LoaderTimes:
             yield batch
 
     def summary(self, *, used_seconds: float) -> dict[str, float]:
-        """Numbers for a log; empty where no batch came.
+        """Numbers for a log; empty if there was no batch.
 
-        ``clip_ms_p50``, ``clip_ms_p95``: processor time of a clip, its median and what 95 of 100 stay below.
-        ``clips_per_second_per_core``: what one worker on one core can deliver. ``clips_per_second``: what came.
-        ``data_time_share``: the part of the time in which training waited for clips.
+        ``clip_ms_p50``, ``clip_ms_p95``: median and 95th percentile of a clip's CPU time.
+        ``clips_per_second_per_core``: what one worker on one core can load. ``clips_per_second``: what was loaded.
+        ``data_time_share``: fraction of the time in which training waited for clips.
 
         Args:
-            used_seconds: what the steps took meanwhile. A loop may ask for batches before it uses them, so that the
-                time between two of them would not tell.
+            used_seconds: time of the training steps meanwhile. The time between two batches is not used for it, since
+                a loop may prefetch batches.
         """
         if not self.clip_seconds:
             return {}

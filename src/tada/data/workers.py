@@ -1,9 +1,8 @@
-"""Work on many files in killable processes, one file at a time each.
+"""Process pool whose processes may crash or be killed: each works on one file at a time.
 
-A decoder that crashes or hangs takes one file with it, and not the others.
-A pool of the standard library would not do: it breaks as a whole when a process dies, and cannot say over which file.
-The processes are started as programs (``python -m``), not forked: FFmpeg's threads do not survive a fork, and the
-user's own script is not run again.
+A decoder that crashes or hangs loses one file, not the others. The pool of the standard library does not fit: it breaks
+as a whole when a process dies, and cannot say on which file. The processes are started as programs (``python -m``), not
+forked: FFmpeg's threads do not survive a fork, and the user's own script is not run again.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from typing import IO, Any, Generic, TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_LOOK_SECONDS = 0.5  # from one look at whether the parent lives to the next
+_POLL_SECONDS = 0.5  # between checks whether the parent is alive
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A task whose process died over it, or was killed because it took too long."""
+    """Result of a task whose process died, or was killed because it took too long."""
 
     reason: str
-    """In words: "the decoder crashed (signal SIGSEGV)", "no answer within 60 s"."""
+    """For messages: "the decoder crashed (signal SIGSEGV)", "no answer within 60 s"."""
 
 
 def in_processes(
@@ -42,16 +41,16 @@ def in_processes(
     num_processes: int,
     timeout_seconds: float,
 ) -> Iterator[tuple[Task, Result | Lost]]:
-    """Each task with ``function(task)``, in the order in which they are done; a lost one is tried no second time.
+    """Yield each task and ``function(task)``, in the order in which they are finished. Lost tasks are not tried again.
 
     When the caller stops early, is interrupted or dies, the processes end too.
 
     Args:
-        function: of a module, so that a process can find it by name.
+        function: defined in a module, so that it can be pickled.
         timeout_seconds: for one task; a process that takes longer is killed.
 
     Raises:
-        BaseException: what ``function`` raised. Faults of files belong into its result.
+        BaseException: any error of ``function``; it should return errors of single files as results.
     """
     waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
     for task in tasks:
@@ -67,7 +66,7 @@ def in_processes(
                 done.put((task, process.do(task)))
         except queue.Empty:
             pass
-        except BaseException as fault:  # it crosses to the caller's thread
+        except BaseException as fault:  # raised again in the caller's thread
             done.put(fault)
         done.put(None)
 
@@ -96,7 +95,7 @@ def in_processes(
 
 
 class _Process(Generic[Task, Result]):
-    """One process, started at its first task and again after each that it did not survive."""
+    """One process, started at its first task and again after each crash."""
 
     def __init__(self, function: Callable[[Task], Result], timeout_seconds: float) -> None:
         self._function, self._timeout_seconds = function, timeout_seconds
@@ -105,7 +104,7 @@ class _Process(Generic[Task, Result]):
         self._is_stopped = False
 
     def do(self, task: Task) -> Result | Lost:
-        program = self._started()
+        program = self._start()
         if program is None:
             return Lost("stopped")
         assert program.stdin is not None
@@ -124,7 +123,7 @@ class _Process(Generic[Task, Result]):
         except (EOFError, OSError, pickle.UnpicklingError):  # it died before or during its answer
             code = _end(program)
             self._program = None
-            return Lost(f"no answer within {self._timeout_seconds:g} s" if is_late.is_set() else _death(code))
+            return Lost(f"no answer within {self._timeout_seconds:g} s" if is_late.is_set() else _describe_death(code))
         finally:
             timer.cancel()
         if is_fault:
@@ -132,21 +131,21 @@ class _Process(Generic[Task, Result]):
         result: Result = value
         return result
 
-    def _started(self) -> subprocess.Popen[bytes] | None:
+    def _start(self) -> subprocess.Popen[bytes] | None:
         with self._starting:
             if self._program is None and not self._is_stopped:
                 self._program = subprocess.Popen(
                     [sys.executable, "-m", "tada.data.workers", str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    process_group=0,  # a terminal's Ctrl-C is for the caller, which decides when to stop
-                    # So that it finds the function where we found it.
+                    process_group=0,  # a terminal's Ctrl-C reaches only the caller, which decides when to stop
+                    # So that the process can import the function's module.
                     env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 )
             return self._program
 
     def stop(self) -> None:
-        """End it, in the middle of a task too."""
+        """Kill the process, even in the middle of a task, and start it no more."""
         with self._starting:
             self._is_stopped = True
             program = self._program
@@ -162,17 +161,17 @@ def _end(program: subprocess.Popen[bytes]) -> int:
     program.kill()
     for pipe in (program.stdin, program.stdout):
         assert pipe is not None
-        with suppress(OSError):  # of what was not written yet
+        with suppress(OSError):  # unwritten data in a broken pipe
             pipe.close()
     return program.wait()
 
 
-def _death(code: int) -> str:
+def _describe_death(code: int) -> str:
     return f"the decoder {'crashed' if code < 0 else 'ended its process'} ({exit_in_words(code)})"
 
 
 def exit_in_words(code: int) -> str:
-    """What ended a process: "exit code 3", "signal SIGSEGV" (whose code is below zero)."""
+    """Describe an exit code: "exit code 3", or "signal SIGSEGV" for a negative one."""
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -183,16 +182,16 @@ def exit_in_words(code: int) -> str:
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Let this process end soon after its parent, whatever it is doing.
+    """Make this process end within a second of its parent, whatever it is doing.
 
     Args:
-        parent: its process id, where it is known: it may have ended already.
+        parent: the parent's process id, if known, since the parent may have ended already.
     """
     first = os.getppid() if parent is None else parent
 
     def watch() -> None:
         while os.getppid() == first:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -212,14 +211,14 @@ def _receive(pipe: IO[bytes]) -> Any:
     if len(size) < 8:
         raise EOFError
     content = pipe.read(int.from_bytes(size, "big"))
-    return pickle.loads(content)  # from our own process only; a part of one raises UnpicklingError
+    return pickle.loads(content)  # only from our own process; a truncated pickle raises UnpicklingError
 
 
 def _serve() -> None:
     """Answer tasks until the pipe ends, or the caller dies."""
     end_with_parent(int(sys.argv[1]))
     tasks, answers = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what anything prints must not get among the answers
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # keep printed text out of the answers
     while True:
         try:
             function, task = _receive(tasks)

@@ -352,7 +352,7 @@ class TestPlaces:
         touch(here, "clips\\left\\a.mp4")  # a name like any other, and the one that is written
         assert read_dataset(Path("windows.csv")).videos[0].path == f"{here}/clips/right/b.mp4"
         (here / "windows.csv").write_text("path,label\nC:\\clips\\a.mp4,x\n")
-        message = r"1 of 1 videos are not in .*: 'C:\\\\clips\\\\a.mp4' \(row 2\); with slashes in place of backslashes"
+        message = r"1 of 1 videos are not in .*: 'C:\\\\clips\\\\a.mp4' \(row 2\); nor are they there with slashes"
         with pytest.raises(DataError, match=message):
             read_dataset(Path("windows.csv"))
         (here / "clips" / "windows.csv").write_text("path,label\n..\\elsewhere\\x.mp4,x\n")

@@ -196,10 +196,10 @@ class TestLists:
         with pytest.raises(DataError, match="model does not know 1 of the 2 classes: wave"):
             table.numbered_as([Head(name="action", labels=("walk",), several=True)])
         with pytest.raises(
-            DataError, match="the model says one thing of a video, and the data have videos with several"
+            DataError, match="the model predicts one label for a video, and the data have videos with several"
         ):
             table.numbered_as([replace(more, several=False)])
-        with pytest.raises(DataError, match="the model says several things of a video, and the data one of each"):
+        with pytest.raises(DataError, match="the model predicts several labels for a video, and the data have one"):
             read_dataset(write("path,label\na.mp4,wave\nb.mp4,walk\n")).numbered_as([more])
 
 
@@ -385,7 +385,7 @@ def test_a_test_in_numbers_and_files(run: Path, data: Path, tmp_path: Path) -> N
 
 def test_other_data_are_refused(run: Path, motion_videos: Path, data: Path, small_recipe: Recipe) -> None:
     options: dict[str, Any] = {"num_workers": 0, "show_progress": False, "say": lambda line: None}
-    with pytest.raises(DataError, match="the model says several things of a video, and the data one of each"):
+    with pytest.raises(DataError, match="the model predicts several labels for a video, and the data have one"):
         evaluate(run, motion_videos, **options)
     table = read_dataset(data)  # which it was trained on: of another kind are data first
     one = replace(
@@ -393,7 +393,7 @@ def test_other_data_are_refused(run: Path, motion_videos: Path, data: Path, smal
         heads=(replace(table.heads[0], several=False),),
         videos=tuple(replace(video, labels=video.labels[:1] or (0,), split="val") for video in table.videos),
     )
-    with pytest.raises(DataError, match="the model says several things of a video, and the data one of each"):
+    with pytest.raises(DataError, match="the model predicts several labels for a video, and the data have one"):
         evaluate(run, one, **options)
     with pytest.raises(OptionError, match=r"balance 'sampling' shows as many clips of each class.*use balance 'loss'"):
         train(replace(small_recipe, balance="sampling"), data, run.parent / "other", **options)

@@ -262,7 +262,7 @@ def test_a_full_disk_leaves_what_was_there(data: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stderr
     assert "long.mp4' cannot be written: it is larger than the system lets a file be" in done.stderr
-    assert "3 of 4 files are done, the same command goes on with them" in done.stderr
+    assert "3 of 4 files are done: the same command does the others" in done.stderr
     assert done.stderr.count("\n") == 1
     assert hashes(out / "videos") == before
     assert prepared(data, out).num_new == 1
@@ -297,7 +297,7 @@ def test_invalid_options_and_folders_are_refused(data: Path, tmp_path: Path) -> 
         with pytest.raises(OptionError, match=message):
             PrepareOptions(**options)  # type: ignore[arg-type]
     shutil.copytree(data, tmp_path / "videos")
-    with pytest.raises(OptionError, match=r"holds the originals; give another folder"):
+    with pytest.raises(OptionError, match=r"contains the originals; give another folder"):
         prepared(tmp_path / "videos", tmp_path)
     shutil.copy(tmp_path / "videos" / "x" / "long.mp4", tmp_path / "videos" / "x" / "long.mov")
     with pytest.raises(DataError, match=r"'x/long.mov' and 'x/long.mp4' would both become .*long.mp4'; rename one"):
@@ -306,7 +306,7 @@ def test_invalid_options_and_folders_are_refused(data: Path, tmp_path: Path) -> 
         path.write_text("no video")
     shutil.rmtree(tmp_path / "videos" / "y")
     (tmp_path / "videos" / "x" / "long.mov").unlink()
-    with pytest.raises(DataError, match=r"of 2 files none could be copied; the first: .*is not a video"):
+    with pytest.raises(DataError, match=r"none of 2 files could be copied; the first: .*is not a video"):
         prepared(tmp_path / "videos", tmp_path / "out")
 
 

@@ -244,7 +244,7 @@ class TestEpic:
         assert seen(other) == [(id, names[::-1], split) for id, names, split in seen(table)]
         with pytest.raises(DataError, match=r"the model does not know 1 of the 3 classes: plate; it knows tap, spoon"):
             table.numbered_as([Head(name="noun", labels=("tap", "spoon")), verbs])
-        with pytest.raises(DataError, match=r"the model says action of a video, and the data verb and noun"):
+        with pytest.raises(DataError, match=r"the model predicts action of a video, and the data have verb and noun"):
             table.numbered_as([Head(name="action", labels=("x",))])
 
     def test_a_table_is_written_and_read_back(self, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Generated videos in which only the order of the frames tells what happens.
+"""Synthetic videos whose classes can be told apart only by the order of the frames.
 
 A textured patch, or a pointing arm, moves over a textured background. Colors, textures, size, place, speed, pauses,
-camera shake and noise are drawn anew for every video. Each class has a twin that is the same thing backwards: the twin
-is drawn by drawing the one and reversing its frames, so both have exactly the same distribution of single frames and of
-sets of frames. A model that averages frames cannot beat 1/2; a model of motion can reach 1.
+camera shake and noise are random in every video. Each class has a twin, the same motion backwards: a video of the twin
+is drawn as one of the class with its frames reversed, so both have exactly the same distribution of single frames and
+of sets of frames. A model that averages frames cannot exceed an accuracy of 1/2; a model of motion can reach 1.
 
 Shapes: T frames, H x W pixels. Lengths are in short sides of the frame, angles in radians, x points right and y down.
 """
@@ -23,7 +23,7 @@ from tada.video.writer import write_video
 Floats = NDArray[np.float32]
 
 MOTIONS = ("left", "right", "up", "down", "towards", "away", "clockwise", "counterclockwise")
-"""What the patch does: moves along an axis, grows or shrinks, or turns about itself (as the viewer sees it)."""
+"""Motions of the patch: along an axis, growing or shrinking, or turning about itself (as the viewer sees it)."""
 
 _CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
     "right": ((-1, 0), (1, 0)),
@@ -35,16 +35,16 @@ _CORNERS: dict[str, tuple[tuple[float, float], ...]] = {
     "star": ((-0.7, 1), (0, -1), (0.7, 1), (-1, -0.3), (1, -0.3), (-0.7, 1)),
     "circle": tuple((float(np.sin(a)), float(-np.cos(a))) for a in np.linspace(0, 2 * np.pi, 33)),
 }
-"""The way along which something moves, corner by corner."""
+"""Corners of the path of each motion, x and y from -1 to 1."""
 
 STROKES = tuple(f"{stroke}{way}" for stroke in list(_CORNERS)[2:] for way in ("", "_backwards"))
-"""What the patch draws in the air: more classes for training weights that are to know real videos. A circle goes
+"""Further classes, in which the patch moves along a drawn figure; used to train weights for real videos. A circle goes
 clockwise from its top."""
 
 _TWINS = {"left": "right", "up": "down", "away": "towards", "counterclockwise": "clockwise"} | {
     stroke: stroke.removesuffix("_backwards") for stroke in STROKES if stroke.endswith("_backwards")
 }
-"""Classes that are drawn as another one and then reversed."""
+"""Classes whose videos are those of another class with frames reversed."""
 
 
 def twin(motion: str) -> str:
@@ -69,17 +69,17 @@ def write_motion_videos(
 ) -> None:
     """Write a folder of class folders: ``out/<class>/<class>_<number>.mp4``.
 
-    Each video is a function of (seed, class, number), of its clutter and of ``easy``, whatever else is written.
+    Each video depends only on (seed, class, number), its clutter and ``easy``, not on which other videos are written.
 
     Args:
         num_frames: frames in a video.
-        width: of a video, in pixels, even.
-        height: of a video, in pixels, even.
+        width: width of a video in pixels, even.
+        height: height of a video in pixels, even.
         fps: frames per second.
-        clutter: of the first and of the last video of a class, as in ``draw_motion``; evenly spread between.
+        clutter: clutter of the first and of the last video of a class, as in ``draw_motion``; evenly spread between.
         easy: as in ``draw_motion``.
-        motions: of MOTIONS and STROKES.
-        progress: called after each video with how many are written, and how many there will be.
+        motions: names from MOTIONS and STROKES.
+        progress: called after each video with the number of written videos and of all videos.
     """
     if videos_per_class < 1:
         raise OptionError(f"{videos_per_class = } should be at least 1")
@@ -112,12 +112,12 @@ def draw_motion(
 ) -> NDArray[np.uint8]:
     """Draw one clip, RGB [T, H, W, 3].
 
-    ``draw_motion(m, rng)`` is ``draw_motion(twin(m), rng)`` backwards, bit for bit, for generators of equal state.
+    ``draw_motion(m, rng)`` is ``draw_motion(twin(m), rng)`` with frames reversed, bit for bit, for equal states of rng.
 
     Args:
-        clutter: how much the background's texture, the shaking camera and noise disturb: 0 is a plain scene.
-        easy: for a network that has only minutes to learn: bright patches over dark scenes, longer ways, and turning
-            like the hand of a clock. Order tells the classes apart as before.
+        clutter: strength of the background's texture, camera shake and noise, from 0 (a plain scene) to 1.
+        easy: for a network with only minutes of training: bright patches over dark scenes, longer paths, and turning
+            like the hand of a clock. Only the order of frames tells the classes apart here, too.
     """
     _check(motion)
     if num_frames < 2 or min(width, height) < 16:
@@ -126,7 +126,7 @@ def draw_motion(
     short = min(width, height)
     path = _draw_path(_TWINS.get(motion, motion), ranges, rng, num_frames, width / short, height / short)
     background = _draw_background(ranges, rng, num_frames, width, height, clutter)
-    frames = _with_noise(_paint(background, path, ranges, rng), clutter, rng)
+    frames = _add_noise(_paint(background, path, ranges, rng), clutter, rng)
     return np.ascontiguousarray(frames[::-1]) if motion in _TWINS else frames
 
 
@@ -140,7 +140,7 @@ def draw_motions(
     clutter: float = 1.0,
     easy: bool = False,
 ) -> NDArray[np.uint8]:
-    """Draw one clip in which several things happen at once, or nothing: a patch for each, RGB [T, H, W, 3].
+    """Draw one clip with a patch for each of several motions, or none: RGB [T, H, W, 3].
 
     Arguments are those of ``draw_motion``; a later patch is in front of an earlier one.
     """
@@ -152,11 +152,11 @@ def draw_motions(
     for motion in motions:
         path = _draw_path(_TWINS.get(motion, motion), ranges, rng, num_frames, width / short, height / short)
         clip = _paint(clip, path.backwards() if motion in _TWINS else path, ranges, rng)
-    return _with_noise(clip, clutter, rng)
+    return _add_noise(clip, clutter, rng)
 
 
-def _with_noise(clip: Floats, clutter: float, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """What was painted, as a camera of some noise gives it."""
+def _add_noise(clip: Floats, clutter: float, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Add camera noise and convert to uint8."""
     noise = clutter * rng.uniform(0, 0.03) * rng.standard_normal(clip.shape, dtype=np.float32)
     frames: NDArray[np.uint8] = (np.clip(clip + noise, 0, 1) * 255).astype(np.uint8)
     return frames
@@ -164,16 +164,16 @@ def _with_noise(clip: Floats, clutter: float, rng: np.random.Generator) -> NDArr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Ranges:
-    """What is drawn at random, from where to where, where easy videos differ from others."""
+    """Ranges of random values (least, most), and constants, that differ between easy and other videos."""
 
     reach: tuple[float, float] = (0.18, 0.4)
-    """How far a way leads to either side, in parts of the frame."""
+    """Half of the path's extent, as a fraction of the frame's."""
     half_turns: tuple[float, float] = (0.5, 0.9)
-    """How far the patch turns."""
+    """Angle by which the patch turns, in half turns."""
     turning_length: float = 1.7
     """Length of a patch that turns, as a multiple of the others'."""
     pivot: float = 0.0
-    """What it turns about: its middle (0), or one end (1)."""
+    """Center of its turning: its middle (0), or one end (1)."""
     background: tuple[float, float] = (0.0, 1.0)
     """Brightness of each color of the scene."""
     patch: tuple[float, float] = (0.0, 1.0)
@@ -192,21 +192,21 @@ _EASY = _Ranges(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Path:
-    """Where the patch is in every frame, [T] each."""
+    """Position, size and angle of the patch in every frame, [T] each."""
 
     x: Floats
-    """From the frame's middle, in short sides."""
+    """Distance from the frame's middle, in short sides; so is y."""
     y: Floats
     size: Floats
     """Half of the patch's length, in short sides."""
     angle: Floats
-    """Of the patch's long axis, in radians; grows clockwise."""
+    """Angle of the patch's long axis, in radians, clockwise."""
     shape: str
     thick: float
-    """Half of its width, in halves of its length."""
+    """Width of the patch divided by its length."""
 
     def backwards(self) -> _Path:
-        """The same way from its end to its beginning."""
+        """The path with its frames reversed."""
         return replace(self, x=self.x[::-1], y=self.y[::-1], size=self.size[::-1], angle=self.angle[::-1])
 
 
@@ -217,7 +217,7 @@ def _draw_path(
     shape = str(rng.choice(["arm", "bar", "ellipse", "wedge"], p=[0.4, 0.2, 0.2, 0.2]))
     size, thick = rng.uniform(0.14, 0.28), rng.uniform(0.35, 0.6)
     angle = rng.uniform(0, 2 * np.pi)
-    # What does not make the class changes a little too.
+    # Size, angle and place change a little in all classes.
     growth, turn = rng.uniform(-0.2, 0.2), rng.uniform(-0.3, 0.3)
     drift = rng.uniform(-0.12, 0.12, 2)
     if motion in _CORNERS:
@@ -226,9 +226,9 @@ def _draw_path(
             turn *= 0.5
         reach = rng.uniform(*ranges.reach, 2) * (wide, high)
         tilt = rng.uniform(-0.2, 0.2)
-        x, y = _along(np.array(_CORNERS[motion]) * reach, progress).T
+        x, y = _points_along(np.array(_CORNERS[motion]) * reach, progress).T
         x, y = x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)
-        if len(_CORNERS[motion]) == 2:  # the straight ones: anywhere across their way
+        if len(_CORNERS[motion]) == 2:  # straight paths: anywhere across the frame
             drift *= 1.5
             reach = np.maximum(reach, np.abs(drift))
     else:
@@ -236,7 +236,7 @@ def _draw_path(
         if motion == "towards":
             growth = rng.uniform(0.9, 1.5)
         else:
-            # Long, thin and by itself: the direction of turning is the hardest to see.
+            # Long, thin and with little other motion, since the direction of turning is the hardest to see.
             turn = rng.uniform(*ranges.half_turns) * np.pi
             shape, size, thick = "bar", ranges.turning_length * size, 0.55 * thick
             drift, growth = 0.3 * drift, 0.5 * growth
@@ -257,16 +257,16 @@ def _draw_path(
 
 
 def _draw_progress(rng: np.random.Generator, num_frames: int) -> NDArray[np.float64]:
-    """How far the motion has come, from 0 to 1: it rests, goes faster and slower, rests."""
+    """Progress of the motion in each frame, from 0 to 1: it rests, moves at a varying speed, and rests."""
     start, end = rng.uniform(0, 0.15), rng.uniform(0.85, 1)
     time = np.clip((np.linspace(0, 1, num_frames) - start) / (end - start), 0, 1)
-    bend = rng.uniform(-0.12, 0.12)  # below 1 / (2 pi), so that it never turns back
+    bend = rng.uniform(-0.12, 0.12)  # below 1 / (2 pi), so that progress never decreases
     progress: NDArray[np.float64] = time + bend * np.sin(2 * np.pi * time)
     return progress
 
 
-def _along(corners: NDArray[np.float64], progress: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The points of a way at parts of its length: [K, 2], [T] -> [T, 2]."""
+def _points_along(corners: NDArray[np.float64], progress: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The points at fractions of a path's length: corners [K, 2], progress [T] -> [T, 2]."""
     length = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(corners, axis=0), axis=1))])
     return np.stack([np.interp(progress * length[-1], length, corners[:, i]) for i in (0, 1)], axis=1)
 
@@ -274,7 +274,7 @@ def _along(corners: NDArray[np.float64], progress: NDArray[np.float64]) -> NDArr
 def _draw_background(
     ranges: _Ranges, rng: np.random.Generator, num_frames: int, width: int, height: int, clutter: float
 ) -> Floats:
-    """A still scene, seen through a camera that may shake: [T, H, W, 3]."""
+    """Draw a still scene filmed by a camera that may shake: [T, H, W, 3]."""
     margin = max(min(width, height) // 16, 1)
     color = rng.uniform(*ranges.background, 3)
     scene = _draw_texture(rng, height + 2 * margin, width + 2 * margin, color, clutter * rng.uniform(0.05, 0.4))
@@ -287,13 +287,13 @@ def _draw_background(
 def _draw_texture(
     rng: np.random.Generator, height: int, width: int, color: NDArray[np.float64], contrast: float
 ) -> Floats:
-    """Colored blotches of several sizes, sometimes with hard edges or stripes: [H, W, 3]."""
+    """Draw colored blotches of several sizes, sometimes with hard edges or stripes: [H, W, 3]."""
     texture = np.zeros((height, width, 3), np.float32)
     for cells in rng.choice([2, 3, 5, 8, 13, 21], 3, replace=False):
         grid = rng.uniform(-1, 1, (int(cells), int(cells), 3)).astype(np.float32)
         if rng.random() < 0.5:  # gray blotches
             grid[:] = grid[..., :1]
-        texture += _enlarged(grid, height, width, smooth=rng.random() < 0.6)
+        texture += _enlarge(grid, height, width, smooth=rng.random() < 0.6)
     if rng.random() < 0.3:
         y, x = np.arange(height)[:, None], np.arange(width)[None, :]
         angle, period = rng.uniform(0, np.pi), rng.uniform(4, 16)
@@ -302,8 +302,8 @@ def _draw_texture(
     return (color + contrast * texture / 2).astype(np.float32)
 
 
-def _enlarged(grid: Floats, height: int, width: int, *, smooth: bool) -> Floats:
-    """Resize [h, w, 3] to [H, W, 3], by linear interpolation or by repeating."""
+def _enlarge(grid: Floats, height: int, width: int, *, smooth: bool) -> Floats:
+    """Resize [h, w, 3] to [H, W, 3], by linear or nearest-neighbor interpolation."""
     for axis, length in ((0, height), (1, width)):
         at = np.linspace(0, grid.shape[axis] - 1, length, dtype=np.float32)
         low = np.minimum(at.astype(int), grid.shape[axis] - 2)
@@ -314,14 +314,14 @@ def _enlarged(grid: Floats, height: int, width: int, *, smooth: bool) -> Floats:
 
 
 def _paint(background: Floats, path: _Path, ranges: _Ranges, rng: np.random.Generator) -> Floats:
-    """Lay the patch over every frame of the background."""
+    """Draw the patch on every frame of the background."""
     height, width = background.shape[1:3]
     short = min(height, width)
     color = rng.uniform(*ranges.patch, 3)
-    while np.abs(color - background[0].mean((0, 1))).max() < 0.25:  # to be seen at all
+    while np.abs(color - background[0].mean((0, 1))).max() < 0.25:  # too close to the background
         color = rng.uniform(*ranges.patch, 3)
     texture = _draw_texture(rng, 64, 64, color, rng.uniform(0.05, 0.4))
-    # Each pixel in the patch's own lengths: a along its axis, b across.
+    # Coordinates of each pixel in half lengths of the patch: a along its axis, b across.
     x = (np.arange(width, dtype=np.float32) + 0.5 - width / 2) / short - path.x[:, None]  # [T, W]
     y = (np.arange(height, dtype=np.float32) + 0.5 - height / 2) / short - path.y[:, None]  # [T, H]
     cos, sin = np.cos(path.angle) / path.size, np.sin(path.angle) / path.size
@@ -335,7 +335,7 @@ def _paint(background: Floats, path: _Path, ranges: _Ranges, rng: np.random.Gene
 
 
 def _distance(shape: str, a: Floats, b: Floats, thick: float) -> Floats:
-    """About how far points lie outside of a shape, negative inside. Its half length is 1, its half width ``thick``."""
+    """Approximate signed distance of points to a shape of half length 1 and half width ``thick``; negative inside."""
     b = np.abs(b)
     outside: Floats
     if shape == "ellipse":
@@ -345,7 +345,7 @@ def _distance(shape: str, a: Floats, b: Floats, thick: float) -> Floats:
     elif shape == "wedge":  # points along its axis
         outside = np.maximum(-1 - a, b - thick * (1 - a))
     else:
-        assert shape == "arm"  # a finger's tip at the origin, a fist, and the forearm out of sight
+        assert shape == "arm"  # a finger with its tip at the origin, a fist, and a forearm that leaves the frame
         finger = np.maximum(b - 0.3 * thick, np.abs(a - 0.6) - 0.6)
         fist = np.hypot(a - 1.5, b) - 0.9 * thick - 0.2
         forearm = np.maximum(b - 0.7 * thick, 1.5 - a)

@@ -1,14 +1,14 @@
-"""A copy of a data set that decodes many times faster: small frames, and a key frame every few.
+"""Copy of a data set that decodes many times faster: small frames, and a key frame every 16 frames.
 
-A clip of a long video costs the decoding of all frames from the key frame before it; at full size, most of it for
-pixels that training throws away. The copy holds, below OUT::
+To read a clip, a decoder decodes all frames from the key frame before it; at full size, most of that time is spent on
+pixels that training discards. The copy has, below OUT::
 
-    videos/             each file or folder of frames of the data set, at its place below the root, as H.264 in MP4
-    videos.csv          the same table, with the new paths: what `tada train` takes
-    manifest.jsonl      of each file: what the original and the copy are, sizes, rates, frames (``tada.data.manifest``)
+    videos/             each file or folder of frames of the data set, at the same path below the root, as H.264 in MP4
+    videos.csv          the same table with the new paths, for `tada train`
+    manifest.jsonl      for each file: identities of the original and the copy, sizes, rate (``tada.data.manifest``)
 
-The originals are only read. Every frame is kept, at its time, so that clips, segments and rates stay what they were;
-sound is left out.
+The originals are only read. Every frame is kept with its time, so that clips, segments and rates do not change; sound
+is left out.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from tada.video.frames import OpenVideo, no_rate, open_footage
 from tada.video.sampling import average_fps
 from tada.video.writer import write_video
 
-_EVEN_SECONDS = 2e-5  # frames that are off by less come at a fixed rate: times in MP4 are of 1/90000 s and finer
+_EVEN_SECONDS = 2e-5  # tolerance for a fixed rate: the time base of MP4 is 1/90000 s or finer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareOptions:
-    """How the copies are encoded. Part of the manifest: a copy made otherwise is not continued."""
+    """How the copies are encoded. Saved in options.json: ``prepare`` refuses to continue with other options."""
 
     short_side: int = 256
-    """Length of the short side, in pixels. Smaller videos keep their size. Training crops from 256 to 320 at most."""
+    """Length of the short side, in pixels. Smaller videos keep their size. Training resizes to at most 256 to 320."""
     keyframe_interval_frames: int = 16
     """Frames from one key frame to the next."""
     crf: float = 23.0
-    """Quality, from 0 to 51, the best first. At 20 a clip took a fifth longer to decode than at 23."""
+    """Quality, from 0 (best) to 51. At 20, a clip took a fifth longer to decode than at 23."""
 
     def __post_init__(self) -> None:
-        """Raise OptionError for what the encoder does not take."""
+        """Raise OptionError for values that the encoder does not accept."""
         if self.short_side < 16 or self.short_side % 2:
             raise OptionError(f"short_side={self.short_side} should be an even number of pixels, 16 or more")
         if self.keyframe_interval_frames < 1:
@@ -74,21 +74,21 @@ class NotCopied:
     source: str
     message: str
     is_of_output: bool = False
-    """The copy cannot be written, so that no other can be either: the disk is full."""
+    """Whether writing failed, so that no other copy can be written either, such as on a full disk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """What became of a data set."""
+    """Result of ``prepare``."""
 
     out: Path
     copies: tuple[Copy, ...]
-    """All that are in OUT now."""
+    """All copies in OUT."""
     num_new: int
-    """Those that were made this time."""
+    """The number of copies made by this call."""
     failures: tuple[NotCopied, ...]
     source_bytes: int
-    """Of the originals that were copied."""
+    """Total size of the originals that were copied."""
 
     @property
     def table(self) -> Path:
@@ -106,7 +106,7 @@ class _Task:
     earlier: tuple[str, ...]
     """As ``Copy.earlier``."""
     fps: float | None
-    """The rate of a folder of frames."""
+    """Frame rate of a folder of frames, in frames per second."""
 
 
 @holds("out")
@@ -119,21 +119,21 @@ def prepare(
     timeout_seconds: float = 3600.0,
     show_progress: bool = True,
 ) -> Prepared:
-    """Copy a data set's videos to ``out``, small and with many key frames; go on where an earlier call stopped.
+    """Copy a data set's videos to ``out``, small and with many key frames; continues where an earlier call stopped.
 
-    Each file appears whole or not at all; a file is made anew if the original has changed. A file that cannot be
-    read, or over which the decoder crashes, is told of and left out, and the others are copied.
+    A copy is written completely or not at all, and made again if the original has changed. A file that cannot be read,
+    or on which the decoder crashes, is reported in ``Prepared.failures``, and the others are copied.
 
     Args:
         timeout_seconds: for one file.
 
     Raises:
-        OptionError: ``out`` holds copies that were made with other options, or lies where the originals are.
+        OptionError: ``out`` has copies that were made with other options, or contains the originals.
         DataError: two files would get the same name, or no file could be copied.
-        OutputError: the folder cannot be written, or another process writes into it; the disk is full.
+        OutputError: the folder cannot be written, another process writes into it, or the disk is full.
     """
     options = options or PrepareOptions()
-    tasks = _tasks(table, out)
+    tasks = _make_tasks(table, out)
     num_processes = check_num_workers(num_processes or os.cpu_count() or 1)
     (out / COPIES).mkdir(parents=True, exist_ok=True)
     _check_options(out / "options.json", options)
@@ -149,8 +149,8 @@ def prepare(
         timeout_seconds=timeout_seconds,
     )
     folders = {os.path.dirname(task.target) for task in tasks}
-    with writing(manifest), manifest.open("ab") as file, _clean(folders):
-        completed = _completed(copies, tasks)
+    with writing(manifest), manifest.open("ab") as file, _removing_dead_parts(folders):
+        completed = _complete_identities(copies, tasks)
         copies |= completed
         _write_lines(file, completed.values())
         for task, made in track(work, "copying", len(new), noun="files", is_shown=show_progress):
@@ -163,13 +163,13 @@ def prepare(
                 _write_lines(file, [made])
             elif made.is_of_output:
                 raise OutputError(
-                    f"{made.message}; {len(copies)} of {len(tasks)} files are done, the same command goes on with them"
+                    f"{made.message}; {len(copies)} of {len(tasks)} files are done: the same command does the others"
                 )
             else:
                 failures.append(made)
     if not copies:
-        raise DataError(f"of {counted(len(tasks), 'file')} none could be copied; the first: {failures[0].message}")
-    _write_tables(table, out, copies)
+        raise DataError(f"none of {counted(len(tasks), 'file')} could be copied; the first: {failures[0].message}")
+    _write_table(table, out, copies)
     return Prepared(
         out=out,
         copies=tuple(copies[task.source] for task in tasks if task.source in copies),
@@ -180,8 +180,8 @@ def prepare(
 
 
 @contextmanager
-def _clean(folders: set[str]) -> Iterator[None]:
-    """Remove at the end what processes that were killed, as they took too long or we are interrupted, have left."""
+def _removing_dead_parts(folders: set[str]) -> Iterator[None]:
+    """Remove at the end the partial files of killed processes, which took too long or were interrupted."""
     try:
         yield
     finally:
@@ -189,10 +189,10 @@ def _clean(folders: set[str]) -> Iterator[None]:
             remove_dead_parts(Path(folder))
 
 
-def _tasks(table: VideoTable, out: Path) -> list[_Task]:
+def _make_tasks(table: VideoTable, out: Path) -> list[_Task]:
     videos = os.path.abspath(out / COPIES)
     if os.path.commonpath([os.path.realpath(videos), os.path.realpath(table.root)]) == os.path.realpath(videos):
-        raise OptionError(f"{str(out)!r} holds the originals; give another folder")
+        raise OptionError(f"{str(out)!r} contains the originals; give another folder")
     earlier = originals_among(_sizes(video.path for video in table.videos))
     tasks: dict[str, _Task] = {}
     source_of: dict[str, str] = {}
@@ -208,13 +208,13 @@ def _tasks(table: VideoTable, out: Path) -> list[_Task]:
         if other != relative:
             raise DataError(f"{other!r} and {relative!r} would both become {target!r}; rename one of them")
         if os.path.realpath(target) == os.path.realpath(video.path):
-            raise OptionError(f"{str(out)!r} holds the original {relative!r}; give another folder")
+            raise OptionError(f"{str(out)!r} contains the original {relative!r}; give another folder")
         tasks[video.path] = _Task(video.path, relative, target, file, earlier.get(video.path, ()), video.fps)
     return list(tasks.values())
 
 
 def _sizes(paths: Iterable[str]) -> dict[str, int]:
-    """Of the files that are there; copying says what is wrong with the others."""
+    """Sizes in bytes of the files that exist; errors of the others are reported when they are copied."""
     sizes = {}
     for path in paths:
         with suppress(OSError, ValueError):
@@ -247,8 +247,8 @@ def _is_done(task: _Task, copy: Copy | None) -> bool:
     return is_same and (task.fps is None or math.isclose(task.fps, copy.fps, rel_tol=1e-6))
 
 
-def _completed(copies: dict[str, Copy], tasks: Iterable[_Task]) -> dict[str, Copy]:
-    """Those of an earlier tada, which did not note the originals' contents, or that these are copies, with it."""
+def _complete_identities(copies: dict[str, Copy], tasks: Iterable[_Task]) -> dict[str, Copy]:
+    """Add identities of originals that an older version of tada did not note: their contents, and ``earlier``."""
     contents = content_ids(source for source, copy in copies.items() if not copy.source_content)
     completed = {source: replace(copies[source], source_content=content) for source, content in contents.items()}
     for task in tasks:
@@ -261,16 +261,16 @@ def _completed(copies: dict[str, Copy], tasks: Iterable[_Task]) -> dict[str, Cop
 def _write_lines(file: BinaryIO, copies: Iterable[Copy]) -> None:
     for copy in copies:
         about = asdict(copy)
-        if not copy.earlier:  # so that an older tada reads the line too
+        if not copy.earlier:  # so that older versions of tada read the line too
             del about["earlier"]
-        # A line begins the write: where the one before was cut off, only that one is lost.
+        # The first newline ends a line that was cut off before, so that only that one is lost.
         file.write(b"\n" + json.dumps(about).encode("utf-8", "surrogateescape") + b"\n")
     file.flush()
     os.fsync(file.fileno())
 
 
-def _write_tables(table: VideoTable, out: Path, copies: dict[str, Copy]) -> None:
-    """videos.csv: the rows whose files are there, with the paths of the copies."""
+def _write_table(table: VideoTable, out: Path, copies: dict[str, Copy]) -> None:
+    """Write videos.csv: the rows whose files were copied, with the paths of the copies."""
     videos = []
     for video in table.videos:
         if video.path in copies:
@@ -292,11 +292,11 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | NotCopied:
             width, height = small_size(video.info.width, video.info.height, options.short_side)
             write_video(
                 target,
-                _resized(video, width, height),
+                _resize_frames(video, width, height),
                 crf=options.crf,
                 keyframe_interval_frames=options.keyframe_interval_frames,
                 fast_decode=True,
-                **_timing(video),
+                **_timing_arguments(video),
             )
             num_frames, fps = video.info.num_frames, video.info.fps
         return Copy(
@@ -319,12 +319,12 @@ def _copy(task: _Task, *, options: PrepareOptions) -> Copy | NotCopied:
         return NotCopied(source=task.relative, message=str(error))
     except OutputError as error:
         return NotCopied(source=task.relative, message=str(error), is_of_output=True)
-    except OSError as error:  # of the original, which has gone meanwhile
+    except OSError as error:  # the original was removed meanwhile
         return NotCopied(source=task.relative, message=f"{task.source!r} cannot be read: {why_unread(error)}")
 
 
 def small_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height with this short side, both even; not larger than they are.
+    """Width and height scaled down to a short side, both rounded to even; smaller videos are not enlarged.
 
     1280x720 becomes 456x256, 321x241 with a short side of 256 becomes 322x242.
     """
@@ -332,18 +332,18 @@ def small_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return max(round(width * scale / 2) * 2, 2), max(round(height * scale / 2) * 2, 2)
 
 
-def _resized(video: OpenVideo, width: int, height: int) -> Iterator[npt.NDArray[np.uint8]]:
+def _resize_frames(video: OpenVideo, width: int, height: int) -> Iterator[npt.NDArray[np.uint8]]:
     reformatter = VideoReformatter()
     for _, pixels in video:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        # The mean over the area that a pixel stands for: no flicker from what falls between.
+        # Area averaging, so that fine details do not flicker.
         small = reformatter.reformat(frame, width, height, "rgb24", interpolation=Interpolation.AREA, threads=1)
         array: npt.NDArray[Any] = small.to_ndarray()
         yield array
 
 
-def _timing(video: OpenVideo) -> dict[str, Any]:
-    """The rate, where frames come at a fixed one; else the time of each."""
+def _timing_arguments(video: OpenVideo) -> dict[str, Any]:
+    """Arguments of ``write_video``: the rate if it is fixed, else the time of each frame."""
     times = video.times_seconds
     fps = average_fps(times)
     is_even = len(times) == 1 or float(np.abs(times - np.arange(len(times)) / fps).max()) < _EVEN_SECONDS

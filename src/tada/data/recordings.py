@@ -1,7 +1,8 @@
-"""Whether held-out clips may be of recordings that are trained on too, and what to do about it.
+"""Detects leakage: held-out clips that seem to be of the same recordings as training clips.
 
-Clips of one recording look alike: the person, the room, the light. With some of them on either side a test says how
-well the recording was learned by heart. What a file shows is not known here; groups, folders and names are.
+Clips of one recording look alike: the person, the room, the light. With some of them in both splits, a test measures
+how well the model memorized the recording. Recordings are guessed from groups, folders and file names; no video is
+opened.
 """
 
 from __future__ import annotations
@@ -26,52 +27,57 @@ _SAYS_NOTHING = (
 )
 _NO_RECORDING = re.compile(_SAYS_NOTHING, re.IGNORECASE)
 _NO_RECORDINGS_FOLDER = re.compile(rf"{_SAYS_NOTHING}[\W\d_]*|\d{{0,5}}", re.IGNORECASE)
-_LEVELS = 3  # numbers that are taken off a name, one after the other
+_LEVELS = 3  # numbers at the end of a name that are removed, one after the other
 
 
 def shared_recordings(table: VideoTable) -> str:
-    """A line of advice where held-out clips seem to be of the same recordings as trained ones; else nothing.
+    """A line of advice if held-out clips seem to be of the same recordings as training clips; else "".
 
-    Looked at are, in this order, the group column; the folder that a CSV's videos lie in; and their names without the
-    number at the end ("anna_02.mp4" is of "anna", "v_Archery_g01_c02.avi" of "v_Archery_g01"), or without the two or
-    three last numbers, as of days in "20240131_1200.mp4". Each of them gives every clip a key. It is taken for that of
-    a recording if
+    Each of the following, in this order, gives every clip a key: the group column; the folder of a CSV's videos; the
+    file name without the number at its end ("anna_02.mp4" has the key "anna", "v_Archery_g01_c02.avi" has
+    "v_Archery_g01"), or without the last two or three numbers, as for days in "20240131_1200.mp4". A key is taken to
+    identify recordings if
 
-    - at least two keys have two clips or more, and none has four fifths of all: whole ones could be held out;
-    - half or more of the held-out clips have their key in common with a trained one of their class, while that class
-      has other keys as well.
+    - at least two keys have two clips or more, and none has over four fifths of all clips, so that whole recordings
+      could be held out;
+    - half or more of the held-out clips share their key with a training clip of their class, and that class has other
+      keys as well.
 
-    So "0.mp4, 1.mp4" (no key), "left_000.mp4" in the folder "left" (the class's name), "IMG_2001.MOV" everywhere (one
-    key) and names drawn at random (a key for each clip) say nothing of recordings, and neither do folders such as
-    "part3".
+    So there is no advice for "0.mp4, 1.mp4" (no key), "left_000.mp4" in the folder "left" (the class's name),
+    "IMG_2001.MOV" everywhere (one key), random names (a key for each clip), or folders such as "part3".
     """
     if not {"train", "val"} <= set(table.splits):
         return ""
-    found = _shared(table, lambda video: video.group or "")
+    found = _count_shared(table, lambda video: video.group or "")
     if found is not None:
         return (
             f"{found[0]} of {found[1]} held-out clips are of groups that are trained on as well, and so easier than "
-            f"new ones: hold out whole groups with --val-groups {_good_group(table)}"
+            f"new clips: hold out whole groups with --val-groups {_suggest_group(table)}"
         )
     keys: list[Callable[[LabeledVideo], str]] = [lambda video: _folder(table, video)] if table.kind == "CSV" else []
     keys += [partial(_name, table, level=level) for level in range(1, _LEVELS + 1)]
     for key in keys:
-        found = _shared(table, key)
+        found = _count_shared(table, key)
         if found is not None:
             alike, held_out, (one, other) = found
             return (
                 f"{alike} of {held_out} held-out clips may be of recordings that are trained on as well, such as "
-                f"{table.relative(one)!r} beside {table.relative(other)!r}, and so easier than new ones: list the "
+                f"{table.relative(one)!r} beside {table.relative(other)!r}, and so easier than new clips: list the "
                 "clips in a CSV with a column 'group' (the person, day or room), and hold out whole groups with "
                 "--val-groups"
             )
     return ""
 
 
-def _shared(
+def _count_shared(
     table: VideoTable, key_of: Callable[[LabeledVideo], str]
 ) -> tuple[int, int, tuple[LabeledVideo, LabeledVideo]] | None:
-    """How many of the held-out clips have a trained one beside them, of how many, and an example."""
+    """Count held-out clips that share their key with a training clip of their class.
+
+    Returns:
+        This number, the number of held-out clips, and an example (held out, trained); None if the keys do not seem to
+        identify recordings.
+    """
     keys = {video: key_of(video) for video in table.videos if video.split in ("train", "val")}
     sizes = Counter(key for key in keys.values() if key)
     if sum(size >= 2 for size in sizes.values()) < 2 or max(sizes.values()) > _MOST * len(keys):
@@ -92,13 +98,13 @@ def _shared(
 
 
 def _folder(table: VideoTable, video: LabeledVideo) -> str:
-    """The folder a video lies in, below the root; nothing for parts that are made for storage."""
+    """The video's folder below the root; "" for folders without a meaning, such as "part3"."""
     folder = os.path.dirname(table.relative(video))
     return "" if _NO_RECORDINGS_FOLDER.fullmatch(os.path.basename(folder)) else folder
 
 
 def _name(table: VideoTable, video: LabeledVideo, level: int) -> str:
-    """A video's name without its ending, its class's name and so many numbers at its end."""
+    """A video's file name without its extension, its class's name and ``level`` numbers at its end."""
     name = Path(video.path).stem
     for _ in range(level):
         match = _NUMBER_AT_END.fullmatch(name)
@@ -112,8 +118,8 @@ def _name(table: VideoTable, video: LabeledVideo, level: int) -> str:
     return "" if _NO_RECORDING.fullmatch(name) else name
 
 
-def _good_group(table: VideoTable) -> str:
-    """A group that can be held out and has about as many clips as are held out now; else a placeholder."""
+def _suggest_group(table: VideoTable) -> str:
+    """A group that can be held out and has about as many clips as are held out now; else "GROUP"."""
     unsplit = _unsplit(table)
     wanted = sum(video.split == "val" for video in table.videos)
     sizes = Counter(video.group for video in unsplit.videos if video.split != "test")

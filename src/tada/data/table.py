@@ -1,4 +1,4 @@
-"""The table of videos that every form of data set is read to: what it holds, and how a part of it is held out.
+"""The table of labeled videos, to which every format of data sets is read.
 
 A video has a label for each *head*: one in most data sets, a verb and a noun in EPIC-KITCHENS. It may be a segment
 of a longer file. Nothing here opens a file.
@@ -22,19 +22,19 @@ from tada.video.numbered import check_fps, frame_folder_stamp
 
 SPLITS = ("train", "val", "test")
 ACTION = "action"
-"""Name of the head of a data set that says one thing of each video."""
+"""Name of the head of a data set with one head."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """One thing that is said of each video, or of each segment, and so one classifier of a model."""
+    """A classification head: the classes of one kind of label. A model has one classifier for each head."""
 
     name: str
     """"action"; or "verb", "noun"."""
     labels: tuple[str, ...]
-    """Names of the classes; the label of a video or segment is an index into them, and so is a logit's place."""
+    """Names of the classes; labels and logits are indexed like them."""
     several: bool = False
-    """Whether a video may have several of these labels, or none, in place of just one."""
+    """Whether a video may have several of these labels, or none (multi-label), instead of exactly one."""
 
     @property
     def is_numbered(self) -> bool:
@@ -47,29 +47,28 @@ class LabeledVideo:
     """One row of the table: a file, or a segment of one."""
 
     path: str
-    """Absolute path of the video file, or of the folder of its frames, by the names that the user gave: links are not
-    resolved."""
+    """Absolute path of the video file, or of the folder of its frames. Links are not resolved."""
     labels: tuple[int, ...]
-    """The class for each of the table's heads; empty where the data set keeps it secret. In a table of several labels:
-    all classes that the video has, rising; empty where it has none."""
+    """The class for each of the table's heads; empty if the data set keeps it secret. In a multi-label table: all
+    classes that the video has, ascending; empty if it has none."""
     split: str | None
-    """"train", "val" or "test"; None where the data set has no splits."""
+    """"train", "val" or "test"; None if the data set has no splits."""
     group: str | None
-    """What the video was recorded with (a person, a day, a room), for splits by group; None if unknown."""
+    """The recording's person, day or room, for splits by group; None if unknown."""
     source: str
-    """Where the row stands: "clips.csv row 12", or the class folder. Error messages show it."""
+    """The row's place, for messages: "clips.csv row 12", or the class folder."""
     id: str
-    """What the data set calls it, each row otherwise: by default its path below the root, and the segment."""
+    """The data set's name for it, unique in the table; by default its path below the root, and the segment."""
     start_seconds: float | None = None
-    """Where the segment begins, counted from where the file does, as in players; None for a whole file."""
+    """Start of the segment, counted from the start of the file, as in players; None for a whole file."""
     end_seconds: float | None = None
-    """Where it ends."""
+    """End of the segment; None for a whole file."""
     stamp: tuple[int, int] | None = None
-    """The file's size in bytes and time of change in nanoseconds, when the table was read."""
+    """The file's size in bytes and modification time in nanoseconds, when the table was read."""
     is_frames: bool = False
-    """It is a folder of frames, and no file."""
+    """Whether it is a folder of frames instead of a file."""
     fps: float | None = None
-    """The rate of such frames, in frames per second; None where nobody has said it. Files have times of their own."""
+    """Frame rate of a folder of frames, in frames per second; None if not given, and for files, which have times."""
 
     @property
     def label(self) -> int:
@@ -80,12 +79,12 @@ class LabeledVideo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MissingVideo:
-    """A row of a published list whose video is not there."""
+    """A row of a published list whose video was not found."""
 
     id: str
     split: str | None
     source: str
-    """Where the row stands: "train.csv row 12"."""
+    """The row's place, for messages: "train.csv row 12"."""
 
 
 class Unreadable(NamedTuple):
@@ -97,36 +96,36 @@ class Unreadable(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoTable:
-    """A data set: its classes and its videos, in an order that the disk and the order of rows have no part in.
+    """A data set: its classes and its videos, in an order independent of the disk and of the order of rows.
 
-    Training on a table of several heads needs a classifier for each: ``head.labels`` says how many classes it has,
-    ``video.labels`` its targets, and the loss is the sum of their cross-entropies, as in the released code
-    (``BaseHeadx2``). An action is then what the heads say together: the tuple ``video.labels``.
+    Training on a table with several heads needs a classifier for each, with the classes ``head.labels`` and the targets
+    ``video.labels``; the loss is the sum of their cross-entropies, as in the released code (``BaseHeadx2``). An action
+    is then the combination of the heads' classes: the tuple ``video.labels``.
     """
 
     heads: tuple[Head, ...]
-    """What is said of each video. Classes are sorted by name, but for published lists, which keep their order."""
+    """The heads. Classes are sorted by name, except for published lists, which keep their order."""
     videos: tuple[LabeledVideo, ...]
     """Sorted by path and start."""
     root: str
-    """The folder that all videos lie in."""
+    """Absolute path of the folder that contains all videos."""
     kind: str
     """"folder", "CSV", "list" (without a header), or the published data set: "Kinetics", ..."""
     ignored: tuple[str, ...] = ()
-    """What was found beside the videos and left out: files without a video's ending, other columns. Worth showing."""
+    """Files without a video extension, and unknown columns, which were not read; to be shown to the user."""
     missing: tuple[MissingVideo, ...] = ()
-    """Rows of a published list whose videos are not there. Scores are of the others, so say it beside them."""
+    """Rows of a published list whose videos were not found; to be shown beside scores, which are of the others."""
 
     def __len__(self) -> int:
-        """How many videos there are."""
+        """The number of videos."""
         return len(self.videos)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the classes, where one thing is said of each video.
+        """Names of the classes of a table with one head.
 
         Raises:
-            DataError: several things are.
+            DataError: it has several heads.
         """
         if len(self.heads) > 1:
             names = " and ".join(head.name for head in self.heads)
@@ -141,12 +140,12 @@ class VideoTable:
         return self.heads[0].several
 
     def is_told(self, video: LabeledVideo) -> bool:
-        """Whether the data set says what a video shows."""
+        """Whether a video's labels are known."""
         return self.several or bool(video.labels)
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits that hold videos, of train, val and test; empty where the data set has none."""
+        """Those of train, val and test that have videos; empty if the data set has no splits."""
         present = {video.split for video in self.videos}
         return tuple(split for split in SPLITS if split in present)
 
@@ -157,14 +156,14 @@ class VideoTable:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups, sorted; empty where none is given."""
+        """The groups, sorted; empty if no video has one."""
         return tuple(sorted({video.group for video in self.videos if video.group is not None}))
 
     def of_split(self, split: str) -> VideoTable:
-        """The videos of one split, with the labels of all.
+        """The table of one split's videos, with the classes of all splits.
 
         Raises:
-            DataError: the split holds no videos.
+            DataError: the split has no videos.
         """
         if split not in self.splits:
             have = ", ".join(self.splits) or "no splits"
@@ -176,24 +175,27 @@ class VideoTable:
         )
 
     def limited(self, limit: int, *, seed: int) -> VideoTable:
-        """So many videos of each split, at most, as the seed draws them: each class keeps some, if the limit allows."""
+        """At most ``limit`` random videos of each split; each class keeps some, if the limit allows."""
         order = list(range(len(self.videos)))
         random.Random(seed).shuffle(order)
         of_split: dict[str | None, list[int]] = {}
         for place in order:
             of_split.setdefault(self.videos[place].split, []).append(place)
-        chosen = {place for places in of_split.values() for place in self._of_all_classes(places, limit)}
+        chosen = {place for places in of_split.values() for place in self._choose_balanced(places, limit)}
         return replace(self, videos=tuple(video for place, video in enumerate(self.videos) if place in chosen))
 
-    def _of_all_classes(self, places: Sequence[int], limit: int) -> set[int]:
-        """The first of these videos, at most so many: always one more of the class of which the fewest were taken.
+    def _choose_balanced(self, places: Sequence[int], limit: int) -> set[int]:
+        """Choose at most ``limit`` videos; the next one is always of the class of which the fewest were chosen.
 
-        Of classes of which as few were taken it is the rarest one's turn. As long as a class has none, its turn goes to
-        the video that shows the most of such classes: so they all have one within as few videos as may be.
+        Among classes with equally few, the rarest is next. For a class without a chosen video, the video with the most
+        such classes is chosen, so that few videos are enough to cover all classes.
+
+        Args:
+            places: indices of videos in the table; earlier ones are preferred.
         """
         shown: dict[int, set[tuple[int, int]]] = {}
         left: dict[tuple[int, int], list[int]] = {}  # videos of each class, the next one last
-        without = (len(self.heads), 0)  # what shows no class has its turn when all classes had theirs
+        without = (len(self.heads), 0)  # videos without a class are next after all classes
         for place in reversed(places):
             labels = self.videos[place].labels
             shown[place] = set(((0, label) for label in labels) if self.several else enumerate(labels)) or {without}
@@ -206,7 +208,7 @@ class VideoTable:
         while turns and len(chosen) < limit:
             count, rank = heapq.heappop(turns)
             found = rank[-1]
-            if count == taken[found]:  # else what was taken for others shows it too
+            if count == taken[found]:  # else a video chosen for another class has this one too
                 own = left[found]
                 if not count:
                     first = max(reversed(own), key=lambda place: sum(not taken[other] for other in shown[place]))
@@ -222,7 +224,7 @@ class VideoTable:
         return chosen
 
     def counts(self, head: int = 0) -> dict[str, int]:
-        """Videos of each class of one head, by its name."""
+        """The number of videos of each class of one head, by class name."""
         count = Counter(
             label
             for video in self.videos
@@ -231,36 +233,36 @@ class VideoTable:
         return {name: count[i] for i, name in enumerate(self.heads[head].labels)}
 
     def coverage(self) -> str:
-        """How much of a published data set is there, as in "18 of 20 videos (90.0 %)"; empty if all of it is."""
+        """How much of a published data set was found, as in "18 of 20 videos (90.0 %)"; empty if all was found."""
         if not self.missing:
             return ""
         whole = len(self.videos) + len(self.missing)
         return f"{len(self.videos)} of {whole} videos ({100 * len(self.videos) / whole:.1f} %)"
 
     def relative(self, video: LabeledVideo) -> str:
-        """A file's path below ``root``, with forward slashes: what names it on every machine."""
+        """A file's path below ``root``, with forward slashes, the same on every machine."""
         return path_below(self.root, video.path)
 
     def label_names(self, video: LabeledVideo) -> tuple[str, ...]:
-        """What is said of a video, in words; empty where it is not known, or where it has none of several labels."""
+        """The names of a video's labels; empty if they are not known, or if a multi-label video has none."""
         if self.several:
             return tuple(self.labels[label] for label in video.labels)
         return tuple(self.heads[i].labels[label] for i, label in enumerate(video.labels))
 
     def label_columns(self) -> tuple[str, ...]:
-        """The columns in which a CSV tells the labels: one for each head; of several labels one for each class."""
+        """The label columns of a CSV of this table: one for each head; of a multi-label table, one for each class."""
         if self.several:
             return self.labels
         return ("label",) if len(self.heads) == 1 else tuple(head.name for head in self.heads)
 
     def label_cells(self, video: LabeledVideo) -> tuple[str, ...]:
-        """A video's cells in these columns: names; of several labels "1" for a class that it has and "0" for others."""
+        """A video's cells in ``label_columns``: class names; of a multi-label table, "1" or "0" for each class."""
         return tuple(map(str, targets_of(self.heads, video.labels))) if self.several else self.label_names(video)
 
     def fingerprint(self) -> str:
         """SHA-256 over (path, segment, labels, split) of all videos: equal only for the same data set.
 
-        Paths count from the folder that all videos share, so a data set may be moved, or listed from another root.
+        Paths are relative to the common folder of all videos, so a data set may be moved, or listed from another root.
         """
         shared = os.path.commonpath([os.path.dirname(video.path) for video in self.videos])
         digest = hashlib.sha256()
@@ -271,31 +273,31 @@ class VideoTable:
                 *self.label_names(video),
                 video.split or "",
             ):
-                # A name may hold bytes that are no text, but never a zero byte.
+                # A name may contain bytes that are not text, but never a zero byte.
                 digest.update(text.encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()
 
     def numbered_as(self, heads: Sequence[Head]) -> VideoTable:
-        """The same videos, their labels numbered as ``heads`` (those of a model) number them, by the classes' names.
+        """The same videos, with labels as indices into the classes of ``heads``, usually a model's; matched by name.
 
         Raises:
-            DataError: the heads are of other things, or do not know a class; or one says several things, the other one.
+            DataError: the heads have other names, a class is missing, or only one of the two is multi-label.
         """
         if self.several and not heads[0].several:
             raise DataError(
-                "the model says one thing of a video, and the data have videos with several labels or none; use data "
-                "with one label for each video, or a model trained on several"
+                "the model predicts one label for a video, and the data have videos with several labels or none; use "
+                "data with one label for each video, or a model trained on several"
             )
         if heads[0].several and not self.several:
             raise DataError(
-                "the model says several things of a video, and the data one of each; if that is all that they show, "
-                "write a CSV with a column for each class, and 0 or 1 in each row"
+                "the model predicts several labels for a video, and the data have one for each; if the videos show "
+                "nothing else, write a CSV with a column for each class, and 0 or 1 in each row"
             )
         if len(heads) == len(self.heads) == 1:
-            pairs = [(self.heads[0], heads[0])]  # one thing is said, whatever it is called
+            pairs = [(self.heads[0], heads[0])]  # one head each: their names do not matter
         elif {head.name for head in heads} != {head.name for head in self.heads}:
             wanted, have = (" and ".join(head.name for head in of) for of in (heads, self.heads))
-            raise DataError(f"the model says {wanted} of a video, and the data {have}; use data labeled alike")
+            raise DataError(f"the model predicts {wanted} of a video, and the data have {have}; use data with the same")
         else:
             by_name = {head.name: head for head in self.heads}
             pairs = [(by_name[head.name], head) for head in heads]
@@ -312,7 +314,7 @@ class VideoTable:
 
 
 def _places(own: Head, other: Head) -> list[int]:
-    """For each of our classes its number there."""
+    """For each class of ``own``, its index in ``other``."""
     numbers = {composed(label): i for i, label in enumerate(other.labels)}
     unknown = [label for label in own.labels if composed(label) not in numbers]
     if unknown:
@@ -324,42 +326,42 @@ def _places(own: Head, other: Head) -> list[int]:
 
 
 def targets_of(heads: Sequence[Head], labels: tuple[int, ...]) -> tuple[int, ...]:
-    """What a network is to say of a video: the class of each head; of several labels 1 or 0 for each class."""
+    """The training targets of a video: the class of each head; of a multi-label table, 1 or 0 for each class."""
     if not heads[0].several:
         return labels
     return tuple(int(label in labels) for label in range(len(heads[0].labels)))
 
 
 def path_below(folder: str, path: str) -> str:
-    """A path as it is counted from a folder, with forward slashes. Both are absolute; lists have very many of them."""
+    """The path relative to ``folder``, with forward slashes; both are absolute. Fast, since lists may be very long."""
     start = folder.rstrip(os.sep) + os.sep
     return (path[len(start) :] if path.startswith(start) else os.path.relpath(path, folder)).replace(os.sep, "/")
 
 
 def composed(text: str) -> str:
-    """A name in the one of its Unicode forms (NFC) in which names are compared: "é" is one sign or two."""
+    """Normalize a name to NFC, in which names are compared: "é" may be one code point or two."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def segment_text(start_seconds: float | None, end_seconds: float | None) -> str:
-    """A segment as it is written behind a file's name (W3C Media Fragments): "#t=1.5,3.2"; empty for a whole file."""
+    """A segment as written after a file's name (W3C Media Fragments): "#t=1.5,3.2"; empty for a whole file."""
     return "" if start_seconds is None or end_seconds is None else f"#t={start_seconds:.10g},{end_seconds:.10g}"
 
 
 def stamp_of(path: str) -> tuple[int, int]:
-    """What tells that a file was replaced: its size in bytes and time of change in nanoseconds.
+    """A file's size in bytes and modification time in nanoseconds, by which a replaced file is noticed.
 
-    Of a folder of frames, the size of all of them and the newest time.
+    For a folder of frames: the total size and the newest time.
     """
     status = os.stat(path)
     return frame_folder_stamp(path) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
 
 
 def with_fps(table: VideoTable, fps: float | None) -> VideoTable:
-    """The table with this rate for those of its folders of frames that have none yet.
+    """Set the frame rate of those folders of frames that have none yet.
 
     Raises:
-        OptionError: it is no rate, or there are no folders of frames, which alone need one.
+        OptionError: it is not a valid rate, or the table has no folders of frames.
     """
     if fps is None:
         return table
@@ -368,6 +370,3 @@ def with_fps(table: VideoTable, fps: float | None) -> VideoTable:
         raise OptionError(f"fps = {rate:g} is for folders of frames, and there is none: files have times of their own")
     videos = (replace(v, fps=rate) if v.is_frames and v.fps is None else v for v in table.videos)
     return replace(table, videos=tuple(videos))
-
-
-# -- holding out a part -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The views of a test: for each video the same few clips, each cut in the same few ways, and batches of them.
+"""Multi-view testing: the views of each video (clips in time, crops in space), and batches of them.
 
 Shapes: N clips of a batch, V views of a video, T frames, K classes.
 """
@@ -26,24 +26,24 @@ class ViewBatch(NamedTuple):
     """All views of some test videos."""
 
     indices: Tensor
-    """int64 [N], the videos' places in the table"""
+    """int64 [N], the videos' indices in the table"""
     labels: Tensor
     """As in ``Batch``."""
     views: Tensor
     """uint8 [N, V, T, H, W, 3]"""
     unreadable: list[Unreadable]
-    """Videos of the same part of the table that are not among the N, because they could not be read."""
+    """Videos that belong to this batch but could not be read; they are not among the N."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Views:
-    """How a video is looked at in a test: ``num_clips`` in time, each with ``num_crops`` in space."""
+    """Views of a video in a test: ``num_clips`` clips in time, each with ``num_crops`` crops in space."""
 
     num_clips: int = 1
     num_crops: Literal[1, 3] = 1
 
     def __post_init__(self) -> None:
-        """Raise OptionError for counts that no protocol has."""
+        """Raise OptionError for less than one clip, or for a number of crops other than 1 or 3."""
         if self.num_clips < 1 or self.num_crops not in (1, 3):
             raise OptionError(f"views {self.num_clips}x{self.num_crops}: one clip or more, with 1 or 3 crops of each")
 
@@ -60,7 +60,7 @@ class Views:
 
 
 def read_views(video: LabeledVideo, spec: ClipSpec, views: Views) -> Tensor:
-    """Every view of a video or segment, decoded once: uint8 [V, T, crop, crop, 3], a clip's crops beside each other.
+    """All views of a video or segment, decoded once: uint8 [V, T, crop, crop, 3], the crops of a clip in a row.
 
     Raises:
         VideoError: the video cannot be read.
@@ -84,7 +84,7 @@ def read_views(video: LabeledVideo, spec: ClipSpec, views: Views) -> Tensor:
 
 
 class TestVideos(Dataset[tuple[int, tuple[int, ...], Tensor | Unreadable]]):
-    """The views of each video of a table, in its order, or why there are none."""
+    """The views of each video of a table, in the table's order, or why the video could not be read."""
 
     __test__ = False  # not a test case, though pytest would think so
 
@@ -115,9 +115,10 @@ def test_loader(
     world: int = 1,  # noqa: PT028  # as above
     say: Callable[[str], None] = print,  # noqa: PT028  # as above
 ) -> VideoLoader:
-    """Every video once, in order, decoded by worker processes; as many at a time as make up ``clips_per_batch``.
+    """Load every video once, in order, with as many videos in a batch as have ``clips_per_batch`` views together.
 
-    Of ``world`` processes each has every ``world``-th, from its rank on: none twice, so some may have one more.
+    Each of ``world`` processes loads every ``world``-th video, starting at its rank. No video is loaded twice, so some
+    processes may load one more than others.
     """
     views = videos.views.num_clips * videos.views.num_crops
     return VideoLoader(
@@ -140,4 +141,4 @@ def collate_views(samples: Sequence[tuple[int, tuple[int, ...], Tensor | Unreada
     )
 
 
-test_loader.__test__ = False  # type: ignore[attr-defined]  # for pytest, which goes by the name
+test_loader.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test by its name

@@ -153,7 +153,7 @@ class TestLists:
             ("path,label\na.mp4,wave;walk\nb.mp4,;\n", r"row 3: label = ';' has an empty part"),
             ("path,label\na.mp4,wave;walk;\n", r"row 2: label = 'wave;walk;' has an empty part"),
             ("path,label\na.mp4,wave;walk;wave\n", r"row 2: label = 'wave;walk;wave' has 'wave' twice; keep one"),
-            ("path,label\na.mp4,wave;walk\nb.mp4,\n", r"row 3: no label, where other rows have several.*a column for"),
+            ("path,label\na.mp4,wave;walk\nb.mp4,\n", r"row 3: no label, while other rows have several.*a column for"),
             ("path,label\na.mp4,wave;walk\nb.mp4,Walk\n", r"'Walk' differs from 'walk'.*in capitals only"),
             ("path,label\na.mp4,wave;group\n", r"clips.csv: the class 'group' has the name of a list's column"),
             ("path,wave,walk\na.mp4,1,0\nb.mp4,2,0\n", r"row 3: wave = '2' should be 1 or 0"),

@@ -339,7 +339,7 @@ class TestUcf:
             ("trainlist01.txt", "a.avi 1\n", r"line 1: 'a.avi 1' should be CLASS/VIDEO.avi"),
             ("testlist01.txt", "Archery/v_Archery_g01_c01.avi\n", r"line 1: .* is already in .*list01.txt"),
             ("trainlist01.txt", "\n", r"trainlist01.txt is empty; it should have one video in each line"),
-            ("classInd.txt", "1 Archery\n1 Basketball\n", r"classInd.txt line 2: 'Basketball' or the number 0 stands"),
+            ("classInd.txt", "1 Archery\n1 Basketball\n", r"classInd.txt line 2: 'Basketball' or the number 0 appears"),
             ("classInd.txt", "Archery\n", r"classInd.txt line 1: 'Archery' should be a number and a class"),
             ("classInd.txt", "1 Archery\n3 Golf\n", r"classInd.txt line 2: number = 2 should be from 0 to 1"),
         ],
@@ -408,7 +408,7 @@ class TestSegmentsInCsv:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("path,start,label\na.mp4,1,x\n", r"row 1: a segment has start_seconds and end_seconds; add the one"),
+            ("path,start,label\na.mp4,1,x\n", r"row 1: a segment needs both start_seconds and end_seconds; add the"),
             ("path,start,end,label\na.mp4,1,,x\n", r"row 2: end = '' should be a time"),
             ("path,start,end,label\na.mp4,2,2,x\n", r"row 2: the segment ends at 2, not after its start at 2"),
             ("path,start,end,label\na.mp4,1,NaN,x\n", r"row 2: end = 'NaN' should be a time"),

@@ -162,7 +162,7 @@ def test_a_worker_that_dies_while_it_waits() -> None:
             time.sleep(0.1)
             list(loader)
 
-    with pytest.raises(WorkerLostError, match=r"has died \(signal SIGKILL; was memory short\?\); fewer"):
+    with pytest.raises(WorkerLostError, match=r"has died \(signal SIGKILL; was memory short\?\); use fewer"):
         two_epochs()
 
 

@@ -1,11 +1,11 @@
-"""The videos that a run knows, found again wherever they lie and whatever they are called now.
+"""A run's list of videos, by which they are recognized after they were moved or renamed.
 
-A run's ``videos.csv`` holds, beside path, labels and split, what each file is (``tada.data.identity``), and of a copy
-that `tada prepare` made also what its original is. So a video that was moved, linked, copied, re-encoded or is named in
-another way is still the one that the run was trained on, and a file that took its place is not. Where a path and the
-time of change decide already, or no known file has the size, a file is not opened.
+A run's ``videos.csv`` has, beside path, labels and split, the identity of each file (``tada.data.identity``), and for a
+copy made by `tada prepare` also that of its original. So a video that was moved, linked, copied, renamed or re-encoded
+by `tada prepare` is recognized as the one that the run was trained on, and another file at its path is not. A file is
+not opened if its path, size and modification time are those of the list, or if no known file has its size.
 
-An exported model carries the same as short hashes (``tada.data.split_hashes``): it goes where the run's list does not.
+An exported model has the identities as short hashes instead (``tada.data.split_hashes``), since it has no list.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS
 
 RUN_LIST = "videos.csv"
-"""What a run's list is called in its folder."""
-_MANY = 20_000  # files, of which each is opened: that takes a while
+"""File name of a run's list."""
+_MANY = 20_000  # files; opening more takes so long that the user is told
 _NOT_LABELS = frozenset(
     ("path", "split", "group", "start_seconds", "end_seconds", "fps", "content", "original", "mtime_ns")
 )
 
 Stamp = tuple[int, int]
-"""A file's size in bytes and its time of change in nanoseconds."""
+"""A file's size in bytes and its modification time in nanoseconds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,23 +49,23 @@ class KnownVideo:
     """A row of a run's list: a file, or a segment of one."""
 
     path: str
-    """Where it lay; an absolute path."""
+    """Its absolute path when the list was written."""
     labels: tuple[str, ...]
-    """What is said of it, in words; of several labels "1" or "0" for each class."""
+    """Names of its labels; in multi-label lists "1" or "0" for each class."""
     split: str
     start_seconds: float | None = None
     end_seconds: float | None = None
     content: str = ""
-    """``content_id`` of the file; empty where it was not noted."""
+    """``content_id`` of the file; empty if it was not noted."""
     originals: tuple[str, ...] = ()
-    """Of a prepared copy: the content of its original, or, from old manifests, "SIZE-sha256:HEX"; where that was a copy
-    too, also what it was copied from."""
+    """For a prepared copy: the identity of its original, or, from old manifests, "SIZE-sha256:HEX"; if the original was
+    a copy too, also the identities of its originals."""
     mtime_ns: int | None = None
-    """The file's time of change, in nanoseconds; None where it was not noted."""
+    """The file's modification time, in nanoseconds; None if it was not noted."""
 
     @property
     def identities(self) -> tuple[str, ...]:
-        """What the file is known by."""
+        """All identities of the file: of its content, and of its originals."""
         return (self.content, *self.originals) if self.content else self.originals
 
 
@@ -73,7 +73,7 @@ class KnownVideo:
 
 
 def known_videos(table: VideoTable, *, show_progress: bool = False) -> tuple[KnownVideo, ...]:
-    """The videos of a table that has splits, each with what its file is. Reads a part of each file."""
+    """The videos of a table with splits, with the identities of their files. Reads a part of each file."""
     stamps = _stamps(table.videos)
     contents = content_ids(stamps, show_progress=show_progress)
     originals = originals_among({path: size for path, (size, _) in stamps.items()})
@@ -93,9 +93,9 @@ def known_videos(table: VideoTable, *, show_progress: bool = False) -> tuple[Kno
 
 
 def write_run_list(table: VideoTable, run: Path, say: Callable[[str], None], *, show_progress: bool = False) -> None:
-    """Write down the videos of a run, and what they are known by; tell of those that are on both sides."""
+    """Write a run's list of videos with their identities; warn of videos with the same content in two splits."""
     if len(table) > _MANY:
-        say(f"reading a part of each of {len(table)} videos, by which the run knows them again wherever they lie")
+        say(f"reading a part of each of {len(table)} videos, so that the run recognizes moved and renamed files")
     rows = known_videos(table, show_progress=show_progress)
     more: dict[str, dict[str, object]] = {"content": {row.path: row.content for row in rows}}
     if any(row.originals for row in rows):
@@ -113,9 +113,9 @@ def write_run_list(table: VideoTable, run: Path, say: Callable[[str], None], *, 
 
 
 def read_run_list(run: Path) -> tuple[KnownVideo, ...] | None:
-    """The rows of a run's ``videos.csv``, in its order; None where there is none.
+    """Read the rows of a run's ``videos.csv``, in its order; None if the file does not exist.
 
-    The first runs have paths as they were typed: relative ones count from the folder we are in.
+    Lists of old versions may have relative paths, which start from the working directory.
 
     Raises:
         CheckpointError: the file is damaged.
@@ -125,13 +125,13 @@ def read_run_list(run: Path) -> tuple[KnownVideo, ...] | None:
         return None
     try:
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-            rows = tuple(map(_known_video, csv.DictReader(lines)))
+            rows = tuple(map(_parse_row, csv.DictReader(lines)))
     except (KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise CheckpointError(f"{str(file)!r} is damaged ({error}); copy the run's folder again") from error
     return rows
 
 
-def _known_video(row: Mapping[str, str]) -> KnownVideo:
+def _parse_row(row: Mapping[str, str]) -> KnownVideo:
     if None in row or None in row.values():
         raise ValueError("a row with too many or too few cells")
     start, end = row.get("start_seconds"), row.get("end_seconds")
@@ -152,7 +152,7 @@ def _known_video(row: Mapping[str, str]) -> KnownVideo:
 
 
 def in_two_splits(rows: Sequence[KnownVideo]) -> list[tuple[KnownVideo, KnownVideo]]:
-    """Files with the same content in training and in another split, whatever they are called: a row of each."""
+    """Find files with the same content in "train" and in another split: pairs of rows (train, other split)."""
     trained = {identity: row for row in rows if row.split == "train" for identity in row.identities}
     pairs: dict[str, tuple[KnownVideo, KnownVideo]] = {}
     for row in rows:
@@ -162,14 +162,14 @@ def in_two_splits(rows: Sequence[KnownVideo]) -> list[tuple[KnownVideo, KnownVid
     return list(pairs.values())
 
 
-# -- finding its videos again -----------------------------------------------------------------------------------------
+# -- recognizing its videos -------------------------------------------------------------------------------------------
 
 
 def marks(table: VideoTable, known: Sequence[KnownVideo] | Splits, *, show_progress: bool = False) -> list[str]:
-    """In which split of a run each video of a table was, as ``Splits.of`` says it.
+    """The split of a run that each video of a table was in, as returned by ``Splits.of``.
 
     Args:
-        known: a run's list, or what an exported file has of it.
+        known: a run's list, or the hashes in an exported model.
     """
     stamps = _stamps(table.videos)
     originals = originals_among({path: size for path, (size, _) in stamps.items()})
@@ -200,7 +200,7 @@ def marks(table: VideoTable, known: Sequence[KnownVideo] | Splits, *, show_progr
 
 
 def splits_of(rows: Iterable[KnownVideo]) -> Splits:
-    """The splits of the contents of a run's list: what goes with an exported model."""
+    """The splits of a run's list by content, to be exported with a model."""
     splits = Splits()
     for row in rows:
         for identity in row.identities:
@@ -211,13 +211,14 @@ def splits_of(rows: Iterable[KnownVideo]) -> Splits:
 def with_contents(
     rows: Sequence[KnownVideo], wanted: Mapping[str, Stamp] | None = None, *, show_progress: bool = False
 ) -> tuple[KnownVideo, ...]:
-    """The rows of an old list with what it did not note of its files, as far as they lie where they lay.
+    """Add identities to the rows of an old list without them, if their files are still at their paths.
 
     Args:
-        wanted: files that are looked for; rows that cannot be one of them, by path or by size, may stay as they are.
+        wanted: the files to be recognized, by path; rows that, by path and size, cannot be one of them may be left
+            unchanged.
     """
     lacking = {row.path for row in rows if not row.content}
-    if not lacking or (wanted is not None and wanted.keys() <= lacking):  # then each is found by its path
+    if not lacking or (wanted is not None and wanted.keys() <= lacking):  # then each is recognized by its path
         return tuple(rows)
     stamps = {path: stamp for path in lacking if (stamp := _stamp(path)) is not None}
     originals = originals_among({path: size for path, (size, _) in stamps.items()})
@@ -237,13 +238,13 @@ def _contents(
 ) -> dict[str, str]:
     """``content_id`` of each file that may be known.
 
-    A file that lies, unchanged, where a row has it is not opened, nor one whose size is none of ``sizes``.
+    A file is not opened if its path, size and modification time are those of a row, or if its size is not in ``sizes``.
     """
-    told = {row.path: row for row in rows if row.content}
+    by_path = {row.path: row for row in rows if row.content}
     found: dict[str, str] = {}
     to_read = []
     for path, (size, mtime_ns) in stamps.items():
-        row = told.get(path)
+        row = by_path.get(path)
         if row is not None and (size, mtime_ns) == (size_of(row.content), row.mtime_ns):
             found[path] = row.content
         elif sizes is None or size in sizes:
@@ -252,10 +253,10 @@ def _contents(
 
 
 def add_sha256(splits: Splits, rows: Iterable[KnownVideo], wanted: Iterable[str]) -> None:
-    """Add the SHA-256 of those rows' files that may be one of the wanted ones, as far as they lie where they lay.
+    """Add the SHA-256 of those rows' files that have the size of a wanted one and are still at their paths.
 
     Args:
-        wanted: identities, of which those are meant that are a SHA-256.
+        wanted: identities; only those made of a SHA-256 are used.
     """
     sizes = {size_of(identity) for identity in wanted if is_sha256(identity)}
     found: dict[str, list[str]] = {}
@@ -268,7 +269,7 @@ def add_sha256(splits: Splits, rows: Iterable[KnownVideo], wanted: Iterable[str]
 
 
 def sha256_identities(path: str) -> list[str]:
-    """A file's identity by its SHA-256: one, or none where the file cannot be read."""
+    """A file's identity by its SHA-256; empty if the file cannot be read."""
     try:
         return [sha256_identity(os.path.getsize(path), sha256_of(path))]
     except OSError:
@@ -276,12 +277,12 @@ def sha256_identities(path: str) -> list[str]:
 
 
 def _path_identity(path: str) -> str:
-    """What a file is known by where nothing else was noted: its name, after a size as other identities have it."""
+    """The identity of a file without a noted content: its path, after a size of 0, as identities begin with a size."""
     return f"0-path:{path}"
 
 
 def _stamps(videos: Iterable[LabeledVideo]) -> dict[str, Stamp]:
-    """Of the files that are there; who reads the others says so."""
+    """Stamps of the files that exist, by path; missing files are reported when they are read."""
     found = {video.path: video.stamp or _stamp(video.path) for video in videos}
     return {path: stamp for path, stamp in found.items() if stamp is not None}
 
@@ -293,27 +294,27 @@ def _stamp(path: str) -> Stamp | None:
         return None
 
 
-# -- the same names, and other contents -------------------------------------------------------------------------------
+# -- known names with unknown contents --------------------------------------------------------------------------------
 
 
 def line_of_namesakes(names: Sequence[str], trained: Iterable[str], run: Path) -> str:
-    """What is to be said of videos that are not known by their content, and yet by their name; "" where none is.
+    """A warning of videos with unknown content that have the name of a known video; "" if there are none.
 
-    Such a one may be a new recording, or one that was trained on and converted since: the content does not tell.
+    Such a video may be a new recording, or one that was trained on and has been converted since.
 
     Args:
-        names: of the videos that are not known, below the folder that they share.
-        trained: those of the videos that the run was trained on.
-        run: for the message.
+        names: paths of the videos with unknown content, below their common folder.
+        trained: paths of the videos that the run was trained on, below theirs.
+        run: the run's folder, for the message.
     """
     known: dict[str, list[list[str]]] = {}
     for name in trained:
-        *folders, last = _parts(name)
+        *folders, last = _split_path(name)
         known.setdefault(last, []).append(folders)
 
     def is_known(name: str) -> bool:
-        *folders, last = _parts(name)
-        # One may be told from further above: then it has more folders, of which the last agree.
+        *folders, last = _split_path(name)
+        # One path may start from a higher folder; then the last folders are compared.
         return any(
             folders[len(folders) - shared :] == others[len(others) - shared :]
             for others in known.get(last, ())
@@ -330,18 +331,21 @@ def line_of_namesakes(names: Sequence[str], trained: Iterable[str], run: Path) -
     )
 
 
-def _parts(name: str) -> list[str]:
-    """Folders and name of a file, in one Unicode form, without a video's ending."""
+def _split_path(name: str) -> list[str]:
+    """Folders and name of a file, in NFC, without a video's extension."""
     *folders, last = composed(name).replace("\\", "/").split("/")
     stem, dot, ending = last.rpartition(".")
     return [*folders, stem if dot and f".{ending.lower()}" in VIDEO_EXTENSIONS else last]
 
 
-# -- going on with a run ----------------------------------------------------------------------------------------------
+# -- resuming a run ---------------------------------------------------------------------------------------------------
 
 
 def limited_as_run(table: VideoTable, rows: Sequence[KnownVideo], *, seed: int) -> tuple[VideoTable, int | None]:
-    """What ``VideoTable.limited`` leaves of a table, and the limit, where a run has just that; else all and None."""
+    """Limit a table as the run did: the limited table and its limit, if the run has just these videos; else all, None.
+
+    ``seed`` is that of ``VideoTable.limited``; the limit is the largest number of videos in a split of ``rows``.
+    """
     limit = max(Counter(row.split for row in rows).values(), default=0)
     few = table.limited(limit, seed=seed)
     listed_ones = Counter((row.split, os.path.basename(row.path), row.start_seconds, row.end_seconds) for row in rows)
@@ -356,14 +360,14 @@ def limited_as_run(table: VideoTable, rows: Sequence[KnownVideo], *, seed: int) 
 def as_in_run(
     table: VideoTable, rows: Sequence[KnownVideo], run: Path, *, is_drawn: bool, show_progress: bool = False
 ) -> VideoTable:
-    """A run's videos in the order and the splits that its list has, whatever they are called and wherever they lie.
+    """Put a table's videos in the order and the splits of a run's list, even if files were moved or renamed.
 
     Args:
-        table: what is trained on, with splits.
+        table: the training data, with splits.
         rows: the run's list.
-        run: for the message.
-        is_drawn: whether the table's splits were drawn from the videos' names. Then those of the run hold, where it
-            has held out as many videos of each class.
+        run: the run's folder, for the message.
+        is_drawn: whether the table's splits were drawn by hashes of the videos' paths. Then the run's splits are used,
+            if it held out as many videos of each class.
 
     Raises:
         DataError: the table has other videos, labels or splits than the run.
@@ -371,9 +375,9 @@ def as_in_run(
     videos = [video for video in table.videos if table.is_told(video)]
     sizes = {size_of(row.content) for row in rows if row.content}
     contents = _contents(_stamps(videos), rows, sizes, show_progress=show_progress)
-    places = _places_in(rows, videos, contents)
+    places = _match_rows(rows, videos, contents)
     labels = [tuple(map(composed, table.label_cells(video))) for video in videos]
-    faults = _faults(rows, videos, labels, places, is_drawn)
+    faults = _find_differences(rows, videos, labels, places, is_drawn)
     if faults:
         raise DataError(
             f"the videos, labels or splits are not those that {run} was started with ({RUN_LIST} there): "
@@ -388,14 +392,14 @@ def as_in_run(
     return replace(table, videos=(*ordered, *others))
 
 
-def _faults(
+def _find_differences(
     rows: Sequence[KnownVideo],
     videos: Sequence[LabeledVideo],
     labels: Sequence[tuple[str, ...]],
     places: Sequence[int],
     is_drawn: bool,
 ) -> list[str]:
-    """In which ways a table differs from a run's list; ``places`` are its videos' in the list, or -1."""
+    """Describe how a table differs from a run's list; ``places`` are its videos' indices in the list, or -1."""
     faults = []
     new = [video.path for video, place in zip(videos, places, strict=True) if place < 0]
     if new:
@@ -420,10 +424,10 @@ def _faults(
     return faults
 
 
-def _places_in(rows: Sequence[KnownVideo], videos: Sequence[LabeledVideo], contents: Mapping[str, str]) -> list[int]:
-    """For each video its row, or -1: by the path, by the name below the folder that all share, and by content.
+def _match_rows(rows: Sequence[KnownVideo], videos: Sequence[LabeledVideo], contents: Mapping[str, str]) -> list[int]:
+    """For each video the index of its row, or -1: matched by path, by path below the common folder, or by content.
 
-    A row that tells its content is only found by a file with that content.
+    A row with a noted content is matched only by a file with that content.
     """
     segments = [(video.start_seconds, video.end_seconds) for video in videos]
     row_segments = [(row.start_seconds, row.end_seconds) for row in rows]
@@ -449,7 +453,7 @@ def _places_in(rows: Sequence[KnownVideo], videos: Sequence[LabeledVideo], conte
 
 
 def names_below(paths: Sequence[str]) -> list[str]:
-    """What files are called below the folder that they share, in one Unicode form."""
+    """Paths below the common folder of all files, in NFC."""
     if not paths:
         return []
     shared = os.path.commonpath([os.path.dirname(path) for path in paths])

@@ -30,6 +30,7 @@ MOVED = {
     "data.lists": "data.published_formats",
     "data.parcels": "data.shared_batches",
     "data.rows": "data.csv_rows",
+    "data.timing": "data.loader_timing",
     "data.splits": "data.split_hashes",
     "doctor": "commands.doctor",
     "documents": "system.documents",
@@ -107,9 +108,13 @@ MOVED_NAMES = {
         "data.table": "Unreadable",
         "data.views": "TestVideos ViewBatch Views collate_views read_views test_loader",
     },
-    "data.csv_rows": {"system.files": "absolute_path"},
+    "data.csv_rows": {
+        "data.times_and_splits": "check_all_or_none_split decimal_number parse_seconds "
+        "seconds segment split_cell split_name",
+        "system.files": "absolute_path",
+    },
     "data.table": {
-        "data.csv_rows": "SPLIT_OF",
+        "data.times_and_splits": "SPLIT_OF",
         "data.hold_out": "check_each_label_in_each_split hold_out hold_out_groups with_splits",
         "errors": "listed",
     },
@@ -119,7 +124,7 @@ MOVED_NAMES = {
             "named_like read_segments with_durations with_splits"
         ),
     },
-    "localization.annotations.formats": {"data.csv_rows": "parse_seconds split_name"},
+    "localization.annotations.formats": {"data.times_and_splits": "parse_seconds split_name"},
     "localization.detectors": {
         "localization.detectors.actionformer": "ActionFormerDetector",
         "localization.detectors.bmn": "BMNDetector",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tada.data.csv_rows import class_number, csv_rows, guarded, seconds
+from tada.data.csv_rows import class_number, csv_rows, guarded
+from tada.data.times_and_splits import seconds
 from tada.errors import DataError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tada.data.csv_rows import SPLIT_OF
 from tada.data.listed_videos import ListedVideo, checked_table
 from tada.data.table import ACTION, VideoTable, composed
+from tada.data.times_and_splits import SPLIT_OF
 from tada.errors import DataError, listed, why_unread
 from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS, is_frame_folder, numbered_pictures

@@ -25,8 +25,8 @@ from torch.utils.data import Dataset, Sampler
 from tada.data.balance import balanced_order
 from tada.data.epochs import LastBatch, steps_of_epoch
 from tada.data.loader import VideoLoader, note_reading
+from tada.data.loader_timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.data.table import LabeledVideo, Unreadable, VideoTable, stamp_of, targets_of
-from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.errors import ChangedVideoError, DataError, OptionError, SegmentOutsideError, VideoError, counted
 from tada.video.augment import color_jitter, draw_resized_crop, rand_augment, random_erase
 from tada.video.frames import OpenVideo, no_rate, open_footage, probe_footage

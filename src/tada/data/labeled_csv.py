@@ -8,23 +8,20 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tada.data.csv_rows import (
-    check_all_or_none_split,
     class_names,
     csv_columns,
     csv_header,
     csv_rows,
-    decimal_number,
     guarded,
     has_decimal_commas,
     ignored_columns,
     path_inside,
     required,
-    segment,
-    split_cell,
 )
 from tada.data.listed_videos import IDENTITY_COLUMNS, LIST_COLUMNS, SEPARATOR, ListedVideo, checked_table
 from tada.data.published_formats import COLUMNS as PUBLISHED_COLUMNS
 from tada.data.table import ACTION, VideoTable, composed
+from tada.data.times_and_splits import check_all_or_none_split, decimal_number, segment, split_cell
 from tada.errors import DataError, listed
 from tada.system.files import absolute_path, whole_file
 from tada.video.numbered import check_fps

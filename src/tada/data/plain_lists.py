@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tada.data.csv_rows import SPLIT_OF, class_number, path_inside, text_lines
+from tada.data.csv_rows import class_number, path_inside, text_lines
 from tada.data.listed_videos import ListedVideo, checked_table
 from tada.data.table import ACTION, VideoTable, composed
+from tada.data.times_and_splits import SPLIT_OF
 from tada.errors import DataError, listed
 from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS

@@ -14,9 +14,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from tada.data.csv_rows import SPLIT_OF, csv_columns, ignored_columns
+from tada.data.csv_rows import csv_columns, ignored_columns
 from tada.data.published_formats import COLUMNS, FORMS, Entry
 from tada.data.table import LabeledVideo, MissingVideo, VideoTable, composed, stamp_of
+from tada.data.times_and_splits import SPLIT_OF
 from tada.errors import DataError, listed
 from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS, are_frames

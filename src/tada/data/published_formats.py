@@ -16,18 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tada.data.csv_rows import (
-    check_known,
-    check_text,
-    class_number,
-    csv_columns,
-    csv_rows,
-    required,
-    segment,
-    split_name,
-    text_lines,
-)
+from tada.data.csv_rows import check_known, check_text, class_number, csv_columns, csv_rows, required, text_lines
 from tada.data.table import ACTION, SPLITS, Head
+from tada.data.times_and_splits import segment, split_name
 from tada.errors import DataError, OptionError
 from tada.system.documents import MAX_LIST_BYTES, open_regular, read_json
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tada.data.csv_rows import split_name
+from tada.data.times_and_splits import split_name
 from tada.errors import DataError
 from tada.localization.annotations.table import DUPLICATE_SECONDS
 from tada.localization.detectors.nms import Floats

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tada.data.csv_rows import parse_seconds
+from tada.data.times_and_splits import parse_seconds
 from tada.errors import DataError, OptionError
 from tada.localization.annotations.formats import NUM_EPIC_NOUNS
 from tada.localization.detectors.nms import Floats, Ints, tiou, tiou_of_pairs

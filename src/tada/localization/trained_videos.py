@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from tada.data.csv_rows import csv_rows, guarded, split_name
+from tada.data.csv_rows import csv_rows, guarded
 from tada.data.identity import size_of
 from tada.data.run_videos import KnownVideo, add_sha256, line_of_namesakes, sha256_identities, splits_of
+from tada.data.times_and_splits import split_name
 from tada.errors import DataError, counted, listed
 from tada.localization.annotations.table import VAL_FRACTION, SegmentTable, with_splits
 from tada.localization.features.folder import FeatureFolder

@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 
-from tada.data.timing import LoaderTimes
+from tada.data.loader_timing import LoaderTimes
 from tada.training.step_clock import StepClock
 
 _MUCH = 0.2  # share of the time that is worth a hint

@@ -26,21 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from tada.data.csv_rows import (
-    check_all_or_none_split,
     check_known,
     csv_columns,
     csv_rows,
     has_decimal_commas,
     ignored_columns,
-    parse_seconds,
     required,
-    seconds,
-    split_cell,
-    split_name,
     text_lines,
 )
 from tada.data.published_formats import epic_classes
 from tada.data.table import SPLITS
+from tada.data.times_and_splits import check_all_or_none_split, parse_seconds, seconds, split_cell, split_name
 from tada.errors import DataError, counted, why_unread
 from tada.localization.annotations.video_names import video_name, video_path
 from tada.system.documents import MAX_LIST_BYTES, open_regular, read_json
@@ -55,7 +51,7 @@ class Row:
     video: str
     """``video_path`` of the video."""
     start: Any
-    """Seconds, or a time as ``tada.data.csv_rows.seconds`` reads it."""
+    """Seconds, or a time as ``tada.data.times_and_splits.seconds`` reads it."""
     end: Any
     labels: tuple[str, ...]
     source: str
@@ -280,7 +276,7 @@ def _read_plain(file: Path, header: Sequence[str]) -> Content:
 
 
 def with_seconds(row: Row, *, decimal_comma: bool, may_be_negative: bool = False) -> Row:
-    """Convert the times of a row to seconds; arguments and errors as for ``tada.data.csv_rows.seconds``."""
+    """Convert the times of a row to seconds; arguments and errors as for ``tada.data.times_and_splits.seconds``."""
     start, end = (
         seconds(row.source, written, what, decimal_comma=decimal_comma, may_be_negative=may_be_negative)
         for written, what in ((row.start, "start"), (row.end, "end"))

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tada.data.csv_rows import class_names, seconds
+from tada.data.csv_rows import class_names
 from tada.data.table import SPLITS, Head, composed
+from tada.data.times_and_splits import seconds
 from tada.errors import DataError, OptionError, counted, listed
 from tada.localization.annotations.formats import Content, read_content
 from tada.localization.annotations.labeling_tools import read_tool_files

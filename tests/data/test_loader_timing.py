@@ -15,7 +15,7 @@ from test_clips import equal, loader
 from torch.utils.data import Dataset
 
 from tada.data.annotations import read_dataset
-from tada.data.timing import LoaderTimes, TimedCollate, TimedDataset
+from tada.data.loader_timing import LoaderTimes, TimedCollate, TimedDataset
 from tada.training.loader_speed import LoaderSpeed
 from tada.training.step_clock import StepClock
 

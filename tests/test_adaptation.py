@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import tada
+from image_networks import EFFICIENTNET_LITE0, MOBILENET_V2, Conv2dSame, Conv2dStaticSame, mobile_network
 from tada.adaptation import AdaptReport, ClipNetwork, FrameConv2d, adapt
 from tada.errors import OptionError
 from tada.models import create_model
+from tada.models.fuse import fuse
 from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d
 
 
@@ -64,6 +66,13 @@ def awaken(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Routing):
             nn.init.normal_(module.alpha.weight, std=0.3)
+
+
+def randomize_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    """As after training: nothing is left at 0 or 1, where it would hide a mistake."""
+    for value in (*norm.parameters(), norm.running_mean, norm.running_var):
+        assert value is not None
+        nn.init.uniform_(value, 0.5, 1.5)
 
 
 def clips(n: int = 2, t: int = 4, side: int = 16) -> Tensor:
@@ -269,6 +278,32 @@ class OwnForward(nn.Conv2d):
         return super().forward(input) * 2
 
 
+class WeightStandardized(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        mean = self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(F.pad(input, (1, 1, 1, 1)), self.weight - mean, self.bias)
+
+
+class NoisyInTraining(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        y = super().forward(input)
+        return y + torch.randn_like(y) if self.training else y
+
+
+class TakesAMask(nn.Conv2d):
+    def forward(self, input: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(input if mask is None else input * mask)
+
+
+class GainBeside(nn.Conv2d):
+    def __init__(self, *channels_and_side: int, padding: int) -> None:
+        super().__init__(*channels_and_side, padding=padding)
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.gain
+
+
 class OwnName(nn.Conv2d):
     """As torchvision's Conv3DSimple: only built otherwise."""
 
@@ -304,7 +339,10 @@ class TestWhatIsSkipped:
             (lambda conv: nn.ConvTranspose2d(8, 8, 3, padding=1), r"a ConvTranspose2d"),
             (lambda conv: nn.Conv1d(8, 8, 3, padding=1), r"a Conv1d"),
             (lambda conv: nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), r"padded by 'reflect' instead of"),
-            (lambda conv: nn.Conv2d(8, 8, (3, 4), padding="same"), r"padded more on one side than on the other"),
+            (lambda conv: WeightStandardized(8, 8, 3, padding=1), r"a WeightStandardized, with a forward of its own"),
+            (lambda conv: NoisyInTraining(8, 8, 3, padding=1), r"a NoisyInTraining, with a forward of its own"),
+            (lambda conv: TakesAMask(8, 8, 3, padding=1), r"a TakesAMask, with a forward of its own"),
+            (lambda conv: GainBeside(8, 8, 3, padding=1), r"a GainBeside, with a forward of its own"),
             (lambda conv: QuantizedConv2d(), r"quantized: adapt first, then quantize"),
         ],
     )
@@ -318,6 +356,10 @@ class TestWhatIsSkipped:
         _, report = adapt(network)
         assert [s.name for s in report.skipped if reason.split(":")[0] in s.reason] == ["layer1.0.conv1"]
         assert [c.name for c in report.changed] == ["layer1.1.conv1", "layer2.0.conv1"]
+
+    def test_3d_convolutions_whose_sides_differ(self) -> None:
+        with pytest.raises(OptionError, match=r"padded more on one side than on the other, by 'same', in 3-D"):
+            adapt(nn.Conv3d(4, 4, (3, 4, 3), padding="same"), where=lambda name, module: True)
 
     def test_a_subclass_without_a_forward_of_its_own_is_changed(self) -> None:
         network = image_network()
@@ -352,6 +394,107 @@ class TestWhatIsSkipped:
             adapt(torch.compile(image_network(), backend="eager"))  # type: ignore[arg-type]
 
 
+class TestDepthwiseNetworks:
+    @pytest.mark.parametrize(
+        ("stages", "num_convolutions", "before", "after", "unbounded"),
+        [(MOBILENET_V2, 17, 2_236_682, 1.134, 4.534), (EFFICIENTNET_LITE0, 16, 3_383_818, 1.111, 4.892)],
+    )
+    def test_grow_little(self, stages: Any, num_convolutions: int, before: int, after: float, unbounded: float) -> None:
+        with torch.device("meta"):
+            network = mobile_network(stages)
+        _, report = adapt(copy.deepcopy(network))
+        assert len(report.changed) == num_convolutions
+        assert report.parameters_before == before
+        assert report.parameters_after / before == pytest.approx(after, abs=5e-4)
+        assert report.parameters_unbounded / before == pytest.approx(unbounded, abs=5e-4)
+        lines = (f"(+{after - 1:.1%})\n", f"with ratio=4, as in the paper: {report.parameters_unbounded:,} (+")
+        assert all(line in str(report) for line in lines)
+        _, wide = adapt(network, ratio=4)
+        assert wide.parameters_after == wide.parameters_unbounded == report.parameters_unbounded
+
+    def test_the_last_one_of_mobilenet(self) -> None:
+        with torch.device("meta"):
+            network = mobile_network(MOBILENET_V2)
+        _, report = adapt(network)
+        last = report.changed[-1]
+        # Linear 960->6, Conv1d 960->6 of 3 frames, a norm of 6, Conv1d 6->960 of 3 frames.
+        assert last.parameters == (960 * 6 + 6) + (960 * 6 * 3 + 6) + 2 * 6 + 6 * 960 * 3
+        assert (last.multiply_adds_per_frame, last.multiply_adds_per_clip) == (2 * 960 * 6 * 3, 960 * 6)
+
+    def test_other_convolutions_get_the_papers_routing_functions(self) -> None:
+        torch.manual_seed(0)
+        weights, report = adapt(ImageNetwork())[0].state_dict(), adapt(ImageNetwork())[1]
+        assert report.parameters_after == report.parameters_unbounded
+        torch.manual_seed(0)
+        of_four = adapt(ImageNetwork(), ratio=4)[0].state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in of_four.items())
+        _, narrow = adapt(ImageNetwork(), ratio=8)
+        assert narrow.parameters_after < narrow.parameters_unbounded == report.parameters_after
+        with pytest.raises(OptionError, match=r"ratio = 0 should be at least 1"):
+            adapt(ImageNetwork(), ratio=0)
+
+
+OWN_PADDING: list[tuple[type[nn.Conv2d], dict[str, Any]]] = [
+    (Conv2dSame, {}),
+    (Conv2dSame, {"stride": 2}),
+    (Conv2dSame, {"stride": (3, 2), "dilation": (1, 2)}),
+    (Conv2dSame, {"stride": 2, "groups": 4, "bias": False}),
+    (Conv2dStaticSame, {}),
+    (Conv2dStaticSame, {"stride": 2}),
+    (Conv2dStaticSame, {"stride": 2, "image_size": 63, "groups": 4, "bias": False}),
+    (nn.Conv2d, {"padding": "same"}),
+]
+
+
+class TestConvolutionsThatPadThemselves:
+    @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # PyTorch's, of the host
+    @pytest.mark.parametrize("side", [3, 4, 5])
+    @pytest.mark.parametrize(("kind", "options"), OWN_PADDING)
+    def test_are_adapted(self, kind: type[nn.Conv2d], options: dict[str, Any], side: int) -> None:
+        torch.manual_seed(0)
+        host = kind(4, 4, side, **options).double()
+        kept = copy.deepcopy(host)
+        adapted, report = adapt(host, where=lambda name, module: True)
+        assert isinstance(adapted, ClipNetwork)
+        assert len(report.changed) == 1
+        for height, width in ((8, 8), (9, 8), (10, 13), (11, 6), (33, 40)):
+            x = torch.randn(6, 4, height, width, dtype=torch.float64)
+            torch.testing.assert_close(adapted.network(x, num_frames=3), kept(x), rtol=1e-12, atol=1e-12)
+        # Trained, its kernel is scaled by what the frames show; the zeros around them do not count.
+        awaken(adapted)
+        conv = adapted.network
+        assert isinstance(conv, FrameConv2d)
+        assert conv.routing is not None
+        alpha = conv.routing(x.mean((2, 3)).view(2, 3, 4).transpose(1, 2)).alpha
+        scaled = x * alpha.transpose(1, 2).reshape(6, 4, 1, 1)  # scaling a kernel's inputs is scaling what it reads
+        torch.testing.assert_close(conv(x, num_frames=3), kept(scaled), rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize("depthwise", [Conv2dSame, Conv2dStaticSame])
+    def test_in_a_network_that_is_used_as_others_are(self, depthwise: Any, tmp_path: Path) -> None:
+        stages = ((1, 8, 1, 1, 3), (2, 12, 1, 2, 5))
+
+        def build() -> nn.Module:
+            torch.manual_seed(0)
+            return mobile_network(stages, stem=8, last=16, num_classes=5, depthwise=depthwise).double().eval()
+
+        for x in (clips(side=32), clips(t=1, side=27)):
+            expected = build()(x.transpose(1, 2).flatten(0, 1)).view(2, -1, 5)
+            adapted, report = adapt(build())
+            assert len(report.changed) == 2
+            assert relative(adapted(x), expected) <= 1e-12
+        awaken(adapted)
+        safetensors.torch.save_file(adapted.state_dict(), tmp_path / "adapted.safetensors")
+        again, _ = adapt(build())
+        again.load_state_dict(safetensors.torch.load_file(tmp_path / "adapted.safetensors"))
+        assert torch.equal(again(x), adapted(x))
+        assert torch.equal(pickle.loads(pickle.dumps(adapted))(x), adapted(x))
+        for module in adapted.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+                randomize_norm(module)
+        x = clips(t=3, side=32)
+        torch.testing.assert_close(fuse(adapted)(x), adapted(x), rtol=1e-9, atol=1e-12)
+
+
 def test_report() -> None:
     _, report = adapt(image_network())
     first = report.changed[0]
@@ -367,8 +510,11 @@ def test_report() -> None:
         f"parameters: {report.parameters_before:,} -> {report.parameters_after:,} (+",
     ):
         assert line in text
-    empty = AdaptReport(changed=report.changed, skipped=(), parameters_before=1, parameters_after=2)
+    empty = AdaptReport(
+        changed=report.changed, skipped=(), parameters_before=1, parameters_after=2, parameters_unbounded=2
+    )
     assert "unchanged: none" in str(empty)
+    assert "with ratio=4" not in text + str(empty)
 
 
 class TestAnAdaptedNetwork:
@@ -449,6 +595,7 @@ def test_compiles_into_one_graph(kind: str) -> None:
     torch.manual_seed(0)
     if kind == "images":
         network: nn.Module = image_network()
+        network.layer1[0].conv1 = Conv2dSame(8, 8, 3).double()  # type: ignore[index, union-attr]  # pads by the size
     else:
         network = create_model("slowonly_tiny", num_classes=3).double().eval()
     adapted, _ = adapt(network)

@@ -170,6 +170,33 @@ class TestRouting:
             else:
                 torch.testing.assert_close(beta, 1 + slow_temporal_conv(h, weights["beta.weight"]), **EXACT)
 
+    @pytest.mark.parametrize("norm", ["batch", "layer"])
+    def test_with_a_hidden_layer_of_given_width_it_computes_the_same_but_at_the_ends(self, norm: Any) -> None:
+        whole, narrow = Routing(8, ratio=2, norm=norm).eval(), Routing(8, hidden_channels=4, norm=norm).eval()
+        randomize(whole)
+        assert whole.context is not None
+        assert whole.reduce is not None
+        taps = whole.reduce.weight.sum(2)  # [h, C]
+        context = {"context.weight": taps @ whole.context.weight, "context.bias": taps @ whole.context.bias}
+        narrow.load_state_dict(whole.state_dict() | context)
+        v = torch.randn(2, 8, 7)
+        ours, theirs = narrow(v).alpha, whole(v).alpha
+        torch.testing.assert_close(ours[:, :, 2:-2], theirs[:, :, 2:-2], **EXACT)
+        assert not torch.allclose(ours[:, :, 0], theirs[:, :, 0])
+
+    def test_one_clip_of_one_frame_is_normalized_by_the_running_statistics(self) -> None:
+        routing = Routing(8)
+        randomize(routing)
+        before = {name: value.clone() for name, value in routing.state_dict().items()}
+        v = torch.randn(1, 8, 1)
+        alpha = routing.train()(v).alpha
+        torch.testing.assert_close(alpha, routing.eval()(v).alpha, **EXACT)
+        assert all(torch.equal(value, before[name]) for name, value in routing.state_dict().items())
+        alpha.sum().backward()
+        assert all(parameter.grad is not None for parameter in routing.parameters())
+        routing.train()(torch.randn(1, 8, 2))  # two frames have a variance
+        assert not torch.equal(routing.state_dict()["norm.running_mean"], before["norm.running_mean"])
+
     def test_starts_at_one(self) -> None:
         alpha, beta = Routing(8, bias_channels=5)(torch.randn(2, 8, 3))
         assert torch.equal(alpha, torch.ones(2, 8, 3))
@@ -253,6 +280,8 @@ class TestFaults:
             ({"kernel_sizes": (3, 2)}, r"kernel_sizes = \(3, 2\) should be odd"),
             ({"norm": "group"}, r"norm = 'group' should be 'batch' or 'layer'"),
             ({"ratio": 0}, r"ratio = 0 should be at least 1"),
+            ({"hidden_channels": 0}, r"hidden_channels = 0 should be at least 1"),
+            ({"hidden_channels": 2, "kernel_sizes": (3,)}, r"hidden_channels = 2 .* needs two kernel_sizes = \(3,\)"),
         ],
     )
     def test_construction_of_routing(self, options: dict[str, Any], message: str) -> None:

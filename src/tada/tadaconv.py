@@ -318,12 +318,16 @@ class Routing(nn.Module):
         h = v + Linear(u);  h = act(norm(Conv1d(h)));  alpha = 1 + Conv1d(h)
 
     The last convolution is initialized to zero, so a new layer computes the plain convolution and pretrained kernels
-    work unchanged.
+    work unchanged. The other two are initialized as in the authors' releases: TAda2D's ("batch") normal with variance
+    2 / fan_out and biases 0 (init_helper.py, c2_msra_fill), TAdaConvNeXt's ("layer") as PyTorch draws them.
 
     Args:
         out_channels: entries of alpha per frame, by default C.
         bias_channels: entries of beta per frame, where the bias is calibrated too (TAdaConvNeXt).
         ratio: r; the hidden layer has C/r channels.
+        hidden_channels: width of the hidden layer instead of C / r, for kernels with few parameters (depthwise). No
+            layer is C x C then: the clip's descriptor is added in the hidden layer,
+            ``h = act(norm(Conv1d(v) + Linear(u)))``. Except at a clip's ends this can compute the same.
         kernel_sizes: frames that each convolution over time sees: (3, 3) in the paper; (1, 1) has no local context;
             one number makes the function linear, a single convolution C -> out.
         global_context: whether u is added.
@@ -337,6 +341,7 @@ class Routing(nn.Module):
         out_channels: int | None = None,
         bias_channels: int | None = None,
         ratio: int = 4,
+        hidden_channels: int | None = None,
         kernel_sizes: tuple[int, int] | tuple[int] = (3, 3),
         global_context: bool = True,
         norm: RoutingNorm = "batch",
@@ -350,19 +355,27 @@ class Routing(nn.Module):
             raise OptionError(f"{norm = } should be 'batch' or 'layer'")
         if ratio < 1:
             raise OptionError(f"{ratio = } should be at least 1")
+        if hidden_channels is not None and (hidden_channels < 1 or len(kernel_sizes) == 1):
+            raise OptionError(f"{hidden_channels = } should be at least 1, and needs two {kernel_sizes = }")
         self.in_channels = in_channels
         self.out_channels = in_channels if out_channels is None else out_channels
         self.bias_channels = bias_channels
-        self.context = nn.Linear(in_channels, in_channels) if global_context else None
+        self.context = nn.Linear(in_channels, hidden_channels or in_channels) if global_context else None
+        self.joins_hidden_layer = hidden_channels is not None
         hidden = in_channels
         self.reduce: nn.Conv1d | None = None
         self.norm: nn.Module | None = None
         if len(kernel_sizes) == 2:
-            hidden = max(in_channels // ratio, 1)
+            hidden = hidden_channels or max(in_channels // ratio, 1)
             self.reduce = nn.Conv1d(in_channels, hidden, kernel_sizes[0], padding=kernel_sizes[0] // 2)
             self.norm = nn.BatchNorm1d(hidden) if norm == "batch" else nn.LayerNorm(hidden, eps=1e-6)
         self.alpha = _zero_conv1d(hidden, self.out_channels, kernel_sizes[-1])
         self.beta = None if bias_channels is None else _zero_conv1d(hidden, bias_channels, kernel_sizes[-1])
+        if norm == "batch":
+            for layer in (self.context, self.reduce):
+                if layer is not None and layer.bias is not None:
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, descriptors: Tensor) -> Calibration:
         """Compute the scales of every frame.
@@ -371,16 +384,25 @@ class Routing(nn.Module):
             descriptors: [N, C, T], each frame's mean over its pixels (``frame_descriptors``).
         """
         h = descriptors
-        if self.context is not None:
-            h = h + self.context(descriptors.mean(2))[:, :, None]
+        context = None if self.context is None else self.context(descriptors.mean(2))[:, :, None]
+        if context is not None and not self.joins_hidden_layer:
+            h = h + context
         if self.reduce is not None:
-            h = self._normalized(self.reduce(h))
+            h = self.reduce(h)
+            if context is not None and self.joins_hidden_layer:
+                h = h + context
+            h = self._normalized(h)
         return Calibration(1 + self.alpha(h), None if self.beta is None else 1 + self.beta(h))
 
     def _normalized(self, h: Tensor) -> Tensor:
         if isinstance(self.norm, nn.LayerNorm):
             return F.gelu(self.norm(h.transpose(1, 2)).transpose(1, 2))
         assert self.norm is not None
+        if isinstance(self.norm, nn.BatchNorm1d) and self.norm.training and h.shape[0] * h.shape[2] == 1:
+            # One clip with one frame (the last batch of an epoch on images, for example) has no variance: it is
+            # normalized by the running statistics, as in evaluation, and does not change them.
+            norm = self.norm
+            return F.relu(F.batch_norm(h, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps))
         return F.relu(self.norm(h))
 
 

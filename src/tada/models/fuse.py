@@ -68,6 +68,10 @@ def fuse(
     network = copy.deepcopy(model).eval()
     for module in network.modules():
         if isinstance(module, Routing) and module.reduce is not None and isinstance(module.norm, nn.BatchNorm1d):
+            if module.joins_hidden_layer and module.context is not None:  # which the norm scales too
+                factor, _ = factor_and_shift(module.norm)
+                module.context.weight.data *= factor[:, None].to(module.context.weight)
+                module.context.bias.data *= factor.to(module.context.bias)
             fold(module.reduce, module.norm)
             module.norm = nn.Identity()
     if isinstance(network, tada2d.TAda2D):

@@ -138,14 +138,12 @@ class Host(nn.Module):
     def _initialize(self) -> None:
         """Initialize the weights for training from scratch.
 
-        Kernels: normal, variance 2 / (D * kt * k * k). Norms: 1 and 0. Classifier: N(0, 0.01), bias 0.
+        Kernels: normal, variance 2 / (D * kt * k * k). Norms: 1 and 0. Classifier: as PyTorch draws it.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
 
 
 class Pathway(nn.Module):

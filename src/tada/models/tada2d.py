@@ -114,14 +114,12 @@ class TAda2D(nn.Module):
         """Initialize the weights.
 
         3x3 and 1x1 kernels: normal, variance 2 / (D * k * k). Norms: 1 and 0; pooled norms: 0 and 0. Routing
-        functions: as PyTorch draws them, their last layer 0. Classifier: N(0, 0.01), bias 0.
+        functions: likewise, biases and their last layer 0 (``Routing`` does it). Classifier: as PyTorch draws it.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | TAdaConv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
         if self.config.start == "motion":
             self._initialize_for_motion()
 

@@ -109,12 +109,13 @@ class TAdaConvNeXt(nn.Module):
     def _initialize(self) -> None:
         """Initialize the weights for training from scratch.
 
-        Kernels and linear layers: normal, std 0.02, truncated at two std; biases 0. Norms: 1 and 0. Routing functions:
-        as PyTorch draws them, their last layers 0.
+        Kernels and linear layers: normal, std 0.02, truncated at two std; biases 0, as in ConvNeXt. Norms: 1 and 0.
+        Routing functions and classifier: as PyTorch draws them, the routing functions' last layers 0.
         """
-        routing = {layer for module in self.modules() if isinstance(module, Routing) for layer in module.modules()}
+        drawn = {layer for module in self.modules() if isinstance(module, Routing) for layer in module.modules()}
+        drawn.add(self.head)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear | TAdaConv2d) and module not in routing:
+            if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear | TAdaConv2d) and module not in drawn:
                 nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 
+from tada.adaptation.own_padding import FramePadding, find_own_padding, pad_frames
 from tada.errors import OptionError, listed
 from tada.tadaconv import Calibrate, Calibration, Routing, RoutingNorm, TAdaConv2d, TAdaConv3d
 
@@ -30,7 +31,12 @@ Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
 def adapt(
-    network: nn.Module, *, num_frames: int | None = None, where: Where | None = None, folds_frames: bool = False
+    network: nn.Module,
+    *,
+    num_frames: int | None = None,
+    where: Where | None = None,
+    folds_frames: bool = False,
+    ratio: int | None = None,
 ) -> tuple[nn.Module, AdaptReport]:
     """Make convolutions of a network temporally adaptive, in place.
 
@@ -46,6 +52,8 @@ def adapt(
             between stages are skipped.
         folds_frames: True for a network of 2-D convolutions that takes clips and folds their frames into the batch
             itself, each clip's frames in a row (TSN, TSM). Its input is then passed on unchanged.
+        ratio: r; the hidden layers of the routing functions have C / r channels. Default: 4, as in the paper; for
+            depthwise convolutions, whose kernels have few parameters, C / 4 channels but at most 6.
 
     Returns:
         The network, and a report of what was changed, what was skipped and why, and the cost. A network of 2-D
@@ -58,6 +66,8 @@ def adapt(
     _check_ready(network)
     if num_frames is not None and num_frames < 1:
         raise OptionError(f"{num_frames = } should be at least 1")
+    if ratio is not None and ratio < 1:
+        raise OptionError(f"{ratio = } should be at least 1")
     found = dict(_convolutions(network))
     picked, reasons = _pick(network, found, where)
     only_images = not any(isinstance(module, nn.Conv3d | TAdaConv3d) for module in found.values())
@@ -85,15 +95,17 @@ def adapt(
     for name, module in found.items():
         if name in picked:
             assert isinstance(module, nn.Conv2d | nn.Conv3d)
-            new = _temporally_adaptive(module, norm, clip)
+            new = _temporally_adaptive(module, _new_routing(module, norm, ratio), clip)
             replacements[module] = new
             changed.append(AdaptedConvolution.of(name, new))
+    routings = [conv.routing for conv in replacements.values() if conv.routing is not None]
     network = _replace(network, replacements)
     report = AdaptReport(
         changed=tuple(changed),
         skipped=skipped,
         parameters_before=parameters_before,
         parameters_after=_num_parameters(network),
+        parameters_unbounded=parameters_before + sum(_parameters_by_ratio(routing, 4) for routing in routings),
     )
     images_changed = any(isinstance(module, FrameConv2d) for module in replacements.values())
     if not images_changed or isinstance(network, ClipNetwork):
@@ -163,6 +175,8 @@ class AdaptReport:
     """Parameters of the whole network before."""
     parameters_after: int
     """Parameters of the whole network now."""
+    parameters_unbounded: int
+    """What ``parameters_after`` would be with ``ratio=4``, the paper's, for all changed convolutions."""
 
     def multiply_adds(self, num_frames: int) -> int:
         """Multiply-adds that the routing functions add for a clip of T frames of any size.
@@ -174,7 +188,6 @@ class AdaptReport:
 
     def __str__(self) -> str:
         """Lay out the table."""
-        added = self.parameters_after - self.parameters_before
         width = max(len(c.name) for c in self.changed)
         lines = [f"{len(self.changed)} convolutions are temporally adaptive now, {len(self.skipped)} are unchanged"]
         lines.append(f"  {'':{width}}  {'kernel':>7}  {'channels':>12}  {'parameters':>12}  {'mult-adds/frame':>15}")
@@ -184,12 +197,14 @@ class AdaptReport:
             for c in self.changed
         ]
         lines.append(f"unchanged: {_list_by_reason(self.skipped) or 'none'}")
-        lines.append(
-            f"parameters: {self.parameters_before:,} -> {self.parameters_after:,} "
-            f"(+{added / self.parameters_before:.1%})"
-        )
+        lines.append(f"parameters: {self.parameters_before:,} -> {self._grown(self.parameters_after)}")
+        if self.parameters_after != self.parameters_unbounded:
+            lines.append(f"with ratio=4, as in the paper: {self._grown(self.parameters_unbounded)}")
         lines.append(f"multiply-adds: +{self.multiply_adds(8):,} for a clip of 8 frames of any size")
         return "\n".join(lines)
+
+    def _grown(self, parameters: int) -> str:
+        return f"{parameters:,} (+{(parameters - self.parameters_before) / self.parameters_before:.1%})"
 
 
 def _list_by_reason(skipped: Sequence[SkippedConvolution]) -> str:
@@ -292,26 +307,53 @@ def _reason_against(module: nn.Module) -> str | None:
         return "parametrized, as by weight_norm: remove that, adapt, and add it again"
     if module._forward_pre_hooks or module._forward_hooks or module._backward_hooks or module._backward_pre_hooks:
         return "with hooks, as by the old weight_norm or pruning: remove them, adapt, and add them again"
-    plain = nn.Conv2d if isinstance(module, nn.Conv2d) else nn.Conv3d
-    if type(module).forward is not plain.forward or type(module)._conv_forward is not plain._conv_forward:
-        return f"a {type(module).__name__}, with a forward of its own"
     if type(module.weight) is not nn.Parameter or not module.weight.is_floating_point():
         return f"with a weight that is no plain parameter of floats but a {type(module.weight).__name__}"
     if module.padding_mode != "zeros":
         return f"padded by {module.padding_mode!r} instead of zeros"
+    if _own_forward(module) and not isinstance(module, nn.Conv2d):
+        return f"a {type(module).__name__}, with a forward of its own"
     if _padding(module) is None:
-        return "padded more on one side than on the other, by 'same'"
+        if _own_forward(module):
+            return f"a {type(module).__name__}, with a forward of its own that does more than pad and convolve"
+        return "padded more on one side than on the other, by 'same', in 3-D"
     return None
 
 
-def _padding(conv: nn.Conv2d | nn.Conv3d) -> tuple[int, ...] | None:
-    """The padding of each dimension in pixels or frames; None where its two sides differ."""
+def _own_forward(conv: nn.Conv2d | nn.Conv3d) -> bool:
+    plain = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv3d
+    return type(conv).forward is not plain.forward or type(conv)._conv_forward is not plain._conv_forward
+
+
+class _Padding(NamedTuple):
+    """How a convolution pads."""
+
+    in_conv: tuple[int, ...]
+    """The convolution's own padding, the same on both sides."""
+    before: FramePadding | None = None
+    """Zeros added to frames before the convolution, if they differ between sides."""
+
+
+def _padding(conv: nn.Conv2d | nn.Conv3d) -> _Padding | None:
+    """Find how a convolution pads; None if a TAdaConv cannot pad so."""
+    if isinstance(conv, nn.Conv2d) and _own_forward(conv):
+        padding = find_own_padding(conv)
+        return None if padding is None else _around_frames(padding)
     if not isinstance(conv.padding, str):
-        return conv.padding
+        return _Padding(conv.padding)
     if conv.padding == "valid":
-        return (0,) * len(conv.kernel_size)
+        return _Padding((0,) * len(conv.kernel_size))
     spans = [dilation * (kernel - 1) for kernel, dilation in zip(conv.kernel_size, conv.dilation, strict=True)]
-    return None if any(span % 2 for span in spans) else tuple(span // 2 for span in spans)
+    if isinstance(conv, nn.Conv2d):
+        rows, columns = spans
+        return _around_frames((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+    return None if any(span % 2 for span in spans) else _Padding(tuple(span // 2 for span in spans))
+
+
+def _around_frames(padding: FramePadding) -> _Padding:
+    if padding == "same" or padding[0] != padding[1] or padding[2] != padding[3]:
+        return _Padding((0, 0), padding)
+    return _Padding((padding[2], padding[0]))
 
 
 def _check_ready(network: nn.Module) -> None:
@@ -330,7 +372,30 @@ def _check_ready(network: nn.Module) -> None:
 # -- the change -------------------------------------------------------------------------------------------------------
 
 
-def _temporally_adaptive(conv: nn.Conv2d | nn.Conv3d, norm: RoutingNorm, clip: ClipLength) -> TAdaConv2d | TAdaConv3d:
+_DEPTHWISE_HIDDEN = 6
+"""Most hidden channels of a depthwise convolution's routing function, by default. MobileNetV2 grows by 13 % with it, by
+350 % with C / 4."""
+
+
+def _new_routing(conv: Any, norm: RoutingNorm, ratio: int | None) -> Routing:
+    """Build a convolution's routing function: the paper's, or, for depthwise ones, one without a C x C layer."""
+    channels: int = conv.in_channels
+    hidden = max(channels // (ratio or 4), 1)
+    if conv.groups == channels > 1:
+        return Routing(channels, hidden_channels=hidden if ratio else min(hidden, _DEPTHWISE_HIDDEN), norm=norm)
+    return Routing(channels, ratio=ratio or 4, norm=norm)
+
+
+def _parameters_by_ratio(routing: Routing, ratio: int) -> int:
+    """Count the parameters that a routing function would have with another r."""
+    assert routing.context is not None
+    assert routing.reduce is not None
+    fixed = 0 if routing.joins_hidden_layer else _num_parameters(routing.context)
+    of_a_hidden_channel = (_num_parameters(routing) - fixed) // routing.reduce.out_channels
+    return fixed + of_a_hidden_channel * max(routing.in_channels // ratio, 1)
+
+
+def _temporally_adaptive(conv: nn.Conv2d | nn.Conv3d, routing: Routing, clip: ClipLength) -> TAdaConv2d | TAdaConv3d:
     """The same convolution, with its parameters and a new routing function."""
     weight, padding = conv.weight, _padding(conv)
     assert isinstance(weight, nn.Parameter)
@@ -340,7 +405,7 @@ def _temporally_adaptive(conv: nn.Conv2d | nn.Conv3d, norm: RoutingNorm, clip: C
     options: dict[str, Any] = {
         "kernel_size": conv.kernel_size,
         "stride": conv.stride,
-        "padding": padding,
+        "padding": padding.in_conv,
         "dilation": conv.dilation,
         "groups": conv.groups,
         "bias": conv.bias is not None,
@@ -350,12 +415,12 @@ def _temporally_adaptive(conv: nn.Conv2d | nn.Conv3d, norm: RoutingNorm, clip: C
     with torch.device("meta"):  # its weights are replaced below
         if isinstance(conv, nn.Conv2d):
             new = FrameConv2d(conv.in_channels, conv.out_channels, **options)
-            new.clip = clip
+            new.clip, new.padded_before = clip, padding.before
         else:
             new = TAdaConv3d(conv.in_channels, conv.out_channels, **options)
     new.weight = weight
     new.bias = None if conv.bias is None else cast(nn.Parameter, conv.bias)
-    new.routing = Routing(conv.in_channels, norm=norm).to(device=weight.device, dtype=weight.dtype)
+    new.routing = routing.to(device=weight.device, dtype=weight.dtype)
     return new.train(conv.training)
 
 
@@ -390,6 +455,8 @@ class FrameConv2d(TAdaConv2d):
     """A TAdaConv2d in a network of images: frames in, frames out; T comes from ``clip``."""
 
     clip: ClipLength
+    padded_before: FramePadding | None = None
+    """Zeros added to frames before the convolution, if they differ between sides."""
 
     def forward(self, x: Tensor, alpha: Tensor | Calibration | None = None, *, num_frames: int | None = None) -> Tensor:
         """Frames [N*T, C, H, W] -> [N*T, D, H', W'].
@@ -400,6 +467,9 @@ class FrameConv2d(TAdaConv2d):
         num_frames = self.clip.num_frames if num_frames is None else num_frames
         if num_frames is None:
             raise ValueError("T is not known: call the network that adapt returned, or adapt with num_frames")
+        if self.padded_before is not None:
+            alpha = self._calibration(x, alpha, num_frames)  # of the frames as they are, without the zeros
+            x = pad_frames(x, self.padded_before, self)
         return super().forward(x, alpha, num_frames=num_frames)
 
 

@@ -1,0 +1,109 @@
+"""Find the padding of convolutions that pad in their own ``forward``, as those of EfficientNets do.
+
+The padding is computed from the input's size (timm's ``Conv2dSame``) or once at construction (efficientnet_pytorch's
+``Conv2dStaticSamePadding``). To find it, a copy is run on inputs of several sizes and its calls of conv2d are recorded:
+there has to be one, with the convolution's own kernel, on the input with zeros around it, and its output returned.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+Sides = tuple[int, int, int, int]
+"""Zeros left, right, above and below, in pixels, as in ``F.pad``."""
+FramePadding = Sides | Literal["same"]
+""""same" is TensorFlow's padding: the output has ceil(size / stride) pixels; an odd zero is right or below."""
+
+
+def pad_frames(x: Tensor, padding: FramePadding, conv: nn.Module) -> Tensor:
+    """Pad frames [N, C, H, W] for a convolution; "same" depends on its kernel size, stride and dilation."""
+    return F.pad(x, _same_sides(x, conv) if padding == "same" else padding)
+
+
+def _same_sides(x: Tensor, conv: Any) -> Sides:
+    rows, columns = zip(x.shape[-2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    return *_same_side(*columns), *_same_side(*rows)
+
+
+def _same_side(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    num_outputs = -(-size // stride)
+    total = max((num_outputs - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def find_own_padding(conv: nn.Conv2d) -> FramePadding | None:
+    """Find how a convolution with its own ``forward`` pads.
+
+    Returns:
+        The padding; None if ``forward`` does anything else than pad with zeros and convolve, in training or in
+        evaluation, or if there are weights besides kernel and bias, or arguments besides the input.
+    """
+    takes_more = len(inspect.signature(type(conv).forward).parameters) > 2
+    if takes_more or conv.state_dict().keys() - {"weight", "bias"}:
+        return None
+    try:
+        twin = copy.deepcopy(conv).to("cpu", torch.float64)  # a copy, since forward may have side effects
+        found = [(x, _padded_sides(twin.train(training), x)) for training in (True, False) for x in _probes(twin)]
+    except Exception:  # forward is not ours, and may raise anything
+        return None
+    all_sides = [sides for _, sides in found if sides is not None]
+    if len(all_sides) < len(found):
+        return None
+    if len(set(all_sides)) == 1:
+        return all_sides[0]
+    return "same" if all(sides == _same_sides(x, conv) for x, sides in found) else None
+
+
+def _probes(conv: nn.Conv2d) -> Iterator[Tensor]:
+    """Inputs without zeros, of sizes with every remainder modulo the stride."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = (d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
+    count = 2 * max(conv.stride)
+    for i in range(count):
+        sides = height + i, width + 2 * count - i
+        yield 1 + torch.rand(1, conv.in_channels, *sides, dtype=torch.float64, generator=generator)
+
+
+@torch.no_grad()
+def _padded_sides(conv: nn.Conv2d, x: Tensor) -> Sides | None:
+    """Find the zeros that a convolution adds around x; None if it does anything else."""
+    with _Conv2dCalls() as calls:
+        y = conv(x)
+    if len(calls.inputs) != 1 or calls.inputs[0][1] is not conv.weight:
+        return None
+    padded, _, padding = calls.inputs[0]
+    inside = padded[0, 0].nonzero()  # [pixels, 2]
+    if isinstance(padding, str) or not len(inside):
+        return None
+    (above, left), (bottom, right) = inside[0].tolist(), inside[-1].tolist()
+    sides = left, padded.shape[-1] - 1 - right, above, padded.shape[-2] - 1 - bottom
+    if not torch.equal(F.pad(x, sides), padded):
+        return None
+    rows, columns = (padding, padding) if isinstance(padding, int) else padding
+    sides = sides[0] + columns, sides[1] + columns, sides[2] + rows, sides[3] + rows
+    bias = conv.bias
+    ours = F.conv2d(F.pad(x, sides), conv.weight, bias, conv.stride, 0, conv.dilation, conv.groups)
+    return sides if ours.shape == y.shape and torch.allclose(ours, y, rtol=1e-9, atol=1e-12) else None
+
+
+class _Conv2dCalls(TorchFunctionMode):
+    """Records input, kernel and padding of each call of conv2d."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs: list[tuple[Tensor, Any, Any]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.conv2d:
+            names = ("input", "weight", "bias", "stride", "padding")
+            given = {"padding": 0} | dict(zip(names, args, strict=False)) | (kwargs or {})
+            self.inputs.append((given["input"], given["weight"], given["padding"]))
+        return func(*args, **(kwargs or {}))

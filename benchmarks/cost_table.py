@@ -112,6 +112,8 @@ PUBLISHED = (
     ("tsn_r50", 8, 224, ""),
     ("tada2d_r50", 8, 224, "27,485,472 parameters, 33.23 G"),
     ("tada2d_r50", 8, 256, "43.40 G (paper: 43)"),
+    ("efficientnet_lite0", 8, 224, "0.385 G an image (d-li14)"),
+    ("tada_lite0", 8, 224, ""),
     ("convnext_t", 16, 224, ""),
     ("tadaconvnext_t", 16, 224, "38,661,688 parameters, 36.02 G"),
     ("tadaconvnext_t", 16, 256, "47.02 G (paper: 47)"),

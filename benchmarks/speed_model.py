@@ -63,6 +63,8 @@ class Family:
     """Shape of the published clip."""
     published: str
     """Top-1 accuracy, and where."""
+    literal: bool = True
+    """Whether it was released, and so has a literal form."""
 
 
 FAMILIES = {
@@ -73,6 +75,7 @@ FAMILIES = {
         published="K400 76.7, SSv2 64.0",
     ),
     "tadaconvnext_t": Family(plain="convnext_t", frames=16, published="K400 78.4"),
+    "tada_lite0": Family(plain="efficientnet_lite0", frames=8, published="", literal=False),
 }
 
 AXES: dict[str, tuple[float, ...]] = {
@@ -114,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def forms_of(family: str, arguments: argparse.Namespace) -> dict[str, Form]:
     """The rows of a family by their names."""
     own = FAMILIES[family]
-    forms = [Form(network=family, kind="literal"), Form(network=family, kind="unfolded")]
+    forms = [Form(network=family, kind="literal")] if own.literal else []
+    forms.append(Form(network=family, kind="unfolded"))
     for name in (family, own.plain, *own.others):
         for precision in arguments.precisions:
             for compiled in (False,) if arguments.eager else (False, True):
@@ -265,7 +269,7 @@ def scale(arguments: argparse.Namespace, device: torch.device) -> None:
         form.name: form
         for family in arguments.networks
         for form in (
-            Form(network=family, kind="literal"),
+            *([Form(network=family, kind="literal")] if FAMILIES[family].literal else []),
             Form(network=family, kind="fused"),
             Form(network=FAMILIES[family].plain, kind="fused"),
         )

@@ -31,6 +31,8 @@ CPU = torch.device("cpu")
 
 
 def narrow(name: str, **options: Any) -> nn.Module:
+    if name.endswith("lite0"):
+        return create_model(name, depths=(1,) * 7, widths=(8,) * 7, stem_width=8, **options)
     wide = {"widths": (8, 8, 16, 16)} if name.startswith(("ta", "ts", "conv")) else {"width": 8}
     return create_model(name, **({"depths": (1, 1, 1, 1)} | wide | options))
 
@@ -210,7 +212,12 @@ def test_speed_model(tmp_path: Path) -> None:
         *("tada2d_r50 literal fp32", "tada2d_r50 unfolded fp32", "tada2d_r50 fused fp32", "tsn_r50 fused fp32"),
         *("tsm_r50 fused fp32", "slowonly_r50 fused fp32", "r2plus1d_r50 fused fp32", "r3d_r50 fused fp32"),
         *("tadaconvnext_t literal fp32", "tadaconvnext_t unfolded fp32", "tadaconvnext_t fused fp32"),
-        "convnext_t fused fp32",
+        *(
+            "convnext_t fused fp32",
+            "tada_lite0 unfolded fp32",
+            "tada_lite0 fused fp32",
+            "efficientnet_lite0 fused fp32",
+        ),
     ]
     rows = dict(zip(names, found["rows"], strict=True))
     assert rows["tsm_r50 fused fp32"]["multiply_adds"] == rows["tsn_r50 fused fp32"]["multiply_adds"] > 1e6
@@ -220,6 +227,7 @@ def test_speed_model(tmp_path: Path) -> None:
     assert [(best["row"], best["plain_row"]) for best in found["best"]] == [
         ("tada2d_r50 fused fp32", "tsn_r50 fused fp32"),
         ("tadaconvnext_t fused fp32", "convnext_t fused fp32"),
+        ("tada_lite0 fused fp32", "efficientnet_lite0 fused fp32"),
     ]
 
 

@@ -273,12 +273,12 @@ def largest_difference(network: nn.Module, exported: nn.Module, clip: ClipSpec) 
     """The largest difference between the logits of two networks, relative to the largest logit.
 
     Compared on noise whose brightness changes over time: one clip of ``clip``'s size, three of half the height, and one
-    of twice the frames and larger height.
+    of twice the frames and a larger height, by an odd number.
     """
     t, size = clip.num_frames, clip.crop
     generator = torch.Generator().manual_seed(0)
     differences = []
-    for n, frames, height in ((1, t, size), (3, t, max(size // 2, 32)), (1, 2 * t, size + 32)):
+    for n, frames, height in ((1, t, size), (3, t, max(size // 2, 32)), (1, 2 * t, size + 33)):
         clips = torch.randn(n, 3, frames, height, size, generator=generator)
         clips += torch.randn(n, 3, frames, 1, 1, generator=generator)
         with torch.inference_mode():

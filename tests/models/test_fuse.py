@@ -20,6 +20,15 @@ from tada.models.fuse import fuse
 from tada.models.tada2d import TAda2D, TAda2DConfig
 from tada.tadaconv import Routing, TAdaConv2d
 
+LITE: dict[str, Any] = {
+    "depths": (1, 2, 1),
+    "widths": (4, 6, 8),
+    "expansions": (1, 3, 2),
+    "kernels": (3, 5, 3),
+    "strides": (1, 2, 2),
+    "stem_width": 4,
+    "last_width": 12,
+}
 BOTTLENECKS: dict[str, Any] = {"block": "bottleneck", "depths": (2, 1), "widths": (8, 12), "stem_width": 8}
 
 
@@ -74,6 +83,11 @@ def norms_of(network: nn.Module) -> list[nn.Module]:
         ("tadaconvnext_mini", {}),
         ("tadaconvnext_mini", {"calibrate": "in"}),
         ("convnext_mini", {}),
+        ("efficientnet_lite0", LITE),
+        ("tada_lite0", LITE),
+        ("tada_lite0", LITE | {"calibrate": "in", "routing_ratio": 2, "aggregation": "avg"}),
+        ("tada_lite0", LITE | {"routing_kernel_sizes": (3,)}),
+        ("tada_lite0", LITE | {"routing_global_context": False}),
         ("slowonly_tiny", {"adapted": True}),
         ("slowfast_tiny", {}),
         ("r2plus1d_tiny", {"adapted": True}),

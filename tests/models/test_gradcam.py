@@ -17,6 +17,7 @@ from reference.tadaconv import literal_tadaconv
 from tada.adaptation import adapt
 from tada.errors import CheckpointError, OptionError, UnknownNameError
 from tada.models import create_model
+from tada.models.efficientnet_lite import EfficientNetLite
 from tada.models.gradcam import MIN_CELLS, look
 from tada.recognition.recognizer import load_recognizer
 from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
@@ -43,9 +44,12 @@ def small(name: str, **options: Any) -> nn.Module:
     shapes: dict[str, dict[str, Any]] = {
         "t": {"widths": (4, 5), "depths": (1, 1), "stem_width": 3, "routing_ratio": 1},
         "c": {"widths": (4, 6), "depths": (1, 2), "kernel": 3, "layer_scale": 1.0, "routing_ratio": 1},
+        "e": {"depths": (1, 2), "widths": (3, 4), "expansions": (1, 2), "kernels": (3, 5), "strides": (1, 2)}
+        | {"stem_width": 3, "last_width": 5},
         "h": {"width": 4, "depths": (1, 1), "reduce_frames": (1, 1), "temporal_strides": (1, 2), "stem_sides": 3},
     }
-    kind = "t" if name in ("tada2d_tiny", "tsn_tiny") else "c" if "convnext" in name else "h"
+    kinds = {"tada2d": "t", "tsn": "t", "tadaconvnext": "c", "convnext": "c", "tada": "e", "efficientnet": "e"}
+    kind = kinds.get(name.split("_")[0], "h")
     return trained(create_model(name, num_classes=3, **shapes[kind] | options))
 
 
@@ -87,6 +91,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "tsn": lambda: small("tsn_tiny"),
     "tadaconvnext": lambda: small("tadaconvnext_mini"),
     "convnext": lambda: small("convnext_mini"),
+    "lite": lambda: small("tada_lite0"),
     "slowonly": lambda: small("slowonly_tiny", adapted=True),
     "slowfast": lambda: small("slowfast_tiny", adapted=True, fast_ratio=2, fast_width=3),
     "r2plus1d": lambda: small("r2plus1d_tiny", adapted=True),
@@ -220,18 +225,20 @@ def even(network: nn.Module) -> nn.Module:
             if module.bias is not None:
                 nn.init.constant_(module.bias, 1.0)
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
-            nn.init.constant_(module.weight, 1.0)
+            nn.init.constant_(module.weight, 1.0 if not isinstance(network, EfficientNetLite) else 1e-3)  # below 6
     return network.double().eval()
 
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [("tada2d_tiny", 8), ("tsn_tiny", 8), ("tsn_r18", 32), ("tada2d_r50", 32), ("r2plus1d_tiny", 8)],
+    [("tada2d_tiny", 8), ("tsn_tiny", 8), ("tsn_r18", 32), ("tada2d_r50", 32), ("r2plus1d_tiny", 8), ("tada_lite0", 8)],
 )
 def test_a_cell_is_in_the_middle_of_what_it_sees(name: str, step: int) -> None:
     options = {"block": "basic", "depths": (1, 1), "widths": (2, 2), "stem_width": 2} if step == 8 else {}
     if name == "r2plus1d_tiny":
         options = {"depths": (1, 1), "width": 2, "reduce_frames": (1, 1), "temporal_strides": (1, 1)}
+    elif name == "tada_lite0":
+        options = {"depths": (1, 2), "widths": (2, 2), "expansions": (1, 2), "kernels": (3, 5), "strides": (2, 2)}
     elif step == 32:
         options = {"widths": (2, 2, 2, 2), "stem_width": 2, "depths": (1, 1, 1, 1)}
     network = even(create_model(name, num_classes=2, **options))

@@ -24,6 +24,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "tada2d_tiny": {"widths": [8, 8, 8, 8], "stem_width": 8},
     "tsn_tiny": {"widths": [8, 8, 8, 8], "stem_width": 8},
     "tadaconvnext_mini": {"widths": [8, 8, 8]},
+    "tada_lite0": {"depths": [1, 1], "widths": [4, 4], "expansions": [1, 2], "kernels": [3, 3], "strides": [1, 2]},
     "slowonly_tiny": {"width": 8, "adapted": True},
 }
 

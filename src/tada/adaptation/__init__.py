@@ -25,7 +25,15 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tada.adaptation.own_padding import FramePadding, find_own_padding, pad_frames
 from tada.errors import OptionError, listed
-from tada.tadaconv import Calibrate, Calibration, Routing, RoutingNorm, TAdaConv2d, TAdaConv3d
+from tada.tadaconv import (
+    Calibrate,
+    Calibration,
+    Routing,
+    RoutingNorm,
+    TAdaConv2d,
+    TAdaConv3d,
+    depthwise_hidden_channels,
+)
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -372,17 +380,11 @@ def _check_ready(network: nn.Module) -> None:
 # -- the change -------------------------------------------------------------------------------------------------------
 
 
-_DEPTHWISE_HIDDEN = 6
-"""Most hidden channels of a depthwise convolution's routing function, by default. MobileNetV2 grows by 13 % with it, by
-350 % with C / 4."""
-
-
 def _new_routing(conv: Any, norm: RoutingNorm, ratio: int | None) -> Routing:
     """Build a convolution's routing function: the paper's, or, for depthwise ones, one without a C x C layer."""
     channels: int = conv.in_channels
-    hidden = max(channels // (ratio or 4), 1)
     if conv.groups == channels > 1:
-        return Routing(channels, hidden_channels=hidden if ratio else min(hidden, _DEPTHWISE_HIDDEN), norm=norm)
+        return Routing(channels, hidden_channels=depthwise_hidden_channels(channels, ratio), norm=norm)
     return Routing(channels, ratio=ratio or 4, norm=norm)
 
 

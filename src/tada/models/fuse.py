@@ -7,8 +7,8 @@
     the wide layers of TAdaConvNeXt      process the pixels in chunks that fit into the processor's cache
     many clips on a CPU                  are processed a few at a time
 
-``fuse`` does not change the network it is given. The simple form in tada2d.py and tadaconvnext.py defines what is
-computed here; tests compare the two.
+``fuse`` does not change the network it is given. The simple form in the network's own file defines what is computed
+here; tests compare the two.
 
 Shapes: N clips, T frames, C channels in, D channels out, H x W pixels, P pixels of all frames, K classes. Frames are
 [N*T, C, H, W], channels last.
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map_only
 
+from tada.adaptation.own_padding import pad_frames
 from tada.errors import OptionError
-from tada.models import tada2d, tadaconvnext
+from tada.models import efficientnet_lite, tada2d, tadaconvnext
 from tada.models.fold_norms import factor_and_shift, fold, fold_norms
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
 
@@ -52,8 +53,8 @@ def fuse(
     """Make a fused copy of a network for inference; the network itself is not changed.
 
     Args:
-        model: TAda2D, TSN, TAdaConvNeXt; or any other network that takes clips, such as one that ``tada.adapt``
-            changed: of these only the norms are folded.
+        model: TAda2D, TSN, TAdaConvNeXt, EfficientNetLite; or any other network that takes clips, such as one that
+            ``tada.adapt`` changed: of these only the norms are folded.
         dtype: dtype of weights and features, such as torch.bfloat16; by default the model's. Clips may have any dtype;
             the logits have that of the clips.
         compile: compile the result by torch.compile at its first clips. Takes a minute, and on a CPU a C++ compiler.
@@ -78,6 +79,13 @@ def fuse(
         assert isinstance(network.stem_norm, nn.BatchNorm2d)
         fold(network.stem_conv, network.stem_norm)
         network.stem_norm = nn.Identity()
+        _fuse_blocks(network.stages)
+    elif isinstance(network, efficientnet_lite.EfficientNetLite):
+        assert isinstance(network.stem_norm, nn.BatchNorm2d)
+        assert isinstance(network.last_norm, nn.BatchNorm2d)
+        fold(network.stem_conv, network.stem_norm)
+        fold(network.last_conv, network.last_norm)
+        network.stem_norm = network.last_norm = nn.Identity()
         _fuse_blocks(network.stages)
     elif isinstance(network, tadaconvnext.TAdaConvNeXt):
         _fuse_blocks(network.stages)
@@ -136,8 +144,8 @@ class FusedNetwork(nn.Module):
     def _run_in_parts(self, run: Callable[[Tensor], Any], clips: Tensor) -> Any:
         with self._compiling(clips):
             # The output of another network may have any structure, which torch.cat could not join.
-            ours = isinstance(self.network, tada2d.TAda2D | tadaconvnext.TAdaConvNeXt)
-            if not ours or clips.device.type != "cpu":
+            ours = tada2d.TAda2D | tadaconvnext.TAdaConvNeXt | efficientnet_lite.EfficientNetLite
+            if not isinstance(self.network, ours) or clips.device.type != "cpu":
                 return run(self._prepare(clips))
             pixels = _PIXELS_OF_A_THREAD * max(torch.get_num_threads(), 2)
             at_a_time = max(pixels // clips.shape[2:].numel(), 1)
@@ -193,7 +201,8 @@ class FusedRouting(nn.Module):
             assert routing.reduce.bias is not None
             layers.insert(0, (routing.reduce.weight.detach(), routing.reduce.bias.detach()))
         self.context_bias: nn.Parameter | None = None
-        if routing.context is not None:
+        self.hidden_context = routing.context if routing.joins_hidden_layer else None
+        if routing.context is not None and self.hidden_context is None:
             # The context, a linear layer on the clip's mean, is multiplied into the kernel that reads it: the kernel
             # gets C more inputs, the clip's mean. The context's bias is added to the frames, since the zero padding
             # beyond the clip's ends has none.
@@ -211,7 +220,8 @@ class FusedRouting(nn.Module):
         if self.context_bias is not None:
             h = torch.cat([h + self.context_bias, h.mean(1, keepdim=True).expand_as(h)], dim=2)
         if self.reduce is not None:
-            h = self.reduce(h)
+            context = 0 if self.hidden_context is None else self.hidden_context(h.mean(1, keepdim=True))
+            h = self.reduce(h) + context
             h = F.relu(h) if self.norm is None else F.gelu(self.norm(h))
         scales: Tensor = self.scales(h)
         return scales.flatten(0, 1)
@@ -405,11 +415,70 @@ class FusedNextBlock(nn.Module):
         return pixels.permute(0, 3, 1, 2)
 
 
+# -- EfficientNet-Lite ------------------------------------------------------------------------------------------------
+
+
+class FusedInvertedResidual(nn.Module):
+    """1x1 to more channels, depthwise, 1x1 back; added to what came in where sizes agree."""
+
+    def __init__(self, block: efficientnet_lite.InvertedResidual) -> None:
+        super().__init__()
+        self.expand: nn.Module | None = None
+        if block.expand is not None:
+            assert isinstance(block.expand_norm, nn.BatchNorm2d)
+            self.expand = fold(block.expand, block.expand_norm)
+        self.conv = FusedDepthwise(block.conv, block.norm)
+        self.project = fold(block.project, block.project_norm)
+        self.adds = block.adds
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        wide = frames if self.expand is None else self.expand(frames).clamp_(0, 6)
+        y: Tensor = self.project(self.conv(wide, num_frames))
+        if self.adds:
+            y += frames
+        return y
+
+
+class FusedDepthwise(nn.Module):
+    """A depthwise convolution with its norm and ReLU6: scaled for every frame, filtered over time, or plain."""
+
+    def __init__(self, conv: nn.Conv2d | TAdaConv2d, norm: TemporalAggregation | nn.BatchNorm2d) -> None:
+        super().__init__()
+        if isinstance(norm, nn.BatchNorm2d):
+            fold(conv, norm)
+        # A depthwise kernel has one channel in and one out: either side's scale is the output's.
+        self.routing: FusedRouting | None = None
+        if isinstance(conv, TAdaConv2d):
+            assert conv.routing is not None
+            self.routing = FusedRouting(conv.routing)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.kernel_size, self.stride, self.padding, self.dilation = conv.kernel_size, conv.stride, conv.padding, (1, 1)
+        self.padded_before = getattr(conv, "padded_before", None)
+        self.aggregation: nn.Module | None = None
+        if isinstance(norm, TemporalAggregation):
+            self.aggregation = FilterOverTime(norm, relu=False) if norm.pool == "avg" else norm
+
+    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
+        c = frames.shape[1]
+        padded = frames if self.padded_before is None else pad_frames(frames, self.padded_before, self)
+        bias = self.bias if self.routing is None else None
+        y = F.conv2d(padded, self.weight, bias, self.stride, self.padding, groups=c)
+        if self.routing is not None:
+            scale = self.routing(frames, num_frames)[:, None, None]
+            pixels = y.permute(0, 2, 3, 1)  # as it lies
+            pixels = pixels.mul_(scale) if self.bias is None else torch.addcmul(self.bias, pixels, scale, out=pixels)
+            y = pixels.permute(0, 3, 1, 2)
+        if self.aggregation is not None:
+            y = self.aggregation(y, num_frames)
+        return y.clamp_(0, 6)
+
+
 def _fuse_blocks(stages: nn.ModuleList) -> None:
     fused: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
         tada2d.BasicBlock: FusedBasicBlock,
         tada2d.Bottleneck: FusedBottleneck,
         tadaconvnext.ConvNeXtBlock: FusedNextBlock,
+        efficientnet_lite.InvertedResidual: FusedInvertedResidual,
     }
     for stage in stages:
         assert isinstance(stage, nn.ModuleList)

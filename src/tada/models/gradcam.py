@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tada.adaptation.own_padding import FramePadding, sides_of
 from tada.errors import CheckpointError, OptionError, UnknownNameError
+from tada.models.efficientnet_lite import EfficientNetLite
 from tada.models.resnet3d import Host
 from tada.models.tada2d import TAda2D
 from tada.models.tadaconvnext import TAdaConvNeXt
@@ -168,7 +170,7 @@ def _stage(network: nn.Module, survey: _Survey) -> tuple[str, ...]:
 
 def _stages(network: nn.Module) -> list[tuple[str, ...]]:
     """The last module of each stage, by pathway, of tada's networks; empty for other networks."""
-    if isinstance(network, TAda2D | TAdaConvNeXt):
+    if isinstance(network, TAda2D | TAdaConvNeXt | EfficientNetLite):
         return [(name,) for name in _last_blocks("stages", network.stages)]
     if isinstance(network, Host):
         slow = _last_blocks("slow.stages", network.slow.stages)
@@ -255,7 +257,8 @@ def _middles(survey: _Survey, layer: str, pixels: tuple[int, int]) -> tuple[Tens
             if before[axis] > size:
                 continue  # a shortcut or another pathway: this resizing is counted already
             first, step = _patches(first, step, size / before[axis])
-            kernel, stride, padding, dilation = (_side(module, name, axis) for name in _GEOMETRY)
+            kernel, stride, dilation = (_side(module, name, axis) for name in ("kernel_size", "stride", "dilation"))
+            padding = _padding(module, axis, before)
             first, step = first + (dilation * (kernel - 1) / 2 - padding) * step, step * stride
             size = after[axis]
         count = survey.maps[layer][axis]
@@ -264,7 +267,13 @@ def _middles(survey: _Survey, layer: str, pixels: tuple[int, int]) -> tuple[Tens
     return middles[0], middles[1]
 
 
-_GEOMETRY = ("kernel_size", "stride", "padding", "dilation")
+def _padding(module: nn.Module, axis: int, size: tuple[int, int]) -> int:
+    """Zeros before the first row or column."""
+    around: FramePadding | None = getattr(module, "padded_before", None)
+    if around is None:
+        return _side(module, "padding", axis)
+    left, _, above, _ = sides_of(around, size, module)
+    return (above, left)[axis]
 
 
 def _side(module: nn.Module, name: str, axis: int) -> int:

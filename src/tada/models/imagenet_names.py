@@ -1,13 +1,15 @@
-"""Map the weight names of image networks in torchvision and timm to ours."""
+"""Map the weight names of image networks in torchvision, timm and others to ours."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tada.models.efficientnet_lite import EfficientNetLiteConfig
 from tada.models.tada2d import TAda2DConfig
 from tada.models.tadaconvnext import TAdaConvNeXtConfig
 from tada.models.weights import (
@@ -15,10 +17,11 @@ from tada.models.weights import (
 )
 
 # Names of their classifiers; and our names of weights that an image network does not have.
-THEIR_CLASSIFIER = re.compile(r"(fc|head|head\.fc|classifier|classifier\.2)\.(weight|bias)")
+THEIR_CLASSIFIER = re.compile(r"(_?fc|head|head\.fc|classifier|classifier\.2)\.(weight|bias)")
 NOT_OF_IMAGES = re.compile(r"head\.|.*\.routing\.|.*\.pooled_norm\.")
 
-# Our module names, then theirs. i is the stage from 0, n the stage from 1, j the block from 0.
+# Our module names, then theirs. i is the stage from 0, n the stage from 1, j the block from 0, m the block from 0 over
+# all stages.
 _Rows = tuple[tuple[str, ...], ...]
 _BOTTLENECKS: _Rows = (
     ("stem_conv", "conv1"),
@@ -59,24 +62,55 @@ _CONVNEXT: _Rows = (  # ours, the authors', timm's, torchvision's (which counts 
     ),
     ("norm", "norm", "head.norm", "classifier.0"),
 )
+_EFFICIENTNET_ENDS: _Rows = (  # ours, efficientnet_pytorch's, timm's
+    ("stem_conv", "_conv_stem", "conv_stem"),
+    ("stem_norm", "_bn0", "bn1"),
+    ("last_conv", "_conv_head", "conv_head"),
+    ("last_norm", "_bn1", "bn2"),
+)
+_EFFICIENTNET: _Rows = (
+    *_EFFICIENTNET_ENDS,
+    ("stages.{i}.{j}.expand", "_blocks.{m}._expand_conv", "blocks.{i}.{j}.conv_pw"),
+    ("stages.{i}.{j}.expand_norm", "_blocks.{m}._bn0", "blocks.{i}.{j}.bn1"),
+    ("stages.{i}.{j}.conv", "_blocks.{m}._depthwise_conv", "blocks.{i}.{j}.conv_dw"),
+    ("stages.{i}.{j}.{norm}", "_blocks.{m}._bn1", "blocks.{i}.{j}.bn2"),
+    ("stages.{i}.{j}.project", "_blocks.{m}._project_conv", "blocks.{i}.{j}.conv_pwl"),
+    ("stages.{i}.{j}.project_norm", "_blocks.{m}._bn2", "blocks.{i}.{j}.bn3"),
+)
+_EFFICIENTNET_UNEXPANDED: _Rows = (  # timm counts the norms of such a block from 1 too
+    *_EFFICIENTNET_ENDS,
+    ("stages.{i}.{j}.conv", "_blocks.{m}._depthwise_conv", "blocks.{i}.{j}.conv_dw"),
+    ("stages.{i}.{j}.{norm}", "_blocks.{m}._bn1", "blocks.{i}.{j}.bn1"),
+    ("stages.{i}.{j}.project", "_blocks.{m}._project_conv", "blocks.{i}.{j}.conv_pw"),
+    ("stages.{i}.{j}.project_norm", "_blocks.{m}._bn2", "blocks.{i}.{j}.bn2"),
+)
+
+ImageConfig = TAda2DConfig | TAdaConvNeXtConfig | EfficientNetLiteConfig
 
 
-def our_parts(config: TAda2DConfig | TAdaConvNeXtConfig, own: Mapping[str, Tensor]) -> list[dict[str, str]]:
+def our_parts(config: ImageConfig, own: Mapping[str, Tensor]) -> list[dict[str, str]]:
     """For each naming scheme of image networks: their module names -> ours."""
-    norm, rows = "norm", _CONVNEXT
-    if isinstance(config, TAda2DConfig):
-        rows = _BASIC_BLOCKS if config.block == "basic" else _BOTTLENECKS
-        norm = "norm" if config.aggregation is None else "norm.norm"
+    aggregates = not isinstance(config, TAdaConvNeXtConfig) and config.aggregation is not None
+    norm = "norm.norm" if aggregates else "norm"
     parts = own.keys() | {key.rpartition(".")[0] for key in own}
-    found: list[dict[str, str]] = [{} for _ in rows[0][1:]]
-    for i, depth in enumerate(config.depths):
-        for j in range(depth):
-            for row in rows:
-                ours, *theirs = (name.format(i=i, n=i + 1, j=j, even=2 * i, odd=2 * i + 1, norm=norm) for name in row)
-                if ours in parts:
-                    for names, name in zip(found, theirs, strict=True):
-                        names[name] = ours
+    found: list[dict[str, str]] = [{} for _ in _rows(config, 0)[0][1:]]
+    blocks = [(i, j) for i, depth in enumerate(config.depths) for j in range(depth)]
+    for m, (i, j) in enumerate(blocks):
+        places: dict[str, Any] = {"i": i, "n": i + 1, "j": j, "m": m, "even": 2 * i, "odd": 2 * i + 1, "norm": norm}
+        for row in _rows(config, i):
+            ours, *theirs = (name.format(**places) for name in row)
+            if ours in parts:
+                for names, name in zip(found, theirs, strict=True):
+                    names[name] = ours
     return found
+
+
+def _rows(config: ImageConfig, stage: int) -> _Rows:
+    if isinstance(config, TAdaConvNeXtConfig):
+        return _CONVNEXT
+    if isinstance(config, TAda2DConfig):
+        return _BASIC_BLOCKS if config.block == "basic" else _BOTTLENECKS
+    return _EFFICIENTNET if config.expansions[stage] > 1 else _EFFICIENTNET_UNEXPANDED
 
 
 def our_name(name: str, parts: Mapping[str, str]) -> str | None:

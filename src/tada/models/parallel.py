@@ -13,14 +13,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from tada.errors import OptionError
-from tada.models import resnet3d, tada2d, tadaconvnext
+from tada.models import efficientnet_lite, resnet3d, tada2d, tadaconvnext
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch.distributed.device_mesh import DeviceMesh
 
-_BLOCKS = (tada2d.BasicBlock, tada2d.Bottleneck, tadaconvnext.ConvNeXtBlock, resnet3d.Bottleneck3d)
+_BLOCKS = (
+    tada2d.BasicBlock,
+    tada2d.Bottleneck,
+    tadaconvnext.ConvNeXtBlock,
+    efficientnet_lite.InvertedResidual,
+    resnet3d.Bottleneck3d,
+)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

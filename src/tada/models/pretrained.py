@@ -3,16 +3,17 @@
 A source is the folder of a run, a file of weights, or ``hf-hub:OWNER/NAME``. It may hold
 
 - a network of ours, or a released one: everything but the classifier is taken, and must fit;
-- an image network of the same shape, a ResNet (torchvision's names, which are timm's) or a ConvNeXt (torchvision's,
-  timm's or the authors'): its kernels and norms are taken one for one. Weights that an image network does not have keep
-  their initialization: routing functions return 1, and pooled norms 0. So at first the network computes for each frame
-  what the image network computes.
+- an image network of the same shape, a ResNet (torchvision's names, which are timm's), a ConvNeXt (torchvision's,
+  timm's or the authors') or an EfficientNet-Lite (timm's or efficientnet_pytorch's): its kernels and norms are taken
+  one for one. Weights that an image network does not have keep their initialization: routing functions return 1, and
+  pooled norms 0. So at first the network computes for each frame what the image network computes.
 
 Two weights are reshaped or added. The 4x4 stem kernel of a ConvNeXt becomes the middle frame of the TAdaConvNeXt's
 3x4x4 stem kernel, with zeros on the other two: then each frame, also the first, gives exactly the features of the image
 network. (A third of the kernel on each frame would blur motion, and dim the first frame by a third.) And a network of
 basic blocks has a shortcut where ResNet-18 has its max-pool; it is initialized as the identity. Pixels are normalized
-here by mean .45 and std .225, as in the released code, not per channel as for ImageNet.
+here by mean .45 and std .225, as in the released code, not per channel as for ImageNet; an EfficientNetLite converts
+them to the range of its weights, so its logits are ImageNet's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from torch import Tensor, nn
 from tada.errors import CheckpointError, OptionError, UnknownNameError, listed
 from tada.models import MODELS, Network
 from tada.models import create_model as drawn
+from tada.models.efficientnet_lite import EfficientNetLite
 from tada.models.hub import fetch_weights, is_hub_id
+from tada.models.image_weights import IMAGE_MODELS, IN_WORDS, NUM_CLASSES, image_weights
 from tada.models.imagenet_names import NOT_OF_IMAGES, THEIR_CLASSIFIER, made_to_fit, our_name, our_parts
 from tada.models.tada2d import TAda2D
 from tada.models.tadaconvnext import TAdaConvNeXt
@@ -93,11 +96,12 @@ def create_model(
         tada.create_model("tada2d_tiny", pretrained=True, num_classes=5)  # all but the classifier is trained
 
     Args:
-        num_classes: K. By default 400, or that of the pretrained weights.
+        num_classes: K. By default 400, or that of the pretrained weights (of a trained model, or "image").
         num_frames: T of the clips; see ``tada.models.create_model``.
-        pretrained: True: the weights that ship with tada for this network; or the name of such weights, the folder of a
-            run, a file of weights, or hf-hub:OWNER/NAME, as a recipe's ``init`` takes them. The classifier is taken too
-            where it is a trained model's with as many classes; else it is random. False: all weights are random.
+        pretrained: True: the weights that this network starts from by default, which ship with tada or, "image", come
+            with the package of tada-video[image]; or the name of such weights, the folder of a run, a file of weights,
+            or hf-hub:OWNER/NAME, as a recipe's ``init`` takes them. The classifier is taken too where it is a trained
+            model's or an image network's with as many classes; else it is random. False: all weights are random.
         options: fields of the network's config, as ``tada.models.create_model`` takes them; by default those of the
             pretrained model.
 
@@ -112,6 +116,8 @@ def create_model(
     if name not in MODELS:
         raise UnknownNameError.of("model", name, MODELS)
     source = _trained_source(name, pretrained)
+    if source == "image" and num_classes is None:
+        num_classes = NUM_CLASSES
     if is_hub_id(source):
         file, card = fetch_weights(source)
         source = str(file if card is None else card.parent)
@@ -128,12 +134,14 @@ def create_model(
                 raise CheckpointError(f"the weights of {pretrained} do not fit: {error}") from error
             return model
     model = build(num_classes=400 if num_classes is None else num_classes, **options)
-    start_from(model, name, source)
+    start_from(model, name, source, classifier=True)
     return model
 
 
 def _trained_source(name: str, pretrained: bool | str | PathLike[str]) -> str:
-    """The folder, file or hub id of ``pretrained`` weights."""
+    """The folder, file or hub id of ``pretrained`` weights, or "image"."""
+    if pretrained == "image" or (pretrained is True and name in IMAGE_MODELS):
+        return "image"
     if isinstance(pretrained, bool):
         found = next((packed for packed in packaged_names() if packed.startswith(f"{name}_")), None)
         if found is None:
@@ -163,36 +171,49 @@ def initialize(model: nn.Module, name: str, init: str, *, say: Callable[[str], N
         OptionError: ``init`` is "motion" and no such weights ship for this model, or it names no existing source.
         CheckpointError: the weights do not fit.
     """
-    if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
-        return start_in_words(name, init)
-    if init in ("auto", "motion"):
-        start_from(model, name, str(packaged(f"{name}_motion")))
-        return start_in_words(name, init)
-    report = start_from(model, name, init)
-    say(str(report))
-    return report.source
+    start = _start(name, init)
+    if start == "none":
+        return RANDOM_WEIGHTS
+    report = start_from(model, name, str(packaged(f"{name}_motion")) if start == "motion" else start)
+    if start != "motion":
+        say(str(report))
+    return start_in_words(name, init)
 
 
 def start_in_words(name: str, init: str) -> str:
     """The description that ``initialize`` returns, without loading the weights."""
-    if init == "none" or (init == "auto" and f"{name}_motion" not in packaged_names()):
-        return RANDOM_WEIGHTS
-    return "weights learned on generated motion" if init in ("auto", "motion") else f"the weights of {init}"
+    start = _start(name, init)
+    known = {"none": RANDOM_WEIGHTS, "motion": "weights learned on generated motion", "image": IN_WORDS}
+    return known.get(start, f"the weights of {start}")
+
+
+def _start(name: str, init: str) -> str:
+    """A recipe's ``init`` with 'auto' resolved."""
+    if init != "auto":
+        return init
+    if name in IMAGE_MODELS:
+        return "image"
+    return "motion" if f"{name}_motion" in packaged_names() else "none"
 
 
 def absolute_source(init: str) -> str:
     """A recipe's ``init`` with a path made absolute."""
-    is_word = init in ("auto", "motion", "none") or is_hub_id(init)
+    is_word = init in ("auto", "motion", "image", "none") or is_hub_id(init)
     return init if is_word or not Path(init).exists() else absolute_path(init)
 
 
-def start_from(model: nn.Module, name: str, source: str) -> InitialReport:
+def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = False) -> InitialReport:
     """Load the weights of a source into a new model, the network called ``name``, without the classifier.
+
+    Args:
+        classifier: take an image network's classifier too, where it has as many classes.
 
     Raises:
         OptionError: there is no such source.
         CheckpointError: the weights do not fit; the model is then unchanged.
     """
+    if source == "image":
+        return take_image_network(model, read_weights(image_weights(name)), IN_WORDS, classifier=classifier)
     folder, file = Path(source), Path(source)
     words = f"the weights of {source}"
     if is_hub_id(source):
@@ -205,7 +226,7 @@ def start_from(model: nn.Module, name: str, source: str) -> InitialReport:
         return _take_own(model, given.state_dict(), words)
     if not file.exists():
         raise OptionError(
-            f"init {source!r} should be 'auto', 'motion', 'none', the folder of a run, a file of weights, or "
+            f"init {source!r} should be 'auto', 'motion', 'image', 'none', the folder of a run, a file of weights, or "
             "hf-hub:OWNER/NAME"
         )
     weights = read_weights(file)
@@ -216,7 +237,7 @@ def start_from(model: nn.Module, name: str, source: str) -> InitialReport:
         if released != name:
             raise CheckpointError(f"{source} holds a released {released}; a {name} cannot start from it")
         return _take_own(model, weights, f"the released weights of {source}")
-    return take_image_network(model, weights, f"the image network of {source}")
+    return take_image_network(model, weights, f"the image network of {source}", classifier=classifier)
 
 
 def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> InitialReport:
@@ -237,38 +258,43 @@ def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> In
 # -- image networks ---------------------------------------------------------------------------------------------------
 
 
-def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> InitialReport:
+def take_image_network(
+    model: nn.Module, weights: Mapping[str, Tensor], words: str, *, classifier: bool = False
+) -> InitialReport:
     """Load the weights of an image network of the same shape into a new model.
 
     Args:
         words: a description of the weights, for the report and for messages.
+        classifier: take the classifier too, where it has as many classes.
 
     Raises:
         CheckpointError: names or shapes of another network; the model is then unchanged.
     """
     own = model.state_dict()
-    if isinstance(model, TAda2D):
-        kind, names = "ResNet", our_parts(model.config, own)
-    elif isinstance(model, TAdaConvNeXt):
-        kind, names = "ConvNeXt", our_parts(model.config, own)
-    else:
-        raise CheckpointError(f"{words} is no start for a {type(model).__name__}: TAda2D and TAdaConvNeXt have one")
+    if not isinstance(model, TAda2D | TAdaConvNeXt | EfficientNetLite):
+        raise CheckpointError(
+            f"{words} is no start for a {type(model).__name__}: TAda2D, TAdaConvNeXt and EfficientNetLite have one"
+        )
+    kind, named_by = _IMAGE_NETWORKS[type(model)]
+    names = our_parts(model.config, own)
     known = max(names, key=lambda parts: sum(our_name(key, parts) is not None for key in weights))
     given: dict[str, Tensor] = {}
     ignored = []
     for key, value in weights.items():
         ours = our_name(key, known)
         if ours is None and THEIR_CLASSIFIER.fullmatch(key):
-            ignored.append(key)
-        else:
-            given[ours or f"{key} (unknown)"] = value
+            ours = f"{_HEAD}{key.rpartition('.')[2]}"
+            if not classifier or value.shape != own[ours].shape:
+                ignored.append(key)
+                continue
+        given[ours or f"{key} (unknown)"] = value
     if not given.keys() & own.keys():
         raise CheckpointError(
-            f"{words} is no {kind} as torchvision or timm names it; its first names are {listed(weights, quote=False)}"
+            f"{words} is no {kind} as {named_by} names it; its first names are {listed(weights, quote=False)}"
         )
     reshaped = made_to_fit(given, own)
     # Old files lack num_batches_tracked, and nothing here needs it.
-    fresh = {key for key in own if NOT_OF_IMAGES.match(key)}
+    fresh = {key for key in own if NOT_OF_IMAGES.match(key) and key not in given}
     fresh |= {key for key in own if key.endswith(".num_batches_tracked") and key not in given}
     try:
         restore(model, given, fresh=tuple(fresh))
@@ -281,6 +307,14 @@ def take_image_network(model: nn.Module, weights: Mapping[str, Tensor], words: s
         fresh=tuple(key for key in own if key in fresh and not key.endswith(".num_batches_tracked")),
         ignored=tuple(ignored),
     )
+
+
+_IMAGE_NETWORKS: dict[type[nn.Module], tuple[str, str]] = {
+    TAda2D: ("ResNet", "torchvision or timm"),
+    TAdaConvNeXt: ("ConvNeXt", "torchvision or timm"),
+    EfficientNetLite: ("EfficientNet-Lite", "timm or efficientnet_pytorch"),
+}
+"""What each network of ours is without TAdaConv, and under whose names such weights are known."""
 
 
 def _kind(name: str) -> str:

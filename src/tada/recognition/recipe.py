@@ -41,9 +41,10 @@ class Recipe(Schedule):
     model_options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the model's function, as a mapping, that differ from its defaults."""
     init: str = "auto"
-    """Initial weights: 'motion' (weights that ship with tada, trained on generated motion), 'none' (random), the folder
-    of a run, a file of weights or hf-hub:OWNER/NAME (of this network, or of an image network of its shape); or 'auto':
-    motion for a model that has such weights, none for the others."""
+    """Initial weights: 'motion' (weights that ship with tada, trained on generated motion), 'image' (weights trained on
+    ImageNet, from the package of tada-video[image]), 'none' (random), the folder of a run, a file of weights or
+    hf-hub:OWNER/NAME (of this network, or of an image network of its shape); or 'auto': motion or image for a model
+    that has such weights, none for the others."""
     train: TrainedPart = "all"
     """Part of the network that is trained: 'head' (the classifier), 'calibration' (the classifier, and TAdaConv's
     routing functions and second norms, on frozen kernels) or 'all'. Frozen norms keep their statistics."""

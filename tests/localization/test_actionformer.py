@@ -10,16 +10,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from golden.fill import fill_input, fill_tensor
+from reference import actionformer as slow
+from tada.data.table import Head
 from tada.errors import OptionError
 from tada.localization.detectors.actionformer import ActionFormer, ActionFormerConfig, banded_attention, decode
 from tada.localization.detectors.actionformer_losses import LevelOutputs, assign, diou_loss, focal_loss, losses
+from tada.localization.detectors.detector import detector_of
 from tada.localization.detectors.nms import Detections, Selection, select
+from tada.localization.features.folder import FeatureCard, VideoFeatures
 from tada.localization.features.grid import FeatureGrid
+from tada.localization.recipe import LocalizationRecipe, load_localization_recipe
+from tada.training.recipe import recipe_yaml, typed_recipe
 
-UNITS = json.loads((Path(__file__).parents[1] / "golden" / "tal_unit_values.json").read_text())
+GOLDEN = Path(__file__).parents[1] / "golden"
+UNITS = json.loads((GOLDEN / "tal_unit_values.json").read_text())
 RANGES = ((0, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 1e4))
 GRID = FeatureGrid(start_seconds=0.25, stride_seconds=0.5, window_seconds=1.0)
 
@@ -79,6 +88,89 @@ def test_padding_changes_nothing(window: int) -> None:
     torch.testing.assert_close(padded.logits[0][padded.valid], alone.logits[0][0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(padded.offsets[padded.valid], alone.offsets[0], rtol=1e-9, atol=1e-9)
     assert padded.points[padded.valid[0]].tolist() == alone.points.tolist()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("leak", ["none", "opentad", "actionformer"])
+@pytest.mark.parametrize("steps", [13, 16, 20, 32, 37, 70])
+def test_the_network_is_the_slow_one(leak: str, steps: int) -> None:
+    """A window for each level, the last of which sees all; padding; position encodings beyond the 32 of training."""
+    torch.manual_seed(steps)
+    windows, features = (5, 3, -1), torch.randn(6, steps, dtype=torch.float64)
+    config = small(window=windows, position_encoding=True, interpolate_positions=True, padding_leak=leak)
+    model = ActionFormer(config).double().eval()
+    for parameter in model.parameters():  # as after some training: no norm's bias is 0, no scale next to it
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    expected = slow.levels_of(
+        model.state_dict(), features, windows=windows, max_length=32, num_heads=2, positions=True, leak=leak
+    )
+    length = config.padded_length(steps)
+    found = model(F.pad(features, (0, length - steps))[None], (torch.arange(length) < steps)[None])
+    valid = found.valid[0]
+    for mine, part in ((found.logits[0][0], 0), (found.offsets[0], 1)):
+        wanted = torch.cat([level[part] for level in expected])
+        torch.testing.assert_close(mine[valid], wanted, rtol=1e-10, atol=1e-10)
+
+
+@torch.no_grad()
+def test_leaks_and_interpolation_count() -> None:
+    """What the test above compares is not the same for all settings."""
+    torch.manual_seed(0)
+    model = ActionFormer(small()).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    features, mask = torch.randn(1, 6, 40), torch.arange(40)[None] < 37
+    logits = []
+    for changes in (
+        {},
+        {"padding_leak": "opentad"},
+        {"padding_leak": "actionformer"},
+        {"position_encoding": True},
+        {"position_encoding": True, "interpolate_positions": True},
+    ):
+        variant = ActionFormer(small(**changes)).eval()
+        variant.load_state_dict(model.state_dict())
+        logits.append(variant(features, mask).logits[0][0, :37])
+    for i, one in enumerate(logits):
+        assert one.isfinite().all()
+        for other in logits[:i]:
+            assert not torch.allclose(one, other, atol=1e-3)
+    variant.train()  # in training encodings are never interpolated: no crop is longer than max_length
+    torch.testing.assert_close(variant._positions(features[:, :, :32]), variant.eval()._positions(features[:, :, :32]))
+
+
+@torch.no_grad()
+def test_a_card_of_before_finds_the_same() -> None:
+    """A localizer saved before windows, levels and leaks were fields; its encodings go on beyond ``max_length``."""
+    before = json.loads((GOLDEN / "old_localizer.json").read_text())
+    recipe = typed_recipe(yaml.safe_load(before["recipe"]), LocalizationRecipe)
+    detector = detector_of(before["shape"], recipe, [Head(name="action", labels=("a", "b"))]).eval()
+    detector.load_state_dict({name: filled(name, value) for name, value in detector.state_dict().items()})
+    card = FeatureCard(
+        video="v",
+        duration_seconds=18.75,
+        grid=FeatureGrid(start_seconds=0.25, stride_seconds=0.5, window_seconds=1.0),
+        num_features=37,
+        channels=4,
+        backbone="",
+        settings={},
+        score_labels={},
+    )
+    features = fill_input("old_localizer", (37, 4))
+    found = detector.double().detect(VideoFeatures(card=card, features=features, scores={}))
+    np.testing.assert_allclose(found.segments[:20], before["segments"], rtol=1e-9)
+    np.testing.assert_allclose(found.scores[:20], before["scores"], rtol=1e-9)
+    assert found.labels[:20].tolist() == before["labels"]
+
+
+def filled(name: str, like: torch.Tensor) -> torch.Tensor:
+    """A weight drawn from its name, as for tests/golden/old_localizer.json."""
+    if name == "normaliser":
+        return like
+    is_gain = name.endswith("scales") or (like.ndim == 1 and name.endswith("norm.weight"))
+    is_kernel = like.ndim > 1 and not name.endswith(".scale")
+    kind = "norm_weight" if is_gain else "weight" if is_kernel else "bias"
+    return torch.from_numpy(fill_tensor(name, tuple(like.shape), kind)).to(like.dtype)
 
 
 def test_lengths_that_do_not_halve_are_refused() -> None:
@@ -212,8 +304,10 @@ def test_selection() -> None:
         Selection(voting_tiou=2)
 
 
-def test_the_data_decide_levels_ranges_and_length() -> None:
-    def config(longest: float, *, stride: float = 0.133, overlapping: bool = False) -> ActionFormerConfig:
+def test_the_data_decide_levels_ranges_and_length_unless_the_recipe_does() -> None:
+    def config(
+        longest: float, *, stride: float = 0.133, overlapping: bool = False, **said: object
+    ) -> ActionFormerConfig:
         return ActionFormerConfig.for_data(
             in_channels=8,
             num_classes=(2,),
@@ -221,6 +315,7 @@ def test_the_data_decide_levels_ranges_and_length() -> None:
             video_steps=np.array([900.0, 1000.0]),
             stride_seconds=stride,
             overlapping=overlapping,
+            **said,  # type: ignore[arg-type]
         )
 
     # 90 % of the lengths up to 100 are up to 90: 4 * 2^(L-2) reaches it with L = 7.
@@ -233,12 +328,24 @@ def test_the_data_decide_levels_ranges_and_length() -> None:
     assert config(2.0, stride=0.533).window == 9
     epic = config(70.0, overlapping=True)
     assert epic.regression_ranges == ((0, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 1e4))
+    assert config(2.0, window=(9, 9, 5, -1)).num_levels == 4
+    for name, windows, length in (
+        ("activitynet", (7, 7, 7, 7, 7, -1), 192),
+        ("hacs", (13, 13, 13, 13, 13, -1), 960),
+        ("thumos14", (19,) * 6, 2304),
+    ):  # configs/actionformer of OpenTAD
+        recipe = load_localization_recipe(name)
+        assert typed_recipe(yaml.safe_load(recipe_yaml(recipe)), LocalizationRecipe) == recipe
+        said = config(2.0, window=recipe.window, num_levels=recipe.num_levels, max_length=recipe.max_length)
+        assert (said.windows, said.max_length, said.regression_ranges) == (windows, length, RANGES)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"window": 4}, "window=4 should be odd"),
+        ({"window": (5, 4, -1)}, r"window=\[5, 4, -1\] should be odd"),
+        ({"window": (5, -1)}, r"window=\[5, -1\] should be one for all levels, or one for each of 3"),
         ({"max_length": 30}, "max_length=30 should be a multiple of 4"),
         ({"num_levels": 2}, "num_levels=2 should be 1 to 8, each with a regression range"),
         ({"dim": 15}, "dim a multiple of num_heads"),

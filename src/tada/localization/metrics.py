@@ -350,7 +350,8 @@ def average_recall(
     """Average recall over the average number of proposals per video (AR@AN); classes are ignored.
 
     A segment is found if the tIoU of any kept proposal reaches the threshold; one proposal may find several segments.
-    The same fraction of every video's proposals is kept, as in ActivityNet's evaluation.
+    The same fraction of every video's proposals is kept, as in ActivityNet's evaluation. Numbers of proposals are
+    truncated as there: a product that float64 rounds to 2.9999999999999996 counts 2.
 
     Raises:
         DataError: as ``detection_map``; no proposals on the subset's videos.
@@ -369,18 +370,23 @@ def average_recall(
     ratio = max_average_proposals * len(truths) / total
     for video, places in truths.items():
         mine = founds.get(video, np.array([], np.int64))
-        kept = min(int(len(mine) * ratio + _GRACE), len(mine))
+        kept = min(int(len(mine) * ratio), len(mine))
         mine = mine[np.argsort(-found.scores[mine], kind="stable")][:kept]
         overlap = tiou(found.segments[mine], truth.segments[places])  # [P, G]
         reaches = overlap >= tious[:, None, None] - _GRACE
         first = np.where(reaches.any(1), reaches.argmax(1), kept) if kept else np.zeros(reaches.shape[::2], np.int64)
         ranks.append((kept, first))
     retained = sum(kept for kept, _ in ranks)
+    if not retained:
+        raise DataError(
+            f"of {total} proposals, {max_average_proposals} a video on average keep none of those on the videos of the "
+            "ground truth: leave out proposals on other videos, or raise max_average_proposals"
+        )
     parts = np.arange(1, max_average_proposals + 1) / max_average_proposals
     parts = parts * (max_average_proposals * len(truths) / retained)
     hits = np.zeros((len(tious), len(parts)))
     for kept, first in ranks:
-        counts = np.minimum((kept * parts + _GRACE).astype(np.int64), kept)
+        counts = np.minimum((kept * parts).astype(np.int64), kept)
         hits += (first[:, :, None] < counts).sum(1)
     recall = hits.mean(0) / len(truth.labels)
     return RecallScores(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from tada.data.epochs import LastBatch
+from tada.localization.detectors.levels import MAX_LEVELS, PaddingLeak, check_window
 from tada.localization.detectors.nms import Selection
 from tada.training.recipe import changed, find_recipe, read_recipe
 from tada.training.schedule import Fit, Schedule, require
@@ -19,10 +20,15 @@ from tada.video.numbered import check_fps
 class LocalizationRecipe(Schedule):
     """Options of training a detector on features.
 
-    The defaults are for a handful to some hundreds of videos. Levels, ranges and lengths are chosen from the data.
+    The defaults are for a handful to some hundreds of videos. What is null is chosen from the data.
     """
 
-    BEFORE: ClassVar[Mapping[str, Any]] = {**Schedule.BEFORE, "train_on_background": False}
+    BEFORE: ClassVar[Mapping[str, Any]] = {
+        **Schedule.BEFORE,
+        "train_on_background": False,
+        **dict.fromkeys(("num_levels", "window", "max_length")),
+        "padding_leak": "none",
+    }
     FIT: ClassVar[Fit] = Fit(batch_size=8, small_batch_size=2, steps_per_epoch=8, epochs=30, steps=400)
 
     detector: Literal["actionformer", "bmn"] = "actionformer"
@@ -34,8 +40,21 @@ class LocalizationRecipe(Schedule):
     classify each segment by itself. Of BMN and class-agnostic ActionFormer."""
     dim: int = 256
     """Channels inside ActionFormer."""
+    num_levels: int | None = None
+    """Levels of ActionFormer's pyramid, each with half the rate of the one before; null: as many as the lengths of the
+    segments need."""
+    window: int | tuple[int, ...] | None = None
+    """Steps within ActionFormer's attention window, an odd number; -1: all steps. One for all levels, or a list of one
+    for each; null: 19 where there is a feature every 0.3 seconds or more often, else 9."""
+    max_length: int | None = None
+    """Steps of ActionFormer's longest training crop, a multiple of 2^(num_levels - 1); null: the 95th percentile of the
+    videos' lengths, at most 2304."""
     position_encoding: bool = False
-    """Whether ActionFormer adds position encodings, as on ActivityNet and HACS."""
+    """Whether ActionFormer adds position encodings, as on ActivityNet and HACS; they are interpolated for videos longer
+    than max_length."""
+    padding_leak: PaddingLeak = "none"
+    """Where biases of layer norms leak from the padding into the last steps of a padded video: 'none'; before attention
+    and heads, as in 'opentad'; or between convolutions too, as in the released 'actionformer'."""
     input_dropout: float = 0.2
     """Fraction of the feature channels dropped in training; ActionFormer's."""
     fps: float | None = None
@@ -86,10 +105,23 @@ class LocalizationRecipe(Schedule):
         """Raise OptionError where a field is out of its range."""
         # A tuple, so that a recipe that was written to YAML and read again is equal.
         object.__setattr__(self, "tiou_thresholds", tuple(self.tiou_thresholds))
+        if isinstance(self.window, list):
+            object.__setattr__(self, "window", tuple(self.window))
         if self.fps is not None:
             check_fps(self.fps)
         require(self.video_classes is None or self.video_classes >= 1, "video_classes", "null or 1 or more")
         require(self.dim >= 4 and self.dim % 4 == 0, "dim", "a multiple of 4")
+        require(
+            self.num_levels is None or 1 <= self.num_levels <= MAX_LEVELS, "num_levels", f"null or 1 to {MAX_LEVELS}"
+        )
+        if self.window is not None:
+            check_window(self.window, self.num_levels)
+        multiple = 2 ** ((self.num_levels or 1) - 1)
+        require(
+            self.max_length is None or (self.max_length >= 1 and self.max_length % multiple == 0),
+            "max_length",
+            f"null or a multiple of {multiple}",
+        )
         require(0 <= self.input_dropout < 1, "input_dropout", "in [0, 1)")
         require(self.resize_to is None or self.resize_to >= 16, "resize_to", "null or 16 or more")
         require(0 < self.visible_part <= 1, "visible_part", "in (0, 1]")

@@ -167,8 +167,8 @@ def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epoch
     kind = type(recipe)
     saved = recipe_of_run(run, kind)
     names = [name for name in ("epochs", "batch_size", "warmup_epochs") if getattr(recipe, name) is None]
-    if saved != read_recipe(run / "recipe.yaml", kind):
-        names += kind.BEFORE  # which an older run's file lacks
+    told = _read_values(run / "recipe.yaml")
+    names += [name for name in kind.BEFORE if name not in told]  # which an older run's file lacks
     recipe = replace(recipe, **{name: getattr(saved, name) for name in names})  # type: ignore[type-var]
     values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
     if may_have_more_epochs and recipe.numbers.epochs < saved.numbers.epochs:

@@ -7,7 +7,10 @@ another regresses the distances to both ends, in steps of the level.
 
 Differs from the released code: local attention is computed in plain blocks (equal to 1e-7), so lengths need not be
 multiples of the window; the best candidates are chosen over all levels, as in OpenTAD; for verbs and nouns there is one
-backbone with two classification heads, where the paper trains two networks.
+backbone with two classification heads, where the paper trains two networks; padded steps are 0 before every
+convolution, so that padding changes no output. In the released code and in OpenTAD, biases of layer norms leak from the
+padding into the last steps of a padded video: ``padding_leak`` reproduces that. (OpenTAD's layer norms outside of
+attention add 1e-6 to the variance; these add 1e-5, as the released ones.)
 
 Shapes: B videos, T features (steps), C channels, L levels, P points of all levels, G segments, K classes, S label sets.
 Times are in steps of level 0: point t of level l stands for step t * 2^l.
@@ -29,6 +32,7 @@ from tada.data.table import Head
 from tada.errors import OptionError
 from tada.localization.annotations.table import UntrimmedVideo
 from tada.localization.detectors.actionformer_losses import LevelOutputs, losses
+from tada.localization.detectors.levels import MAX_LEVELS, PaddingLeak, check_window
 from tada.localization.detectors.nms import Detections, select
 from tada.localization.detectors.samples import Piece, RollingView, Sample, SampleBatch, pad, truths
 from tada.localization.features.folder import VideoFeatures
@@ -36,7 +40,6 @@ from tada.localization.features.grid import FeatureGrid
 from tada.localization.naming import name_segments, naming_scores
 from tada.localization.recipe import LocalizationRecipe
 
-MAX_LEVELS = 8
 _FAR = 10_000.0  # longer than any segment, in steps
 _CROP_TRIES = 200
 _ROLLING_SECONDS = 60.0
@@ -55,8 +58,9 @@ class ActionFormerConfig:
     """Channels inside the network."""
     num_heads: int = 4
     """Heads of the attention."""
-    window: int = 19
-    """Steps within the attention window on each level, centered on the query; odd. -1: all steps (global attention)."""
+    window: int | tuple[int, ...] = 19
+    """Steps within the attention window, centered on the query; odd. -1: all steps (global attention). One number for
+    all levels, or one for each."""
     num_levels: int = 6
     """L levels of the pyramid; level l has every 2^l-th step."""
     regression_ranges: tuple[tuple[float, float], ...]
@@ -65,6 +69,11 @@ class ActionFormerConfig:
     """Steps of the longest training crop; a multiple of 2^(L-1)."""
     position_encoding: bool = False
     """Whether sinusoidal position encodings are added to the features."""
+    interpolate_positions: bool = False
+    """Whether a video longer than ``max_length`` gets the encodings of ``max_length`` steps, interpolated, as in the
+    released code. False: the sinusoids go on, as in localizers saved before this field."""
+    padding_leak: PaddingLeak = "none"
+    """Where biases of layer norms leak from the padding into the last steps of a padded video."""
     drop_path: float = 0.1
     """Probability of dropping a block's residual branch in training (stochastic depth)."""
     input_dropout: float = 0.0
@@ -73,10 +82,9 @@ class ActionFormerConfig:
     def __post_init__(self) -> None:
         if min(self.in_channels, self.dim, self.num_heads, *self.num_classes) < 1 or self.dim % self.num_heads:
             raise OptionError(f"{self}: sizes must be positive, and dim a multiple of num_heads")
-        if self.window != -1 and (self.window < 1 or self.window % 2 == 0):
-            raise OptionError(f"window={self.window} should be odd, or -1 for all steps")
         if not 1 <= self.num_levels <= MAX_LEVELS or len(self.regression_ranges) != self.num_levels:
             raise OptionError(f"num_levels={self.num_levels} should be 1 to {MAX_LEVELS}, each with a regression range")
+        check_window(self.window, self.num_levels)
         if self.max_length < 1 or self.max_length % self.stride_of_last:
             raise OptionError(f"max_length={self.max_length} should be a multiple of {self.stride_of_last}")
 
@@ -84,6 +92,28 @@ class ActionFormerConfig:
     def stride_of_last(self) -> int:
         """Stride of the coarsest level, in steps."""
         return 1 << (self.num_levels - 1)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """[L], the attention window of each level."""
+        return (self.window,) * self.num_levels if isinstance(self.window, int) else self.window
+
+    def padded_length(self, num_steps: int) -> int:
+        """The length to which a video of ``num_steps`` steps is padded, in steps; a multiple of 2^(L-1).
+
+        The released code and OpenTAD pad to ``max_length``, and a longer video to a multiple of their largest block of
+        attention. The length decides how position encodings are interpolated and whether anything leaks. For a shorter
+        video, one padded step of the coarsest level gives the same numbers as all of their padding.
+        """
+        last = self.stride_of_last
+        padded = -(-num_steps // last) * last
+        if num_steps <= self.max_length:
+            return min(padded if self.padding_leak == "none" else padded + last, self.max_length)
+        if not self.interpolate_positions and self.padding_leak == "none":
+            return padded
+        blocks = (max(window // 2 * 2, 1) << level for level, window in enumerate(self.windows))
+        multiple = math.lcm(max(blocks), last)
+        return -(-num_steps // multiple) * multiple
 
     @classmethod
     def for_data(
@@ -96,10 +126,14 @@ class ActionFormerConfig:
         stride_seconds: float,
         overlapping: bool,
         dim: int = 256,
+        window: int | tuple[int, ...] | None = None,
+        num_levels: int | None = None,
+        max_length: int | None = None,
         position_encoding: bool = False,
+        padding_leak: PaddingLeak = "none",
         input_dropout: float = 0.0,
     ) -> ActionFormerConfig:
-        """Choose levels, ranges, window and length from the training data.
+        """Choose the regression ranges, and those of levels, window and length that are None, from the training data.
 
         Levels: the fewest for which the last but one covers the 90th percentile of segment lengths. Length: the 95th
         percentile of video lengths. Window: 9 for sparse features, 19 for dense ones.
@@ -109,11 +143,19 @@ class ActionFormerConfig:
             video_steps: numbers of features of the training videos.
             overlapping: whether segments often overlap; the regression ranges of levels then overlap too, as on
                 EPIC-KITCHENS.
+            window: one number for all levels; or one for each, which also says how many levels there are.
         """
-        long = float(np.percentile(segment_steps, 90))
-        num_levels = min(max(math.ceil(math.log2(max(long, 4.0) / 4.0)) + 2, 3), MAX_LEVELS)
-        last = 2 ** (num_levels - 1)
-        length = min(max(math.ceil(np.percentile(video_steps, 95) / last), 1) * last, max(2304 // last, 1) * last)
+        if num_levels is None and isinstance(window, tuple):
+            num_levels = len(window)
+        if num_levels is None:
+            long = float(np.percentile(segment_steps, 90))
+            num_levels = min(max(math.ceil(math.log2(max(long, 4.0) / 4.0)) + 2, 3), MAX_LEVELS)
+        if max_length is None:
+            last = 2 ** (num_levels - 1)
+            longest = max(2304 // last, 1) * last
+            max_length = min(max(math.ceil(np.percentile(video_steps, 95) / last), 1) * last, longest)
+        if window is None:
+            window = 19 if stride_seconds < 0.3 else 9
         ends = [4.0 * 2**level for level in range(num_levels - 1)]
         starts = [0.0, *(end / 2 if overlapping else end for end in ends)]
         ranges = tuple(zip(starts, [*ends, _FAR], strict=True))
@@ -121,11 +163,13 @@ class ActionFormerConfig:
             in_channels=in_channels,
             num_classes=num_classes,
             dim=dim,
-            window=19 if stride_seconds < 0.3 else 9,
+            window=window,
             num_levels=num_levels,
             regression_ranges=ranges,
-            max_length=length,
+            max_length=max_length,
             position_encoding=position_encoding,
+            interpolate_positions=position_encoding,
+            padding_leak=padding_leak,
             input_dropout=input_dropout,
         )
 
@@ -139,14 +183,15 @@ class ActionFormer(nn.Module):
     def __init__(self, config: ActionFormerConfig) -> None:
         super().__init__()
         self.config = config
-        dim = config.dim
+        dim, (first, *others) = config.dim, config.windows
+        leaks = config.padding_leak == "actionformer"
         self.input_dropout = nn.Dropout1d(config.input_dropout)
-        self.embed = nn.ModuleList([ConvNorm(config.in_channels, dim), ConvNorm(dim, dim)])
-        self.stem = nn.ModuleList([TransformerBlock(config, stride=1) for _ in range(2)])
-        self.branch = nn.ModuleList([TransformerBlock(config, stride=2) for _ in range(config.num_levels - 1)])
+        self.embed = nn.ModuleList([ConvNorm(config.in_channels, dim, leaks=leaks), ConvNorm(dim, dim, leaks=leaks)])
+        self.stem = nn.ModuleList([TransformerBlock(config, first, stride=1) for _ in range(2)])
+        self.branch = nn.ModuleList([TransformerBlock(config, window, stride=2) for window in others])
         self.neck = nn.ModuleList([ChannelNorm(dim) for _ in range(config.num_levels)])
-        self.classifiers = nn.ModuleList([PyramidHead(dim, count) for count in config.num_classes])
-        self.regressor = PyramidHead(dim, 2)
+        self.classifiers = nn.ModuleList([PyramidHead(dim, count, leaks=leaks) for count in config.num_classes])
+        self.regressor = PyramidHead(dim, 2, leaks=leaks)
         self.scales = nn.Parameter(torch.ones(config.num_levels))
         for module in self.modules():
             if isinstance(module, nn.Conv1d) and module.bias is not None:
@@ -171,7 +216,7 @@ class ActionFormer(nn.Module):
         for layer in self.embed:
             x = layer(x, keep)
         if self.config.position_encoding:
-            x = x + _sinusoids(x.shape[2], self.config.dim, x) / self.config.dim**0.5 * keep
+            x = x + self._positions(x) * keep
         # Backbone: the stem keeps T, each branch block halves it: level l is [B, C, T / 2^l].
         for block in self.stem:
             x, keep = block(x, keep)
@@ -183,7 +228,9 @@ class ActionFormer(nn.Module):
         offsets, points, strides, ranges, valid = [], [], [], [], []
         for level, (x, keep) in enumerate(levels):
             # Neck: a norm per level, [B, C, T / 2^l].
-            x = self.neck[level](x) * keep
+            x = self.neck[level](x)
+            if self.config.padding_leak == "none":
+                x = x * keep
             # Heads: logits [B, T / 2^l, K] of each label set, offsets [B, T / 2^l, 2].
             for place, head in enumerate(self.classifiers):
                 logits[place].append(head(x, keep).transpose(1, 2))
@@ -204,6 +251,15 @@ class ActionFormer(nn.Module):
             valid=torch.cat(valid, dim=1),
         )
 
+    def _positions(self, like: Tensor) -> Tensor:
+        """Position encodings [1, C, T] for features [B, C, T]."""
+        length, known, dim = like.shape[2], self.config.max_length, self.config.dim
+        if self.config.interpolate_positions and length > known and not self.training:
+            encodings = F.interpolate(_sinusoids(known, dim, like), length, mode="linear", align_corners=False)
+        else:
+            encodings = _sinusoids(length, dim, like)
+        return encodings / dim**0.5
+
 
 class ChannelNorm(nn.Module):
     """Layer norm over the channels of [B, C, T]."""
@@ -218,23 +274,25 @@ class ChannelNorm(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """Convolution over three steps, layer norm, ReLU; padded steps are 0 before and after the norm."""
+    """Convolution over three steps, norm, ReLU; padded steps are 0 before the norm, and after it unless they leak."""
 
-    def __init__(self, channels: int, dim: int) -> None:
+    def __init__(self, channels: int, dim: int, *, leaks: bool = False) -> None:
         super().__init__()
+        self.leaks = leaks
         self.conv = nn.Conv1d(channels, dim, 3, padding=1, bias=False)
         self.norm = ChannelNorm(dim)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x) * keep)) * keep
+        y = F.relu(self.norm(self.conv(x) * keep))
+        return y if self.leaks else y * keep
 
 
 class PyramidHead(nn.Module):
     """Head shared by all levels of the pyramid: two ``ConvNorm`` and an output convolution."""
 
-    def __init__(self, dim: int, outputs: int) -> None:
+    def __init__(self, dim: int, outputs: int, *, leaks: bool = False) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([ConvNorm(dim, dim), ConvNorm(dim, dim)])
+        self.layers = nn.ModuleList([ConvNorm(dim, dim, leaks=leaks) for _ in range(2)])
         self.last = nn.Conv1d(dim, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
@@ -248,12 +306,12 @@ class PyramidHead(nn.Module):
 class TransformerBlock(nn.Module):
     """Transformer block: local attention and an MLP, each with a learned scale (initially 1e-4); stride 2 halves T."""
 
-    def __init__(self, config: ActionFormerConfig, *, stride: int) -> None:
+    def __init__(self, config: ActionFormerConfig, window: int, *, stride: int) -> None:
         super().__init__()
         dim = config.dim
         self.stride = stride
         self.norm1, self.norm2 = ChannelNorm(dim), ChannelNorm(dim)
-        self.attention = LocalAttention(config, stride=stride)
+        self.attention = LocalAttention(config, window, stride=stride)
         self.mlp = nn.Sequential(nn.Conv1d(dim, 4 * dim, 1), nn.GELU(), nn.Conv1d(4 * dim, dim, 1))
         self.path1, self.path2 = ScaledPath(dim, config.drop_path), ScaledPath(dim, config.drop_path)
 
@@ -286,10 +344,11 @@ class LocalAttention(nn.Module):
     Depthwise convolutions over three steps precede the projections to queries, keys and values.
     """
 
-    def __init__(self, config: ActionFormerConfig, *, stride: int) -> None:
+    def __init__(self, config: ActionFormerConfig, window: int, *, stride: int) -> None:
         super().__init__()
         dim = config.dim
-        self.num_heads, self.window, self.stride = config.num_heads, config.window, stride
+        self.num_heads, self.window, self.stride = config.num_heads, window, stride
+        self.leaks = config.padding_leak != "none"
         self.convs = nn.ModuleList(
             [nn.Conv1d(dim, dim, 3, stride=stride, padding=1, groups=dim, bias=False) for _ in range(3)]
         )
@@ -299,11 +358,12 @@ class LocalAttention(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """[B, C, T] -> [B, C, T / stride], and the mask [B, 1, T / stride]."""
-        below, keep = keep, keep[:, :, :: self.stride]
+        x = x if self.leaks else x * keep
+        keep = keep[:, :, :: self.stride]
         b, c, t = x.shape[0], x.shape[1], keep.shape[2]
         parts = []
         for conv, norm, projection in zip(self.convs, self.norms, self.projections, strict=True):
-            part = projection(norm(conv(x * below) * keep))
+            part = projection(norm(conv(x) * keep))
             parts.append(part.view(b, self.num_heads, c // self.num_heads, t).transpose(2, 3))
         query, key, value = parts  # [B, heads, T, C / heads]
         if self.window == -1:
@@ -456,7 +516,7 @@ class ActionFormerDetector(nn.Module):
 
     def collate(self, samples: Sequence[Sample]) -> SampleBatch:
         """Stack samples, padded to the longest."""
-        return pad(samples, self.config.stride_of_last)
+        return pad(samples, self.config.padded_length)
 
     def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
         """The total as "loss", and its parts by name."""
@@ -473,7 +533,7 @@ class ActionFormerDetector(nn.Module):
         """The segments of a video, in seconds, best first."""
         features, grid = self._resized_features(found)
         length = features.shape[1]
-        features = F.pad(features, (0, -length % self.config.stride_of_last)).to(self.normaliser.device)
+        features = F.pad(features, (0, self.config.padded_length(length) - length)).to(self.normaliser.device)
         inside = torch.arange(features.shape[1], device=features.device) < length
         outputs = self.network(features[None], inside[None])
         selection = self.recipe.selection

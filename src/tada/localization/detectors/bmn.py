@@ -426,7 +426,7 @@ class BMNDetector(nn.Module):
 
     def collate(self, samples: Sequence[Sample]) -> SampleBatch:
         """Stack samples, padded to the longest."""
-        return pad(samples, 1)
+        return pad(samples, lambda longest: longest)
 
     def losses(self, batch: SampleBatch) -> dict[str, Tensor]:
         """The total as "loss", and its parts by name."""

@@ -110,15 +110,18 @@ def bmn_losses(
         outputs.end, end > _BOUNDARY_OVERLAP, everywhere
     )
     # Proposals: classification and regression of their IoU, [B, D, T].
-    classification = _balanced_entropy(classified, iou > _RIGHT_IOU, valid)
+    classification = _balanced_entropy(classified, (iou > _RIGHT_IOU) & valid, valid)
     return BMNLosses(boundaries, _regression_loss(regressed, iou, valid, generator), classification)
 
 
 def _balanced_entropy(probability: Tensor, positive: Tensor, counted: Tensor) -> Tensor:
     """Binary cross entropy in which positives and negatives have the same total weight.
 
-    Positives count even outside ``counted``. Without any positive, the released code returns NaN or 0; here the weights
-    are those of one positive, so that negatives are still trained.
+    Without any positive, the released code returns NaN or 0; here the weights are those of one positive, so that
+    negatives are still trained.
+
+    Args:
+        positive: bool, as ``counted``, which holds wherever this does.
     """
     negative = counted & ~positive
     num_positive = positive.sum().clamp(min=1)

@@ -19,7 +19,7 @@ from tada.localization.recipe import LocalizationRecipe
 def new_detector(
     recipe: LocalizationRecipe, table: SegmentTable, folder: FeatureFolder
 ) -> ActionFormerDetector | BMNDetector:
-    """Build a new detector whose sizes (levels, ranges, windows) are chosen from the training data.
+    """Build a new detector; the sizes that the recipe leaves open (levels, ranges, windows) follow from the data.
 
     Args:
         table: the training videos only, with durations.
@@ -47,7 +47,11 @@ def new_detector(
         stride_seconds=folder.grid.stride_seconds,
         overlapping=_overlap_often(table),
         dim=recipe.dim,
+        window=recipe.window,
+        num_levels=recipe.num_levels,
+        max_length=recipe.max_length,
         position_encoding=recipe.position_encoding,
+        padding_leak=recipe.padding_leak,
         input_dropout=recipe.input_dropout,
     )
     return ActionFormerDetector(config, recipe=recipe, heads=table.heads)
@@ -72,6 +76,8 @@ def detector_of(
             return BMNDetector(BMNConfig(**shape), recipe=recipe, heads=heads)
         ranges = tuple((float(low), float(high)) for low, high in shape["regression_ranges"])
         values = shape | {"num_classes": tuple(shape["num_classes"]), "regression_ranges": ranges}
+        if isinstance(shape.get("window"), list):
+            values["window"] = tuple(shape["window"])
         actionformer_config = ActionFormerConfig(**values)
         return ActionFormerDetector(actionformer_config, recipe=recipe, heads=heads)
     except (TypeError, KeyError, ValueError, RuntimeError) as error:  # RuntimeError: sizes beyond any memory

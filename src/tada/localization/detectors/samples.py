@@ -5,7 +5,7 @@ Shapes: B samples of a batch, C channels, T steps (ActionFormer) or bins (BMN), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,10 +63,9 @@ def truths(video: UntrimmedVideo, num_heads: int) -> tuple[np.ndarray[Any, Any],
     return times, labels
 
 
-def pad(samples: Sequence[Sample], multiple: int) -> SampleBatch:
-    """Stack samples, padded to the longest and to a multiple of ``multiple`` steps."""
-    longest = max(sample.features.shape[1] for sample in samples)
-    longest = -(-longest // multiple) * multiple
+def pad(samples: Sequence[Sample], padded_length: Callable[[int], int]) -> SampleBatch:
+    """Stack samples, padded to ``padded_length`` of the longest, in steps."""
+    longest = padded_length(max(sample.features.shape[1] for sample in samples))
     features = torch.stack([F.pad(sample.features, (0, longest - sample.features.shape[1])) for sample in samples])
     lengths = torch.tensor([sample.features.shape[1] for sample in samples])
     return SampleBatch(

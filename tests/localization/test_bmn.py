@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reference import bmn as slow
 from tada.errors import OptionError
 from tada.localization.detectors.bmn import (
     BMN,
@@ -142,6 +143,30 @@ def test_losses_are_the_released_ones() -> None:
     assert float(regressions.mean()) == pytest.approx(case["pem_reg_mean_over_sampling"], abs=error)
     total = drawn[0].boundaries + 10 * drawn[0].regression + drawn[0].classification
     assert float(drawn[0].total()) == pytest.approx(float(total))
+
+
+def test_classification_counts_positives_within_the_window_as_released() -> None:
+    """Of 59 random batches; in most of them proposals that end beyond the window have an IoU above 0.9, too."""
+    beyond = 0
+    for seed in range(59):
+        torch.manual_seed(seed)
+        num_bins = int(torch.randint(12, 30, ()))
+        num_durations = int(torch.randint(8, num_bins + 1, ()))
+        wanted = []
+        for _ in range(int(torch.randint(1, 4, ()))):
+            drawn = torch.rand(3, 2, dtype=torch.float64).sort(1).values
+            drawn[0] = torch.tensor([1 - (num_durations - 2) / num_bins, 1.0])  # to the window's end
+            wanted.append(targets(drawn, num_bins, num_durations))
+        iou = torch.stack([one.iou for one in wanted])
+        valid = valid_cells(num_bins, num_durations)
+        assert ((iou > 0.9) & valid).any()
+        beyond += bool(((iou > 0.9) & ~valid).any())
+        boundaries = torch.full((len(wanted), num_bins), 0.5, dtype=torch.float64)
+        confidence = torch.rand(len(wanted), 2, num_durations, num_bins, dtype=torch.float64)
+        found = bmn_losses(BMNOutputs(boundaries, boundaries, confidence), wanted).classification
+        expected = slow.classification_loss(confidence[:, 1].tolist(), iou.tolist())
+        assert float(found) == pytest.approx(expected, rel=2e-7)  # the weights of both classes are float32
+    assert beyond > 30
 
 
 def test_a_window_without_positives_is_still_pressed_down() -> None:

@@ -139,13 +139,50 @@ def test_average_recall_is_that_of_the_slow_scorer(seed: int) -> None:
         if about["annotations"]
     }
     proposals = {v: [(tuple(p["segment"]), p["score"]) for p in found] for v, found in results["results"].items()}
-    total = sum(len(found) for found in proposals.values())
-    kept = {v: min(int(len(proposals[v]) * 10 * len(truths) / total + 1e-9), len(proposals[v])) for v in truths}
-    for k in (1, 4, 10):
-        part = k / 10 * 10 * len(truths) / sum(kept.values())
-        counts = {v: min(int(kept[v] * part + 1e-9), kept[v]) for v in truths}
-        expected = np.mean([slow.recall_at(truths, proposals, counts, t) for t in (0.3, 0.6)])
+    _, counts = slow.proposals_kept({v: len(found) for v, found in proposals.items()}, list(truths), 10)
+    for k in range(1, 11):
+        expected = np.mean([slow.recall_at(truths, proposals, counts[k - 1], t) for t in (0.3, 0.6)])
         assert recall.at(k) == pytest.approx(expected, abs=1e-12)
+
+
+def test_proposals_are_counted_as_the_official_evaluation_truncates() -> None:
+    """One proposal of each video finds its segment, so that each recall tells how many proposals were counted.
+
+    Where a product is a whole number but for rounding, a grace of 1e-9 would count one proposal more.
+    """
+    rng = np.random.default_rng(0)
+    differ = 0
+    for _ in range(40):
+        most, lengths = int(rng.integers(5, 101)), rng.integers(1, 60, int(rng.integers(1, 6))).tolist()
+        names = [f"v{i}" for i in range(len(lengths))]
+        wins = [int(rng.integers(0, length)) for length in lengths]
+        database = {v: {"subset": "val", "annotations": [{"segment": [0, 1], "label": "a"}]} for v in names}
+        results = {
+            v: [{"segment": [0, 1] if i == win else [2, 3], "score": float(-i)} for i in range(length)]
+            for v, length, win in zip(names, lengths, wins, strict=True)
+        }
+        recall = average_recall(
+            {"database": database},
+            {"results": results},
+            subset="val",
+            max_average_proposals=most,
+            tiou_thresholds=[0.5],
+        )
+        kept, counts = slow.proposals_kept(dict(zip(names, lengths, strict=True)), names, most)
+        for k, count in enumerate(counts, start=1):
+            found = sum(count[v] > win for v, win in zip(names, wins, strict=True))
+            assert recall.at(k) == found / len(names)
+            part = k / most * (most * len(names) / sum(kept.values()))
+            differ += any(min(int(kept[v] * part + 1e-9), kept[v]) != count[v] for v in names)
+    assert differ > 0
+
+
+def test_proposals_that_leave_none_are_told() -> None:
+    truth = {"database": {"v": {"subset": "val", "annotations": [{"segment": [0, 1], "label": "a"}]}}}
+    entry = {"segment": [0, 1], "score": 1.0}
+    results = {"results": {"v": [entry], "elsewhere": [entry] * 9}}
+    with pytest.raises(DataError, match="of 10 proposals, 1 a video on average keep none of those on the videos"):
+        average_recall(truth, results, subset="val", max_average_proposals=1)
 
 
 def test_recall_at_k_times() -> None:

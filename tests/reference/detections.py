@@ -76,6 +76,27 @@ def soft_nms(segments: list[Segment], scores: list[float], sigma: float) -> list
     return chosen
 
 
+def proposals_kept(
+    num_proposals: dict[str, int], videos: list[str], most: int
+) -> tuple[dict[str, int], list[dict[str, int]]]:
+    """How many proposals of each video count in all, and at 1, 2, ... ``most`` a video on average.
+
+    Truncated as in ActivityNet's Evaluation/eval_proposal.py.
+
+    Args:
+        num_proposals: of all videos of the results.
+        videos: those of the ground truth.
+    """
+    ratio = most * float(len(videos)) / sum(num_proposals.values())
+    kept = {video: min(int(num_proposals[video] * ratio), num_proposals[video]) for video in videos}
+    total = sum(kept.values())
+    counts = []
+    for number in range(1, most + 1):
+        part = number / float(most) * (most * float(len(videos)) / total)
+        counts.append({video: min(int(kept[video] * part), kept[video]) for video in videos})
+    return kept, counts
+
+
 def recall_at(
     truths: dict[str, list[Segment]],
     found: dict[str, list[tuple[Segment, float]]],

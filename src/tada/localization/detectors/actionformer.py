@@ -258,7 +258,8 @@ class ActionFormer(nn.Module):
             encodings = F.interpolate(_sinusoids(known, dim, like), length, mode="linear", align_corners=False)
         else:
             encodings = _sinusoids(length, dim, like)
-        return encodings / dim**0.5
+        scaled: Tensor = encodings / dim**0.5
+        return scaled
 
 
 class ChannelNorm(nn.Module):

@@ -336,16 +336,16 @@ def test_the_data_decide_levels_ranges_and_length_unless_the_recipe_does() -> No
     ):  # configs/actionformer of OpenTAD
         recipe = load_localization_recipe(name)
         assert typed_recipe(yaml.safe_load(recipe_yaml(recipe)), LocalizationRecipe) == recipe
-        said = config(2.0, window=recipe.window, num_levels=recipe.num_levels, max_length=recipe.max_length)
+        said = config(2.0, window=recipe.attention_window, num_levels=recipe.num_levels, max_length=recipe.max_length)
         assert (said.windows, said.max_length, said.regression_ranges) == (windows, length, RANGES)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window": 4}, "window=4 should be odd"),
-        ({"window": (5, 4, -1)}, r"window=\[5, 4, -1\] should be odd"),
-        ({"window": (5, -1)}, r"window=\[5, -1\] should be one for all levels, or one for each of 3"),
+        ({"window": 4}, "the attention window 4 should be odd"),
+        ({"window": (5, 4, -1)}, r"the attention window \[5, 4, -1\] should be odd"),
+        ({"window": (5, -1)}, r"the attention window \[5, -1\] should be one for all levels, or each of 3"),
         ({"max_length": 30}, "max_length=30 should be a multiple of 4"),
         ({"num_levels": 2}, "num_levels=2 should be 1 to 8, each with a regression range"),
         ({"dim": 15}, "dim a multiple of num_heads"),
@@ -354,3 +354,5 @@ def test_the_data_decide_levels_ranges_and_length_unless_the_recipe_does() -> No
 def test_impossible_shapes_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         small(**changes)
+    with pytest.raises(OptionError, match="the recipe's max_length must be null or a multiple of 32"):
+        LocalizationRecipe(num_levels=6, max_length=40)

@@ -130,7 +130,15 @@ def test_faults_of_a_classifiers_file(content: Any, message: str, tmp_path: Path
 
 # -- class-agnostic ActionFormer --------------------------------------------------------------------------------------
 
-AGNOSTIC = replace(RECIPE, class_agnostic=True, video_classes=1, epochs=1)
+AGNOSTIC = replace(
+    RECIPE,
+    class_agnostic=True,
+    video_classes=1,
+    epochs=1,
+    attention_window=(5, 3, -1),
+    position_encoding=True,
+    padding_leak="opentad",
+)
 
 
 def test_the_published_recipes_name_by_a_classifier() -> None:
@@ -162,6 +170,8 @@ def test_class_agnostic_actionformer_is_named_by_a_classifier(tmp_path: Path) ->
     train_localizer(AGNOSTIC, features, segments, tmp_path / "run", classifier=file, show_progress=False, say=silent)
     localizer = load_localizer(tmp_path / "run")
     assert localizer.card.shape["num_classes"] == [1]
+    assert localizer.card.shape["window"] == [5, 3, -1]
+    assert (localizer.card.shape["interpolate_positions"], localizer.card.shape["padding_leak"]) == (True, "opentad")
     assert localizer.heads[0].labels == ("a", "b")
     tested = evaluate_localizer(
         localizer, features, segments, tiou_thresholds=(0.1,), classifier=file, show_progress=False

@@ -19,7 +19,7 @@ from tada.localization.features.folder import FeatureFolder
 from tada.localization.recipe import LocalizationRecipe, load_localization_recipe
 from tada.localization.training import train_localizer
 from tada.localization.training_step import LocalizationTask, TrainingSamples
-from tada.training.recipe import named_recipes, read_recipe, recipe_of_run, recipe_yaml
+from tada.training.recipe import named_recipes, read_recipe, recipe_of_run, recipe_yaml, resumed
 from tada.training.schedule import fitted
 
 
@@ -152,8 +152,10 @@ def test_what_happens_nowhere_is_trained_on_too(data: tuple[Path, Path], tmp_pat
     recipe = replace(RECIPE, epochs=1)
     train_localizer(recipe, data[0], tmp_path / "s.csv", tmp_path / "run", show_progress=False, say=silent)
     older = read_recipe(tmp_path / "run" / "recipe.yaml", LocalizationRecipe)
-    lines = [line for line in recipe_yaml(older).splitlines() if "last_batch" not in line and "background" not in line]
-    (tmp_path / "run" / "recipe.yaml").write_text("\n".join(lines))
-    assert recipe_of_run(tmp_path / "run", LocalizationRecipe) == replace(
-        recipe, last_batch="drop", train_on_background=False
-    )
+    kept = [line for line in recipe_yaml(older).splitlines() if line.partition(":")[0] not in older.BEFORE]
+    (tmp_path / "run" / "recipe.yaml").write_text("\n".join(kept))
+    before = replace(recipe, last_batch="drop", train_on_background=False)
+    assert recipe_of_run(tmp_path / "run", LocalizationRecipe) == before
+    (tmp_path / "run" / "recipe.yaml").write_text("\n".join([*kept, "last_batch: fill"]))
+    changed = replace(recipe, num_levels=3, attention_window=(7, 7, -1), max_length=64, padding_leak="opentad")
+    assert resumed(changed, tmp_path / "run", or_else="begin anew") == replace(before, last_batch="fill")

@@ -26,7 +26,7 @@ class LocalizationRecipe(Schedule):
     BEFORE: ClassVar[Mapping[str, Any]] = {
         **Schedule.BEFORE,
         "train_on_background": False,
-        **dict.fromkeys(("num_levels", "window", "max_length")),
+        **dict.fromkeys(("num_levels", "attention_window", "max_length")),
         "padding_leak": "none",
     }
     FIT: ClassVar[Fit] = Fit(batch_size=8, small_batch_size=2, steps_per_epoch=8, epochs=30, steps=400)
@@ -43,7 +43,7 @@ class LocalizationRecipe(Schedule):
     num_levels: int | None = None
     """Levels of ActionFormer's pyramid, each with half the rate of the one before; null: as many as the lengths of the
     segments need."""
-    window: int | tuple[int, ...] | None = None
+    attention_window: int | tuple[int, ...] | None = None
     """Steps within ActionFormer's attention window, an odd number; -1: all steps. One for all levels, or a list of one
     for each; null: 19 where there is a feature every 0.3 seconds or more often, else 9."""
     max_length: int | None = None
@@ -105,8 +105,8 @@ class LocalizationRecipe(Schedule):
         """Raise OptionError where a field is out of its range."""
         # A tuple, so that a recipe that was written to YAML and read again is equal.
         object.__setattr__(self, "tiou_thresholds", tuple(self.tiou_thresholds))
-        if isinstance(self.window, list):
-            object.__setattr__(self, "window", tuple(self.window))
+        if isinstance(self.attention_window, list):
+            object.__setattr__(self, "attention_window", tuple(self.attention_window))
         if self.fps is not None:
             check_fps(self.fps)
         require(self.video_classes is None or self.video_classes >= 1, "video_classes", "null or 1 or more")
@@ -114,8 +114,8 @@ class LocalizationRecipe(Schedule):
         require(
             self.num_levels is None or 1 <= self.num_levels <= MAX_LEVELS, "num_levels", f"null or 1 to {MAX_LEVELS}"
         )
-        if self.window is not None:
-            check_window(self.window, self.num_levels)
+        if self.attention_window is not None:
+            check_window(self.attention_window, self.num_levels)
         multiple = 2 ** ((self.num_levels or 1) - 1)
         require(
             self.max_length is None or (self.max_length >= 1 and self.max_length % multiple == 0),

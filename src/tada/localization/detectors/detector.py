@@ -47,7 +47,7 @@ def new_detector(
         stride_seconds=folder.grid.stride_seconds,
         overlapping=_overlap_often(table),
         dim=recipe.dim,
-        window=recipe.window,
+        window=recipe.attention_window,
         num_levels=recipe.num_levels,
         max_length=recipe.max_length,
         position_encoding=recipe.position_encoding,

@@ -18,8 +18,10 @@ def check_window(window: int | tuple[int, ...], num_levels: int | None) -> None:
     windows = (window,) if isinstance(window, int) else window
     shown = window if isinstance(window, int) else list(window)
     if not 1 <= len(windows) <= MAX_LEVELS:
-        raise OptionError(f"window={shown} should be one for all levels, or one for each of 1 to {MAX_LEVELS}")
+        raise OptionError(
+            f"the attention window {shown} should be one for all levels, or one for each of 1 to {MAX_LEVELS}"
+        )
     if any(one != -1 and (one < 1 or one % 2 == 0) for one in windows):
-        raise OptionError(f"window={shown} should be odd, or -1 for all steps")
+        raise OptionError(f"the attention window {shown} should be odd, or -1 for all steps")
     if not isinstance(window, int) and num_levels is not None and len(window) != num_levels:
-        raise OptionError(f"window={shown} should be one for all levels, or one for each of {num_levels}")
+        raise OptionError(f"the attention window {shown} should be one for all levels, or each of {num_levels}")

@@ -17,7 +17,7 @@ from tada.data.annotations import read_dataset
 from tada.data.motion import write_motion_videos
 from tada.data.table import Head, LabeledVideo, VideoTable
 from tada.data.views import Views, read_views
-from tada.errors import CheckpointError, DataError
+from tada.errors import CheckpointError, DataError, OptionError
 from tada.recognition.evaluation import check_votes, choose_videos, evaluate
 from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import Recognizer, load_recognizer
@@ -54,6 +54,8 @@ def test_scores_are_the_mean_of_the_softmax_of_all_views(run: Path, unseen: Vide
         scores = recognizer.scores(read_views(unseen.videos[i], recognizer.clip, views))
         assert scores.shape == (6, 3)
         np.testing.assert_allclose(result.scores[i], scores.mean(0), rtol=1e-6)
+    with pytest.raises(OptionError, match=r"--actions views: '.*run' has one head \(action\)"):
+        evaluate(run, unseen, actions="views", show_progress=False, say=silent)
 
 
 def test_many_views_pass_the_model_a_few_at_a_time(

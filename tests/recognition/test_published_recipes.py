@@ -61,6 +61,12 @@ def test_two_heads_are_trained_tested_and_predicted(
     for name, value in test.metrics().items():
         if name.endswith("top1"):
             assert value == pytest.approx(result.metrics[f"val_{name}"]), name
+    views = evaluate(
+        tmp_path / "run", table, views="2x1", actions="views", num_workers=0, show_progress=False, say=silent
+    )
+    assert views.view_scores is not None
+    assert views.view_scores.shape == (6, 2, 5)
+    torch.testing.assert_close(torch.from_numpy(views.view_scores.mean(1)), torch.from_numpy(views.scores))
     prediction = recognizer.predict(table.videos[0].path)
     assert len(prediction.scores) == 6
     assert sum(prediction.scores) == pytest.approx(1, abs=1e-5)

@@ -15,7 +15,7 @@ from tada.data.table import Head, Unreadable
 from tada.data.views import Views
 from tada.errors import DataError, OptionError
 from tada.recognition.epic_challenge import Subsets, challenge_metrics, read_subsets, write_challenge
-from tada.recognition.results import UNKNOWN, Evaluation, ensemble, load_scores
+from tada.recognition.results import UNKNOWN, Evaluation, counted_by, ensemble, load_scores
 
 
 @pytest.fixture
@@ -142,11 +142,38 @@ def test_scores_of_others_are_not_written_over(simple: Evaluation, tmp_path: Pat
 def slow_action_accuracy(test: Evaluation, top_k: int) -> float:
     """By sorting all combinations of each video."""
     right = []
-    for i, truth in enumerate(test.targets):
-        verbs, nouns = test.scores[i, :3].astype(float), test.scores[i, 3:].astype(float)
-        ranked = sorted(product(range(3), range(5)), key=lambda pair: -verbs[pair[0]] * nouns[pair[1]])
-        right.append(tuple(truth) in ranked[:top_k])
+    views = test.scores[:, None] if test.view_scores is None else test.view_scores
+    for video, truth in zip(views.astype(float), test.targets, strict=True):
+        joint = {pair: sum(view[pair[0]] * view[3 + pair[1]] for view in video) for pair in product(range(3), range(5))}
+        right.append(tuple(truth) in sorted(joint, key=lambda pair: -joint[pair])[:top_k])
     return float(np.mean(right))
+
+
+def test_actions_by_the_mean_of_the_views_products(epic: Evaluation, tmp_path: Path) -> None:
+    """Two views, one sure of (0, 0), the other of (1, 1): by their means, (0, 1) is as probable."""
+    rng = np.random.default_rng(1)
+    drawn = [np.concatenate([probabilities(rng, 40, 3), probabilities(rng, 40, 5)], 1) for _ in range(4)]
+    drawn[0][0], drawn[1][0] = [0.9, 0.1, 0, 0.9, 0.1, 0, 0, 0], [0.1, 0.9, 0, 0.1, 0.9, 0, 0, 0]
+    each = np.stack(drawn, 1)
+    tests = [
+        replace(epic, scores=e.mean(1), view_scores=e, views=(Views(num_clips=2),)) for e in (each[:, :2], each[:, 2:])
+    ]
+    np.testing.assert_allclose(tests[0].joint_scores(0)[:2, :2], [[0.41, 0.09], [0.09, 0.41]], rtol=1e-6)
+    np.testing.assert_allclose(counted_by(tests[0], "means").joint_scores(0)[:2, :2], 0.25, rtol=1e-6)
+    both = ensemble(tests)
+    np.testing.assert_allclose(both.joint_scores(5), (tests[0].joint_scores(5) + tests[1].joint_scores(5)) / 2)
+    assert slow_action_accuracy(both, 5) != slow_action_accuracy(counted_by(both, "means"), 5)
+    for test in (*tests, both, counted_by(both, "means"), both.part(np.arange(40) % 3 == 1)):
+        assert [test.action_accuracy(k) for k in (1, 5)] == [slow_action_accuracy(test, k) for k in (1, 5)]
+    both.save(tmp_path)
+    assert np.array_equal(load_scores(tmp_path).view_scores, both.view_scores)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["actions"] == "views"
+    write_challenge(both, tmp_path / "test.json")
+    action = json.loads((tmp_path / "test.json").read_text())["results"][both.ids[7]]["action"]
+    assert action["2,4"] == pytest.approx(both.joint_scores(7)[2, 4])
+    fewer = replace(tests[1], view_scores=each[:, 2:3])
+    with pytest.raises(DataError, match=r"means over the views of a video: .* an ensemble with as many views"):
+        counted_by(ensemble([tests[0], fewer]), "views")
 
 
 def test_actions_are_ranked_by_the_product_of_both_marginals(epic: Evaluation) -> None:

@@ -108,7 +108,7 @@ def write_challenge(
     verbs, nouns = test.of_head(0), test.of_head(1)
     results = {}
     for i, segment in enumerate(test.ids):
-        joint = np.outer(verbs[i], nouns[i])
+        joint = test.joint_scores(i)
         best = np.argsort(-joint, axis=None, kind="stable")[:_TOP_ACTIONS]
         results[segment] = {
             "verb": {str(verb): float(score) for verb, score in enumerate(verbs[i])},

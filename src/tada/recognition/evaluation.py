@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from tada.data.run_videos import KnownVideo, line_of_namesakes, marks, names_bel
 from tada.data.split_hashes import PART, Splits
 from tada.data.table import SPLITS, Unreadable, VideoTable, targets_of, with_fps
 from tada.data.views import TestVideos, ViewBatch, Views, test_loader
-from tada.errors import CheckpointError, DataError, counted, listed
+from tada.errors import CheckpointError, DataError, OptionError, counted, listed
 from tada.models.onnx_model import SPLITS_ENTRY, OnnxNetwork, open_session
 from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.recognition.results import UNKNOWN, Evaluation
@@ -48,6 +49,7 @@ def evaluate(
     fps: float | None = None,
     split: str | None = None,
     views: Views | str | None = None,
+    actions: Literal["means", "views"] = "means",
     num_workers: int | None = None,
     clips_per_batch: int = 32,
     device: str | None = None,
@@ -71,6 +73,9 @@ def evaluate(
         split: the split to test on. By default "test" if the data has one with known classes, else "val", else all
             videos that the run was not trained on.
         views: views of each video, as clips x crops, such as "10x3"; by default one, in the middle.
+        actions: for a model with several heads (verb and noun), how the probability of a combination is computed: the
+            product of the mean probabilities, or the mean of the views' products, as in the released code. "views"
+            keeps the scores of every view in the result.
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
         clips_per_batch: batch size in clips, whatever the number of views.
         device: "cpu", "cuda", ...; by default a GPU where there is one. For several devices give ``machine``.
@@ -79,12 +84,18 @@ def evaluate(
     Raises:
         DataError: the data has classes that the model lacks, or videos that it was trained on.
         CheckpointError: the run holds no model, or a damaged one.
+        OptionError: ``actions`` is "views", and the model has one head.
     """
     processes = (Machine() if machine is None else machine).processes()
     say = processes.speaker(say)
     run = Path(run)
     views = Views.parse(views) if isinstance(views, str) else views
     recognizer = load_recognizer(run, device="cpu" if processes.world > 1 else device)
+    if actions == "views" and len(recognizer.heads) == 1:
+        raise OptionError(
+            f"--actions views: {str(run)!r} has one head ({recognizer.heads[0].name}), and actions are combinations of "
+            "two, verb and noun: leave --actions away"
+        )
     if not isinstance(data, VideoTable):
         data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
     table = with_fps_of_run(with_fps(data, fps), run, say)
@@ -115,6 +126,7 @@ def evaluate(
             num_workers=num_workers,
             rank=processes.rank,
             world=processes.world,
+            keeps_views=actions == "views",
             hidden=hidden,
             say=say,
         )
@@ -149,6 +161,17 @@ def evaluate_alone(
     return _make_evaluation(table, recognizer, Views(), votes, unreadable)
 
 
+class _Vote(NamedTuple):
+    """Scores of a video."""
+
+    place: int
+    """Its index in the table"""
+    scores: NDArray[np.float32]
+    """[K], the mean over its views"""
+    view_scores: NDArray[np.float32] | None
+    """[V, K], where they are kept"""
+
+
 def _score_videos(
     recognizer: Recognizer,
     table: VideoTable,
@@ -158,10 +181,11 @@ def _score_videos(
     num_workers: int,
     rank: int = 0,
     world: int = 1,
+    keeps_views: bool = False,
     hidden: bool,
     say: Callable[[str], None],
-) -> tuple[list[tuple[int, NDArray[np.float32]]], list[Unreadable]]:
-    """This process's videos: index in the table and mean scores [K] of each; and the unreadable videos."""
+) -> tuple[list[_Vote], list[Unreadable]]:
+    """Scores of this process's videos; and the unreadable videos."""
     loader = test_loader(
         TestVideos(table, recognizer.clip, views),
         clips_per_batch=clips_per_batch,
@@ -170,11 +194,11 @@ def _score_videos(
         world=world,
         say=say,
     )
-    votes: list[tuple[int, NDArray[np.float32]]] = []
+    votes: list[_Vote] = []
     unreadable: list[Unreadable] = []
     with closing(loader), Work("testing", len(table), noun="videos", is_shown=not hidden) as work:
         for batch in loader:
-            votes += _video_scores(recognizer, batch, clips_per_batch)
+            votes += _video_scores(recognizer, batch, clips_per_batch, keeps_views=keeps_views)
             unreadable += batch.unreadable
             work.advance_to(min(world * (len(votes) + len(unreadable)), len(table)))
     return votes, unreadable
@@ -184,16 +208,17 @@ def _make_evaluation(
     table: VideoTable,
     recognizer: Recognizer,
     views: Views,
-    votes: Sequence[tuple[int, NDArray[np.float32]]],
+    votes: Sequence[_Vote],
     unreadable: Sequence[Unreadable],
 ) -> Evaluation:
     """The result of a test from the indices and mean scores (``votes``) of all its videos."""
     if not votes:
         of = counted(len(table.videos), "video")
         raise DataError(f"of {of} none could be read; the first: {unreadable[0].message}")
-    votes = sorted(votes, key=lambda vote: vote[0])
-    check_votes((index for index, _ in votes), len(table.videos), len(unreadable))
-    read = [table.videos[index] for index, _ in votes]
+    votes = sorted(votes, key=lambda vote: vote.place)
+    check_votes((vote.place for vote in votes), len(table.videos), len(unreadable))
+    read = [table.videos[vote.place] for vote in votes]
+    view_scores = [vote.view_scores for vote in votes if vote.view_scores is not None]
     unknown = (UNKNOWN,) * len(table.heads)
     return Evaluation(
         heads=table.heads,
@@ -203,7 +228,8 @@ def _make_evaluation(
         rates=tuple(video.fps for video in read),
         groups=tuple(video.group for video in read),
         targets=np.array([targets_of(table.heads, video.labels) or unknown for video in read], np.int64),
-        scores=np.stack([scores for _, scores in votes]),
+        scores=np.stack([vote.scores for vote in votes]),
+        view_scores=np.stack(view_scores) if view_scores else None,
         unreadable=tuple(unreadable),
         views=(views,),
         clip=recognizer.clip,
@@ -235,16 +261,15 @@ def _launch_processes(processes: Processes) -> torch.device:
     return fabric.device
 
 
-def _video_scores(
-    recognizer: Recognizer, batch: ViewBatch, clips_per_batch: int
-) -> list[tuple[int, NDArray[np.float32]]]:
-    """Index in the table and mean scores [K] of each video of a batch."""
+def _video_scores(recognizer: Recognizer, batch: ViewBatch, clips_per_batch: int, *, keeps_views: bool) -> list[_Vote]:
+    """Scores of each video of a batch."""
     if not len(batch.indices):
         return []
     n, v = batch.views.shape[:2]
     clips = torch.split(batch.views.flatten(0, 1), clips_per_batch)
-    scores = torch.cat([recognizer.scores(some) for some in clips])
-    return list(zip(batch.indices.tolist(), scores.view(n, v, -1).mean(1).numpy(), strict=True))
+    scores = torch.cat([recognizer.scores(some) for some in clips]).view(n, v, -1)
+    means, each = scores.mean(1).numpy(), scores.numpy()
+    return [_Vote(index, means[i], each[i] if keeps_views else None) for i, index in enumerate(batch.indices.tolist())]
 
 
 # -- which videos -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -82,6 +82,9 @@ class Evaluation:
     thresholds: tuple[float, ...] = ()
     """If a video may have several labels: for each of the K classes, the probability from which on the video has it;
     else empty."""
+    view_scores: NDArray[np.float32] | None = None
+    """[N, V, K], the probabilities of each view, kept where actions are scored by them: the probability of a combination
+    is then the mean of the views' products, else the product of the mean probabilities."""
 
     def __str__(self) -> str:
         """The number of videos and the accuracies, in a line."""
@@ -205,6 +208,7 @@ class Evaluation:
             rates=tuple(self.rates[i] for i in where) if self.rates else (),
             targets=self.targets[chosen],
             scores=self.scores[chosen],
+            view_scores=None if self.view_scores is None else self.view_scores[chosen],
         )
 
     @checked(top_k=1, head=0)
@@ -220,18 +224,31 @@ class Evaluation:
     def action_accuracy(self, top_k: int = 1) -> float:
         """Fraction of the videos whose combination of classes (of all heads) is among the ``top_k`` most probable.
 
-        A combination's probability is the product of its classes' probabilities.
+        The probabilities are those of ``joint_scores``.
         """
         ranks = [self._joint_rank(int(i)) for i in np.flatnonzero(self.known)]
         return float(np.mean([rank < top_k for rank in ranks])) if ranks else float("nan")
 
+    def joint_scores(self, video: int) -> NDArray[np.float64]:
+        """The probabilities of all combinations of the heads' classes, float64 [K_1, K_2, ...]; [verbs, nouns].
+
+        The product of the classes' probabilities; where ``view_scores`` are kept, the mean of the views' products.
+
+        Args:
+            video: from 0 to N - 1.
+        """
+        scores = self.scores[video][None] if self.view_scores is None else self.view_scores[video]
+        sizes = [len(head.labels) for head in self.heads]
+        joint = np.ones((len(scores), 1))
+        for own in np.split(scores.astype(np.float64), np.cumsum(sizes)[:-1], axis=1):  # [V, K of the head]
+            joint = (joint[:, :, None] * own[:, None, :]).reshape(len(scores), -1)
+        mean: NDArray[np.float64] = joint.mean(0).reshape(sizes)
+        return mean
+
     def _joint_rank(self, video: int) -> int:
         """Number of combinations more probable than the true one, plus half of the ties."""
-        joint, of_truth = np.ones(1, np.float64), 1.0
-        for head, label in enumerate(self.targets[video]):
-            scores = self.of_head(head)[video].astype(np.float64)
-            joint, of_truth = np.outer(joint, scores).ravel(), of_truth * scores[label]
-        # The truth is multiplied in the same order as the others, so that ties are exactly equal.
+        joint = self.joint_scores(video)
+        of_truth = joint[tuple(self.targets[video])]
         return int((joint > of_truth).sum() + ((joint == of_truth).sum() - 1) // 2)
 
     def confusion(self, *, head: int = 0) -> NDArray[np.int64]:
@@ -300,6 +317,8 @@ class Evaluation:
             "videos_unreadable": [failure._asdict() for failure in self.unreadable],
         }
         one = len(self.heads) == 1
+        if not one:
+            summary["actions"] = "means" if self.view_scores is None else "views"
         if self.several:
             summary["per_class"] = {
                 score.label: {name: _nan_to_none(value) for name, value in asdict(score).items() if name != "label"}
@@ -399,8 +418,11 @@ class Evaluation:
             "views": [str(views) for views in self.views],
         }
         text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+        arrays = {"scores": self.scores, "targets": self.targets, "about": text}
+        if self.view_scores is not None:
+            arrays["view_scores"] = self.view_scores
         with whole_file(file) as part, part.open("wb") as out:
-            np.savez_compressed(out, scores=self.scores, targets=self.targets, about=text)
+            np.savez_compressed(out, **arrays)  # type: ignore[arg-type]  # numpy says nothing of names
 
 
 def _nan_to_none(value: object) -> object:
@@ -448,6 +470,7 @@ def load_scores(path: Path) -> Evaluation:
             thresholds=tuple(about.get("thresholds", ())),
             targets=arrays["targets"],
             scores=arrays["scores"],
+            view_scores=arrays.get("view_scores"),
             unreadable=tuple(Unreadable(*failure) for failure in about["unreadable"]),
             views=tuple(Views.parse(views) for views in about["views"]),
         )
@@ -455,14 +478,32 @@ def load_scores(path: Path) -> Evaluation:
         raise DataError(f"{file} is damaged, or was not written by tada ({error}): evaluate again") from error
 
 
+def counted_by(test: Evaluation, actions: Literal["means", "views"]) -> Evaluation:
+    """The test with its actions counted by the product of mean probabilities, or by the mean of the views' products.
+
+    Raises:
+        DataError: the scores of single views are not there.
+    """
+    if actions == "means":
+        return replace(test, view_scores=None)
+    if test.view_scores is None:
+        raise DataError(
+            "these scores are means over the views of a video: to count actions by the views' products, test again "
+            "(each of an ensemble with as many views) with --actions views"
+        )
+    return test
+
+
 def ensemble(tests: Sequence[Evaluation]) -> Evaluation:
     """The mean of the scores of several tests on the same videos, in the order of the first.
+
+    Where all have kept the scores of as many views, the ensemble has the views of all.
 
     Raises:
         DataError: the tests have different videos, classes or true labels.
     """
     first = tests[0]
-    scores = [first.scores]
+    scores, view_scores = [first.scores], [first.view_scores]
     for number, test in enumerate(tests[1:], start=2):
         if test.heads != first.heads:
             raise DataError(f"the scores of test {number} are of other classes than those of the first")
@@ -479,6 +520,12 @@ def ensemble(tests: Sequence[Evaluation]) -> Evaluation:
         if not np.array_equal(test.targets[order], first.targets):
             raise DataError(f"test {number} has other true classes than the first for some videos: evaluate it again")
         scores.append(test.scores[order])
+        view_scores.append(None if test.view_scores is None else test.view_scores[order])
+    kept = [views for views in view_scores if views is not None]
+    have_views = len(kept) == len(tests) and len({views.shape[1] for views in kept}) == 1
     return replace(
-        first, scores=np.mean(scores, axis=0, dtype=np.float32), views=tuple(v for test in tests for v in test.views)
+        first,
+        scores=np.mean(scores, axis=0, dtype=np.float32),
+        view_scores=np.concatenate(kept, axis=1) if have_views else None,
+        views=tuple(v for test in tests for v in test.views),
     )

@@ -366,6 +366,8 @@ def _print_numbers(result: Evaluation, metrics: Mapping[str, float], options: Na
     ]
     if "top1" in metrics and len({count for _, count in result.per_class().values()}) > 1:
         numbers.append(f"mean of the classes' top-1 {result.mean_class_accuracy():.4f}")
+    if result.view_scores is not None:
+        numbers.append("actions by the mean of the views' products")
     print("   ".join([*numbers, f"{read} of {meant} videos"]))
 
 

@@ -83,8 +83,8 @@ class Evaluation:
     """If a video may have several labels: for each of the K classes, the probability from which on the video has it;
     else empty."""
     view_scores: NDArray[np.float32] | None = None
-    """[N, V, K], the probabilities of each view, kept where actions are scored by them: the probability of a combination
-    is then the mean of the views' products, else the product of the mean probabilities."""
+    """[N, V, K], the probabilities of each view, kept where actions are scored by them: a combination's probability is
+    then the mean of the views' products, else the product of the mean probabilities."""
 
     def __str__(self) -> str:
         """The number of videos and the accuracies, in a line."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reference.images import LITE0, Stage, lite_logits, lite_shapes, lite_timm_name
 from tada.errors import CheckpointError, OptionError
-from tada.models import create_model, image_weights, pretrained
+from tada.models import create_model, imagenet_package, pretrained
 from tada.models.efficientnet_lite import EfficientNetLite
 from tada.models.fuse import fuse
 from tada.models.pretrained import initialize, start_in_words, take_image_network
@@ -146,7 +146,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (file.parents[1] / "__init__.py").write_text("raise RuntimeError('nothing of it is run')\n")
     torch.save(drawn_weights(lite_shapes(STAGES, stem=4, last=12, classes=5)), file)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(image_weights, "_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(imagenet_package, "_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
     monkeypatch.setattr(pretrained, "NUM_CLASSES", 5)
     return file
 

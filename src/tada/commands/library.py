@@ -126,7 +126,7 @@ def _models(options: Namespace) -> int:
     import torch
 
     from tada.models import create_model, list_models
-    from tada.models.image_weights import IMAGE_MODELS
+    from tada.models.imagenet_package import IMAGE_MODELS
     from tada.models.weights import packaged_names
 
     pattern = options.pattern if has_magic(options.pattern) else f"{options.pattern}*"

@@ -59,6 +59,11 @@ class Views:
         return f"{self.num_clips}x{self.num_crops}"
 
 
+def average_views(scores: Tensor) -> Tensor:
+    """Average the probabilities of each video's views, [N, V, K] -> [N, K]: the scores of the videos."""
+    return scores.mean(1)
+
+
 def read_views(video: LabeledVideo, spec: ClipSpec, views: Views) -> Tensor:
     """All views of a video or segment, decoded once: uint8 [V, T, crop, crop, 3], the crops of a clip in a row.
 

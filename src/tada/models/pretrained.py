@@ -33,8 +33,8 @@ from tada.models import MODELS, Network
 from tada.models import create_model as drawn
 from tada.models.efficientnet_lite import EfficientNetLite
 from tada.models.hub import fetch_weights, is_hub_id
-from tada.models.image_weights import IMAGE_MODELS, IN_WORDS, NUM_CLASSES, image_weights
 from tada.models.imagenet_names import NOT_OF_IMAGES, THEIR_CLASSIFIER, made_to_fit, our_name, our_parts
+from tada.models.imagenet_package import IMAGE_MODELS, IN_WORDS, NUM_CLASSES, image_weights
 from tada.models.tada2d import TAda2D
 from tada.models.tadaconvnext import TAdaConvNeXt
 from tada.models.weights import (

@@ -26,7 +26,7 @@ from tada.data.loader import closing
 from tada.data.run_videos import KnownVideo, line_of_namesakes, marks, names_below, read_run_list
 from tada.data.split_hashes import PART, Splits
 from tada.data.table import SPLITS, Unreadable, VideoTable, targets_of, with_fps
-from tada.data.views import TestVideos, ViewBatch, Views, test_loader
+from tada.data.views import TestVideos, ViewBatch, Views, average_views, test_loader
 from tada.errors import CheckpointError, DataError, OptionError, counted, listed
 from tada.models.onnx_model import SPLITS_ENTRY, OnnxNetwork, open_session
 from tada.recognition.recognizer import Recognizer, load_recognizer
@@ -268,7 +268,7 @@ def _video_scores(recognizer: Recognizer, batch: ViewBatch, clips_per_batch: int
     n, v = batch.views.shape[:2]
     clips = torch.split(batch.views.flatten(0, 1), clips_per_batch)
     scores = torch.cat([recognizer.scores(some) for some in clips]).view(n, v, -1)
-    means, each = scores.mean(1).numpy(), scores.numpy()
+    means, each = average_views(scores).numpy(), scores.numpy()
     return [_Vote(index, means[i], each[i] if keeps_views else None) for i, index in enumerate(batch.indices.tolist())]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reference.images import ConvNeXt, ResNet, timm_name, torchvision_form
 from tada.errors import CheckpointError, OptionError
-from tada.models import create_model
+from tada.models import create_model, pretrained
 from tada.models.pretrained import InitialReport, start_from, take_image_network
 from tada.models.weights import ModelCard, save_model
 from tada.video.sampling import ClipSpec
@@ -256,6 +256,15 @@ class TestSources:
             assert all(torch.equal(fresh.state_dict()[key], given[key]) for key in report.taken)
             assert len(report.taken) == len(given) - 2
             assert torch.equal(fresh.get_parameter("head.weight"), head)
+            whole = pretrained.create_model(self.name, pretrained=tmp_path / source, num_classes=3, **SMALL_RESNET)
+            assert all(torch.equal(value, given[key]) for key, value in whole.state_dict().items())
+            report = start_from(fresh, self.name, str(tmp_path / source), classifier=True)
+            assert (report.fresh, report.ignored, len(report.taken)) == ((), (), len(given))
+            wider = create_model(self.name, num_classes=4, **SMALL_RESNET)
+            assert start_from(wider, self.name, str(tmp_path / source), classifier=True).fresh == (
+                "head.weight",
+                "head.bias",
+            )
         small = create_model(self.name, num_classes=3, **SMALL_RESNET | {"routing_ratio": 2})
         with pytest.raises(CheckpointError, match=r"the weights of .*run do not fit: \d+ of \d+ weights do not match"):
             start_from(small, self.name, str(tmp_path / "run"))

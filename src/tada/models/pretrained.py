@@ -100,8 +100,8 @@ def create_model(
         num_frames: T of the clips; see ``tada.models.create_model``.
         pretrained: True: the weights that this network starts from by default, which ship with tada or, "image", come
             with the package of tada-video[image]; or the name of such weights, the folder of a run, a file of weights,
-            or hf-hub:OWNER/NAME, as a recipe's ``init`` takes them. The classifier is taken too where it is a trained
-            model's or an image network's with as many classes; else it is random. False: all weights are random.
+            or hf-hub:OWNER/NAME, as a recipe's ``init`` takes them. Their classifier is taken too where it has as many
+            classes; else it is random. False: all weights are random.
         options: fields of the network's config, as ``tada.models.create_model`` takes them; by default those of the
             pretrained model.
 
@@ -121,7 +121,7 @@ def create_model(
     if is_hub_id(source):
         file, card = fetch_weights(source)
         source = str(file if card is None else card.parent)
-    if Path(source).is_dir():
+    if source != "image" and Path(source).is_dir():
         trained, about = load_model(Path(source))
         if about.model != name:
             raise CheckpointError(f"{pretrained} holds a {about.model}, and no {name}")
@@ -151,13 +151,16 @@ def _trained_source(name: str, pretrained: bool | str | PathLike[str]) -> str:
             )
         return str(packaged(found))
     source = fspath(pretrained)
-    if is_hub_id(source) or Path(source).exists():
+    if is_hub_id(source):
         return source
+    if Path(source).exists():
+        return absolute_path(source) if source == "image" else source  # Path("image") is a path, and "image" a word
     if source in packaged_names():
         return str(packaged(source))
+    image = "'image', " if name in IMAGE_MODELS else ""
     raise OptionError(
         f"pretrained={source!r} is neither there nor one of the weights that ship with tada "
-        f"({', '.join(packaged_names())}): give the folder of a run, a file of weights or hf-hub:OWNER/NAME"
+        f"({', '.join(packaged_names())}): give {image}the folder of a run, a file of weights or hf-hub:OWNER/NAME"
     )
 
 
@@ -206,7 +209,7 @@ def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = F
     """Load the weights of a source into a new model, the network called ``name``, without the classifier.
 
     Args:
-        classifier: take an image network's classifier too, where it has as many classes.
+        classifier: take the source's classifier too, where it has as many classes.
 
     Raises:
         OptionError: there is no such source.
@@ -223,7 +226,7 @@ def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = F
         given, card_of_it = load_model(folder)
         if card_of_it.model != name:
             raise CheckpointError(f"{source} holds a {card_of_it.model}; a {name} cannot start from it")
-        return _take_own(model, given.state_dict(), words)
+        return _take_own(model, given.state_dict(), words, classifier=classifier)
     if not file.exists():
         raise OptionError(
             f"init {source!r} should be 'auto', 'motion', 'image', 'none', the folder of a run, a file of weights, or "
@@ -231,27 +234,29 @@ def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = F
         )
     weights = read_weights(file)
     if "head.weight" in weights and ("stem_conv.weight" in weights or "stem.conv.weight" in weights):
-        return _take_own(model, weights, words)
+        return _take_own(model, weights, words, classifier=classifier)
     if any(key.startswith("backbone.") for key in weights):
         released, weights = convert_published(weights)
         if released != name:
             raise CheckpointError(f"{source} holds a released {released}; a {name} cannot start from it")
-        return _take_own(model, weights, f"the released weights of {source}")
+        return _take_own(model, weights, f"the released weights of {source}", classifier=classifier)
     return take_image_network(model, weights, f"the image network of {source}", classifier=classifier)
 
 
-def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str) -> InitialReport:
+def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str, *, classifier: bool) -> InitialReport:
+    names = model.state_dict()
+    fits = all(key in weights and weights[key].shape == names[key].shape for key in names if key.startswith(_HEAD))
+    fresh: tuple[str, ...] = () if classifier and fits else (_HEAD,)
     try:
-        restore(model, weights, fresh=(_HEAD,))
+        restore(model, weights, fresh=fresh)
     except CheckpointError as error:
         raise CheckpointError(f"{words} do not fit: {error}") from error
-    names = model.state_dict()
     return InitialReport(
         source=words,
-        taken=tuple(key for key in names if not key.startswith(_HEAD)),
+        taken=tuple(key for key in names if not key.startswith(fresh)),
         reshaped={},
-        fresh=tuple(key for key in names if key.startswith(_HEAD)),
-        ignored=tuple(key for key in weights if key.startswith(_HEAD)),
+        fresh=tuple(key for key in names if key.startswith(fresh)),
+        ignored=tuple(key for key in weights if key.startswith(fresh)),
     )
 
 

@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 import tada
 from image_networks import EFFICIENTNET_LITE0, MOBILENET_V2, Conv2dSame, Conv2dStaticSame, mobile_network
+from tada import adaptation
 from tada.adaptation import AdaptReport, ClipNetwork, FrameConv2d, adapt
+from tada.adaptation.own_padding import find_own_padding
 from tada.errors import OptionError
 from tada.models import create_model
 from tada.models.fuse import fuse
@@ -407,7 +409,7 @@ class TestDepthwiseNetworks:
         assert report.parameters_before == before
         assert report.parameters_after / before == pytest.approx(after, abs=5e-4)
         assert report.parameters_unbounded / before == pytest.approx(unbounded, abs=5e-4)
-        lines = (f"(+{after - 1:.1%})\n", f"with ratio=4, as in the paper: {report.parameters_unbounded:,} (+")
+        lines = (f"(+{after - 1:.1%})\n", f"with ratio=4: {report.parameters_unbounded:,} (+")
         assert all(line in str(report) for line in lines)
         _, wide = adapt(network, ratio=4)
         assert wide.parameters_after == wide.parameters_unbounded == report.parameters_unbounded
@@ -468,6 +470,27 @@ class TestConvolutionsThatPadThemselves:
         alpha = conv.routing(x.mean((2, 3)).view(2, 3, 4).transpose(1, 2)).alpha
         scaled = x * alpha.transpose(1, 2).reshape(6, 4, 1, 1)  # scaling a kernel's inputs is scaling what it reads
         torch.testing.assert_close(conv(x, num_frames=3), kept(scaled), rtol=1e-10, atol=1e-12)
+
+    @pytest.mark.parametrize(("kind", "options"), OWN_PADDING)
+    def test_on_the_meta_device_their_padding_is_the_same_and_looked_for_once(
+        self, kind: type[nn.Conv2d], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked_for = []
+
+        def find(conv: nn.Conv2d) -> Any:
+            looked_for.append(conv)
+            return find_own_padding(conv)
+
+        monkeypatch.setattr(adaptation, "find_own_padding", find)
+        here: Any = adapt(kind(4, 4, 3, **options), where=lambda name, module: True)[0]
+        with torch.device("meta"):
+            there: Any = adapt(kind(4, 4, 3, **options), where=lambda name, module: True)[0]
+        assert there.network.weight.is_meta
+        assert (there.network.padded_before, there.network.padding) == (
+            here.network.padded_before,
+            here.network.padding,
+        )
+        assert len(looked_for) == (0 if kind is nn.Conv2d else 2)
 
     @pytest.mark.parametrize("depthwise", [Conv2dSame, Conv2dStaticSame])
     def test_in_a_network_that_is_used_as_others_are(self, depthwise: Any, tmp_path: Path) -> None:

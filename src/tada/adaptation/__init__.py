@@ -80,13 +80,16 @@ def adapt(
     picked, reasons = _pick(network, found, where)
     only_images = not any(isinstance(module, nn.Conv3d | TAdaConv3d) for module in found.values())
     t_is_known = only_images or num_frames is not None
+    paddings: dict[str, _Padding] = {}
     for name in sorted(picked):
-        reason = _reason_against(found[name])
-        if reason is None and isinstance(found[name], nn.Conv2d) and not t_is_known:
-            reason = "2-D among 3-D convolutions: give num_frames, as many as one clip has there"
-        if reason is not None:
+        padding = _padding_or_reason(found[name])
+        if not isinstance(padding, str) and isinstance(found[name], nn.Conv2d) and not t_is_known:
+            padding = "2-D among 3-D convolutions: give num_frames, as many as one clip has there"
+        if isinstance(padding, str):
             picked.remove(name)
-            reasons[name] = reason
+            reasons[name] = padding
+        else:
+            paddings[name] = padding
     skipped = tuple(SkippedConvolution(name=name, reason=reasons[name]) for name in found if name in reasons)
     if not picked:
         refused = [convolution for convolution in skipped if convolution.reason != _NOT_PICKED] or skipped
@@ -103,7 +106,7 @@ def adapt(
     for name, module in found.items():
         if name in picked:
             assert isinstance(module, nn.Conv2d | nn.Conv3d)
-            new = _temporally_adaptive(module, _new_routing(module, norm, ratio), clip)
+            new = _temporally_adaptive(module, paddings[name], _new_routing(module, norm, ratio), clip)
             replacements[module] = new
             changed.append(AdaptedConvolution.of(name, new))
     routings = [conv.routing for conv in replacements.values() if conv.routing is not None]
@@ -184,7 +187,7 @@ class AdaptReport:
     parameters_after: int
     """Parameters of the whole network now."""
     parameters_unbounded: int
-    """What ``parameters_after`` would be with ``ratio=4``, the paper's, for all changed convolutions."""
+    """What ``parameters_after`` would be with ``ratio=4`` for all changed convolutions."""
 
     def multiply_adds(self, num_frames: int) -> int:
         """Multiply-adds that the routing functions add for a clip of T frames of any size.
@@ -207,7 +210,7 @@ class AdaptReport:
         lines.append(f"unchanged: {_list_by_reason(self.skipped) or 'none'}")
         lines.append(f"parameters: {self.parameters_before:,} -> {self._grown(self.parameters_after)}")
         if self.parameters_after != self.parameters_unbounded:
-            lines.append(f"with ratio=4, as in the paper: {self._grown(self.parameters_unbounded)}")
+            lines.append(f"with ratio=4: {self._grown(self.parameters_unbounded)}")
         lines.append(f"multiply-adds: +{self.multiply_adds(8):,} for a clip of 8 frames of any size")
         return "\n".join(lines)
 
@@ -302,8 +305,8 @@ def _pick_by_default(network: nn.Module, found: Mapping[str, nn.Module]) -> tupl
     return picked, reasons
 
 
-def _reason_against(module: nn.Module) -> str | None:
-    """The reason why a picked convolution cannot be changed; None where it can."""
+def _padding_or_reason(module: nn.Module) -> _Padding | str:
+    """How a picked convolution pads; or, where it cannot be changed, the reason in words."""
     if isinstance(module, TAdaConv2d | TAdaConv3d):
         return "temporally adaptive already"
     if isinstance(module, torch.jit.ScriptModule):
@@ -321,11 +324,12 @@ def _reason_against(module: nn.Module) -> str | None:
         return f"padded by {module.padding_mode!r} instead of zeros"
     if _own_forward(module) and not isinstance(module, nn.Conv2d):
         return f"a {type(module).__name__}, with a forward of its own"
-    if _padding(module) is None:
-        if _own_forward(module):
-            return f"a {type(module).__name__}, with a forward of its own that does more than pad and convolve"
-        return "padded more on one side than on the other, by 'same', in 3-D"
-    return None
+    padding = _padding(module)
+    if padding is not None:
+        return padding
+    if _own_forward(module):
+        return f"a {type(module).__name__}, with a forward of its own that does more than pad and convolve"
+    return "padded more on one side than on the other, by 'same', in 3-D"
 
 
 def _own_forward(conv: nn.Conv2d | nn.Conv3d) -> bool:
@@ -397,11 +401,12 @@ def _parameters_by_ratio(routing: Routing, ratio: int) -> int:
     return fixed + of_a_hidden_channel * max(routing.in_channels // ratio, 1)
 
 
-def _temporally_adaptive(conv: nn.Conv2d | nn.Conv3d, routing: Routing, clip: ClipLength) -> TAdaConv2d | TAdaConv3d:
+def _temporally_adaptive(
+    conv: nn.Conv2d | nn.Conv3d, padding: _Padding, routing: Routing, clip: ClipLength
+) -> TAdaConv2d | TAdaConv3d:
     """The same convolution, with its parameters and a new routing function."""
-    weight, padding = conv.weight, _padding(conv)
+    weight = conv.weight
     assert isinstance(weight, nn.Parameter)
-    assert padding is not None
     # For a depthwise kernel "in" and "out" are equal; with a stride, scaling the (smaller) output is cheaper.
     calibrate: Calibrate = "out" if conv.groups == conv.in_channels == conv.out_channels else "in"
     options: dict[str, Any] = {

@@ -58,8 +58,9 @@ def find_own_padding(conv: nn.Conv2d) -> FramePadding | None:
     if takes_more or conv.state_dict().keys() - {"weight", "bias"}:
         return None
     try:
-        twin = copy.deepcopy(conv).to("cpu", torch.float64)  # a copy, since forward may have side effects
-        found = [(x, _padded_sides(twin.train(training), x)) for training in (True, False) for x in _probes(twin)]
+        with torch.device("cpu"):
+            twin = _twin(conv)
+            found = [(x, _padded_sides(twin.train(training), x)) for training in (True, False) for x in _probes(twin)]
     except Exception:  # forward is not ours, and may raise anything
         return None
     all_sides = [sides for _, sides in found if sides is not None]
@@ -68,6 +69,18 @@ def find_own_padding(conv: nn.Conv2d) -> FramePadding | None:
     if len(set(all_sides)) == 1:
         return all_sides[0]
     return "same" if all(sides == _same_sides(x.shape[-2:], conv) for x, sides in found) else None
+
+
+@torch.no_grad()
+def _twin(conv: nn.Conv2d) -> nn.Conv2d:
+    """A copy to run, since ``forward`` may have side effects; on the "meta" device it has no numbers, and gets some."""
+    if not conv.weight.is_meta:
+        return copy.deepcopy(conv).to("cpu", torch.float64)
+    twin = copy.deepcopy(conv).to_empty(device="cpu").to(torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in twin.parameters():
+        parameter.uniform_(-1, 1, generator=generator)
+    return twin
 
 
 def _probes(conv: nn.Conv2d) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 
 from reference.tadaconv import literal_tadaconv, looped_tadaconv, slow_temporal_conv, slow_temporal_pool
 from tada.errors import OptionError
-from tada.tadaconv import Calibration, Routing, TAdaConv2d, TemporalAggregation, pool_over_time
+from tada.tadaconv import (
+    Calibration,
+    Routing,
+    TAdaConv2d,
+    TemporalAggregation,
+    depthwise_hidden_channels,
+    pool_over_time,
+)
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -196,6 +204,15 @@ class TestRouting:
         assert all(parameter.grad is not None for parameter in routing.parameters())
         routing.train()(torch.randn(1, 8, 2))  # two frames have a variance
         assert not torch.equal(routing.state_dict()["norm.running_mean"], before["norm.running_mean"])
+
+    def test_modules_that_were_pickled_before_hidden_layers_were_joined(self) -> None:
+        routing = Routing(8)
+        v = torch.randn(2, 8, 3)
+        expected = routing(v).alpha
+        del routing.__dict__["joins_hidden_layer"]
+        assert torch.equal(pickle.loads(pickle.dumps(routing))(v).alpha, expected)
+        with pytest.raises(OptionError, match=r"ratio = 0 should be at least 1"):
+            depthwise_hidden_channels(8, 0)
 
     def test_starts_at_one(self) -> None:
         alpha, beta = Routing(8, bias_channels=5)(torch.randn(2, 8, 3))

@@ -334,6 +334,9 @@ class Routing(nn.Module):
         norm: "batch" goes with ReLU (TAda2D), "layer", over the channels of a frame, with GELU (TAdaConvNeXt).
     """
 
+    joins_hidden_layer = False
+    """Whether the clip's descriptor is added in the hidden layer. (On the class, for modules pickled before it was.)"""
+
     def __init__(
         self,
         in_channels: int,
@@ -410,8 +413,13 @@ def depthwise_hidden_channels(channels: int, ratio: int | None = None) -> int:
     """Width of the hidden layer of a depthwise convolution's routing function (``hidden_channels``).
 
     C / r where r is given; else C / 4, but at most 6: so MobileNetV2 grows by 13 %, and with C / 4 by 350 %.
+
+    Raises:
+        OptionError: r is below 1.
     """
-    hidden = max(channels // (ratio or 4), 1)
+    if ratio is not None and ratio < 1:
+        raise OptionError(f"{ratio = } should be at least 1")
+    hidden = max(channels // (4 if ratio is None else ratio), 1)
     return min(hidden, 6) if ratio is None else hidden
 
 

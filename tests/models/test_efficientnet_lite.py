@@ -118,6 +118,11 @@ def test_every_weight_is_trained_and_the_order_of_frames_counts(aggregation: str
         ({"widths": [4, 0, 8]}, r"stem_width=4, last_width=12, .* should be positive"),
         ({"dropout": 1.0}, r"self.dropout = 1.0 should lie in \[0, 1\)"),
         ({"num_classes": 0}, r"self.num_classes = 0 should be at least 1"),
+        ({"routing_ratio": 0}, r"self.routing_ratio = 0 should be at least 1"),
+        (
+            {"routing_ratio": 4, "routing_kernel_sizes": [3]},
+            r"self.routing_ratio = 4 is of a hidden layer, which self.r",
+        ),
         ({"calibrate": "cin"}, r"calibrate = 'cin' should be 'in' or 'out'"),
     ],
 )
@@ -166,13 +171,19 @@ def test_training_starts_from_the_package(init: str) -> None:
 
 
 @pytest.mark.usefixtures("package")
-def test_a_network_with_the_classifier_of_imagenet() -> None:
+def test_a_network_with_the_classifier_of_imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "image").mkdir()  # the word is meant, though
+    monkeypatch.chdir(tmp_path)
     fc = drawn_weights(lite_shapes(STAGES, stem=4, last=12, classes=5))["_fc.weight"]
     for given in (True, "image"):
         for number in (None, 5):
             model = pretrained.create_model("efficientnet_lite0", pretrained=given, num_classes=number, **SMALL)
             assert torch.equal(model.head.weight, fc)
     assert pretrained.create_model("tada_lite0", pretrained=True, num_classes=3, **SMALL).head.out_features == 3
+    with pytest.raises(CheckpointError, match=r"image/model.json' is not there"):
+        pretrained.create_model("tada_lite0", pretrained=Path("image"))
+    with pytest.raises(OptionError, match=r"pretrained='imagenet' is neither there .*: give 'image', the folder of"):
+        pretrained.create_model("tada_lite0", pretrained="imagenet")
 
 
 def test_faults_of_the_package(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

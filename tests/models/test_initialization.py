@@ -105,7 +105,11 @@ def test_hosts_and_what_adapt_adds() -> None:
     adapt(host, where="slow.stages.1.0.conv2")
     block: Any = host.slow.stages[1][0]  # type: ignore[index]
     assert_starts_as_tada2d(block.conv2.routing, channels=256, hidden=64)
-    assert_as_pytorch_draws(host.head)
+    assert_drawn(host.head.weight, "normal", 0.01)
+    assert not host.head.bias.any()
+    for kernel in ("3x3x3", "1x3x3+3x1x1"):
+        config = HostConfig(kernel=kernel, depths=(1,), reduce_frames=(1,), temporal_strides=(1,))  # type: ignore[arg-type]
+        assert_as_pytorch_draws(Host(config).head)
 
 
 def test_adapted_depthwise_convolutions() -> None:

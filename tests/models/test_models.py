@@ -49,6 +49,24 @@ def test_takes_clips_of_any_length(name: str, num_frames: int) -> None:
     torch.testing.assert_close(model(clips), model.head(features))
 
 
+@pytest.mark.parametrize(
+    ("name", "num_frames", "side"),
+    [("tada2d_tiny", 1, 32), ("tada_lite0", 1, 32), ("slowonly_tiny", 1, 16), ("slowfast_tiny", 4, 16)],
+)
+def test_training_on_one_value_per_channel_is_refused(name: str, num_frames: int, side: int) -> None:
+    model = create_model(name, num_classes=3)
+    clips = torch.randn(1, 3, num_frames, side, side)
+    message = rf"clips \[1, 3, {num_frames}, {side}, {side}\] are too few or too small .* more than {side} pixels"
+    with pytest.raises(OptionError, match=message):
+        model(clips)
+    model(torch.randn(1, 3, num_frames, side, side + 1))  # two values have a variance
+    model(torch.cat([clips, clips], dim=2))
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    model(clips)
+
+
 def test_tsn_averages_frames() -> None:
     torch.manual_seed(0)
     model = create_model("tsn_tiny", num_classes=3).double().eval()

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tada.adaptation.own_padding import FramePadding, pad_frames
 from tada.errors import OptionError
-from tada.models.tada2d import check_clips
+from tada.models.tada2d import check_clips, check_variance
 from tada.tadaconv import (
     Calibrate,
     Calibration,
@@ -90,6 +90,14 @@ class EfficientNetLiteConfig:
             raise OptionError(f"{self.num_classes = } should be at least 1")
         if not 0 <= self.dropout < 1:
             raise OptionError(f"{self.dropout = } should lie in [0, 1)")
+        if self.routing_ratio is not None:
+            if self.routing_ratio < 1:
+                raise OptionError(f"{self.routing_ratio = } should be at least 1")
+            if len(self.routing_kernel_sizes) == 1:
+                raise OptionError(
+                    f"{self.routing_ratio = } is of a hidden layer, which {self.routing_kernel_sizes = } does not "
+                    "have: give two kernel sizes, or no ratio"
+                )
 
 
 class EfficientNetLite(nn.Module):
@@ -138,6 +146,7 @@ class EfficientNetLite(nn.Module):
         check_clips(clips)
         if not torch.compiler.is_exporting():
             self._check_size(clips)
+            check_variance(self, clips, stride=self._stride)
         n, _, t = clips.shape[:3]
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         frames = frames * _SCALE + _SHIFT
@@ -150,12 +159,15 @@ class EfficientNetLite(nn.Module):
         return frames.mean((2, 3)).view(n, t, -1).mean(1)
 
     def _check_size(self, clips: Tensor) -> None:
-        stride = 2 * math.prod(self.config.strides)
-        if min(clips.shape[3:]) < stride:
+        if min(clips.shape[3:]) < self._stride:
             raise OptionError(
                 f"clips of {clips.shape[3]} x {clips.shape[4]} pixels are smaller than this network's stride: give "
-                f"frames of at least {stride} x {stride} (clip.crop)"
+                f"frames of at least {self._stride} x {self._stride} (clip.crop)"
             )
+
+    @property
+    def _stride(self) -> int:
+        return 2 * math.prod(self.config.strides)
 
     def _initialize(self) -> None:
         """Draw the weights for training from scratch.

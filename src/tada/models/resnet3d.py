@@ -14,6 +14,7 @@ Shapes: N clips, T frames, C channels, H x W pixels, D features, K classes. Insi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from tada.adaptation import adapt
 from tada.errors import OptionError
+from tada.models.tada2d import check_variance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,19 +115,23 @@ class Host(nn.Module):
 
         Raises:
             ValueError: T is no multiple of ``fast_ratio`` (SlowFast).
+            OptionError: in training, the clips leave the last batch norms one value per channel.
         """
         logits: Tensor = self.head(self.dropout(self.features(clips)))
         return logits
 
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the mean over frames and pixels of each pathway."""
+        config = self.config
+        frame_stride = math.prod(config.temporal_strides) * max(config.fast_ratio, 1)
+        check_variance(self, clips, stride=2 ** (1 + len(config.depths)), frame_stride=frame_stride)
         clips = clips.contiguous(memory_format=torch.channels_last_3d)
         if self.fast is None:
             slow: Tensor = self.slow.stem(clips)
             for stage in range(len(self.slow.stages)):
                 slow = self.slow.run_stage(stage, slow)
             return slow.mean((2, 3, 4))
-        ratio = self.config.fast_ratio
+        ratio = config.fast_ratio
         if clips.shape[2] % ratio:
             raise ValueError(f"a clip of {clips.shape[2]} frames; SlowFast needs a multiple of {ratio}")
         slow, fast = self.slow.stem(clips[:, :, ::ratio]), self.fast.stem(clips)
@@ -138,12 +144,16 @@ class Host(nn.Module):
     def _initialize(self) -> None:
         """Initialize the weights for training from scratch.
 
-        Kernels: normal, variance 2 / (D * kt * k * k). Norms: 1 and 0. Classifier: as PyTorch draws it.
+        Kernels: normal, variance 2 / (D * kt * k * k). Norms: 1 and 0. Classifier: of SlowOnly and SlowFast
+        N(0, 0.01) and bias 0, of R(2+1)D and R3D as PyTorch draws it; so are the released heads.
         """
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        if self.config.kernel == "1x3x3":
+            nn.init.normal_(self.head.weight, std=0.01)
+            nn.init.zeros_(self.head.bias)
 
 
 class Pathway(nn.Module):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tada.errors import OptionError
 from tada.tadaconv import Calibrate, Routing, TAdaConv2d, TemporalAggregation, TemporalPool
@@ -101,6 +102,7 @@ class TAda2D(nn.Module):
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the mean over frames and pixels."""
         check_clips(clips)
+        check_variance(self, clips, stride=2 ** (1 + len(self.config.depths)))
         n, _, t = clips.shape[:3]
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         frames = F.relu(self.stem_norm(self.stem_conv(frames)), inplace=True)
@@ -252,6 +254,28 @@ def check_clips(clips: Tensor) -> None:
     elif clips.ndim == 5 and clips.shape[2] == 3:
         way_out = ": this seems to be [N, T, 3, H, W], clips.transpose(1, 2) is what is needed"
     raise OptionError(f"clips {list(clips.shape)} should be [N, 3, T, H, W], with three colors{way_out}")
+
+
+def check_variance(model: nn.Module, clips: Tensor, *, stride: int, frame_stride: int = 1) -> None:
+    """Check that in training the last batch norms get more than one value per channel: one has no variance.
+
+    Args:
+        stride: the network's, of rows and columns.
+        frame_stride: the network's, of frames.
+
+    Raises:
+        OptionError: they get one value.
+    """
+    if not model.training:
+        return
+    n, _, t, h, w = clips.shape
+    values = n * -(-t // frame_stride) * -(-h // stride) * -(-w // stride)
+    if values == 1 and any(module.training for module in model.modules() if isinstance(module, _BatchNorm)):
+        raise OptionError(
+            f"clips {list(clips.shape)} are too few or too small for training: of them the last batch norms see one "
+            f"value per channel, which has no variance; give more clips (batch_size), more frames (clip.num_frames) or "
+            f"a side of more than {stride} pixels (clip.crop)"
+        )
 
 
 _TSN: dict[str, Any] = {"calibrate": None, "aggregation": None}

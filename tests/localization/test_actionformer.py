@@ -329,6 +329,8 @@ def test_the_data_decide_levels_ranges_and_length_unless_the_recipe_does() -> No
     epic = config(70.0, overlapping=True)
     assert epic.regression_ranges == ((0, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 1e4))
     assert config(2.0, window=(9, 9, 5, -1)).num_levels == 4
+    assert config(2.0, position_encoding=True).interpolate_positions
+    assert not config(2.0, position_encoding=True, interpolate_positions=False).interpolate_positions
     for name, windows, length in (
         ("activitynet", (7, 7, 7, 7, 7, -1), 192),
         ("hacs", (13, 13, 13, 13, 13, -1), 960),
@@ -345,7 +347,7 @@ def test_the_data_decide_levels_ranges_and_length_unless_the_recipe_does() -> No
     [
         ({"window": 4}, "the attention window 4 should be odd"),
         ({"window": (5, 4, -1)}, r"the attention window \[5, 4, -1\] should be odd"),
-        ({"window": (5, -1)}, r"the attention window \[5, -1\] should be one for all levels, or each of 3"),
+        ({"window": (5, -1)}, r"the attention window \[5, -1\] should be one for all levels, or a list of 3"),
         ({"max_length": 30}, "max_length=30 should be a multiple of 4"),
         ({"num_levels": 2}, "num_levels=2 should be 1 to 8, each with a regression range"),
         ({"dim": 15}, "dim a multiple of num_heads"),
@@ -356,3 +358,7 @@ def test_impossible_shapes_are_refused(changes: dict[str, int], message: str) ->
         small(**changes)
     with pytest.raises(OptionError, match="the recipe's max_length must be null or a multiple of 32"):
         LocalizationRecipe(num_levels=6, max_length=40)
+    with pytest.raises(OptionError, match="the recipe's max_length must be null or a multiple of 32"):
+        LocalizationRecipe(attention_window=(7, 7, 7, 7, 7, -1), max_length=40)  # as many levels as windows
+    with pytest.raises(OptionError, match=r"a list of 5, as many as num_levels: change attention_window, too"):
+        load_localization_recipe("activitynet", num_levels=5)

@@ -154,8 +154,17 @@ def test_what_happens_nowhere_is_trained_on_too(data: tuple[Path, Path], tmp_pat
     older = read_recipe(tmp_path / "run" / "recipe.yaml", LocalizationRecipe)
     kept = [line for line in recipe_yaml(older).splitlines() if line.partition(":")[0] not in older.BEFORE]
     (tmp_path / "run" / "recipe.yaml").write_text("\n".join(kept))
-    before = replace(recipe, last_batch="drop", train_on_background=False)
+    before = replace(recipe, last_batch="drop", train_on_background=False, interpolate_positions=False)
     assert recipe_of_run(tmp_path / "run", LocalizationRecipe) == before
     (tmp_path / "run" / "recipe.yaml").write_text("\n".join([*kept, "last_batch: fill"]))
     changed = replace(recipe, num_levels=3, attention_window=(7, 7, -1), max_length=64, padding_leak="opentad")
-    assert resumed(changed, tmp_path / "run", or_else="begin anew") == replace(before, last_batch="fill")
+    lines: list[str] = []
+    again = resumed(changed, tmp_path / "run", or_else="begin anew", say=lines.append)
+    assert again == replace(before, last_batch="fill")
+    (line,) = lines
+    assert line.endswith(
+        "num_levels None (not 3), attention_window None (not (7, 7, -1)), max_length None (not 64), "
+        "padding_leak none (not opentad)"
+    )
+    assert resumed(recipe, tmp_path / "run", or_else="begin anew", say=lines.append) == again
+    assert len(lines) == 1, "defaults are no wish"

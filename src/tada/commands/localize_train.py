@@ -48,6 +48,7 @@ _OF_THE_DETECTOR = (
     "attention_window",
     "max_length",
     "position_encoding",
+    "interpolate_positions",
     "padding_leak",
     "input_dropout",
     "visible_part",

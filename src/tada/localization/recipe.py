@@ -27,6 +27,7 @@ class LocalizationRecipe(Schedule):
         **Schedule.BEFORE,
         "train_on_background": False,
         **dict.fromkeys(("num_levels", "attention_window", "max_length")),
+        "interpolate_positions": False,
         "padding_leak": "none",
     }
     FIT: ClassVar[Fit] = Fit(batch_size=8, small_batch_size=2, steps_per_epoch=8, epochs=30, steps=400)
@@ -50,8 +51,10 @@ class LocalizationRecipe(Schedule):
     """Steps of ActionFormer's longest training crop, a multiple of 2^(num_levels - 1); null: the 95th percentile of the
     videos' lengths, at most 2304."""
     position_encoding: bool = False
-    """Whether ActionFormer adds position encodings, as on ActivityNet and HACS; they are interpolated for videos longer
-    than max_length."""
+    """Whether ActionFormer adds position encodings, as on ActivityNet and HACS."""
+    interpolate_positions: bool = True
+    """Whether videos longer than max_length get the position encodings of max_length steps, interpolated, as published;
+    false: the sinusoids go on."""
     padding_leak: PaddingLeak = "none"
     """Where biases of layer norms leak from the padding into the last steps of a padded video: 'none'; before attention
     and heads, as in 'opentad'; or between convolutions too, as in the released 'actionformer'."""
@@ -116,7 +119,8 @@ class LocalizationRecipe(Schedule):
         )
         if self.attention_window is not None:
             check_window(self.attention_window, self.num_levels)
-        multiple = 2 ** ((self.num_levels or 1) - 1)
+        of_windows = len(self.attention_window) if isinstance(self.attention_window, tuple) else 1
+        multiple = 2 ** ((self.num_levels or of_windows) - 1)
         require(
             self.max_length is None or (self.max_length >= 1 and self.max_length % multiple == 0),
             "max_length",

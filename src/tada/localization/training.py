@@ -109,7 +109,7 @@ def train_localizer(
     is_begun = resume and was_begun(out)
     if is_begun:
         state = saved_state(out, say)
-        recipe = of_same_run(recipe, data, out)
+        recipe = of_same_run(recipe, data, out, say)
         result = finished_result(out)
         if result is not None:
             say(f"{out} is finished")

@@ -150,14 +150,16 @@ def write_data(data: TrainingData, out: Path) -> None:
     write_whole(out / DATA_FILE, (json.dumps(_data_hashes(data), indent=2) + "\n").encode())  # last: it completes both
 
 
-def of_same_run(recipe: LocalizationRecipe, data: TrainingData, out: Path) -> LocalizationRecipe:
+def of_same_run(
+    recipe: LocalizationRecipe, data: TrainingData, out: Path, say: Callable[[str], None] = print
+) -> LocalizationRecipe:
     """Check that a resumed run has the same recipe and data; return the recipe with the run's numbers.
 
     Raises:
         OptionError: the run was started with another recipe.
         DataError: the run was started with other data.
     """
-    recipe = resumed(recipe, out, or_else="begin another run without --resume")
+    recipe = resumed(recipe, out, or_else="begin another run without --resume", say=say)
     if not (out / DATA_FILE).exists():  # the run was interrupted before it was written
         write_data(data, out)
     try:

@@ -47,7 +47,7 @@ def resume_run(
         CheckpointError: a file of the run is damaged.
     """
     epochs = recipe_of_run(out, Recipe).numbers.epochs
-    recipe = of_same_run(recipe, out)
+    recipe = of_same_run(recipe, out, say)
     state = saved_state(out, say)
     known = read_run_list(out)
     if known is None and state is not None:
@@ -72,7 +72,7 @@ def resume_run(
     return recipe, data, Before(epochs=epochs, state=state, known=known, result=result)
 
 
-def of_same_run(recipe: Recipe, out: Path) -> Recipe:
+def of_same_run(recipe: Recipe, out: Path, say: Callable[[str], None] = print) -> Recipe:
     """The recipe with the run's numbers, or with more epochs.
 
     Raises:
@@ -86,6 +86,7 @@ def of_same_run(recipe: Recipe, out: Path) -> Recipe:
         out,
         or_else=f"start a new run from its weights, with --init {out} and another --out",
         may_have_more_epochs=True,
+        say=say,
     )
 
 

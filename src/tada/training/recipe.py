@@ -6,7 +6,7 @@ shows all fields quickly.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass, replace
 from importlib import resources
@@ -154,12 +154,20 @@ def fps_of_run(run: str | PathLike[str]) -> float | None:
         return None if fps is None else check_fps(fps)
 
 
-def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epochs: bool = False) -> AnySchedule:
+def resumed(
+    recipe: AnySchedule,
+    run: Path,
+    *,
+    or_else: str,
+    may_have_more_epochs: bool = False,
+    say: Callable[[str], None] = print,
+) -> AnySchedule:
     """The recipe to resume a run with: ``recipe``, with the run's numbers where it says null.
 
     Args:
         or_else: the end of the error message: what a user who wants another recipe can do.
         may_have_more_epochs: allow more epochs than the run's recipe has.
+        say: prints which fields an older run's recipe lacks, where ``recipe`` has another value than the default.
 
     Raises:
         OptionError: another field differs from the run's recipe.
@@ -168,7 +176,15 @@ def resumed(recipe: AnySchedule, run: Path, *, or_else: str, may_have_more_epoch
     saved = recipe_of_run(run, kind)
     names = [name for name in ("epochs", "batch_size", "warmup_epochs") if getattr(recipe, name) is None]
     told = _read_values(run / "recipe.yaml")
-    names += [name for name in kind.BEFORE if name not in told]  # which an older run's file lacks
+    lacking = [name for name in kind.BEFORE if name not in told]  # fields that are newer than the run
+    kept = [
+        f"{name} {getattr(saved, name)} (not {wanted})"
+        for name in lacking
+        if (wanted := getattr(recipe, name)) not in (getattr(saved, name), getattr(kind, name))
+    ]
+    if kept:
+        say(f"{run} was begun by an earlier tada, without some fields, and goes on as it did: {', '.join(kept)}")
+    names += lacking
     recipe = replace(recipe, **{name: getattr(saved, name) for name in names})  # type: ignore[type-var]
     values, of_run = asdict(recipe), asdict(saved)  # type: ignore[call-overload]
     if may_have_more_epochs and recipe.numbers.epochs < saved.numbers.epochs:

@@ -130,6 +130,7 @@ class ActionFormerConfig:
         num_levels: int | None = None,
         max_length: int | None = None,
         position_encoding: bool = False,
+        interpolate_positions: bool = True,
         padding_leak: PaddingLeak = "none",
         input_dropout: float = 0.0,
     ) -> ActionFormerConfig:
@@ -168,7 +169,7 @@ class ActionFormerConfig:
             regression_ranges=ranges,
             max_length=max_length,
             position_encoding=position_encoding,
-            interpolate_positions=position_encoding,
+            interpolate_positions=position_encoding and interpolate_positions,
             padding_leak=padding_leak,
             input_dropout=input_dropout,
         )

@@ -51,6 +51,7 @@ def new_detector(
         num_levels=recipe.num_levels,
         max_length=recipe.max_length,
         position_encoding=recipe.position_encoding,
+        interpolate_positions=recipe.interpolate_positions,
         padding_leak=recipe.padding_leak,
         input_dropout=recipe.input_dropout,
     )

@@ -24,4 +24,7 @@ def check_window(window: int | tuple[int, ...], num_levels: int | None) -> None:
     if any(one != -1 and (one < 1 or one % 2 == 0) for one in windows):
         raise OptionError(f"the attention window {shown} should be odd, or -1 for all steps")
     if not isinstance(window, int) and num_levels is not None and len(window) != num_levels:
-        raise OptionError(f"the attention window {shown} should be one for all levels, or each of {num_levels}")
+        raise OptionError(
+            f"the attention window {shown} should be one for all levels, or a list of {num_levels}, as many as "
+            "num_levels: change attention_window, too"
+        )

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tada.commands import cli
 from tada.data.table import Head, Unreadable
 from tada.data.views import Views
 from tada.errors import DataError, OptionError
 from tada.recognition.epic_challenge import Subsets, challenge_metrics, read_subsets, write_challenge
-from tada.recognition.results import UNKNOWN, Evaluation, counted_by, ensemble, load_scores
+from tada.recognition.results import UNKNOWN, ActionsBy, Evaluation, counted_by, ensemble, load_scores
 
 
 @pytest.fixture
@@ -142,7 +143,8 @@ def test_scores_of_others_are_not_written_over(simple: Evaluation, tmp_path: Pat
 def slow_action_accuracy(test: Evaluation, top_k: int) -> float:
     """By sorting all combinations of each video."""
     right = []
-    views = test.scores[:, None] if test.view_scores is None else test.view_scores
+    views = test.view_scores if test.actions == "views" else test.scores[:, None]
+    assert views is not None
     for video, truth in zip(views.astype(float), test.targets, strict=True):
         joint = {pair: sum(view[pair[0]] * view[3 + pair[1]] for view in video) for pair in product(range(3), range(5))}
         right.append(tuple(truth) in sorted(joint, key=lambda pair: -joint[pair])[:top_k])
@@ -156,7 +158,8 @@ def test_actions_by_the_mean_of_the_views_products(epic: Evaluation, tmp_path: P
     drawn[0][0], drawn[1][0] = [0.9, 0.1, 0, 0.9, 0.1, 0, 0, 0], [0.1, 0.9, 0, 0.1, 0.9, 0, 0, 0]
     each = np.stack(drawn, 1)
     tests = [
-        replace(epic, scores=e.mean(1), view_scores=e, views=(Views(num_clips=2),)) for e in (each[:, :2], each[:, 2:])
+        replace(epic, scores=e.mean(1), view_scores=e, views=(Views(num_clips=2),), actions="views")
+        for e in (each[:, :2], each[:, 2:])
     ]
     np.testing.assert_allclose(tests[0].joint_scores(0)[:2, :2], [[0.41, 0.09], [0.09, 0.41]], rtol=1e-6)
     np.testing.assert_allclose(counted_by(tests[0], "means").joint_scores(0)[:2, :2], 0.25, rtol=1e-6)
@@ -171,9 +174,57 @@ def test_actions_by_the_mean_of_the_views_products(epic: Evaluation, tmp_path: P
     write_challenge(both, tmp_path / "test.json")
     action = json.loads((tmp_path / "test.json").read_text())["results"][both.ids[7]]["action"]
     assert action["2,4"] == pytest.approx(both.joint_scores(7)[2, 4])
-    fewer = replace(tests[1], view_scores=each[:, 2:3])
-    with pytest.raises(DataError, match=r"means over the views of a video: .* an ensemble with as many views"):
-        counted_by(ensemble([tests[0], fewer]), "views")
+    means = counted_by(both, "means")
+    means.save(tmp_path, overwrite=True)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["actions"] == "means"
+    np.testing.assert_array_equal(counted_by(load_scores(tmp_path), "views").joint_scores(5), both.joint_scores(5))
+    with pytest.raises(DataError, match=r"means over the views of a video: .* \(each model of an ensemble\)"):
+        counted_by(ensemble([tests[0], replace(tests[1], view_scores=None, actions="means")]), "views")
+
+
+def test_tests_of_one_view_or_of_other_numbers_of_views_are_counted_by_views(epic: Evaluation) -> None:
+    rng = np.random.default_rng(2)
+
+    def drawn(num: int, actions: ActionsBy) -> Evaluation:
+        each = np.stack([np.concatenate([probabilities(rng, 40, k) for k in (3, 5)], 1) for _ in range(num)], 1)
+        views = (Views(num_clips=num),)
+        return replace(epic, scores=each.mean(1), view_scores=None if num == 1 else each, views=views, actions=actions)
+
+    one, two, three = drawn(1, "means"), drawn(2, "views"), drawn(3, "views")
+    np.testing.assert_allclose(counted_by(one, "views").joint_scores(4), one.joint_scores(4))
+    joined = ensemble([one, two, three])  # one view's actions are the same either way
+    assert joined.actions == "views"
+    joint = np.mean([test.joint_scores(4) for test in (one, two, three)], axis=0)
+    np.testing.assert_allclose(joined.joint_scores(4), joint, rtol=1e-6)
+    assert ensemble([two, replace(three, actions="means")]).actions == "means"
+    pair = ensemble([one, drawn(1, "means")])
+    assert pair.actions == "means"
+    assert counted_by(pair, "views").joint_scores(4)[0, 0] != pytest.approx(pair.joint_scores(4)[0, 0])
+
+
+def test_a_report_scored_the_other_way_agrees_with_itself(
+    epic: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    each = np.stack([epic.scores, epic.scores[::-1]], 1)
+    test = replace(epic, scores=each.mean(1), view_scores=each, views=(Views(num_clips=2),), actions="views")
+    test.save("report")
+    again = ["evaluate", "--scores", "report", "--actions"]
+    before = Path("report/evaluation.json").read_bytes()
+    assert cli.main([*again, "means"]) == 2
+    assert "the report in 'report' counts actions otherwise: give the new one a folder" in capsys.readouterr().err
+    assert cli.main([*again, "views"]) == 0
+    assert Path("report/evaluation.json").read_bytes() == before
+    assert cli.main([*again, "means", "--overwrite"]) == 0
+    numbers = json.loads(Path("report/evaluation.json").read_text())
+    assert (numbers["actions"], numbers["action_top5"]) == ("means", counted_by(test, "means").action_accuracy(5))
+    assert f"{numbers['action_top5']:.4f}" in Path("report/report.html").read_text()
+    assert np.array_equal(load_scores(Path("report")).view_scores, each), "so it can be scored back"
+
+
+def test_one_head_has_no_actions(simple: Evaluation) -> None:
+    with pytest.raises(OptionError, match=r"--actions views: these scores have one head \(action\)"):
+        counted_by(simple, "views")
 
 
 def test_actions_are_ranked_by_the_product_of_both_marginals(epic: Evaluation) -> None:

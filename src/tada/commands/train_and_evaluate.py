@@ -263,8 +263,14 @@ def _evaluate(options: Namespace) -> int:
     advise(lambda state: "no report was written")
     views = Views.parse(options.views)
     out = _report_folder(options)
-    is_new = not options.scores or options.out is not None
     with held_folder(out):
+        again, changes = _score_again(options) if options.scores else (None, False)
+        if changes and options.out is None and not options.overwrite:
+            raise OptionError(
+                f"--actions {options.actions}: the report in {str(out)!r} counts actions otherwise: give the new one a "
+                "folder of its own (--out), or replace that one, which keeps the scores (--overwrite)"
+            )
+        is_new = again is None or changes or options.out is not None
         if is_new and is_first_process():
             check_not_there(out, [NUMBERS_FILE], overwrite=options.overwrite)
         if options.challenge is not None and is_first_process():
@@ -274,7 +280,7 @@ def _evaluate(options: Namespace) -> int:
                     "--overwrite"
                 )
             try_file(options.challenge)
-        result = _score_again(options) if options.scores else _test(options, views)
+        result = _test(options, views) if again is None else again
         if is_first_process():
             _report(result, out, options, is_new=is_new)
     return report_failures("not tested", (failure.message for failure in result.unreadable))
@@ -320,11 +326,16 @@ def _test(options: Namespace, views: Views) -> Evaluation:
     )
 
 
-def _score_again(options: Namespace) -> Evaluation:
+def _score_again(options: Namespace) -> tuple[Evaluation, bool]:
+    """The joined reports, and whether --actions counts their actions in another way."""
     from tada.recognition.results import counted_by, ensemble, load_scores
 
-    result = ensemble([load_scores(path) for path in options.scores])
-    return result if options.actions is None else counted_by(result, options.actions)
+    tests = [load_scores(path) for path in options.scores]
+    joined = ensemble(tests)
+    if options.actions is None and len({test.actions for test in tests}) > 1:
+        say(f"the reports count actions in different ways, and the ensemble by {joined.actions}: --actions chooses")
+    again = joined if options.actions is None else counted_by(joined, options.actions)
+    return again, again.actions != joined.actions
 
 
 def _report(result: Evaluation, out: Path, options: Namespace, *, is_new: bool) -> None:
@@ -366,7 +377,7 @@ def _print_numbers(result: Evaluation, metrics: Mapping[str, float], options: Na
     ]
     if "top1" in metrics and len({count for _, count in result.per_class().values()}) > 1:
         numbers.append(f"mean of the classes' top-1 {result.mean_class_accuracy():.4f}")
-    if result.view_scores is not None:
+    if result.actions == "views":
         numbers.append("actions by the mean of the views' products")
     print("   ".join([*numbers, f"{read} of {meant} videos"]))
 

@@ -27,10 +27,10 @@ from tada.data.run_videos import KnownVideo, line_of_namesakes, marks, names_bel
 from tada.data.split_hashes import PART, Splits
 from tada.data.table import SPLITS, Unreadable, VideoTable, targets_of, with_fps
 from tada.data.views import TestVideos, ViewBatch, Views, average_views, test_loader
-from tada.errors import CheckpointError, DataError, OptionError, counted, listed
+from tada.errors import CheckpointError, DataError, counted, listed
 from tada.models.onnx_model import SPLITS_ENTRY, OnnxNetwork, open_session
 from tada.recognition.recognizer import Recognizer, load_recognizer
-from tada.recognition.results import UNKNOWN, Evaluation
+from tada.recognition.results import UNKNOWN, Evaluation, one_head_error
 from tada.system.calls import checked
 from tada.system.collectives import gathered, leaving_together
 from tada.system.devices import Machine, Processes, check_num_workers, default_num_workers
@@ -92,10 +92,7 @@ def evaluate(
     views = Views.parse(views) if isinstance(views, str) else views
     recognizer = load_recognizer(run, device="cpu" if processes.world > 1 else device)
     if actions == "views" and len(recognizer.heads) == 1:
-        raise OptionError(
-            f"--actions views: {str(run)!r} has one head ({recognizer.heads[0].name}), and actions are combinations of "
-            "two, verb and noun: leave --actions away"
-        )
+        raise one_head_error(f"{str(run)!r} has one head ({recognizer.heads[0].name})")
     if not isinstance(data, VideoTable):
         data = read_dataset(Path(data), root=None if root is None else Path(root), fold=fold)
     table = with_fps_of_run(with_fps(data, fps), run, say)
@@ -230,6 +227,7 @@ def _make_evaluation(
         targets=np.array([targets_of(table.heads, video.labels) or unknown for video in read], np.int64),
         scores=np.stack([vote.scores for vote in votes]),
         view_scores=np.stack(view_scores) if view_scores else None,
+        actions="views" if view_scores else "means",
         unreadable=tuple(unreadable),
         views=(views,),
         clip=recognizer.clip,

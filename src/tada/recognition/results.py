@@ -32,7 +32,7 @@ from tada.data.views import Views
 from tada.display.notebook import Bar, Table, results_html
 from tada.display.page import PAGE
 from tada.display.plots import save_confusion_matrix
-from tada.errors import DataError, counted
+from tada.errors import DataError, OptionError, counted
 from tada.recognition.intervals import accuracy_interval, interval_text
 from tada.system.array_files import read_npz
 from tada.system.calls import checked
@@ -45,6 +45,7 @@ CHALLENGE_FILE = "challenge_metrics.json"
 NUMBERS_FILE = "evaluation.json"
 REPORT_FILES = (NUMBERS_FILE, SCORES_FILE, "scores.csv", PAGE, CHALLENGE_FILE, "confusion*.png", "confusion*.txt")
 """Patterns of the files of a report's folder."""
+ActionsBy = Literal["means", "views"]
 UNKNOWN = -1
 """The target of a video whose class is not known."""
 
@@ -83,8 +84,10 @@ class Evaluation:
     """If a video may have several labels: for each of the K classes, the probability from which on the video has it;
     else empty."""
     view_scores: NDArray[np.float32] | None = None
-    """[N, V, K], the probabilities of each view, kept where actions are scored by them: a combination's probability is
-    then the mean of the views' products, else the product of the mean probabilities."""
+    """[N, V, K], the probabilities of each view, if they are kept; of an ensemble, as many of each test."""
+    actions: ActionsBy = "means"
+    """With several heads: whether a combination's probability is the product of the mean probabilities ("means"), or
+    the mean of the views' products ("views", which needs ``view_scores``)."""
 
     def __str__(self) -> str:
         """The number of videos and the accuracies, in a line."""
@@ -226,30 +229,36 @@ class Evaluation:
 
         The probabilities are those of ``joint_scores``.
         """
-        ranks = [self._joint_rank(int(i)) for i in np.flatnonzero(self.known)]
-        return float(np.mean([rank < top_k for rank in ranks])) if ranks else float("nan")
+        return _within(self._joint_ranks(), top_k)
 
     def joint_scores(self, video: int) -> NDArray[np.float64]:
         """The probabilities of all combinations of the heads' classes, float64 [K_1, K_2, ...]; [verbs, nouns].
 
-        The product of the classes' probabilities; where ``view_scores`` are kept, the mean of the views' products.
+        The product of the classes' mean probabilities, or the mean of the views' products: see ``actions``.
 
         Args:
             video: from 0 to N - 1.
         """
-        scores = self.scores[video][None] if self.view_scores is None else self.view_scores[video]
+        scores = self.scores[video][None]
+        if self.actions == "views":
+            assert self.view_scores is not None
+            scores = self.view_scores[video]
         sizes = [len(head.labels) for head in self.heads]
+        *others, last = np.split(scores.astype(np.float64), np.cumsum(sizes)[:-1], axis=1)  # each [V, K of the head]
         joint = np.ones((len(scores), 1))
-        for own in np.split(scores.astype(np.float64), np.cumsum(sizes)[:-1], axis=1):  # [V, K of the head]
+        for own in others:
             joint = (joint[:, :, None] * own[:, None, :]).reshape(len(scores), -1)
-        mean: NDArray[np.float64] = joint.mean(0).reshape(sizes)
+        mean: NDArray[np.float64] = (joint.T @ last / len(scores)).reshape(sizes)  # sums over the views
         return mean
 
-    def _joint_rank(self, video: int) -> int:
-        """Number of combinations more probable than the true one, plus half of the ties."""
-        joint = self.joint_scores(video)
-        of_truth = joint[tuple(self.targets[video])]
-        return int((joint > of_truth).sum() + ((joint == of_truth).sum() - 1) // 2)
+    def _joint_ranks(self) -> list[int]:
+        """For each known video: how many combinations are more probable than the true one, plus half of the ties."""
+        ranks = []
+        for video in np.flatnonzero(self.known).tolist():
+            joint = self.joint_scores(video)
+            of_truth = joint[tuple(self.targets[video])]
+            ranks.append(int((joint > of_truth).sum() + ((joint == of_truth).sum() - 1) // 2))
+        return ranks
 
     def confusion(self, *, head: int = 0) -> NDArray[np.int64]:
         """Confusion matrix [classes, classes]: number of videos by true class (row) and predicted class (column)."""
@@ -289,7 +298,8 @@ class Evaluation:
         if len(self.heads) == 1:
             return {f"top{k}": self.accuracy(k) for k in (1, 5)}
         found = {f"{h.name}_top{k}": self.accuracy(k, head=i) for i, h in enumerate(self.heads) for k in (1, 5)}
-        return found | {f"action_top{k}": self.action_accuracy(k) for k in (1, 5)}
+        ranks = self._joint_ranks()
+        return found | {f"action_top{k}": _within(ranks, k) for k in (1, 5)}
 
     def shown_metrics(self) -> dict[str, float]:
         """``metrics`` without top-5 accuracies of five classes or fewer, which are always 1."""
@@ -318,7 +328,7 @@ class Evaluation:
         }
         one = len(self.heads) == 1
         if not one:
-            summary["actions"] = "means" if self.view_scores is None else "views"
+            summary["actions"] = self.actions
         if self.several:
             summary["per_class"] = {
                 score.label: {name: _nan_to_none(value) for name, value in asdict(score).items() if name != "label"}
@@ -413,6 +423,7 @@ class Evaluation:
             "segments": self.segments,
             "rates": self.rates,
             "thresholds": self.thresholds,
+            "actions": self.actions,
             "clip": None if self.clip is None else asdict(self.clip),
             "unreadable": self.unreadable,
             "views": [str(views) for views in self.views],
@@ -423,6 +434,11 @@ class Evaluation:
             arrays["view_scores"] = self.view_scores
         with whole_file(file) as part, part.open("wb") as out:
             np.savez_compressed(out, **arrays)  # type: ignore[arg-type]  # numpy says nothing of names
+
+
+def _within(ranks: Sequence[int], top_k: int) -> float:
+    """Fraction of the ranks below ``top_k``; nan if there are none."""
+    return float(np.mean([rank < top_k for rank in ranks])) if ranks else float("nan")
 
 
 def _nan_to_none(value: object) -> object:
@@ -471,6 +487,7 @@ def load_scores(path: Path) -> Evaluation:
             targets=arrays["targets"],
             scores=arrays["scores"],
             view_scores=arrays.get("view_scores"),
+            actions=about.get("actions", "means"),
             unreadable=tuple(Unreadable(*failure) for failure in about["unreadable"]),
             views=tuple(Views.parse(views) for views in about["views"]),
         )
@@ -478,32 +495,50 @@ def load_scores(path: Path) -> Evaluation:
         raise DataError(f"{file} is damaged, or was not written by tada ({error}): evaluate again") from error
 
 
-def counted_by(test: Evaluation, actions: Literal["means", "views"]) -> Evaluation:
+def counted_by(test: Evaluation, actions: ActionsBy) -> Evaluation:
     """The test with its actions counted by the product of mean probabilities, or by the mean of the views' products.
 
     Raises:
-        DataError: the scores of single views are not there.
+        OptionError: the test has one head, and ``actions`` is "views".
+        DataError: the scores of single views are needed, and not there.
     """
-    if actions == "means":
-        return replace(test, view_scores=None)
-    if test.view_scores is None:
+    if len(test.heads) == 1 and actions == "views":
+        raise one_head_error(f"these scores have one head ({test.heads[0].name})")
+    views = test.view_scores if actions == "means" else _kept_views(test)
+    if actions == "views" and views is None:
         raise DataError(
             "these scores are means over the views of a video: to count actions by the views' products, test again "
-            "(each of an ensemble with as many views) with --actions views"
+            "(each model of an ensemble) with --actions views"
         )
-    return test
+    return replace(test, actions=actions, view_scores=views)
+
+
+def one_head_error(what: str) -> OptionError:
+    """The error of ``--actions views`` for a model with one head."""
+    return OptionError(
+        f"--actions views: {what}, and actions are combinations of two, verb and noun: leave --actions away"
+    )
+
+
+def _kept_views(test: Evaluation) -> NDArray[np.float32] | None:
+    """The scores of each view, [N, V, K], of a test with several heads, if they are there; one view is the mean."""
+    is_one_view = test.views == (Views(),) and len(test.heads) > 1
+    return test.scores[:, None] if test.view_scores is None and is_one_view else test.view_scores
 
 
 def ensemble(tests: Sequence[Evaluation]) -> Evaluation:
     """The mean of the scores of several tests on the same videos, in the order of the first.
 
-    Where all have kept the scores of as many views, the ensemble has the views of all.
+    If all tests have kept the scores of their views, so does the ensemble: views of tests with fewer are repeated, so
+    that each test has the same weight. Its actions are counted by them if those of all tests with several views are.
 
     Raises:
         DataError: the tests have different videos, classes or true labels.
     """
+    if len(tests) == 1:
+        return tests[0]
     first = tests[0]
-    scores, view_scores = [first.scores], [first.view_scores]
+    scores, view_scores = [first.scores], [_kept_views(first)]
     for number, test in enumerate(tests[1:], start=2):
         if test.heads != first.heads:
             raise DataError(f"the scores of test {number} are of other classes than those of the first")
@@ -520,12 +555,18 @@ def ensemble(tests: Sequence[Evaluation]) -> Evaluation:
         if not np.array_equal(test.targets[order], first.targets):
             raise DataError(f"test {number} has other true classes than the first for some videos: evaluate it again")
         scores.append(test.scores[order])
-        view_scores.append(None if test.view_scores is None else test.view_scores[order])
+        views = _kept_views(test)
+        view_scores.append(None if views is None else views[order])
     kept = [views for views in view_scores if views is not None]
-    have_views = len(kept) == len(tests) and len({views.shape[1] for views in kept}) == 1
+    have_views = len(kept) == len(tests)
+    most = math.lcm(*(views.shape[1] for views in kept))
+    ways = {test.actions for test in tests if test.views != (Views(),)} or {test.actions for test in tests}
     return replace(
         first,
         scores=np.mean(scores, axis=0, dtype=np.float32),
-        view_scores=np.concatenate(kept, axis=1) if have_views else None,
+        view_scores=np.concatenate([np.repeat(views, most // views.shape[1], axis=1) for views in kept], axis=1)
+        if have_views
+        else None,
+        actions="views" if have_views and ways == {"views"} else "means",
         views=tuple(v for test in tests for v in test.views),
     )

@@ -487,7 +487,7 @@ def load_scores(path: Path) -> Evaluation:
             targets=arrays["targets"],
             scores=arrays["scores"],
             view_scores=arrays.get("view_scores"),
-            actions=about.get("actions", "means"),
+            actions=about.get("actions", "views" if "view_scores" in arrays else "means"),
             unreadable=tuple(Unreadable(*failure) for failure in about["unreadable"]),
             views=tuple(Views.parse(views) for views in about["views"]),
         )

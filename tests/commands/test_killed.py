@@ -26,7 +26,7 @@ import torch
 
 from hang import HANG_SECONDS
 from tada.data.annotations import read_dataset
-from tada.errors import CheckpointError, DataError
+from tada.errors import CheckpointError, DataError, counted
 from tada.localization.features.folder import FeatureFolder, read_card
 from tada.localization.localizer import load_localizer
 from tada.localization.recipe import LocalizationRecipe
@@ -141,7 +141,7 @@ def test_extract(count: int, commands: Commands) -> None:
             assert card.with_suffix(".npz").read_bytes() == Path("whole", f"{card.stem}.npz").read_bytes()
         kept = len(list(out.glob("*.json")))
         assert commands(command.replace("OUT", str(out))) == 0, commands.told
-        assert f"{3 - kept} videos extracted, {kept} there already" in commands.told
+        assert f"{counted(3 - kept, 'video')} extracted, {kept} there already" in commands.told
         assert leftovers(out) == []
         assert {file.name: file.read_bytes() for file in out.iterdir() if file.suffix == ".npz"} == {
             file.name: file.read_bytes() for file in Path("whole").glob("*.npz")

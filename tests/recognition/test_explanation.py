@@ -249,7 +249,9 @@ def test_what_cannot_be_explained(video: Path) -> None:
         recognizer(labels=("a", "b", "c")).explain(prediction)
     for other in (pickle.loads(pickle.dumps(prediction)), copy.copy(prediction)):
         assert other == prediction
-        with pytest.raises(OptionError, match=r"was pickled without its recognizer: call recognizer\.explain\(prediction\)"):
+        with pytest.raises(
+            OptionError, match=r"was pickled without its recognizer: call recognizer\.explain\(prediction\)"
+        ):
             other.explain()
         assert torch.equal(model.explain(other).heat, prediction.explain().heat)
 

@@ -394,7 +394,8 @@ def test_starting_from_another_run_keeps_all_but_the_classifier(
 def test_what_cannot_start_a_model_is_refused(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
     model = create_model("tsn_r18", num_classes=3)
     with pytest.raises(
-        OptionError, match=r"init 'somewhere' should be 'auto', 'motion', 'image', 'none', the folder of a run, a file of weigh"
+        OptionError,
+        match=r"init 'somewhere' should be 'auto', 'motion', 'image', 'none', the folder of a run, a file of weigh",
     ):
         initialize(model, "tsn_r18", "somewhere")
     with pytest.raises(ValueError, match=r"tsn_r18_motion"):

@@ -17,6 +17,7 @@ from stopped_training import same, stopping_before
 from tada.errors import CheckpointError, OptionError
 from tada.models.weights import load_model
 from tada.recognition.recipe import Recipe, load_recipe
+from tada.recognition.run_outputs import finite_metrics
 from tada.recognition.training import TrainingResult, train
 from tada.recognition.training_step import RecognitionTask
 from tada.training.best_epoch import BestEpoch
@@ -274,3 +275,13 @@ def test_the_line_of_an_epoch_tells_the_loss_on_held_out_videos(
     result, lines = run(replace(recipe, epochs=1), motion_videos, tmp_path / "run")
     (line,) = [line for line in lines if line.startswith("epoch 1/1")]
     assert f"val_loss {result.metrics['val_loss']:.4f}" in line
+
+
+def test_a_loss_that_overflows_is_told_and_left_out_of_json(tmp_path: Path) -> None:
+    lines: list[str] = []
+    assert finite_metrics({"val_top1": 0.5, "val_loss": float("nan")}, lines.append) == {"val_top1": 0.5}
+    assert len(lines) == 1
+    assert lines[0].startswith("val_loss is nan: the network's outputs on held-out videos overflow")
+    best = BestEpoch(tmp_path / "best.ckpt", accuracy="val_top1", steps_per_epoch=1)
+    overflown, sound = ({"val_top1": 0.5, "val_loss": loss} for loss in (float("nan"), 90.0))
+    assert best._score(overflown) < best._score(sound) < best._score({"val_top1": 0.6, "val_loss": float("nan")})

@@ -5,6 +5,7 @@ Shapes: N videos, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,17 @@ from tada.training.run_page import VALIDATION, read_curves, write_run_page
 
 _MOST_TESTED = 2000
 """Largest number of held-out videos tested for the report: more take long on one device."""
+
+
+def finite_metrics(metrics: dict[str, float], say: Callable[[str], None]) -> dict[str, float]:
+    """The finite ones of a run's metrics, since JSON has no nan; a line tells which are left out."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            say(
+                f"{name} is {value}: the network's outputs on held-out videos overflow, as after very few steps from "
+                "random weights; train for more epochs, from trained weights (--init), or with a smaller learning rate"
+            )
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def with_last_loss(metrics: dict[str, float], out: Path) -> dict[str, float]:

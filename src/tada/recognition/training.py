@@ -43,7 +43,7 @@ from tada.models.parallel import checkpoint_blocks, synchronize_batch_norms, who
 from tada.models.pretrained import RANDOM_WEIGHTS, initialize, start_in_words
 from tada.recognition.recipe import Recipe
 from tada.recognition.resumed_run import Before, more_epochs_in_words, resume_run, take_up, yaml_of_run
-from tada.recognition.run_outputs import accuracies_in_words, save_network, with_last_loss, write_page
+from tada.recognition.run_outputs import accuracies_in_words, finite_metrics, save_network, with_last_loss, write_page
 from tada.recognition.trained_part import train_only
 from tada.recognition.training_call import check_divisible, machine_of_call, mixes, recipe_of_call
 from tada.recognition.training_data import TrainingData, augmentation, check_can_learn, training_data
@@ -209,6 +209,7 @@ def train(
     if best.keep and best.epoch:
         metrics = best.metrics | {"kept_epoch": float(best.epoch)}
         say(f"kept: the weights after epoch {best.epoch}, the best of those tested by {best.accuracy}")
+    metrics = finite_metrics(metrics, say)
     if processes.is_first:
         if "kept_epoch" in metrics:
             weights = best.weights("model")

@@ -97,7 +97,7 @@ class RecognitionTask(L.LightningModule):
         }
         self.val_tops = nn.ModuleDict(tops)
         self.val_action_top1 = MeanMetric()
-        self.val_loss = MeanMetric()
+        self.val_loss = MeanMetric(nan_strategy="disable")  # nan stays nan, and is told as such
         self.several = several_of > 0
         self.val_several: list[tuple[list[float], list[int]]] = []
         """Probabilities and targets of the tested videos, if they may have several labels."""

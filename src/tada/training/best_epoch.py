@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ class BestEpoch(Callback):
             )
 
     def _score(self, metrics: dict[str, float]) -> tuple[float, float]:
-        return metrics[self.accuracy], -metrics.get("val_loss", 0.0)
+        loss = metrics.get("val_loss", 0.0)
+        return metrics[self.accuracy], -loss if math.isfinite(loss) else -math.inf
 
     def weights(self, network: str) -> dict[str, Tensor]:
         """The network's weights after the best epoch, on the CPU.

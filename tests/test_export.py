@@ -180,7 +180,7 @@ def test_programs_of_small_clips(model: str, num_frames: int, size: int, tmp_pat
         torch.testing.assert_close(program(noise(*shape)), network(noise(*shape)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("model", ["tada_lite0", "r3d_tiny"])
+@pytest.mark.parametrize("model", ["tadaconvnext_mini", pytest.param("tada_lite0", marks=pytest.mark.slow), "r3d_tiny"])
 def test_other_families_as_onnx(model: str, tmp_path: Path) -> None:
     run = saved(tmp_path / "run", model, SMALL[model])
     export(run, tmp_path / "out.onnx", say=silent)

@@ -110,8 +110,7 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
 
     Args:
         num_classes: K, the number of logits.
-        num_frames: T of the clips. The networks here take clips of any length, so they ignore it; it is for networks
-            whose weights depend on T.
+        num_frames: T of the clips, checked only: the networks here take clips of any length.
         options: fields of the network's config (``TAda2DConfig``, ``TAdaConvNeXtConfig``, ``EfficientNetLiteConfig``,
             ``HostConfig``), as in a recipe or a checkpoint: a list stands for a tuple.
 

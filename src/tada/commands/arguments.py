@@ -26,7 +26,7 @@ from tada.system.files import distinct_names, try_folder
 from tada.system.progress import Work
 from tada.system.signals import last_chance
 from tada.system.terminal import printable
-from tada.training.recipe import Task, check_recipe, find_recipe
+from tada.training.recipe import RECIPE_FILE, Task, check_recipe, find_recipe
 
 if TYPE_CHECKING:
     from tada.data.table import VideoTable
@@ -230,9 +230,7 @@ def _is_model(name: str) -> bool:
 
 def _is_run(path: Path) -> bool:
     """Whether a path is a run's folder, or a file of `tada export`."""
-    return (
-        (path / "model.json").is_file() or (path / "recipe.yaml").is_file() or path.suffix.lower() in (".onnx", ".pt2")
-    )
+    return (path / "model.json").is_file() or (path / RECIPE_FILE).is_file() or path.suffix.lower() in (".onnx", ".pt2")
 
 
 def _is_footage(path: Path) -> bool:
@@ -241,7 +239,7 @@ def _is_footage(path: Path) -> bool:
 
     if not path.is_dir():
         return path.suffix.lower() in VIDEO_EXTENSIONS
-    is_model = any((path / name).exists() for name in ("model.json", "recipe.yaml", "localizer.json", "data.json"))
+    is_model = any((path / name).exists() for name in ("model.json", RECIPE_FILE, "localizer.json", "data.json"))
     if is_model:
         return False
     return is_frame_folder(path) or any(

@@ -33,13 +33,18 @@ _ONLY_FOR_STREAMS = (*_SETTINGS, "idle_seconds")
 _ONLY_FOR_FILES = ("fps", "plots", "segments", "save_video")
 
 
-def add_stream(parser: ArgumentParser) -> None:
+def add_stream_flag(parser: ArgumentParser, printed: str) -> None:
+    """Add ``--stream`` for either task; ``printed`` ends its help: what is printed, and when."""
     parser.add_argument(
         "--stream",
         action="store_true",
         help="of one video that is still being written: a file, a named pipe, - (standard input) or a camera "
-        "(/dev/video0); segments are printed as soon as they have settled, JSON and CSV line by line",
+        f"(/dev/video0); {printed}",
     )
+
+
+def add_stream(parser: ArgumentParser) -> None:
+    add_stream_flag(parser, "segments are printed as soon as they have settled, JSON and CSV line by line")
     parser.add_argument("--every-seconds", type=float | None, default=None, help="from one look to the next; else 1")
     parser.add_argument(
         "--settle-seconds", type=float | None, default=None, help="how long to wait after an end; else 2"

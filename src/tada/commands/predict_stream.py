@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from tada.commands.arguments import say_aside
 from tada.commands.localize_stream import (
     Latencies,
+    add_stream_flag,
     below,
     check_one_source,
     check_only_for,
@@ -34,12 +35,7 @@ _ONLY_FOR_FILES = ("fps", "clips", "plots", "explain", "explain_label", "save_vi
 
 
 def add_live(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--stream",
-        action="store_true",
-        help="of one video that is still being written: a file, a named pipe, - (standard input) or a camera "
-        "(/dev/video0); what happens is printed when it has settled. --window-seconds says what a look sees",
-    )
+    add_stream_flag(parser, "what happens is printed when it has settled. --window-seconds says what a look sees")
     parser.add_argument("--every-seconds", type=float | None, default=None, help="from one look to the next; else 0.5")
     parser.add_argument("--smooth-seconds", type=float | None, default=None, help="scores are means over this; else 1")
     parser.add_argument(

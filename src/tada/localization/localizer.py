@@ -44,7 +44,7 @@ from tada.system.devices import find_device
 from tada.system.documents import read_json, typed
 from tada.system.files import write_whole
 from tada.system.terminal import printable
-from tada.training.recipe import read_recipe
+from tada.training.recipe import RECIPE_FILE, read_recipe
 from tada.video.annotate import annotate_video
 from tada.video.captions import Lane
 from tada.video.inputs import VideoSource, is_one_video, source_of
@@ -487,7 +487,7 @@ def load_localizer(folder: str | PathLike[str], *, device: str | None = None) ->
         raise CheckpointError(
             f"{str(path / WEIGHTS_FILE)!r} is damaged, or its {CARD_FILE} belongs to other weights; copy it again"
         )
-    recipe = read_recipe(path / "recipe.yaml", LocalizationRecipe)
+    recipe = read_recipe(path / RECIPE_FILE, LocalizationRecipe)
     with torch.device("meta"):  # check sizes before memory is allocated: a damaged card may ask for any amount
         check_fits(detector_of(card.shape, recipe, card.heads), weights)
     detector = detector_of(card.shape, recipe, card.heads)

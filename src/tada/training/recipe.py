@@ -141,7 +141,7 @@ def recipe_of_run(run: Path, kind: type[AnySchedule]) -> AnySchedule:
     Raises:
         OptionError: as ``read_recipe``.
     """
-    return read_recipe(run / "recipe.yaml", kind, absent=kind.BEFORE)
+    return read_recipe(run / RECIPE_FILE, kind, absent=kind.BEFORE)
 
 
 def fps_of_run(run: str | PathLike[str]) -> float | None:
@@ -175,7 +175,7 @@ def resumed(
     kind = type(recipe)
     saved = recipe_of_run(run, kind)
     names = [name for name in ("epochs", "batch_size", "warmup_epochs") if getattr(recipe, name) is None]
-    told = _read_values(run / "recipe.yaml")
+    told = _read_values(run / RECIPE_FILE)
     lacking = [name for name in kind.BEFORE if name not in told]  # fields that are newer than the run
     kept = [
         f"{name} {getattr(saved, name)} (not {wanted})"

@@ -1,0 +1,229 @@
+"""The paper's claims on small real data: what calibration, aggregation and the plug-in give, with intervals.
+
+    python benchmarks/claims.py DATA [--only EXPERIMENT ...] [--runs 5] [--out benchmarks/claims] [--clips runs/claims]
+    python benchmarks/claims.py --report                    # the tables and the picture alone, of what was run so far
+
+DATA holds the folders lips, gestures and interactions, each with clips.csv (video, label, group) and its videos. An
+experiment trains several arms (networks, or ways in which a network sees time) on the same clips with the same budget:
+run s of every arm has seed s and tests on the same fold of speakers, rooms or recordings, so arms are compared run by
+run. Each run becomes a line of OUT/runs.jsonl as soon as it is done. A run that has a line is not repeated: an
+interrupted benchmark goes on, and the tables of ``--report`` are true at any time. CLIPS holds the decoded frames.
+
+``--workers`` processes of ``--threads`` threads each train side by side; with ``--device cuda`` all share the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.optim.lr_scheduler import LambdaLR
+
+from claims_data import TASKS, Clips
+from claims_networks import Arm, arms, build, logits, parameter_groups
+
+HERE = Path(__file__).parent
+BATCH = 16
+WARMUP_STEPS = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """How long and how fast all arms of an experiment learn (AdamW, half a cosine after a warm-up)."""
+
+    epochs: int
+    rate: float
+    """Peak learning rate of weights that were trained before."""
+    new_rate: float
+    """That of routing functions, pooled norms and classifiers; from scratch, both are the same."""
+    decay: float = 0.01
+    """AdamW's weight decay."""
+
+
+FINE_TUNING = Budget(epochs=6, rate=1e-3, new_rate=2e-3)
+SCRATCH = Budget(epochs=24, rate=4e-3, new_rate=4e-3, decay=0.05)
+
+WAYS = ("averaged frames", "shift", "aggregation", "calibration", "both")
+IMAGE_HOSTS = [
+    *arms("mobilenetv2", ("plain", "adapted"), "ImageNet"),
+    *arms("tada_lite0", ("averaged frames", "calibration"), "ImageNet"),
+]
+SMALL_HOSTS = [
+    arm for host in ("slowonly_tiny", "r2plus1d_tiny", "r3d_tiny") for arm in arms(host, ("plain", "adapted"))
+]
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "of the output": ("both", {"calibrate": "out"}),
+    # Aggregation mixes frames as well; without it, calibration has to.
+    "no context": ("calibration", {"routing_kernel_sizes": (1, 1), "routing_global_context": False}),
+    "global context": ("calibration", {"routing_kernel_sizes": (1, 1)}),
+    "local context": ("calibration", {"routing_global_context": False}),
+    "one layer of 1": ("calibration", {"routing_kernel_sizes": (1,)}),
+    "one layer of 3": ("calibration", {"routing_kernel_sizes": (3,)}),
+    "r = 2": ("both", {"routing_ratio": 2}),
+    "r = 8": ("both", {"routing_ratio": 8}),
+    "r = 16": ("both", {"routing_ratio": 16}),
+    "pooled by max": ("both", {"aggregation": "max"}),
+    "pooled by mix": ("both", {"aggregation": "mix"}),
+}
+"""The paper's ablations beside the five ways: by name, what differs from which of them."""
+ABLATION = [arm for note, (way, own) in VARIANTS.items() for arm in arms("tada2d_tiny", (way,), note=note, **own)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """Arms that are trained alike on one task. Those of several experiments of one task and budget can be compared."""
+
+    task: str
+    """A key of ``TASKS``."""
+    arms: tuple[Arm, ...]
+    budget: Budget
+
+
+EXPERIMENTS = {
+    "parts": Experiment(task="phrases", arms=tuple(arms("tada2d_tiny", WAYS)), budget=SCRATCH),
+    "image hosts": Experiment(task="phrases", arms=tuple(IMAGE_HOSTS), budget=FINE_TUNING),
+    "other start": Experiment(
+        task="phrases", arms=tuple(arms("tada2d_tiny", WAYS, note="start=image", start="image")), budget=SCRATCH
+    ),
+    "small hosts": Experiment(task="phrases", arms=tuple(SMALL_HOSTS), budget=SCRATCH),
+    "ablation": Experiment(task="phrases", arms=tuple(ABLATION), budget=SCRATCH),
+}
+"""By name, in the order in which they are run."""
+
+
+def main() -> None:
+    """Run what is missing, then show everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--out", type=Path, default=HERE / "claims")
+    parser.add_argument("--clips", type=Path, default=Path("runs/claims"), help="a folder for decoded frames")
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="EXPERIMENT")
+    parser.add_argument("--runs", type=int, default=5, help="of each arm")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each worker")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    if not arguments.report:
+        if arguments.data is None:
+            parser.error("DATA is missing, or --report")
+        run_missing(arguments)
+    from claims_report import show
+
+    show(read_runs(arguments.out / "runs.jsonl"), arguments.out)
+
+
+def run_missing(arguments: argparse.Namespace) -> None:
+    """Train what has no line yet: all experiments' first runs, then their second ones, ..."""
+    file: Path = arguments.out / "runs.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    done = {(run["task"], run["arm"], run["run"]) for run in read_runs(file)}
+    wanted = [
+        (name, i, run)
+        for run in range(arguments.runs)
+        for name in arguments.only
+        for i, arm in enumerate(EXPERIMENTS[name].arms)
+        if (EXPERIMENTS[name].task, arm.name, run) not in done
+    ]
+    for task in sorted({EXPERIMENTS[name].task for name, _, _ in wanted}):
+        clips_of(task, arguments.data, arguments.clips)  # so that workers find them
+    # glibc would give each large tensor's memory back to the system, which clears it anew.
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(train_and_test, *job, arguments.data, arguments.clips, arguments.device, arguments.threads)
+            for job in wanted
+        ]
+        for number, job in enumerate(as_completed(jobs), 1):
+            run = job.result()
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(run) + "\n")
+            print(
+                f"{number} of {len(jobs)}: {run['task']}: {run['arm']}, run {run['run']}: "
+                f"{run['right'] / run['count']:.3f} ({run['seconds']:.0f} s)",
+                flush=True,
+            )
+
+
+def read_runs(file: Path) -> list[dict[str, object]]:
+    """The lines of a file of runs; none if it does not exist."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@cache
+def clips_of(task: str, data: Path, folder: Path) -> Clips:
+    """A task's clips, read once by each process; ``folder`` keeps their frames."""
+    return Clips(TASKS[task], data, folder / f"{task}.npz")
+
+
+def train_and_test(
+    name: str, number_of_arm: int, run: int, data: Path, folder: Path, device: str, threads: int
+) -> dict[str, object]:
+    """One run of an arm: its line in the file of runs."""
+    torch.set_num_threads(threads)
+    experiment = EXPERIMENTS[name]
+    arm, budget = experiment.arms[number_of_arm], experiment.budget
+    clips = clips_of(experiment.task, data, folder)
+    train, test = clips.split(run)
+    torch.manual_seed(run)
+    rng = np.random.default_rng(run)
+    network = build(arm, len(clips.labels)).to(device)
+    optimizer = torch.optim.AdamW(parameter_groups(network, budget.rate, budget.new_rate, budget.decay))
+    steps = budget.epochs * (len(train) // BATCH)
+    warmup = min(WARMUP_STEPS, steps // 5 + 1)
+    schedule = LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 1) * (1 + np.cos(np.pi * min(step / steps, 1))) / 2
+    )
+    started = time.perf_counter()
+    losses = []
+    for _ in range(budget.epochs):
+        network.train()
+        for chosen in _batches(train, rng):
+            batch, targets = clips.training_batch(chosen, rng)
+            scores = logits(network, batch.to(device))
+            loss = F.cross_entropy(scores, targets.to(device), label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+    network.eval()
+    right = []
+    with torch.inference_mode():
+        for start in range(0, len(test), BATCH):
+            batch, targets = clips.test_batch(test[start : start + BATCH])
+            right += (logits(network, batch.to(device)).argmax(1).cpu() == targets).tolist()
+    return {
+        "task": experiment.task,
+        "arm": arm.name,
+        "run": run,
+        "right": sum(right),
+        "count": len(right),
+        "last_loss": round(float(np.mean(losses[-len(train) // BATCH :])), 4),
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "epochs": budget.epochs,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _batches(train: list[int], rng: np.random.Generator) -> Iterator[list[int]]:
+    order = rng.permutation(train)
+    for start in range(0, len(order) - BATCH + 1, BATCH):
+        yield order[start : start + BATCH].tolist()
+
+
+if __name__ == "__main__":
+    main()

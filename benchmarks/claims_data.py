@@ -1,0 +1,125 @@
+"""The real clips on which the paper's claims are tested, small and in memory, and how they are split.
+
+Shapes: T frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tada.video.reader import open_video
+from tada.video.sampling import ClipSpec, train_indices, view_indices
+from tada.video.transforms import normalize
+
+NUM_FRAMES = 8
+SPEC = ClipSpec(num_frames=NUM_FRAMES, sampling="segment", short_side=48, crop=48)
+_MARGIN = 8
+"""An eighth more rows and columns are kept than a clip has, to crop from in training."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """A data set, a part of its clips, and a split."""
+
+    folder: str
+    """Below the data folder; holds clips.csv."""
+    height: int
+    """Rows of a clip."""
+    width: int
+    """Columns of a clip."""
+    kind: str | None = None
+    """Only clips with this in the column ``kind``."""
+    num_folds: int = 1
+    """Run number s is tested on fold s modulo this many: groups f, f + num_folds, ... in alphabetical order."""
+    test_groups: tuple[str, ...] = ()
+    """In place of folds: the groups that are tested on."""
+    mirrored: bool = False
+    """Whether half of the training clips are mirrored."""
+
+
+TASKS = {
+    "phrases": Task(folder="lips", kind="phrase", height=32, width=64, num_folds=4),
+    "words": Task(folder="lips", kind="word", height=32, width=64, num_folds=4),
+    "gestures": Task(folder="gestures", height=48, width=64, test_groups=("A",)),
+    "interactions": Task(folder="interactions", height=64, width=96, num_folds=5, mirrored=True),
+}
+
+
+class Clips:
+    """All frames of a task's videos, a little larger than a clip, as bytes."""
+
+    def __init__(self, task: Task, data: Path, cache: Path) -> None:
+        self.task = task
+        with (data / task.folder / "clips.csv").open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if task.kind is None or row["kind"] == task.kind]
+        self.labels = sorted({row["label"] for row in rows})
+        self.targets = torch.tensor([self.labels.index(row["label"]) for row in rows])
+        self.groups = [row["group"] for row in rows]
+        size = (task.height + task.height // _MARGIN, task.width + task.width // _MARGIN)
+        if not cache.exists():
+            frames = [_frames(data / task.folder / row["video"], size) for row in rows]
+            ends = np.cumsum([len(video) for video in frames])
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            part = cache.with_suffix(".part.npz")
+            np.savez(part, frames=np.concatenate(frames), ends=ends)
+            part.rename(cache)
+        with np.load(cache) as saved:
+            self._frames, ends = saved["frames"], saved["ends"]
+        if len(ends) != len(rows):
+            raise SystemExit(f"{cache} is of other clips: remove it")
+        self._starts = [0, *ends[:-1]]
+        self._lengths = np.diff([0, *ends])
+
+    def split(self, run: int) -> tuple[list[int], list[int]]:
+        """The numbers of the clips to train on and to test on, for a run."""
+        groups = sorted(set(self.groups))
+        tested = set(self.task.test_groups or groups[run % self.task.num_folds :: self.task.num_folds])
+        every = range(len(self.groups))
+        return [i for i in every if self.groups[i] not in tested], [i for i in every if self.groups[i] in tested]
+
+    def training_batch(self, chosen: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Clips [N, 3, T, H, W] with random frames of each segment, cropped and lit at random; targets [N]."""
+        height, width = self.task.height, self.task.width
+        clips = []
+        for i in chosen:
+            frames = self._clip(i, train_indices(SPEC, np.arange(self._lengths[i], dtype=np.float64), rng))
+            top, left = rng.integers(height // _MARGIN + 1), rng.integers(width // _MARGIN + 1)
+            clip = frames[:, top : top + height, left : left + width].float()
+            if self.task.mirrored and rng.random() < 0.5:
+                clip = clip.flip(2)
+            contrast, brightness = rng.uniform(0.8, 1.25), rng.uniform(-25, 25)
+            clip = (clip - clip.mean()) * contrast + clip.mean() + brightness
+            clips.append(clip.round().clamp(0, 255).to(torch.uint8))
+        return normalize(torch.stack(clips)), self.targets[list(chosen)]
+
+    def test_batch(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Clips [N, 3, T, H, W] of the middle frame of each segment, cropped at the center; targets [N]."""
+        height, width = self.task.height, self.task.width
+        top, left = height // _MARGIN // 2, width // _MARGIN // 2
+        clips = []
+        for i in chosen:
+            times = np.arange(self._lengths[i], dtype=np.float64)
+            frames = self._clip(i, view_indices(SPEC, times, 0, 1))
+            clips.append(frames[:, top : top + height, left : left + width])
+        return normalize(torch.stack(clips)), self.targets[list(chosen)]
+
+    def _clip(self, i: int, indices: Sequence[int]) -> Tensor:
+        return torch.from_numpy(self._frames[[self._starts[i] + index for index in indices]])
+
+
+def _frames(file: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """A video's frames [L, H, W, 3], resized."""
+    with open_video(file) as video:
+        frames = torch.from_numpy(video.frames(range(len(video)))).permute(0, 3, 1, 2)
+    resized = F.interpolate(frames.float(), size, mode="bilinear", antialias=True).round().clamp(0, 255)
+    result: npt.NDArray[np.uint8] = resized.to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return result

@@ -1,0 +1,163 @@
+"""Tables, verdicts and the picture of what ``claims.py`` has run so far."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+# 97.5 % of Student's t distribution for 1, 2, ... degrees of freedom (any printed table has them).
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+_T_BEYOND = 2.131
+Verdict = Literal["yes", "no", "unclear"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """Mean of the paired differences of two arms' top-1, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    num_runs: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the first arm is better: the interval excludes zero, on one side or the other."""
+        return "yes" if self.low > 0 else "no" if self.high < 0 else "unclear"
+
+    def __str__(self) -> str:
+        """In points, with the interval."""
+        return f"{100 * self.mean:+.1f} ({100 * self.low:+.1f} to {100 * self.high:+.1f})"
+
+
+def difference(better: Mapping[int, float], worse: Mapping[int, float]) -> Difference | None:
+    """Compare two arms run by run (Student's interval); None with less than two runs that both have.
+
+    Args:
+        better: the top-1 of each run of the arm that is said to be better.
+        worse: that of the other.
+    """
+    runs = sorted(set(better) & set(worse))
+    if len(runs) < 2:
+        return None
+    values = [better[run] - worse[run] for run in runs]
+    mean = statistics.fmean(values)
+    quantile = _T[len(runs) - 2] if len(runs) - 2 < len(_T) else _T_BEYOND
+    half = quantile * statistics.stdev(values) / math.sqrt(len(runs))
+    return Difference(mean=mean, low=mean - half, high=mean + half, num_runs=len(runs))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """What the paper says of two arms: the first is better."""
+
+    text: str
+    better: str
+    worse: str
+    task: str = "phrases"
+
+
+def _tiny(text: str, better: str, worse: str) -> Claim:
+    return Claim(text=text, better=f"tada2d_tiny, {better}, from scratch", worse=f"tada2d_tiny, {worse}, from scratch")
+
+
+CLAIMS = (
+    _tiny("calibration > averaged frames", "calibration", "averaged frames"),
+    _tiny("aggregation > averaged frames", "aggregation", "averaged frames"),
+    _tiny("both > calibration", "both", "calibration"),
+    _tiny("both > TSM's shift", "both", "shift"),
+    Claim(
+        text="MobileNetV2 (ImageNet), adapted > plain",
+        better="mobilenetv2, adapted, from ImageNet",
+        worse="mobilenetv2, plain, from ImageNet",
+    ),
+    Claim(
+        text="EfficientNet-Lite0 (ImageNet), calibrated > plain",
+        better="tada_lite0, calibration, from ImageNet",
+        worse="tada_lite0, averaged frames, from ImageNet",
+    ),
+    *(
+        Claim(
+            text=f"{name}, adapted > plain",
+            better=f"{host}, adapted, from scratch",
+            worse=f"{host}, plain, from scratch",
+        )
+        for host, name in (("slowonly_tiny", "SlowOnly"), ("r2plus1d_tiny", "R(2+1)D"), ("r3d_tiny", "R3D"))
+    ),
+    _tiny("input side > output side", "both", "both, of the output"),
+    _tiny("global and local context > local", "calibration", "calibration, local context"),
+    _tiny("global and local context > global", "calibration", "calibration, global context"),
+    _tiny("local context > none", "calibration, local context", "calibration, no context"),
+    _tiny("global context > none", "calibration, global context", "calibration, no context"),
+    _tiny("two layers of 3 > one", "calibration", "calibration, one layer of 3"),
+    _tiny("one layer of 3 > one of 1", "calibration, one layer of 3", "calibration, one layer of 1"),
+    _tiny("r = 4 > r = 2", "both", "both, r = 2"),
+    _tiny("r = 4 > r = 8", "both", "both, r = 8"),
+    _tiny("r = 4 > r = 16", "both", "both, r = 16"),
+    _tiny("pooled by average > by maximum", "both", "both, pooled by max"),
+    _tiny("pooled by average > by a mix", "both", "both, pooled by mix"),
+)
+"""In the order of the page; the first nine are the paper's main claims, the others its ablations."""
+
+
+def show(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
+    """Print every table and claim; write OUT/claims.json and OUT/claims.png."""
+    top1: dict[str, dict[str, dict[int, float]]] = {}
+    parameters: dict[tuple[str, str], int] = {}
+    for run in runs:
+        arm = top1.setdefault(run["task"], {}).setdefault(run["arm"], {})
+        arm[run["run"]] = run["right"] / run["count"]
+        parameters[run["task"], run["arm"]] = run["parameters"]
+    console = Console(width=130)
+    for task, found in top1.items():
+        table = Table("arm", "parameters", "top-1", "each run", title=task)
+        for arm_name, values in found.items():
+            each = " ".join(f"{values[run]:.3f}" for run in sorted(values))
+            mean = f"{statistics.fmean(values.values()):.3f}"
+            table.add_row(arm_name, f"{parameters[task, arm_name]:,}", mean, each)
+        console.print(table)
+    table = Table("claim", "found", "points (95 % interval)", "runs")
+    answers = []
+    for claim in CLAIMS:
+        found = top1.get(claim.task, {})
+        gain = difference(found.get(claim.better, {}), found.get(claim.worse, {}))
+        if gain is None:
+            table.add_row(claim.text, "not enough runs yet", "", "")
+            continue
+        table.add_row(claim.text, gain.verdict, str(gain), str(gain.num_runs))
+        answers.append(asdict(claim) | asdict(gain) | {"verdict": gain.verdict})
+    console.print(table)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "claims.json").write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
+    if answers:
+        draw(answers, out / "claims.png")
+
+
+def draw(answers: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draw each claim's gain with its interval, the first claim at the top."""
+    from matplotlib.figure import Figure  # heavy
+
+    colors = {"yes": "#1a7f37", "no": "#b42318", "unclear": "#6e7781"}
+    figure = Figure(figsize=(8, 0.9 + 0.42 * len(answers)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, answer in enumerate(answers):
+        low, mean, high = (100 * answer[key] for key in ("low", "mean", "high"))
+        color = colors[answer["verdict"]]
+        axes.plot([low, high], [place, place], color=color, linewidth=2.5, solid_capstyle="butt")
+        axes.plot([mean], [place], "o", color=color)
+        axes.annotate(answer["verdict"], (1.01, place), xycoords=("axes fraction", "data"), color=color, va="center")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(answers)), [answer["text"] for answer in answers])
+    axes.invert_yaxis()
+    axes.set_xlabel("gain of top-1 in points: mean and 95 % interval of paired runs")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(file, dpi=110)

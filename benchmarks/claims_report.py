@@ -39,14 +39,14 @@ class Difference:
 
 
 def difference(better: Mapping[int, float], worse: Mapping[int, float]) -> Difference | None:
-    """Compare two arms run by run (Student's interval); None with less than two runs that both have.
+    """Compare two arms run by run (Student's interval); None with less than three runs that both have.
 
     Args:
         better: the top-1 of each run of the arm that is said to be better.
         worse: that of the other.
     """
     runs = sorted(set(better) & set(worse))
-    if len(runs) < 2:
+    if len(runs) < 3:  # two give an interval of any width
         return None
     values = [better[run] - worse[run] for run in runs]
     mean = statistics.fmean(values)
@@ -74,6 +74,8 @@ CLAIMS = (
     _tiny("aggregation > averaged frames", "aggregation", "averaged frames"),
     _tiny("both > calibration", "both", "calibration"),
     _tiny("both > TSM's shift", "both", "shift"),
+    _tiny("start as released > start: motion, calibration", "calibration", "calibration, motion start"),
+    _tiny("start as released > start: motion, both", "both", "both, motion start"),
     Claim(
         text="MobileNetV2 (ImageNet), adapted > plain",
         better="mobilenetv2, adapted, from ImageNet",

@@ -36,8 +36,7 @@ from tada.training.recipe import recipe_yaml
 SMALL: dict[str, Any] = {"depths": [1, 1], "widths": [8, 12], "stem_width": 8}
 
 
-WAYS = {arm.time: arm for arm in arms("tada2d_tiny", claims.WAYS)}
-VARIANTS: dict[str, Arm] = WAYS | {arm.note: arm for arm in claims.ABLATION}
+VARIANTS: dict[str, Arm] = {arm.time: arm for arm in claims.PARTS} | {arm.note: arm for arm in claims.ABLATION}
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -165,7 +164,7 @@ def test_intervals_of_paired_differences() -> None:
     assert found.mean == pytest.approx(0.2)
     assert found.high - found.mean == pytest.approx(4.303 * 0.1 / math.sqrt(3))
     assert str(found) == "+20.0 (-4.8 to +44.8)"
-    assert difference({0: 0.5}, worse) is None
+    assert difference({0: 0.5, 1: 0.7}, worse) is None
     steady = difference({0: 0.6, 1: 0.7, 2: 0.81}, worse)
     assert steady is not None
     assert steady.found == "yes"

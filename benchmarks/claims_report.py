@@ -15,7 +15,6 @@ from rich.table import Table
 
 # 97.5 % of Student's t distribution for 1, 2, ... degrees of freedom (any printed table has them).
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-_T_BEYOND = 2.131
 Found = Literal["yes", "no", "unclear"]
 
 
@@ -50,14 +49,14 @@ def difference(better: Mapping[int, float], worse: Mapping[int, float]) -> Diffe
         return None
     values = [better[run] - worse[run] for run in runs]
     mean = statistics.fmean(values)
-    quantile = _T[len(runs) - 2] if len(runs) - 2 < len(_T) else _T_BEYOND
+    quantile = _T[min(len(runs) - 1, len(_T)) - 1]
     half = quantile * statistics.stdev(values) / math.sqrt(len(runs))
     return Difference(mean=mean, low=mean - half, high=mean + half, num_runs=len(runs))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
-    """What the paper says of two arms: the first is better."""
+    """Two arms of one task: is the first better? Most are claims of the paper."""
 
     text: str
     better: str

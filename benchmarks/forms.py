@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from reference.released import released, stir
 from tada.models import create_model
+from tada.models.efficientnet_lite import InvertedResidual
 from tada.models.fuse import fuse
-from tada.models.tada2d import Bottleneck
+from tada.models.tada2d import BasicBlock, Bottleneck
 from tada.models.tadaconvnext import Stem
 from tada.tadaconv import TAdaConv2d
 from timing import PRECISIONS
@@ -66,10 +67,21 @@ def network(name: str, num_frames: int, **options: Any) -> nn.Module:
     if name != "tsm_r50":
         return stir(create_model(name, **options))
     model = stir(create_model("tsn_r50", **options))
-    for block in model.modules():
-        if isinstance(block, Bottleneck):
-            block.conv1.register_forward_pre_hook(partial(shift_channels, num_frames))
+    add_shifts(model, num_frames)
     return model
+
+
+def add_shifts(model: nn.Module, num_frames: int) -> None:
+    """Make a network of frames a TSM: shift channels before the first convolution of each residual block."""
+    for block in model.modules():
+        if isinstance(block, Bottleneck | BasicBlock):
+            first = block.conv1.conv if isinstance(block, BasicBlock) else block.conv1
+        elif isinstance(block, InvertedResidual) and block.adds:  # as TSM has it in MobileNetV2
+            assert block.expand is not None
+            first = block.expand
+        else:
+            continue
+        first.register_forward_pre_hook(partial(shift_channels, num_frames))
 
 
 def shift_channels(num_frames: int, conv: nn.Module, arguments: tuple[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -202,7 +203,8 @@ def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_is_the_same_again_and_tests_on_the_other_group(small_task: Path) -> None:
     data, folder = small_task / "data", small_task / "clips"
-    line = claims.train_and_test("tried", 0, 1, data, folder, "cpu", torch.get_num_threads())
+    arm, budget = claims.EXPERIMENTS["tried"].arms[0], claims.EXPERIMENTS["tried"].budget
+    line = claims.train_and_test("phrases", arm, budget, 1, data, folder, "cpu", torch.get_num_threads())
     assert (line["task"], line["arm"], line["run"], line["count"]) == (
         "phrases",
         "tada2d_tiny, both, from scratch",
@@ -210,7 +212,7 @@ def test_a_run_is_the_same_again_and_tests_on_the_other_group(small_task: Path) 
         9,
     )
     claims.clips_of.cache_clear()  # now from the file
-    again = claims.train_and_test("tried", 0, 1, data, folder, "cpu", torch.get_num_threads())
+    again = claims.train_and_test("phrases", arm, budget, 1, data, folder, "cpu", torch.get_num_threads())
     assert without_seconds(line) == without_seconds(again)
     clips = claims.clips_of("phrases", data, folder)
     for run in (0, 1, 2):
@@ -242,7 +244,9 @@ def test_what_has_a_line_is_not_run_again(
     out.mkdir()
     (out / "runs.jsonl").write_text("".join(json.dumps(run) + "\n" for run in runs))
     monkeypatch.setattr(sys, "argv", ["claims.py", "missing", "--runs", "2", "--out", str(out), "--page", str(out)])
+    before = dict(os.environ)
     claims.main()
+    assert dict(os.environ) == before  # other tests start processes with it
     assert "0.889" in capsys.readouterr().out
     assert len((out / "runs.jsonl").read_text().splitlines()) == 2
     assert json.loads((out / "claims.json").read_text()) == []

@@ -127,18 +127,15 @@ class TAda2D(nn.Module):
 
     @torch.no_grad()
     def _initialize_for_motion(self) -> None:
-        """Initialize calibration and aggregation to respond to change over time from the first step on.
+        """Initialize calibration to respond to change over time from the first step on.
 
         Not in the paper, which starts from ImageNet's kernels. From random kernels the network first learns what single
-        frames show, and the order of frames late or never. So: the mean of three frames is subtracted from each frame
-        (pooled norms -1); routing functions see how a frame differs from its clip (context -1 on the diagonal), and
-        the frame after minus the frame before (first convolution antisymmetric in time); shortcuts, which carry single
-        frames past these layers, are weak (norms 0.2).
+        frames show, and the order of frames late or never. So: routing functions see how a frame differs from its clip
+        (context -1 on the diagonal), and the frame after minus the frame before (first convolution antisymmetric in
+        time); shortcuts, which carry single frames past these layers, are weak (norms 0.2).
         """
         for module in self.modules():
-            if isinstance(module, TemporalAggregation):
-                nn.init.constant_(module.pooled_norm.weight, -1.0)
-            elif isinstance(module, Routing):
+            if isinstance(module, Routing):
                 if module.context is not None:
                     nn.init.eye_(module.context.weight).neg_()
                     nn.init.zeros_(module.context.bias)

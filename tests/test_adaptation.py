@@ -434,6 +434,11 @@ class TestDepthwiseNetworks:
         assert narrow.parameters_after < narrow.parameters_unbounded == report.parameters_after
         with pytest.raises(OptionError, match=r"ratio = 0 should be at least 1"):
             adapt(ImageNetwork(), ratio=0)
+        for ratio in (2.5, "4", True):
+            with pytest.raises(OptionError, match=rf"ratio = {ratio!r} should be a whole number or None"):
+                adapt(ImageNetwork(), ratio=ratio)  # type: ignore[arg-type]
+        with pytest.raises(OptionError, match="network = 'mobilenet' should be a Module"):
+            adapt("mobilenet")  # type: ignore[arg-type]
 
 
 OWN_PADDING: list[tuple[type[nn.Conv2d], dict[str, Any]]] = [

@@ -164,6 +164,11 @@ def test_class_agnostic_actionformer_is_named_by_a_classifier(tmp_path: Path) ->
             AGNOSTIC, features, segments, tmp_path / "run", classifier=file, show_progress=False, say=silent
         )
     scores["results"]["v5"] = [0.9, 0.1]  # type: ignore[call-overload]  # of the first, a mapping
+    write_json(file, scores | {"class": ["b", "c"]})
+    with pytest.raises(DataError, match=r"scores.json has no class 'a' \(1 of 2 classes are missing\), and by its"):
+        train_localizer(
+            AGNOSTIC, features, segments, tmp_path / "run", classifier=file, show_progress=False, say=silent
+        )
     write_json(file, scores)
     with pytest.raises(OptionError, match="names its segments itself; leave the classifier away"):
         train_localizer(RECIPE, features, segments, tmp_path / "run", classifier=file, show_progress=False, say=silent)
@@ -201,7 +206,7 @@ def test_classifiers_at_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     data = ["--features", features, "--segments", segments, "--classifier", file]
     run = tmp_path / "run"
     assert main([*map(str, ("localize", "train", *data, "--out", run, *words))]) == 0
-    capsys.readouterr()
+    assert f"localize evaluate {run} {' '.join(map(str, data))}" in "".join(capsys.readouterr().out.splitlines())
     assert main([*map(str, ("localize", "evaluate", *data, "--model", run))]) == 0
     assert "mAP" in capsys.readouterr().out
     (tmp_path / "blocked.json").write_text('["v4"]')

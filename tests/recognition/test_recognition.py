@@ -398,7 +398,7 @@ def test_what_cannot_start_a_model_is_refused(small_recipe: Recipe, motion_video
         match=r"init 'somewhere' should be 'auto', 'motion', 'image', 'none', the folder of a run, a file of weigh",
     ):
         initialize(model, "tsn_r18", "somewhere")
-    with pytest.raises(ValueError, match=r"tsn_r18_motion"):
+    with pytest.raises(OptionError, match=r"init 'motion' is for tada2d_tiny; for a tsn_r18 give 'none', the folder"):
         initialize(model, "tsn_r18", "motion")
     assert initialize(model, "tsn_r18", "auto") == "random weights"
     run(replace(small_recipe, epochs=1), motion_videos, tmp_path / "first")

@@ -25,6 +25,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from tada.adaptation.own_padding import FramePadding, find_own_padding, pad_frames
 from tada.errors import OptionError, listed
+from tada.system.calls import checked
 from tada.tadaconv import (
     Calibrate,
     Calibration,
@@ -38,6 +39,7 @@ from tada.tadaconv import (
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 
+@checked(num_frames=1, ratio=1)
 def adapt(
     network: nn.Module,
     *,
@@ -68,14 +70,11 @@ def adapt(
         convolutions is wrapped in a ``ClipNetwork``, unless T is fixed and the network folds frames itself.
 
     Raises:
-        OptionError: nothing was changed, or a pattern matches no convolution; the network is then unchanged. Or it has
-            lazy layers, or is already compiled or wrapped for parallel training, which has to come after ``adapt``.
+        OptionError: an argument is of another type or out of its range; nothing was changed, or a pattern matches no
+            convolution; the network is then unchanged. Or it has lazy layers, or is already compiled or wrapped for
+            parallel training, which has to come after ``adapt``.
     """
     _check_ready(network)
-    if num_frames is not None and num_frames < 1:
-        raise OptionError(f"{num_frames = } should be at least 1")
-    if ratio is not None and ratio < 1:
-        raise OptionError(f"{ratio = } should be at least 1")
     found = dict(_convolutions(network))
     picked, reasons = _pick(network, found, where)
     only_images = not any(isinstance(module, nn.Conv3d | TAdaConv3d) for module in found.values())
@@ -200,7 +199,8 @@ class AdaptReport:
     def __str__(self) -> str:
         """Lay out the table."""
         width = max(len(c.name) for c in self.changed)
-        lines = [f"{len(self.changed)} convolutions are temporally adaptive now, {len(self.skipped)} are unchanged"]
+        are = "convolution is" if len(self.changed) == 1 else "convolutions are"
+        lines = [f"{len(self.changed)} {are} temporally adaptive now, {len(self.skipped)} are unchanged"]
         lines.append(f"  {'':{width}}  {'kernel':>7}  {'channels':>12}  {'parameters':>12}  {'mult-adds/frame':>15}")
         lines += [
             f"  {c.name:{width}}  {'x'.join(map(str, c.kernel_size)):>7}  {f'{c.in_channels}->{c.out_channels}':>12}  "

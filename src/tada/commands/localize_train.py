@@ -182,7 +182,8 @@ def _train(options: Namespace) -> int:
         if options.videos is not None:
             say(f"  tada localize evaluate {run} --videos OTHERS --segments {shlex.quote(str(options.segments))}")
         return 0
-    paths = f"--features {shlex.quote(str(options.features))} --segments {shlex.quote(str(options.segments))}"
+    given = {"--features": options.features, "--segments": options.segments, "--classifier": options.classifier}
+    paths = " ".join(f"{name} {shlex.quote(str(path))}" for name, path in given.items() if path is not None)
     say(f"  tada localize evaluate {run} {paths}")
     print("it has no network to make features of a video; with --backbone RUN, the one that made these, it gets one")
     return 0

@@ -36,7 +36,8 @@ def check_naming(folder: FeatureFolder, videos: Sequence[UntrimmedVideo], heads:
         DataError: a video has no scores, or scores of other classes.
     """
     for video in videos:
-        _find_columns(video.name, folder.score_labels(video.name), heads)
+        classifier = None if folder.classifier is None else folder.classifier.name
+        _find_columns(video.name, folder.score_labels(video.name), heads, classifier)
 
 
 def can_name(folder: FeatureFolder, video: UntrimmedVideo, heads: Sequence[Head]) -> bool:
@@ -75,7 +76,9 @@ def naming_scores(found: VideoFeatures, heads: Sequence[Head]) -> list[Floats]:
     return [found.scores[s.name][:, own].astype(np.float64) for s, own in zip(heads, columns, strict=True)]
 
 
-def _find_columns(video: str, known: Mapping[str, Sequence[str]], heads: Sequence[Head]) -> list[list[int]]:
+def _find_columns(
+    video: str, known: Mapping[str, Sequence[str]], heads: Sequence[Head], classifier: str | None = None
+) -> list[list[int]]:
     """For each head, the columns of the scores that belong to its classes."""
     found = []
     for head in heads:
@@ -86,6 +89,12 @@ def _find_columns(video: str, known: Mapping[str, Sequence[str]], heads: Sequenc
             continue
         names = scored.labels
         missing = [name for name in classes if name not in names]
+        if missing and classifier is not None:
+            raise DataError(
+                f"{classifier} has no class {missing[0]!r} ({len(missing)} of {len(classes)} classes are missing), and "
+                "by its scores segments are to be named: correct its names, or give a classifier's scores that was "
+                "trained on these classes"
+            )
         if missing:
             raise DataError(
                 f"the features of {video!r} come without scores of the {head.name} {missing[0]!r} "

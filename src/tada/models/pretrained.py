@@ -192,6 +192,13 @@ def start_in_words(name: str, init: str) -> str:
 
 def _start(name: str, init: str) -> str:
     """A recipe's ``init`` with 'auto' resolved."""
+    if init == "motion" and f"{name}_motion" not in packaged_names():
+        known = listed([packed.removesuffix("_motion") for packed in packaged_names()], quote=False)
+        image = "'image', " if name in IMAGE_MODELS else ""
+        raise OptionError(
+            f"init 'motion' is for {known}; for a {name} give {image}'none', the folder of a run, a file of weights or "
+            "hf-hub:OWNER/NAME"
+        )
     if init != "auto":
         return init
     if name in IMAGE_MODELS:

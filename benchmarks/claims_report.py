@@ -62,19 +62,29 @@ class Claim:
     better: str
     worse: str
     task: str = "phrases"
+    is_ablation: bool = False
+    """Of the paper's ablations and of widths: in a picture of its own."""
 
 
-def _tiny(text: str, better: str, worse: str) -> Claim:
-    return Claim(text=text, better=f"tada2d_tiny, {better}, from scratch", worse=f"tada2d_tiny, {worse}, from scratch")
+def _tiny(text: str, better: str, worse: str, *, is_ablation: bool = False) -> Claim:
+    arms = {"better": f"tada2d_tiny, {better}, from scratch", "worse": f"tada2d_tiny, {worse}, from scratch"}
+    return Claim(text=text, **arms, is_ablation=is_ablation)
 
 
 CLAIMS = (
     _tiny("calibration > averaged frames", "calibration", "averaged frames"),
     _tiny("aggregation > averaged frames", "aggregation", "averaged frames"),
+    _tiny("both > averaged frames", "both", "averaged frames"),
     _tiny("both > calibration", "both", "calibration"),
+    _tiny("calibration > TSM's shift", "calibration", "shift"),
     _tiny("both > TSM's shift", "both", "shift"),
     _tiny("start as released > start: motion, calibration", "calibration", "calibration, motion start"),
     _tiny("start as released > start: motion, both", "both", "both, motion start"),
+    Claim(
+        text="generated motion first > from nothing, both",
+        better="tada2d_tiny, both, from motion",
+        worse="tada2d_tiny, both, from scratch",
+    ),
     Claim(
         text="MobileNetV2 (ImageNet), adapted > plain",
         better="mobilenetv2, adapted, from ImageNet",
@@ -99,38 +109,62 @@ CLAIMS = (
         worse="mobilenetv2, plain, from ImageNet",
         task="words",
     ),
+    Claim(
+        text="MobileNetV2 on interactions, adapted > plain",
+        better="mobilenetv2, adapted, from ImageNet",
+        worse="mobilenetv2, plain, from ImageNet",
+        task="interactions",
+    ),
+    Claim(
+        text="calibration > averaged frames, on words",
+        better="tada2d_tiny, calibration, from scratch",
+        worse="tada2d_tiny, averaged frames, from scratch",
+        task="words",
+    ),
     *(
         Claim(
             text=f"MobileNetV2, hidden layers of at most 6 > r = {r}",
             better="mobilenetv2, adapted, from ImageNet",
             worse=f"mobilenetv2, adapted, r = {r}, from ImageNet",
+            is_ablation=True,
         )
         for r in (4, 16, 64)
     ),
-    _tiny("input side > output side", "both", "both, of the output"),
-    _tiny("global and local context > local", "calibration", "calibration, local context"),
-    _tiny("global and local context > global", "calibration", "calibration, global context"),
-    _tiny("local context > none", "calibration, local context", "calibration, no context"),
-    _tiny("global context > none", "calibration, global context", "calibration, no context"),
-    _tiny("two layers of 3 > one", "calibration", "calibration, one layer of 3"),
-    _tiny("one layer of 3 > one of 1", "calibration, one layer of 3", "calibration, one layer of 1"),
-    _tiny("r = 4 > r = 2", "both", "both, r = 2"),
-    _tiny("r = 4 > r = 8", "both", "both, r = 8"),
-    _tiny("r = 4 > r = 16", "both", "both, r = 16"),
-    _tiny("pooled by average > by maximum", "both", "both, pooled by max"),
-    _tiny("pooled by average > by a mix", "both", "both, pooled by mix"),
+    *(
+        _tiny(text, better, worse, is_ablation=True)
+        for text, better, worse in (
+            ("input side > output side", "both", "both, of the output"),
+            ("global and local context > local", "calibration", "calibration, local context"),
+            ("global and local context > global", "calibration", "calibration, global context"),
+            ("local context > none", "calibration, local context", "calibration, no context"),
+            ("global context > none", "calibration, global context", "calibration, no context"),
+            ("two layers of 3 > one", "calibration", "calibration, one layer of 3"),
+            ("one layer of 3 > one of 1", "calibration, one layer of 3", "calibration, one layer of 1"),
+            ("r = 4 > r = 2", "both", "both, r = 2"),
+            ("r = 4 > r = 8", "both", "both, r = 8"),
+            ("r = 4 > r = 16", "both", "both, r = 16"),
+            ("pooled by average > by maximum", "both", "both, pooled by max"),
+            ("pooled by average > by a mix", "both", "both, pooled by mix"),
+        )
+    ),
 )
 """In the order of the page: the paper's main claims, then widths and its ablations."""
 
 
 def show(runs: Sequence[Mapping[str, Any]], out: Path, page: Path) -> None:
-    """Print all tables; write the answers to OUT/claims.json, tables and picture to PAGE/claims.md and claims.png."""
+    """Print all tables.
+
+    The answers are written to OUT/claims.json, the tables to PAGE/claims.md, and pictures of them to PAGE/claims.png
+    and, of widths and ablations, PAGE/ablation.png.
+    """
     top1: dict[tuple[str, str], dict[int, float]] = {}
     parameters: dict[tuple[str, str], int] = {}
     for run in runs:
         key = (run["task"], run["arm"])
         top1.setdefault(key, {})[run["run"]] = run["right"] / run["count"]
         parameters[key] = run["parameters"]
+    if not runs:
+        raise SystemExit(f"{out / 'runs.jsonl'} has no runs yet: nothing is written")
     answers = []
     for claim in CLAIMS:
         gain = difference(top1.get((claim.task, claim.better), {}), top1.get((claim.task, claim.worse), {}))
@@ -163,8 +197,10 @@ def show(runs: Sequence[Mapping[str, Any]], out: Path, page: Path) -> None:
     (out / "claims.json").write_text(json.dumps(answers, indent=2) + "\n", encoding="utf-8")
     text = [_HEAD, *(table.to_markdown() for table in tables)]
     (page / "claims.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
-    if answers:
-        draw(answers, page / "claims.png")
+    for name, is_ablation in (("claims", False), ("ablation", True)):
+        shown = [answer for answer in answers if answer["is_ablation"] == is_ablation]
+        if shown:
+            draw(shown, page / f"{name}.png")
 
 
 _HEAD = """# The paper's claims: every table
@@ -172,7 +208,8 @@ _HEAD = """# The paper's claims: every table
 Written by `python benchmarks/claims.py --report` from `benchmarks/claims/runs.jsonl`; what it means is on the first
 page of [benchmarks.md](benchmarks.md). Run s of every arm has seed s and is tested on the same fold, so comparisons are
 of pairs. The interval is Student's, of the mean of the paired differences; "yes" and "no" mean that it excludes zero.
-"Weights" are parameters; top-1 is the mean of the runs."""
+Each stands for itself: of twenty comparisons of equal arms, one would be expected to exclude zero. "Weights" are
+parameters; top-1 is the mean of the runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

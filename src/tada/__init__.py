@@ -23,6 +23,7 @@ Networks, clips [N, 3, T, H, W] -> logits [N, K], and TAdaConv layers:
     tada.list_models("tada2d_*")
     tada.create_model("tada2d_r50", num_classes=174)
     tada.create_model("tada2d_tiny", pretrained=True)
+    tada.class_names("k400")  # Kinetics-400's, in the published order
     network, report = tada.adapt(network)
     tada.TAdaConv2d(64, 128, 3, padding=1, routing=tada.Routing(64))
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from tada.loading import load, predict
     from tada.localization.localizer import Localization, Localizer
     from tada.models import list_models
+    from tada.models.class_names import class_names
     from tada.models.hub import push_to_hub
     from tada.models.pretrained import create_model
     from tada.recognition.evaluation import evaluate
@@ -84,6 +86,7 @@ __all__ = [
     "TemporalAggregation",
     "UserError",
     "adapt",
+    "class_names",
     "create_model",
     "evaluate",
     "list_models",
@@ -110,6 +113,7 @@ _HOME = {
     "TemporalAggregation": "tada.tadaconv",
     "UserError": "tada.errors",
     "adapt": "tada.adaptation",
+    "class_names": "tada.models.class_names",
     "create_model": "tada.models.pretrained",
     "evaluate": "tada.recognition.evaluation",
     "list_models": "tada.models",

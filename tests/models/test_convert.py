@@ -13,8 +13,12 @@ from torch import Tensor
 from golden.fill import fill_state
 from tada.commands.cli import main
 from tada.errors import CheckpointError, OptionError, UnknownNameError
-from tada.models.convert import PROTOCOLS, convert_checkpoint, protocol
-from tada.models.weights import convert_published
+from tada.models import create_model
+from tada.models.class_names import class_names
+from tada.models.convert import clip_of_settings, convert_checkpoint
+from tada.models.published import PROTOCOLS, protocol
+from tada.models.released_names import join_heads, name_here
+from tada.models.weights import convert_published, read_weights
 from tada.recognition.recognizer import load_recognizer
 from tada.video.sampling import ClipSpec
 
@@ -63,17 +67,137 @@ def test_a_clip_specification_of_ones_own(checkpoint: Path, tmp_path: Path, caps
     assert recognizer.labels == ("class_000", "class_001", "class_002")
 
 
+def with_head(released: dict[str, Tensor], *sizes: int) -> dict[str, Tensor]:
+    """The weights with a head of so many classes; of two sizes, the head for verbs and nouns."""
+    layers = ["head.out"] if len(sizes) == 1 else ["head.linear1", "head.linear2"]
+    state = {name: value for name, value in released.items() if not name.startswith("head.")}
+    for layer, size in zip(layers, sizes, strict=True):
+        state[f"{layer}.weight"] = torch.linspace(-1, 1, size * 2048).view(size, 2048)
+        state[f"{layer}.bias"] = torch.linspace(0, 1, size)
+    return state
+
+
+def settings(**data: Any) -> str:
+    """The settings that the released code saves with the weights, as far as the test reads them."""
+    data = {"TARGET_FPS": 30, "SAMPLING_MODE": "interval_based", "TEST_SCALE": 256, "TEST_CROP_SIZE": 256, **data}
+    return json.dumps({"TRAIN": {"ENABLE": True}, "DATA": data}, indent=2)
+
+
+def test_a_released_file_needs_no_options(
+    released: dict[str, Tensor], motion_videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Network and classes are told by names and shapes, clips by the file's settings; half precision is told."""
+    cfg = settings(NUM_INPUT_FRAMES=4, SAMPLING_RATE=5, TEST_SCALE=40, TEST_CROP_SIZE=32)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in released.items()}
+    torch.save({"model_state": with_head(half, 400), "cfg": cfg}, tmp_path / "epoch_100.pyth")
+    assert main(["convert", str(tmp_path / "epoch_100.pyth"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch_100.pyth holds float16: the model is saved in float32",
+        "class names: those of Kinetics-400; if it was trained on others, give --labels",
+        "tada2d_r50, 400 classes (abseiling, ...), 4 frames; next:",
+        f"  tada predict {tmp_path / 'out'} VIDEO",
+    ]
+    card = load_recognizer(tmp_path / "out", device="cpu").card
+    assert card.clip == ClipSpec(num_frames=4, interval=5, fps=30, mode="official", short_side=40, crop=32)
+    assert card.labels == class_names("k400")
+    video = sorted(motion_videos.rglob("*.mp4"))[0]
+    assert main(["predict", str(tmp_path / "out"), str(video), "--top", "1", "--format", "json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["label"] in card.labels
+
+
+def test_classes_tell_the_data_set_and_its_protocol(released: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"model_state": with_head(released, 174), "cfg": "of other code"}, tmp_path / "something.pyth")
+    said: list[str] = []
+    card = convert_checkpoint(tmp_path / "something.pyth", tmp_path / "ssv2", say=said.append)
+    assert (card.labels, card.head_sizes, card.clip) == (class_names("ssv2"), {}, PROTOCOLS["ssv2-8"])
+    assert said == [
+        "class names: those of Something-Something-v2; if it was trained on others, give --labels",
+        "something.pyth does not say how many frames it was trained on: --protocol ssv2-8 is taken; if that is not so, "
+        "give --protocol ssv2-16",
+    ]
+
+    state = with_head(released, 97, 300)
+    torch.save(state, tmp_path / "epic.pyth")
+    card = convert_checkpoint(tmp_path / "epic.pyth", tmp_path / "epic", clip=PROTOCOLS["k400-8x8"], say=said.append)
+    assert card.labels == class_names("epic100_verbs") + class_names("epic100_nouns")
+    assert (card.head_sizes, card.clip) == ({"verb": 97, "noun": 300}, PROTOCOLS["k400-8x8"])
+    head = read_weights(tmp_path / "epic" / "model.safetensors")["head.weight"]
+    assert torch.equal(head, torch.cat([state["head.linear1.weight"], state["head.linear2.weight"]]))
+
+
+def released_convnext(name: str) -> dict[str, Tensor]:
+    """A TAdaConvNeXt's weights under the released names: TAdaConvNeXt-T's, with more blocks in the third stage."""
+    entries = json.loads((GOLDEN / "tadaconvnext_t.json").read_text())["entries"]
+    theirs = [str(entry["name"]) for entry in entries]
+    first_block = [key for key in theirs if key.startswith("backbone.stages.2.0.")]
+    more = range(9, 9 if name == "tadaconvnext_t" else 27)
+    theirs += [key.replace("stages.2.0.", f"stages.2.{block}.") for block in more for key in first_block]
+    with torch.device("meta"):
+        ours = create_model(name).state_dict()
+    return {key: torch.rand(ours[name_here(key)].shape) for key in theirs}
+
+
+@pytest.mark.parametrize(
+    "name", ["tadaconvnext_t", *(pytest.param(f"tadaconvnext_{size}", marks=pytest.mark.slow) for size in "sb")]
+)
+def test_a_released_convnext_needs_no_options(name: str, tmp_path: Path) -> None:
+    state = released_convnext(name)
+    torch.save(state, tmp_path / "pytorch_model.pt")
+    said: list[str] = []
+    card = convert_checkpoint(tmp_path / "pytorch_model.pt", tmp_path / "out", say=said.append)
+    assert (card.model, card.labels, card.clip) == (name, class_names("k400"), PROTOCOLS["k400-16x5"])
+    assert said == ["class names: those of Kinetics-400; if it was trained on others, give --labels"]
+    weights = read_weights(tmp_path / "out" / "model.safetensors")
+    assert len(weights) == len(state)
+    assert all(torch.equal(value, weights[name_here(key)]) for key, value in state.items())
+
+
+def test_settings_of_the_released_code() -> None:
+    """A clip where they say all; what other code saved says nothing."""
+    eight = {"NUM_INPUT_FRAMES": 8, "SAMPLING_RATE": 8}
+    for name, text in {
+        "k400-8x8": settings(**eight),
+        "k400-16x5": settings(NUM_INPUT_FRAMES=16, SAMPLING_RATE=5),
+        "ssv2-16": settings(NUM_INPUT_FRAMES=16, SAMPLING_MODE="segment_based", SAMPLING_RATE=4),
+        "epic100-8x8": settings(**eight, TARGET_FPS=60),
+    }.items():
+        assert clip_of_settings(text) == PROTOCOLS[name]
+    for text in ("", "TRAIN: true", "[1]", "{}", '{"DATA": 3}', settings(NUM_INPUT_FRAMES="8", SAMPLING_RATE=8)):
+        assert clip_of_settings(text) is None
+    assert clip_of_settings(settings(**eight, TEST_CROP_SIZE=1 << 40)) is None
+
+
+def test_the_head_of_verbs_and_nouns_is_joined_only_whole() -> None:
+    layers = {
+        f"head.linear{i}.{end}": torch.zeros(i, *rest) for i in (1, 2) for end, rest in (("weight", (4,)), ("bias", ()))
+    }
+    joined, sizes = join_heads(layers | {"backbone.norm.weight": torch.ones(2)})
+    assert {name: tuple(value.shape) for name, value in joined.items()} == {
+        "backbone.norm.weight": (2,),
+        "head.out.weight": (3, 4),
+        "head.out.bias": (3,),
+    }
+    assert sizes == {"verb": 1, "noun": 2}
+    for name in layers:
+        rest = {other: value for other, value in layers.items() if other != name}
+        assert join_heads(rest) == (rest, {})
+
+
 def test_the_published_protocols() -> None:
     assert [(clip.num_frames, clip.sampling, clip.interval) for clip in PROTOCOLS.values()] == [
         (8, "interval", 8),
         (16, "interval", 5),
         (8, "segment", 8),
         (16, "segment", 8),
+        (32, "segment", 8),
+        (8, "interval", 8),
     ]
     assert all(
-        (clip.mode, clip.fps, clip.short_side, clip.crop, clip.antialias) == ("official", 30, 256, 256, False)
+        (clip.mode, clip.short_side, clip.crop, clip.antialias) == ("official", 256, 256, False)
         for clip in PROTOCOLS.values()
     )
+    assert {name: clip.fps for name, clip in PROTOCOLS.items() if clip.fps != 30} == {"epic100-8x8": 60}
     with pytest.raises(UnknownNameError, match=r"no protocol is called 'k400-8'; did you mean 'k400-8x8'"):
         protocol("k400-8")
 
@@ -83,7 +207,7 @@ def test_the_published_protocols() -> None:
     [
         (
             [],
-            "say which frames the checkpoint was trained on: --protocol, one of k400-8x8, k400-16x5, ssv2-8, ssv2-16,",
+            "'FILE' does not say which frames it was trained on: give --protocol, one of k400-8x8, k400-16x5, ssv2-8, ",
         ),
         (["--protocol", "k400"], "no protocol is called 'k400'; did you mean 'k400-8x8'"),
         (["--protocol", "ssv2-8", "--clip.num_frames", "8"], "--protocol and --clip both say which frames: give one"),
@@ -92,6 +216,8 @@ def test_the_published_protocols() -> None:
         (["--protocol", "ssv2-8", "--labels", "BLANK"], "'BLANK', line 2 is empty; each class needs a name of its own"),
         (["--protocol", "ssv2-8", "--labels", "gone.txt"], "'gone.txt' cannot be read as text:"),
         (["--protocol", "ssv2-8", "--labels", "FILE"], "'FILE' cannot be read as text:"),
+        (["--protocol", "ssv2-8", "--labels", "hmdb51"], "the list 'hmdb51' has 51 names, 'FILE' has 3 classes; give"),
+        (["--protocol", "ssv2-8", "--labels", "epic100"], "the list 'epic100' has 97 + 300 names, 'FILE' has 3 clas"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

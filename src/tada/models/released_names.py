@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from tada.errors import CheckpointError, listed
@@ -23,6 +24,7 @@ _NAMES = {
     "backbone.norm.": "norm.",
     "head.out.": "head.",
 }
+_EPIC_HEAD = ("head.linear1", "head.linear2")
 _BLOCK = re.compile(r"backbone\.conv([2-5])\.res_(\d+)\.(.*)")
 _NAMES_IN_BLOCK = {
     "short_cut.": "shortcut.0.",
@@ -84,6 +86,25 @@ def network_of(state_dict: Mapping[str, Tensor]) -> str:
             f"are {listed(state_dict, quote=False) or 'nothing'}"
         )
     return _TADA2D[depths]
+
+
+def join_heads(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Join the two layers of the released head for EPIC-KITCHENS-100, of verbs and nouns, to one as in other heads.
+
+    Returns:
+        The state dict, and the number of classes of "verb" and "noun"; empty for other heads.
+    """
+    parts = {end: [state_dict.get(f"{layer}.{end}") for layer in _EPIC_HEAD] for end in ("weight", "bias")}
+    joined = {
+        f"head.out.{end}": torch.cat([verb, noun])
+        for end, (verb, noun) in parts.items()
+        if verb is not None and noun is not None and verb.shape[1:] == noun.shape[1:]
+    }
+    if len(joined) < len(parts):
+        return dict(state_dict), {}
+    others = {name: value for name, value in state_dict.items() if name.rpartition(".")[0] not in _EPIC_HEAD}
+    sizes = [len(state_dict[f"{layer}.bias"]) for layer in _EPIC_HEAD]
+    return others | joined, dict(zip(("verb", "noun"), sizes, strict=True))
 
 
 def name_here(name: str) -> str:

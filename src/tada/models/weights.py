@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tada.errors import CheckpointError, UnknownNameError, listed, nearest, why_unread
 from tada.models import create_model
-from tada.models.released_names import name_here, network_of
+from tada.models.released_names import join_heads, name_here, network_of
 from tada.system.array_files import check_unpacked
 from tada.system.documents import MAX_CARD_BYTES, open_regular, parse_json, typed
 from tada.system.files import write_whole
@@ -271,6 +271,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is none of these, is damaged or unsafe, or has weights that are not finite.
     """
+    return read_checkpoint(path)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
+    """As ``read_weights``, with the settings of the training that the released code saves as text ("cfg"), or ""."""
     if path.suffix.lower() == ".safetensors":
         content: Any = _parse_safetensors(path, read_bytes(path))
     elif path.suffix.lower() in (".pth", ".pyth", ".pt"):
@@ -286,7 +291,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if claimed > size:
         raise CheckpointError(f"{str(path)!r} has {size} bytes but claims tensors of {claimed}; {_UNSAFE}")
     _check_finite(weights, repr(str(path)))
-    return weights
+    settings = content.get("cfg", "")
+    return weights, settings if isinstance(settings, str) else ""
 
 
 _UNSAFE = "it is damaged or unsafe: download it again from a source you trust"
@@ -403,6 +409,7 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, 
         CheckpointError: names are missing, or are none of a released network's.
     """
     name = network_of(state_dict)
+    state_dict, _ = join_heads(state_dict)
     weights = {name_here(name): value for name, value in state_dict.items()}
     num_classes = weights["head.weight"].shape[0] if "head.weight" in weights else 400
     with torch.device("meta"):

@@ -113,13 +113,19 @@ def test_classes_tell_the_data_set_and_its_protocol(released: dict[str, Tensor],
     assert (card.labels, card.head_sizes, card.clip) == (class_names("ssv2"), {}, PROTOCOLS["ssv2-8"])
     assert said == [
         "class names: those of Something-Something-v2; if it was trained on others, give --labels",
-        "something.pyth does not say how many frames it was trained on: --protocol ssv2-8 is taken; if that is not so, "
-        "give --protocol ssv2-16",
+        "something.pyth does not say which frames it takes: --protocol ssv2-8 is taken; if that is not so, give "
+        "--protocol ssv2-16",
     ]
 
     state = with_head(released, 97, 300)
-    torch.save(state, tmp_path / "epic.pyth")
+    cfg = settings(NUM_INPUT_FRAMES=32, SAMPLING_RATE=2, TARGET_FPS=60)
+    torch.save({"model_state": state, "cfg": cfg}, tmp_path / "epic.pyth")
     card = convert_checkpoint(tmp_path / "epic.pyth", tmp_path / "epic", clip=PROTOCOLS["k400-8x8"], say=said.append)
+    assert said[2:] == [
+        "class names: those of EPIC-KITCHENS-100; if it was trained on others, give --labels",
+        "the settings in epic.pyth say 32 frames, one of every 2 at 60 a second: 1.07 s of video; short side 256, "
+        "crop 256 x 256 pixels: they are not used",
+    ]
     assert card.labels == class_names("epic100_verbs") + class_names("epic100_nouns")
     assert (card.head_sizes, card.clip) == ({"verb": 97, "noun": 300}, PROTOCOLS["k400-8x8"])
     head = read_weights(tmp_path / "epic" / "model.safetensors")["head.weight"]
@@ -147,7 +153,10 @@ def test_a_released_convnext_needs_no_options(name: str, tmp_path: Path) -> None
     said: list[str] = []
     card = convert_checkpoint(tmp_path / "pytorch_model.pt", tmp_path / "out", say=said.append)
     assert (card.model, card.labels, card.clip) == (name, class_names("k400"), PROTOCOLS["k400-16x5"])
-    assert said == ["class names: those of Kinetics-400; if it was trained on others, give --labels"]
+    assert said == [
+        "class names: those of Kinetics-400; if it was trained on others, give --labels",
+        "pytorch_model.pt does not say which frames it takes: --protocol k400-16x5 is taken",
+    ]
     weights = read_weights(tmp_path / "out" / "model.safetensors")
     assert len(weights) == len(state)
     assert all(torch.equal(value, weights[name_here(key)]) for key, value in state.items())

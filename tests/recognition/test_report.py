@@ -19,12 +19,12 @@ from tada.data.table import Head, Unreadable
 from tada.data.views import Views
 from tada.display.page import Picture, Section, Table, write_page
 from tada.recognition.recipe import Recipe
-from tada.recognition.report import clip_in_words, filmstrip, write_test_page
+from tada.recognition.report import filmstrip, write_test_page
 from tada.recognition.results import Evaluation, load_scores
 from tada.recognition.training import train
 from tada.training.recipe import recipe_yaml
 from tada.training.run_page import Curve, draw_curves, read_curves
-from tada.video.sampling import ClipSpec
+from tada.video.sampling import ClipSpec, clip_in_words
 
 AWKWARD = ["<b>&\"'", "{{ 1 + 1 }}", "two\nlines", "\x1b[2J", "\ud800", "名前"]
 

@@ -15,7 +15,7 @@ from tada.models.released_names import join_heads
 from tada.models.weights import ModelCard, convert_published, read_checkpoint, save_weights
 from tada.system.documents import parse_json, read_bytes, typed
 from tada.system.locks import holds, is_used
-from tada.video.sampling import ClipSpec
+from tada.video.sampling import ClipSpec, clip_in_words
 
 _DATA_SET_OF_CLASSES = {(400,): "k400", (174,): "ssv2", (97, 300): "epic100"}
 """The data set of a released checkpoint, by the number of classes of each head."""
@@ -70,7 +70,7 @@ def convert_checkpoint(
         model=name,
         labels=_find_labels(labels, data_set, sizes, file, notes),
         head_sizes=head_sizes,
-        clip=clip or clip_of_settings(settings) or _published_clip(name, data_set, file, notes),
+        clip=_find_clip(clip, clip_of_settings(settings), name, data_set, file, notes),
         trained_from=f"the released checkpoint {file.name}",
         made_by=f"tada convert {file.name}",
         license=license,
@@ -109,19 +109,27 @@ def clip_of_settings(text: str) -> ClipSpec | None:
         return None
 
 
+def _find_clip(
+    wanted: ClipSpec | None, own: ClipSpec | None, network: str, data_set: str | None, file: Path, notes: list[str]
+) -> ClipSpec:
+    """The clips that were asked for, else the file's ``own``, else those of the published test."""
+    if wanted is None:
+        return own or _published_clip(network, data_set, file, notes)
+    if own is not None and own != wanted:
+        notes.append(f"the settings in {file.name} say {clip_in_words(own)}: they are not used")
+    return wanted
+
+
 def _published_clip(network: str, data_set: str | None, file: Path, notes: list[str]) -> ClipSpec:
-    """The clips of the published test; if there are several, the first, which a note tells."""
+    """The clips of the published test, or of the first of several; a note tells which."""
     fitting = fitting_protocols(network, data_set)
     if not fitting:
         raise OptionError(
             f"{str(file)!r} does not say which frames it was trained on: give --protocol, one of "
             f"{', '.join(PROTOCOLS)}, or --clip.num-frames and what else differs from its defaults"
         )
-    if len(fitting) > 1:
-        notes.append(
-            f"{file.name} does not say how many frames it was trained on: --protocol {fitting[0]} is taken; if that is "
-            f"not so, give --protocol {' or '.join(fitting[1:])}"
-        )
+    others = f"; if that is not so, give --protocol {' or '.join(fitting[1:])}" if len(fitting) > 1 else ""
+    notes.append(f"{file.name} does not say which frames it takes: --protocol {fitting[0]} is taken{others}")
     return PROTOCOLS[fitting[0]]
 
 
@@ -164,7 +172,7 @@ def _read_labels(file: Path, sizes: tuple[int, ...], checkpoint: Path) -> tuple[
     except (OSError, ValueError) as error:
         raise OptionError(
             f"{str(file)!r} cannot be read as text: {error}; give one name on each line, or a list that comes with "
-            f"tada: {', '.join([*class_lists(), *_LISTS_OF_HEADS])}"
+            f"tada: {', '.join(sorted([*class_lists(), *_LISTS_OF_HEADS]))}"
         ) from error
     labels = tuple(line.strip() for line in lines)
     if len(labels) != sum(sizes):

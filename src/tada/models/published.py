@@ -24,7 +24,8 @@ PROTOCOLS = {
     "ssv2-32": replace(_TEST_CLIP, num_frames=32, sampling="segment"),
     "epic100-8x8": replace(_TEST_CLIP, fps=60),
 }
-"""The clips of the published results, by data set and number of frames (x interval)."""
+"""The clips of the published results, by data set and number of frames (x interval). Those of EPIC-KITCHENS-100 are
+inferred, as in its recipe."""
 
 _FITTING = {
     ("tada2d", "k400"): ("k400-8x8", "k400-16x5"),

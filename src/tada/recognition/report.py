@@ -19,7 +19,7 @@ from tada.errors import OptionError, VideoError, counted
 from tada.recognition.intervals import accuracy_interval
 from tada.recognition.results import UNKNOWN, Evaluation
 from tada.video.frames import open_footage
-from tada.video.sampling import ClipSpec, segment_frames, view_indices
+from tada.video.sampling import ClipSpec, clip_in_words, segment_frames, view_indices
 from tada.video.transforms import shrink_to
 
 _MOST_CONFUSED = 20  # rows of the table of confused classes
@@ -59,20 +59,6 @@ def write_test_page(folder: Path, result: Evaluation, *, title: str, command: st
         rows.append(["clip", clip_in_words(result.clip)])
     how = Section(heading="How it was tested", tables=[Table(rows=rows)], lines=[command] if command else [])
     write_page(folder / PAGE, title, [*report_sections(folder, result), how], lead=lead(result))
-
-
-def clip_in_words(clip: ClipSpec) -> str:
-    """A clip specification in words."""
-    size = f"short side {clip.short_side}, crop {clip.crop} x {clip.crop} pixels"
-    if clip.sampling == "segment":
-        return f"{clip.num_frames} frames, one of each of {clip.num_frames} equal parts of the video; {size}"
-    if clip.fps is None:
-        return f"{clip.num_frames} frames, one of every {clip.interval:g} of the video; {size}"
-    seconds = clip.num_frames * clip.interval / clip.fps
-    return (
-        f"{clip.num_frames} frames, one of every {clip.interval:g} at {clip.fps:g} a second: {seconds:.2f} s of "
-        f"video; {size}"
-    )
 
 
 def lead(result: Evaluation) -> str:

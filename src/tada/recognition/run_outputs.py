@@ -23,12 +23,13 @@ from tada.recognition.evaluation import evaluate_alone
 from tada.recognition.intervals import interval_text
 from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import load_recognizer
-from tada.recognition.report import clip_in_words, lead, report_sections
+from tada.recognition.report import lead, report_sections
 from tada.recognition.results import Evaluation
 from tada.recognition.training_data import TrainingData
 from tada.training.recipe import recipe_yaml
 from tada.training.run_folder import noted_commands
 from tada.training.run_page import VALIDATION, read_curves, write_run_page
+from tada.video.sampling import clip_in_words
 
 _MOST_TESTED = 2000
 """Largest number of held-out videos tested for the report: more take long on one device."""

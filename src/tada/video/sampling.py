@@ -82,6 +82,20 @@ class ClipSpec:
         return self.sampling == "interval" and self.fps is not None
 
 
+def clip_in_words(clip: ClipSpec) -> str:
+    """A clip specification in words."""
+    size = f"short side {clip.short_side}, crop {clip.crop} x {clip.crop} pixels"
+    if clip.sampling == "segment":
+        return f"{clip.num_frames} frames, one of each of {clip.num_frames} equal parts of the video; {size}"
+    if clip.fps is None:
+        return f"{clip.num_frames} frames, one of every {clip.interval:g} of the video; {size}"
+    seconds = clip.num_frames * clip.interval / clip.fps
+    return (
+        f"{clip.num_frames} frames, one of every {clip.interval:g} at {clip.fps:g} a second: {seconds:.2f} s of "
+        f"video; {size}"
+    )
+
+
 def train_indices(
     spec: ClipSpec, times_seconds: Times, rng: np.random.Generator, *, container_fps: float | None = None
 ) -> list[int]:

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -453,7 +454,47 @@ OWN_PADDING: list[tuple[type[nn.Conv2d], dict[str, Any]]] = [
 ]
 
 
+def sees(change: Callable[[Tensor], Tensor]) -> type[nn.Conv2d]:
+    """A convolution of something else than its input."""
+
+    def forward(self: nn.Conv2d, x: Tensor) -> Tensor:
+        return nn.Conv2d.forward(self, change(x))
+
+    return type("Changed", (nn.Conv2d,), {"forward": forward})
+
+
+def without_gradient(self: nn.Conv2d, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return nn.Conv2d.forward(self, x)
+
+
 class TestConvolutionsThatPadThemselves:
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            sees(F.relu),
+            sees(F.relu6),
+            sees(torch.abs),
+            sees(lambda x: x.mul_(2)),
+            sees(lambda x: x.roll(1, 0)),
+            sees(lambda x: F.pad(x, (1, 1, 1, 1) if x.shape[-1] > 12 else (0, 2, 0, 2))),
+            sees(torch.detach),
+            type("Bounded", (nn.Conv2d,), {"forward": lambda self, x: nn.Conv2d.forward(self, x).clamp(-30, 30)}),
+            type("WithoutGradient", (nn.Conv2d,), {"forward": without_gradient}),
+        ],
+    )
+    def test_what_does_more_is_left(self, kind: type[nn.Conv2d]) -> None:
+        assert find_own_padding(sees(lambda x: x)(4, 4, 3)) == (0, 0, 0, 0)
+        torch.manual_seed(0)
+        with pytest.raises(OptionError, match=r"with a forward of its own that does more than pad and convolve"):
+            adapt(kind(4, 4, 3), where=lambda name, module: True)
+
+    def test_a_forward_set_on_one_convolution_is_left(self) -> None:
+        conv = nn.Conv2d(4, 4, 3)
+        conv.forward = MethodType(lambda self, x: 3 * nn.Conv2d.forward(self, x), conv)  # type: ignore[method-assign]
+        with pytest.raises(OptionError, match=r"a Conv2d, with a forward of its own that does more than pad"):
+            adapt(conv, where=lambda name, module: True)
+
     @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # PyTorch's, of the host
     @pytest.mark.parametrize("side", [3, 4, 5])
     @pytest.mark.parametrize(("kind", "options"), OWN_PADDING)

@@ -334,6 +334,8 @@ def _padding_or_reason(module: nn.Module) -> _Padding | str:
 
 def _own_forward(conv: nn.Conv2d | nn.Conv3d) -> bool:
     plain = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv3d
+    if vars(conv).keys() & {"forward", "_conv_forward"}:  # set on this one convolution
+        return True
     return type(conv).forward is not plain.forward or type(conv)._conv_forward is not plain._conv_forward
 
 

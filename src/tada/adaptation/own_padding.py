@@ -2,7 +2,8 @@
 
 The padding is computed from the input's size (timm's ``Conv2dSame``) or once at construction (efficientnet_pytorch's
 ``Conv2dStaticSamePadding``). To find it, a copy is run on inputs of several sizes and its calls of conv2d are recorded:
-there has to be one, with the convolution's own kernel, on the input with zeros around it, and its output returned.
+there has to be one, with the convolution's own kernel, on the input with zeros around it, and its output returned, as
+has to be the gradient.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def find_own_padding(conv: nn.Conv2d) -> FramePadding | None:
         The padding; None if ``forward`` does anything else than pad with zeros and convolve, in training or in
         evaluation, or if there are weights besides kernel and bias, or arguments besides the input.
     """
-    takes_more = len(inspect.signature(type(conv).forward).parameters) > 2
+    takes_more = len(inspect.signature(conv.forward).parameters) > 1
     if takes_more or conv.state_dict().keys() - {"weight", "bias"}:
         return None
     try:
-        with torch.device("cpu"):
+        with torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
             twin = _twin(conv)
             found = [(x, _padded_sides(twin.train(training), x)) for training in (True, False) for x in _probes(twin)]
     except Exception:  # forward is not ours, and may raise anything
@@ -84,23 +85,29 @@ def _twin(conv: nn.Conv2d) -> nn.Conv2d:
 
 
 def _probes(conv: nn.Conv2d) -> Iterator[Tensor]:
-    """Inputs without zeros, of sizes with every remainder modulo the stride."""
+    """Inputs without zeros, of both signs, of sizes with every remainder modulo the stride and a larger one.
+
+    The larger one has large values: a forward that cuts them off is found by it.
+    """
     generator = torch.Generator().manual_seed(0)
     height, width = (d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
     count = 2 * max(conv.stride)
-    for i in range(count):
-        sides = height + i, width + 2 * count - i
-        yield 1 + torch.rand(1, conv.in_channels, *sides, dtype=torch.float64, generator=generator)
+    small = [(2, height + i, width + 2 * count - i, 1.0) for i in range(count)]
+    for n, *sides, scale in [*small, (1, height + 17, width + 40, 1000.0)]:
+        x = 1 + torch.rand(n, conv.in_channels, *sides, dtype=torch.float64, generator=generator)
+        signs = torch.randint(0, 2, x.shape, generator=generator) * 2 - 1
+        yield x * signs * scale
 
 
-@torch.no_grad()
 def _padded_sides(conv: nn.Conv2d, x: Tensor) -> Sides | None:
     """Find the zeros that a convolution adds around x; None if it does anything else."""
+    given = x.clone().requires_grad_()  # a forward that changes its input fails on it
     with _Conv2dCalls() as calls:
-        y = conv(x)
+        y = conv(given)
     if len(calls.inputs) != 1 or calls.inputs[0][1] is not conv.weight:
         return None
     padded, _, padding = calls.inputs[0]
+    padded = padded.detach()
     inside = padded[0, 0].nonzero()  # [pixels, 2]
     if isinstance(padding, str) or not len(inside):
         return None
@@ -110,9 +117,13 @@ def _padded_sides(conv: nn.Conv2d, x: Tensor) -> Sides | None:
         return None
     rows, columns = (padding, padding) if isinstance(padding, int) else padding
     sides = sides[0] + columns, sides[1] + columns, sides[2] + rows, sides[3] + rows
-    bias = conv.bias
-    ours = F.conv2d(F.pad(x, sides), conv.weight, bias, conv.stride, 0, conv.dilation, conv.groups)
-    return sides if ours.shape == y.shape and torch.allclose(ours, y, rtol=1e-9, atol=1e-12) else None
+    x.requires_grad_()
+    ours = F.conv2d(F.pad(x, sides), conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+    if ours.shape != y.shape or not torch.allclose(ours, y, rtol=1e-9, atol=1e-12):
+        return None
+    slope = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
+    (expected,), (found,) = (torch.autograd.grad(out, into, slope) for out, into in ((ours, x), (y, given)))
+    return sides if torch.allclose(expected, found, rtol=1e-9, atol=1e-12) else None
 
 
 class _Conv2dCalls(TorchFunctionMode):

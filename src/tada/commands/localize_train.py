@@ -31,6 +31,7 @@ from tada.training.recipe import METRICS_FILE, RECIPE_FILE, typed_recipe
 
 if TYPE_CHECKING:
     from tada.localization.evaluation import LocalizationEvaluation
+    from tada.localization.localizer import Localizer
 
 
 class _RecipeFile(RecipeFile):
@@ -244,29 +245,31 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
 def _evaluate(options: Namespace) -> int:
     """Measure a localizer, or detections in a file (mAP)."""
     from tada.localization.evaluation import NUMBERS_FILE
+    from tada.localization.localizer import load_localizer
 
     advise(lambda state: "no report was written")
     out = options.out
     if out is None and options.run is not None and options.predictions is None:
         out = options.run / "evaluation"
+    # Before the report's folder is looked at: a run of another kind has a report, too.
+    localizer = None if options.run is None else load_localizer(options.run, device=options.device)
     if out is None:
-        return _measure(options, None)
+        return _measure(options, localizer, None)
     with held_folder(out):
         check_not_there(out, [NUMBERS_FILE], overwrite=options.overwrite)
-        return _measure(options, out)
+        return _measure(options, localizer, out)
 
 
-def _measure(options: Namespace, out: Path | None) -> int:
+def _measure(options: Namespace, localizer: Localizer | None, out: Path | None) -> int:
     from tada.display.page import PAGE
     from tada.localization.evaluation import evaluate_localizer, evaluate_predictions
-    from tada.localization.localizer import load_localizer
     from tada.localization.metrics import PRESETS
     from tada.localization.report import write_report
     from tada.localization.train_from_videos import features_for
 
     thresholds: dict[str, float] = {}
     tious = PRESETS[options.preset]
-    if options.predictions is not None and options.run is None and options.classifier is None:
+    if options.predictions is not None and localizer is None and options.classifier is None:
         result = evaluate_predictions(
             options.predictions,
             options.segments,
@@ -274,8 +277,7 @@ def _measure(options: Namespace, out: Path | None) -> int:
             split=options.split,
             leave_out=options.leave_out,
         )
-    elif options.run is not None and options.predictions is None and (options.features or options.videos):
-        localizer = load_localizer(options.run, device=options.device)
+    elif localizer is not None and options.predictions is None and (options.features or options.videos):
         thresholds = localizer.card.thresholds
         features, segments = options.features, options.segments
         if features is None:

@@ -166,6 +166,21 @@ def test_a_worker_that_dies_while_it_waits() -> None:
         two_epochs()
 
 
+def test_a_fault_of_the_main_process_is_not_laid_on_workers_that_have_ended() -> None:
+    loader = loader_of(Clips(6, 10))
+
+    def one_epoch() -> None:
+        with closing(loader):
+            list(loader)
+            assert loader._iterator is not None
+            loader._iterator._shutdown_workers()  # as PyTorch does where the iterator is no longer used
+            assert {process.exitcode for process in loader._pool.processes} == {0}
+            raise RuntimeError("our own fault")
+
+    with pytest.raises(RuntimeError, match="our own fault"):
+        one_epoch()
+
+
 def test_what_a_user_can_mend_crosses_as_it_is_and_the_rest_with_its_traceback() -> None:
     loader = loader_of(Clips(20, 10, fault="user"))
     with pytest.raises(DataError, match=r"^clips/5\.mp4 is not right: mend it$"), closing(loader):

@@ -124,6 +124,7 @@ def test_every_weight_is_trained_and_the_order_of_frames_counts(aggregation: str
             r"self.routing_ratio = 4 is of a hidden layer, which self.r",
         ),
         ({"calibrate": "cin"}, r"calibrate = 'cin' should be 'in' or 'out'"),
+        ({"widths": [16.5, *SMALL["widths"][1:]]}, r"tada_lite0 cannot be built with \{.*16.5"),
     ],
 )
 def test_faults_of_options(options: dict[str, Any], message: str) -> None:
@@ -138,6 +139,18 @@ def test_clips_that_it_cannot_take() -> None:
     for channels in (1, 4):
         with pytest.raises(OptionError, match=rf"clips \[1, {channels}, 2, 32, 32\] .* with three colors"):
             model(torch.zeros(1, channels, 2, 32, 32))
+
+
+def test_one_value_is_enough_for_norms_of_routing_functions_alone() -> None:
+    model = small().double().train()
+    clip = torch.rand(1, 3, 1, 8, 8, dtype=torch.float64)
+    with pytest.raises(OptionError, match="the last batch norms see one value per channel"):
+        model(clip)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    model(clip).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.grad is not None)
 
 
 # -- the package ------------------------------------------------------------------------------------------------------
@@ -168,6 +181,19 @@ def test_training_starts_from_the_package(init: str) -> None:
     assert torch.equal(model.head.weight, head)
     weights = drawn_weights(lite_shapes(STAGES, stem=4, last=12, classes=5))
     assert torch.equal(model.stem_conv.weight, weights["_conv_stem.weight"].double())
+
+
+@pytest.mark.parametrize("missing", ["_fc.weight", "_fc.bias"])
+def test_half_a_classifier_is_not_taken(missing: str, tmp_path: Path) -> None:
+    weights = drawn_weights(lite_shapes(STAGES, stem=4, last=12, classes=5))
+    del weights[missing]
+    torch.save(weights, tmp_path / "half.pth")
+    torch.manual_seed(0)
+    model = pretrained.create_model("tada_lite0", pretrained=tmp_path / "half.pth", num_classes=5, **SMALL)
+    torch.manual_seed(0)
+    drawn = create_model("tada_lite0", num_classes=5, **SMALL)
+    assert torch.equal(model.head.weight, drawn.head.weight)
+    assert torch.equal(model.head.bias, drawn.head.bias)
 
 
 @pytest.mark.usefixtures("package")

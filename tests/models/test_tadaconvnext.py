@@ -49,6 +49,13 @@ def test_multiply_adds(frames: int, side: int, giga: float) -> None:
     assert round(multiply_adds / 1e9, 2) == giga
 
 
+def test_frames_smaller_than_its_stride_are_refused() -> None:
+    model = small()
+    assert model(torch.zeros(1, 3, 2, 8, 9, dtype=torch.float64)).shape == (1, 3)
+    with pytest.raises(OptionError, match=r"clips of 9 x 7 pixels are smaller than this network's stride: .* 8 x 8 "):
+        model(torch.zeros(1, 3, 2, 9, 7, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("t", [1, 2, 5, 8])
 def test_stem_is_its_3d_convolution(t: int) -> None:
     torch.manual_seed(0)

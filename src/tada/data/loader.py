@@ -204,8 +204,8 @@ class VideoLoader(DataLoader[Any]):
             self._start.lines.append(theirs)
 
     def lost(self) -> WorkerLostError | None:
-        """The error for workers that have died; None if all live."""
-        dead = {number: process for number, process in enumerate(self._pool.processes) if process.exitcode is not None}
+        """The error for workers that have died; None if all live, or have ended in order (exit code 0)."""
+        dead = {number: process for number, process in enumerate(self._pool.processes) if process.exitcode}
         if not dead:
             return None
         slots = bytes(memoryview(self._start.slots).cast("B"))

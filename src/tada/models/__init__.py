@@ -129,7 +129,9 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
     values = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
     try:
         return MODELS[name](num_classes=num_classes, **values)
-    except TypeError as error:  # a recipe's options are not typed: one may be a word instead of a number
+    except OptionError:
+        raise
+    except (TypeError, ValueError) as error:  # a recipe's options are not typed: one may be a word, or half a number
         raise OptionError(f"{name} cannot be built with {options}: {error}") from error
 
 

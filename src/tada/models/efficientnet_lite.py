@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tada.adaptation.own_padding import FramePadding, pad_frames
 from tada.errors import OptionError
-from tada.models.tada2d import check_clips, check_variance
+from tada.models.tada2d import check_clips, check_size, check_variance
 from tada.tadaconv import (
     Calibrate,
     Calibration,
@@ -145,7 +145,7 @@ class EfficientNetLite(nn.Module):
         """
         check_clips(clips)
         if not torch.compiler.is_exporting():
-            self._check_size(clips)
+            check_size(clips, self._stride)
             check_variance(self, clips, stride=self._stride)
         n, _, t = clips.shape[:3]
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -157,13 +157,6 @@ class EfficientNetLite(nn.Module):
                 frames = block(frames, t)
         frames = F.relu6(self.last_norm(self.last_conv(frames)), inplace=True)
         return frames.mean((2, 3)).view(n, t, -1).mean(1)
-
-    def _check_size(self, clips: Tensor) -> None:
-        if min(clips.shape[3:]) < self._stride:
-            raise OptionError(
-                f"clips of {clips.shape[3]} x {clips.shape[4]} pixels are smaller than this network's stride: give "
-                f"frames of at least {self._stride} x {self._stride} (clip.crop)"
-            )
 
     @property
     def _stride(self) -> int:

@@ -290,16 +290,13 @@ def take_image_network(
     kind, named_by = _IMAGE_NETWORKS[type(model)]
     names = our_parts(model.config, own)
     known = max(names, key=lambda parts: sum(our_name(key, parts) is not None for key in weights))
-    given: dict[str, Tensor] = {}
-    ignored = []
-    for key, value in weights.items():
-        ours = our_name(key, known)
-        if ours is None and THEIR_CLASSIFIER.fullmatch(key):
-            ours = f"{_HEAD}{key.rpartition('.')[2]}"
-            if not classifier or value.shape != own[ours].shape:
-                ignored.append(key)
-                continue
-        given[ours or f"{key} (unknown)"] = value
+    theirs = [key for key in weights if our_name(key, known) is None and THEIR_CLASSIFIER.fullmatch(key)]
+    head = {f"{_HEAD}{key.rpartition('.')[2]}": weights[key] for key in theirs}
+    fits = {key: value.shape for key, value in head.items()} == {k: own[k].shape for k in own if k.startswith(_HEAD)}
+    ignored = () if classifier and fits else tuple(theirs)
+    given = {our_name(key, known) or f"{key} (unknown)": value for key, value in weights.items() if key not in theirs}
+    if not ignored:
+        given |= head
     if not given.keys() & own.keys():
         raise CheckpointError(
             f"{words} is no {kind} as {named_by} names it; its first names are {listed(weights, quote=False)}"
@@ -317,7 +314,7 @@ def take_image_network(
         taken=tuple(key for key in own if key in given and key not in reshaped),
         reshaped=reshaped,
         fresh=tuple(key for key in own if key in fresh and not key.endswith(".num_batches_tracked")),
-        ignored=tuple(ignored),
+        ignored=ignored,
     )
 
 

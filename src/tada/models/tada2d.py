@@ -253,6 +253,19 @@ def check_clips(clips: Tensor) -> None:
     raise OptionError(f"clips {list(clips.shape)} should be [N, 3, T, H, W], with three colors{way_out}")
 
 
+def check_size(clips: Tensor, stride: int) -> None:
+    """Check that frames are as large as a network's stride, for networks that do not pad.
+
+    Raises:
+        OptionError: they are smaller.
+    """
+    if min(clips.shape[3:]) < stride:
+        raise OptionError(
+            f"clips of {clips.shape[3]} x {clips.shape[4]} pixels are smaller than this network's stride: give frames "
+            f"of at least {stride} x {stride} (clip.crop)"
+        )
+
+
 def check_variance(model: nn.Module, clips: Tensor, *, stride: int, frame_stride: int = 1) -> None:
     """Check that in training the last batch norms get more than one value per channel: one has no variance.
 
@@ -267,7 +280,9 @@ def check_variance(model: nn.Module, clips: Tensor, *, stride: int, frame_stride
         return
     n, _, t, h, w = clips.shape
     values = n * -(-t // frame_stride) * -(-h // stride) * -(-w // stride)
-    if values == 1 and any(module.training for module in model.modules() if isinstance(module, _BatchNorm)):
+    # Those of routing functions (BatchNorm1d) take one value, too.
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and not isinstance(m, nn.BatchNorm1d)]
+    if values == 1 and any(norm.training for norm in norms):
         raise OptionError(
             f"clips {list(clips.shape)} are too few or too small for training: of them the last batch norms see one "
             f"value per channel, which has no variance; give more clips (batch_size), more frames (clip.num_frames) or "

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tada.errors import OptionError
-from tada.models.tada2d import check_clips
+from tada.models.tada2d import check_clips, check_size
 from tada.tadaconv import Calibrate, Routing, TAdaConv2d
 
 
@@ -96,6 +96,7 @@ class TAdaConvNeXt(nn.Module):
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the norm of the mean over frames and pixels."""
         check_clips(clips)
+        check_size(clips, 4 * 2 ** (len(self.config.depths) - 1))
         frames, t = self.stem(clips)
         for downsampling, stage in zip(self.downsamplings, self.stages, strict=True):
             frames = downsampling(frames)

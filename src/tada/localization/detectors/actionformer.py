@@ -391,6 +391,7 @@ def banded_attention(query: Tensor, key: Tensor, value: Tensor, valid: Tensor, *
         [B, heads, T, D].
     """
     b, heads, t, d = query.shape
+    half = min(half, t - 1)  # a wider window sees no more, and would cost its width in memory
     size = max(half, 16)
     blocks = -(-t // size)
     padding = blocks * size - t

@@ -18,12 +18,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from claims_data import TASKS, Clips
 from claims_networks import Arm, arms, build, logits, parameter_groups
 from claims_report import show
+from tada.errors import UserError
+from tada.system.locks import held_folder
 
 HERE = Path(__file__).parent
 OWN_FOLDER = HERE / "claims"
@@ -143,7 +148,11 @@ def main() -> None:
     if not arguments.report:
         if arguments.data is None:
             parser.error("DATA is missing, or --report")
-        run_missing(arguments)
+        try:
+            with held_folder(arguments.out):
+                run_missing(arguments)
+        except UserError as error:  # another process writes there, or it is no folder
+            raise SystemExit(str(error)) from error
     page = arguments.page or (HERE.parent / "docs" if arguments.out == OWN_FOLDER else arguments.out)
     show(read_runs(arguments.out / "runs.jsonl"), arguments.out, page)
 
@@ -173,7 +182,7 @@ def run_missing(arguments: argparse.Namespace) -> None:
         clips_of(task, arguments.data, arguments.clips)  # so that workers find them
     for arm in {arm for _, arm, *_ in wanted if arm.weights == "ImageNet"}:
         build(arm, 2)  # a missing package is told before anything is trained
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+    with workers(arguments.workers) as pool:
         jobs = [
             pool.submit(train_and_test, *job, arguments.data, arguments.clips, arguments.device, arguments.threads)
             for job in wanted
@@ -187,6 +196,27 @@ def run_missing(arguments: argparse.Namespace) -> None:
                 f"{run['right'] / run['count']:.3f} ({run['seconds']:.0f} s)",
                 flush=True,
             )
+
+
+@contextmanager
+def workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for jobs that take minutes; an error, Ctrl-C or SIGTERM ends them at once."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.kill()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C goes to all processes of a terminal; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def read_runs(file: Path) -> list[dict[str, object]]:
@@ -213,6 +243,8 @@ def train_and_test(
     torch.set_num_threads(threads)
     clips = clips_of(task, data, folder)
     train, test = clips.split(run)
+    if len(train) < BATCH:
+        raise SystemExit(f"{task}: {len(train)} clips to train on are less than a batch of {BATCH}")
     torch.manual_seed(run)
     rng = np.random.default_rng(run)
     network = build(arm, len(clips.labels)).to(device)
@@ -248,7 +280,7 @@ def train_and_test(
         "run": run,
         "right": sum(right),
         "count": len(right),
-        "last_loss": round(float(np.mean(losses[-len(train) // BATCH :])), 4),
+        "last_loss": round(float(np.mean(losses[-(len(train) // BATCH) :])), 4),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "epochs": budget.epochs,
         "seconds": round(time.perf_counter() - started, 1),

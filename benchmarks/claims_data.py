@@ -60,7 +60,11 @@ class Clips:
         if not listing.is_file():
             raise SystemExit(f"DATA: {listing} is missing; give the folder that holds {task.folder}")
         with listing.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if task.kind is None or row["kind"] == task.kind]
+            reader = csv.DictReader(file)
+            lacking = {"video", "label", "group", "kind" if task.kind else "label"} - set(reader.fieldnames or ())
+            if lacking:
+                raise SystemExit(f"{listing} has no column {min(lacking)!r}")
+            rows = [row for row in reader if task.kind is None or row["kind"] == task.kind]
         self.labels = sorted({row["label"] for row in rows})
         self.targets = torch.tensor([self.labels.index(row["label"]) for row in rows])
         self.groups = [row["group"] for row in rows]
@@ -70,12 +74,12 @@ class Clips:
             ends = np.cumsum([len(video) for video in frames])
             cache.parent.mkdir(parents=True, exist_ok=True)
             part = cache.with_suffix(".part.npz")
-            np.savez(part, frames=np.concatenate(frames), ends=ends)
+            np.savez(part, frames=np.concatenate(frames), ends=ends, videos=[row["video"] for row in rows])
             part.rename(cache)
         with np.load(cache) as saved:
+            if "videos" not in saved or saved["videos"].tolist() != [row["video"] for row in rows]:
+                raise SystemExit(f"{cache} is of other clips: remove it")
             self._frames, ends = saved["frames"], saved["ends"]
-        if len(ends) != len(rows):
-            raise SystemExit(f"{cache} is of other clips: remove it")
         self._starts = [0, *ends[:-1]]
         self._lengths = np.diff([0, *ends])
 

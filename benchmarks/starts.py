@@ -19,9 +19,8 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +28,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from claims import positive, read_runs
+from claims import positive, read_runs, workers
 from claims_report import Rows
 from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
@@ -144,7 +143,7 @@ def run_missing(arguments: argparse.Namespace) -> None:
         and (arguments.lite_motion is not None or STARTS[start].get("init") != LITE_MOTION)
     ]
     tables = {name: read(DATA_SETS[name], arguments.data, arguments.clips) for name in {name for _, name, _ in wanted}}
-    with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
+    with workers(arguments.workers) as pool:
         jobs = [pool.submit(train_and_test, *job, tables[job[1]], arguments.lite_motion) for job in wanted]
         for number, job in enumerate(as_completed(jobs), 1):
             line = job.result()

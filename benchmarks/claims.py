@@ -153,6 +153,8 @@ def main() -> None:
                 run_missing(arguments)
         except UserError as error:  # another process writes there, or it is no folder
             raise SystemExit(str(error)) from error
+        except KeyboardInterrupt:
+            raise SystemExit("stopped; what was run is kept, and the same command goes on") from None
     page = arguments.page or (HERE.parent / "docs" if arguments.out == OWN_FOLDER else arguments.out)
     show(read_runs(arguments.out / "runs.jsonl"), arguments.out, page)
 

@@ -239,6 +239,10 @@ def test_models_recipes_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert "quickstart" in capsys.readouterr().out
     assert tada("recipes", "quickstart") == 0
     assert "model: tada2d_tiny" in capsys.readouterr().out
+    assert tada("recipes", "activitynet") == 0  # of localization
+    assert "attention_window: [7, 7, 7, 7, 7, -1]" in capsys.readouterr().out
+    assert tada("recipes", "activity") == 2
+    assert "no recipe is called 'activity'; did you mean 'activitynet'?" in capsys.readouterr().err
     assert tada("doctor") == 0
     out = capsys.readouterr().out
     assert "FAULT" not in out

@@ -8,17 +8,18 @@ from dataclasses import asdict
 from glob import has_magic
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from tada.commands.arguments import Command, add_data, add_workers, read_data
-from tada.errors import UserError, counted
+from tada.errors import UnknownNameError, UserError, counted
+from tada.localization.recipe import load_localization_recipe
 from tada.recognition.recipe import EXPECTED, load_recipe
 from tada.system.signals import advise
 from tada.system.terminal import say
-from tada.training.recipe import find_recipe, named_recipes
+from tada.training.recipe import Task, named_recipes
 from tada.video.sampling import ClipSpec
 
 
@@ -197,16 +198,22 @@ def _recipes_arguments(parser: ArgumentParser) -> None:
 
 
 def _recipes(options: Namespace) -> int:
-    """List the recipes that come with tada, or print one."""
+    """List the recipes that come with tada, of `tada train` and `tada localize train`, or print one."""
+    files = {task: named_recipes(task) for task in get_args(Task)}
     if options.name is not None:
-        print(find_recipe(options.name).read_text(encoding="utf-8"), end="")
+        found = {name: path for own in files.values() for name, path in own.items()}
+        if options.name not in found:
+            raise UnknownNameError.of("recipe", options.name, found)
+        print(found[options.name].read_text(encoding="utf-8"), end="")
         return 0
-    for name, path in named_recipes().items():
-        recipe = load_recipe(name)
-        first_line = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        print(f"{name:<26}{recipe.model:<16}{first_line}")
-        if name in EXPECTED:
-            print(f"{'':<42}{EXPECTED[name]}")
+    for task, own in files.items():
+        print("tada train" if task == "recognition" else "tada localize train")
+        for name, path in own.items():
+            uses = load_recipe(name).model if task == "recognition" else load_localization_recipe(name).detector
+            first_line = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+            print(f"  {name:<26}{uses:<16}{first_line}")
+            if name in EXPECTED:
+                print(f"{'':<44}{EXPECTED[name]}")
     return 0
 
 

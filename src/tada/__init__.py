@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from tada.recognition.results import Evaluation
     from tada.recognition.training import train
     from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d, TemporalAggregation
+    from tada.tadaconv.routing_v2 import RoutingV2
     from tada.video.sampling import ClipSpec
 
     __version__: str
@@ -81,6 +82,7 @@ __all__ = [
     "Recipe",
     "Recognizer",
     "Routing",
+    "RoutingV2",
     "TAdaConv2d",
     "TAdaConv3d",
     "TemporalAggregation",
@@ -108,6 +110,7 @@ _HOME = {
     "Recipe": "tada.recognition.recipe",
     "Recognizer": "tada.recognition.recognizer",
     "Routing": "tada.tadaconv",
+    "RoutingV2": "tada.tadaconv.routing_v2",
     "TAdaConv2d": "tada.tadaconv",
     "TAdaConv3d": "tada.tadaconv",
     "TemporalAggregation": "tada.tadaconv",

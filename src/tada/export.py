@@ -48,6 +48,7 @@ from tada.models.onnx_model import (
     import_onnxruntime,
     open_session,
 )
+from tada.models.tadaformer import TAdaFormer
 from tada.models.weights import write_card
 from tada.recognition.evaluation import choose_videos, evaluate, with_fps_of_run
 from tada.recognition.recognizer import Recognizer
@@ -176,7 +177,8 @@ def _write(recognizer: Recognizer, file: Path, splits: str | None) -> nn.Module:
     """Write the float32 file, and load it again as a network."""
     clip = recognizer.clip
     # Large enough that no layer has a size of 1, which the exporter would take for a constant.
-    example = torch.zeros(2, 3, 4 * max(clip.num_frames, 2), max(clip.crop, 96), max(clip.crop, 96))
+    side = max(clip.crop, 96)
+    example = torch.zeros(2, 3, 4 * max(clip.num_frames, 2), side, side)
     with _quiet():
         if file.suffix == PROGRAM_SUFFIX:
             axes = dict.fromkeys((0, 2, 3, 4), Dim.DYNAMIC)
@@ -273,12 +275,14 @@ def largest_difference(network: nn.Module, exported: nn.Module, clip: ClipSpec) 
     """The largest difference between the logits of two networks, relative to the largest logit.
 
     Compared on noise whose brightness changes over time: one clip of ``clip``'s size, three of half the height, and one
-    of twice the frames and a larger height, by an odd number.
+    of twice the frames and a larger height, by an odd number; of a network of patches by an odd number of them.
     """
     t, size = clip.num_frames, clip.crop
     generator = torch.Generator().manual_seed(0)
     differences = []
-    for n, frames, height in ((1, t, size), (3, t, max(size // 2, 32)), (1, 2 * t, size + 33)):
+    patch = network.config.patch if isinstance(network, TAdaFormer) else 1
+    half, more = max(max(size // 2, 32) // patch, 1) * patch, (33 if patch == 1 else 3 * patch)
+    for n, frames, height in ((1, t, size), (3, t, half), (1, 2 * t, size + more)):
         clips = torch.randn(n, 3, frames, height, size, generator=generator)
         clips += torch.randn(n, 3, frames, 1, 1, generator=generator)
         with torch.inference_mode():

@@ -18,7 +18,7 @@ from tada.models import create_model
 from tada.models.class_names import class_names
 from tada.models.convert import clip_of_settings, convert_checkpoint
 from tada.models.published import PROTOCOLS, protocol
-from tada.models.released_names import join_heads, name_here
+from tada.models.released_names import join_heads, names_here
 from tada.models.weights import convert_published, read_weights
 from tada.recognition.recognizer import load_recognizer
 from tada.video.sampling import ClipSpec
@@ -142,7 +142,7 @@ def released_convnext(name: str) -> dict[str, Tensor]:
     theirs += [key.replace("stages.2.0.", f"stages.2.{block}.") for block in more for key in first_block]
     with torch.device("meta"):
         ours = create_model(name).state_dict()
-    return {key: torch.rand(ours[name_here(key)].shape) for key in theirs}
+    return {theirs: torch.rand(ours[here].shape) for theirs, here in names_here(theirs).items()}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_released_convnext_needs_no_options(name: str, tmp_path: Path) -> None
     ]
     weights = read_weights(tmp_path / "out" / "model.safetensors")
     assert len(weights) == len(state)
-    assert all(torch.equal(value, weights[name_here(key)]) for key, value in state.items())
+    assert all(torch.equal(state[theirs], weights[here]) for theirs, here in names_here(state).items())
 
 
 def test_settings_of_the_released_code() -> None:

@@ -18,6 +18,7 @@ from tada.errors import OptionError
 from tada.models import fuse as fuse_module
 from tada.models.fuse import fuse
 from tada.models.tada2d import TAda2D, TAda2DConfig
+from tada.models.tadaformer import TAdaBlock
 from tada.tadaconv import Routing, TAdaConv2d
 
 LITE: dict[str, Any] = {
@@ -29,11 +30,13 @@ LITE: dict[str, Any] = {
     "stem_width": 4,
     "last_width": 12,
 }
+FORMER: dict[str, Any] = {"width": 24, "depth": 2, "patch": 8, "grid": (3, 4), "routing_head_channels": 3}
+SECOND_PAPER = ("tadaconvnextv2_mini", "tadaformer_tiny")
 BOTTLENECKS: dict[str, Any] = {"block": "bottleneck", "depths": (2, 1), "widths": (8, 12), "stem_width": 8}
 
 
 def with_drawn_weights(network: nn.Module) -> nn.Module:
-    """As after training: no norm at 1 and 0, no routing function at 0, no layer scale of one number."""
+    """As after training: no norm at 1 and 0, no routing function or TAda block at 0, no layer scale of one number."""
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, _BatchNorm | nn.LayerNorm):
@@ -48,6 +51,9 @@ def with_drawn_weights(network: nn.Module) -> nn.Module:
             nn.init.normal_(module.alpha.weight, std=0.1)
             if module.beta is not None:
                 nn.init.normal_(module.beta.weight, std=0.1)
+        if isinstance(module, TAdaBlock):
+            nn.init.normal_(module.expand.weight, std=0.1)
+            nn.init.normal_(module.expand.bias, std=0.1)
     for name, parameter in network.named_parameters():
         if name.endswith("layer_scale"):
             nn.init.uniform_(parameter, -0.5, 0.5)
@@ -83,6 +89,11 @@ def norms_of(network: nn.Module) -> list[nn.Module]:
         ("tadaconvnext_mini", {}),
         ("tadaconvnext_mini", {"calibrate": "in"}),
         ("convnext_mini", {}),
+        ("tadaconvnextv2_mini", {}),
+        ("tadaconvnextv2_mini", {"aggregation": "mix", "activation": "gelu"}),
+        ("tadaformer_tiny", FORMER),
+        ("tadaformer_tiny", FORMER | {"tada_blocks": 2, "reduce_over_time": True}),
+        ("tadaformer_tiny", FORMER | {"tada_blocks": 0}),
         ("efficientnet_lite0", LITE),
         ("tada_lite0", LITE),
         ("tada_lite0", LITE | {"calibrate": "in", "routing_ratio": 2, "aggregation": "avg"}),
@@ -112,8 +123,13 @@ def test_bottlenecks_in_all_their_forms(calibrate: Any, aggregation: Any) -> Non
     assert_same(fuse(network), network, clips_of(n=1, t=1))
 
 
+def test_a_tada_block_with_an_aggregation_that_is_no_filter() -> None:
+    network = with_drawn_weights(tada.create_model("tadaformer_tiny", num_classes=5, **FORMER, aggregation="max"))
+    assert_same(fuse(network), network, clips_of())
+
+
 def test_wide_layers_take_the_pixels_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = with_drawn_weights(tada.create_model("tadaconvnext_mini", num_classes=5))
+    network = with_drawn_weights(tada.create_model("tadaconvnextv2_mini", num_classes=5))
     monkeypatch.setattr(fuse_module, "_PART", 7 * 128)  # seven pixels of the first stage, one of the last
     assert_same(fuse(network), network, clips_of())
 
@@ -250,7 +266,7 @@ def test_a_network_without_norms_or_weights_is_run_as_it_is() -> None:
         fuse(network).features(clips_of())
 
 
-@pytest.mark.parametrize("name", ["tada2d_tiny", "tadaconvnext_mini"])
+@pytest.mark.parametrize("name", ["tada2d_tiny", "tadaconvnext_mini", *SECOND_PAPER])
 def test_bfloat16_inside_and_the_clips_type_outside(name: str) -> None:
     network = with_drawn_weights(tada.create_model(name, num_classes=5)).float()
     clips = clips_of().float()
@@ -270,7 +286,7 @@ def test_another_type_is_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch does it, when tracing
 @pytest.mark.parametrize(
-    "name", ["tada2d_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tsn_tiny", "tadaconvnext_mini"))]
+    "name", ["tada2d_tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tsn_tiny", *SECOND_PAPER))]
 )
 @pytest.mark.parametrize("form", ["trained", "fused"])
 def test_a_compiler_takes_it_in_one_piece(name: str, form: str) -> None:
@@ -290,7 +306,7 @@ def test_a_compiler_takes_it_in_one_piece(name: str, form: str) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own use
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-@pytest.mark.parametrize("name", ["tada2d_tiny", "tadaconvnext_mini"])
+@pytest.mark.parametrize("name", ["tada2d_tiny", *SECOND_PAPER])
 def test_compiled_the_same(name: str) -> None:
     network = with_drawn_weights(tada.create_model(name, num_classes=5)).float()
     fused = fuse(network, compile=True)

@@ -46,9 +46,11 @@ def small(name: str, **options: Any) -> nn.Module:
         "c": {"widths": (4, 6), "depths": (1, 2), "kernel": 3, "layer_scale": 1.0, "routing_ratio": 1},
         "e": {"depths": (1, 2), "widths": (3, 4), "expansions": (1, 2), "kernels": (3, 5), "strides": (1, 2)}
         | {"stem_width": 3, "last_width": 5},
+        "f": {"width": 12, "depth": 2, "heads": 2, "patch": 4, "grid": (2, 3), "routing_head_channels": 3},
         "h": {"width": 4, "depths": (1, 1), "reduce_frames": (1, 1), "temporal_strides": (1, 2), "stem_sides": 3},
     }
     kinds = {"tada2d": "t", "tsn": "t", "tadaconvnext": "c", "convnext": "c", "tada": "e", "efficientnet": "e"}
+    kinds["tadaformer"] = "f"
     kind = kinds.get(name.split("_")[0], "h")
     return trained(create_model(name, num_classes=3, **shapes[kind] | options))
 
@@ -91,6 +93,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "tsn": lambda: small("tsn_tiny"),
     "tadaconvnext": lambda: small("tadaconvnext_mini"),
     "convnext": lambda: small("convnext_mini"),
+    "tadaformer": lambda: small("tadaformer_tiny"),
     "lite": lambda: small("tada_lite0"),
     "slowonly": lambda: small("slowonly_tiny", adapted=True),
     "slowfast": lambda: small("slowfast_tiny", adapted=True, fast_ratio=2, fast_width=3),

@@ -17,6 +17,7 @@ from tada.models.parallel import blocks, checkpoint_blocks, synchronize_batch_no
 SMALL = {
     "tada2d_tiny": {"widths": [8, 8, 8, 8], "stem_width": 8},
     "tadaconvnext_mini": {"widths": [8, 8, 8], "stochastic_depth": 0.5},
+    "tadaformer_tiny": {"width": 24, "depth": 2, "routing_head_channels": 3, "stochastic_depth": 0.5},
     "tada_lite0": {
         "depths": [1, 2],
         "widths": [4, 6],

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from golden.fill import fill_input, fill_state
-from tada.models import create_model
+from tada.models import Network, create_model
+from tada.models.fuse import fuse
+from tada.models.released_names import network_of
 from tada.models.tada2d import TAda2D
 from tada.models.weights import convert_published, restore
 from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d
@@ -27,7 +29,8 @@ def case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if isinstance(about.get("entries"), str):  # the parameters of another case
         about["entries"] = json.loads((GOLDEN / about["entries"]).read_text())["entries"]
     with np.load(GOLDEN / f"{name}.npz") as arrays:
-        return about, {key: torch.from_numpy(value) for key, value in arrays.items()}
+        about |= {key: value.tolist() for key, value in arrays.items() if value.dtype.kind == "U"}
+        return about, {key: torch.from_numpy(value) for key, value in arrays.items() if value.dtype.kind != "U"}
 
 
 def filled(about: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
@@ -94,6 +97,25 @@ def test_operator(name: str) -> None:
     assert difference(conv.routing.reduce.weight.grad, golden["grad_rf_a"][..., 0, 0]) < 1e-8
 
 
+def our_names(about: Mapping[str, Any]) -> dict[str, str]:
+    """The released names -> ours: through the conversion, with gradients and buffers in the weights' place."""
+    entries = {entry["name"]: entry["shape"] for entry in about["entries"]}
+    marks = {name: torch.full(tuple(shape), float(i)) for i, (name, shape) in enumerate(entries.items())}
+    our_name = {int(value.flatten()[0]): name for name, value in convert_published(marks)[1].items()}
+    return {name: our_name[i] for i, name in enumerate(entries)}
+
+
+def assert_gradients(model: nn.Module, about: Mapping[str, Any], golden: Mapping[str, Tensor], *, rel: float) -> None:
+    """The norm of every parameter's gradient is the released code's."""
+    ours = our_names(about)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert len(about["grad_names"]) == len(gradients)
+    for name, norm in zip(about["grad_names"], golden["grad_norms"].tolist(), strict=True):
+        gradient = gradients[ours[name]]
+        assert gradient is not None
+        assert gradient.norm().item() == pytest.approx(norm, rel=rel, abs=1e-8 if rel > 1e-8 else 1e-12), name
+
+
 @pytest.fixture(scope="module")
 def published() -> tuple[str, dict[str, Tensor]]:
     """TAda2D-R50's weights as the released code would have saved them, converted."""
@@ -140,17 +162,8 @@ def test_tada2d_in_training(published: tuple[str, dict[str, Tensor]]) -> None:
     assert difference(logits, golden["logits"]) < 1e-9
     assert difference(loss[None], golden["loss"]) < 1e-9
 
-    # The released names lead to ours through the conversion, with gradients and buffers in the weights' place.
-    entries = {entry["name"]: entry["shape"] for entry in about["entries"]}
-    marks = {name: torch.full(tuple(shape), float(i)) for i, (name, shape) in enumerate(entries.items())}
-    our_name = {int(value.flatten()[0]): name for name, value in convert_published(marks)[1].items()}
-    ours = {name: our_name[i] for i, name in enumerate(entries)}
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert len(about["grad_names"]) == len(gradients)
-    for name, norm in zip(about["grad_names"], golden["grad_norms"].tolist(), strict=True):
-        gradient = gradients[ours[name]]
-        assert gradient is not None
-        assert gradient.norm().item() == pytest.approx(norm, rel=1e-8, abs=1e-12), name
+    ours = our_names(about)
+    assert_gradients(model, about, golden, rel=1e-8)
     buffers = dict(model.named_buffers())
     for name, norm in zip(about["running_mean_names"], golden["running_mean_norms"].tolist(), strict=True):
         assert buffers[ours[name]].norm().item() == pytest.approx(norm, rel=1e-8), name
@@ -170,3 +183,53 @@ def test_tadaconvnext() -> None:
     assert difference(features, golden["features"]) < 1e-9
     assert difference(logits, golden["logits"]) < 1e-9
     assert difference(single, golden["logits"]) < 1e-4
+
+
+# -- TAdaConvV2 -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "network", "num_parameters"),
+    [
+        ("tadaconvnextv2_t", "tadaconvnextv2_t", 45_971_488),
+        ("tadaformer_b16", "tadaformer_b16", 104_195_728),
+        ("tadaformer_b16_ssv2", "tadaformer_b16_ssv2", 134_973_870),
+    ],
+)
+def test_the_second_paper_in_evaluation(name: str, network: str, num_parameters: int) -> None:
+    about, golden = case(name)
+    state, clips = filled(about)
+    assert network_of(state)[0] == network
+    model = released_network(state).eval()
+    assert sum(parameter.numel() for parameter in model.parameters()) == about["params"] == num_parameters
+    with torch.no_grad():
+        features = model.features(clips)
+        logits = model.head(features)
+    assert difference(features, golden["features"]) < 1e-9
+    assert difference(logits, golden["logits"]) < 1e-9
+    with torch.no_grad():
+        assert difference(fuse(model)(clips), golden["logits"]) < 1e-9
+        assert difference(model.float()(clips.float()), golden["logits"]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tadaconvnextv2_t_train", "tadaformer_b16_train"])
+def test_the_second_paper_in_training(name: str) -> None:
+    about, golden = case(name)
+    state, clips = filled(about)
+    model = released_network(state, dropout=0.0, stochastic_depth=0.0).train()
+    logits = model(clips)
+    loss = F.cross_entropy(logits, torch.tensor(about["labels"]))
+    loss.backward()
+    assert difference(logits, golden["logits"]) < 1e-9
+    assert difference(loss[None], golden["loss"]) < 1e-9
+    assert_gradients(model, about, golden, rel=1e-6)
+
+
+def released_network(state: Mapping[str, Tensor], **options: Any) -> Network:
+    """The network of released weights, with them, in float64."""
+    name, weights = convert_published(state)
+    model = create_model(name, num_classes=len(weights["head.bias"]), **network_of(state)[1] | options).double()
+    restore(model, weights)
+    return model

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from test_fuse import with_drawn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
+from reference.tadaconv_v2 import literal_next_block
 from tada.errors import CheckpointError, OptionError
 from tada.models import create_model
 from tada.models.tadaconvnext import ConvNeXtBlock, Stem, TAdaConvNeXt, TAdaConvNeXtConfig
@@ -19,13 +21,16 @@ SMALL: dict[str, Any] = {"depths": [1, 2], "widths": [8, 16], "kernel": 5}
 
 def small(name: str = "tadaconvnext_mini", **options: Any) -> TAdaConvNeXt:
     torch.manual_seed(0)
+    if name == "tadaconvnextv2_mini":
+        options = {"routing_head_channels": 2} | options
     model = create_model(name, num_classes=3, **SMALL, **options)
     assert isinstance(model, TAdaConvNeXt)
     return model.double().eval()
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("convnext_t", 27.9), ("convnext_s", 49.5), ("convnext_b", 87.6), ("tadaconvnext_t", 38.66)]
+    ("name", "millions"),
+    [("convnext_t", 27.9), ("convnext_s", 49.5), ("convnext_b", 87.6), ("tadaconvnext_t", 38.66)],
 )
 def test_parameters(name: str, millions: float) -> None:
     """ConvNeXt's own counts with 1000 classes are 28.6, 50.2 and 88.6 million; here there are 400 classes."""
@@ -68,7 +73,7 @@ def test_stem_is_its_3d_convolution(t: int) -> None:
     torch.testing.assert_close(frames.view(2, num_frames, 8, 2, 3).transpose(1, 2), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["tadaconvnext_mini", "convnext_mini"])
+@pytest.mark.parametrize("name", ["tadaconvnext_mini", "convnext_mini", "tadaconvnextv2_mini"])
 @pytest.mark.parametrize("t", [1, 2, 5])
 def test_takes_clips_of_any_length(name: str, t: int) -> None:
     model = small(name)
@@ -79,10 +84,13 @@ def test_takes_clips_of_any_length(name: str, t: int) -> None:
     assert model.train()(clips).shape == (2, 3)
 
 
-def test_a_new_network_is_its_convnext() -> None:
+@pytest.mark.parametrize("name", ["tadaconvnext_mini", "tadaconvnextv2_mini"])
+def test_a_new_network_is_its_convnext(name: str) -> None:
     """Calibration starts at one, so only the shared weights count; and afterwards the order of frames does."""
-    model, plain = small(), small("convnext_mini")
-    plain.load_state_dict({name: v for name, v in model.state_dict().items() if ".routing." not in name})
+    model = small(name)
+    plain = small("convnext_mini", activation=model.config.activation)
+    weights = {key.replace(".norm.norm.", ".norm."): value for key, value in model.state_dict().items()}
+    plain.load_state_dict({key: v for key, v in weights.items() if ".routing." not in key and "pooled" not in key})
     clips = torch.randn(2, 3, 8, 24, 20).double()
     torch.testing.assert_close(model(clips), plain(clips), rtol=1e-12, atol=1e-12)
     for name, parameter in model.named_parameters():
@@ -91,8 +99,21 @@ def test_a_new_network_is_its_convnext() -> None:
     assert not torch.allclose(model(clips), plain(clips), atol=1e-4)
 
 
-def test_every_weight_is_trained() -> None:
-    model = small(layer_scale=0.5).train()
+@pytest.mark.parametrize(("n", "t", "head_channels", "heads"), [(2, 3, 4, 1), (1, 5, 2, 2), (1, 1, 1, 4)])
+def test_a_block_of_v2_is_its_slow_form(n: int, t: int, head_channels: int, heads: int) -> None:
+    block = small("tadaconvnextv2_mini", routing_head_channels=head_channels).stages[0][0]  # type: ignore[index]
+    assert isinstance(block, ConvNeXtBlock)
+    with_drawn_weights(block)
+    clips = torch.randn(n, 8, t, 5, 7).double()
+    with torch.no_grad():
+        frames = block(clips.transpose(1, 2).flatten(0, 1), t)
+        expected = literal_next_block(block, clips, heads=heads)
+    torch.testing.assert_close(frames.unflatten(0, (n, t)).transpose(1, 2), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["tadaconvnext_mini", "tadaconvnextv2_mini"])
+def test_every_weight_is_trained(name: str) -> None:
+    model = small(name, layer_scale=0.5).train()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     model(torch.randn(2, 3, 6, 24, 20).double()).square().sum().backward()
@@ -122,6 +143,11 @@ def test_a_clip_leaves_out_a_block_as_a_whole() -> None:
         ({"num_classes": 0}, r"self.num_classes = 0 should be at least 1"),
         ({"stochastic_depth": 1.0}, r"self.stochastic_depth = 1.0 should lie in \[0, 1\)"),
         ({"dropout": -0.1}, r"self.dropout = -0.1 and"),
+        ({"activation": "relu"}, r"self.activation = 'relu' should be 'gelu' or 'quick_gelu'"),
+        (
+            {"routing_head_channels": 4},
+            r"= 4 and self.routing_global_context = True exclude each other: atten",
+        ),
     ],
 )
 def test_bad_configs(fields: dict[str, Any], message: str) -> None:

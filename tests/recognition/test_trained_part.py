@@ -23,7 +23,8 @@ from tada.recognition.training_step import RecognitionTask
 NETWORKS: dict[str, dict[str, Any]] = {
     "tada2d_tiny": {"widths": [8, 8, 8, 8], "stem_width": 8},
     "tsn_tiny": {"widths": [8, 8, 8, 8], "stem_width": 8},
-    "tadaconvnext_mini": {"widths": [8, 8, 8]},
+    "tadaconvnextv2_mini": {"widths": [8, 8, 8], "routing_head_channels": 2},
+    "tadaformer_tiny": {"width": 24, "depth": 1, "routing_head_channels": 3},
     "tada_lite0": {"depths": [1, 1], "widths": [4, 4], "expansions": [1, 2], "kernels": [3, 3], "strides": [1, 2]},
     "slowonly_tiny": {"width": 8, "adapted": True},
 }

@@ -49,10 +49,23 @@ from tada.models.tadaconvnext import (
     tadaconvnext_mini,
     tadaconvnext_s,
     tadaconvnext_t,
+    tadaconvnextv2_b,
+    tadaconvnextv2_mini,
+    tadaconvnextv2_s,
+    tadaconvnextv2_t,
+)
+from tada.models.tadaformer import (
+    TAdaFormer,
+    TAdaFormerConfig,
+    tadaformer_b16,
+    tadaformer_b16_ssv2,
+    tadaformer_l14,
+    tadaformer_l14_ssv2,
+    tadaformer_tiny,
 )
 from tada.system.calls import checked
 
-Network = TAda2D | TAdaConvNeXt | EfficientNetLite | Host
+Network = TAda2D | TAdaConvNeXt | TAdaFormer | EfficientNetLite | Host
 
 _TADA2D: tuple[Callable[..., Network], ...] = (
     tsn_tiny,
@@ -73,6 +86,17 @@ _TADACONVNEXT: tuple[Callable[..., Network], ...] = (
     tadaconvnext_t,
     tadaconvnext_s,
     tadaconvnext_b,
+    tadaconvnextv2_mini,
+    tadaconvnextv2_t,
+    tadaconvnextv2_s,
+    tadaconvnextv2_b,
+)
+_TADAFORMER: tuple[Callable[..., Network], ...] = (
+    tadaformer_tiny,
+    tadaformer_b16,
+    tadaformer_l14,
+    tadaformer_b16_ssv2,
+    tadaformer_l14_ssv2,
 )
 _EFFICIENTNET_LITE: tuple[Callable[..., Network], ...] = (efficientnet_lite0, tada_lite0)
 _HOSTS: tuple[Callable[..., Network], ...] = (
@@ -88,6 +112,7 @@ _HOSTS: tuple[Callable[..., Network], ...] = (
 _CONFIGS: dict[type, tuple[Callable[..., Network], ...]] = {
     TAda2DConfig: _TADA2D,
     TAdaConvNeXtConfig: _TADACONVNEXT,
+    TAdaFormerConfig: _TADAFORMER,
     EfficientNetLiteConfig: _EFFICIENTNET_LITE,
     HostConfig: _HOSTS,
 }
@@ -111,8 +136,8 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
     Args:
         num_classes: K, the number of logits.
         num_frames: T of the clips, checked only: the networks here take clips of any length.
-        options: fields of the network's config (``TAda2DConfig``, ``TAdaConvNeXtConfig``, ``EfficientNetLiteConfig``,
-            ``HostConfig``), as in a recipe or a checkpoint: a list stands for a tuple.
+        options: fields of the network's config (``TAda2DConfig``, ``TAdaConvNeXtConfig``, ``TAdaFormerConfig``,
+            ``EfficientNetLiteConfig``, ``HostConfig``), as in a recipe or a checkpoint: a list stands for a tuple.
 
     Raises:
         UnknownNameError: no such network.
@@ -138,8 +163,8 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
 def _check_bounds(option: str, value: Any) -> None:
     """Refuse sizes that no network has before it is built, since the options may come from an untrusted file."""
     numbers = [number for number in (value if isinstance(value, list | tuple) else [value]) if isinstance(number, int)]
-    if option == "depths" and sum(numbers) > MAX_BLOCKS:
-        raise OptionError(f"depths={value} are more than {MAX_BLOCKS} blocks")
+    if option in ("depth", "depths") and sum(numbers) > MAX_BLOCKS:
+        raise OptionError(f"{option}={value} are more than {MAX_BLOCKS} blocks")
     if len(numbers) > MAX_BLOCKS or any(abs(number) > MAX_WIDTH for number in numbers):
         raise OptionError(f"{option}={value} is beyond any network: numbers may go to {MAX_WIDTH}")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tada.errors import CheckpointError, OptionError
 from tada.models.class_names import class_lists, class_names
 from tada.models.published import DATA_SETS, PROTOCOLS, fitting_protocols
-from tada.models.released_names import join_heads
+from tada.models.released_names import join_heads, network_of
 from tada.models.weights import ModelCard, convert_published, read_checkpoint, save_weights
 from tada.system.documents import parse_json, read_bytes, typed
 from tada.system.locks import holds, is_used
@@ -68,6 +68,7 @@ def convert_checkpoint(
     notes = [*_other_numbers(file, weights)]
     card = ModelCard(
         model=name,
+        options=network_of(released)[1],
         labels=_find_labels(labels, data_set, sizes, file, notes),
         head_sizes=head_sizes,
         clip=_find_clip(clip, clip_of_settings(settings), name, data_set, file, notes),

@@ -29,9 +29,10 @@ from torch.utils._pytree import tree_map_only
 
 from tada.adaptation.own_padding import pad_frames
 from tada.errors import OptionError
-from tada.models import efficientnet_lite, tada2d, tadaconvnext
+from tada.models import efficientnet_lite, tada2d, tadaconvnext, tadaformer
 from tada.models.fold_norms import factor_and_shift, fold, fold_norms
-from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
+from tada.models.fused_parts import FilterOverTime, FusedCalibratedDepthwise, FusedRouting
+from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation, pool_over_time
 
 # Values of the widened features in one chunk: 8 MB in fp32. More would not fit into the cache, and need new memory that
 # the system clears first, which takes longer than the GELU.
@@ -41,6 +42,8 @@ _PART = 2**21
 # pixels the features of a ResNet-50 exceed 32 MB; from that size on glibc requests new memory, which the system clears,
 # for each tensor, and a clip takes up to 1.5 times as long.
 _PIXELS_OF_A_THREAD = 2**18
+
+_OURS = (tada2d.TAda2D, tadaconvnext.TAdaConvNeXt, tadaformer.TAdaFormer, efficientnet_lite.EfficientNetLite)
 
 
 def fuse(
@@ -53,8 +56,8 @@ def fuse(
     """Make a fused copy of a network for inference; the network itself is not changed.
 
     Args:
-        model: TAda2D, TSN, TAdaConvNeXt, EfficientNetLite; or any other network that takes clips, such as one that
-            ``tada.adapt`` changed: of these only the norms are folded.
+        model: TAda2D, TSN, TAdaConvNeXt, TAdaFormer, EfficientNetLite; or any other network that takes clips, such as
+            one that ``tada.adapt`` changed: of these only the norms are folded.
         dtype: dtype of weights and features, such as torch.bfloat16; by default the model's. Clips may have any dtype;
             the logits have that of the clips.
         compile: compile the result by torch.compile at its first clips. Takes a minute, and on a CPU a C++ compiler.
@@ -89,6 +92,13 @@ def fuse(
         _fuse_blocks(network.stages)
     elif isinstance(network, tadaconvnext.TAdaConvNeXt):
         _fuse_blocks(network.stages)
+    elif isinstance(network, tadaformer.TAdaFormer):
+        for block in network.blocks:
+            assert isinstance(block, tadaformer.FormerBlock)
+            for name in ("tada", "tada2"):
+                tada_block = getattr(block, name)
+                if tada_block is not None:
+                    setattr(block, name, FusedTAdaBlock(tada_block))
     elif any(isinstance(module, _BatchNorm) for module in network.modules()):
         fold_norms(network, example_clips)
     network.requires_grad_(False).to(dtype=dtype)
@@ -144,8 +154,7 @@ class FusedNetwork(nn.Module):
     def _run_in_parts(self, run: Callable[[Tensor], Any], clips: Tensor) -> Any:
         with self._compiling(clips):
             # The output of another network may have any structure, which torch.cat could not join.
-            ours = tada2d.TAda2D | tadaconvnext.TAdaConvNeXt | efficientnet_lite.EfficientNetLite
-            if not isinstance(self.network, ours) or clips.device.type != "cpu":
+            if not isinstance(self.network, _OURS) or clips.device.type != "cpu":
                 return run(self._prepare(clips))
             pixels = _PIXELS_OF_A_THREAD * max(torch.get_num_threads(), 2)
             at_a_time = max(pixels // clips.shape[2:].numel(), 1)
@@ -172,82 +181,6 @@ class FusedNetwork(nn.Module):
             for axis in (3, 4):
                 torch._dynamo.mark_static(clips, axis)
         return clips
-
-
-# -- routing functions ------------------------------------------------------------------------------------------------
-
-
-class FusedRouting(nn.Module):
-    """A routing function with its batch norm folded: frames [N*T, C, H, W] -> their scales [N*T, D].
-
-    Its convolutions over time become linear layers: each row of their input holds a frame's descriptor and those of
-    the frames before and after it. The scales are channels last, like the frames that they multiply.
-
-    Args:
-        bias: the bias of the convolution, [D], where the routing function scales it too: then the output is the scales
-            and ``beta * bias``, [N*T, 2*D].
-    """
-
-    def __init__(self, routing: Routing, bias: Tensor | None = None) -> None:
-        super().__init__()
-        self.norm = routing.norm if isinstance(routing.norm, nn.LayerNorm) else None
-        weight, shift = routing.alpha.weight.detach(), torch.ones_like(routing.alpha.weight[:, 0, 0])
-        if routing.beta is not None:
-            assert bias is not None
-            weight = torch.cat([weight, routing.beta.weight.detach() * bias[:, None, None]])
-            shift = torch.cat([shift, bias])
-        layers = [(weight, shift.detach())]
-        if routing.reduce is not None:
-            assert routing.reduce.bias is not None
-            layers.insert(0, (routing.reduce.weight.detach(), routing.reduce.bias.detach()))
-        self.context_bias: nn.Parameter | None = None
-        self.hidden_context = routing.context if routing.joins_hidden_layer else None
-        if routing.context is not None and self.hidden_context is None:
-            # The context, a linear layer on the clip's mean, is multiplied into the kernel that reads it: the kernel
-            # gets C more inputs, the clip's mean. The context's bias is added to the frames, since the zero padding
-            # beyond the clip's ends has none.
-            kernel, its_bias = layers[0]
-            of_clip = torch.einsum("dck,cb->dbk", kernel.double(), routing.context.weight.detach().double())
-            layers[0] = torch.cat([kernel, of_clip.to(kernel)], dim=1), its_bias
-            self.context_bias = nn.Parameter(routing.context.bias.detach())
-        *reduce, scales = (LayerOverTime(*layer) for layer in layers)
-        self.reduce = reduce[0] if reduce else None
-        self.scales = scales
-
-    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
-        means = _means_of_frames(frames)
-        h = means.view(-1, num_frames, means.shape[1])  # [N, T, C]
-        if self.context_bias is not None:
-            h = torch.cat([h + self.context_bias, h.mean(1, keepdim=True).expand_as(h)], dim=2)
-        if self.reduce is not None:
-            context = 0 if self.hidden_context is None else self.hidden_context(h.mean(1, keepdim=True))
-            h = self.reduce(h) + context
-            h = F.relu(h) if self.norm is None else F.gelu(self.norm(h))
-        scales: Tensor = self.scales(h)
-        return scales.flatten(0, 1)
-
-
-class LayerOverTime(nn.Module):
-    """A convolution over time, with kernel [D, C, k], as a linear layer on rows of k frames: [N, T, C] -> [N, T, D]."""
-
-    def __init__(self, kernel: Tensor, bias: Tensor) -> None:
-        super().__init__()
-        self.num_frames = kernel.shape[2]
-        self.weight = nn.Parameter(kernel.detach().transpose(1, 2).flatten(1).contiguous())
-        self.bias = nn.Parameter(bias.detach())
-
-    def forward(self, h: Tensor) -> Tensor:
-        t, beside = h.shape[1], self.num_frames // 2
-        padded = F.pad(h, (0, 0, beside, beside))
-        seen = torch.cat([padded[:, i : i + t] for i in range(self.num_frames)], dim=2)
-        return F.linear(seen, self.weight, self.bias)
-
-
-def _means_of_frames(frames: Tensor) -> Tensor:
-    """Each frame's mean over its pixels, [N*T, C, H, W] -> [N*T, C]."""
-    if frames.device.type == "cpu":  # a pool is faster than a mean there, in bf16 five times
-        return F.avg_pool2d(frames, frames.shape[2:]).flatten(1)
-    return frames.mean((2, 3))
 
 
 # -- TAda2D and TSN ---------------------------------------------------------------------------------------------------
@@ -328,36 +261,6 @@ class FusedConv3x3(nn.Module):
         return y.relu_() if self.relu and not isinstance(self.aggregation, FilterOverTime) else y
 
 
-class FilterOverTime(nn.Module):
-    """``norm(y) + pooled_norm(mean of three frames)`` of the temporal aggregation, as one filter.
-
-    With the norms' factors a and b, a channel's three taps are b/3, a + b/3, b/3: a depthwise convolution of an "image"
-    with a row for each frame of the clip and a column for each pixel. In channels-last memory this is only a view.
-
-    A ReLU that follows is computed on this image, so that a compiler can merge it into the convolution.
-    """
-
-    def __init__(self, aggregation: TemporalAggregation, *, relu: bool) -> None:
-        super().__init__()
-        self.relu = relu
-        factor, shift = factor_and_shift(aggregation.norm)
-        pooled_factor, pooled_shift = factor_and_shift(aggregation.pooled_norm)
-        beside = pooled_factor / 3
-        taps = torch.stack([beside, factor + beside, beside], dim=1)  # [C, 3]
-        like = aggregation.norm.weight
-        self.weight = nn.Parameter(taps[:, None, :, None].to(like))
-        self.bias = nn.Parameter((shift + pooled_shift).to(like))
-
-    def forward(self, frames: Tensor, num_frames: int) -> Tensor:
-        pixels = frames.permute(0, 2, 3, 1)  # [N*T, H, W, C]
-        c = pixels.shape[-1]
-        images = pixels.reshape(-1, num_frames, pixels[0, ..., 0].numel(), c).permute(0, 3, 1, 2)  # [N, C, T, H*W]
-        filtered = F.conv2d(images, self.weight, self.bias, padding=(1, 0), groups=c)
-        if self.relu:
-            filtered = filtered.relu_()
-        return filtered.permute(0, 2, 3, 1).reshape(pixels.shape).permute(0, 3, 1, 2)
-
-
 def _folded_shortcut(shortcut: nn.Module) -> nn.Module:
     if isinstance(shortcut, nn.Sequential):
         norm = shortcut[1]
@@ -378,15 +281,14 @@ class FusedNextBlock(nn.Module):
 
     def __init__(self, block: tadaconvnext.ConvNeXtBlock) -> None:
         super().__init__()
-        conv = block.conv
-        assert conv.bias is not None
-        self.weight, self.bias = conv.weight, conv.bias
-        self.padding = conv.padding
-        self.routing: FusedRouting | None = None
-        if isinstance(conv, TAdaConv2d):
-            assert conv.routing is not None
-            self.routing = FusedRouting(conv.routing, conv.bias)
-        self.norm = block.norm
+        self.conv: nn.Module = block.conv
+        if isinstance(block.conv, TAdaConv2d):
+            self.conv = FusedCalibratedDepthwise(block.conv)
+        self.norm: nn.Module = block.norm
+        self.pooled_norm: nn.Module | None = None
+        if isinstance(block.norm, TemporalAggregation):
+            self.norm, self.pooled_norm, self.pool = block.norm.norm, block.norm.pooled_norm, block.norm.pool
+        self.activation = torch.ops.aten.gelu_ if block.activation == "gelu" else quick_gelu_
         self.widen = block.widen
         scale = block.layer_scale.detach()
         self.narrow = block.narrow
@@ -396,23 +298,51 @@ class FusedNextBlock(nn.Module):
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
         """Frames [N*T, C, H, W] -> the same shape, where possible in the same memory."""
         c = frames.shape[1]
-        if self.routing is None:
-            y = F.conv2d(frames, self.weight, self.bias, padding=self.padding, groups=c)
-        else:
-            y = F.conv2d(frames, self.weight, None, padding=self.padding, groups=c)
-            # In a depthwise convolution, scaling the input channels equals scaling the output channels.
-            scale, bias = self.routing(frames, num_frames)[:, None, None].split(c, dim=3)
-            y = y.permute(0, 2, 3, 1).contiguous()  # a view where y is channels last
-            y = torch.addcmul(bias, y, scale, out=y).permute(0, 3, 1, 2)
+        y = self.conv(frames, num_frames) if isinstance(self.conv, FusedCalibratedDepthwise) else self.conv(frames)
         pixels = frames.permute(0, 2, 3, 1).contiguous()
         total = pixels.view(-1, c)
-        rows = y.permute(0, 2, 3, 1).reshape(-1, c)
+        rows = _rows(y)
+        pooled = rows if self.pooled_norm is None else _rows(pool_over_time(y, num_frames, self.pool))
         # A compiler merges these layers itself, and would only unroll the loop.
         part = len(rows) if torch.compiler.is_compiling() else max(_PART // self.widen.out_features, 1)
-        for some, their_total in zip(torch.split(rows, part), torch.split(total, part), strict=True):
-            wide = torch.ops.aten.gelu_(self.widen(self.norm(some)))
-            their_total += self.narrow(wide)
+        for some, their_pooled, their_total in zip(*(torch.split(x, part) for x in (rows, pooled, total)), strict=True):
+            normed = self.norm(some)
+            if self.pooled_norm is not None:
+                normed += self.pooled_norm(their_pooled)
+            their_total += self.narrow(self.activation(self.widen(normed)))
         return pixels.permute(0, 3, 1, 2)
+
+
+def _rows(frames: Tensor) -> Tensor:
+    """Frames [N*T, C, H, W] -> a row for each pixel, [N*T*H*W, C]."""
+    return frames.permute(0, 2, 3, 1).reshape(-1, frames.shape[1])
+
+
+# -- TAdaFormer -------------------------------------------------------------------------------------------------------
+
+
+class FusedTAdaBlock(nn.Module):
+    """A TAda block: its norms are a filter over time, its routing function has linear layers."""
+
+    def __init__(self, block: tadaformer.TAdaBlock) -> None:
+        super().__init__()
+        self.reduce = block.reduce
+        self.conv = FusedCalibratedDepthwise(block.conv)
+        aggregation = block.norm
+        self.norm: nn.Module = FilterOverTime(aggregation, relu=False) if aggregation.pool == "avg" else aggregation
+        self.expand = block.expand
+
+    def forward(self, patches: Tensor, num_frames: int) -> Tensor:
+        """Frames of patches [N*T, C, h, w] -> the same shape."""
+        y: Tensor = self.conv(tadaformer.reduced(self.reduce, patches, num_frames), num_frames)
+        y = quick_gelu_(self.norm(y, num_frames))
+        y = self.expand(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return patches + y
+
+
+def quick_gelu_(x: Tensor) -> Tensor:
+    """``quick_gelu`` in place."""
+    return x.mul_(torch.sigmoid(1.702 * x))
 
 
 # -- EfficientNet-Lite ------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from tada.models.efficientnet_lite import EfficientNetLite
 from tada.models.resnet3d import Host
 from tada.models.tada2d import TAda2D
 from tada.models.tadaconvnext import TAdaConvNeXt
+from tada.models.tadaformer import TAdaFormer
 from tada.tadaconv import Calibration, TAdaConv2d, TAdaConv3d
 
 MIN_CELLS = 7
@@ -172,6 +173,8 @@ def _stages(network: nn.Module) -> list[tuple[str, ...]]:
     """The last module of each stage, by pathway, of tada's networks; empty for other networks."""
     if isinstance(network, TAda2D | TAdaConvNeXt | EfficientNetLite):
         return [(name,) for name in _last_blocks("stages", network.stages)]
+    if isinstance(network, TAdaFormer):  # the patches before the attention of each block
+        return [(f"blocks.{i}.tada",) for i in range(len(network.blocks))]
     if isinstance(network, Host):
         slow = _last_blocks("slow.stages", network.slow.stages)
         if network.fast is None:

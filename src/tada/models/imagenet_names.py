@@ -51,7 +51,7 @@ _CONVNEXT: _Rows = (  # ours, the authors', timm's, torchvision's (which counts 
     ("downsamplings.{i}.norm", "downsample_layers.{i}.0", "stages.{i}.downsample.0", "features.{even}.0"),
     ("downsamplings.{i}.conv", "downsample_layers.{i}.1", "stages.{i}.downsample.1", "features.{even}.1"),
     ("stages.{i}.{j}.conv", "stages.{i}.{j}.dwconv", "stages.{i}.blocks.{j}.conv_dw", "features.{odd}.{j}.block.0"),
-    ("stages.{i}.{j}.norm", "stages.{i}.{j}.norm", "stages.{i}.blocks.{j}.norm", "features.{odd}.{j}.block.2"),
+    ("stages.{i}.{j}.{norm}", "stages.{i}.{j}.norm", "stages.{i}.blocks.{j}.norm", "features.{odd}.{j}.block.2"),
     ("stages.{i}.{j}.widen", "stages.{i}.{j}.pwconv1", "stages.{i}.blocks.{j}.mlp.fc1", "features.{odd}.{j}.block.3"),
     ("stages.{i}.{j}.narrow", "stages.{i}.{j}.pwconv2", "stages.{i}.blocks.{j}.mlp.fc2", "features.{odd}.{j}.block.5"),
     (
@@ -90,8 +90,7 @@ ImageConfig = TAda2DConfig | TAdaConvNeXtConfig | EfficientNetLiteConfig
 
 def our_parts(config: ImageConfig, own: Mapping[str, Tensor]) -> list[dict[str, str]]:
     """For each naming scheme of image networks: their module names -> ours."""
-    aggregates = not isinstance(config, TAdaConvNeXtConfig) and config.aggregation is not None
-    norm = "norm.norm" if aggregates else "norm"
+    norm = "norm" if config.aggregation is None else "norm.norm"
     parts = own.keys() | {key.rpartition(".")[0] for key in own}
     found: list[dict[str, str]] = [{} for _ in _rows(config, 0)[0][1:]]
     blocks = [(i, j) for i, depth in enumerate(config.depths) for j in range(depth)]

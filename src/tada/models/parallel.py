@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from tada.errors import OptionError
-from tada.models import efficientnet_lite, resnet3d, tada2d, tadaconvnext
+from tada.models import efficientnet_lite, resnet3d, tada2d, tadaconvnext, tadaformer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +24,7 @@ _BLOCKS = (
     tada2d.BasicBlock,
     tada2d.Bottleneck,
     tadaconvnext.ConvNeXtBlock,
+    tadaformer.FormerBlock,
     efficientnet_lite.InvertedResidual,
     resnet3d.Bottleneck3d,
 )

@@ -1,9 +1,11 @@
-"""Map the weight names of the authors' released TAda2D and TAdaConvNeXt checkpoints to ours."""
+"""Map the weight names of the authors' released checkpoints (TAda2D, TAdaConvNeXt and V2, TAdaFormer) to ours."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +18,21 @@ _TADACONVNEXT = {  # by the blocks of each stage, and the channels of the first
     ((3, 3, 27, 3), 96): "tadaconvnext_s",
     ((3, 3, 27, 3), 128): "tadaconvnext_b",
 }
+_TADAFORMER: dict[tuple[int, tuple[int, ...]], str] = {  # by the number of blocks, and the shape of the stem's kernel
+    (12, (768, 3, 3, 16, 16)): "tadaformer_b16",
+    (24, (1024, 3, 3, 14, 14)): "tadaformer_l14",
+}
 _NAMES = {
     "backbone.conv1.a.": "stem_conv.",
     "backbone.conv1.a_bn.": "stem_norm.",
     "backbone.downsample_layers.0.0.": "stem.conv.",
     "backbone.downsample_layers.0.1.": "stem.norm.",
     "backbone.norm.": "norm.",
+    "backbone.class_embedding": "class_embedding",
+    "backbone.positional_embedding": "positional_embedding",
+    "backbone.conv1.weight": "stem.weight",
+    "backbone.ln_pre.": "first_norm.",
+    "backbone.ln_post.": "norm.",
     "head.out.": "head.",
 }
 _EPIC_HEAD = ("head.linear1", "head.linear2")
@@ -54,16 +65,52 @@ _NAMES_IN_CONVNEXT_BLOCK = {
     "pwconv2.": "narrow.",
     "gamma": "layer_scale",
 }
+_NAMES_IN_CONVNEXTV2_BLOCK = {
+    "dwconv_rf.norm.": "conv.routing.norm.",
+    "dwconv_rf.norm_transformer.": "conv.routing.attention.norm.",
+    "dwconv_rf.qkv_proj.": "conv.routing.attention.qkv.",
+    "dwconv_rf.attn_out.": "conv.routing.attention.projection.",
+    "norm.": "norm.norm.",
+    "norm_avgpool.": "norm.pooled_norm.",
+}
+_FORMER_BLOCK = re.compile(r"backbone\.layers\.(\d+)\.(.*)")
+_NAMES_IN_TADA_BLOCK = {
+    "tada_pre_proj.": "reduce.",
+    "tadaconv.rf_func.a.": "conv.routing.reduce.",
+    "tadaconv.rf_func.norm.": "conv.routing.norm.",
+    "tadaconv.rf_func.norm_transformer.": "conv.routing.attention.norm.",
+    "tadaconv.rf_func.qkv_proj.": "conv.routing.attention.qkv.",
+    "tadaconv.rf_func.attn_out.": "conv.routing.attention.projection.",
+    "tadaconv.rf_func.b.": "conv.routing.alpha.",
+    "tadaconv.rf_func.b_bias.": "conv.routing.beta.",
+    "tadaconv.bn_a.": "norm.norm.",
+    "tadaconv.bn_b.": "norm.pooled_norm.",
+    "tadaconv.": "conv.",
+    "tada_proj.": "expand.",
+}
+_NAMES_IN_FORMER_BLOCK = {
+    **{f"tada.{theirs}": f"tada.{ours}" for theirs, ours in _NAMES_IN_TADA_BLOCK.items()},
+    **{f"tada2.{theirs}": f"tada2.{ours}" for theirs, ours in _NAMES_IN_TADA_BLOCK.items()},
+    "attn.in_proj_": "attention.qkv.",
+    "attn.out_proj.": "attention.projection.",
+    "ln_1.": "norm1.",
+    "ln_2.": "norm2.",
+    "mlp.c_fc.": "widen.",
+    "mlp.c_proj.": "narrow.",
+}
 _DOWNSAMPLING = re.compile(r"backbone\.downsample_layers\.([123])\.(.*)")
 _NAMES_IN_DOWNSAMPLING = {"0.": "norm.", "1.": "conv."}
 
 
-def network_of(state_dict: Mapping[str, Tensor]) -> str:
-    """The name of the network of a released state dict, found by the number of blocks in its stages.
+def network_of(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
+    """The network of a released state dict, found by names and shapes: its name, and options that differ.
 
     Raises:
         CheckpointError: no released network has these blocks.
     """
+    former_blocks = [match for name in state_dict if (match := _FORMER_BLOCK.match(name))]
+    if former_blocks:
+        return _former_of(state_dict, len({match[1] for match in former_blocks}))
     convnext_blocks = [match for name in state_dict if (match := _CONVNEXT_BLOCK.match(name))]
     if convnext_blocks:
         depths = tuple(len({match[2] for match in convnext_blocks if match[1] == stage}) for stage in "0123")
@@ -75,17 +122,47 @@ def network_of(state_dict: Mapping[str, Tensor]) -> str:
                 f"these are no weights of a released TAdaConvNeXt: stages of {list(depths)} blocks from {shape[1]} "
                 f"channels instead of {known} ('backbone.stages.0.0.gamma' and on)"
             )
-        return _TADACONVNEXT[shape]
+        name = _TADACONVNEXT[shape]
+        return name.replace("next_", "nextv2_") if _is_v2(state_dict) else name, {}
     blocks = [match for name in state_dict if (match := _BLOCK.match(name))]
     depths = tuple(len({match[2] for match in blocks if match[1] == stage}) for stage in "2345")
     if depths not in _TADA2D:
         known = " or ".join(str(list(depths)) for depths in _TADA2D)
         raise CheckpointError(
             f"these are no weights of a released TAda2D: stages of {list(depths)} blocks instead of {known} "
-            f"('backbone.conv2.res_1...' and on), nor of a TAdaConvNeXt ('backbone.stages.0.0...'); the first names "
-            f"are {listed(state_dict, quote=False) or 'nothing'}"
+            f"('backbone.conv2.res_1...' and on), nor of a TAdaConvNeXt ('backbone.stages.0.0...') or a TAdaFormer "
+            f"('backbone.layers.0...'); the first names are {listed(state_dict, quote=False) or 'nothing'}"
         )
-    return _TADA2D[depths]
+    return _TADA2D[depths], {}
+
+
+def _is_v2(names: Collection[str]) -> bool:
+    """Whether the routing functions of a released TAdaConvNeXt have attention over time."""
+    return "backbone.stages.0.0.dwconv_rf.qkv_proj.weight" in names
+
+
+def _former_of(state_dict: Mapping[str, Tensor], depth: int) -> tuple[str, dict[str, Any]]:
+    stem, positions = (state_dict.get(f"backbone.{name}") for name in ("conv1.weight", "positional_embedding"))
+    kernel = () if stem is None else tuple(stem.shape)
+    if (depth, kernel) not in _TADAFORMER:
+        known = " or ".join(f"{depth} behind a stem {list(shape)}" for depth, shape in _TADAFORMER)
+        raise CheckpointError(
+            f"these are no weights of a released TAdaFormer: {depth} blocks behind a stem {list(kernel)} instead of "
+            f"{known} ('backbone.layers.0...', 'backbone.conv1.weight')"
+        )
+    name = _TADAFORMER[depth, kernel]
+    if any(name.startswith("backbone.layers.0.tada2.") for name in state_dict):
+        name += "_ssv2"
+    if positions is None:
+        return name, {}
+    side = math.isqrt(max(len(positions) - 1, 0))
+    if positions.ndim != 2 or 1 + side**2 != len(positions):
+        raise CheckpointError(
+            f"'backbone.positional_embedding' {list(positions.shape)} is not that of a released TAdaFormer: a row for "
+            "the class token, and one for each patch of a square"
+        )
+    usual = 224 // kernel[-1]
+    return name, {} if side == usual else {"grid": [side, side]}
 
 
 def join_heads(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, int]]:
@@ -107,13 +184,20 @@ def join_heads(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     return others | joined, dict(zip(("verb", "noun"), sizes, strict=True))
 
 
-def name_here(name: str) -> str:
-    """Our name for a released weight name; an unknown name is marked, so that loading reports it."""
+def names_here(names: Collection[str]) -> dict[str, str]:
+    """Our name for each weight name of a released state dict; unknown ones are marked, so that loading reports them."""
+    in_convnext_block = _NAMES_IN_CONVNEXT_BLOCK | (_NAMES_IN_CONVNEXTV2_BLOCK if _is_v2(names) else {})
+    return {name: _name_here(name, in_convnext_block) for name in names}
+
+
+def _name_here(name: str, in_convnext_block: Mapping[str, str]) -> str:
     beginning, names, rest = "", _NAMES, name
     if match := _BLOCK.match(name):
         beginning, names, rest = f"stages.{int(match[1]) - 2}.{int(match[2]) - 1}.", _NAMES_IN_BLOCK, match[3]
     elif match := _CONVNEXT_BLOCK.match(name):
-        beginning, names, rest = f"stages.{match[1]}.{match[2]}.", _NAMES_IN_CONVNEXT_BLOCK, match[3]
+        beginning, names, rest = f"stages.{match[1]}.{match[2]}.", dict(in_convnext_block), match[3]
+    elif match := _FORMER_BLOCK.match(name):
+        beginning, names, rest = f"blocks.{match[1]}.", _NAMES_IN_FORMER_BLOCK, match[2]
     elif match := _DOWNSAMPLING.match(name):
         beginning, names, rest = f"downsamplings.{match[1]}.", _NAMES_IN_DOWNSAMPLING, match[2]
     for theirs, ours in names.items():

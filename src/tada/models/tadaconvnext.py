@@ -3,6 +3,9 @@
 The stem sees three frames at a stride of two. After it only the calibration mixes frames, as in TAda2D; here it scales
 the output channels of depthwise kernels and their bias.
 
+TAdaConvNeXtV2 (arXiv 2308.05787) has attention over time in its routing functions, aggregates each frame with its
+neighbors behind the convolution, and has QuickGELU for GELU.
+
 Shapes: N clips, T frames (half as many after the stem), C channels, H x W pixels, D features, K classes. Inside, a
 clip is T images of a batch [N*T, C, H, W], channels last, which norms and linear layers read without a copy.
 """
@@ -10,7 +13,7 @@ clip is T images of a batch [N*T, C, H, W], channels last, which norms and linea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,10 @@ from torch import Tensor, nn
 
 from tada.errors import OptionError
 from tada.models.tada2d import check_clips, check_size
-from tada.tadaconv import Calibrate, Routing, TAdaConv2d
+from tada.tadaconv import Calibrate, Routing, TAdaConv2d, TemporalAggregation, TemporalPool
+from tada.tadaconv.routing_v2 import RoutingV2, quick_gelu
+
+Activation = Literal["gelu", "quick_gelu"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +53,13 @@ class TAdaConvNeXtConfig:
     """Frames that the routing functions' convolutions see."""
     routing_global_context: bool = True
     """Whether the routing functions see the mean of the whole clip."""
+    routing_head_channels: int | None = None
+    """Channels of a head of the routing functions' attention over time (V2), which takes the place of the global
+    context; None: no attention."""
+    aggregation: TemporalPool | None = None
+    """How a frame is pooled with its neighbors after a depthwise convolution (V2: "avg"); None: not at all."""
+    activation: Activation = "gelu"
+    """Between the wide layers of a block."""
 
     def __post_init__(self) -> None:
         """Raise OptionError where a field is out of range, or fields contradict each other."""
@@ -60,6 +73,13 @@ class TAdaConvNeXtConfig:
             raise OptionError(f"{self.num_classes = } should be at least 1")
         if not (0 <= self.dropout < 1 and 0 <= self.stochastic_depth < 1):
             raise OptionError(f"{self.dropout = } and {self.stochastic_depth = } should lie in [0, 1)")
+        if self.activation not in get_args(Activation):
+            raise OptionError(f"{self.activation = } should be 'gelu' or 'quick_gelu'")
+        if self.routing_head_channels is not None and self.routing_global_context:
+            raise OptionError(
+                f"{self.routing_head_channels = } and {self.routing_global_context = } exclude each other: attention "
+                "over time takes the place of the global context"
+            )
 
 
 class TAdaConvNeXt(nn.Module):
@@ -110,8 +130,9 @@ class TAdaConvNeXt(nn.Module):
     def _initialize(self) -> None:
         """Initialize the weights for training from scratch.
 
-        Kernels and linear layers: normal, std 0.02, truncated at two std; biases 0, as in ConvNeXt. Norms: 1 and 0.
-        Routing functions and classifier: as PyTorch draws them, the routing functions' last layers 0.
+        Kernels and linear layers: normal, std 0.02, truncated at two std; biases 0, as in ConvNeXt. Norms: 1 and 0;
+        pooled norms: 0 and 0. Routing functions and classifier: as PyTorch draws them, the routing functions' last
+        layers 0; ``RoutingV2`` draws itself.
         """
         drawn = {layer for module in self.modules() if isinstance(module, Routing) for layer in module.modules()}
         drawn.add(self.head)
@@ -134,14 +155,23 @@ class Stem(nn.Module):
 
     def forward(self, clips: Tensor) -> tuple[Tensor, int]:
         """Clips [N, 3, T, H, W] -> frames [N*T', C, H/4, W/4], and T'."""
-        # A 2-D convolution on images of nine channels: the three frames that the kernel sees.
-        windows = F.pad(clips, (0, 0, 0, 0, 1, 1)).unfold(2, 3, 2)  # [N, 3, T', H, W, 3]
-        t = windows.shape[2]
-        images = windows.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)  # [N*T', 9, H, W]
-        kernel = self.conv.weight.flatten(1, 2)
-        images = images.contiguous(memory_format=torch.channels_last)
-        frames = F.conv2d(images, kernel.contiguous(memory_format=torch.channels_last), self.conv.bias, stride=4)
+        frames, t = conv_of_three_frames(self.conv, clips)
         return _over_channels(self.norm, frames), t
+
+
+def conv_of_three_frames(conv: nn.Conv3d, clips: Tensor) -> tuple[Tensor, int]:
+    """A stem's convolution with a kernel of three frames, a stride of two frames and a padding of one, over clips.
+
+    It is computed as a 2-D convolution on images of nine channels: the three frames that the kernel sees.
+
+    Returns:
+        Frames [N*T', D, H', W'], and T'.
+    """
+    windows = F.pad(clips, (0, 0, 0, 0, 1, 1)).unfold(2, 3, 2)  # [N, 3, T', H, W, 3]
+    images = windows.permute(0, 2, 1, 5, 3, 4).flatten(2, 3).flatten(0, 1)  # [N*T', 9, H, W]
+    images = images.contiguous(memory_format=torch.channels_last)
+    kernel = conv.weight.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+    return F.conv2d(images, kernel, conv.bias, conv.stride[1:]), windows.shape[2]
 
 
 class Downsampling(nn.Module):
@@ -158,7 +188,10 @@ class Downsampling(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution, norm, a layer to four times the channels, GELU, a layer back; scaled and added."""
+    """Depthwise convolution, norm, a layer to four times the channels, GELU, a layer back; scaled and added.
+
+    In V2 the norm is that of the frame, plus that of its mean with its neighbors.
+    """
 
     def __init__(self, width: int, *, drop: float, config: TAdaConvNeXtConfig) -> None:
         super().__init__()
@@ -168,14 +201,6 @@ class ConvNeXtBlock(nn.Module):
         if config.calibrate is None:
             self.conv = nn.Conv2d(width, width, config.kernel, padding=padding, groups=width)
         else:
-            routing = Routing(
-                width,
-                bias_channels=width,
-                ratio=config.routing_ratio,
-                kernel_sizes=config.routing_kernel_sizes,
-                global_context=config.routing_global_context,
-                norm="layer",
-            )
             self.conv = TAdaConv2d(
                 width,
                 width,
@@ -183,9 +208,14 @@ class ConvNeXtBlock(nn.Module):
                 padding=padding,
                 groups=width,
                 calibrate=config.calibrate,
-                routing=routing,
+                routing=_routing(width, config),
             )
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.norm: nn.LayerNorm | TemporalAggregation
+        if config.aggregation is None:
+            self.norm = nn.LayerNorm(width, eps=1e-6)
+        else:
+            self.norm = TemporalAggregation(width, pool=config.aggregation, norm="layer")
+        self.activation = config.activation
         self.widen = nn.Linear(width, 4 * width)
         self.narrow = nn.Linear(4 * width, width)
         self.layer_scale = nn.Parameter(torch.full((width,), config.layer_scale))
@@ -195,18 +225,39 @@ class ConvNeXtBlock(nn.Module):
             y = self.conv(frames, num_frames=num_frames)
         else:
             y = self.conv(frames)
-        pixels = y.permute(0, 2, 3, 1)  # [N*T, H, W, C], a view
-        pixels = self.narrow(F.gelu(self.widen(self.norm(pixels)))) * self.layer_scale
+        if isinstance(self.norm, TemporalAggregation):
+            pixels = self.norm(y, num_frames).permute(0, 2, 3, 1)  # [N*T, H, W, C], a view
+        else:
+            pixels = self.norm(y.permute(0, 2, 3, 1))
+        wide = self.widen(pixels)
+        wide = F.gelu(wide) if self.activation == "gelu" else quick_gelu(wide)
+        pixels = self.narrow(wide) * self.layer_scale
         y = pixels.permute(0, 3, 1, 2)
         if self.training and self.drop:
-            y = y * self._kept(y, num_frames)
+            y = y * kept_clips(y, num_frames, self.drop)
         frames = frames + y
         return frames
 
-    def _kept(self, y: Tensor, num_frames: int) -> Tensor:
-        """Stochastic depth: 0 for the frames of a clip that skips the block, else 1 / (1 - drop): [N*T, 1, 1, 1]."""
-        kept = y.new_empty(y.shape[0] // num_frames, 1).bernoulli_(1 - self.drop) / (1 - self.drop)
-        return kept.expand(-1, num_frames).reshape(-1, 1, 1, 1)
+
+def _routing(width: int, config: TAdaConvNeXtConfig) -> Routing:
+    options: dict[str, Any] = {"bias_channels": width, "ratio": config.routing_ratio}
+    options["kernel_sizes"] = config.routing_kernel_sizes
+    if config.routing_head_channels is not None:
+        return RoutingV2(width, head_channels=config.routing_head_channels, **options)
+    return Routing(width, global_context=config.routing_global_context, norm="layer", **options)
+
+
+def kept_clips(y: Tensor, num_frames: int, drop: float) -> Tensor:
+    """Stochastic depth: 0 for the frames of a clip that skips a block, else 1 / (1 - drop).
+
+    Args:
+        y: [N*T, ...], what the block would add.
+
+    Returns:
+        [N*T, 1, ...], with as many dimensions as y.
+    """
+    kept = y.new_empty(y.shape[0] // num_frames, 1).bernoulli_(1 - drop) / (1 - drop)
+    return kept.expand(-1, num_frames).reshape(-1, *[1] * (y.ndim - 1))
 
 
 def _over_channels(norm: nn.LayerNorm, frames: Tensor) -> Tensor:
@@ -218,6 +269,14 @@ def _over_channels(norm: nn.LayerNorm, frames: Tensor) -> Tensor:
 _T: dict[str, Any] = {"depths": (3, 3, 9, 3), "widths": (96, 192, 384, 768)}
 _S: dict[str, Any] = {"depths": (3, 3, 27, 3), "widths": (96, 192, 384, 768)}
 _B: dict[str, Any] = {"depths": (3, 3, 27, 3), "widths": (128, 256, 512, 1024)}
+_V2: dict[str, Any] = {
+    "routing_ratio": 2,
+    "routing_global_context": False,
+    "routing_head_channels": 48,
+    "aggregation": "avg",
+    "activation": "quick_gelu",
+    "stochastic_depth": 0.2,
+}
 # Small enough for a laptop's CPU and small clips: little depth, so layers count from the first step on.
 _MINI: dict[str, Any] = {
     "depths": (1, 1, 2),
@@ -266,3 +325,24 @@ def tadaconvnext_b(**options: Any) -> TAdaConvNeXt:
 def convnext_b(**options: Any) -> TAdaConvNeXt:
     """ConvNeXt-B behind the same stem, frames averaged."""
     return TAdaConvNeXt(TAdaConvNeXtConfig(**_B | {"calibrate": None} | options))
+
+
+def tadaconvnextv2_mini(**options: Any) -> TAdaConvNeXt:
+    """TAdaConvNeXtV2 for the CPU and for small clips (64 x 64 pixels)."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_V2 | _MINI | {"routing_head_channels": 16} | options))
+
+
+def tadaconvnextv2_t(**options: Any) -> TAdaConvNeXt:
+    """TAdaConvNeXtV2-T: 46.0 M parameters with 400 classes."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_T | _V2 | options))
+
+
+def tadaconvnextv2_s(**options: Any) -> TAdaConvNeXt:
+    """TAdaConvNeXtV2-S."""
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**_S | _V2 | {"stochastic_depth": 0.4} | options))
+
+
+def tadaconvnextv2_b(**options: Any) -> TAdaConvNeXt:
+    """TAdaConvNeXtV2-B."""
+    b = _B | _V2 | {"routing_head_channels": 64, "stochastic_depth": 0.6}
+    return TAdaConvNeXt(TAdaConvNeXtConfig(**b | options))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tada.errors import CheckpointError, UnknownNameError, listed, nearest, why_unread
 from tada.models import create_model
-from tada.models.released_names import join_heads, name_here, network_of
+from tada.models.released_names import join_heads, names_here, network_of
 from tada.system.array_files import check_unpacked
 from tada.system.documents import MAX_CARD_BYTES, open_regular, parse_json, typed
 from tada.system.files import write_whole
@@ -398,22 +398,25 @@ def _check_finite(weights: Mapping[str, Tensor], where: str) -> None:
 
 
 def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Convert the names and shapes of the authors' released TAda2D or TAdaConvNeXt weights to ours.
+    """Convert the names and shapes of the authors' released weights to ours.
 
     The released kernels are 3-D ([D, C, 1, k, k], a TAdaConv's [1, 1, D, C, k, k]); here dimensions of 1 are removed.
 
     Returns:
-        The model's name, to be built with as many classes as ``head.weight`` has rows, and its weights.
+        The model's name, to be built with as many classes as ``head.weight`` has rows and with the options of
+        ``released_names.network_of`` (a TAdaFormer's grid, where it was trained on frames of another size than 224 x
+        224), and its weights.
 
     Raises:
         CheckpointError: names are missing, or are none of a released network's.
     """
-    name = network_of(state_dict)
+    name, options = network_of(state_dict)
     state_dict, _ = join_heads(state_dict)
-    weights = {name_here(name): value for name, value in state_dict.items()}
+    ours_of = names_here(state_dict)
+    weights = {ours_of[key]: value for key, value in state_dict.items()}
     num_classes = weights["head.weight"].shape[0] if "head.weight" in weights else 400
     with torch.device("meta"):
-        model = create_model(name, num_classes=num_classes)
+        model = create_model(name, num_classes=num_classes, **options)
     for key, ours in model.state_dict().items():
         if key in weights and without_ones(weights[key]) == without_ones(ours):
             weights[key] = weights[key].reshape(ours.shape)

@@ -336,6 +336,8 @@ class Routing(nn.Module):
 
     joins_hidden_layer = False
     """Whether the clip's descriptor is added in the hidden layer. (On the class, for modules pickled before it was.)"""
+    offset = 1.0
+    """What is added to the output of the last layers, which start at zero."""
 
     def __init__(
         self,
@@ -395,7 +397,7 @@ class Routing(nn.Module):
             if context is not None and self.joins_hidden_layer:
                 h = h + context
             h = self._normalized(h)
-        return Calibration(1 + self.alpha(h), None if self.beta is None else 1 + self.beta(h))
+        return Calibration(self.offset + self.alpha(h), None if self.beta is None else self.offset + self.beta(h))
 
     def _normalized(self, h: Tensor) -> Tensor:
         if isinstance(self.norm, nn.LayerNorm):
@@ -432,22 +434,28 @@ class TemporalAggregation(nn.Module):
 
     Args:
         pool: "avg" (the paper's choice), "max", or "mix", the mean of both.
+        norm: "batch" (TAda2D, TAdaFormer), or "layer", over the channels of each pixel (TAdaConvNeXtV2).
     """
 
-    def __init__(self, channels: int, *, pool: TemporalPool = "avg") -> None:
+    def __init__(self, channels: int, *, pool: TemporalPool = "avg", norm: RoutingNorm = "batch") -> None:
         super().__init__()
         if pool not in get_args(TemporalPool):
             raise OptionError(f"{pool = } should be 'avg', 'max' or 'mix'")
+        if norm not in get_args(RoutingNorm):
+            raise OptionError(f"{norm = } should be 'batch' or 'layer'")
         self.pool: TemporalPool = pool
-        self.norm = nn.BatchNorm2d(channels)
-        self.pooled_norm = nn.BatchNorm2d(channels)
+        self.norm, self.pooled_norm = (
+            nn.BatchNorm2d(channels) if norm == "batch" else nn.LayerNorm(channels, eps=1e-6) for _ in range(2)
+        )
         nn.init.zeros_(self.pooled_norm.weight)
 
     def forward(self, frames: Tensor, num_frames: int) -> Tensor:
         """Frames [N*T, C, H, W] -> the same shape, before the activation."""
         pooled = pool_over_time(frames, num_frames, self.pool)
+        if isinstance(self.norm, nn.LayerNorm):
+            frames, pooled = frames.permute(0, 2, 3, 1), pooled.permute(0, 2, 3, 1)
         y: Tensor = self.norm(frames) + self.pooled_norm(pooled)
-        return y
+        return y.permute(0, 3, 1, 2) if isinstance(self.norm, nn.LayerNorm) else y
 
 
 def pool_over_time(frames: Tensor, num_frames: int, pool: TemporalPool) -> Tensor:

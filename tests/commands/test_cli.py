@@ -234,7 +234,7 @@ def test_models_recipes_and_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert set(names) == {"tada2d_r101", "tada2d_r18", "tada2d_r50", "tada2d_tiny"}
     assert tada("models", "*2d_r50") == 0
-    assert capsys.readouterr().out == "tada2d_r50          27.49 M parameters (400 classes)\n"
+    assert capsys.readouterr().out == "tada2d_r50            27.49 M parameters (400 classes)\n"
     assert tada("recipes") == 0
     assert "quickstart" in capsys.readouterr().out
     assert tada("recipes", "quickstart") == 0

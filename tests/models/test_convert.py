@@ -303,3 +303,19 @@ def test_a_used_folder_is_not_written_over(checkpoint: Path, tmp_path: Path) -> 
     with pytest.raises(OptionError, match=r"is not empty: choose another folder"):
         convert_checkpoint(checkpoint, tmp_path, clip=PROTOCOLS["ssv2-8"])
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.slow
+def test_a_released_tadaformer_of_other_frames(tmp_path: Path) -> None:
+    """Of 112 x 112 pixels: the model remembers its grid, and takes others too."""
+    entries = json.loads((GOLDEN / "tadaformer_b16_train.json").read_text())["entries"]
+    state = {entry["name"]: torch.rand(entry["shape"]).half() for entry in entries}
+    torch.save({"model_state": state}, tmp_path / "b16.pyth")
+    said: list[str] = []
+    clip = ClipSpec(num_frames=4, sampling="segment", short_side=112, crop=112)
+    card = convert_checkpoint(tmp_path / "b16.pyth", tmp_path / "out", clip=clip, say=said.append)
+    assert said[0] == "b16.pyth holds float16: the model is saved in float32"
+    assert (card.model, card.options, len(card.labels)) == ("tadaformer_b16", {"grid": [7, 7]}, 400)
+    model = load_recognizer(tmp_path / "out", device="cpu").model
+    with torch.inference_mode():
+        assert model(torch.randn(1, 3, 4, 112, 112)).shape == model(torch.randn(1, 3, 2, 64, 96)).shape == (1, 400)

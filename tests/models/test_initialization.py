@@ -18,6 +18,7 @@ from tada.adaptation import adapt
 from tada.models.resnet3d import Host, HostConfig
 from tada.models.tada2d import TAda2D, TAda2DConfig
 from tada.models.tadaconvnext import TAdaConvNeXt, TAdaConvNeXtConfig
+from tada.models.tadaformer import TAdaFormer, TAdaFormerConfig
 from tada.tadaconv import Routing
 
 _FOURTH_MOMENTS = {"normal": 3.0, "uniform": 1.8}
@@ -98,6 +99,24 @@ def test_tadaconvnext() -> None:
     assert block.widen.weight.std().item() == pytest.approx(0.8796 * 0.02, rel=0.01)
     assert block.widen.weight.abs().max() <= 0.04
     assert not block.widen.bias.any()
+
+
+def test_tadaformer() -> None:
+    config = TAdaFormerConfig(
+        width=256, depth=1, heads=4, patch=16, grid=(14, 14), tada_blocks=2, reduce_over_time=True
+    )
+    network = TAdaFormer(config)
+    block: Any = network.blocks[0]
+    assert_drawn(network.positional_embedding, "normal", 1 / 16)
+    for layer in (block.tada.reduce, block.tada2.reduce, block.attention.projection, block.widen, block.narrow):
+        assert_drawn(layer.weight, "normal", 0.02)
+        assert not layer.bias.any()
+    for layer in (block.tada.conv.routing.alpha, block.tada.conv.routing.beta):
+        assert_drawn(layer.weight, "normal", 0.02)
+    assert_drawn(block.attention.qkv.weight, "uniform", math.sqrt(2 / (4 * 256)))
+    for zero in (block.tada.expand.weight, block.tada2.expand.bias, block.tada.norm.pooled_norm.weight):
+        assert not zero.any()
+    assert_drawn(network.stem.weight, "uniform", 1 / math.sqrt(3 * network.stem.weight[0].numel()))
 
 
 def test_hosts_and_what_adapt_adds() -> None:

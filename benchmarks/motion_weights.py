@@ -47,7 +47,7 @@ def main() -> None:
     """Draw videos, train, test, save the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="a folder for the videos and the runs")
-    parser.add_argument("--model", default="tada2d_tiny")
+    parser.add_argument("--model", default="tada2d_tiny", choices=tada.list_models(), metavar="MODEL")
     parser.add_argument("--videos", type=Path, help="videos that an earlier call has drawn")
     arguments = parser.parse_args()
 

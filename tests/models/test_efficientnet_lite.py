@@ -139,6 +139,8 @@ def test_clips_that_it_cannot_take() -> None:
     for channels in (1, 4):
         with pytest.raises(OptionError, match=rf"clips \[1, {channels}, 2, 32, 32\] .* with three colors"):
             model(torch.zeros(1, channels, 2, 32, 32))
+    with pytest.raises(OptionError, match=r"clips \[0, 3, 2, 32, 32\] .* with three colors, and none of the sizes 0"):
+        model(torch.zeros(0, 3, 2, 32, 32))
 
 
 def test_one_value_is_enough_for_norms_of_routing_functions_alone() -> None:

@@ -243,9 +243,9 @@ def check_clips(clips: Tensor) -> None:
     Raises:
         OptionError: it has not.
     """
-    if clips.ndim == 5 and clips.shape[1] == 3:
+    if clips.ndim == 5 and clips.shape[1] == 3 and 0 not in clips.shape:
         return
-    way_out = ""
+    way_out = ", and none of the sizes 0" if 0 in clips.shape else ""
     if clips.ndim == 4 and clips.shape[0] == 3:
         way_out = ": this seems to be one clip, clips[None] is a batch of it"
     elif clips.ndim == 5 and clips.shape[2] == 3:

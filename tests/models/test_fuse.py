@@ -17,9 +17,10 @@ import tada
 from tada.errors import OptionError
 from tada.models import fuse as fuse_module
 from tada.models.fuse import fuse
+from tada.models.fused_parts import FilterOverTime
 from tada.models.tada2d import TAda2D, TAda2DConfig
 from tada.models.tadaformer import TAdaBlock
-from tada.tadaconv import Routing, TAdaConv2d
+from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
 
 LITE: dict[str, Any] = {
     "depths": (1, 2, 1),
@@ -126,6 +127,19 @@ def test_bottlenecks_in_all_their_forms(calibrate: Any, aggregation: Any) -> Non
 def test_a_tada_block_with_an_aggregation_that_is_no_filter() -> None:
     network = with_drawn_weights(tada.create_model("tadaformer_tiny", num_classes=5, **FORMER, aggregation="max"))
     assert_same(fuse(network), network, clips_of())
+
+
+def test_a_filter_over_time_by_sums() -> None:
+    """The form for a compiler, of single clips too."""
+    aggregation = with_drawn_weights(TemporalAggregation(5))
+    assert isinstance(aggregation, TemporalAggregation)
+    frames = torch.randn(6, 5, 3, 4).double()
+    for num_frames in (1, 3, 6):
+        for relu in (False, True):
+            form = FilterOverTime(aggregation, relu=relu)
+            torch.testing.assert_close(
+                form.summed(frames, num_frames), form(frames, num_frames), rtol=1e-12, atol=1e-12
+            )
 
 
 def test_wide_layers_take_the_pixels_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,6 +318,7 @@ def test_a_compiler_takes_it_in_one_piece(name: str, form: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch does it, when tracing
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own use
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("name", ["tada2d_tiny", *SECOND_PAPER])

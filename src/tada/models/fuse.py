@@ -335,7 +335,11 @@ class FusedTAdaBlock(nn.Module):
     def forward(self, patches: Tensor, num_frames: int) -> Tensor:
         """Frames of patches [N*T, C, h, w] -> the same shape."""
         y: Tensor = self.conv(tadaformer.reduced(self.reduce, patches, num_frames), num_frames)
-        y = quick_gelu_(self.norm(y, num_frames))
+        if torch.compiler.is_compiling() and isinstance(self.norm, FilterOverTime):
+            y = self.norm.summed(y, num_frames)
+        else:
+            y = self.norm(y, num_frames)
+        y = quick_gelu_(y)
         y = self.expand(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return patches + y
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from reference.gradcam import literal_gradcam
 from reference.tadaconv import literal_tadaconv
 from tada.adaptation import adapt
+from tada.data.motion import draw_motion
 from tada.errors import CheckpointError, OptionError, UnknownNameError
 from tada.models import create_model
 from tada.models.efficientnet_lite import EfficientNetLite
@@ -382,7 +383,8 @@ def test_a_still_video_has_one_calibration_but_for_its_ends() -> None:
     network = load_recognizer("tada2d_tiny_motion", device="cpu").model
     frame = torch.randn(1, 3, 1, 48, 48)
     still = look(network, frame.expand(-1, -1, 64, -1, -1), lambda logits: logits[0]).calibrations
-    moving = look(network, torch.randn(1, 3, 64, 48, 48), lambda logits: logits[0]).calibrations
+    drawn = draw_motion("left", np.random.default_rng(0), num_frames=64, width=48, height=48)
+    moving = look(network, normalize(torch.from_numpy(drawn)[None]), lambda logits: logits[0]).calibrations
     reach = 0
     for name, alpha in still.items():
         reach += 2  # two convolutions of the routing function

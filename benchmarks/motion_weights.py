@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +56,13 @@ def main() -> None:
 
     out: Path = arguments.out
     videos: Path = arguments.videos or out / "videos"
-    if not videos.exists():
-        for split, counts, seed in (("train", TRAIN_VIDEOS, 7), ("test", TEST_VIDEOS, 8)):
-            for motions, count in counts.items():
-                write_motion_videos(videos / split, videos_per_class=count, seed=seed, motions=motions)
+    _draw_once(videos, _draw_hard)
     recipe = replace(tada.load_recipe("motion"), model=arguments.model)
     if arguments.model in FROM_IMAGES:
         recipe = replace(recipe, init="image", **FROM_IMAGES[arguments.model])
     else:
         easy = out / f"{arguments.model}_easy"
-        if not (out / "easy").exists():
-            draw_videos(out / "easy", train_videos_per_class=150, test_videos_per_class=20, seed=0)
+        _draw_once(out / "easy", partial(draw_videos, train_videos_per_class=150, test_videos_per_class=20, seed=0))
         _train(tada.load_recipe("quickstart", model=arguments.model), out / "easy", easy)
         recipe = replace(recipe, init=str(easy))
     run = out / arguments.model
@@ -87,6 +86,21 @@ def main() -> None:
     folder = (PACKAGE if arguments.model.startswith("tada2d") else out) / f"{arguments.model}_motion"
     save_model(folder, model, card)
     print(json.dumps({"weights": str(folder), **card.metrics}, indent=2))
+
+
+def _draw_hard(folder: Path) -> None:
+    for split, counts, seed in (("train", TRAIN_VIDEOS, 7), ("test", TEST_VIDEOS, 8)):
+        for motions, count in counts.items():
+            write_motion_videos(folder / split, videos_per_class=count, seed=seed, motions=motions)
+
+
+def _draw_once(folder: Path, draw: Callable[[Path], None]) -> None:
+    """Draw the videos of a folder, unless it is there; it gets its name when it is whole."""
+    if not folder.exists():
+        part = folder.with_name(f"{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        draw(part)
+        part.rename(folder)
 
 
 def _train(recipe: Recipe, videos: Path, run: Path) -> None:

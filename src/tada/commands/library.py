@@ -140,7 +140,7 @@ def _models_arguments(parser: ArgumentParser) -> None:
 
 
 def _models(options: Namespace) -> int:
-    """List the models, with their size; or the authors' checkpoints of them."""
+    """List the models, with their size, or the authors' files."""
     pattern = options.pattern if has_magic(options.pattern) else f"{options.pattern}*"
     if options.published:
         _list_published(pattern, options)
@@ -198,7 +198,7 @@ def _recipes_arguments(parser: ArgumentParser) -> None:
 
 
 def _recipes(options: Namespace) -> int:
-    """List the recipes that come with tada, of `tada train` and `tada localize train`, or print one."""
+    """List the recipes of both trainings, or print one."""
     files = {task: named_recipes(task) for task in get_args(Task)}
     if options.name is not None:
         found = {name: path for own in files.values() for name, path in own.items()}

@@ -326,8 +326,11 @@ def test_compiled_the_same(name: str) -> None:
     network = with_drawn_weights(tada.create_model(name, num_classes=5)).float()
     fused = fuse(network, compile=True)
     for clips in (clips_of().float(), clips_of(n=1, t=6).float(), clips_of(side=48).float()):
-        torch.testing.assert_close(fused(clips), network(clips), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(fused.features(clips), network.features(clips), rtol=1e-3, atol=1e-4)
+        for found, expected in ((fused(clips), network(clips)), (fused.features(clips), network.features(clips))):
+            # In float32 a small entry has the error of the large ones that it is a sum of.
+            torch.testing.assert_close(
+                found, expected, rtol=1e-3, atol=1e-4 * max(1.0, float(expected.detach().abs().max()))
+            )
 
 
 @pytest.mark.slow

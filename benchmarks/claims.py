@@ -16,17 +16,11 @@ pictures. CLIPS holds the decoded frames. All experiments with five runs take ab
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
-import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +32,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from claims_data import TASKS, Clips
 from claims_networks import Arm, arms, build, logits, parameter_groups
 from claims_report import show
+from run_lines import positive, read_runs, run_all
 from tada.errors import UserError
 from tada.system.locks import held_folder
 
@@ -153,17 +148,8 @@ def main() -> None:
                 run_missing(arguments)
         except UserError as error:  # another process writes there, or it is no folder
             raise SystemExit(str(error)) from error
-        except KeyboardInterrupt:
-            raise SystemExit("stopped; what was run is kept, and the same command goes on") from None
     page = arguments.page or (HERE.parent / "docs" if arguments.out == OWN_FOLDER else arguments.out)
     show(read_runs(arguments.out / "runs.jsonl"), arguments.out, page)
-
-
-def positive(text: str) -> int:
-    """A number of the command line."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
-    return int(text)
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
@@ -184,52 +170,14 @@ def run_missing(arguments: argparse.Namespace) -> None:
         clips_of(task, arguments.data, arguments.clips)  # so that workers find them
     for arm in {arm for _, arm, *_ in wanted if arm.weights == "ImageNet"}:
         build(arm, 2)  # a missing package is told before anything is trained
-    with workers(arguments.workers) as pool:
-        jobs = [
-            pool.submit(train_and_test, *job, arguments.data, arguments.clips, arguments.device, arguments.threads)
-            for job in wanted
-        ]
-        for number, job in enumerate(as_completed(jobs), 1):
-            run = job.result()
-            with file.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(run) + "\n")
-            print(
-                f"{number} of {len(jobs)}: {run['task']}: {run['arm']}, run {run['run']}: "
-                f"{run['right'] / run['count']:.3f} ({run['seconds']:.0f} s)",
-                flush=True,
-            )
+    own = (arguments.data, arguments.clips, arguments.device, arguments.threads)
+    jobs = [(*job, *own) for job in wanted]
+    run_all(train_and_test, jobs, file, num_workers=arguments.workers, in_words=_in_words)
 
 
-@contextmanager
-def workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes for jobs that take minutes; an error, Ctrl-C or SIGTERM ends them at once."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for worker in active_children():
-                worker.kill()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _leave_interrupts() -> None:
-    """Ctrl-C goes to all processes of a terminal; the first one ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def read_runs(file: Path) -> list[dict[str, object]]:
-    """The lines of a file of runs; none if it does not exist."""
-    runs = []
-    for number, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
-        try:
-            runs.append(json.loads(line))
-        except ValueError as error:
-            raise SystemExit(f"{file} line {number} is no run ({error}); remove the line: it is run again") from error
-    return runs
+def _in_words(run: dict[str, Any]) -> str:
+    top1 = run["right"] / run["count"]
+    return f"{run['task']}: {run['arm']}, run {run['run']}: {top1:.3f} ({run['seconds']:.0f} s)"
 
 
 @cache

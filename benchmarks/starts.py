@@ -15,11 +15,9 @@ from these weights are left out.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,8 +26,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from claims import positive, read_runs, workers
 from claims_report import Rows
+from run_lines import positive, read_runs, run_all
 from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
 from tada.localization.annotations.table import read_segments
@@ -143,13 +141,8 @@ def run_missing(arguments: argparse.Namespace) -> None:
         and (arguments.lite_motion is not None or STARTS[start].get("init") != LITE_MOTION)
     ]
     tables = {name: read(DATA_SETS[name], arguments.data, arguments.clips) for name in {name for _, name, _ in wanted}}
-    with workers(arguments.workers) as pool:
-        jobs = [pool.submit(train_and_test, *job, tables[job[1]], arguments.lite_motion) for job in wanted]
-        for number, job in enumerate(as_completed(jobs), 1):
-            line = job.result()
-            with arguments.out.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps(line) + "\n")
-            print(f"{number} of {len(jobs)}: {line}", flush=True)
+    jobs = [(*job, tables[job[1]], arguments.lite_motion) for job in wanted]
+    run_all(train_and_test, jobs, arguments.out, num_workers=arguments.workers)
 
 
 def read(data_set: DataSet, data: Path, clips: Path) -> VideoTable:

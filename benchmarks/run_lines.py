@@ -1,0 +1,78 @@
+"""Benchmarks of many trainings: each run becomes a line of a file, several run side by side, and any may be stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
+from pathlib import Path
+from typing import Any
+
+
+def positive(text: str) -> int:
+    """A number of the command line."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
+    return int(text)
+
+
+def read_runs(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file of runs; none if it does not exist."""
+    runs = []
+    for number, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
+        try:
+            runs.append(json.loads(line))
+        except ValueError as error:
+            raise SystemExit(f"{file} line {number} is no run ({error}); remove the line: it is run again") from error
+    return runs
+
+
+def run_all(
+    run: Callable[..., dict[str, Any]],
+    jobs: Sequence[tuple[Any, ...]],
+    file: Path,
+    *,
+    num_workers: int,
+    in_words: Callable[[dict[str, Any]], str] = str,
+) -> None:
+    """Run jobs in processes; add the line of each to the file as soon as it is done, and print it.
+
+    Args:
+        run: makes a line of the arguments that a job holds.
+        in_words: what is printed of a line.
+    """
+    with _workers(num_workers) as pool:
+        begun = [pool.submit(run, *job) for job in jobs]
+        for number, job in enumerate(as_completed(begun), 1):
+            line = job.result()
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(line) + "\n")
+            print(f"{number} of {len(begun)}: {in_words(line)}", flush=True)
+
+
+@contextmanager
+def _workers(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for jobs that take minutes; an error, Ctrl-C or SIGTERM ends them at once."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_leave_interrupts) as pool:
+        try:
+            yield pool
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in active_children():
+                worker.kill()
+            if isinstance(error, KeyboardInterrupt):
+                raise SystemExit("stopped; what was run is kept, and the same command goes on") from None
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C goes to all processes of a terminal; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -65,32 +65,39 @@ _NAMES_IN_CONVNEXT_BLOCK = {
     "pwconv2.": "narrow.",
     "gamma": "layer_scale",
 }
+_NAMES_IN_ROUTING_V2 = {
+    "a.": "reduce.",
+    "norm.": "norm.",
+    "norm_transformer.": "attention.norm.",
+    "qkv_proj.": "attention.qkv.",
+    "attn_out.": "attention.projection.",
+    "b.": "alpha.",
+    "b_bias.": "beta.",
+}
+
+
+def _inside(theirs: str, ours: str, names: Mapping[str, str]) -> dict[str, str]:
+    """The names of a part, behind the names that the part has on both sides."""
+    return {theirs + their_name: ours + our_name for their_name, our_name in names.items()}
+
+
 _NAMES_IN_CONVNEXTV2_BLOCK = {
-    "dwconv_rf.norm.": "conv.routing.norm.",
-    "dwconv_rf.norm_transformer.": "conv.routing.attention.norm.",
-    "dwconv_rf.qkv_proj.": "conv.routing.attention.qkv.",
-    "dwconv_rf.attn_out.": "conv.routing.attention.projection.",
+    **_inside("dwconv_rf.", "conv.routing.", _NAMES_IN_ROUTING_V2),
     "norm.": "norm.norm.",
     "norm_avgpool.": "norm.pooled_norm.",
 }
 _FORMER_BLOCK = re.compile(r"backbone\.layers\.(\d+)\.(.*)")
 _NAMES_IN_TADA_BLOCK = {
     "tada_pre_proj.": "reduce.",
-    "tadaconv.rf_func.a.": "conv.routing.reduce.",
-    "tadaconv.rf_func.norm.": "conv.routing.norm.",
-    "tadaconv.rf_func.norm_transformer.": "conv.routing.attention.norm.",
-    "tadaconv.rf_func.qkv_proj.": "conv.routing.attention.qkv.",
-    "tadaconv.rf_func.attn_out.": "conv.routing.attention.projection.",
-    "tadaconv.rf_func.b.": "conv.routing.alpha.",
-    "tadaconv.rf_func.b_bias.": "conv.routing.beta.",
+    **_inside("tadaconv.rf_func.", "conv.routing.", _NAMES_IN_ROUTING_V2),
     "tadaconv.bn_a.": "norm.norm.",
     "tadaconv.bn_b.": "norm.pooled_norm.",
     "tadaconv.": "conv.",
     "tada_proj.": "expand.",
 }
 _NAMES_IN_FORMER_BLOCK = {
-    **{f"tada.{theirs}": f"tada.{ours}" for theirs, ours in _NAMES_IN_TADA_BLOCK.items()},
-    **{f"tada2.{theirs}": f"tada2.{ours}" for theirs, ours in _NAMES_IN_TADA_BLOCK.items()},
+    **_inside("tada.", "tada.", _NAMES_IN_TADA_BLOCK),
+    **_inside("tada2.", "tada2.", _NAMES_IN_TADA_BLOCK),
     "attn.in_proj_": "attention.qkv.",
     "attn.out_proj.": "attention.projection.",
     "ln_1.": "norm1.",

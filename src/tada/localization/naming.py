@@ -35,8 +35,8 @@ def check_naming(folder: FeatureFolder, videos: Sequence[UntrimmedVideo], heads:
     Raises:
         DataError: a video has no scores, or scores of other classes.
     """
+    classifier = None if folder.classifier is None else folder.classifier.name
     for video in videos:
-        classifier = None if folder.classifier is None else folder.classifier.name
         _find_columns(video.name, folder.score_labels(video.name), heads, classifier)
 
 

@@ -144,9 +144,8 @@ class EfficientNetLite(nn.Module):
             OptionError: they are not, or a side is shorter than the network's stride.
         """
         check_clips(clips)
-        if not torch.compiler.is_exporting():
-            check_size(clips, self._stride)
-            check_variance(self, clips, stride=self._stride)
+        check_size(clips, self._stride)
+        check_variance(self, clips, stride=self._stride)
         n, _, t = clips.shape[:3]
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
         frames = frames * _SCALE + _SHIFT

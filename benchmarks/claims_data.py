@@ -40,14 +40,18 @@ class Task:
     """Only clips with this in the column ``kind``."""
     is_mirrored: bool = False
     """Whether half of the training clips are mirrored."""
-    num_folds: int
+    num_folds: int = 1
     """Run number s is tested on fold s modulo this many: groups f, f + num_folds, ... in alphabetical order."""
+    tested: str | None = None
+    """In place of folds: the group on which every run is tested."""
 
 
 TASKS = {
     "phrases": Task(folder="lips", kind="phrase", height=32, width=64, num_folds=4),
     "words": Task(folder="lips", kind="word", height=32, width=64, num_folds=4),
     "interactions": Task(folder="interactions", height=48, width=64, is_mirrored=True, num_folds=5),
+    # Mirrored, left would be right.
+    "gestures": Task(folder="gestures", height=48, width=64, tested="A"),
 }
 
 
@@ -86,7 +90,8 @@ class Clips:
     def split(self, run: int) -> tuple[list[int], list[int]]:
         """The numbers of the clips to train on and to test on, for a run."""
         groups = sorted(set(self.groups))
-        tested = set(groups[run % self.task.num_folds :: self.task.num_folds])
+        folds = self.task.num_folds
+        tested = {self.task.tested} if self.task.tested is not None else set(groups[run % folds :: folds])
         every = range(len(self.groups))
         return [i for i in every if self.groups[i] not in tested], [i for i in every if self.groups[i] in tested]
 

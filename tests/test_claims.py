@@ -228,6 +228,10 @@ def test_a_run_is_the_same_again_and_tests_on_the_other_group(small_task: Path) 
         train, test = clips.split(run)
         assert {clips.groups[i] for i in test} == {"ab"[run % 2]}
         assert sorted(train + test) == list(range(18))
+    clips.task = replace(clips.task, tested="b")
+    for run in (0, 1):  # where one group alone is tested, in every run
+        train, test = clips.split(run)
+        assert ({clips.groups[i] for i in train}, {clips.groups[i] for i in test}) == ({"a"}, {"b"})
 
 
 def without_seconds(line: Mapping[str, object]) -> dict[str, object]:

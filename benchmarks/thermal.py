@@ -11,7 +11,7 @@ the order of time is used: no single frame tells them apart. Writes OUT/thermal.
 that was interrupted goes on where it was.
 
 TAda2D starts from the motion weights that ship. TSN's do not; ``benchmarks/motion_weights.py OUT --model tsn_tiny``
-makes them, by the same recipe, for --tsn-motion; without them both start from nothing.
+makes them, by the same recipe, for --tsn-motion; without them, TSN's rows are left out.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ def main() -> None:
         table = replace(table, videos=tuple(chosen))
     table, files = match_videos(table, arguments.data, show_progress=False)
     clips = cut_clips(table, files, arguments.out / "clips", show_progress=False)
-    inits = {"tada2d_tiny": "motion", "tsn_tiny": str(arguments.tsn_motion)}
-    if arguments.tsn_motion is None:
-        inits = dict.fromkeys(inits, "none")
+    inits = {"tada2d_tiny": "motion"}
+    if arguments.tsn_motion is not None:
+        inits["tsn_tiny"] = str(arguments.tsn_motion)
     lengths = [s.seconds for video in table.of_split("train").videos for s in video.segments]
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in arguments.seeds:

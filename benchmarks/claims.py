@@ -34,6 +34,7 @@ from claims_networks import Arm, arms, build, logits, parameter_groups
 from claims_report import show
 from run_lines import positive, read_runs, run_all
 from tada.errors import UserError
+from tada.models.weights import CARD_FILE
 from tada.system.locks import held_folder
 
 HERE = Path(__file__).parent
@@ -62,6 +63,8 @@ SCRATCH = Budget(epochs=24, rate=4e-3, new_rate=4e-3, decay=0.05)
 FINE_TUNING_GESTURES = replace(FINE_TUNING, epochs=40)
 SCRATCH_GESTURES = replace(SCRATCH, epochs=120)
 
+OWN_MOTION = "motion weights of each seed"
+"""The experiment that needs --motion-weights."""
 WAYS = ("averaged frames", "shift", "aggregation", "calibration", "both")
 IMAGE_HOSTS = [
     *arms("mobilenetv2", ("plain", "adapted"), "ImageNet"),
@@ -112,6 +115,9 @@ EXPERIMENTS = {
         task="phrases", arms=tuple(arms("tada2d_tiny", WAYS, note="motion start", start="motion")), budget=SCRATCH
     ),
     "motion weights": Experiment(task="phrases", arms=tuple(arms("tada2d_tiny", ("both",), "motion")), budget=SCRATCH),
+    OWN_MOTION: Experiment(
+        task="phrases", arms=tuple(arms("tada2d_tiny", ("both",), "motion of its seed")), budget=SCRATCH
+    ),
     "small hosts": Experiment(task="phrases", arms=tuple(SMALL_HOSTS), budget=SCRATCH),
     "widths": Experiment(task="phrases", arms=tuple(WIDTHS), budget=FINE_TUNING),
     "words": Experiment(task="words", arms=tuple(IMAGE_HOSTS[:2]), budget=FINE_TUNING),
@@ -142,6 +148,14 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="EXPERIMENT", help=_QUOTED
     )
+    parser.add_argument(
+        "--motion-weights",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FOLDER",
+        help=f"of run 0, 1, ..., for {OWN_MOTION!r}: python benchmarks/motion_weights.py OUT --seed RUN",
+    )
     parser.add_argument("--runs", type=positive, default=5, help="of each arm (5)")
     parser.add_argument("--workers", type=positive, default=2, help="processes side by side (2)")
     parser.add_argument("--threads", type=positive, default=1, help="of each worker (1)")
@@ -165,13 +179,21 @@ def run_missing(arguments: argparse.Namespace) -> None:
     file: Path = arguments.out / "runs.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     done = {(run["task"], run["arm"], run["run"]) for run in read_runs(file)}
+    motion: list[Path] = arguments.motion_weights
+    for folder in motion:
+        if not (folder / CARD_FILE).is_file():
+            raise SystemExit(
+                f"--motion-weights: {folder} holds no trained model; benchmarks/motion_weights.py makes one"
+            )
     wanted = [
-        (experiment.task, arm, experiment.budget, run)
+        (experiment.task, arm, experiment.budget, run, motion[run] if name == OWN_MOTION else None)
         for run in range(arguments.runs)
-        for experiment in (EXPERIMENTS[name] for name in arguments.only)
+        for name, experiment in ((name, EXPERIMENTS[name]) for name in arguments.only)
         for arm in experiment.arms
-        if (experiment.task, arm.name, run) not in done
+        if (experiment.task, arm.name, run) not in done and (name != OWN_MOTION or run < len(motion))
     ]
+    if OWN_MOTION in arguments.only and len(motion) < arguments.runs:
+        print(f"{OWN_MOTION!r}: {len(motion)} of {arguments.runs} runs, since --motion-weights has so many folders")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: PyTorch finds no GPU here; leave the option away")
     for task in sorted({task for task, *_ in wanted}):
@@ -195,7 +217,15 @@ def clips_of(task: str, data: Path, folder: Path) -> Clips:
 
 
 def train_and_test(
-    task: str, arm: Arm, budget: Budget, run: int, data: Path, folder: Path, device: str, threads: int
+    task: str,
+    arm: Arm,
+    budget: Budget,
+    run: int,
+    motion: Path | None,
+    data: Path,
+    folder: Path,
+    device: str,
+    threads: int,
 ) -> dict[str, object]:
     """One run of an arm: its line in the file of runs."""
     torch.set_num_threads(threads)
@@ -205,7 +235,7 @@ def train_and_test(
         raise SystemExit(f"{task}: {len(train)} clips to train on are less than a batch of {BATCH}")
     torch.manual_seed(run)
     rng = np.random.default_rng(run)
-    network = build(arm, len(clips.labels)).to(device)
+    network = build(arm, len(clips.labels), motion).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(network, budget.rate, budget.new_rate, budget.decay))
     steps = budget.epochs * (len(train) // BATCH)
     warmup = min(WARMUP_STEPS, steps // 5 + 1)

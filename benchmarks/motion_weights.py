@@ -3,6 +3,7 @@
     python benchmarks/motion_weights.py OUT                     # tada2d_tiny, into the package
     python benchmarks/motion_weights.py OUT --model tsn_tiny    # the same for TSN; stays in OUT
     python benchmarks/motion_weights.py OUT --model tada_lite0  # its calibrations alone, kernels frozen at ImageNet's
+    python benchmarks/motion_weights.py OUT --seed 1            # other ones, for claims.py; stay in OUT
 
 Learns the quickstart's easy videos of eight motions first, then hard ones of all motions and strokes (recipe
 ``motion``): from random weights the hard ones are learned late or never. Tests on unseen videos, and prints how many of
@@ -52,20 +53,23 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="a folder for the videos and the runs")
     parser.add_argument("--model", default="tada2d_tiny", choices=tada.list_models(), metavar="MODEL")
     parser.add_argument("--videos", type=Path, help="videos that an earlier call has drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of the trainings; the videos are always the same")
     arguments = parser.parse_args()
 
     out: Path = arguments.out
     videos: Path = arguments.videos or out / "videos"
     _draw_once(videos, _draw_hard)
-    recipe = replace(tada.load_recipe("motion"), model=arguments.model)
+    seed: int = arguments.seed
+    of_seed = f"_seed_{seed}" if seed else ""
+    recipe = replace(tada.load_recipe("motion"), model=arguments.model, seed=seed)
     if arguments.model in FROM_IMAGES:
         recipe = replace(recipe, init="image", **FROM_IMAGES[arguments.model])
     else:
-        easy = out / f"{arguments.model}_easy"
+        easy = out / f"{arguments.model}_easy{of_seed}"
         _draw_once(out / "easy", partial(draw_videos, train_videos_per_class=150, test_videos_per_class=20, seed=0))
-        _train(tada.load_recipe("quickstart", model=arguments.model), out / "easy", easy)
+        _train(tada.load_recipe("quickstart", model=arguments.model, seed=seed), out / "easy", easy)
         recipe = replace(recipe, init=str(easy))
-    run = out / arguments.model
+    run = out / f"{arguments.model}{of_seed}"
     _train(recipe, videos, run)
     result = evaluate(run, videos)
     result.save(run / "evaluation")
@@ -79,11 +83,12 @@ def main() -> None:
     card = replace(
         card,
         metrics={"generated_top1": result.accuracy(1), "generated_motions_top1": motions},
-        made_by=f"python benchmarks/motion_weights.py OUT --model {arguments.model}",
+        made_by=f"python benchmarks/motion_weights.py OUT --model {arguments.model}{f' --seed {seed}' if seed else ''}",
         license="Apache-2.0",
         trained_from="the image weights" if arguments.model in FROM_IMAGES else "random weights, easy motions first",
     )
-    folder = (PACKAGE if arguments.model.startswith("tada2d") else out) / f"{arguments.model}_motion"
+    ships = arguments.model.startswith("tada2d") and seed == 0
+    folder = (PACKAGE if ships else out) / f"{arguments.model}_motion{of_seed}"
     save_model(folder, model, card)
     print(json.dumps({"weights": str(folder), **card.metrics}, indent=2))
 

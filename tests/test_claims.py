@@ -29,7 +29,7 @@ from tada.data.motion import write_motion_videos
 from tada.errors import OptionError
 from tada.models import create_model
 from tada.models.tada2d import TAda2D
-from tada.models.weights import load_model
+from tada.models.weights import load_model, packaged
 from tada.recognition.recipe import Recipe, load_recipe
 from tada.recognition.training import train
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
@@ -142,6 +142,18 @@ def test_arms_are_told_apart_and_every_claim_is_of_arms() -> None:
     assert {(claim.task, name) for claim in CLAIMS for name in (claim.better, claim.worse)} <= set(trained)
 
 
+def test_motion_weights_of_a_seed_are_those_of_its_folder(small_task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (ship,), (own,) = (arms("tada2d_tiny", ("both",), start) for start in ("motion", "motion of its seed"))
+    folder = packaged("tada2d_tiny_motion")
+    expected, found = build(ship, 3).state_dict(), build(own, 3, folder).state_dict()
+    for name in expected.keys() - {"head.weight", "head.bias"}:  # the classifier is new
+        assert torch.equal(expected[name], found[name]), name
+    line = ["claims.py", small_task / "data", "--out", small_task, "--motion-weights", folder, small_task]
+    monkeypatch.setattr(sys, "argv", list(map(str, line)))
+    with pytest.raises(SystemExit, match=r"--motion-weights: .* holds no trained model; benchmarks/motion_weights\.py"):
+        claims.main()
+
+
 def test_hosts_of_clips_and_of_images_give_logits() -> None:
     clips = torch.randn(2, 3, 8, 32, 32)
     for arm in arms("r3d_tiny", ("plain", "adapted")):
@@ -213,7 +225,7 @@ def small_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_is_the_same_again_and_tests_on_the_other_group(small_task: Path) -> None:
     data, folder = small_task / "data", small_task / "clips"
     arm, budget = claims.EXPERIMENTS["tried"].arms[0], claims.EXPERIMENTS["tried"].budget
-    line = claims.train_and_test("phrases", arm, budget, 1, data, folder, "cpu", torch.get_num_threads())
+    line = claims.train_and_test("phrases", arm, budget, 1, None, data, folder, "cpu", torch.get_num_threads())
     assert (line["task"], line["arm"], line["run"], line["count"]) == (
         "phrases",
         "tada2d_tiny, both, from scratch",
@@ -221,7 +233,7 @@ def test_a_run_is_the_same_again_and_tests_on_the_other_group(small_task: Path) 
         9,
     )
     claims.clips_of.cache_clear()  # now from the file
-    again = claims.train_and_test("phrases", arm, budget, 1, data, folder, "cpu", torch.get_num_threads())
+    again = claims.train_and_test("phrases", arm, budget, 1, None, data, folder, "cpu", torch.get_num_threads())
     assert without_seconds(line) == without_seconds(again)
     clips = claims.clips_of("phrases", data, folder)
     for run in (0, 1, 2):

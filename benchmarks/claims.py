@@ -59,6 +59,7 @@ class Budget:
 FINE_TUNING = Budget(epochs=6, rate=1e-3, new_rate=2e-3)
 FEW_CLIPS = Budget(epochs=20, rate=1e-3, new_rate=2e-3)
 SCRATCH = Budget(epochs=24, rate=4e-3, new_rate=4e-3, decay=0.05)
+SCRATCH_LAYER_NORMS = replace(SCRATCH, rate=2e-3, new_rate=2e-3)
 # Of gestures' 146 clips, about as many steps as of 900 phrases.
 FINE_TUNING_GESTURES = replace(FINE_TUNING, epochs=40)
 SCRATCH_GESTURES = replace(SCRATCH, epochs=120)
@@ -75,6 +76,20 @@ SMALL_HOSTS = [
 ]
 WIDTHS = [  # of the routing functions' hidden layers; by default C / 4, but at most 6
     arm for r in (4, 16, 64) for arm in arms("mobilenetv2", ("adapted",), "ImageNet", note=f"r = {r}", ratio=r)
+]
+_MEAN: dict[str, Any] = {"routing_global_context": True, "routing_head_channels": None}
+_ATTENTION: dict[str, Any] = {"routing_global_context": False, "routing_head_channels": 8}
+_PATCHES = (4, 8)  # of 32 x 64 pixels
+SECOND_PAPER = [
+    *arms("convnext_mini", ("averaged frames",)),
+    *(
+        arm
+        for host in ("tadaconvnext_mini", "tadaconvnextv2_mini")
+        for way, own in (("clip's mean", _MEAN), ("attention", _ATTENTION))
+        for arm in arms(host, (way,), **own)
+    ),
+    *arms("tadaformer_tiny", ("averaged frames",), tada_blocks=0, grid=_PATCHES),
+    *arms("tadaformer_tiny", ("attention",), grid=_PATCHES),
 ]
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "of the output": ("both", {"calibrate": "out"}),
@@ -125,6 +140,7 @@ EXPERIMENTS = {
         task="words", arms=tuple(arms("tada2d_tiny", ("averaged frames", "calibration"), start="image")), budget=SCRATCH
     ),
     "interactions": Experiment(task="interactions", arms=tuple(IMAGE_HOSTS[:2]), budget=FEW_CLIPS),
+    "second paper": Experiment(task="phrases", arms=tuple(SECOND_PAPER), budget=SCRATCH_LAYER_NORMS),
     "ablation": Experiment(task="phrases", arms=tuple(ABLATION), budget=SCRATCH),
     "gestures, image hosts": Experiment(task="gestures", arms=tuple(IMAGE_HOSTS), budget=FINE_TUNING_GESTURES),
     "gestures, small hosts": Experiment(task="gestures", arms=tuple(SMALL_HOSTS), budget=SCRATCH_GESTURES),

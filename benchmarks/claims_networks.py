@@ -32,6 +32,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "both": {"aggregation": "avg"},
 }
 """By arm, the options of networks that have the paper's parts as options."""
+SECOND_PAPER = ("averaged frames", "clip's mean", "attention")
+"""Ways of networks of the second paper: not calibrated; or what a routing function sees of the whole clip. The options
+stand at the arms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,9 +42,13 @@ class Arm:
     """A network and its start: one row of a table."""
 
     host: str
-    """tada2d_tiny, tada_lite0, mobilenetv2, or a network of tada that has the option ``adapted``."""
+    """mobilenetv2, or a network of tada."""
     time: str
-    """How frames are mixed: a key of ``OPTIONS``; or, of hosts that are adapted, "plain" or "adapted"."""
+    """How frames are mixed.
+
+    Of tada2d_tiny and tada_lite0, a key of ``OPTIONS``; of other networks, "plain" or "adapted", or one of
+    ``SECOND_PAPER``.
+    """
     weights: Weights = "scratch"
     """What the first weights were trained on.
 
@@ -68,7 +75,9 @@ def build(arm: Arm, num_classes: int, motion: Path | None = None) -> nn.Module:
             return tada.adapt(network, **options)[0]
         return ClipNetwork(network, ClipLength(None))
     if arm.host not in ("tada2d_tiny", "tada_lite0"):
-        return tada.create_model(arm.host, num_classes=num_classes, adapted=arm.time == "adapted", **options)
+        if arm.time not in SECOND_PAPER:
+            options["adapted"] = arm.time == "adapted"
+        return tada.create_model(arm.host, num_classes=num_classes, **options)
     starts = {"scratch": False, "motion": True, "motion of its seed": motion, "ImageNet": "image"}
     pretrained = starts[arm.weights]
     assert pretrained is not None

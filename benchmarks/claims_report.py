@@ -141,6 +141,21 @@ CLAIMS = (
     ),
     *(
         Claim(
+            text=f"{host}: attention over time > the clip's mean",
+            better=f"{host}, attention, from scratch",
+            worse=f"{host}, clip's mean, from scratch",
+            is_ablation=True,
+        )
+        for host in ("tadaconvnext_mini", "tadaconvnextv2_mini")
+    ),
+    Claim(
+        text="tadaformer_tiny: TAda blocks > none",
+        better="tadaformer_tiny, attention, from scratch",
+        worse="tadaformer_tiny, averaged frames, from scratch",
+        is_ablation=True,
+    ),
+    *(
+        Claim(
             text=f"MobileNetV2, hidden layers of at most 6 > r = {r}",
             better="mobilenetv2, adapted, from ImageNet",
             worse=f"mobilenetv2, adapted, r = {r}, from ImageNet",

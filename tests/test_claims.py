@@ -33,6 +33,7 @@ from tada.models.weights import load_model, packaged
 from tada.recognition.recipe import Recipe, load_recipe
 from tada.recognition.training import train
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
+from tada.tadaconv.routing_v2 import RoutingV2
 from tada.training.recipe import recipe_yaml
 
 SMALL: dict[str, Any] = {"depths": [1, 1], "widths": [8, 12], "stem_width": 8}
@@ -152,6 +153,12 @@ def test_motion_weights_of_a_seed_are_those_of_its_folder(small_task: Path, monk
     monkeypatch.setattr(sys, "argv", list(map(str, line)))
     with pytest.raises(SystemExit, match=r"--motion-weights: .* holds no trained model; benchmarks/motion_weights\.py"):
         claims.main()
+
+
+def test_arms_of_the_second_paper_have_the_routing_they_say() -> None:
+    for arm in claims.SECOND_PAPER:
+        found = {type(module) for module in build(arm, 3).modules() if isinstance(module, Routing)}
+        assert found == {"averaged frames": set(), "clip's mean": {Routing}, "attention": {RoutingV2}}[arm.time]
 
 
 def test_hosts_of_clips_and_of_images_give_logits() -> None:

@@ -85,7 +85,12 @@ def choose(rows: Mapping[str, Item], patterns: Iterable[str]) -> dict[str, Item]
 
 
 def interleaved(
-    runs: Mapping[str, Run], *, rounds: int, device: torch.device, least_seconds: float = 0.0
+    runs: Mapping[str, Run],
+    *,
+    rounds: int,
+    device: torch.device,
+    least_seconds: float = 0.0,
+    most_seconds: float = math.inf,
 ) -> dict[str, list[float]]:
     """Seconds of one call of each run, in every round.
 
@@ -93,12 +98,18 @@ def interleaved(
 
     Args:
         least_seconds: what is faster is called several times for one number, for at least so long.
+        most_seconds: fewer rounds, but at least three, if all would take longer.
     """
     calls = {}
+    of_a_round = 0.0
     for name, run in runs.items():
         _NOTES.print(f"warming up {name}", style="dim", highlight=False)
         _seconds(run, 1, device)
-        calls[name] = max(1, math.ceil(least_seconds / max(_seconds(run, 1, device), 1e-9)))
+        of_a_call = max(_seconds(run, 1, device), 1e-9)
+        calls[name] = max(1, math.ceil(least_seconds / of_a_call))
+        of_a_round += calls[name] * of_a_call
+    if most_seconds < math.inf:
+        rounds = min(rounds, max(3, int(most_seconds / max(of_a_round, 1e-9))))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order, dice = list(runs), random.Random(0)
     for _ in track(range(rounds), "rounds", console=_NOTES, transient=True):
@@ -208,9 +219,19 @@ def peaks_of_rows(script: str, argv: Sequence[str], names: Sequence[str]) -> dic
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
+def own_precisions(device: torch.device) -> list[str]:
+    """The precisions of PRECISIONS that a device computes in; others it imitates, which takes longer than fp32."""
+    if device.type == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities()
+        has_bf16 = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: of Arm
+    return [name for name, dtype in PRECISIONS.items() if dtype.itemsize == 4 or has_bf16]
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Machine and versions."""
-    packages = ("tada-video", "torch", "numpy", "av", "triton")
+    packages = ("tada-video", "torch", "numpy", "av", "triton", "transformers", "pytorchvideo")
     facts: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),

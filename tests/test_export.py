@@ -46,6 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "slowfast_tiny": {"depths": [1], "width": 4, "reduce_frames": [1], "temporal_strides": [1]},
     "r3d_tiny": {"depths": [1], "width": 4, "reduce_frames": [3], "temporal_strides": [2], "adapted": True},
 }
+MEAN, STD = (0.5, 0.4, 0.3), (0.3, 0.25, 0.2)
 SLOW = ("tadaconvnextv2_mini", "tada_lite0")
 
 
@@ -97,6 +98,7 @@ def two_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
         labels=("open", "close", "door", "drawer", "lid"),
         head_sizes={"verb": 2, "noun": 3},
         license="CC0-1.0",
+        clip=replace(CLIP, mean=MEAN, std=STD),
     )
 
 
@@ -134,8 +136,9 @@ def test_what_an_input_needs_travels_with_the_graph(exported: Exported) -> None:
     assert card["labels"] == ["open", "close", "door", "drawer", "lid"]
     assert card["head_sizes"] == {"verb": 2, "noun": 3}
     assert (card["model"], card["license"]) == ("tada2d_tiny", "CC0-1.0")
-    assert (card["mean"], card["std"]) == (0.45, 0.225)
     clip = card["clip"]
+    assert card["mean"] == clip["mean"] == list(MEAN)
+    assert card["std"] == clip["std"] == list(STD)
     assert (clip["num_frames"], clip["sampling"], clip["short_side"], clip["crop"]) == (8, "segment", 36, 32)
 
 

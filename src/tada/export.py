@@ -58,7 +58,7 @@ from tada.system.locks import holds_file
 from tada.system.progress import Work
 from tada.system.signals import last_chance
 from tada.video.sampling import ClipSpec
-from tada.video.transforms import MEAN, STD, normalize
+from tada.video.transforms import normalize
 
 PROGRAM_SUFFIX = ".pt2"
 OPSET = 18
@@ -235,7 +235,8 @@ def _write_card(file: Path, recognizer: Recognizer, splits: str | None, **more: 
 
 
 def _card_text(recognizer: Recognizer, **more: Any) -> str:
-    return write_card(recognizer.card, mean=MEAN, std=STD, **more)
+    mean, std = recognizer.clip.normalization
+    return write_card(recognizer.card, mean=mean, std=std, **more)
 
 
 def _splits_text(run: Path, say: Callable[[str], None]) -> str | None:
@@ -316,7 +317,7 @@ def _read_clips(table: VideoTable, clip: ClipSpec) -> Iterator[Tensor]:
     failures: list[VideoError] = []
     for video in table.videos:
         try:
-            yield normalize(read_views(video, clip, Views()))
+            yield normalize(read_views(video, clip, Views()), *clip.normalization)
         except VideoError as error:
             failures.append(error)
     if len(failures) == len(table.videos):

@@ -36,6 +36,7 @@ from tada.video.sliding_windows import SlidingWindows, clips_of
 from tada.video.writer import write_video
 
 SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=16, crop=16)
+MEAN, STD = (0.3, 0.5, 0.9), (0.05, 0.2, 0.4)
 GRID = FeatureGrid(start_seconds=0.25, stride_seconds=0.5, window_seconds=1.0)
 
 
@@ -176,7 +177,7 @@ class Brightness(nn.Module):
         self.head = nn.Linear(2, 2)
 
     def features(self, clips: Tensor) -> Tensor:
-        frames = clips.mean((1, 3, 4)) * 0.225 + 0.45
+        frames = (clips.mean((3, 4)) * torch.tensor(STD)[:, None] + torch.tensor(MEAN)[:, None]).mean(1)
         half = frames.shape[1] // 2
         return torch.stack([frames[:, :half].mean(1), frames[:, half:].mean(1)], dim=1)
 
@@ -186,9 +187,14 @@ def test_an_event_lies_where_its_features_say(tmp_path: Path) -> None:
     frames = np.zeros((100, 16, 16, 3), np.uint8)
     frames[32:56] = 255
     write_video(tmp_path / "event.mp4", frames, fps=10)
-    card = ModelCard(model="tada2d_tiny", labels=("a", "b"), clip=SPEC, trained_from="thought")
+    card = ModelCard(
+        model="tada2d_tiny", labels=("a", "b"), clip=replace(SPEC, mean=MEAN, std=STD), trained_from="thought"
+    )
     settings = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
     found = extract_video(Recognizer(Brightness(), card, device="cpu"), tmp_path / "event.mp4", settings)
+    assert found.features.min() > -0.05  # as if normalized by the clip's numbers
+    assert found.features.max() < 1.05
+    assert found.card.settings["mean"] == list(MEAN)
     level = found.features.mean(1)
     grid = found.card.grid
     up = int(np.argmax(level > 0.5)) - 0.5

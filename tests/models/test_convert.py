@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch import Tensor
 from golden.fill import fill_state
 from tada.commands.cli import main
 from tada.errors import CheckpointError, OptionError, UnknownNameError
-from tada.models import create_model
+from tada.models import create_model, with_normalization
 from tada.models.class_names import class_names
 from tada.models.convert import clip_of_settings, convert_checkpoint
 from tada.models.published import PROTOCOLS, protocol
 from tada.models.released_names import join_heads, names_here
 from tada.models.weights import convert_published, read_weights
 from tada.recognition.recognizer import load_recognizer
-from tada.video.sampling import ClipSpec
+from tada.video.sampling import CLIP_NORMALIZATION, ClipSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -51,7 +51,7 @@ def test_a_released_checkpoint_answers(checkpoint: Path, released: dict[str, Ten
     assert main([str(argument) for argument in arguments + options]) == 0
     recognizer = load_recognizer(tmp_path / "out", device="cpu")
     assert recognizer.labels == ("abseiling", "air drumming", "zumba")
-    assert recognizer.clip == ClipSpec(num_frames=8, interval=8, fps=30, mode="official", short_side=256, crop=256)
+    assert recognizer.clip == PROTOCOLS["k400-8x8"]
     assert recognizer.card.model == "tada2d_r50"
     assert recognizer.card.trained_from == "the released checkpoint tada2d_8x8.pyth"
     assert recognizer.card.license == "Apache-2.0"
@@ -64,7 +64,8 @@ def test_a_clip_specification_of_ones_own(checkpoint: Path, tmp_path: Path, caps
     assert main([str(argument) for argument in arguments]) == 0
     assert "tada2d_r50, 3 classes" in capsys.readouterr().out
     card = json.loads((tmp_path / "out" / "model.json").read_text())
-    assert card["clip"] == asdict(ClipSpec(num_frames=4, sampling="segment"))
+    clip = with_normalization(ClipSpec(num_frames=4, sampling="segment"), "tada2d_r50")
+    assert card["clip"] == json.loads(json.dumps(asdict(clip)))
     assert card["labels"] == ["class_000", "class_001", "class_002"]
 
 
@@ -80,7 +81,9 @@ def with_head(released: dict[str, Tensor], *sizes: int) -> dict[str, Tensor]:
 
 def settings(**data: Any) -> str:
     """The settings that the released code saves with the weights, as far as the test reads them."""
-    data = {"TARGET_FPS": 30, "SAMPLING_MODE": "interval_based", "TEST_SCALE": 256, "TEST_CROP_SIZE": 256, **data}
+    size = {"TEST_SCALE": 256, "TEST_CROP_SIZE": 256}
+    pixels = {"MEAN": [0.45, 0.45, 0.45], "STD": [0.225, 0.225, 0.225]}
+    data = {"TARGET_FPS": 30, "SAMPLING_MODE": "interval_based", **size, **pixels, **data}
     return json.dumps({"TRAIN": {"ENABLE": True}, "DATA": data}, indent=2)
 
 
@@ -99,7 +102,7 @@ def test_a_released_file_needs_no_options(
         f"  tada predict {tmp_path / 'out'} VIDEO",
     ]
     card = load_recognizer(tmp_path / "out", device="cpu").card
-    assert card.clip == ClipSpec(num_frames=4, interval=5, fps=30, mode="official", short_side=40, crop=32)
+    assert card.clip == replace(PROTOCOLS["k400-16x5"], num_frames=4, short_side=40, crop=32)
     assert card.labels == class_names("k400")
     video = sorted(motion_videos.rglob("*.mp4"))[0]
     assert main(["predict", str(tmp_path / "out"), str(video), "--top", "1", "--format", "json"]) == 0
@@ -173,6 +176,11 @@ def test_settings_of_the_released_code() -> None:
         "epic100-8x8": settings(**eight, TARGET_FPS=60),
     }.items():
         assert clip_of_settings(text) == PROTOCOLS[name]
+    mean, std = CLIP_NORMALIZATION
+    of_clip = clip_of_settings(settings(**eight, MEAN=mean, STD=std))
+    assert of_clip == replace(PROTOCOLS["k400-8x8"], mean=mean, std=std)
+    silent = clip_of_settings(settings(**eight, MEAN=None, STD=None))
+    assert silent == replace(PROTOCOLS["k400-8x8"], mean=None, std=None)
     for text in ("", "TRAIN: true", "[1]", "{}", '{"DATA": 3}', settings(NUM_INPUT_FRAMES="8", SAMPLING_RATE=8)):
         assert clip_of_settings(text) is None
     assert clip_of_settings(settings(**eight, TEST_CROP_SIZE=1 << 40)) is None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reference.images import LITE0, Stage, lite_logits, lite_shapes, lite_timm_name
 from tada.errors import CheckpointError, OptionError
-from tada.models import create_model, imagenet_package, pretrained
+from tada.models import create_model, imagenet_package, normalization_of, pretrained
 from tada.models.efficientnet_lite import EfficientNetLite
 from tada.models.fuse import fuse
 from tada.models.pretrained import initialize, start_in_words, take_image_network
@@ -78,7 +78,7 @@ def test_the_logits_are_those_of_the_image_network(name: str, naming: str, aggre
         frames = frames.to(torch.uint8)
         expected = lite_logits(weights, frames.flatten(0, 1), STAGES).view(2, 3, -1).mean(1)
         with torch.no_grad():
-            logits = model(normalize(frames, dtype=torch.float64))
+            logits = model(normalize(frames, *normalization_of("tada_lite0"), dtype=torch.float64))
         torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
 
 

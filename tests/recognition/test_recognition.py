@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from hang import HANG_SECONDS
 from stopped_training import same, stopping_before
 from tada.data.annotations import read_dataset
+from tada.data.views import ViewBatch
 from tada.errors import CheckpointError, DataError, OptionError, OutputError
-from tada.models import create_model
+from tada.models import create_model, with_normalization
 from tada.models.pretrained import initialize
 from tada.models.weights import load_model
 from tada.recognition.intervals import interval_text
@@ -34,6 +36,8 @@ from tada.system.devices import Machine
 from tada.training.recipe import recipe_yaml
 from tada.training.schedule import fitted, learning_rate_factor
 from tada.training.trainer import WholeFileCheckpoints
+from tada.video.sampling import CLIP_NORMALIZATION, NORMALIZATION
+from tada.video.transforms import normalize
 
 
 def silent(line: str) -> None:
@@ -83,6 +87,27 @@ def test_the_classifier_may_learn_faster(small_recipe: Recipe) -> None:
     assert [parameter is model.head.bias for parameter in groups[3]["params"]] == [True]
 
 
+def test_pixels_are_normalized_as_the_clip_says(small_recipe: Recipe) -> None:
+    plain, mean, std = small_recipe.clip, (0.5, 0.4, 0.3), (0.3, 0.2, 0.1)
+    assert with_normalization(plain, "tada2d_r50").normalization == NORMALIZATION
+    assert with_normalization(plain, "tadaformer_l14_ssv2").normalization == CLIP_NORMALIZATION
+    assert with_normalization(replace(plain, std=std), "tadaformer_tiny").normalization == (CLIP_NORMALIZATION[0], std)
+    recipe = replace(small_recipe, clip=replace(plain, mean=mean, std=std))
+    seen = Seen()
+    task = RecognitionTask(seen, recipe, steps_per_epoch=1, head_sizes={"action": 3})
+    views = torch.randint(256, (2, 1, 4, 20, 20, 3), generator=torch.Generator().manual_seed(0)).byte()
+    task.validation_step(ViewBatch(torch.arange(2), torch.zeros(2, 1, dtype=torch.int64), views, []), 0)
+    assert torch.equal(seen.clips, normalize(views[:, 0], mean, std))
+
+
+class Seen(torch.nn.Module):
+    clips: Tensor
+
+    def forward(self, clips: Tensor) -> Tensor:
+        self.clips = clips
+        return torch.zeros(len(clips), 3)
+
+
 def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(
     small_recipe: Recipe, motion_videos: Path, tmp_path: Path
 ) -> None:
@@ -97,11 +122,13 @@ def test_a_run_leaves_all_that_is_needed_to_use_and_repeat_it(
     assert lines[-1] == f"curves, every class and the worst mistakes: {out / 'report.html'}"
     top1 = result.metrics["val_top1"]
     assert lines[-2] == f"val_top1 {top1:.3f} of 3 clips ({interval_text(top1, 3)})"
-    assert load_recipe(out / "recipe.yaml") == small_recipe
+    with_numbers = replace(small_recipe, clip=with_normalization(small_recipe.clip, "tada2d_tiny"))
+    assert load_recipe(out / "recipe.yaml") == with_numbers
     model, card = load_model(out)
     assert card.typical_seconds == pytest.approx(1.0)
     assert card.labels == ("left", "right", "up")
-    assert card.clip == small_recipe.clip
+    assert card.clip == with_numbers.clip
+    assert (card.clip.mean, card.clip.std) == NORMALIZATION
     assert not model.training
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["val_top1"] == result.metrics["val_top1"] == card.metrics["val_top1"]
@@ -384,7 +411,14 @@ def test_starting_from_another_run_keeps_all_but_the_classifier(
     given, _ = load_model(tmp_path / "first")
     model = create_model(small_recipe.model, num_classes=7, **small_recipe.model_options)
     head = model.head.weight.clone()
-    assert initialize(model, small_recipe.model, str(tmp_path / "first")) == f"the weights of {tmp_path / 'first'}"
+    said: list[str] = []
+    first, clip = str(tmp_path / "first"), with_normalization(small_recipe.clip, "tadaformer_tiny")
+    assert initialize(model, small_recipe.model, first, clip=clip, say=said.append) == f"the weights of {first}"
+    assert said[1:] == [
+        f"the weights of {first}: meant for pixels normalized by mean 0.45, 0.45, 0.45 and deviation 0.225, 0.225, "
+        "0.225; those of this training are normalized by mean 0.4815, 0.4578, 0.4082 and deviation 0.2686, 0.2613, "
+        "0.2758: give --clip.mean '[0.45, 0.45, 0.45]' --clip.std '[0.225, 0.225, 0.225]' for the same"
+    ]
     own = model.state_dict()
     for name, value in given.state_dict().items():
         assert name.startswith("head.") or torch.equal(own[name], value)

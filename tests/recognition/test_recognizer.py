@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,9 @@ def test_clips_cover_the_video_and_their_mean_is_the_answer(video: Path) -> None
     assert prediction.scores == pytest.approx(mean)
     assert sum(prediction.scores) == pytest.approx(1)
     assert prediction.label == prediction.top(1)[0][0] == LABELS[int(np.argmax(mean))]
+    # A bright frame is 1; normalized by its own mean and deviation it is (1 - 0.5) / 0.25 = 2.
+    halves = recognizer(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)).scores(torch.full((1, 4, 16, 16, 3), 255).byte())
+    assert halves[0, 1].item() == pytest.approx(1 / (1 + math.exp(-4)))
 
 
 def test_the_number_of_clips_can_be_given(video: Path) -> None:

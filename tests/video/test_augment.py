@@ -121,6 +121,23 @@ def test_rand_augment_depends_only_on_the_generator() -> None:
     assert torch.equal(once(0, num_operations=0), clip)
 
 
+def test_new_pixels_are_those_of_the_clips_normalization() -> None:
+    """Pixels from outside the frame are the mean, which is 0 once normalized; erased ones have mean and deviation."""
+    mean, std = (0.2, 0.4, 0.7), (0.02, 0.05, 0.1)
+    clip = torch.full((1, 60, 80, 3), 250, dtype=torch.uint8)
+    moved = [
+        rand_augment(clip, num_operations=1, magnitude=9, magnitude_std=0, mean=mean, rng=np.random.default_rng(seed))
+        for seed in range(40)
+    ]
+    corners = [tuple(frame[0, y, x].tolist()) for frame in moved for y in (0, -1) for x in (0, -1)]
+    assert corners.count((51, 102, 178)) >= 10
+    assert tuple(OPERATIONS["rotate"](clip, 0.9, 1)[0, 0, 0].tolist()) == (115, 115, 115)
+    erased = random_erase(clip, probability=1.0, rng=np.random.default_rng(0), mean=mean, std=std)[0]
+    values = erased[(erased != 250).any(-1)].double() / 255
+    torch.testing.assert_close(values.mean(0), torch.tensor(mean).double(), rtol=0, atol=0.03)
+    torch.testing.assert_close(values.std(0), torch.tensor(std).double(), rtol=0.2, atol=0)
+
+
 # --- crops -----------------------------------------------------------------------------------------------------------
 
 

@@ -11,8 +11,16 @@ import pytest
 import torch
 
 from tada.errors import OptionError
+from tada.system.documents import typed
 from tada.video import sampling
-from tada.video.sampling import ClipSpec, segment_frames, train_indices, view_indices
+from tada.video.sampling import (
+    CLIP_NORMALIZATION,
+    ClipSpec,
+    clip_in_words,
+    segment_frames,
+    train_indices,
+    view_indices,
+)
 
 
 def evenly(num_frames: int, fps: float = 30.0) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -354,6 +362,12 @@ def test_times_may_begin_anywhere() -> None:
         ({"mode": "offical"}, "mode='offical' must be 'official' or 'exact'"),
         ({"crop": 0}, "crop=0 must be at least 1 pixel"),
         ({"crop": 300}, "crop=300 does not fit in short_side=256"),
+        ({"mean": (0.5, 0.5)}, r"mean=\(0.5, 0.5\) must be three finite numbers, for red, green and blue, or None"),
+        ({"mean": 0.5}, "mean=0.5 must be three finite numbers"),
+        ({"mean": ("a", 0, 0)}, r"mean=\('a', 0, 0\) must be three finite numbers"),
+        ({"mean": [0.5, float("nan"), 0]}, r"mean=\[0.5, nan, 0\] must be three finite numbers"),
+        ({"std": [0.5, 0, 0.5]}, r"std=\[0.5, 0, 0.5\] must be three positive, finite numbers"),
+        ({"std": [0.5, float("inf"), 0.5]}, r"std=\[0.5, inf, 0.5\] must be three positive, finite numbers"),
     ],
 )
 def test_a_field_out_of_range_is_named(fault: dict[str, Any], message: str) -> None:
@@ -362,8 +376,21 @@ def test_a_field_out_of_range_is_named(fault: dict[str, Any], message: str) -> N
 
 
 def test_a_specification_survives_json() -> None:
-    spec = ClipSpec(num_frames=16, interval=2.5, fps=None, mode="official")
+    spec = ClipSpec(num_frames=16, interval=2.5, fps=None, mode="official", mean=(0.4, 0.5, 0.6), std=(1, 1, 1))
     assert ClipSpec(**json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+    assert typed(ClipSpec, json.loads(json.dumps(dataclasses.asdict(spec)))) == spec
+
+
+def test_normalization_is_named_where_it_is_not_the_default() -> None:
+    plain = ClipSpec(num_frames=4, sampling="segment")
+    explicit = dataclasses.replace(plain, mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))
+    assert plain.normalization == explicit.normalization == ((0.45,) * 3, (0.225,) * 3)
+    assert clip_in_words(plain) == clip_in_words(explicit)
+    other = dataclasses.replace(plain, mean=CLIP_NORMALIZATION[0])
+    assert other.normalization == (CLIP_NORMALIZATION[0], (0.225,) * 3)
+    assert clip_in_words(other) == (
+        f"{clip_in_words(plain)}, normalized by mean 0.4815, 0.4578, 0.4082 and deviation 0.225, 0.225, 0.225"
+    )
 
 
 def test_every_field_has_a_line_of_documentation() -> None:

@@ -271,6 +271,11 @@ def test_normalize_by_hand() -> None:
     assert torch.equal(normalize(clip[None, None])[0], ours)
     assert clip.dtype == torch.uint8
     assert normalize(clip, dtype=torch.float64).dtype == torch.float64
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    by_channel = normalize(clip, mean, std, dtype=torch.float64)
+    for channel in range(3):
+        by_hand = (clip[..., channel].double() / 255 - mean[channel]) / std[channel]
+        torch.testing.assert_close(by_channel[channel], by_hand, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("clip", [torch.zeros(2, 4, 4, 3), torch.zeros(4, 4, 3, dtype=torch.uint8)])

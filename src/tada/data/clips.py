@@ -95,7 +95,7 @@ class Augmentation:
     ) -> tuple[Tensor, tuple[int, ...]]:
         """Uint8 [T, H, W, 3] of any size -> [T, crop, crop, 3], and its labels."""
         height, width = clip.shape[1:3]
-        return self.changed(self.draw_cut(height, width, spec, rng)(clip), labels, rng)
+        return self.changed(self.draw_cut(height, width, spec, rng)(clip), labels, spec, rng)
 
     def draw_cut(self, height: int, width: int, spec: ClipSpec, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
         """Draw a crop for frames of this size: a function from uint8 [n, H, W, 3] to [n, crop, crop, 3]."""
@@ -115,7 +115,7 @@ class Augmentation:
         )
 
     def changed(
-        self, clip: Tensor, labels: tuple[int, ...], rng: np.random.Generator
+        self, clip: Tensor, labels: tuple[int, ...], spec: ClipSpec, rng: np.random.Generator
     ) -> tuple[Tensor, tuple[int, ...]]:
         """Augment a cropped clip, uint8 [T, crop, crop, 3], and its labels."""
         flip_swaps, reverse_swaps = self.flip_swaps, self.reverse_swaps
@@ -131,6 +131,7 @@ class Augmentation:
             invert_probability=self.invert_probability,
             rng=rng,
         )
+        mean, std = spec.normalization
         # These were added later: they draw last, and only if enabled, so that older recipes draw the same as before.
         if any(self.color_jitter) and rng.random() < self.color_jitter_probability:
             brightness, contrast, saturation, hue = self.color_jitter
@@ -142,9 +143,10 @@ class Augmentation:
                 magnitude=self.randaugment_magnitude,
                 magnitude_std=self.randaugment_magnitude_std,
                 rng=rng,
+                mean=mean,
             )
         if self.erase_probability:
-            clip = random_erase(clip, probability=self.erase_probability, rng=rng)
+            clip = random_erase(clip, probability=self.erase_probability, rng=rng, mean=mean, std=std)
         return clip, labels
 
 
@@ -260,7 +262,7 @@ class TrainingClips(Dataset[TrainingClip]):
             times = reader.times_seconds[own.start : own.stop]
             chosen = train_indices(self.spec, times, rng, container_fps=reader.container_fps)
             clip = self._read_small(reader, [own[index] for index in chosen], rng)
-        clip, labels = self.augmentation.changed(clip, video.labels, rng)
+        clip, labels = self.augmentation.changed(clip, video.labels, self.spec, rng)
         return clip, targets_of(self.heads, labels)
 
     def _read_small(self, reader: OpenVideo, indices: list[int], rng: np.random.Generator) -> Tensor:

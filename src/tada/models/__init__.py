@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -64,6 +64,7 @@ from tada.models.tadaformer import (
     tadaformer_tiny,
 )
 from tada.system.calls import checked
+from tada.video.sampling import CLIP_NORMALIZATION, NORMALIZATION, Channels, ClipSpec
 
 Network = TAda2D | TAdaConvNeXt | TAdaFormer | EfficientNetLite | Host
 
@@ -158,6 +159,17 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
         raise
     except (TypeError, ValueError) as error:  # a recipe's options are not typed: one may be a word, or half a number
         raise OptionError(f"{name} cannot be built with {options}: {error}") from error
+
+
+def normalization_of(name: str) -> tuple[Channels, Channels]:
+    """Mean and deviation of the pixels that a network's published weights take: CLIP's for a TAdaFormer."""
+    return CLIP_NORMALIZATION if MODELS.get(name) in _TADAFORMER else NORMALIZATION
+
+
+def with_normalization(clip: ClipSpec, name: str) -> ClipSpec:
+    """The clip specification with ``normalization_of`` the network where its mean or deviation is None."""
+    mean, std = normalization_of(name)
+    return replace(clip, mean=clip.mean or mean, std=clip.std or std)
 
 
 def _check_bounds(option: str, value: Any) -> None:

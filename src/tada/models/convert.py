@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tada.errors import CheckpointError, OptionError
+from tada.models import with_normalization
 from tada.models.class_names import class_lists, class_names
 from tada.models.published import DATA_SETS, PROTOCOLS, fitting_protocols
 from tada.models.released_names import join_heads, network_of
@@ -104,6 +105,8 @@ def clip_of_settings(text: str) -> ClipSpec | None:
             "mode": "official",
             "short_side": data["TEST_SCALE"],
             "crop": data["TEST_CROP_SIZE"],
+            "mean": data.get("MEAN"),
+            "std": data.get("STD"),
         }
         return typed(ClipSpec, values if is_segment else values | {"interval": data["SAMPLING_RATE"]})
     except (ValueError, KeyError, TypeError):  # other code's text
@@ -114,8 +117,10 @@ def _find_clip(
     wanted: ClipSpec | None, own: ClipSpec | None, network: str, data_set: str | None, file: Path, notes: list[str]
 ) -> ClipSpec:
     """The clips that were asked for, else the file's ``own``, else those of the published test."""
+    own = None if own is None else with_normalization(own, network)
     if wanted is None:
-        return own or _published_clip(network, data_set, file, notes)
+        return own or with_normalization(_published_clip(network, data_set, file, notes), network)
+    wanted = with_normalization(wanted, network)
     if own is not None and own != wanted:
         notes.append(f"the settings in {file.name} say {clip_in_words(own)}: they are not used")
     return wanted

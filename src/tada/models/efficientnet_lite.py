@@ -34,7 +34,7 @@ from tada.tadaconv import (
     TemporalPool,
     depthwise_hidden_channels,
 )
-from tada.video.transforms import MEAN, STD
+from tada.video.sampling import MEAN, STD
 
 _SCALE, _SHIFT = 255 * STD / 128, (255 * MEAN - 127) / 128
 """From pixels as ``tada.video.transforms.normalize`` gives them to those of EfficientNet-Lite."""

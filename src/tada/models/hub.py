@@ -16,6 +16,7 @@ from pathlib import Path
 from tada.errors import CheckpointError, OptionError
 from tada.models.weights import CARD_FILE, WEIGHTS_FILE, ModelCard, load_model, save_model
 from tada.system.calls import checked
+from tada.video.sampling import normalization_in_words
 
 PREFIX = "hf-hub:"
 
@@ -155,6 +156,7 @@ def readme(card: ModelCard, repo_id: str) -> str:
         f"| frames | {frames} |",
         f"| chosen by | the {clip.mode} rule |",
         f"| size | short side {clip.short_side} pixels, cut to {clip.crop} x {clip.crop} |",
+        f"| pixels | {normalization_in_words(clip.normalization)} |",
         "",
         "## Metrics",
         "",

@@ -13,7 +13,8 @@ Two weights are reshaped or added. The 4x4 stem kernel of a ConvNeXt becomes the
 network. (A third of the kernel on each frame would blur motion, and dim the first frame by a third.) And a network of
 basic blocks has a shortcut where ResNet-18 has its max-pool; it is initialized as the identity. Pixels are normalized
 here by mean .45 and std .225, as in the released code, not per channel as for ImageNet; an EfficientNetLite converts
-them to the range of its weights, so its logits are ImageNet's.
+them to the range of its weights, so its logits are ImageNet's. ``initialize`` tells where a training's clips have other
+numbers than the source is meant for.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tada.errors import CheckpointError, OptionError, UnknownNameError, listed
-from tada.models import MODELS, Network
+from tada.models import MODELS, Network, normalization_of
 from tada.models import create_model as drawn
 from tada.models.efficientnet_lite import EfficientNetLite
 from tada.models.hub import fetch_weights, is_hub_id
@@ -47,6 +48,7 @@ from tada.models.weights import (
 )
 from tada.system.calls import checked
 from tada.system.files import absolute_path
+from tada.video.sampling import NORMALIZATION, Channels, ClipSpec, normalization_in_words
 
 _HEAD = "head."
 RANDOM_WEIGHTS = "random weights"
@@ -67,6 +69,8 @@ class InitialReport:
     """Names of the network's weights that keep their random initialization."""
     ignored: tuple[str, ...]
     """Names of the source's weights that were not used."""
+    normalization: tuple[Channels, Channels] | None
+    """Mean and deviation of the pixels that the source is meant for; None: unknown."""
 
     def __str__(self) -> str:
         """Lay out the counts."""
@@ -164,11 +168,15 @@ def _trained_source(name: str, pretrained: bool | str | PathLike[str]) -> str:
     )
 
 
-def initialize(model: nn.Module, name: str, init: str, *, say: Callable[[str], None] = print) -> str:
+def initialize(
+    model: nn.Module, name: str, init: str, *, clip: ClipSpec | None = None, say: Callable[[str], None] = print
+) -> str:
     """Load the weights of a recipe's ``init`` into a new model, without the classifier; return their description.
 
     Args:
-        say: receives the ``InitialReport`` where the weights come from a file, a run or the hub.
+        clip: that of the training, if known.
+        say: receives the ``InitialReport`` where the weights come from a file, a run or the hub; and a line where they
+            are meant for pixels that are normalized by other numbers than the clip's.
 
     Raises:
         OptionError: ``init`` is "motion" and no such weights ship for this model, or it names no existing source.
@@ -180,6 +188,14 @@ def initialize(model: nn.Module, name: str, init: str, *, say: Callable[[str], N
     report = start_from(model, name, str(packaged(f"{name}_motion")) if start == "motion" else start)
     if start != "motion":
         say(str(report))
+    theirs = report.normalization
+    if clip is not None and theirs not in (None, clip.normalization):
+        assert theirs is not None
+        mean, std = (f"'{list(values)}'" for values in theirs)
+        say(
+            f"{report.source}: meant for pixels {normalization_in_words(theirs)}; those of this training are "
+            f"{normalization_in_words(clip.normalization)}: give --clip.mean {mean} --clip.std {std} for the same"
+        )
     return start_in_words(name, init)
 
 
@@ -233,7 +249,9 @@ def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = F
         given, card_of_it = load_model(folder)
         if card_of_it.model != name:
             raise CheckpointError(f"{source} holds a {card_of_it.model}; a {name} cannot start from it")
-        return _take_own(model, given.state_dict(), words, classifier=classifier)
+        return _take_own(
+            model, given.state_dict(), words, classifier=classifier, normalization=card_of_it.clip.normalization
+        )
     if not file.exists():
         raise OptionError(
             f"init {source!r} should be 'auto', 'motion', 'image', 'none', the folder of a run, a file of weights, or "
@@ -246,11 +264,19 @@ def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = F
         released, weights = convert_published(weights)
         if released != name:
             raise CheckpointError(f"{source} holds a released {released}; a {name} cannot start from it")
-        return _take_own(model, weights, f"the released weights of {source}", classifier=classifier)
+        words = f"the released weights of {source}"
+        return _take_own(model, weights, words, classifier=classifier, normalization=normalization_of(name))
     return take_image_network(model, weights, f"the image network of {source}", classifier=classifier)
 
 
-def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str, *, classifier: bool) -> InitialReport:
+def _take_own(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    words: str,
+    *,
+    classifier: bool,
+    normalization: tuple[Channels, Channels] | None = None,
+) -> InitialReport:
     names = model.state_dict()
     fits = all(key in weights and weights[key].shape == names[key].shape for key in names if key.startswith(_HEAD))
     fresh: tuple[str, ...] = () if classifier and fits else (_HEAD,)
@@ -264,6 +290,7 @@ def _take_own(model: nn.Module, weights: Mapping[str, Tensor], words: str, *, cl
         reshaped={},
         fresh=tuple(key for key in names if key.startswith(fresh)),
         ignored=tuple(key for key in weights if key.startswith(fresh)),
+        normalization=normalization,
     )
 
 
@@ -315,6 +342,7 @@ def take_image_network(
         reshaped=reshaped,
         fresh=tuple(key for key in own if key in fresh and not key.endswith(".num_batches_tracked")),
         ignored=ignored,
+        normalization=NORMALIZATION,
     )
 
 

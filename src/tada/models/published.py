@@ -10,12 +10,14 @@ from fnmatch import fnmatchcase
 
 from tada.errors import UnknownNameError
 from tada.models import MODELS
-from tada.video.sampling import ClipSpec
+from tada.video.sampling import NORMALIZATION, ClipSpec
 
 DATA_SETS = {"k400": "Kinetics-400", "ssv2": "Something-Something-v2", "epic100": "EPIC-KITCHENS-100"}
 """Data sets of released checkpoints."""
 
-_TEST_CLIP = ClipSpec(num_frames=8, mode="official", short_side=256, crop=256)
+_TEST_CLIP = ClipSpec(
+    num_frames=8, mode="official", short_side=256, crop=256, mean=NORMALIZATION[0], std=NORMALIZATION[1]
+)
 PROTOCOLS = {
     "k400-8x8": _TEST_CLIP,
     "k400-16x5": replace(_TEST_CLIP, num_frames=16, interval=5),

@@ -47,7 +47,7 @@ def explain(
 
     Args:
         network: in evaluation mode.
-        spec: how the network's frames are resized and cropped.
+        spec: how the network's frames are resized, cropped and normalized.
 
     Raises:
         VideoError: the video cannot be read.
@@ -59,7 +59,7 @@ def explain(
         frames = reader.frames(frame_numbers, shrink=partial(shrink_to, short_side=_SHORT_SIDE))
         times = [float(reader.times_seconds[number]) if video.has_times else math.nan for number in frame_numbers]
     device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
-    found = look(network, normalize(view[None].to(device)), choose, layer=layer)
+    found = look(network, normalize(view[None].to(device), *spec.normalization), choose, layer=layer)
     return Explanation(
         path=video.name,
         label=label,

@@ -107,7 +107,7 @@ class Recognizer:
     @torch.inference_mode()
     def scores(self, views: Tensor) -> Tensor:
         """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU: see ``probabilities``."""
-        return self.probabilities(self.network(normalize(views.to(self.device)))).cpu()
+        return self.probabilities(self.network(normalize(views.to(self.device), *self.clip.normalization))).cpu()
 
     def answer_scores(self, views: Tensor) -> Tensor:
         """Uint8 views [V, T, H, W, 3] -> probabilities of ``answers`` [V, answers], on the CPU."""

@@ -78,9 +78,11 @@ def of_same_run(recipe: Recipe, out: Path, say: Callable[[str], None] = print) -
     Raises:
         OptionError: the run has another recipe.
     """
-    init = recipe_of_run(out, Recipe).init
-    if absolute_source(init) == absolute_source(recipe.init):
-        recipe = replace(recipe, init=init)
+    saved = recipe_of_run(out, Recipe)
+    if absolute_source(saved.init) == absolute_source(recipe.init):
+        recipe = replace(recipe, init=saved.init)
+    clip = recipe.clip
+    recipe = replace(recipe, clip=replace(clip, mean=clip.mean or saved.clip.mean, std=clip.std or saved.clip.std))
     return resumed(
         recipe,
         out,

@@ -22,6 +22,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -38,7 +39,7 @@ from tada.data.run_videos import write_run_list
 from tada.data.table import VideoTable
 from tada.data.views import TestVideos, Views, test_loader
 from tada.errors import OptionError
-from tada.models import create_model
+from tada.models import create_model, with_normalization
 from tada.models.parallel import checkpoint_blocks, synchronize_batch_norms, whole_weights
 from tada.models.pretrained import RANDOM_WEIGHTS, initialize, start_in_words
 from tada.recognition.recipe import Recipe
@@ -140,6 +141,7 @@ def train(
             return before.result
     elif processes.is_first and not resume:
         check_free(out)
+    recipe = replace(recipe, clip=with_normalization(recipe.clip, recipe.model))
     check_can_learn(videos, recipe)
     recipe = fitted(recipe, len(videos.training), multiple_of=processes.world * (2 if mixes(recipe) else 1))
     check_divisible(recipe, machine, processes.world)
@@ -261,7 +263,7 @@ def _make_network(recipe: Recipe, videos: TrainingData, *, is_resumed: bool, say
     part_in_words = train_only(model, recipe.train, recipe.model)
     if is_resumed:  # a saved state has all weights, so the file of initial weights is not needed
         return _Network(model, start_in_words(recipe.model, recipe.init), part_in_words)
-    return _Network(model, initialize(model, recipe.model, recipe.init, say=say), part_in_words)
+    return _Network(model, initialize(model, recipe.model, recipe.init, clip=recipe.clip, say=say), part_in_words)
 
 
 def _make_loaders(

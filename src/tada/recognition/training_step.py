@@ -210,7 +210,8 @@ class RecognitionTask(L.LightningModule):
         )
 
     def _normalized(self, clips: Tensor) -> Tensor:
-        return normalize(clips, dtype=torch.float64 if self.recipe.precision == "fp64" else torch.float32)
+        dtype = torch.float64 if self.recipe.precision == "fp64" else torch.float32
+        return normalize(clips, *self.recipe.clip.normalization, dtype=dtype)
 
     def _split_logits(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Logits [N, K] -> logits of each head."""

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tada.video.transforms import MEAN, STD, crop_rectangle, resize
+from tada.video.sampling import NORMALIZATION, Channels
+from tada.video.transforms import crop_rectangle, resize
 
-_GRAY = round(255 * MEAN)
-"""Fill value for pixels from outside the frame: 0 after ``normalize``."""
+_MEAN, _STD = NORMALIZATION
 
 
 # --- crops ----------------------------------------------------------------------------------------------------------
@@ -138,21 +138,31 @@ def _shift_hue(clip: Tensor, shift: float) -> Tensor:
 
 
 def rand_augment(
-    clip: Tensor, *, num_operations: int, magnitude: float, magnitude_std: float, rng: np.random.Generator
+    clip: Tensor,
+    *,
+    num_operations: int,
+    magnitude: float,
+    magnitude_std: float,
+    rng: np.random.Generator,
+    mean: Channels = _MEAN,
 ) -> Tensor:
     """Apply random operations one after the other, each with probability 1/2.
 
     With 4, 9 and 0.5 it is timm's ``rand-m9-n4-mstd0.5-inc1``: fifteen operations, chosen with replacement. Each one's
     strength grows with a magnitude (0 to 10) drawn from a normal distribution around ``magnitude``.
 
+    Args:
+        mean: value of pixels from outside the frame, in [0, 1]: what ``normalize`` turns into 0.
+
     Differs from: timm (auto_augment.py), where "equalize", "auto contrast" and "contrast" use each image's own
-        histogram, so that a clip would flicker; here the whole clip's. Pixels from outside the frame are gray.
+        histogram, so that a clip would flicker; here the whole clip's.
     """
     for name in rng.choice(list(OPERATIONS), num_operations):
         applies, negative = rng.random(2) < 0.5
         level = float(np.clip(rng.normal(magnitude, magnitude_std), 0, 10)) / 10
         if applies:
-            clip = OPERATIONS[name](clip, level, -1 if negative else 1)
+            fill = {"mean": mean} if name in _WARPS else {}
+            clip = OPERATIONS[name](clip, level, -1 if negative else 1, **fill)
     return clip
 
 
@@ -218,10 +228,16 @@ def _make_operation(change: Callable[[Tensor, float], Tensor]) -> Callable[[Tens
     return lambda clip, level, sign: change(clip, max(0.1, 1 + sign * 0.9 * level))
 
 
-def _affine(clip: Tensor, matrix: tuple[float, float, float, float], shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
+def _affine(
+    clip: Tensor,
+    matrix: tuple[float, float, float, float],
+    shift: tuple[float, float] = (0.0, 0.0),
+    *,
+    mean: Channels,
+) -> Tensor:
     """Warp the frames: the result's pixel (x, y) is the clip's at ``matrix @ (x, y) + shift``, both from the center.
 
-    Bilinear; gray where the source lies outside the frame.
+    Bilinear; the mean where the source lies outside the frame.
     """
     t, height, width = clip.shape[:3]
     a, b, c, d = matrix
@@ -231,33 +247,43 @@ def _affine(clip: Tensor, matrix: tuple[float, float, float, float], shift: tupl
         device=clip.device,
     )
     grid = F.affine_grid(theta[None], [1, 3, height, width], align_corners=False).expand(t, -1, -1, -1)
-    frames = clip.permute(0, 3, 1, 2).float() - _GRAY
-    moved = F.grid_sample(frames, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + _GRAY
+    fill = torch.tensor([float(round(255 * value)) for value in mean], device=clip.device).view(3, 1, 1)
+    frames = clip.permute(0, 3, 1, 2).float() - fill
+    moved = F.grid_sample(frames, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + fill
     return moved.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
-def _rotate(clip: Tensor, level: float, sign: int) -> Tensor:
+def _rotate(clip: Tensor, level: float, sign: int, mean: Channels = _MEAN) -> Tensor:
     angle = math.radians(sign * 30 * level)
-    return _affine(clip, (math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)))
+    return _affine(clip, (math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)), mean=mean)
 
 
-def _shear_x(clip: Tensor, level: float, sign: int) -> Tensor:
-    return _affine(clip, (1.0, sign * 0.3 * level, 0.0, 1.0))
+def _shear_x(clip: Tensor, level: float, sign: int, mean: Channels = _MEAN) -> Tensor:
+    return _affine(clip, (1.0, sign * 0.3 * level, 0.0, 1.0), mean=mean)
 
 
-def _shear_y(clip: Tensor, level: float, sign: int) -> Tensor:
-    return _affine(clip, (1.0, 0.0, sign * 0.3 * level, 1.0))
+def _shear_y(clip: Tensor, level: float, sign: int, mean: Channels = _MEAN) -> Tensor:
+    return _affine(clip, (1.0, 0.0, sign * 0.3 * level, 1.0), mean=mean)
 
 
-def _translate_x(clip: Tensor, level: float, sign: int) -> Tensor:
-    return _affine(clip, (1.0, 0.0, 0.0, 1.0), (sign * 0.45 * level * clip.shape[2], 0.0))
+def _translate_x(clip: Tensor, level: float, sign: int, mean: Channels = _MEAN) -> Tensor:
+    return _affine(clip, (1.0, 0.0, 0.0, 1.0), (sign * 0.45 * level * clip.shape[2], 0.0), mean=mean)
 
 
-def _translate_y(clip: Tensor, level: float, sign: int) -> Tensor:
-    return _affine(clip, (1.0, 0.0, 0.0, 1.0), (0.0, sign * 0.45 * level * clip.shape[1]))
+def _translate_y(clip: Tensor, level: float, sign: int, mean: Channels = _MEAN) -> Tensor:
+    return _affine(clip, (1.0, 0.0, 0.0, 1.0), (0.0, sign * 0.45 * level * clip.shape[1]), mean=mean)
 
 
-OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
+_WARPS: dict[str, Callable[..., Tensor]] = {
+    "rotate": _rotate,
+    "shear_x": _shear_x,
+    "shear_y": _shear_y,
+    "translate_x": _translate_x,
+    "translate_y": _translate_y,
+}
+
+
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
     "auto_contrast": _auto_contrast,
     "equalize": _equalize,
     "invert": _invert,
@@ -269,18 +295,18 @@ OPERATIONS: dict[str, Callable[[Tensor, float, int], Tensor]] = {
     "contrast": _make_operation(_contrast),
     "brightness": _make_operation(_brightness),
     "sharpness": _make_operation(_sharpness),
-    "shear_x": _shear_x,
-    "shear_y": _shear_y,
-    "translate_x": _translate_x,
-    "translate_y": _translate_y,
+    **{name: warp for name, warp in _WARPS.items() if name != "rotate"},
 }
-"""RandAugment's operations: each maps a clip, a level in [0, 1] and a sign to a clip."""
+"""RandAugment's operations: each maps a clip, a level in [0, 1] and a sign to a clip; those that move pixels also take
+the mean with which they fill."""
 
 
 # --- erasing --------------------------------------------------------------------------------------------------------
 
 
-def random_erase(clip: Tensor, *, probability: float, rng: np.random.Generator) -> Tensor:
+def random_erase(
+    clip: Tensor, *, probability: float, rng: np.random.Generator, mean: Channels = _MEAN, std: Channels = _STD
+) -> Tensor:
     """Fill a random rectangle with Gaussian noise of the data's mean and deviation, the same in all frames.
 
     The rectangle covers 2 % to a third of the frame, at an aspect ratio of 0.3 to 3.3, as in timm (mode "pixel").
@@ -294,7 +320,7 @@ def random_erase(clip: Tensor, *, probability: float, rng: np.random.Generator) 
         h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < h < height and 0 < w < width:
             top, left = int(rng.integers(0, height - h, endpoint=True)), int(rng.integers(0, width - w, endpoint=True))
-            noise = (MEAN + STD * rng.standard_normal((h, w, 3))) * 255
+            noise = (np.array(mean) + np.array(std) * rng.standard_normal((h, w, 3))) * 255
             clip = clip.clone()
             clip[:, top : top + h, left : left + w] = torch.from_numpy(noise.round().clip(0, 255).astype(np.uint8))
             return clip

@@ -12,7 +12,7 @@ times, and so is also right at a varying frame rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,18 @@ _GRACE_SECONDS = 0.001
 """In testing, a frame counts as shown this much before its time: WebM and MKV round times to milliseconds, and the
 frame at 8/30 s should be chosen for 8/30 s. In training this would favor some frames, and the choice is random."""
 
+
+Channels = tuple[float, float, float]
+"""A value for each of red, green and blue."""
+MEAN, STD = 0.45, 0.225
+"""Mean and standard deviation, for each of red, green and blue, by which the pixels of most networks are normalized."""
+NORMALIZATION: tuple[Channels, Channels] = ((MEAN,) * 3, (STD,) * 3)
+"""The same by channel: mean, standard deviation."""
+CLIP_NORMALIZATION: tuple[Channels, Channels] = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)
+"""Those of CLIP's networks."""
 
 MAX_CLIP_PIXELS, MAX_SHORT_SIDE = 1 << 26, 4096
 """Upper limits for a clip: 64 frames of 1024 x 1024, 200 MB. A model's card, which may be hostile, sets the size."""
@@ -54,6 +66,12 @@ class ClipSpec:
     """Side of the square cut from the resized frame, in pixels."""
     antialias: bool = False
     """Smooth frames before they are made smaller. The published models were trained without it."""
+    mean: Channels | None = None
+    """Mean of red, green and blue, subtracted from pixels in [0, 1]; null: 0.45 of each, in training a TAdaFormer
+    CLIP's."""
+    std: Channels | None = None
+    """Standard deviation of red, green and blue, by which the difference is divided; null: 0.225 of each, in training
+    a TAdaFormer CLIP's."""
 
     def __post_init__(self) -> None:
         if self.num_frames < 1:
@@ -75,6 +93,26 @@ class ClipSpec:
                 f"num_frames={self.num_frames} of crop={self.crop} and short_side={self.short_side} is more than a "
                 f"network can take: a clip may have {MAX_CLIP_PIXELS} pixels, and a side {MAX_SHORT_SIDE}"
             )
+        self._set_channels("mean", "finite", math.isfinite)
+        self._set_channels("std", "positive, finite", lambda value: 0 < value < math.inf)
+
+    def _set_channels(self, name: str, rule: str, holds: Callable[[float], bool]) -> None:
+        """Check a field of three numbers, and make it a tuple of floats."""
+        values = getattr(self, name)
+        if values is None:
+            return
+        try:
+            floats = tuple(float(value) for value in values)
+        except (TypeError, ValueError, OverflowError):
+            floats = ()
+        if len(floats) != 3 or not all(map(holds, floats)):
+            raise OptionError(f"{name}={values!r} must be three {rule} numbers, for red, green and blue, or None")
+        object.__setattr__(self, name, floats)
+
+    @property
+    def normalization(self) -> tuple[Channels, Channels]:
+        """Mean and standard deviation of red, green and blue, for ``normalize``."""
+        return self.mean or NORMALIZATION[0], self.std or NORMALIZATION[1]
 
     @property
     def needs_times(self) -> bool:
@@ -85,6 +123,8 @@ class ClipSpec:
 def clip_in_words(clip: ClipSpec) -> str:
     """A clip specification in words."""
     size = f"short side {clip.short_side}, crop {clip.crop} x {clip.crop} pixels"
+    if clip.normalization != NORMALIZATION:
+        size += f", {normalization_in_words(clip.normalization)}"
     if clip.sampling == "segment":
         return f"{clip.num_frames} frames, one of each of {clip.num_frames} equal parts of the video; {size}"
     if clip.fps is None:
@@ -94,6 +134,12 @@ def clip_in_words(clip: ClipSpec) -> str:
         f"{clip.num_frames} frames, one of every {clip.interval:g} at {clip.fps:g} a second: {seconds:.2f} s of "
         f"video; {size}"
     )
+
+
+def normalization_in_words(normalization: tuple[Channels, Channels]) -> str:
+    """Mean and standard deviation in words, with the digits that tell common ones apart."""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in normalization)
+    return f"normalized by mean {mean} and deviation {std}"
 
 
 def train_indices(

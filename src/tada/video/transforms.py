@@ -16,24 +16,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tada.errors import OptionError
+from tada.video.sampling import NORMALIZATION, Channels
 
-MEAN = 0.45
-"""Mean subtracted from each of R, G and B, as values in [0, 1]."""
-STD = 0.225
-"""Standard deviation by which the difference is divided."""
 _FLOATS_AT_ONCE, _MAX_FLOATS, _ROWS_AT_ONCE = 1 << 25, 1 << 26, 128
 """Frames are resized as floats in batches of at most 128 MB, at least one frame; a frame of more than 22 million
 pixels in bands of so many rows."""
 
 
-def normalize(clips: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Turn uint8 [..., T, H, W, 3] into float [..., 3, T, H, W], as ``(x / 255 - MEAN) / STD``.
+def normalize(
+    clips: Tensor,
+    mean: Channels = NORMALIZATION[0],
+    std: Channels = NORMALIZATION[1],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Turn uint8 [..., T, H, W, 3] into float [..., 3, T, H, W], as ``(x / 255 - mean) / std``.
 
     The memory layout stays channels last, with which convolutions are fastest.
+
+    Args:
+        mean: of red, green and blue, with ``std`` a model's ``ClipSpec.normalization``.
     """
     if clips.dtype != torch.uint8 or clips.ndim < 4 or clips.shape[-1] != 3:
         raise OptionError(f"clips are {clips.dtype} {list(clips.shape)}; they must be uint8 [..., T, H, W, 3]")
-    return clips.movedim(-1, -4).to(dtype).div_(255).sub_(MEAN).div_(STD)
+    pixels = clips.to(dtype).div_(255)
+    return pixels.sub_(pixels.new_tensor(mean)).div_(pixels.new_tensor(std)).movedim(-1, -4)
 
 
 # --- size ---------------------------------------------------------------------------------------------------------

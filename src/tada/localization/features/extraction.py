@@ -35,6 +35,7 @@ from tada.system.progress import Work
 from tada.video.frames import check_rate, probe_footage
 from tada.video.inputs import VideoSource, source_of
 from tada.video.prefetch import Ahead
+from tada.video.sampling import NORMALIZATION
 from tada.video.sliding_windows import (
     SlidingWindows,
     clips_of,
@@ -53,6 +54,7 @@ def backbone_hash(model: nn.Module) -> str:
 
 def settings_as_dict(backbone: Recognizer, settings: SlidingWindows) -> dict[str, object]:
     """All settings that features depend on, besides the weights, as plain values."""
+    pixels = backbone.clip.normalization  # left out where it is as in features of older versions
     return {
         **asdict(settings),
         "model": backbone.card.model,
@@ -60,6 +62,7 @@ def settings_as_dict(backbone: Recognizer, settings: SlidingWindows) -> dict[str
         "short_side": backbone.clip.short_side,
         "crop": backbone.clip.crop,
         "antialias": backbone.clip.antialias,
+        **({} if pixels == NORMALIZATION else {"mean": list(pixels[0]), "std": list(pixels[1])}),
     }
 
 
@@ -67,7 +70,8 @@ def settings_as_dict(backbone: Recognizer, settings: SlidingWindows) -> dict[str
 def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Features [N, V * D] and mean class probabilities [N, K] of clips, uint8 [N, V, T, H, W, 3]."""
     n, v = clips.shape[:2]
-    features = backbone.network.features(normalize(clips.flatten(0, 1).to(backbone.device)))
+    pixels = normalize(clips.flatten(0, 1).to(backbone.device), *backbone.clip.normalization)
+    features = backbone.network.features(pixels)
     head: Any = backbone.model.head
     scores = backbone.probabilities(head(features)).view(n, v, -1).mean(1)
     return features.reshape(n, -1).cpu(), scores.cpu()

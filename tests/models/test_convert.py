@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,59 @@ def test_classes_tell_the_data_set_and_its_protocol(released: dict[str, Tensor],
     assert torch.equal(head, torch.cat([state["head.linear1.weight"], state["head.linear2.weight"]]))
 
 
+def released_former(num_classes: int) -> dict[str, Tensor]:
+    """The weights of a ``tadaformer_tiny`` under the names of TAdaFormer-B/16's."""
+    entries = json.loads((GOLDEN / "tadaformer_b16_train.json").read_text())["entries"]
+    theirs = [entry["name"] for entry in entries if not re.match(r"backbone\.layers\.([4-9]|1\d)\.", entry["name"])]
+    torch.manual_seed(0)
+    ours = create_model("tadaformer_tiny", num_classes=num_classes).state_dict()
+    return {theirs: ours[here] for theirs, here in names_here(theirs).items()}
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "labels", "said"),
+    [
+        (
+            400,
+            class_names("k400"),
+            [
+                "class names: those of Kinetics-400; if it was trained on others, give --labels",
+                "it.pyth does not say which frames it takes: --protocol tadaformer-16 is taken; if that is not so, "
+                "give --protocol tadaformer-32 or tadaformer-64",
+            ],
+        ),
+        (
+            710,
+            tuple(f"class_{i:03d}" for i in range(710)),
+            [
+                "the classes are Kinetics-710's, whose order was not published: they are called class_000 and on; "
+                "--labels gives their names",
+                "it.pyth does not say which frames it takes: --protocol tadaformer-16 is taken",
+            ],
+        ),
+    ],
+)
+def test_a_released_tadaformer_needs_no_options(
+    num_classes: int,
+    labels: tuple[str, ...],
+    said: list[str],
+    motion_videos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tada.models.released_names._TADAFORMER", {(4, (96, 3, 3, 8, 8)): "tadaformer_tiny"})
+    torch.save({"model_state": released_former(num_classes)}, tmp_path / "it.pyth")
+    assert main(["convert", str(tmp_path / "it.pyth"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines()[:-2] == said
+    card = load_recognizer(tmp_path / "out", device="cpu").card
+    assert (card.labels, card.clip, card.options) == (labels, PROTOCOLS["tadaformer-16"], {"grid": [6, 6]})
+    video = sorted(motion_videos.rglob("*.mp4"))[0]
+    assert main(["predict", str(tmp_path / "out"), str(video), "--top", "1", "--format", "json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["label"] in labels
+
+
 def released_convnext(name: str) -> dict[str, Tensor]:
     """A TAdaConvNeXt's weights under the released names: TAdaConvNeXt-T's, with more blocks in the third stage."""
     entries = json.loads((GOLDEN / "tadaconvnext_t.json").read_text())["entries"]
@@ -210,11 +264,13 @@ def test_the_published_protocols() -> None:
         (16, "segment", 8),
         (32, "segment", 8),
         (8, "interval", 8),
+        (16, "segment", 8),
+        (32, "segment", 8),
+        (64, "segment", 8),
     ]
-    assert all(
-        (clip.mode, clip.short_side, clip.crop, clip.antialias) == ("official", 256, 256, False)
-        for clip in PROTOCOLS.values()
-    )
+    for name, clip in PROTOCOLS.items():
+        side = 224 if name.startswith("tadaformer-") else 256
+        assert (clip.mode, clip.short_side, clip.crop, clip.antialias) == ("official", side, side, False)
     assert {name: clip.fps for name, clip in PROTOCOLS.items() if clip.fps != 30} == {"epic100-8x8": 60}
     with pytest.raises(UnknownNameError, match=r"no protocol is called 'k400-8'; did you mean 'k400-8x8'"):
         protocol("k400-8")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tada.commands.cli import main
-from tada.models import MODELS
+from tada.models import MODELS, normalization_of
 from tada.models.published import DATA_SETS, PROTOCOLS, published_checkpoints
 from tada.recognition.recipe import EXPECTED
 
@@ -47,14 +47,18 @@ def test_the_command_takes_the_frames_of_the_row() -> None:
         assert row.views == {"k400": "10x3" if "tada2d" in row.network else "4x3", "ssv2": "2x3"}[row.data_set] or (
             row.network == "tadaconvnext_t"
         )
-        if row.network in ("tada2d_r50", "tadaconvnext_t"):
-            assert row.network in MODELS
-            assert command is not None
-            clip = PROTOCOLS[command.removeprefix("tada convert FILE --out DIR --protocol ")]
-            assert clip.num_frames == (row.num_frames or 16)
-            assert (clip.sampling == "segment") == (row.data_set == "ssv2")
-        if row.network not in MODELS:
-            assert command is None
+        is_former = row.network.startswith("tadaformer")
+        assert row.network in MODELS
+        assert command is not None
+        if "nextv2" in row.network and (row.data_set, row.num_frames) == ("k400", 32):
+            size = "--clip.mode official --clip.short-side 256 --clip.crop 256"
+            assert command == f"tada convert FILE --out DIR --clip.num-frames 32 --clip.interval INTERVAL {size}"
+            continue
+        clip = PROTOCOLS[command.removeprefix("tada convert FILE --out DIR --protocol ")]
+        assert clip.num_frames == (row.num_frames or 16)
+        assert (clip.sampling == "segment") == (row.data_set == "ssv2" or is_former)
+        assert (clip.crop, clip.short_side) == ((224, 224) if is_former else (256, 256))
+        assert clip.normalization == normalization_of(row.network)
 
 
 def test_the_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:

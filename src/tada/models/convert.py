@@ -18,7 +18,7 @@ from tada.system.documents import parse_json, read_bytes, typed
 from tada.system.locks import holds, is_used
 from tada.video.sampling import ClipSpec, clip_in_words
 
-_DATA_SET_OF_CLASSES = {(400,): "k400", (174,): "ssv2", (97, 300): "epic100"}
+_DATA_SET_OF_CLASSES = {(400,): "k400", (710,): "k710", (174,): "ssv2", (97, 300): "epic100"}
 """The data set of a released checkpoint, by the number of classes of each head."""
 _LISTS_OF_HEADS = {"epic100": ("epic100_verbs", "epic100_nouns")}
 """Data sets of several heads: their lists of class names."""
@@ -150,8 +150,11 @@ def _find_labels(
     Args:
         sizes: the number of classes of each head.
     """
-    if wanted is None and data_set is None:
-        notes.append("the file does not name its classes: they are called class_000 and on; --labels gives their names")
+    if wanted is None and data_set in (None, "k710"):
+        unknown = "the file does not name its classes"
+        if data_set == "k710":
+            unknown = "the classes are Kinetics-710's, whose order was not published"
+        notes.append(f"{unknown}: they are called class_000 and on; --labels gives their names")
         return tuple(f"class_{i:03d}" for i in range(sum(sizes)))
     name = data_set if wanted is None else str(wanted)
     assert name is not None

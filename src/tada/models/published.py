@@ -10,13 +10,26 @@ from fnmatch import fnmatchcase
 
 from tada.errors import UnknownNameError
 from tada.models import MODELS
-from tada.video.sampling import NORMALIZATION, ClipSpec
+from tada.video.sampling import CLIP_NORMALIZATION, NORMALIZATION, ClipSpec
 
-DATA_SETS = {"k400": "Kinetics-400", "ssv2": "Something-Something-v2", "epic100": "EPIC-KITCHENS-100"}
+DATA_SETS = {
+    "k400": "Kinetics-400",
+    "k710": "Kinetics-710",
+    "ssv2": "Something-Something-v2",
+    "epic100": "EPIC-KITCHENS-100",
+}
 """Data sets of released checkpoints."""
 
 _TEST_CLIP = ClipSpec(
     num_frames=8, mode="official", short_side=256, crop=256, mean=NORMALIZATION[0], std=NORMALIZATION[1]
+)
+_TADAFORMER_CLIP = replace(
+    _TEST_CLIP,
+    sampling="segment",
+    short_side=224,
+    crop=224,
+    mean=CLIP_NORMALIZATION[0],
+    std=CLIP_NORMALIZATION[1],
 )
 PROTOCOLS = {
     "k400-8x8": _TEST_CLIP,
@@ -25,9 +38,12 @@ PROTOCOLS = {
     "ssv2-16": replace(_TEST_CLIP, num_frames=16, sampling="segment"),
     "ssv2-32": replace(_TEST_CLIP, num_frames=32, sampling="segment"),
     "epic100-8x8": replace(_TEST_CLIP, fps=60),
+    "tadaformer-16": replace(_TADAFORMER_CLIP, num_frames=16),
+    "tadaformer-32": replace(_TADAFORMER_CLIP, num_frames=32),
+    "tadaformer-64": replace(_TADAFORMER_CLIP, num_frames=64),
 }
-"""The clips of the published results, by data set and number of frames (x interval). Those of EPIC-KITCHENS-100 are
-inferred, as in its recipe."""
+"""The clips of the published results, by data set and number of frames (x interval); TAdaFormer's are the same on all
+data sets. Those of EPIC-KITCHENS-100 are inferred, as in its recipe."""
 
 _FITTING = {
     ("tada2d", "k400"): ("k400-8x8", "k400-16x5"),
@@ -37,6 +53,9 @@ _FITTING = {
     ("tadaconvnext", "ssv2"): ("ssv2-32",),
     ("tadaconvnextv2", "k400"): ("k400-16x5",),
     ("tadaconvnextv2", "ssv2"): ("ssv2-16", "ssv2-32"),
+    ("tadaformer", "k400"): ("tadaformer-16", "tadaformer-32", "tadaformer-64"),
+    ("tadaformer", "k710"): ("tadaformer-16",),
+    ("tadaformer", "ssv2"): ("tadaformer-16", "tadaformer-32"),
 }
 """Protocols by the beginning of the network's name and the data set, the likeliest first."""
 

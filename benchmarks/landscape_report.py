@@ -112,7 +112,7 @@ def _all(points: Sequence[Point]) -> Rows:
 def _fastest(row: Mapping[str, Any], precision: str) -> str:
     way = row["fastest"].get(precision)
     if way is None:
-        return "failed"
+        return "no time"
     ms = row["ways"][way]["ms"]
     return f"{ms['median']:.0f} ({ms['low']:.0f}-{ms['high']:.0f}), {way.partition(' ')[2]}"
 
@@ -152,7 +152,7 @@ def _ways(rows: Sequence[Mapping[str, Any]]) -> Rows:
                     str(len(times["samples_ms"])),
                 )
             )
-        lines += [(row["row"], way, "failed", reason.replace("|", "/"), "") for way, reason in row["failed"].items()]
+        lines += [(row["row"], way, "no time", reason.replace("|", "/"), "") for way, reason in row["failed"].items()]
     header = ("network", "way", "ms for a clip (quartiles)", "x the reference", "rounds")
     return Rows(title="All ways", header=header, rows=lines)
 
@@ -182,7 +182,8 @@ clip in its fastest way, times the views (clips x crops) with which the accuracy
 from"), and with them what an accuracy says about a network. Every network runs in tada's inference form: batch norms
 folded, eager or compiled, channels first or last; the fastest way counts, and is named. Networks took turns with
 {report["reference"]} in fp32. A time is the ratio to it within each round, times its median over the whole run (medians
-and quartiles). **Bold** in "All ways": the fastest way of a precision."""
+and quartiles). TimeSformer and MViT compute attention in steps, as their packages do, the others by PyTorch's
+one function for it. **Bold** in "All ways": the fastest way of a precision."""
 
 
 def _left_out(report: Mapping[str, Any]) -> str:

@@ -262,6 +262,28 @@ def knows_light(lights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # two exports
+def test_the_benchmark_of_forms(
+    knows_light: Path, lights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import quantization
+
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    options = ["--rounds", "2", "--calibration-clips", "4", "--clip", "2x32", "--json", tmp_path / "forms.json"]
+    quantization.main([str(a) for a in (knows_light, "--data", lights, "--out", tmp_path / "out", *options)])
+    assert "left out: OpenVINO, which is not installed: pip install" in capsys.readouterr().err
+    named = json.loads((tmp_path / "forms.json").read_text())["rows"]
+    rows = {name.rpartition(", ")[2]: row for name, row in named.items()}
+    assert set(rows) - {"PyTorch bf16"} == {"PyTorch fp32", "ONNX Runtime float32", "ONNX Runtime int8"}
+    assert all(row["clip"] == [2, 32] and row["videos"] == 6 and row["ms"]["median"] > 0 for row in rows.values())
+    assert rows["PyTorch fp32"]["agreement"] == rows["ONNX Runtime float32"]["agreement"] == 1.0
+    assert rows["PyTorch fp32"]["metrics"] == {"top1": 1.0}
+    assert rows["ONNX Runtime int8"]["bytes"] < rows["ONNX Runtime float32"]["bytes"]
+    with pytest.raises(OptionError, match="--clip 8 should be frames x pixels, such as 8x224"):
+        quantization.frames_and_pixels("8")
+
+
 def test_integers_are_calibrated_on_some_videos_and_measured_on_others(
     knows_light: Path, lights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -171,6 +171,8 @@ def test_a_way_that_fails_or_answers_otherwise_is_told(
     line = measure("another", arguments)
     assert set(line["ms"]) == {"fp32 eager", "fp32 eager, channels last"}
     assert line["failed"] == {"fp32 compiled": "RuntimeError: no compiler"}
+    monkeypatch.setattr(landscape, "MOST_TO_COMPILE", 1e4)
+    assert measure("another", arguments)["failed"] == {"fp32 compiled": "not tried with more than 0 G multiply-adds"}
     with pytest.raises(ValueError, match=r"logits differ by 1"):
         landscape.check(torch.ones(2), torch.zeros(2), "fp32")
     with pytest.raises(ValueError, match="not finite"):

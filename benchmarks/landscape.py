@@ -108,12 +108,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measure_missing(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Measure the chosen networks that have no line; return the rows of all that have one, and what was left out."""
     _use(arguments.packages)
-    chosen = choose(contenders(), arguments.rows)
-    left_out = dict(LEFT_OUT)
-    for contender in chosen.values():
-        if not contender.is_installed:
-            left_out[contender.name] = f"{contender.package} is not installed: {INSTALL[contender.package]}"
-            print(f"left out: {contender.name}: {left_out[contender.name]}", file=sys.stderr)
     file = (arguments.json or Path("runs/landscape.json")).with_suffix(".jsonl")
     file.parent.mkdir(parents=True, exist_ok=True)
     here = conditions(device)
@@ -125,7 +119,14 @@ def measure_missing(arguments: argparse.Namespace, device: torch.device) -> dict
                 "are of one machine: name another file with --json, or remove this one"
             )
     names = {line["row"] for line in done}
-    jobs = [(c.name, arguments) for c in chosen.values() if c.is_installed and c.name not in names]
+    wanted = [c for c in choose(contenders(), arguments.rows).values() if c.name not in names]
+    left_out = dict(LEFT_OUT)
+    for package, how in INSTALL.items():
+        missing = [c.name for c in wanted if c.package == package and not c.is_installed]
+        if missing:
+            left_out[", ".join(missing)] = f"{package} is not installed: {how}"
+            print(f"left out: {', '.join(missing)}: {package} is not installed: {how}", file=sys.stderr)
+    jobs = [(c.name, arguments) for c in wanted if c.is_installed]
     run_all(measure, jobs, file, num_workers=1, in_words=in_words)
     return {"rows": rows_of(read_runs(file)), "reference": REFERENCE, "left_out": left_out}
 

@@ -156,7 +156,7 @@ def test_tada_reads_it_in_place_of_the_run(
     assert ours.label in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("model", ["tada2d_tiny", "slowfast_tiny"])
+@pytest.mark.parametrize("model", ["tadaformer_tiny", "slowfast_tiny"])
 def test_pytorchs_program_computes_what_the_network_does(model: str, tmp_path: Path) -> None:
     run = saved(tmp_path / "run", model, SMALL[model])
     done = export(run, tmp_path / "out.pt2", say=silent)
@@ -167,8 +167,11 @@ def test_pytorchs_program_computes_what_the_network_does(model: str, tmp_path: P
     assert done.num_bytes == done.file.stat().st_size < num_bytes + 500_000, "weights, and a graph"
     assert b"tadaconv/__init__.py" not in done.file.read_bytes(), "where this machine's code lies"
     network, _ = load_model(run)
-    for shape in ((1, 3, 8, 32, 32), (3, 3, 12, 40, 48)):
+    for shape in ((1, 3, 8, 32, 32), (3, 3, 12, 40, 48), (1, 3, 8, 48, 48)):  # the last is TAdaFormer's grid
         torch.testing.assert_close(program(noise(*shape)), network(noise(*shape)), atol=1e-5, rtol=1e-5)
+    if model == "tadaformer_tiny":
+        with pytest.raises(RuntimeError, match=r"shape '\[1, 3, 8, 40, 48\]' is invalid"):
+            program(noise(1, 3, 8, 44, 48))
 
 
 @pytest.mark.parametrize(
@@ -195,6 +198,9 @@ def test_other_families_as_onnx(model: str, tmp_path: Path) -> None:
     clips = noise(3, 3, 6, 40 if model == "tadaformer_tiny" else 41, 48)
     with torch.inference_mode():
         assert distance(from_file.model(clips), recognizer.model(clips)) < TOLERANCE
+    if model == "tadaformer_tiny":  # patches of 8 pixels: 4 rows would be cut off
+        with pytest.raises(Exception, match=r"requested shape:\{1,3,4,40,48\}"):
+            from_file.model(noise(1, 3, 4, 44, 48))
 
 
 @pytest.mark.slow

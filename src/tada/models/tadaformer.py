@@ -106,7 +106,9 @@ class TAdaFormer(nn.Module):
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the norm of the mean class token; raises as forward."""
         check_clips(clips)
-        if not torch.compiler.is_exporting():  # where sizes are symbols
+        if torch.compiler.is_exporting():  # where sizes are symbols
+            clips = self._of_whole_patches(clips)
+        else:
             self._check_size(clips)
             check_variance(self, clips, stride=self.config.patch, frame_stride=2)
         frames, t = conv_of_three_frames(self.stem, clips)  # [N*T, C, h, w]
@@ -129,10 +131,16 @@ class TAdaFormer(nn.Module):
                 f"{height} x {width} (clip.crop a multiple of {patch})"
             )
 
+    def _of_whole_patches(self, clips: Tensor) -> Tensor:
+        """The same clips. An exported graph fails here where ``_check_size`` does, else its stem would cut pixels off."""
+        n, c, t, height, width = clips.shape
+        patch = self.config.patch
+        return clips.reshape(n, c, t, height // patch * patch, width // patch * patch)
+
     def _positions(self, h: int, w: int) -> Tensor:
         """The positional embedding of a class token and h x w patches: [1 + h*w, C]."""
         rows, columns = self.config.grid
-        if (h, w) == (rows, columns) and not torch.compiler.is_exporting():
+        if not torch.compiler.is_exporting() and (h, w) == (rows, columns):
             return self.positional_embedding
         grid = self.positional_embedding[1:].T.view(1, -1, rows, columns)
         grid = F.interpolate(grid, (h, w), mode="bicubic", align_corners=False)

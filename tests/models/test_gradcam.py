@@ -205,6 +205,9 @@ def test_what_cannot_be_looked_at_is_refused() -> None:
         look(network, clip, lambda logits: logits[0], layer="stages.1.1")
     with pytest.raises(OptionError, match=r"'head' gives no feature map .*; the last that does is 'stages\.1\.0'"):
         look(network, clip, lambda logits: logits[0], layer="head")
+    clip_alone = small("tadaformer_tiny", tada_blocks=0)
+    with pytest.raises(OptionError, match=r"without TAda blocks \(tada_blocks: 0\) has no module that gives"):
+        look(clip_alone, clip, lambda logits: logits[0])
     with pytest.raises(OptionError, match=r"this Sequential has no feature map of more than one pixel"):
         look(nn.Sequential(nn.Flatten(), nn.Linear(6, 3)), torch.zeros(1, 3, 2, 1, 1), lambda logits: logits[0])
     with pytest.raises(OptionError, match=r"the logits do not depend on the layer 'unused'"):

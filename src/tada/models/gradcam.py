@@ -174,6 +174,11 @@ def _stages(network: nn.Module) -> list[tuple[str, ...]]:
     if isinstance(network, TAda2D | TAdaConvNeXt | EfficientNetLite):
         return [(name,) for name in _last_blocks("stages", network.stages)]
     if isinstance(network, TAdaFormer):  # the patches before the attention of each block
+        if not network.config.tada_blocks:
+            raise OptionError(
+                "a TAdaFormer without TAda blocks (tada_blocks: 0) has no module that gives a feature map: look at a model "
+                "with TAda blocks"
+            )
         return [(f"blocks.{i}.tada",) for i in range(len(network.blocks))]
     if isinstance(network, Host):
         slow = _last_blocks("slow.stages", network.slow.stages)

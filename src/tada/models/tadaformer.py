@@ -132,7 +132,7 @@ class TAdaFormer(nn.Module):
             )
 
     def _of_whole_patches(self, clips: Tensor) -> Tensor:
-        """The same clips. An exported graph fails here where ``_check_size`` does, else its stem would cut pixels off."""
+        """The same clips. An exported graph fails here where ``_check_size`` does; its stem would cut pixels off."""
         n, c, t, height, width = clips.shape
         patch = self.config.patch
         return clips.reshape(n, c, t, height // patch * patch, width // patch * patch)

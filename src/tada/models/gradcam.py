@@ -176,8 +176,8 @@ def _stages(network: nn.Module) -> list[tuple[str, ...]]:
     if isinstance(network, TAdaFormer):  # the patches before the attention of each block
         if not network.config.tada_blocks:
             raise OptionError(
-                "a TAdaFormer without TAda blocks (tada_blocks: 0) has no module that gives a feature map: look at a model "
-                "with TAda blocks"
+                "a TAdaFormer without TAda blocks (tada_blocks: 0) has no module that gives a feature map: look at "
+                "a model with TAda blocks"
             )
         return [(f"blocks.{i}.tada",) for i in range(len(network.blocks))]
     if isinstance(network, Host):

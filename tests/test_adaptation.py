@@ -29,6 +29,7 @@ from tada.errors import OptionError
 from tada.models import create_model
 from tada.models.fuse import fuse
 from tada.tadaconv import Routing, TAdaConv2d, TAdaConv3d
+from tada.tadaconv.routing_v2 import AttentionOverTime, RoutingV2
 
 
 class ResidualBlock(nn.Module):
@@ -584,6 +585,37 @@ def test_report() -> None:
     )
     assert "unchanged: none" in str(empty)
     assert "with ratio=4" not in text + str(empty)
+
+
+@pytest.mark.parametrize("kind", ["images", "clips"])
+def test_frames_can_attend_to_each_other(kind: str) -> None:
+    torch.manual_seed(0)
+    network: nn.Module = image_network()
+    if kind == "clips":
+        network = create_model("slowonly_tiny", num_classes=3, width=8).double().eval()
+    x = clips(n=2, t=4, side=24)
+    before = network(x.transpose(1, 2).flatten(0, 1)).view(2, 4, -1) if kind == "images" else network(x)
+    adapted, report = adapt(network, attention=True)
+    torch.testing.assert_close(adapted(x), before, rtol=1e-9, atol=1e-12)
+    routings = [module for module in adapted.modules() if isinstance(module, RoutingV2)]
+    assert len(routings) == len(report.changed)
+    for routing in routings:
+        nn.init.normal_(routing.alpha.weight, std=0.1)
+    assert not torch.allclose(adapted(x), before)
+    torch.testing.assert_close(fuse(adapted)(x), adapted(x), rtol=1e-9, atol=1e-12)
+    if kind == "images":
+        # Of 8 channels, r = 2: Conv1d 8->4 of 3, two norms, attention 4->12 and 4->4, Conv1d 4->8 of 3 without a bias.
+        first = report.changed[0]
+        assert first.parameters == (8 * 4 * 3 + 4) + 2 * 8 + (4 * 12 + 12) + (4 * 4 + 4) + 4 * 8 * 3
+        assert (first.multiply_adds_per_frame, first.multiply_adds_per_clip) == (2 * 96 + 48 + 16, 0)
+        assert report.parameters_unbounded == report.parameters_after
+
+
+def test_heads_of_attention_fit_any_width() -> None:
+    wide = nn.Sequential(*(nn.Sequential(nn.Conv2d(c, c, 3, padding=1)) for c in (6, 128, 192, 258)))
+    adapted, _ = adapt(wide, where="*", attention=True)
+    heads = [module.head_channels for module in adapted.modules() if isinstance(module, AttentionOverTime)]
+    assert heads == [3, 64, 48, 43]
 
 
 class TestAnAdaptedNetwork:

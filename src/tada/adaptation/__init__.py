@@ -35,6 +35,7 @@ from tada.tadaconv import (
     TAdaConv3d,
     depthwise_hidden_channels,
 )
+from tada.tadaconv.routing_v2 import RoutingV2
 
 Where = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -47,6 +48,7 @@ def adapt(
     where: Where | None = None,
     folds_frames: bool = False,
     ratio: int | None = None,
+    attention: bool = False,
 ) -> tuple[nn.Module, AdaptReport]:
     """Make convolutions of a network temporally adaptive, in place.
 
@@ -63,7 +65,9 @@ def adapt(
         folds_frames: True for a network of 2-D convolutions that takes clips and folds their frames into the batch
             itself, each clip's frames in a row (TSN, TSM). Its input is then passed on unchanged.
         ratio: r; the hidden layers of the routing functions have C / r channels. Default: 4, as in the paper; for
-            depthwise convolutions, whose kernels have few parameters, C / 4 channels but at most 6.
+            depthwise convolutions, whose kernels have few parameters, C / 4 channels but at most 6. With attention: 2.
+        attention: True: the routing functions of the second paper (``RoutingV2``), in which the frames attend to each
+            other; False: those of the first, which add the clip's mean to each frame.
 
     Returns:
         The network, and a report of what was changed, what was skipped and why, and the cost. A network of 2-D
@@ -105,7 +109,7 @@ def adapt(
     for name, module in found.items():
         if name in picked:
             assert isinstance(module, nn.Conv2d | nn.Conv3d)
-            new = _temporally_adaptive(module, paddings[name], _new_routing(module, norm, ratio), clip)
+            new = _temporally_adaptive(module, paddings[name], _new_routing(module, norm, ratio, attention), clip)
             replacements[module] = new
             changed.append(AdaptedConvolution.of(name, new))
     routings = [conv.routing for conv in replacements.values() if conv.routing is not None]
@@ -143,7 +147,7 @@ class AdaptedConvolution:
     parameters: int
     """Added parameters."""
     multiply_adds_per_frame: int
-    """Multiply-adds of the routing function's convolutions over time, for one frame."""
+    """Multiply-adds of the routing function's layers over time, for one frame."""
     multiply_adds_per_clip: int
     """Multiply-adds of its global context, for one clip."""
 
@@ -151,7 +155,8 @@ class AdaptedConvolution:
     def of(cls, name: str, conv: TAdaConv2d | TAdaConv3d) -> AdaptedConvolution:
         """Count the parameters and multiply-adds of a convolution's routing function."""
         assert conv.routing is not None
-        layers = [layer for layer in conv.routing.modules() if isinstance(layer, nn.Conv1d)]
+        per_clip = conv.routing.context
+        layers = [m for m in conv.routing.modules() if isinstance(m, nn.Conv1d | nn.Linear) and m is not per_clip]
         return cls(
             name=name,
             kernel_size=conv.kernel_size,
@@ -159,7 +164,7 @@ class AdaptedConvolution:
             out_channels=conv.out_channels,
             parameters=_num_parameters(conv.routing),
             multiply_adds_per_frame=sum(layer.weight.numel() for layer in layers),
-            multiply_adds_per_clip=0 if conv.routing.context is None else conv.routing.context.weight.numel(),
+            multiply_adds_per_clip=0 if per_clip is None else per_clip.weight.numel(),
         )
 
 
@@ -186,13 +191,15 @@ class AdaptReport:
     parameters_after: int
     """Parameters of the whole network now."""
     parameters_unbounded: int
-    """What ``parameters_after`` would be with ``ratio=4`` for all changed convolutions."""
+    """What ``parameters_after`` would be with ``ratio=4`` for all changed convolutions; with attention
+    ``parameters_after`` itself, since its layers are never bounded."""
 
     def multiply_adds(self, num_frames: int) -> int:
         """Multiply-adds that the routing functions add for a clip of T frames of any size.
 
         They see one number per channel and frame, whatever the frames' size. A network that drops frames in between
-        needs fewer. The product of features and alpha is not counted, as in the paper.
+        needs fewer. The product of features and alpha is not counted, as in the paper, nor those between the frames of
+        an attention.
         """
         return sum(c.multiply_adds_per_frame * num_frames + c.multiply_adds_per_clip for c in self.changed)
 
@@ -386,9 +393,14 @@ def _check_ready(network: nn.Module) -> None:
 # -- the change -------------------------------------------------------------------------------------------------------
 
 
-def _new_routing(conv: Any, norm: RoutingNorm, ratio: int | None) -> Routing:
-    """Build a convolution's routing function: the paper's, or, for depthwise ones, one without a C x C layer."""
+def _new_routing(conv: Any, norm: RoutingNorm, ratio: int | None, attention: bool) -> Routing:
+    """Build a convolution's routing function: a paper's, or, for depthwise ones, one without a C x C layer."""
     channels: int = conv.in_channels
+    if attention:
+        ratio = ratio or 2
+        hidden = max(channels // ratio, 1)
+        head_channels = max(width for width in range(1, 65) if hidden % width == 0)  # 64 and 48 in the paper
+        return RoutingV2(channels, ratio=ratio, head_channels=head_channels)
     if conv.groups == channels > 1:
         return Routing(channels, hidden_channels=depthwise_hidden_channels(channels, ratio), norm=norm)
     return Routing(channels, ratio=ratio or 4, norm=norm)
@@ -396,7 +408,8 @@ def _new_routing(conv: Any, norm: RoutingNorm, ratio: int | None) -> Routing:
 
 def _parameters_by_ratio(routing: Routing, ratio: int) -> int:
     """Count the parameters that a routing function would have with another r."""
-    assert routing.context is not None
+    if routing.context is None:  # of attention
+        return _num_parameters(routing)
     assert routing.reduce is not None
     fixed = 0 if routing.joins_hidden_layer else _num_parameters(routing.context)
     of_a_hidden_channel = (_num_parameters(routing) - fixed) // routing.reduce.out_channels

@@ -97,7 +97,7 @@ _FAMILIES = {
 _CLIP_PIXELS = 224  # TAdaFormer's tests, by the released configs: TEST_CROP_SIZE
 LEFT_OUT = {
     "TAdaConvNeXt-S, -B": "no accuracy was published",
-    "TAdaFormer-L14 32f, 64f": "two and four times the work of 16 frames (published: 89.5 and 89.9 %)",
+    "TAdaFormer-L/14 32f, 64f": "two and four times the work of 16 frames (published: 89.5 and 89.9 %)",
 }
 """Networks of tada that are no contenders, and why."""
 
@@ -121,9 +121,10 @@ def _ours() -> Iterator[Contender]:
     ]
     for (name, frames), results in found.items():
         kind, size = name.split("_")
+        size = f"{size[0].upper()}/{size[1:]}" if kind == "tadaformer" else size.upper()
         protocols = fitting_protocols(name, "k400")
         yield Contender(
-            name=f"{_FAMILIES[kind]}-{size.upper()} {frames}f",
+            name=f"{_FAMILIES[kind]}-{size} {frames}f",
             family=_FAMILIES[kind],
             build=partial(network, name, frames),
             frames=frames,

@@ -96,7 +96,7 @@ def test_own_results_are_the_published_ones() -> None:
             assert (c.num_frames, c.top1, c.views, c.trained_from) in found
     assert (16, 78.4, "4x3", "ImageNet-1k") in found  # TAdaConvNeXt-T, from the paper
     assert ours["TAdaConvNeXtV2-B 32f"].pixels == 256
-    assert ours["TAdaFormer-B16 16f"].pixels == 224
+    assert ours["TAdaFormer-B/16 16f"].pixels == 224
 
 
 @pytest.mark.slow  # the import of transformers takes seconds

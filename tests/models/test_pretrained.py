@@ -154,11 +154,12 @@ class TestConvNeXt:
         model = create_model("tadaconvnext_t", num_classes=3, **SMALL_CONVNEXT)
         assert take_image_network(model, weights, "it").ignored == ()
 
-    def test_the_second_papers_network_takes_them_too(self) -> None:
+    @pytest.mark.parametrize("form", CONVNEXT_FORMS)
+    def test_the_second_papers_network_takes_them_too(self, form: Callable[[str, Tensor], tuple[str, Tensor]]) -> None:
         v2 = {"routing_head_channels": 1}
         model = create_model("tadaconvnextv2_t", num_classes=3, **SMALL_CONVNEXT, **v2).double().eval()
         images = small_convnext()
-        report = take_image_network(model, images.state_dict(), "it")
+        report = take_image_network(model, dict(form(*item) for item in images.state_dict().items()), "it")
         assert all("head." in key or "routing" in key or "pooled_norm" in key for key in report.fresh)
         assert torch.equal(
             model.get_parameter("stages.1.1.norm.norm.weight"), images.state_dict()["stages.1.1.norm.weight"]

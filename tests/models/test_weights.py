@@ -289,7 +289,7 @@ class TestReadWeights:
     def test_other_endings(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(b"PK")
         with pytest.raises(
-            CheckpointError, match=r"read from .safetensors, .pth, .pyth or .pt; archives are not opened"
+            CheckpointError, match=r"read from .safetensors, .pth, .pyth, .pt or .bin; archives are not opened"
         ):
             read_weights(tmp_path / name)
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-
-from torch import Tensor
 
 from tada.errors import CheckpointError, OptionError
 from tada.models import with_normalization
 from tada.models.class_names import class_lists, class_names
 from tada.models.published import DATA_SETS, PROTOCOLS, fitting_protocols
 from tada.models.released_names import join_heads, network_of
-from tada.models.weights import ModelCard, convert_published, read_checkpoint, save_weights
+from tada.models.weights import ModelCard, convert_published, other_numbers, read_checkpoint, save_weights
 from tada.system.documents import parse_json, read_bytes, typed
 from tada.system.locks import holds, is_used
 from tada.video.sampling import ClipSpec, clip_in_words
@@ -66,7 +64,8 @@ def convert_checkpoint(
     head_sizes = join_heads(released)[1]
     sizes = tuple(head_sizes.values()) or (num_classes,)
     data_set = _DATA_SET_OF_CLASSES.get(sizes)
-    notes = [*_other_numbers(file, weights)]
+    others = other_numbers(weights)
+    notes = [f"{file.name} holds {others}: the model is saved in float32"] if others else []
     card = ModelCard(
         model=name,
         options=network_of(released)[1],
@@ -82,12 +81,6 @@ def convert_checkpoint(
     for note in notes:
         say(note)
     return card
-
-
-def _other_numbers(file: Path, weights: Mapping[str, Tensor]) -> Iterator[str]:
-    kinds = {str(value.dtype).removeprefix("torch.") for value in weights.values() if value.is_floating_point()}
-    if others := sorted(kinds - {"float32"}):
-        yield f"{file.name} holds {' and '.join(others)}: the model is saved in float32"
 
 
 # -- clips ------------------------------------------------------------------------------------------------------------

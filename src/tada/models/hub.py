@@ -19,6 +19,8 @@ from tada.system.calls import checked
 from tada.video.sampling import normalization_in_words
 
 PREFIX = "hf-hub:"
+_OLD_WEIGHTS_FILE = "pytorch_model.bin"
+"""What transformers wrote before safetensors; some repositories, as CLIP's, may have nothing else."""
 
 _LICENSES = ("apache-2.0", "mit", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0")
 """Licenses that the hub has an identifier for; others are published as "other" with their name."""
@@ -60,19 +62,28 @@ def fetch_model(hub_id: str) -> Path:
 
 
 def fetch_weights(hub_id: str) -> tuple[Path, Path | None]:
-    """Fetch model.safetensors, and model.json where the repository has one.
+    """Fetch model.safetensors, or pytorch_model.bin of a repository without it, and model.json where there is one.
 
     Raises:
         CheckpointError: as ``fetch_file``.
     """
+    weights = fetch_if_there(hub_id, WEIGHTS_FILE) or fetch_if_there(hub_id, _OLD_WEIGHTS_FILE)
+    return weights or fetch_file(hub_id, WEIGHTS_FILE), fetch_if_there(hub_id, CARD_FILE)
+
+
+def fetch_if_there(hub_id: str, name: str) -> Path | None:
+    """Fetch one file of a repository; None if it has none, or, without a network, the cache.
+
+    Raises:
+        CheckpointError: no such repository.
+    """
     from huggingface_hub.errors import EntryNotFoundError
 
-    weights = fetch_file(hub_id, WEIGHTS_FILE)
     try:
-        return weights, fetch_file(hub_id, CARD_FILE)
+        return fetch_file(hub_id, name)
     except CheckpointError as error:
-        if isinstance(error.__cause__, EntryNotFoundError):  # without a network: not in the cache
-            return weights, None
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return None
         raise
 
 

@@ -4,23 +4,25 @@ A source is the folder of a run, a file of weights, or ``hf-hub:OWNER/NAME``. It
 
 - a network of ours, or a released one: everything but the classifier is taken, and must fit;
 - an image network of the same shape, a ResNet (torchvision's names, which are timm's), a ConvNeXt (torchvision's,
-  timm's or the authors') or an EfficientNet-Lite (timm's or efficientnet_pytorch's): its kernels and norms are taken
-  one for one. Weights that an image network does not have keep their initialization: routing functions return 1, and
-  pooled norms 0. So at first the network computes for each frame what the image network computes.
+  timm's or the authors'), an EfficientNet-Lite (timm's or efficientnet_pytorch's) or CLIP's image transformer
+  (transformers' or open_clip's): its kernels and norms are taken one for one. Weights that an image network does not
+  have keep their initialization: routing functions return 1, pooled norms 0, and so do a TAdaFormer's TAda blocks. So
+  at first the network computes for each frame what the image network computes.
 
-Two weights are reshaped or added. The 4x4 stem kernel of a ConvNeXt becomes the middle frame of the TAdaConvNeXt's
-3x4x4 stem kernel, with zeros on the other two: then each frame, also the first, gives exactly the features of the image
-network. (A third of the kernel on each frame would blur motion, and dim the first frame by a third.) And a network of
-basic blocks has a shortcut where ResNet-18 has its max-pool; it is initialized as the identity. Pixels are normalized
-here by mean .45 and std .225, as in the released code, not per channel as for ImageNet; an EfficientNetLite converts
-them to the range of its weights, so its logits are ImageNet's. ``initialize`` tells where a training's clips have other
-numbers than the source is meant for.
+Some weights are reshaped or added. The 2-D stem kernel of a ConvNeXt or of CLIP becomes the middle frame of the three
+of our stem kernel, with zeros on the other two: then each frame, also the first, gives exactly the features of the
+image network. (A third of the kernel on each frame would blur motion, and dim the first one by a third.) CLIP's
+positional embedding is resized to the TAdaFormer's grid. And a network of basic blocks has a shortcut where ResNet-18
+has its max-pool; it is initialized as the identity. But for a TAdaFormer, which takes CLIP's numbers, pixels are
+normalized here by mean .45 and std .225, as in the released code, not per channel as for ImageNet; an EfficientNetLite
+converts them to the range of its weights, so its logits are ImageNet's. ``initialize`` tells where a training's clips
+have other numbers than the source is meant for.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike, fspath
@@ -32,15 +34,18 @@ from torch import Tensor, nn
 from tada.errors import CheckpointError, OptionError, UnknownNameError, listed
 from tada.models import MODELS, Network, normalization_of
 from tada.models import create_model as drawn
+from tada.models.clip_tower import Facts, beside_the_tower, facts_of, tower_of
 from tada.models.efficientnet_lite import EfficientNetLite
-from tada.models.hub import fetch_weights, is_hub_id
+from tada.models.hub import fetch_if_there, fetch_weights, is_hub_id
 from tada.models.imagenet_names import NOT_OF_IMAGES, THEIR_CLASSIFIER, made_to_fit, our_name, our_parts
 from tada.models.imagenet_package import IMAGE_MODELS, IN_WORDS, NUM_CLASSES, image_weights
 from tada.models.tada2d import TAda2D
 from tada.models.tadaconvnext import TAdaConvNeXt
+from tada.models.tadaformer import TAdaFormer
 from tada.models.weights import (
     convert_published,
     load_model,
+    other_numbers,
     packaged,
     packaged_names,
     read_weights,
@@ -48,7 +53,7 @@ from tada.models.weights import (
 )
 from tada.system.calls import checked
 from tada.system.files import absolute_path
-from tada.video.sampling import NORMALIZATION, Channels, ClipSpec, normalization_in_words
+from tada.video.sampling import CLIP_NORMALIZATION, NORMALIZATION, Channels, ClipSpec, normalization_in_words
 
 _HEAD = "head."
 RANDOM_WEIGHTS = "random weights"
@@ -71,18 +76,19 @@ class InitialReport:
     """Names of the source's weights that were not used."""
     normalization: tuple[Channels, Channels] | None
     """Mean and deviation of the pixels that the source is meant for; None: unknown."""
+    notes: tuple[str, ...] = ()
+    """Other things to tell, in words."""
 
     def __str__(self) -> str:
         """Lay out the counts."""
         lines = [f"taken: {len(self.taken)} weights"]
         lines += [f"made to fit: {name}, {how}" for name, how in self.reshaped.items()]
-        kinds = Counter(_kind(name) for name in self.fresh)
-        fresh = f" ({', '.join(f'{kind} {count}' for kind, count in kinds.items())})" if kinds else ""
-        lines.append(f"left as drawn: {len(self.fresh)}{fresh}")
-        lines.append(
-            f"left out: {len(self.ignored)}{f' ({listed(self.ignored, quote=False)})' if self.ignored else ''}"
-        )
-        return f"from {self.source}: " + "; ".join(lines)
+        lines.append(f"left as drawn: {len(self.fresh)}{_counted(_kind(name) for name in self.fresh)}")
+        beside = [what for name in self.ignored if (what := beside_the_tower(name))]
+        named = f" ({listed(self.ignored, quote=False)})" if self.ignored else ""
+        words = _counted(beside) if len(beside) == len(self.ignored) else named
+        lines.append(f"left out: {len(self.ignored)}{words}")
+        return f"from {self.source}: " + "; ".join([*lines, *self.notes])
 
 
 @checked(num_classes=1, num_frames=1)
@@ -122,9 +128,8 @@ def create_model(
     source = _trained_source(name, pretrained)
     if source == "image" and num_classes is None:
         num_classes = NUM_CLASSES
-    if is_hub_id(source):
-        file, card = fetch_weights(source)
-        source = str(file if card is None else card.parent)
+    if is_hub_id(source) and (card := fetch_weights(source)[1]) is not None:
+        source = str(card.parent)
     if source != "image" and Path(source).is_dir():
         trained, about = load_model(Path(source))
         if about.model != name:
@@ -247,8 +252,7 @@ def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = F
         folder = file if card is None else card.parent
     if folder.is_dir():
         given, card_of_it = load_model(folder)
-        if card_of_it.model != name:
-            raise CheckpointError(f"{source} holds a {card_of_it.model}; a {name} cannot start from it")
+        _check_same_network(card_of_it.model, name, source)
         return _take_own(
             model, given.state_dict(), words, classifier=classifier, normalization=card_of_it.clip.normalization
         )
@@ -258,15 +262,36 @@ def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = F
             "hf-hub:OWNER/NAME"
         )
     weights = read_weights(file)
-    if "head.weight" in weights and ("stem_conv.weight" in weights or "stem.conv.weight" in weights):
+    if "head.weight" in weights and not weights.keys().isdisjoint(_OUR_STEMS):
         return _take_own(model, weights, words, classifier=classifier)
     if any(key.startswith("backbone.") for key in weights):
         released, weights = convert_published(weights)
-        if released != name:
-            raise CheckpointError(f"{source} holds a released {released}; a {name} cannot start from it")
+        _check_same_network(released, name, source)
         words = f"the released weights of {source}"
         return _take_own(model, weights, words, classifier=classifier, normalization=normalization_of(name))
-    return take_image_network(model, weights, f"the image network of {source}", classifier=classifier)
+    words, facts = f"the image network of {source}", None
+    if isinstance(model, TAdaFormer):
+        facts = _facts_beside(source, file)
+    return take_image_network(model, weights, words, classifier=classifier, facts=facts)
+
+
+_OUR_STEMS = ("stem_conv.weight", "stem.conv.weight", "stem.weight")
+
+
+def _check_same_network(theirs: str, name: str, source: str) -> None:
+    if theirs != name:
+        raise CheckpointError(
+            f"{source} holds a {theirs}; a {name} cannot start from it: give --model {theirs}, or other weights"
+        )
+
+
+def _facts_beside(source: str, file: Path) -> Facts | None:
+    """What a configuration says of an image tower: from the same repository, or the same folder."""
+    for name in ("config.json", "open_clip_config.json"):
+        config = fetch_if_there(source, name) if is_hub_id(source) else file.parent / name
+        if config is not None and (facts := facts_of(config)) is not None:
+            return facts
+    return None
 
 
 def _take_own(
@@ -291,28 +316,44 @@ def _take_own(
         fresh=tuple(key for key in names if key.startswith(fresh)),
         ignored=tuple(key for key in weights if key.startswith(fresh)),
         normalization=normalization,
+        notes=_notes(model, weights),
     )
+
+
+def _notes(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """That the weights hold other numbers than the model, if so."""
+    kinds, own = other_numbers(weights), other_numbers(model.state_dict())
+    return (f"{kinds} numbers are taken as {own or 'float32'}",) if kinds not in ("", own) else ()
 
 
 # -- image networks ---------------------------------------------------------------------------------------------------
 
 
 def take_image_network(
-    model: nn.Module, weights: Mapping[str, Tensor], words: str, *, classifier: bool = False
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    words: str,
+    *,
+    classifier: bool = False,
+    facts: Facts | None = None,
 ) -> InitialReport:
     """Load the weights of an image network of the same shape into a new model.
 
     Args:
         words: a description of the weights, for the report and for messages.
         classifier: take the classifier too, where it has as many classes.
+        facts: of an image tower of CLIP, where a configuration states them.
 
     Raises:
         CheckpointError: names or shapes of another network; the model is then unchanged.
     """
     own = model.state_dict()
+    if isinstance(model, TAdaFormer):
+        return _take_tower(model, weights, words, facts)
     if not isinstance(model, TAda2D | TAdaConvNeXt | EfficientNetLite):
         raise CheckpointError(
-            f"{words} is no start for a {type(model).__name__}: TAda2D, TAdaConvNeXt and EfficientNetLite have one"
+            f"{words} is no start for a {type(model).__name__}: TAda2D, TAdaConvNeXt, TAdaFormer and EfficientNetLite "
+            "have one"
         )
     kind, named_by = _IMAGE_NETWORKS[type(model)]
     names = our_parts(model.config, own)
@@ -343,6 +384,29 @@ def take_image_network(
         fresh=tuple(key for key in own if key in fresh and not key.endswith(".num_batches_tracked")),
         ignored=ignored,
         normalization=NORMALIZATION,
+        notes=_notes(model, weights),
+    )
+
+
+def _take_tower(model: TAdaFormer, weights: Mapping[str, Tensor], words: str, facts: Facts | None) -> InitialReport:
+    own = model.state_dict()
+    precise = {
+        key: value.to(own["head.weight"]) if value.is_floating_point() else value for key, value in weights.items()
+    }
+    given, reshaped, ignored, notes = tower_of(precise, model.config, words, facts)
+    fresh = tuple(key for key in own if key.startswith(_HEAD) or ".tada" in key)
+    try:
+        restore(model, given, fresh=fresh)
+    except CheckpointError as error:
+        raise CheckpointError(f"{words} is no image transformer of this shape: {error}") from error
+    return InitialReport(
+        source=words,
+        taken=tuple(key for key in own if key in given and key not in reshaped),
+        reshaped=reshaped,
+        fresh=tuple(key for key in fresh if not key.endswith(".num_batches_tracked")),
+        ignored=ignored,
+        normalization=CLIP_NORMALIZATION,
+        notes=(*_notes(model, weights), *notes),
     )
 
 
@@ -355,7 +419,18 @@ _IMAGE_NETWORKS: dict[type[nn.Module], tuple[str, str]] = {
 
 
 def _kind(name: str) -> str:
-    for part, words in (("head.", "classifier"), ("routing.", "routing functions"), ("pooled_norm.", "pooled norms")):
+    for part, words in (
+        ("head.", "classifier"),
+        (".tada", "TAda blocks"),
+        ("routing.", "routing functions"),
+        ("pooled_norm.", "pooled norms"),
+    ):
         if part in name:
             return words
     return name
+
+
+def _counted(kinds: Iterable[str]) -> str:
+    """How many there are of each kind, in parentheses; empty if there are none."""
+    counts = Counter(kinds)
+    return f" ({', '.join(f'{kind} {count}' for kind, count in counts.items())})" if counts else ""

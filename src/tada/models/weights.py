@@ -262,7 +262,7 @@ def _open(file: Path, max_bytes: int | None = None) -> BinaryIO:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a weight file, by name: .safetensors, or a state dict in .pth, .pyth or .pt.
+    """Read the tensors of a weight file, by name: .safetensors, or a state dict in .pth, .pyth, .pt or .bin.
 
     A training checkpoint that holds its model's state dict as "model_state", "state_dict" or "model" is unwrapped, and
     the prefix "module." of data-parallel training is removed. No code in a file is executed: a pickle of more than
@@ -278,11 +278,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     """As ``read_weights``, with the settings of the training that the released code saves as text ("cfg"), or ""."""
     if path.suffix.lower() == ".safetensors":
         content: Any = _parse_safetensors(path, read_bytes(path))
-    elif path.suffix.lower() in (".pth", ".pyth", ".pt"):
+    elif path.suffix.lower() in (".pth", ".pyth", ".pt", ".bin"):
         content = _unpickle(path)
     else:
         raise CheckpointError(
-            f"{str(path)!r}: weights are read from .safetensors, .pth, .pyth or .pt; archives are not opened: "
+            f"{str(path)!r}: weights are read from .safetensors, .pth, .pyth, .pt or .bin; archives are not opened: "
             "unpack it and give the file in it"
         )
     weights = _state_dict(path, content)
@@ -338,6 +338,12 @@ def _state_dict(file: Path, content: Any) -> dict[str, Tensor]:
         )
     before = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(before): value.detach() for name, value in content.items()}
+
+
+def other_numbers(weights: Mapping[str, Tensor]) -> str:
+    """The kinds of floating-point numbers in weights besides float32, in words; empty if there are none."""
+    kinds = {str(value.dtype).removeprefix("torch.") for value in weights.values() if value.is_floating_point()}
+    return " and ".join(sorted(kinds - {"float32"}))
 
 
 def _is_plain_tensor(value: Any) -> bool:

@@ -43,8 +43,8 @@ class Recipe(Schedule):
     init: str = "auto"
     """Initial weights: 'motion' (weights that ship with tada, trained on generated motion), 'image' (weights trained on
     ImageNet, from the package of tada-video[image]), 'none' (random), the folder of a run, a file of weights or
-    hf-hub:OWNER/NAME (of this network, or of an image network of its shape); or 'auto': motion or image for a model
-    that has such weights, none for the others."""
+    hf-hub:OWNER/NAME (of this network, or of an image network of its shape, such as CLIP's for a TAdaFormer); or
+    'auto': motion or image for a model that has such weights, none for the others."""
     train: TrainedPart = "all"
     """Part of the network that is trained: 'head' (the classifier), 'calibration' (the classifier, and TAdaConv's
     routing functions and second norms, on frozen kernels) or 'all'. Frozen norms keep their statistics."""

@@ -166,6 +166,7 @@ MOVED_NAMES = {
     },
     "training.schedule": {"data.epochs": "LastBatch steps_of_epoch"},
     "training.trainer": {"training.schedule": "learning_rate_factor"},
+    "video.transforms": {"video.sampling": "MEAN STD"},
 }
 """Old module (by its present name) -> new module -> the names that were moved; modules without ``tada.``."""
 

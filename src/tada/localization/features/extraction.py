@@ -221,7 +221,8 @@ def extract(
             continue
         card = read_card(file)
         if card.backbone != sha256 or card.settings != expected:
-            changed = [key for key in expected if card.settings.get(key) != expected[key]] or ["backbone"]
+            keys = card.settings | expected
+            changed = [key for key in keys if card.settings.get(key) != expected.get(key)] or ["backbone"]
             raise DataError(
                 f"{str(file)!r} holds features of another {', '.join(changed)}; extract into another folder, or remove "
                 "this one"

@@ -156,6 +156,7 @@ def released_former(num_classes: int) -> dict[str, Tensor]:
                 "class names: those of Kinetics-400; if it was trained on others, give --labels",
                 "it.pyth does not say which frames it takes: --protocol tadaformer-16 is taken; if that is not so, "
                 "give --protocol tadaformer-32 or tadaformer-64",
+                "its positions are those of frames of 48 x 48 pixels: its clips have this size",
             ],
         ),
         (
@@ -165,6 +166,7 @@ def released_former(num_classes: int) -> dict[str, Tensor]:
                 "the classes are Kinetics-710's, whose order was not published: they are called class_000 and on; "
                 "--labels gives their names",
                 "it.pyth does not say which frames it takes: --protocol tadaformer-16 is taken",
+                "its positions are those of frames of 48 x 48 pixels: its clips have this size",
             ],
         ),
     ],
@@ -183,7 +185,8 @@ def test_a_released_tadaformer_needs_no_options(
     assert main(["convert", str(tmp_path / "it.pyth"), str(tmp_path / "out")]) == 0
     assert capsys.readouterr().out.splitlines()[:-2] == said
     card = load_recognizer(tmp_path / "out", device="cpu").card
-    assert (card.labels, card.clip, card.options) == (labels, PROTOCOLS["tadaformer-16"], {"grid": [6, 6]})
+    clip = replace(PROTOCOLS["tadaformer-16"], short_side=48, crop=48)
+    assert (card.labels, card.clip, card.options) == (labels, clip, {"grid": [6, 6]})
     video = sorted(motion_videos.rglob("*.mp4"))[0]
     assert main(["predict", str(tmp_path / "out"), str(video), "--top", "1", "--format", "json"]) == 0
     (answer,) = json.loads(capsys.readouterr().out)

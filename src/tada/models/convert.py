@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -66,12 +67,15 @@ def convert_checkpoint(
     data_set = _DATA_SET_OF_CLASSES.get(sizes)
     others = other_numbers(weights)
     notes = [f"{file.name} holds {others}: the model is saved in float32"] if others else []
+    options = network_of(released)[1]
+    # A TAdaFormer of another grid than 224 x 224 pixels give was trained at another size.
+    side = options["grid"][0] * weights["stem.weight"].shape[-1] if "grid" in options else None
     card = ModelCard(
         model=name,
-        options=network_of(released)[1],
+        options=options,
         labels=_find_labels(labels, data_set, sizes, file, notes),
         head_sizes=head_sizes,
-        clip=_find_clip(clip, clip_of_settings(settings), name, data_set, file, notes),
+        clip=_find_clip(clip, clip_of_settings(settings), name, data_set, side, file, notes),
         trained_from=f"the released checkpoint {file.name}",
         made_by=f"tada convert {file.name}",
         license=license,
@@ -107,12 +111,26 @@ def clip_of_settings(text: str) -> ClipSpec | None:
 
 
 def _find_clip(
-    wanted: ClipSpec | None, own: ClipSpec | None, network: str, data_set: str | None, file: Path, notes: list[str]
+    wanted: ClipSpec | None,
+    own: ClipSpec | None,
+    network: str,
+    data_set: str | None,
+    side: int | None,
+    file: Path,
+    notes: list[str],
 ) -> ClipSpec:
-    """The clips that were asked for, else the file's ``own``, else those of the published test."""
+    """The clips that were asked for, else the file's ``own``, else those of the published test.
+
+    Args:
+        side: of the frames that the network was trained on, in pixels, if the weights tell.
+    """
     own = None if own is None else with_normalization(own, network)
     if wanted is None:
-        return own or with_normalization(_published_clip(network, data_set, file, notes), network)
+        clip = own or with_normalization(_published_clip(network, data_set, file, notes), network)
+        if own is None and side is not None:
+            notes.append(f"its positions are those of frames of {side} x {side} pixels: its clips have this size")
+            clip = replace(clip, short_side=side, crop=side)
+        return clip
     wanted = with_normalization(wanted, network)
     if own is not None and own != wanted:
         notes.append(f"the settings in {file.name} say {clip_in_words(own)}: they are not used")

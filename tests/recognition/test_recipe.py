@@ -13,7 +13,7 @@ from tada.data.clips import Augmentation
 from tada.errors import OptionError, UnknownNameError
 from tada.recognition.recipe import EXPECTED, Recipe, load_recipe, recipe_of
 from tada.training.recipe import named_recipes, recipe_yaml
-from tada.video.sampling import ClipSpec
+from tada.video.sampling import CLIP_NORMALIZATION, ClipSpec
 
 SOURCE = Path(__file__).parents[2] / "src" / "tada"
 
@@ -147,6 +147,47 @@ def test_tadaconvnext_as_published(size: str) -> None:
     assert (recipe.learning_rate, recipe.learning_rate * recipe.head_learning_rate_factor) == (1e-4, 1e-3)
     assert recipe.model_options["stochastic_depth"] == 0.4
     assert (recipe.crop_area_range, recipe.randaugment_operations) == ((0.08, 1.0), 4)
+
+
+SECOND_PAPER = {
+    # name: batch, rate, decay, epochs, warm-up, start, end, drop path, layers' decay; the released configs
+    "k400_tadaconvnextv2_t_16x5": (512, 5e-4, 0.02, 100, 8, 1e-6, 0, 0.2, 1),
+    "k400_tadaconvnextv2_s_16x5": (256, 2.5e-4, 0.02, 100, 8, 1e-6, 0, 0.4, 1),
+    "k400_tadaconvnextv2_b_16x5": (256, 2.5e-4, 0.02, 100, 8, 1e-6, 0, 0.6, 1),
+    "ssv2_tadaconvnextv2_t_16": (512, 5e-4, 0.02, 64, 2.5, 1e-6, 0, 0.3, 1),
+    "ssv2_tadaconvnextv2_s_16": (256, 2.5e-4, 0.02, 64, 2.5, 1e-6, 0, 0.5, 1),
+    "ssv2_tadaconvnextv2_b_16": (256, 2.5e-4, 0.02, 64, 2.5, 1e-6, 0, 0.6, 1),
+    "k400_tadaformer_b16_16": (256, 5e-5, 0.05, 30, 5, 1e-6, 1e-6, 0, 0.7),
+    "k400_tadaformer_l14_16": (64, 2e-5, 0.05, 24, 5, 1e-6, 1e-6, 0, 0.85),
+    "ssv2_tadaformer_b16_16": (256, 5e-4, 0.05, 24, 4, 1e-8, 1e-6, 0, 0.7),
+    "ssv2_tadaformer_l14_16": (128, 2.5e-4, 0.05, 24, 4, 1e-8, 1e-6, 0.2, 0.85),
+}
+
+
+@pytest.mark.parametrize("name", SECOND_PAPER)
+def test_the_second_paper_as_released(name: str) -> None:
+    recipe = load_recipe(name)
+    batch, rate, decay, epochs, warmup, start, end, drop, layers = SECOND_PAPER[name]
+    is_former = "former" in name
+    assert recipe.batch_size == recipe.learning_rate_batch == batch
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.layer_decay) == (rate, decay, layers)
+    assert (recipe.epochs, recipe.warmup_epochs, recipe.cosine_after_warmup) == (epochs, warmup, is_former)
+    assert recipe.warmup_start * rate == pytest.approx(start)
+    assert recipe.learning_rate_end * rate == pytest.approx(end)
+    assert recipe.model_options == {"dropout": 0.5, "stochastic_depth": drop}
+    factors = (recipe.head_learning_rate_factor, recipe.tada_learning_rate_factor, recipe.parameter_rule)
+    assert factors == ((10, 10, "kernels") if is_former else (5, 5, "released"))
+    assert recipe.clip.num_frames == 16
+    assert recipe.clip.sampling == ("interval" if name.endswith("x5") else "segment")
+    assert (recipe.clip.short_side, recipe.clip.crop, recipe.train_crop) == (*(224 if is_former else 256,) * 2, 224)
+    assert recipe.clip.mean == (CLIP_NORMALIZATION[0] if is_former else None)
+    assert recipe.label_smoothing == (0.1 if is_former else 0.0)
+    assert (recipe.crop_area_range, recipe.randaugment_operations) == ((0.08, 1.0), 4)
+    assert (recipe.grayscale_probability, recipe.color_jitter_probability, recipe.color_strength) == (0.2, 0.0, 0.0)
+    if is_former:
+        assert recipe.init == f"hf-hub:openai/clip-vit-{'base-patch16' if 'b16' in name else 'large-patch14'}"
+    elif name.startswith("ssv2"):
+        assert recipe.init == f"runs/k400_{recipe.model}_16x5"
 
 
 def test_epic_as_published() -> None:

@@ -21,6 +21,7 @@ from tada.video.numbered import check_fps
 from tada.video.sampling import ClipSpec
 
 TrainedPart = Literal["head", "calibration", "all"]
+ParameterRule = Literal["kernels", "released"]
 
 # The line under a field is its help on the command line.
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -112,15 +113,30 @@ class Recipe(Schedule):
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """SGD with Nesterov momentum 0.9, or AdamW."""
     learning_rate: float = 0.03
-    """Peak learning rate, at the end of the warm-up; a half cosine to zero follows."""
+    """Peak learning rate, at the end of the warm-up; a half cosine to learning_rate_end follows."""
+    learning_rate_end: float = 0.0
+    """Learning rate at the end, as a fraction of the peak."""
+    cosine_after_warmup: bool = False
+    """Whether the cosine begins after the warm-up, at the peak; false: it runs over all epochs, and the warm-up joins
+    it below the peak."""
     head_learning_rate_factor: float = 3.0
     """The classifier's learning rate, as a multiple of learning_rate."""
+    tada_learning_rate_factor: float = 1.0
+    """The learning rate of a TAdaFormer's TAda blocks, or of another network's routing functions, as a multiple of
+    learning_rate."""
+    layer_decay: float = 1.0
+    """For a TAdaFormer: the learning rate of a layer, as a fraction of the next one's, from the classifier down."""
     warmup_epochs: float | None = None
     """Epochs of linear warm-up of the learning rate; null: a tenth of all."""
     warmup_start: float = 0.01
     """Learning rate at the start of the warm-up, as a fraction of the peak."""
     weight_decay: float = 5e-4
-    """Weight decay of kernels and matrices; norms and biases are not decayed."""
+    """Weight decay of kernels and matrices; norms and biases are not decayed (see parameter_rule)."""
+    parameter_rule: ParameterRule = "kernels"
+    """Which weights decay, and which biases learn faster: 'kernels' and matrices decay; 'released', for a
+    TAdaConvNeXt, as in the released code: layer scales and the norms of stem, downsamplings and routing functions decay
+    too, and biases of the classifier and of routing functions (and the layers of these that give a bias) have twice
+    their layers' rate."""
     label_smoothing: float = 0.1
     """Fraction of the target that is spread over all classes."""
     ema_decay: float | None = None
@@ -172,6 +188,9 @@ class Recipe(Schedule):
         require(self.cutmix_alpha >= 0, "cutmix_alpha", "0 or more")
         require(self.learning_rate_batch is None or self.learning_rate_batch > 0, "learning_rate_batch", "positive")
         require(self.head_learning_rate_factor > 0, "head_learning_rate_factor", "positive")
+        require(self.tada_learning_rate_factor > 0, "tada_learning_rate_factor", "positive")
+        require(0 < self.layer_decay <= 1, "layer_decay", "above 0 and up to 1")
+        require(0 <= self.learning_rate_end <= 1, "learning_rate_end", "between 0 and 1")
         require(self.stop_early is None or self.stop_early >= 1, "stop_early", "1 or more, or null")
         require(0 <= self.warmup_start <= 1, "warmup_start", "between 0 and 1")
         super().__post_init__()
@@ -206,8 +225,25 @@ class Expected:
 
 
 _AUTHORS = "the authors' table"
+_ZOO = "the authors' model zoo"
 _CARD = "the TAdaConvNeXt paper's table, quoted from memory"
 _NONE = "no published number was found"
+
+
+def _second_paper(recipes: str, top1: Mapping[str, float | None]) -> dict[str, Expected]:
+    """Published accuracies of the second paper, by the network's size in the recipes' names."""
+    is_kinetics = recipes.startswith("k400")
+    return {
+        recipes.format(size): Expected(
+            data="Kinetics-400 val" if is_kinetics else "Something-Something-v2 val",
+            views="4x3" if is_kinetics else "2x3",
+            metrics={} if value is None else {"top1": value},
+            source=_NONE if value is None else _ZOO,
+        )
+        for size, value in top1.items()
+    }
+
+
 EXPECTED = {
     "k400_tada2d_r50_8x8": Expected(
         data="Kinetics-400 val", views="10x3", metrics={"top1": 0.767, "top5": 0.926}, source=_AUTHORS
@@ -230,6 +266,10 @@ EXPECTED = {
     ),
     "k400_tadaconvnext_s_16x5": Expected(data="Kinetics-400 val", views="4x3", metrics={}, source=_NONE),
     "k400_tadaconvnext_b_16x5": Expected(data="Kinetics-400 val", views="4x3", metrics={}, source=_NONE),
+    **_second_paper("k400_tadaconvnextv2_{}_16x5", {"t": 0.796, "s": 0.808, "b": 0.814}),
+    **_second_paper("k400_tadaformer_{}_16", {"b16": 0.845, "l14": 0.876}),
+    **_second_paper("ssv2_tadaconvnextv2_{}_16", {"t": 0.672, "s": 0.684, "b": None}),
+    **_second_paper("ssv2_tadaformer_{}_16", {"b16": 0.704, "l14": 0.724}),
 }
 """Recipes for published data sets, by name -> their published accuracies."""
 

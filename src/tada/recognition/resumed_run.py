@@ -124,12 +124,23 @@ def yaml_of_run(recipe: Recipe) -> str:
     return recipe_yaml(replace(recipe, init=absolute_source(recipe.init)))
 
 
+def _lowest(recipe: Recipe) -> str:
+    return f"{recipe.learning_rate_end * recipe.peak_learning_rate:.2g}" if recipe.learning_rate_end else "zero"
+
+
 def more_epochs_in_words(recipe: Recipe, before: int) -> str:
     """A line about the learning rate of a run that continues with more epochs than before."""
     epochs, _, warmup_epochs = recipe.numbers
-    factor = learning_rate_factor(before, epochs=epochs, warmup_epochs=warmup_epochs, warmup_start=recipe.warmup_start)
+    factor = learning_rate_factor(
+        before,
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+        warmup_start=recipe.warmup_start,
+        end=recipe.learning_rate_end,
+        after_warmup=recipe.cosine_after_warmup,
+    )
     return (
         f"{epochs} epochs in place of {before}: from here on the learning rate follows the curve of {epochs}, which "
-        f"after epoch {before} is at {factor * recipe.peak_learning_rate:.2g}, where that of {before} is at zero; "
-        f"{epochs} epochs from the beginning give other weights"
+        f"after epoch {before} is at {factor * recipe.peak_learning_rate:.2g}, where that of {before} is at "
+        f"{_lowest(recipe)}; {epochs} epochs from the beginning give other weights"
     )

@@ -42,6 +42,7 @@ from tada.errors import OptionError
 from tada.models import create_model, with_normalization
 from tada.models.parallel import checkpoint_blocks, synchronize_batch_norms, whole_weights
 from tada.models.pretrained import RANDOM_WEIGHTS, initialize, start_in_words
+from tada.recognition.parameter_groups import check_rule
 from tada.recognition.recipe import Recipe
 from tada.recognition.resumed_run import Before, more_epochs_in_words, resume_run, take_up, yaml_of_run
 from tada.recognition.run_outputs import accuracies_in_words, finite_metrics, save_network, with_last_loss, write_page
@@ -261,6 +262,7 @@ def _make_network(recipe: Recipe, videos: TrainingData, *, is_resumed: bool, say
         **recipe.model_options,
     )
     part_in_words = train_only(model, recipe.train, recipe.model)
+    check_rule(model, recipe.model, layer_decay=recipe.layer_decay, rule=recipe.parameter_rule)
     if is_resumed:  # a saved state has all weights, so the file of initial weights is not needed
         return _Network(model, start_in_words(recipe.model, recipe.init), part_in_words)
     return _Network(model, initialize(model, recipe.model, recipe.init, clip=recipe.clip, say=say), part_in_words)

@@ -26,6 +26,7 @@ from tada.data.multi_label import mean_average_precision
 from tada.data.views import ViewBatch
 from tada.errors import DataError, UserError
 from tada.models.parallel import shard
+from tada.recognition.parameter_groups import parameter_groups
 from tada.recognition.recipe import Recipe
 from tada.recognition.trained_part import rest_in_evaluation
 from tada.system.collectives import gathered, on_any
@@ -264,19 +265,15 @@ class RecognitionTask(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         recipe = self.recipe
-        groups: list[dict[str, Any]] = []
-        for is_head in (False, True):
-            rate = recipe.peak_learning_rate * (recipe.head_learning_rate_factor if is_head else 1.0)
-            parameters = [
-                p
-                for name, p in self.model.named_parameters()
-                if name.startswith("head.") == is_head and p.requires_grad
-            ]
-            decayed = [p for p in parameters if p.ndim > 1]
-            others = [p for p in parameters if p.ndim <= 1]  # norms and biases
-            groups.append({"params": decayed, "lr": rate, "weight_decay": recipe.weight_decay})
-            groups.append({"params": others, "lr": rate, "weight_decay": 0.0})
-        groups = [group for group in groups if group["params"]]
+        groups = parameter_groups(
+            self.model,
+            rate=recipe.peak_learning_rate,
+            head_factor=recipe.head_learning_rate_factor,
+            added_factor=recipe.tada_learning_rate_factor,
+            layer_decay=recipe.layer_decay,
+            weight_decay=recipe.weight_decay,
+            rule=recipe.parameter_rule,
+        )
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
@@ -288,6 +285,8 @@ class RecognitionTask(L.LightningModule):
             epochs=recipe.numbers.epochs,
             warmup_epochs=recipe.numbers.warmup_epochs,
             warmup_start=recipe.warmup_start,
+            end=recipe.learning_rate_end,
+            after_warmup=recipe.cosine_after_warmup,
         )
 
 

@@ -193,13 +193,26 @@ def epochs_between_tests(epochs: int, steps_per_epoch: int) -> int:
     return between if epochs % between == 0 else 1
 
 
-def learning_rate_factor(epoch: float, *, epochs: int, warmup_epochs: float, warmup_start: float) -> float:
+def learning_rate_factor(
+    epoch: float,
+    *,
+    epochs: int,
+    warmup_epochs: float,
+    warmup_start: float,
+    end: float = 0.0,
+    after_warmup: bool = False,
+) -> float:
     """The learning rate at a (fractional) epoch, as a fraction of the peak.
 
-    Half a cosine over all epochs; during the warm-up, linear from ``warmup_start`` to the cosine's value at the end of
-    the warm-up, as in the released code.
+    Half a cosine over all epochs, or over those after the warm-up, down to ``end``; during the warm-up, linear from
+    ``warmup_start`` to the cosine's value at the end of the warm-up, as in the released code.
     """
+    before = warmup_epochs if after_warmup else 0.0
+
+    def cosine(epoch: float) -> float:
+        part = (epoch - before) / (epochs - before) if before < epochs else 0.0
+        return end + (1 - end) * (1 + math.cos(math.pi * part)) / 2
+
     if epoch < warmup_epochs:
-        end = (1 + math.cos(math.pi * warmup_epochs / epochs)) / 2
-        return warmup_start + (end - warmup_start) * epoch / warmup_epochs
-    return (1 + math.cos(math.pi * epoch / epochs)) / 2
+        return warmup_start + (cosine(warmup_epochs) - warmup_start) * epoch / warmup_epochs
+    return cosine(epoch)

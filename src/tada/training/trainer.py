@@ -169,13 +169,28 @@ class quiet(warnings.catch_warnings):
 
 
 def scheduled(
-    optimizer: torch.optim.Optimizer, *, steps_per_epoch: int, epochs: int, warmup_epochs: float, warmup_start: float
+    optimizer: torch.optim.Optimizer,
+    *,
+    steps_per_epoch: int,
+    epochs: int,
+    warmup_epochs: float,
+    warmup_start: float,
+    end: float = 0.0,
+    after_warmup: bool = False,
 ) -> OptimizerLRSchedulerConfig:
-    """Lightning's configuration of an optimizer (its learning rates are the peaks) and the schedule of its rates."""
+    """Lightning's configuration of an optimizer (its learning rates are the peaks) and the schedule of its rates.
+
+    The schedule is that of ``learning_rate_factor``.
+    """
 
     def factor(step: int) -> float:
         return learning_rate_factor(
-            step / steps_per_epoch, epochs=epochs, warmup_epochs=warmup_epochs, warmup_start=warmup_start
+            step / steps_per_epoch,
+            epochs=epochs,
+            warmup_epochs=warmup_epochs,
+            warmup_start=warmup_start,
+            end=end,
+            after_warmup=after_warmup,
         )
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

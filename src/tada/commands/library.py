@@ -211,9 +211,9 @@ def _recipes(options: Namespace) -> int:
         for name, path in own.items():
             uses = load_recipe(name).model if task == "recognition" else load_localization_recipe(name).detector
             first_line = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-            print(f"  {name:<26}{uses:<16}{first_line}")
+            print(f"  {name:<28}{uses:<21}{first_line}")
             if name in EXPECTED:
-                print(f"{'':<44}{EXPECTED[name]}")
+                print(f"{'':<51}{EXPECTED[name]}")
     return 0
 
 

@@ -35,7 +35,7 @@ def is_head(name: str) -> bool:
 
 
 def is_calibration(name: str) -> bool:
-    return is_head(name) or ".routing." in name or ".pooled_norm." in name
+    return is_head(name) or any(part in name for part in (".routing.", ".pooled_norm.", ".tada."))
 
 
 def is_any(name: str) -> bool:

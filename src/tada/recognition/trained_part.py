@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from tada.errors import OptionError
+from tada.models.tadaformer import TAdaBlock
 from tada.recognition.recipe import TrainedPart
 from tada.tadaconv import Routing, TemporalAggregation
 
 _HEAD = "head."
 _IN_WORDS = {
     "head": "those of the classifier",
-    "calibration": "those of the classifier, the routing functions and the second norms",
+    "calibration": "those of the classifier and of what TAdaConv adds",
 }
 
 
@@ -21,8 +22,8 @@ def train_only(model: nn.Module, part: TrainedPart, name: str) -> str:
     After each ``model.train()`` call ``rest_in_evaluation``.
 
     Args:
-        part: "head": the classifier; "calibration": the classifier, and what TAdaConv adds to a network: routing
-            functions and norms of pooled frames; "all".
+        part: "head": the classifier; "calibration": the classifier, and what TAdaConv adds to an image network: routing
+            functions and norms of pooled frames, or a TAdaFormer's TAda blocks; "all".
         name: the network's name, for the message.
 
     Returns:
@@ -36,6 +37,7 @@ def train_only(model: nn.Module, part: TrainedPart, name: str) -> str:
     trained = {id(parameter) for key, parameter in model.named_parameters() if key.startswith(_HEAD)}
     if part == "calibration":
         own: list[nn.Module] = [module for module in model.modules() if isinstance(module, Routing)]
+        own += [module for module in model.modules() if isinstance(module, TAdaBlock)]
         own += [module.pooled_norm for module in model.modules() if isinstance(module, TemporalAggregation)]
         if not own:
             raise OptionError(

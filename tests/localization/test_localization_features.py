@@ -36,7 +36,7 @@ from tada.video.sliding_windows import SlidingWindows, clips_of
 from tada.video.writer import write_video
 
 SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=16, crop=16)
-MEAN, STD = (0.3, 0.5, 0.9), (0.05, 0.2, 0.4)
+OTHER_PIXELS = replace(SPEC, mean=(0.3, 0.5, 0.9), std=(0.05, 0.2, 0.4))
 GRID = FeatureGrid(start_seconds=0.25, stride_seconds=0.5, window_seconds=1.0)
 
 
@@ -172,12 +172,13 @@ def test_a_video_that_claims_to_last_for_years_is_refused(tmp_path: Path) -> Non
 class Brightness(nn.Module):
     """Features [mean of the first half, mean of the second half] of a clip, from 0 to 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: ClipSpec = SPEC) -> None:
         super().__init__()
         self.head = nn.Linear(2, 2)
+        self.mean, self.std = (torch.tensor(values)[:, None] for values in spec.normalization)
 
     def features(self, clips: Tensor) -> Tensor:
-        frames = (clips.mean((3, 4)) * torch.tensor(STD)[:, None] + torch.tensor(MEAN)[:, None]).mean(1)
+        frames = (clips.mean((3, 4)) * self.std + self.mean).mean(1)
         half = frames.shape[1] // 2
         return torch.stack([frames[:, :half].mean(1), frames[:, half:].mean(1)], dim=1)
 
@@ -187,14 +188,12 @@ def test_an_event_lies_where_its_features_say(tmp_path: Path) -> None:
     frames = np.zeros((100, 16, 16, 3), np.uint8)
     frames[32:56] = 255
     write_video(tmp_path / "event.mp4", frames, fps=10)
-    card = ModelCard(
-        model="tada2d_tiny", labels=("a", "b"), clip=replace(SPEC, mean=MEAN, std=STD), trained_from="thought"
-    )
+    card = ModelCard(model="tada2d_tiny", labels=("a", "b"), clip=OTHER_PIXELS, trained_from="thought")
     settings = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
-    found = extract_video(Recognizer(Brightness(), card, device="cpu"), tmp_path / "event.mp4", settings)
+    found = extract_video(Recognizer(Brightness(OTHER_PIXELS), card, device="cpu"), tmp_path / "event.mp4", settings)
     assert found.features.min() > -0.05  # as if normalized by the clip's numbers
     assert found.features.max() < 1.05
-    assert found.card.settings["mean"] == list(MEAN)
+    assert found.card.settings["mean"] == [0.3, 0.5, 0.9]
     level = found.features.mean(1)
     grid = found.card.grid
     up = int(np.argmax(level > 0.5)) - 0.5

@@ -106,7 +106,9 @@ def weights_of(form: str, tower: CLIPVisionModel, whole: CLIPModel) -> dict[str,
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("options", [{}, SSV2], ids=["kinetics", "something"])
+@pytest.mark.parametrize(
+    "options", [pytest.param({}, id="kinetics"), pytest.param(SSV2, id="something", marks=pytest.mark.slow)]
+)
 def test_a_new_tadaformer_is_clip_on_every_frame(
     form: str, options: dict[str, Any], tower: CLIPVisionModel, whole: CLIPModel
 ) -> None:

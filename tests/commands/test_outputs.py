@@ -155,7 +155,9 @@ LATER = {
 }
 
 
-@pytest.mark.parametrize("command", LATER)
+@pytest.mark.parametrize(
+    "command", [pytest.param(command, marks=[pytest.mark.slow] if command == "export" else []) for command in LATER]
+)
 def test_a_disk_that_is_full_later_leaves_what_was_done(
     command: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +211,9 @@ def test_a_run_whose_folder_is_removed_ends_with_a_line(
 # -- nothing is replaced in silence -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["evaluate", "evaluate --scores", "export", "localize evaluate"])
+@pytest.mark.parametrize(
+    "command", ["evaluate", "evaluate --scores", pytest.param("export", marks=pytest.mark.slow), "localize evaluate"]
+)
 def test_what_is_there_is_replaced_only_when_told(
     command: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

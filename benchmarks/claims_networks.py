@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "both": {"aggregation": "avg"},
 }
 """By arm, the options of networks that have the paper's parts as options."""
-SECOND_PAPER = ("averaged frames", "clip's mean", "attention")
+SECOND_PAPER_WAYS = ("averaged frames", "clip's mean", "attention")
 """Ways of networks of the second paper: not calibrated; or what a routing function sees of the whole clip. The options
 stand at the arms."""
 
@@ -47,7 +47,7 @@ class Arm:
     """How frames are mixed.
 
     Of tada2d_tiny and tada_lite0, a key of ``OPTIONS``; of other networks, "plain" or "adapted", or one of
-    ``SECOND_PAPER``.
+    ``SECOND_PAPER_WAYS``.
     """
     weights: Weights = "scratch"
     """What the first weights were trained on.
@@ -75,7 +75,7 @@ def build(arm: Arm, num_classes: int, motion: Path | None = None) -> nn.Module:
             return tada.adapt(network, **options)[0]
         return ClipNetwork(network, ClipLength(None))
     if arm.host not in ("tada2d_tiny", "tada_lite0"):
-        if arm.time not in SECOND_PAPER:
+        if arm.time not in SECOND_PAPER_WAYS:
             options["adapted"] = arm.time == "adapted"
         return tada.create_model(arm.host, num_classes=num_classes, **options)
     starts = {"scratch": False, "motion": True, "motion of its seed": motion, "ImageNet": "image"}

@@ -48,7 +48,8 @@ class Recipe(Schedule):
     'auto': motion or image for a model that has such weights, none for the others."""
     train: TrainedPart = "all"
     """Part of the network that is trained: 'head' (the classifier), 'calibration' (the classifier, and TAdaConv's
-    routing functions and second norms, on frozen kernels) or 'all'. Frozen norms keep their statistics."""
+    routing functions and second norms or a TAdaFormer's TAda blocks, on frozen kernels) or 'all'. Frozen norms keep
+    their statistics."""
     clip: ClipSpec = field(
         default_factory=lambda: ClipSpec(num_frames=8, sampling="segment", short_side=55, crop=48, antialias=True)
     )

@@ -59,6 +59,7 @@ class Budget:
 FINE_TUNING = Budget(epochs=6, rate=1e-3, new_rate=2e-3)
 FEW_CLIPS = Budget(epochs=20, rate=1e-3, new_rate=2e-3)
 SCRATCH = Budget(epochs=24, rate=4e-3, new_rate=4e-3, decay=0.05)
+SCRATCH_VARIED = replace(SCRATCH, epochs=40)
 SCRATCH_LAYER_NORMS = replace(SCRATCH, rate=2e-3, new_rate=2e-3)
 # Of gestures' 146 clips, about as many steps as of 900 phrases.
 FINE_TUNING_GESTURES = replace(FINE_TUNING, epochs=40)
@@ -142,6 +143,9 @@ EXPERIMENTS = {
     "interactions": Experiment(task="interactions", arms=tuple(IMAGE_HOSTS[:2]), budget=FEW_CLIPS),
     "second paper": Experiment(task="phrases", arms=tuple(SECOND_PAPER), budget=SCRATCH_LAYER_NORMS),
     "ablation": Experiment(task="phrases", arms=tuple(ABLATION), budget=SCRATCH),
+    "best start": Experiment(
+        task="phrases, best start", arms=tuple(arms("tada2d_tiny", ("both",), "motion")), budget=SCRATCH_VARIED
+    ),
     "gestures, image hosts": Experiment(task="gestures", arms=tuple(IMAGE_HOSTS), budget=FINE_TUNING_GESTURES),
     "gestures, small hosts": Experiment(task="gestures", arms=tuple(SMALL_HOSTS), budget=SCRATCH_GESTURES),
     "image parts": Experiment(
@@ -277,7 +281,9 @@ def train_and_test(
     with torch.inference_mode():
         for start in range(0, len(test), BATCH):
             batch, targets = clips.test_batch(test[start : start + BATCH])
-            right += (logits(network, batch.to(device)).argmax(1).cpu() == targets).tolist()
+            views = (batch, batch.flip(4)) if clips.task.is_varied else (batch,)
+            scores = torch.stack([logits(network, view.to(device)).softmax(1) for view in views])
+            right += (scores.mean(0).argmax(1).cpu() == targets).tolist()
     return {
         "task": task,
         "arm": arm.name,

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tada.video.augment import random_erase
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, train_indices, view_indices
 from tada.video.transforms import normalize
 
 NUM_FRAMES = 8
-SPEC = ClipSpec(num_frames=NUM_FRAMES, sampling="segment", short_side=48, crop=48)
+"""Of a clip, where its task does not say another number."""
 _MARGIN = 8
 """An eighth more rows and columns are kept than a clip has, to crop from in training."""
 
@@ -36,10 +37,14 @@ class Task:
     """Rows of a clip."""
     width: int
     """Columns of a clip."""
+    num_frames: int = NUM_FRAMES
     kind: str | None = None
     """Only clips with this in the column ``kind``."""
     is_mirrored: bool = False
     """Whether half of the training clips are mirrored."""
+    is_varied: bool = False
+    """Whether training clips are parts of their video, enlarged, turned and erased, and half of them mirrored; test
+    clips are seen mirrored too."""
     num_folds: int = 1
     """Run number s is tested on fold s modulo this many: groups f, f + num_folds, ... in alphabetical order."""
     tested: str | None = None
@@ -48,6 +53,9 @@ class Task:
 
 TASKS = {
     "phrases": Task(folder="lips", kind="phrase", height=32, width=64, num_folds=4),
+    "phrases, best start": Task(
+        folder="lips", kind="phrase", num_frames=12, height=48, width=80, is_varied=True, num_folds=4
+    ),
     "words": Task(folder="lips", kind="word", height=32, width=64, num_folds=4),
     "interactions": Task(folder="interactions", height=48, width=64, is_mirrored=True, num_folds=5),
     # Mirrored, left would be right.
@@ -60,6 +68,7 @@ class Clips:
 
     def __init__(self, task: Task, data: Path, cache: Path) -> None:
         self.task = task
+        self._spec = ClipSpec(num_frames=task.num_frames, sampling="segment", short_side=task.height, crop=task.height)
         listing = data / task.folder / "clips.csv"
         if not listing.is_file():
             raise SystemExit(f"DATA: {listing} is missing; give the folder that holds {task.folder}")
@@ -97,18 +106,47 @@ class Clips:
 
     def training_batch(self, chosen: Sequence[int], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Clips [N, 3, T, H, W] with random frames of each segment, cropped and lit at random; targets [N]."""
-        height, width = self.task.height, self.task.width
+        draw = self._draw_varied if self.task.is_varied else self._draw
         clips = []
         for i in chosen:
-            frames = self._clip(i, train_indices(SPEC, np.arange(self._lengths[i], dtype=np.float64), rng))
-            top, left = rng.integers(height // _MARGIN + 1), rng.integers(width // _MARGIN + 1)
-            clip = frames[:, top : top + height, left : left + width].float()
-            if self.task.is_mirrored and rng.random() < 0.5:
+            clip = draw(i, rng)
+            if (self.task.is_mirrored or self.task.is_varied) and rng.random() < 0.5:
                 clip = clip.flip(2)
             contrast, brightness = rng.uniform(0.8, 1.25), rng.uniform(-25, 25)
             clip = (clip - clip.mean()) * contrast + clip.mean() + brightness
             clips.append(clip.round().clamp(0, 255).to(torch.uint8))
         return normalize(torch.stack(clips)), self.targets[list(chosen)]
+
+    def _draw(self, i: int, rng: np.random.Generator) -> Tensor:
+        """A clip of the whole video, [T, H, W, 3], from a random place of the frame."""
+        height, width = self.task.height, self.task.width
+        frames = self._clip(i, train_indices(self._spec, np.arange(self._lengths[i], dtype=np.float64), rng))
+        top, left = rng.integers(height // _MARGIN + 1), rng.integers(width // _MARGIN + 1)
+        return frames[:, top : top + height, left : left + width].float()
+
+    def _draw_varied(self, i: int, rng: np.random.Generator) -> Tensor:
+        """A clip [T, H, W, 3] of at least four fifths of the video, from a random part of the frame, turned, erased."""
+        length = int(self._lengths[i])
+        part = max(round(length * rng.uniform(0.8, 1)), min(length, 4))
+        first = int(rng.integers(length - part + 1))
+        times = np.arange(part, dtype=np.float64)
+        frames = self._clip(i, [first + index for index in train_indices(self._spec, times, rng)]).float()
+        # Where each of the clip's pixels comes from, in [-1, 1] of the frame: a part of it, up to 7 degrees turned.
+        zoom, stretch, angle = rng.uniform(0.75, 1), np.exp(rng.uniform(-0.15, 0.15)), rng.uniform(-0.12, 0.12)
+        h, w = min(1, zoom * stretch), min(1, zoom / stretch)
+        y, x = (1 - h) * rng.uniform(-1, 1), (1 - w) * rng.uniform(-1, 1)
+        ratio = frames.shape[1] / frames.shape[2]
+        turn = [
+            [w * np.cos(angle), -h * np.sin(angle) * ratio, x],
+            [w * np.sin(angle) / ratio, h * np.cos(angle), y],
+        ]
+        size = (len(frames), 3, self.task.height, self.task.width)
+        grid = F.affine_grid(torch.tensor([turn]).float(), [1, *size[1:]], align_corners=False)
+        clip = F.grid_sample(
+            frames.permute(0, 3, 1, 2), grid.expand(len(frames), -1, -1, -1), padding_mode="border", align_corners=False
+        )
+        erased = random_erase(clip.permute(0, 2, 3, 1).round().to(torch.uint8), probability=0.3, rng=rng)
+        return erased.float()
 
     def test_batch(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Clips [N, 3, T, H, W] of the middle frame of each segment, cropped at the center; targets [N]."""
@@ -117,7 +155,7 @@ class Clips:
         clips = []
         for i in chosen:
             times = np.arange(self._lengths[i], dtype=np.float64)
-            frames = self._clip(i, view_indices(SPEC, times, 0, 1))
+            frames = self._clip(i, view_indices(self._spec, times, 0, 1))
             clips.append(frames[:, top : top + height, left : left + width])
         return normalize(torch.stack(clips)), self.targets[list(chosen)]
 

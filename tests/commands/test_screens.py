@@ -76,7 +76,7 @@ def before(output: str, text: str, columns: int) -> list[str]:
 TRAINING = ["train", "clips", "--recipe", "small.yaml", "--num-workers", "1", "--out", "new"]
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_training(columns: int, at_home: Path) -> None:
     # The second epoch's third step waits until it was drawn.
     pause = "stop_at('tada.recognition.training_step', 'RecognitionTask.training_step', "
@@ -159,7 +159,7 @@ def many(at_home: Path) -> Path:
 STOP = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda recognizer, clip: '/10' in clip.source.name)"
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_predicting_many_files(columns: int, many: Path) -> None:
     paused = STOP.replace("'/10' in clip.source.name", "print(end='') or '/10' in clip.source.name and time.sleep(0.6)")
     with Terminal(command(paused, "predict", "run", "many"), folder=many, columns=columns) as terminal:
@@ -178,7 +178,7 @@ def test_predicting_many_files(columns: int, many: Path) -> None:
     assert cut.endswith("nday.mp4")
 
 
-@pytest.mark.parametrize("form", ["table", "json"])
+@pytest.mark.parametrize("form", ["table", pytest.param("json", marks=pytest.mark.slow)])
 def test_predicting_that_is_interrupted(form: str, many: Path) -> None:
     words = ["predict", "run", "many", "--format", form, "--top", "1"]
     with Terminal(command(STOP, *words), folder=many, columns=80) as terminal:

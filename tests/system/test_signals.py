@@ -264,7 +264,7 @@ def segments_in_shared_memory() -> set[str]:
         pytest.param("step", "0", {4}, marks=pytest.mark.slow),
         ("waiting", "2", {3, 4}),
         pytest.param("waiting", "0", {4}, marks=pytest.mark.slow),
-        ("validation", "2", {6}),
+        pytest.param("validation", "2", {6}, marks=pytest.mark.slow),
         pytest.param("saving", "0", {4}, marks=pytest.mark.slow),
         ("page", "0", {6}),
     ],
@@ -314,7 +314,9 @@ def test_ctrl_c_before_training_has_begun_leaves_nothing(at_home: Callable[..., 
     assert not Path("run").exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)]
+)
 def test_a_signal_to_the_process_alone_is_as_good(
     number: signal.Signals, code: int, small_recipe: Recipe, straight: bytes, at_home: Callable[..., Terminal]
 ) -> None:

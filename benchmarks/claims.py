@@ -32,8 +32,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from claims_data import TASKS, Clips
 from claims_networks import Arm, arms, build, logits, parameter_groups
 from claims_report import show
-from run_lines import positive, read_runs, run_all
-from tada.errors import UserError
+from run_lines import ends_in_a_line, output_folder, positive, read_runs, run_all
 from tada.models.weights import CARD_FILE
 from tada.system.locks import held_folder
 
@@ -143,9 +142,12 @@ EXPERIMENTS = {
     "interactions": Experiment(task="interactions", arms=tuple(IMAGE_HOSTS[:2]), budget=FEW_CLIPS),
     "second paper": Experiment(task="phrases", arms=tuple(SECOND_PAPER), budget=SCRATCH_LAYER_NORMS),
     "ablation": Experiment(task="phrases", arms=tuple(ABLATION), budget=SCRATCH),
-    "best start": Experiment(
-        task="phrases, best start", arms=tuple(arms("tada2d_tiny", ("both",), "motion")), budget=SCRATCH_VARIED
-    ),
+    **{
+        f"{task}, best start": Experiment(
+            task=f"{task}, best start", arms=tuple(arms("tada2d_tiny", ("both",), "motion")), budget=SCRATCH_VARIED
+        )
+        for task in ("phrases", "words")
+    },
     "gestures, image hosts": Experiment(task="gestures", arms=tuple(IMAGE_HOSTS), budget=FINE_TUNING_GESTURES),
     "gestures, small hosts": Experiment(task="gestures", arms=tuple(SMALL_HOSTS), budget=SCRATCH_GESTURES),
     "image parts": Experiment(
@@ -156,15 +158,20 @@ EXPERIMENTS = {
 _QUOTED = ", ".join(f"'{name}'" for name in EXPERIMENTS)
 
 
+@ends_in_a_line()
 def main() -> None:
     """Run what is missing, then show everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--out", type=Path, default=OWN_FOLDER, help="of the runs; by default the repository's")
+    parser.add_argument(
+        "--out", type=output_folder, default=OWN_FOLDER, help="of the runs; by default the repository's"
+    )
     parser.add_argument(
         "--page", type=Path, help="a folder for tables and pictures; by default docs, or --out if given"
     )
-    parser.add_argument("--clips", type=Path, default=Path("runs/claims"), help="for decoded frames (runs/claims)")
+    parser.add_argument(
+        "--clips", type=output_folder, default=Path("runs/claims"), help="for decoded frames (runs/claims)"
+    )
     parser.add_argument(
         "--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="EXPERIMENT", help=_QUOTED
     )
@@ -185,11 +192,8 @@ def main() -> None:
     if not arguments.report:
         if arguments.data is None:
             parser.error("DATA is missing, or --report")
-        try:
-            with held_folder(arguments.out):
-                run_missing(arguments)
-        except UserError as error:  # another process writes there, or it is no folder
-            raise SystemExit(str(error)) from error
+        with held_folder(arguments.out):  # or another process writes there
+            run_missing(arguments)
     page = arguments.page or (HERE.parent / "docs" if arguments.out == OWN_FOLDER else arguments.out)
     show(read_runs(arguments.out / "runs.jsonl"), arguments.out, page)
 

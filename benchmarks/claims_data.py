@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +53,13 @@ class Task:
 
 TASKS = {
     "phrases": Task(folder="lips", kind="phrase", height=32, width=64, num_folds=4),
-    "phrases, best start": Task(
-        folder="lips", kind="phrase", num_frames=12, height=48, width=80, is_varied=True, num_folds=4
-    ),
     "words": Task(folder="lips", kind="word", height=32, width=64, num_folds=4),
     "interactions": Task(folder="interactions", height=48, width=64, is_mirrored=True, num_folds=5),
     # Mirrored, left would be right.
     "gestures": Task(folder="gestures", height=48, width=64, tested="A"),
 }
+for _kind in ("phrases", "words"):
+    TASKS[f"{_kind}, best start"] = replace(TASKS[_kind], num_frames=12, height=48, width=80, is_varied=True)
 
 
 class Clips:

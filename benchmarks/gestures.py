@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tada
+from run_lines import ends_in_a_line, output_folder
 from tada.data.annotations import read_dataset
 from tada.data.views import Views
 from tada.models import create_model
@@ -37,11 +38,12 @@ from tada.recognition.training import train
 DIRECTIONS = ("left", "right", "up", "down")
 
 
+@ends_in_a_line()
 def main() -> None:
     """Train and test every combination, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs/gestures"))
+    parser.add_argument("--out", type=output_folder, default=Path("runs/gestures"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipe", default="gestures")
     parser.add_argument(

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
+from run_lines import ends_in_a_line, output_folder
 from tada.data.annotations import read_dataset
 from tada.data.clips import Augmentation, ResumableBatches, ResumableLoader, TrainingClips, open_labeled
 from tada.data.prepare import PrepareOptions, prepare
@@ -40,11 +41,12 @@ SPECS = {
 }
 
 
+@ends_in_a_line()
 def main() -> None:
     """Draw or read the data, prepare them, and measure both sets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="a data set; without it, videos are drawn")
-    parser.add_argument("--out", type=Path, default=Path("runs/loader"))
+    parser.add_argument("--out", type=output_folder, default=Path("runs/loader"))
     parser.add_argument("--clips", type=int, default=24, help="clips to measure of each set and sampling")
     parser.add_argument("--videos", type=int, default=4, help="videos to draw")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long the drawn videos last")

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
+from run_lines import ends_in_a_line, output_folder
 from tada.data.motion import MOTIONS, draw_motion
 from tada.data.table import Head
 from tada.localization.detectors.actionformer import ActionFormerConfig, ActionFormerDetector
@@ -47,10 +48,11 @@ PARTS = ("decode", "transform", "network", "detector")
 LABELS = Head(name="action", labels=tuple(f"class {i}" for i in range(20)))
 
 
+@ends_in_a_line()
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw the video, time the parts and the whole for each network."""
     parser = parser_of(__doc__, rounds=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/localize_speed"), help="a folder for the video")
+    parser.add_argument("--out", type=output_folder, default=Path("runs/localize_speed"), help="a folder for the video")
     parser.add_argument("--seconds", type=float, default=600.0, help="how long the video lasts")
     parser.add_argument("--parts-seconds", type=float, default=60.0, help="how much of it the parts are timed on")
     parser.add_argument("--models", nargs="+", default=["tada2d_r18"], help="of tada.list_models()")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import tada
+from run_lines import ends_in_a_line, output_folder
 from tada.data.motion import MOTIONS, STROKES, write_motion_videos
 from tada.models.weights import CARD_FILE, load_model, save_model
 from tada.recognition.evaluation import evaluate
@@ -47,10 +48,11 @@ FROM_IMAGES: dict[str, dict[str, Any]] = {
 """Models that know images: what differs from the recipe. They need no easy videos first."""
 
 
+@ends_in_a_line()
 def main() -> None:
     """Draw videos, train, test, save the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="a folder for the videos and the runs")
+    parser.add_argument("out", type=output_folder, help="a folder for the videos and the runs")
     parser.add_argument("--model", default="tada2d_tiny", choices=tada.list_models(), metavar="MODEL")
     parser.add_argument("--videos", type=Path, help="videos that an earlier call has drawn")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings; the videos are always the same")

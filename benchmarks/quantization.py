@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from run_lines import ends_in_a_line, output_folder
 from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
 from tada.errors import OptionError
@@ -69,12 +70,13 @@ class OpenVinoSession:
         return [np.array(answer[OUTPUT])]  # a copy: it hands out its own memory
 
 
+@ends_in_a_line()
 def main(argv: list[str] | None = None) -> None:
     """Export, test and time every run, and print them."""
     parser = parser_of(__doc__, rounds=15)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs that know the data's classes")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a folder for the exported files")
+    parser.add_argument("--out", type=output_folder, required=True, help="a folder for the exported files")
     parser.add_argument("--calibration-clips", type=int, default=128)
     parser.add_argument("--clip", type=frames_and_pixels, metavar="FRAMESxPIXELS", help="to time; by default the run's")
     parser.add_argument("--packages", type=Path, help="a folder with openvino")

@@ -13,12 +13,32 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
+from tada.errors import UserError
+
 
 def positive(text: str) -> int:
     """A number of the command line."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
     return int(text)
+
+
+def output_folder(text: str) -> Path:
+    """A folder of the command line: one that is there, or a name for one."""
+    path = Path(text)
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise argparse.ArgumentTypeError(f"'{place}' is a file; name a folder")
+    return path
+
+
+@contextmanager
+def ends_in_a_line() -> Iterator[None]:
+    """What a user can do wrong ends the benchmark with its line alone. A decorator, too."""
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(str(error)) from error
 
 
 def read_runs(file: Path) -> list[dict[str, Any]]:

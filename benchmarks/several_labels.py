@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from run_lines import ends_in_a_line, output_folder
 from tada.data.motion import draw_motions
 from tada.recognition.evaluation import evaluate
 from tada.recognition.recipe import Recipe
@@ -52,9 +53,10 @@ def measure(out: Path, *, num_training: int, num_tested: int, epochs: int, seed:
     return evaluate(out / "run", unseen)
 
 
+@ends_in_a_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("out", type=output_folder, help="a new folder")
     parser.add_argument("--training", type=int, default=220, help="training videos")
     parser.add_argument("--tested", type=int, default=220, help="unseen videos")
     parser.add_argument("--epochs", type=int, default=6)

@@ -32,6 +32,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from forms import Form, build
+from run_lines import ends_in_a_line, output_folder
 from tada.commands.cli import main as tada
 from tada.data.motion import draw_motion
 from tada.models import create_model
@@ -46,10 +47,13 @@ from timing import PRECISIONS, Spread, device_of, interleaved, parser_of, show, 
 PARTS = ("decode", "transform", "network")
 
 
+@ends_in_a_line()
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw videos, and time one of them and many."""
     parser = parser_of(__doc__, rounds=15)
-    parser.add_argument("--out", type=Path, default=Path("runs/speed_e2e"), help="a folder for videos and weights")
+    parser.add_argument(
+        "--out", type=output_folder, default=Path("runs/speed_e2e"), help="a folder for videos and weights"
+    )
     parser.add_argument("--models", nargs="+", default=["tada2d_r50"], help="of tada.list_models()")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--compiled", action="store_true", help="with rows of torch.compile")

@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 
 from claims_report import Rows
-from run_lines import positive, read_runs, run_all
+from run_lines import ends_in_a_line, positive, read_runs, run_all
 from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
 from tada.localization.annotations.table import read_segments
@@ -96,6 +96,7 @@ DATA_SETS = {
 }
 
 
+@ends_in_a_line()
 def main() -> None:
     """Run what is missing, then show everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tada
+from run_lines import ends_in_a_line, output_folder
 from tada.localization.annotations.table import SegmentTable, read_segments
 from tada.localization.evaluation import evaluate_localizer
 from tada.localization.features.extraction import extract
@@ -67,11 +68,12 @@ DETECTORS = {
 }
 
 
+@ends_in_a_line()
 def main() -> None:
     """Train and test every combination, and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs/thermal"))
+    parser.add_argument("--out", type=output_folder, default=Path("runs/thermal"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backbone-recipe", default="gestures")
     parser.add_argument("--tsn-motion", type=Path, help="the folder of TSN's motion weights")

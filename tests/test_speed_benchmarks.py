@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -284,3 +285,39 @@ def test_localize_speed(tmp_path: Path) -> None:
     assert min(*row["parts"].values(), row["seconds"]) > 0
     written = (tmp_path / "out" / "2s.mp4").stat().st_mtime_ns
     assert localize_speed.drawn_video(tmp_path / "out", 2.0).stat().st_mtime_ns == written  # not drawn again
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "claims DATA --out OUT",
+        "claims DATA --clips OUT",
+        "gestures DATA --out OUT",
+        "loader --out OUT",
+        "localize_speed --out OUT",
+        "motion_weights OUT",
+        "quantization DATA --out OUT",
+        "several_labels OUT",
+        "speed_e2e --out OUT",
+        "thermal DATA --out OUT",
+    ],
+)
+def test_a_file_in_the_place_of_the_folder_is_named(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").write_text("mine")
+    name, *arguments = words.replace("DATA", str(tmp_path)).replace("OUT", str(tmp_path / "notes" / "new")).split()
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(name).main()
+    assert f"'{tmp_path / 'notes'}' is a file; name a folder" in capsys.readouterr().err
+    assert (tmp_path / "notes").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["gestures", "thermal"])
+def test_data_that_are_not_there_end_a_benchmark_in_a_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=r"(clips|segments)\.csv"):
+        importlib.import_module(name).main()

@@ -271,7 +271,7 @@ def draw(answers: Sequence[Mapping[str, Any]], file: Path) -> None:
     from matplotlib.figure import Figure  # heavy
 
     colors = {"yes": "#1a7f37", "no": "#b42318", "unclear": "#6e7781"}
-    figure = Figure(figsize=(8, 0.9 + 0.42 * len(answers)), layout="constrained")
+    figure = Figure(figsize=(8, 0.9 + 0.3 * len(answers)), layout="constrained")
     axes = figure.add_subplot()
     for place, answer in enumerate(answers):
         low, mean, high = (100 * answer[key] for key in ("low", "mean", "high"))

@@ -112,6 +112,9 @@ ABLATION = [
     arm for note, (way, own) in VARIANTS.items() for arm in arms("tada2d_tiny", (way,), note=note, start="image", **own)
 ]
 
+BEST_START = [*arms("tada2d_tiny", ("both",), "motion"), *arms("tada2d_tiny", ("averaged frames",), start="image")]
+"""The weights that ship, and the network without their parts, which has none."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Experiment:
@@ -143,10 +146,8 @@ EXPERIMENTS = {
     "second paper": Experiment(task="phrases", arms=tuple(SECOND_PAPER), budget=SCRATCH_LAYER_NORMS),
     "ablation": Experiment(task="phrases", arms=tuple(ABLATION), budget=SCRATCH),
     **{
-        f"{task}, best start": Experiment(
-            task=f"{task}, best start", arms=tuple(arms("tada2d_tiny", ("both",), "motion")), budget=SCRATCH_VARIED
-        )
-        for task in ("phrases", "words")
+        task: Experiment(task=task, arms=tuple(BEST_START), budget=SCRATCH_VARIED)
+        for task in ("phrases, best start", "words, best start")
     },
     "gestures, image hosts": Experiment(task="gestures", arms=tuple(IMAGE_HOSTS), budget=FINE_TUNING_GESTURES),
     "gestures, small hosts": Experiment(task="gestures", arms=tuple(SMALL_HOSTS), budget=SCRATCH_GESTURES),

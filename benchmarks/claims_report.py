@@ -133,6 +133,15 @@ CLAIMS = (
         worse="mobilenetv2, plain, from ImageNet",
         task="interactions",
     ),
+    *(
+        Claim(
+            text=f"{task}: both > averaged frames",
+            better="tada2d_tiny, both, from motion",
+            worse="tada2d_tiny, averaged frames, from scratch",
+            task=task,
+        )
+        for task in ("phrases, best start", "words, best start")
+    ),
     Claim(
         text="calibration > averaged frames, on words",
         better="tada2d_tiny, calibration, from scratch",

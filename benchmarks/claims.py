@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from claims_data import TASKS, Clips
 from claims_networks import Arm, arms, build, logits, parameter_groups
 from claims_report import show
-from run_lines import ends_in_a_line, output_folder, positive, read_runs, run_all
+from run_lines import ends_in_a_line, fault_of_counts, output_folder, positive, read_runs, run_all
 from tada.models.weights import CARD_FILE
 from tada.system.locks import held_folder
 
@@ -168,7 +168,7 @@ def main() -> None:
         "--out", type=output_folder, default=OWN_FOLDER, help="of the runs; by default the repository's"
     )
     parser.add_argument(
-        "--page", type=Path, help="a folder for tables and pictures; by default docs, or --out if given"
+        "--page", type=output_folder, help="a folder for tables and pictures; by default docs, or --out if given"
     )
     parser.add_argument(
         "--clips", type=output_folder, default=Path("runs/claims"), help="for decoded frames (runs/claims)"
@@ -196,14 +196,24 @@ def main() -> None:
         with held_folder(arguments.out):  # or another process writes there
             run_missing(arguments)
     page = arguments.page or (HERE.parent / "docs" if arguments.out == OWN_FOLDER else arguments.out)
-    show(read_runs(arguments.out / "runs.jsonl"), arguments.out, page)
+    show(read_runs(arguments.out / "runs.jsonl", fault_of), arguments.out, page)
+
+
+def fault_of(run: dict[str, Any]) -> str | None:
+    """What is wrong with a line of the file of runs."""
+    if type(run.get("parameters")) is not int:
+        return "'parameters' should be a whole number"
+    arms_of_task = [arm.name for own in EXPERIMENTS.values() if own.task == run.get("task") for arm in own.arms]
+    if run.get("arm") not in arms_of_task:
+        return f"no experiment trains {run.get('arm')!r} on {run.get('task')!r}"
+    return fault_of_counts(run)
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
     """Train what has no line yet: all experiments' first runs, then their second ones, ..."""
     file: Path = arguments.out / "runs.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = {(run["task"], run["arm"], run["run"]) for run in read_runs(file)}
+    done = {(run["task"], run["arm"], run["run"]) for run in read_runs(file, fault_of)}
     motion: list[Path] = arguments.motion_weights
     for folder in motion:
         if not (folder / CARD_FILE).is_file():

@@ -68,6 +68,8 @@ class Clips:
     def __init__(self, task: Task, data: Path, cache: Path) -> None:
         self.task = task
         self._spec = ClipSpec(num_frames=task.num_frames, sampling="segment", short_side=task.height, crop=task.height)
+        if not data.is_dir():
+            raise SystemExit(f"DATA: there is no folder {data}")
         listing = data / task.folder / "clips.csv"
         if not listing.is_file():
             raise SystemExit(f"DATA: {listing} is missing; give the folder that holds {task.folder}")

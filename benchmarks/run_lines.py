@@ -41,15 +41,36 @@ def ends_in_a_line() -> Iterator[None]:
         raise SystemExit(str(error)) from error
 
 
-def read_runs(file: Path) -> list[dict[str, Any]]:
-    """The lines of a file of runs; none if it does not exist."""
+def read_runs(file: Path, fault: Callable[[dict[str, Any]], str | None] = lambda run: None) -> list[dict[str, Any]]:
+    """The lines of a file of runs; none if it does not exist.
+
+    Args:
+        fault: says what is wrong with a line, if anything is.
+    """
     runs = []
-    for number, line in enumerate(file.read_text().splitlines() if file.exists() else [], 1):
+    for number, line in enumerate(file.read_bytes().splitlines() if file.exists() else [], 1):
+        if not line.strip():
+            continue
         try:
-            runs.append(json.loads(line))
+            run = json.loads(line)
+            found = fault(run) if isinstance(run, dict) else "no object"
         except ValueError as error:
-            raise SystemExit(f"{file} line {number} is no run ({error}); remove the line: it is run again") from error
+            found = str(error)
+        if found is not None:
+            raise SystemExit(
+                f"{file} line {number} is no run ({found}); remove the line: a call without --report runs it again"
+            )
+        runs.append(run)
     return runs
+
+
+def fault_of_counts(run: dict[str, Any]) -> str | None:
+    """What is wrong with a line that says how many of its test clips were right."""
+    if any(type(run.get(key)) is not int for key in ("run", "right", "count")):
+        return "'run', 'right' and 'count' should be whole numbers"
+    if run["run"] < 0 or not 0 <= run["right"] <= run["count"] or not run["count"]:
+        return f"run {run['run']}: {run['right']} of {run['count']} cannot be"
+    return None
 
 
 def run_all(

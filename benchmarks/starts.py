@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 
 from claims_report import Rows
-from run_lines import ends_in_a_line, positive, read_runs, run_all
+from run_lines import ends_in_a_line, fault_of_counts, positive, read_runs, run_all
 from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
 from tada.localization.annotations.table import read_segments
@@ -127,12 +127,12 @@ def main() -> None:
             parser.error("DATA is missing, or --report")
         run_missing(arguments)
     page = arguments.page or (HERE.parent / "docs" if arguments.out == OWN_LINES else arguments.out.parent)
-    show(read_runs(arguments.out), page)
+    show(read_runs(arguments.out, fault_of_counts), page)
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
     """Train what has no line yet: all first runs, then all second ones, ..."""
-    done = {(line["start"], line["set"], line["run"]) for line in read_runs(arguments.out)}
+    done = {(line["start"], line["set"], line["run"]) for line in read_runs(arguments.out, fault_of_counts)}
     wanted = [
         (start, name, run)
         for run in range(arguments.runs)

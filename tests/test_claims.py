@@ -341,9 +341,9 @@ def test_a_line_that_cannot_be_of_a_run(
     assert not (small_task / "claims.md").exists()
 
 
-def test_varied_clips_are_of_their_video_and_seen_mirrored(tmp_path: Path) -> None:
+def test_varied_clips_are_of_their_video(tmp_path: Path) -> None:
     """Their pixels are means of the video's, whatever the part, the turn and the mirror; erased ones apart."""
-    task = Task(folder="lips", height=16, width=24, num_frames=5, is_varied=True)
+    task = Task(folder="lips", height=16, width=24, num_frames=5, is_mirrored=True, is_varied=True)
     (tmp_path / "lips").mkdir()
     frames = np.stack([np.full((18, 27, 3), 40 + 10 * t, np.uint8) for t in range(9)])
     np.savez(tmp_path / "a.npz", frames=frames, ends=[9], videos=["a.mkv"])

@@ -79,18 +79,23 @@ WIDTHS = [  # of the routing functions' hidden layers; by default C / 4, but at 
 ]
 _MEAN: dict[str, Any] = {"routing_global_context": True, "routing_head_channels": None}
 _ATTENTION: dict[str, Any] = {"routing_global_context": False, "routing_head_channels": 8}
-_PATCHES = (4, 8)  # of 32 x 64 pixels
-SECOND_PAPER = [
-    *arms("convnext_mini", ("averaged frames",)),
-    *(
-        arm
-        for host in ("tadaconvnext_mini", "tadaconvnextv2_mini")
-        for way, own in (("clip's mean", _MEAN), ("attention", _ATTENTION))
-        for arm in arms(host, (way,), **own)
-    ),
-    *arms("tadaformer_tiny", ("averaged frames",), tada_blocks=0, grid=_PATCHES),
-    *arms("tadaformer_tiny", ("attention",), grid=_PATCHES),
-]
+
+
+def second_paper(grid: tuple[int, int]) -> tuple[Arm, ...]:
+    """The second paper's networks; ``grid`` is TAdaFormer's: rows and columns of patches of 8 x 8 pixels."""
+    return (
+        *arms("convnext_mini", ("averaged frames",)),
+        *(
+            arm
+            for host in ("tadaconvnext_mini", "tadaconvnextv2_mini")
+            for way, own in (("clip's mean", _MEAN), ("attention", _ATTENTION))
+            for arm in arms(host, (way,), **own)
+        ),
+        *arms("tadaformer_tiny", ("averaged frames",), tada_blocks=0, grid=grid),
+        *arms("tadaformer_tiny", ("attention",), grid=grid),
+    )
+
+
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "of the output": ("both", {"calibrate": "out"}),
     # Aggregation mixes frames as well; without it, calibration has to.
@@ -143,7 +148,13 @@ EXPERIMENTS = {
         task="words", arms=tuple(arms("tada2d_tiny", ("averaged frames", "calibration"), start="image")), budget=SCRATCH
     ),
     "interactions": Experiment(task="interactions", arms=tuple(IMAGE_HOSTS[:2]), budget=FEW_CLIPS),
-    "second paper": Experiment(task="phrases", arms=tuple(SECOND_PAPER), budget=SCRATCH_LAYER_NORMS),
+    "second paper": Experiment(task="phrases", arms=second_paper((4, 8)), budget=SCRATCH_LAYER_NORMS),
+    "generated motions": Experiment(
+        task="generated motions", arms=(PARTS[0], PARTS[-1]), budget=replace(SCRATCH, epochs=12)
+    ),
+    "generated motions, second paper": Experiment(
+        task="generated motions", arms=second_paper((4, 5)), budget=replace(SCRATCH_LAYER_NORMS, epochs=12)
+    ),
     "ablation": Experiment(task="phrases", arms=tuple(ABLATION), budget=SCRATCH),
     **{
         task: Experiment(task=task, arms=tuple(BEST_START), budget=SCRATCH_VARIED)

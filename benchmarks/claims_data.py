@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tada.recognition.quickstart import draw_videos
+from tada.system.files import write_whole
 from tada.video.augment import random_erase
 from tada.video.reader import open_video
 from tada.video.sampling import ClipSpec, train_indices, view_indices
@@ -32,7 +34,7 @@ class Task:
     """A data set, a part of its clips, and a split."""
 
     folder: str
-    """Below the data folder; holds clips.csv."""
+    """Below the data folder; holds clips.csv. Drawn videos lie below the folder of decoded frames."""
     height: int
     """Rows of a clip."""
     width: int
@@ -49,6 +51,8 @@ class Task:
     """Run number s is tested on fold s modulo this many: groups f, f + num_folds, ... in alphabetical order."""
     tested: str | None = None
     """In place of folds: the group on which every run is tested."""
+    is_drawn: bool = False
+    """Whether the videos are the quickstart's, drawn here: eight motions in pairs that are each other's reversal."""
 
 
 TASKS = {
@@ -57,6 +61,7 @@ TASKS = {
     "interactions": Task(folder="interactions", height=48, width=64, is_mirrored=True, num_folds=5),
     # Mirrored, left would be right.
     "gestures": Task(folder="gestures", height=48, width=64, tested="A"),
+    "generated motions": Task(folder="motions", height=32, width=40, tested="test", is_drawn=True),
 }
 TASKS |= {
     f"{kind}, best start": replace(TASKS[kind], num_frames=12, height=48, width=80, is_mirrored=True, is_varied=True)
@@ -72,6 +77,9 @@ class Clips:
         self._spec = ClipSpec(num_frames=task.num_frames, sampling="segment", short_side=task.height, crop=task.height)
         if not data.is_dir():
             raise SystemExit(f"DATA: there is no folder {data}")
+        if task.is_drawn:
+            data = cache.parent
+            draw(data / task.folder)
         listing = data / task.folder / "clips.csv"
         if not listing.is_file():
             raise SystemExit(f"DATA: {listing} is missing; give the folder that holds {task.folder}")
@@ -164,6 +172,19 @@ class Clips:
 
     def _clip(self, i: int, indices: Sequence[int]) -> Tensor:
         return torch.from_numpy(self._frames[[self._starts[i] + index for index in indices]])
+
+
+def draw(folder: Path) -> None:
+    """Draw the quickstart's videos, 1,200 to train on and 160 to test on, and then their list, unless it is there."""
+    listing = folder / "clips.csv"
+    if listing.exists():
+        return
+    draw_videos(folder, train_videos_per_class=150, test_videos_per_class=20, seed=0)
+    lines = ["video,label,group"]
+    for file in sorted(folder.glob("*/*/*.mp4")):
+        split, label, _ = (name := file.relative_to(folder).as_posix()).split("/")
+        lines.append(f"{name},{label},{split}")
+    write_whole(listing, ("\n".join(lines) + "\n").encode())
 
 
 def _frames(file: Path, size: tuple[int, int]) -> npt.NDArray[np.uint8]:

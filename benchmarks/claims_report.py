@@ -97,6 +97,26 @@ def _plug_in(task: str) -> list[Claim]:
     ]
 
 
+def _second_paper(task: str) -> list[Claim]:
+    """That attention over time, and TAdaFormer's TAda blocks, help."""
+    where = "" if task == "phrases" else f" on {task}"
+    hosts = (
+        ("tadaconvnext_mini", "attention over time > the clip's mean", "clip's mean"),
+        ("tadaconvnextv2_mini", "attention over time > the clip's mean", "clip's mean"),
+        ("tadaformer_tiny", "TAda blocks > none", "averaged frames"),
+    )
+    return [
+        Claim(
+            text=f"{host}{where}: {text}",
+            better=f"{host}, attention, from scratch",
+            worse=f"{host}, {worse}, from scratch",
+            task=task,
+            is_ablation=True,
+        )
+        for host, text, worse in hosts
+    ]
+
+
 CLAIMS = (
     _tiny("calibration > averaged frames", "calibration", "averaged frames"),
     _tiny("aggregation > averaged frames", "aggregation", "averaged frames"),
@@ -153,21 +173,14 @@ CLAIMS = (
         worse="tada2d_tiny, averaged frames, from scratch",
         task="words",
     ),
-    *(
-        Claim(
-            text=f"{host}: attention over time > the clip's mean",
-            better=f"{host}, attention, from scratch",
-            worse=f"{host}, clip's mean, from scratch",
-            is_ablation=True,
-        )
-        for host in ("tadaconvnext_mini", "tadaconvnextv2_mini")
-    ),
     Claim(
-        text="tadaformer_tiny: TAda blocks > none",
-        better="tadaformer_tiny, attention, from scratch",
-        worse="tadaformer_tiny, averaged frames, from scratch",
-        is_ablation=True,
+        text="generated motions: both > averaged frames",
+        better="tada2d_tiny, both, from scratch",
+        worse="tada2d_tiny, averaged frames, from scratch",
+        task="generated motions",
     ),
+    *_second_paper("phrases"),
+    *_second_paper("generated motions"),
     *(
         Claim(
             text=f"MobileNetV2, hidden layers of at most 6 > r = {r}",

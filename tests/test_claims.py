@@ -19,17 +19,19 @@ import yaml
 sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import claims
+import claims_data
 import claims_networks
 import tada
-from claims_data import Clips, Task
+from claims_data import TASKS, Clips, Task
 from claims_networks import Arm, arms, build, logits
 from claims_report import _T, CLAIMS, difference, show
 from tada.commands.cli import main
-from tada.data.motion import write_motion_videos
+from tada.data.motion import MOTIONS, write_motion_videos
 from tada.errors import OptionError
 from tada.models import create_model
 from tada.models.tada2d import TAda2D
 from tada.models.weights import load_model, packaged
+from tada.recognition.quickstart import draw_videos
 from tada.recognition.recipe import Recipe, load_recipe
 from tada.recognition.training import train
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
@@ -156,7 +158,7 @@ def test_motion_weights_of_a_seed_are_those_of_its_folder(small_task: Path, monk
 
 
 def test_arms_of_the_second_paper_have_the_routing_they_say() -> None:
-    for arm in claims.SECOND_PAPER:
+    for arm in claims.second_paper((4, 8)):
         found = {type(module) for module in build(arm, 3).modules() if isinstance(module, Routing)}
         assert found == {"averaged frames": set(), "clip's mean": {Routing}, "attention": {RoutingV2}}[arm.time]
 
@@ -251,6 +253,28 @@ def test_a_run_is_the_same_again_and_tests_on_the_other_group(small_task: Path) 
     for run in (0, 1):  # where one group alone is tested, in every run
         train, test = clips.split(run)
         assert ({clips.groups[i] for i in train}, {clips.groups[i] for i in test}) == ({"a"}, {"b"})
+
+
+def test_videos_of_a_drawn_task_are_the_quickstarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: dict[str, int] = {}
+
+    def draw_few(folder: Path, *, train_videos_per_class: int, test_videos_per_class: int, seed: int) -> None:
+        counts.update(train=train_videos_per_class, test=test_videos_per_class)
+        draw_videos(folder, train_videos_per_class=2, test_videos_per_class=1, seed=seed)
+
+    monkeypatch.setattr(claims_data, "draw_videos", draw_few)
+    clips = Clips(TASKS["generated motions"], tmp_path, tmp_path / "clips" / "frames.npz")
+    assert counts == {"train": 150, "test": 20}
+    assert clips.labels == sorted(MOTIONS)
+    for run in (0, 1):
+        train, test = clips.split(run)
+        assert (len(train), len(test)) == (16, 8)
+        assert sorted(clips.targets[test].tolist()) == list(range(8))
+    batch, _ = clips.test_batch(test)
+    assert batch.shape == (8, 3, 8, 32, 40)
+    counts.clear()
+    Clips(TASKS["generated motions"], tmp_path, tmp_path / "clips" / "other.npz")
+    assert counts == {}  # they are drawn once
 
 
 def without_seconds(line: Mapping[str, object]) -> dict[str, object]:

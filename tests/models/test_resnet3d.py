@@ -89,8 +89,14 @@ def test_temporal_strides_thin_out_frames() -> None:
 
 
 def test_slowfast_needs_whole_groups_of_frames() -> None:
-    with pytest.raises(ValueError, match=r"a clip of 6 frames; SlowFast needs a multiple of 4"):
+    with pytest.raises(OptionError, match=r"a clip of 6 frames; SlowFast needs a multiple of 4 \(clip.num_frames\)"):
         host("slowfast_tiny")(torch.randn(1, 3, 6, 24, 24).double())
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 24, 24), (2, 1, 8, 24, 24), (3, 8, 24, 24), (2, 8, 3, 24, 24)])
+def test_other_than_clips_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(OptionError, match=r"clips \[.*24\] should be \[N, 3, T, H, W\], with three colors"):
+        host("slowonly_tiny", adapted=True)(torch.zeros(shape).double())
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from tada.recognition.recipe import Recipe, load_recipe
 from tada.recognition.training import train
 from tada.recognition.training_step import NonFiniteLossError, RecognitionTask
 from tada.system.devices import Machine
-from tada.training.recipe import recipe_yaml
+from tada.training.recipe import changed, recipe_yaml
 from tada.training.schedule import fitted, learning_rate_factor
 from tada.training.trainer import WholeFileCheckpoints
 from tada.video.sampling import CLIP_NORMALIZATION, NORMALIZATION
@@ -473,6 +473,27 @@ def test_a_batch_that_cannot_be_shared_is_refused(
             tmp_path / "run",
             machine=Machine(devices=devices, accelerator="cpu"),
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "tadaconvnext_mini", "clip": {"crop": 8}}, r"clips of 8 x 8 .* 16 x 16 \(clip.crop or train_crop\)"),
+        ({"model": "tadaconvnext_mini", "train_crop": 8}, r"clips of 8 x 8 pixels .* at least 16 x 16"),
+        ({"model": "tada_lite0", "init": "absent"}, r"clips of 20 x 20 pixels .* at least 32 x 32"),
+        ({"model": "tadaformer_tiny"}, r"clips \[1, 3, 4, 20, 20\] cannot be cut into patches of 8 x 8 pixels"),
+        ({"model": "slowfast_tiny", "clip": {"num_frames": 6}}, r"a clip of 6 frames; SlowFast needs a multiple of 4"),
+    ],
+)
+def test_clips_that_the_network_does_not_take_are_refused_at_once(
+    changes: dict[str, Any], message: str, small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    recipe = changed(small_recipe, {"model_options": {}, **changes})
+    lines: list[str] = []
+    with pytest.raises(OptionError, match=message):
+        train(recipe, motion_videos, tmp_path / "run", num_workers=0, show_progress=False, say=lines.append)
+    assert lines == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,6 +7,8 @@ from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
+
 from tada.errors import OptionError, UnknownNameError
 from tada.models.efficientnet_lite import (
     EfficientNetLite,
@@ -159,6 +161,16 @@ def create_model(name: str, *, num_classes: int = 400, num_frames: int | None = 
         raise
     except (TypeError, ValueError) as error:  # a recipe's options are not typed: one may be a word, or half a number
         raise OptionError(f"{name} cannot be built with {options}: {error}") from error
+
+
+def check_clips_of(network: Network, num_frames: int, *crops: int) -> None:
+    """Check that a network takes clips of T square frames, for each of several sides in pixels; nothing is computed.
+
+    Raises:
+        OptionError: it does not, as where its stride is longer than a side.
+    """
+    for crop in crops:
+        network.check_shape(torch.empty(1, 3, num_frames, crop, crop, device="meta"))
 
 
 def normalization_of(name: str) -> tuple[Channels, Channels]:

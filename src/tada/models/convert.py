@@ -7,8 +7,10 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
+import torch
+
 from tada.errors import CheckpointError, OptionError
-from tada.models import with_normalization
+from tada.models import check_clips_of, create_model, with_normalization
 from tada.models.class_names import class_lists, class_names
 from tada.models.published import DATA_SETS, PROTOCOLS, fitting_protocols
 from tada.models.released_names import join_heads, network_of
@@ -50,7 +52,8 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: the file is no released checkpoint, is damaged, or holds more than tensors and plain values.
-        OptionError: the number of labels is not the network's, its clips are unknown, or ``out`` is not empty.
+        OptionError: the number of labels is not the network's, its clips are unknown or too small for it, or ``out`` is not
+            empty.
         OutputError: ``out`` cannot be written. Nothing is written in any of these cases.
     """
     if is_used(out):
@@ -80,6 +83,9 @@ def convert_checkpoint(
         made_by=f"tada convert {file.name}",
         license=license,
     )
+    with torch.device("meta"):
+        network = create_model(name, num_classes=num_classes, **options)
+    check_clips_of(network, card.clip.num_frames, card.clip.crop)
     in_float32 = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
     save_weights(out, in_float32, card)
     for note in notes:

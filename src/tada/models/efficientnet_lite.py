@@ -143,8 +143,7 @@ class EfficientNetLite(nn.Module):
         Raises:
             OptionError: they are not, or a side is shorter than the network's stride.
         """
-        check_clips(clips)
-        check_size(clips, self._stride)
+        self.check_shape(clips)
         check_variance(self, clips, stride=self._stride)
         n, _, t = clips.shape[:3]
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -156,6 +155,11 @@ class EfficientNetLite(nn.Module):
                 frames = block(frames, t)
         frames = F.relu6(self.last_norm(self.last_conv(frames)), inplace=True)
         return frames.mean((2, 3)).view(n, t, -1).mean(1)
+
+    def check_shape(self, clips: Tensor) -> None:
+        """Raise OptionError where the network does not take clips of this shape."""
+        check_clips(clips)
+        check_size(clips, self._stride)
 
     @property
     def _stride(self) -> int:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tada.adaptation import adapt
 from tada.errors import OptionError
-from tada.models.tada2d import check_variance
+from tada.models.tada2d import check_clips, check_variance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,14 +114,15 @@ class Host(nn.Module):
         """Clips [N, 3, T, H, W], normalized -> logits [N, K].
 
         Raises:
-            ValueError: T is no multiple of ``fast_ratio`` (SlowFast).
-            OptionError: in training, the clips leave the last batch norms one value per channel.
+            OptionError: they are no clips, or T is no multiple of ``fast_ratio`` (SlowFast); or, in training, they leave
+                the last batch norms one value per channel.
         """
         logits: Tensor = self.head(self.dropout(self.features(clips)))
         return logits
 
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the mean over frames and pixels of each pathway."""
+        self.check_shape(clips)
         config = self.config
         frame_stride = math.prod(config.temporal_strides) * max(config.fast_ratio, 1)
         check_variance(self, clips, stride=2 ** (1 + len(config.depths)), frame_stride=frame_stride)
@@ -132,14 +133,21 @@ class Host(nn.Module):
                 slow = self.slow.run_stage(stage, slow)
             return slow.mean((2, 3, 4))
         ratio = config.fast_ratio
-        if clips.shape[2] % ratio:
-            raise ValueError(f"a clip of {clips.shape[2]} frames; SlowFast needs a multiple of {ratio}")
         slow, fast = self.slow.stem(clips[:, :, ::ratio]), self.fast.stem(clips)
         for stage in range(len(self.slow.stages)):
             handed_over = F.relu(self.lateral_norms[stage](self.lateral_convs[stage](fast)))
             slow = self.slow.run_stage(stage, torch.cat([slow, handed_over], dim=1))
             fast = self.fast.run_stage(stage, fast)
         return torch.cat([slow.mean((2, 3, 4)), fast.mean((2, 3, 4))], dim=1)
+
+    def check_shape(self, clips: Tensor) -> None:
+        """Raise OptionError where the network does not take clips of this shape."""
+        check_clips(clips)
+        if self.fast is not None and clips.shape[2] % self.config.fast_ratio:
+            raise OptionError(
+                f"a clip of {clips.shape[2]} frames; SlowFast needs a multiple of {self.config.fast_ratio} "
+                "(clip.num_frames)"
+            )
 
     def _initialize(self) -> None:
         """Initialize the weights for training from scratch.

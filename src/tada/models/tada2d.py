@@ -101,7 +101,7 @@ class TAda2D(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the mean over frames and pixels."""
-        check_clips(clips)
+        self.check_shape(clips)
         check_variance(self, clips, stride=2 ** (1 + len(self.config.depths)))
         n, _, t = clips.shape[:3]
         frames = clips.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
@@ -111,6 +111,10 @@ class TAda2D(nn.Module):
             for block in stage:
                 frames = block(frames, t)
         return frames.mean((2, 3)).view(n, t, -1).mean(1)
+
+    def check_shape(self, clips: Tensor) -> None:
+        """Raise OptionError where the network does not take clips of this shape."""
+        check_clips(clips)
 
     def _initialize(self) -> None:
         """Initialize the weights.
@@ -264,7 +268,7 @@ def check_size(clips: Tensor, stride: int) -> None:
     if min(clips.shape[3:]) < stride:
         raise OptionError(
             f"clips of {clips.shape[3]} x {clips.shape[4]} pixels are smaller than this network's stride: give frames "
-            f"of at least {stride} x {stride} (clip.crop)"
+            f"of at least {stride} x {stride} (clip.crop or train_crop)"
         )
 
 

@@ -115,8 +115,7 @@ class TAdaConvNeXt(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the norm of the mean over frames and pixels."""
-        check_clips(clips)
-        check_size(clips, 4 * 2 ** (len(self.config.depths) - 1))
+        self.check_shape(clips)
         frames, t = self.stem(clips)
         for downsampling, stage in zip(self.downsamplings, self.stages, strict=True):
             frames = downsampling(frames)
@@ -126,6 +125,11 @@ class TAdaConvNeXt(nn.Module):
         means = frames.mean((2, 3))
         features: Tensor = self.norm(means.view(-1, t, means.shape[1]).mean(1))
         return features
+
+    def check_shape(self, clips: Tensor) -> None:
+        """Raise OptionError where the network does not take clips of this shape."""
+        check_clips(clips)
+        check_size(clips, 4 * 2 ** (len(self.config.depths) - 1))
 
     def _initialize(self) -> None:
         """Initialize the weights for training from scratch.

@@ -105,11 +105,10 @@ class TAdaFormer(nn.Module):
 
     def features(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, H, W], normalized -> features [N, D], the norm of the mean class token; raises as forward."""
-        check_clips(clips)
-        if torch.compiler.is_exporting():  # where sizes are symbols
+        self.check_shape(clips)
+        if torch.compiler.is_exporting():
             clips = self._of_whole_patches(clips)
         else:
-            self._check_size(clips)
             check_variance(self, clips, stride=self.config.patch, frame_stride=2)
         frames, t = conv_of_three_frames(self.stem, clips)  # [N*T, C, h, w]
         h, w = frames.shape[2:]
@@ -122,17 +121,21 @@ class TAdaFormer(nn.Module):
         features: Tensor = self.norm(means)
         return features
 
-    def _check_size(self, clips: Tensor) -> None:
+    def check_shape(self, clips: Tensor) -> None:
+        """Raise OptionError where the network does not take clips of this shape; not for their size in an export."""
+        check_clips(clips)
+        if torch.compiler.is_exporting():  # there sizes are symbols
+            return
         patch, sides = self.config.patch, clips.shape[3:]
         if any(side < patch or side % patch for side in sides):
             height, width = (max(round(side / patch), 1) * patch for side in sides)
             raise OptionError(
                 f"clips {list(clips.shape)} cannot be cut into patches of {patch} x {patch} pixels: give frames of "
-                f"{height} x {width} (clip.crop a multiple of {patch})"
+                f"{height} x {width} (clip.crop or train_crop a multiple of {patch})"
             )
 
     def _of_whole_patches(self, clips: Tensor) -> Tensor:
-        """The same clips. An exported graph fails here where ``_check_size`` does; its stem would cut pixels off."""
+        """The same clips. An exported graph fails here, not in ``check_shape``; its stem would cut pixels off."""
         n, c, t, height, width = clips.shape
         patch = self.config.patch
         return clips.reshape(n, c, t, height // patch * patch, width // patch * patch)

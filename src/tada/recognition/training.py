@@ -39,7 +39,7 @@ from tada.data.run_videos import write_run_list
 from tada.data.table import VideoTable
 from tada.data.views import TestVideos, Views, test_loader
 from tada.errors import OptionError
-from tada.models import create_model, with_normalization
+from tada.models import check_clips_of, create_model, with_normalization
 from tada.models.parallel import checkpoint_blocks, synchronize_batch_norms, whole_weights
 from tada.models.pretrained import RANDOM_WEIGHTS, initialize, start_in_words
 from tada.recognition.parameter_groups import check_rule
@@ -261,6 +261,8 @@ def _make_network(recipe: Recipe, videos: TrainingData, *, is_resumed: bool, say
         num_frames=recipe.clip.num_frames,
         **recipe.model_options,
     )
+    clip = recipe.clip
+    check_clips_of(model, clip.num_frames, clip.crop, recipe.train_crop or clip.crop)
     part_in_words = train_only(model, recipe.train, recipe.model)
     check_rule(model, recipe.model, layer_decay=recipe.layer_decay, rule=recipe.parameter_rule)
     if is_resumed:  # a saved state has all weights, so the file of initial weights is not needed

@@ -6,6 +6,7 @@ import copy
 import multiprocessing
 import os
 import pickle
+import re
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -138,8 +139,16 @@ class TestImageNetworks:
     def test_bad_input(self) -> None:
         network = image_network()
         adapted, _ = adapt(network)
-        with pytest.raises(ValueError, match=r"clips of shape \(8, 3, 16, 16\) should be \[N, 3, T, H, W\]"):
-            adapted(torch.zeros(8, 3, 16, 16))
+        for shape in ((8, 3, 16, 16), (2, 3, 0, 16, 16)):
+            message = rf"clips of shape {re.escape(str(shape))} should be \[N, C, T, H, W\], of at least one frame"
+            with pytest.raises(ValueError, match=message):
+                adapted(torch.zeros(shape))
+        for where in (3, ["stem", 3]):
+            wrong: Any = where
+            with pytest.raises(
+                OptionError, match=rf"where = {re.escape(str(where))} should be names or patterns, or a"
+            ):
+                adapt(image_network(), where=wrong)
         with pytest.raises(ValueError, match=r"T is not known: call the network that adapt returned, or adapt with"):
             network(clips()[:, :, 0])
         with pytest.raises(OptionError, match=r"num_frames = 0 should be at least 1"):
@@ -415,6 +424,9 @@ class TestDepthwiseNetworks:
         assert all(line in str(report) for line in lines)
         _, wide = adapt(network, ratio=4)
         assert wide.parameters_after == wide.parameters_unbounded == report.parameters_unbounded
+        warning = "\nmore than 15%: a larger ratio, or fewer convolutions (where), add less\n"
+        assert warning in str(wide)
+        assert warning not in str(report)
 
     def test_the_last_one_of_mobilenet(self) -> None:
         with torch.device("meta"):

@@ -226,7 +226,9 @@ def test_a_released_convnext_needs_no_options(name: str, tmp_path: Path) -> None
 def test_clips_that_are_too_small_for_it_are_refused(tmp_path: Path) -> None:
     torch.save(released_convnext("tadaconvnext_t"), tmp_path / "pytorch_model.pt")
     small = ClipSpec(num_frames=16, sampling="segment", short_side=32, crop=24)
-    with pytest.raises(OptionError, match=r"clips of 24 x 24 pixels are smaller than this network's stride: .* 32 x 32"):
+    with pytest.raises(
+        OptionError, match=r"clips of 24 x 24 pixels are smaller than this network's stride: .* 32 x 32"
+    ):
         convert_checkpoint(tmp_path / "pytorch_model.pt", tmp_path / "out", clip=small, say=print)
     assert not (tmp_path / "out").exists()
 

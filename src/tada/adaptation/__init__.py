@@ -11,7 +11,7 @@ Shapes: N clips, T frames, C channels in, D channels out, g groups, H x W pixels
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, cast
@@ -178,6 +178,10 @@ class SkippedConvolution:
     """Why it was not changed, in words."""
 
 
+_LARGE_GROWTH = 0.15
+"""The share of added parameters above which a report says how to add fewer."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptReport:
     """What ``adapt`` changed and skipped; ``str`` makes it a table."""
@@ -216,6 +220,8 @@ class AdaptReport:
         ]
         lines.append(f"unchanged: {_list_by_reason(self.skipped) or 'none'}")
         lines.append(f"parameters: {self.parameters_before:,} -> {self._grown(self.parameters_after)}")
+        if self.parameters_after > (1 + _LARGE_GROWTH) * self.parameters_before:
+            lines.append(f"more than {_LARGE_GROWTH:.0%}: a larger ratio, or fewer convolutions (where), add less")
         if self.parameters_after != self.parameters_unbounded:
             lines.append(f"with ratio=4: {self._grown(self.parameters_unbounded)}")
         lines.append(f"multiply-adds: +{self.multiply_adds(8):,} for a clip of 8 frames of any size")
@@ -266,8 +272,11 @@ def _pick(network: nn.Module, found: Mapping[str, nn.Module], where: Where | Non
     if callable(where):
         picked = {name for name, module in found.items() if where(name, module)}
     else:
+        given: list[object] = [where] if isinstance(where, str) or not isinstance(where, Iterable) else list(where)
         picked = set()
-        for pattern in [where] if isinstance(where, str) else where:
+        for pattern in given:
+            if not isinstance(pattern, str):
+                raise OptionError(f"{where = } should be names or patterns, or a function of name and module")
             fitting = {name for name in found if fnmatchcase(name, pattern)}
             if not fitting:
                 there = listed(found, quote=False, at_most=4) or "none"
@@ -512,7 +521,8 @@ class ClipNetwork(nn.Module):
         """Run the network on the frames of clips.
 
         Args:
-            clips: [N, 3, T, H, W]; or, where T is fixed, also frames [N*T, 3, H, W], each clip's frames in a row.
+            clips: [N, C, T, H, W], of as many colors as the network's images have; or, where T is fixed, also frames
+                [N*T, C, H, W], each clip's frames in a row.
             args: passed to the network, as are kwargs.
 
         Returns:
@@ -520,12 +530,12 @@ class ClipNetwork(nn.Module):
             network folds frames itself, its output unchanged.
 
         Raises:
-            ValueError: another number of dimensions, or another T than the fixed one.
+            ValueError: another number of dimensions, no frames, or another T than the fixed one.
         """
         if clips.ndim == 4 and self.clip.fixed:
             return self.network(clips, *args, **kwargs)
-        if clips.ndim != 5:
-            raise ValueError(f"clips of shape {tuple(clips.shape)} should be [N, 3, T, H, W]")
+        if clips.ndim != 5 or clips.shape[2] == 0:
+            raise ValueError(f"clips of shape {tuple(clips.shape)} should be [N, C, T, H, W], of at least one frame")
         n, _, t = clips.shape[:3]
         self.clip.set(t)
         if self.folds_frames:

@@ -52,8 +52,8 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: the file is no released checkpoint, is damaged, or holds more than tensors and plain values.
-        OptionError: the number of labels is not the network's, its clips are unknown or too small for it, or ``out`` is not
-            empty.
+        OptionError: the number of labels is not the network's, its clips are unknown or too small for it, or ``out`` is
+            not empty.
         OutputError: ``out`` cannot be written. Nothing is written in any of these cases.
     """
     if is_used(out):

@@ -114,8 +114,8 @@ class Host(nn.Module):
         """Clips [N, 3, T, H, W], normalized -> logits [N, K].
 
         Raises:
-            OptionError: they are no clips, or T is no multiple of ``fast_ratio`` (SlowFast); or, in training, they leave
-                the last batch norms one value per channel.
+            OptionError: they are no clips, or T is no multiple of ``fast_ratio`` (SlowFast); or, in training, they
+                leave the last batch norms one value per channel.
         """
         logits: Tensor = self.head(self.dropout(self.features(clips)))
         return logits

@@ -84,14 +84,14 @@ _ATTENTION: dict[str, Any] = {"routing_global_context": False, "routing_head_cha
 def second_paper(grid: tuple[int, int]) -> tuple[Arm, ...]:
     """The second paper's networks; ``grid`` is TAdaFormer's: rows and columns of patches of 8 x 8 pixels."""
     return (
-        *arms("convnext_mini", ("averaged frames",)),
+        *arms("convnext_mini", ("not calibrated",)),
         *(
             arm
             for host in ("tadaconvnext_mini", "tadaconvnextv2_mini")
             for way, own in (("clip's mean", _MEAN), ("attention", _ATTENTION))
             for arm in arms(host, (way,), **own)
         ),
-        *arms("tadaformer_tiny", ("averaged frames",), tada_blocks=0, grid=grid),
+        *arms("tadaformer_tiny", ("not calibrated",), tada_blocks=0, grid=grid),
         *arms("tadaformer_tiny", ("attention",), grid=grid),
     )
 

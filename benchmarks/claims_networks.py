@@ -32,9 +32,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "both": {"aggregation": "avg"},
 }
 """By arm, the options of networks that have the paper's parts as options."""
-SECOND_PAPER_WAYS = ("averaged frames", "clip's mean", "attention")
-"""Ways of networks of the second paper: not calibrated; or what a routing function sees of the whole clip. The options
-stand at the arms."""
+SECOND_PAPER_WAYS = ("not calibrated", "clip's mean", "attention")
+"""Ways of networks of the second paper: nothing is calibrated (but their stems see three frames); or what a routing
+function sees of the whole clip. The options stand at the arms."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -160,7 +160,7 @@ def test_motion_weights_of_a_seed_are_those_of_its_folder(small_task: Path, monk
 def test_arms_of_the_second_paper_have_the_routing_they_say() -> None:
     for arm in claims.second_paper((4, 8)):
         found = {type(module) for module in build(arm, 3).modules() if isinstance(module, Routing)}
-        assert found == {"averaged frames": set(), "clip's mean": {Routing}, "attention": {RoutingV2}}[arm.time]
+        assert found == {"not calibrated": set(), "clip's mean": {Routing}, "attention": {RoutingV2}}[arm.time]
 
 
 def test_hosts_of_clips_and_of_images_give_logits() -> None:

@@ -8,7 +8,7 @@ kind) and its videos. An experiment trains several arms (networks, or ways in wh
 clips with the same budget: run s of every arm has seed s and tests on the same groups, so arms are compared run by run.
 Each run becomes a line of OUT/runs.jsonl as soon as it is done. A run that has a line is not repeated: an interrupted
 benchmark goes on, and the tables of ``--report`` are true at any time. They are written to PAGE/claims.md, with
-pictures. CLIPS holds the decoded frames. All experiments with five runs take about fifteen hours of two cores.
+pictures. CLIPS holds the decoded frames. All experiments with five runs take about twenty hours of two cores.
 
 ``--workers`` processes of ``--threads`` threads each train side by side; with ``--device cuda`` all share the GPU.
 """
@@ -29,11 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from claims_data import TASKS, Clips
+from claims_data import TASKS, Clips, listing_of
 from claims_networks import Arm, arms, build, logits, parameter_groups
 from claims_report import show
-from run_lines import ends_in_a_line, fault_of_counts, output_folder, positive, read_runs, run_all
-from tada.models.weights import CARD_FILE
+from run_lines import ends_in_a_line, fault_of_counts, output_folder, positive, read_runs, run_all, trained_model
 from tada.system.locks import held_folder
 
 HERE = Path(__file__).parent
@@ -125,6 +124,8 @@ BEST_START = [*arms("tada2d_tiny", ("both",), "motion"), *arms("tada2d_tiny", ("
 class Experiment:
     """Arms that are trained alike on one task. Those of several experiments of one task and budget can be compared."""
 
+    about: str
+    """What is compared, for ``--help``."""
     task: str
     """A key of ``TASKS``."""
     arms: tuple[Arm, ...]
@@ -132,48 +133,116 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    "parts": Experiment(task="phrases", arms=tuple(PARTS), budget=SCRATCH),
-    "image hosts": Experiment(task="phrases", arms=tuple(IMAGE_HOSTS), budget=FINE_TUNING),
+    "parts": Experiment(
+        about="averaged frames, shift, and each part of TAda2D alone and with the other",
+        task="phrases",
+        arms=tuple(PARTS),
+        budget=SCRATCH,
+    ),
+    "image hosts": Experiment(
+        about="image networks plain and adapted: MobileNetV2 and EfficientNet-Lite0",
+        task="phrases",
+        arms=tuple(IMAGE_HOSTS),
+        budget=FINE_TUNING,
+    ),
     "motion start": Experiment(
-        task="phrases", arms=tuple(arms("tada2d_tiny", WAYS, note="motion start", start="motion")), budget=SCRATCH
+        about="as parts, with start: motion",
+        task="phrases",
+        arms=tuple(arms("tada2d_tiny", WAYS, note="motion start", start="motion")),
+        budget=SCRATCH,
     ),
-    "motion weights": Experiment(task="phrases", arms=tuple(arms("tada2d_tiny", ("both",), "motion")), budget=SCRATCH),
+    "motion weights": Experiment(
+        about="both parts, from the motion weights that ship",
+        task="phrases",
+        arms=tuple(arms("tada2d_tiny", ("both",), "motion")),
+        budget=SCRATCH,
+    ),
     OWN_MOTION: Experiment(
-        task="phrases", arms=tuple(arms("tada2d_tiny", ("both",), "motion of its seed")), budget=SCRATCH
+        about="the same from motion weights of each run's seed (--motion-weights)",
+        task="phrases",
+        arms=tuple(arms("tada2d_tiny", ("both",), "motion of its seed")),
+        budget=SCRATCH,
     ),
-    "small hosts": Experiment(task="phrases", arms=tuple(SMALL_HOSTS), budget=SCRATCH),
-    "widths": Experiment(task="phrases", arms=tuple(WIDTHS), budget=FINE_TUNING),
-    "words": Experiment(task="words", arms=tuple(IMAGE_HOSTS[:2]), budget=FINE_TUNING),
+    "small hosts": Experiment(
+        about="SlowOnly, R(2+1)D and R3D, plain and adapted", task="phrases", arms=tuple(SMALL_HOSTS), budget=SCRATCH
+    ),
+    "widths": Experiment(
+        about="MobileNetV2 adapted with other widths of the routing functions",
+        task="phrases",
+        arms=tuple(WIDTHS),
+        budget=FINE_TUNING,
+    ),
+    "words": Experiment(
+        about="MobileNetV2 plain and adapted", task="words", arms=tuple(IMAGE_HOSTS[:2]), budget=FINE_TUNING
+    ),
     "words from scratch": Experiment(
-        task="words", arms=tuple(arms("tada2d_tiny", ("averaged frames", "calibration"), start="image")), budget=SCRATCH
+        about="averaged frames and calibration",
+        task="words",
+        arms=tuple(arms("tada2d_tiny", ("averaged frames", "calibration"), start="image")),
+        budget=SCRATCH,
     ),
-    "interactions": Experiment(task="interactions", arms=tuple(IMAGE_HOSTS[:2]), budget=FEW_CLIPS),
-    "second paper": Experiment(task="phrases", arms=second_paper((4, 8)), budget=SCRATCH_LAYER_NORMS),
+    "interactions": Experiment(
+        about="MobileNetV2 plain and adapted", task="interactions", arms=tuple(IMAGE_HOSTS[:2]), budget=FEW_CLIPS
+    ),
+    "second paper": Experiment(
+        about="TAdaConvNeXt, its V2 and TAdaFormer: the clip's mean or attention",
+        task="phrases",
+        arms=second_paper((4, 8)),
+        budget=SCRATCH_LAYER_NORMS,
+    ),
     "generated motions": Experiment(
-        task="generated motions", arms=(PARTS[0], PARTS[-1]), budget=replace(SCRATCH, epochs=12)
+        about="averaged frames and both parts, on drawn videos",
+        task="generated motions",
+        arms=(PARTS[0], PARTS[-1]),
+        budget=replace(SCRATCH, epochs=12),
     ),
     "generated motions, second paper": Experiment(
-        task="generated motions", arms=second_paper((4, 5)), budget=replace(SCRATCH_LAYER_NORMS, epochs=12)
+        about="as second paper, on drawn videos",
+        task="generated motions",
+        arms=second_paper((4, 5)),
+        budget=replace(SCRATCH_LAYER_NORMS, epochs=12),
     ),
-    "ablation": Experiment(task="phrases", arms=tuple(ABLATION), budget=SCRATCH),
+    "ablation": Experiment(
+        about="one part of TAda2D changed at a time", task="phrases", arms=tuple(ABLATION), budget=SCRATCH
+    ),
     **{
-        task: Experiment(task=task, arms=tuple(BEST_START), budget=SCRATCH_VARIED)
+        task: Experiment(
+            about="both parts and averaged frames, with larger and varied clips",
+            task=task,
+            arms=tuple(BEST_START),
+            budget=SCRATCH_VARIED,
+        )
         for task in ("phrases, best start", "words, best start")
     },
-    "gestures, image hosts": Experiment(task="gestures", arms=tuple(IMAGE_HOSTS), budget=FINE_TUNING_GESTURES),
-    "gestures, small hosts": Experiment(task="gestures", arms=tuple(SMALL_HOSTS), budget=SCRATCH_GESTURES),
+    "gestures, image hosts": Experiment(
+        about="as image hosts", task="gestures", arms=tuple(IMAGE_HOSTS), budget=FINE_TUNING_GESTURES
+    ),
+    "gestures, small hosts": Experiment(
+        about="as small hosts", task="gestures", arms=tuple(SMALL_HOSTS), budget=SCRATCH_GESTURES
+    ),
     "image parts": Experiment(
-        task="phrases", arms=tuple(arms("tada_lite0", ("shift", "aggregation", "both"), "ImageNet")), budget=FINE_TUNING
+        about="EfficientNet-Lite0 with shift, aggregation and both parts",
+        task="phrases",
+        arms=tuple(arms("tada_lite0", ("shift", "aggregation", "both"), "ImageNet")),
+        budget=FINE_TUNING,
     ),
 }
 """By name, in the order in which they are run."""
-_QUOTED = ", ".join(f"'{name}'" for name in EXPERIMENTS)
+
+
+def _experiments_in_words() -> str:
+    lines = [f"  {name!r} ({own.task}, {len(own.arms)} arms): {own.about}" for name, own in EXPERIMENTS.items()]
+    return "\n".join(["experiments, in the order in which they are run:", *lines])
 
 
 @ends_in_a_line()
 def main() -> None:
     """Run what is missing, then show everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=_experiments_in_words(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument(
         "--out", type=output_folder, default=OWN_FOLDER, help="of the runs; by default the repository's"
@@ -185,12 +254,17 @@ def main() -> None:
         "--clips", type=output_folder, default=Path("runs/claims"), help="for decoded frames (runs/claims)"
     )
     parser.add_argument(
-        "--only", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), metavar="EXPERIMENT", help=_QUOTED
+        "--only",
+        nargs="+",
+        choices=EXPERIMENTS,
+        default=list(EXPERIMENTS),
+        metavar="EXPERIMENT",
+        help="some of those below; by default all",
     )
     parser.add_argument(
         "--motion-weights",
         nargs="+",
-        type=Path,
+        type=trained_model,
         default=[],
         metavar="FOLDER",
         help=f"of run 0, 1, ..., for {OWN_MOTION!r}: python benchmarks/motion_weights.py OUT --seed RUN",
@@ -223,14 +297,8 @@ def fault_of(run: dict[str, Any]) -> str | None:
 def run_missing(arguments: argparse.Namespace) -> None:
     """Train what has no line yet: all experiments' first runs, then their second ones, ..."""
     file: Path = arguments.out / "runs.jsonl"
-    file.parent.mkdir(parents=True, exist_ok=True)
     done = {(run["task"], run["arm"], run["run"]) for run in read_runs(file, fault_of)}
     motion: list[Path] = arguments.motion_weights
-    for folder in motion:
-        if not (folder / CARD_FILE).is_file():
-            raise SystemExit(
-                f"--motion-weights: {folder} holds no trained model; benchmarks/motion_weights.py makes one"
-            )
     wanted = [
         (experiment.task, arm, experiment.budget, run, motion[run] if name == OWN_MOTION else None)
         for run in range(arguments.runs)
@@ -242,10 +310,15 @@ def run_missing(arguments: argparse.Namespace) -> None:
         print(f"{OWN_MOTION!r}: {len(motion)} of {arguments.runs} runs, since --motion-weights has so many folders")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: PyTorch finds no GPU here; leave the option away")
-    for task in sorted({task for task, *_ in wanted}):
-        clips_of(task, arguments.data, arguments.clips)  # so that workers find them
+    # What is missing is told before videos are decoded or drawn, which takes minutes.
+    tasks = sorted({task for task, *_ in wanted})
+    for task in tasks:
+        if not TASKS[task].is_drawn:
+            listing_of(TASKS[task], arguments.data)
     for arm in {arm for _, arm, *_ in wanted if arm.weights == "ImageNet"}:
-        build(arm, 2)  # a missing package is told before anything is trained
+        build(arm, 2)
+    for task in tasks:
+        clips_of(task, arguments.data, arguments.clips)  # so that workers find them
     own = (arguments.data, arguments.clips, arguments.device, arguments.threads)
     jobs = [(*job, *own) for job in wanted]
     run_all(train_and_test, jobs, file, num_workers=arguments.workers, in_words=_in_words)

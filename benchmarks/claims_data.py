@@ -75,14 +75,10 @@ class Clips:
     def __init__(self, task: Task, data: Path, cache: Path) -> None:
         self.task = task
         self._spec = ClipSpec(num_frames=task.num_frames, sampling="segment", short_side=task.height, crop=task.height)
-        if not data.is_dir():
-            raise SystemExit(f"DATA: there is no folder {data}")
         if task.is_drawn:
             data = cache.parent
             draw(data / task.folder)
-        listing = data / task.folder / "clips.csv"
-        if not listing.is_file():
-            raise SystemExit(f"DATA: {listing} is missing; give the folder that holds {task.folder}")
+        listing = listing_of(task, data)
         with listing.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             lacking = {"video", "label", "group", "kind" if task.kind else "label"} - set(reader.fieldnames or ())
@@ -172,6 +168,16 @@ class Clips:
 
     def _clip(self, i: int, indices: Sequence[int]) -> Tensor:
         return torch.from_numpy(self._frames[[self._starts[i] + index for index in indices]])
+
+
+def listing_of(task: Task, data: Path) -> Path:
+    """The list of a task's videos below DATA; without it, the benchmark ends."""
+    if not data.is_dir():
+        raise SystemExit(f"DATA: there is no folder {data}")
+    listing = data / task.folder / "clips.csv"
+    if not listing.is_file():
+        raise SystemExit(f"DATA: {listing} is missing; give the folder that holds {task.folder}")
+    return listing
 
 
 def draw(folder: Path) -> None:

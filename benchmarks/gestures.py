@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tada
-from run_lines import ends_in_a_line, output_folder
+from run_lines import ends_in_a_line, output_folder, positive, trained_model
 from tada.data.annotations import read_dataset
 from tada.data.views import Views
 from tada.models import create_model
@@ -44,11 +44,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=output_folder, default=Path("runs/gestures"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--recipe", default="gestures")
     parser.add_argument(
         "--tsn-motion",
-        type=Path,
+        type=trained_model,
         help="the folder of TSN's motion weights; without it, TSN's rows from motion weights are left out",
     )
     parser.add_argument("--parts", action="store_true", help="in place of the other rows: parts of a network trained")
@@ -66,6 +66,8 @@ def main() -> None:
         starts["tsn_tiny from motion weights"] = ("tsn_tiny", str(arguments.tsn_motion), "all")
     if arguments.parts:
         starts = {f"--train {part}": ("tada2d_tiny", "motion", part) for part in ("head", "calibration", "all")}
+    if arguments.only not in (None, *starts):
+        raise SystemExit(f"--only: no row is called {arguments.only!r}; there are {', '.join(map(repr, starts))}")
     rows = {}
     for row, (model, init, part) in starts.items():
         if arguments.only not in (None, row):

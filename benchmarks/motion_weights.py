@@ -24,6 +24,7 @@ from typing import Any
 
 import tada
 from run_lines import ends_in_a_line, output_folder
+from tada.data.annotations import read_dataset
 from tada.data.motion import MOTIONS, STROKES, write_motion_videos
 from tada.models.weights import CARD_FILE, load_model, save_model
 from tada.recognition.evaluation import evaluate
@@ -54,13 +55,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=output_folder, help="a folder for the videos and the runs")
     parser.add_argument("--model", default="tada2d_tiny", choices=tada.list_models(), metavar="MODEL")
-    parser.add_argument("--videos", type=Path, help="videos that an earlier call has drawn")
+    parser.add_argument("--videos", type=output_folder, help="videos that an earlier call has drawn")
     parser.add_argument("--seed", type=int, default=0, help="of the trainings; the videos are always the same")
     arguments = parser.parse_args()
 
     out: Path = arguments.out
     videos: Path = arguments.videos or out / "videos"
     _draw_once(videos, _draw_hard)
+    read_dataset(videos)  # a folder of anything else is told before the easy ones are drawn and learned
     seed: int = arguments.seed
     of_seed = f"_seed_{seed}" if seed else ""
     recipe = replace(tada.load_recipe("motion"), model=arguments.model, seed=seed)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tada.errors import UserError
+from tada.models.weights import CARD_FILE
 
 
 def positive(text: str) -> int:
@@ -29,6 +30,23 @@ def output_folder(text: str) -> Path:
     for place in (path, *path.parents):
         if place.exists() and not place.is_dir():
             raise argparse.ArgumentTypeError(f"'{place}' is a file; name a folder")
+    return path
+
+
+def output_file(text: str) -> Path:
+    """A file of the command line: one that is there, or a name for one."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"'{path}' is a folder; name a file")
+    output_folder(str(path.parent))
+    return path
+
+
+def trained_model(text: str) -> Path:
+    """The folder of motion weights on the command line."""
+    path = Path(text)
+    if not (path / CARD_FILE).is_file():
+        raise argparse.ArgumentTypeError(f"{path} holds no trained model; benchmarks/motion_weights.py makes one")
     return path
 
 
@@ -87,6 +105,7 @@ def run_all(
         run: makes a line of the arguments that a job holds.
         in_words: what is printed of a line.
     """
+    file.parent.mkdir(parents=True, exist_ok=True)
     with _workers(num_workers) as pool:
         begun = [pool.submit(run, *job) for job in jobs]
         for number, job in enumerate(as_completed(begun), 1):

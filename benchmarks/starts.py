@@ -27,7 +27,16 @@ import torch
 from rich.console import Console
 
 from claims_report import Rows
-from run_lines import ends_in_a_line, fault_of_counts, positive, read_runs, run_all
+from run_lines import (
+    ends_in_a_line,
+    fault_of_counts,
+    output_file,
+    output_folder,
+    positive,
+    read_runs,
+    run_all,
+    trained_model,
+)
 from tada.data.annotations import read_dataset
 from tada.data.table import VideoTable
 from tada.localization.annotations.table import read_segments
@@ -101,10 +110,14 @@ def main() -> None:
     """Run what is missing, then show everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--out", type=Path, default=OWN_LINES, help="file of the runs; by default the repository's")
-    parser.add_argument("--page", type=Path, help="a folder for the table; by default docs, or beside --out if given")
     parser.add_argument(
-        "--clips", type=Path, default=Path("runs/thermal/clips"), help="for thermal segments (%(default)s)"
+        "--out", type=output_file, default=OWN_LINES, help="file of the runs; by default the repository's"
+    )
+    parser.add_argument(
+        "--page", type=output_folder, help="a folder for the table; by default docs, or beside --out if given"
+    )
+    parser.add_argument(
+        "--clips", type=output_folder, default=Path("runs/thermal/clips"), help="for thermal segments (%(default)s)"
     )
     parser.add_argument(
         "--only",
@@ -117,7 +130,7 @@ def main() -> None:
     parser.add_argument(
         "--sets", nargs="+", choices=DATA_SETS, default=list(DATA_SETS), metavar="SET", help=", ".join(DATA_SETS)
     )
-    parser.add_argument("--lite-motion", type=Path)
+    parser.add_argument("--lite-motion", type=trained_model, help="the folder of tada_lite0's motion weights")
     parser.add_argument("--runs", type=positive, default=3, help="of each start (3)")
     parser.add_argument("--workers", type=positive, default=2, help="processes of one thread each (2)")
     parser.add_argument("--report", action="store_true", help="train nothing")

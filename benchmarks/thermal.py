@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tada
-from run_lines import ends_in_a_line, output_folder
+from run_lines import ends_in_a_line, output_folder, positive, trained_model
 from tada.localization.annotations.table import SegmentTable, read_segments
 from tada.localization.evaluation import evaluate_localizer
 from tada.localization.features.extraction import extract
@@ -76,13 +76,19 @@ def main() -> None:
     parser.add_argument("--out", type=output_folder, default=Path("runs/thermal"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backbone-recipe", default="gestures")
-    parser.add_argument("--tsn-motion", type=Path, help="the folder of TSN's motion weights")
+    parser.add_argument("--tsn-motion", type=trained_model, help="the folder of TSN's motion weights")
     parser.add_argument("--stride-frames", type=float, default=2, help="from one feature to the next")
     parser.add_argument("--only", default="", help="rows that begin so, such as 'tada2d_tiny' or 'tsn_tiny bmn'")
-    parser.add_argument("--videos", type=int, help="only so many of each split, to see that it runs")
-    parser.add_argument("--epochs", type=int, help="of all trainings, to see that it runs")
+    parser.add_argument("--videos", type=positive, help="only so many of each split, to see that it runs")
+    parser.add_argument("--epochs", type=positive, help="of all trainings, to see that it runs")
     arguments = parser.parse_args()
 
+    inits = {"tada2d_tiny": "motion"}
+    if arguments.tsn_motion is not None:
+        inits["tsn_tiny"] = str(arguments.tsn_motion)
+    names = [f"{model} {detector}" for model in inits for detector in DETECTORS]
+    if not any(name.startswith(arguments.only) for name in names):
+        raise SystemExit(f"--only: no row begins with {arguments.only!r}; there are {', '.join(map(repr, names))}")
     table = read_segments(arguments.data / "segments.csv")
     if arguments.videos is not None:
         parts = [table.of_split(split).videos for split in ("train", "val")]
@@ -90,9 +96,6 @@ def main() -> None:
         table = replace(table, videos=tuple(chosen))
     table, files = match_videos(table, arguments.data, show_progress=False)
     clips = cut_clips(table, files, arguments.out / "clips", show_progress=False)
-    inits = {"tada2d_tiny": "motion"}
-    if arguments.tsn_motion is not None:
-        inits["tsn_tiny"] = str(arguments.tsn_motion)
     lengths = [s.seconds for video in table.of_split("train").videos for s in video.segments]
     rows: dict[str, list[dict[str, Any]]] = {}
     for seed in arguments.seeds:

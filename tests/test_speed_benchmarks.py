@@ -314,6 +314,60 @@ def test_a_file_in_the_place_of_the_folder_is_named(
     assert (tmp_path / "notes").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("gestures DATA --seeds 0", "--seeds: '0' should be a whole number of at least 1"),
+        ("gestures DATA --tsn-motion DATA", "--tsn-motion: DATA holds no trained model; benchmarks/motion_weights.py"),
+        ("motion_weights DATA/new --videos DATA/notes", "--videos: 'DATA/notes' is a file; name a folder"),
+        ("starts DATA --out DATA", "--out: 'DATA' is a folder; name a file"),
+        ("starts DATA --out DATA/notes/new", "--out: 'DATA/notes' is a file; name a folder"),
+        ("starts DATA --page DATA/notes", "--page: 'DATA/notes' is a file; name a folder"),
+        ("starts DATA --clips DATA/notes", "--clips: 'DATA/notes' is a file; name a folder"),
+        ("starts DATA --lite-motion DATA", "--lite-motion: DATA holds no trained model; benchmarks/motion_weights.py"),
+        ("thermal DATA --tsn-motion DATA", "--tsn-motion: DATA holds no trained model; benchmarks/motion_weights.py"),
+        ("thermal DATA --videos 0", "--videos: '0' should be a whole number of at least 1"),
+    ],
+)
+def test_what_a_benchmark_cannot_take_is_told_at_once(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").touch()
+    name, *arguments = words.replace("DATA", str(tmp_path)).split()
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        importlib.import_module(name).main()
+    assert f"argument {message.replace('DATA', str(tmp_path))}" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("gestures", r"--only: no row is called 'bmn'; there are 'tada2d_tiny from scratch', "),
+        ("thermal", r"--only: no row begins with 'bmn'; there are 'tada2d_tiny actionformer', 'tada2d_tiny bmn'"),
+    ],
+)
+def test_rows_that_are_not_there(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clips.csv").write_text("video,label\na.mp4,up\n")
+    (tmp_path / "a.mp4").touch()
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", str(tmp_path), "--out", str(tmp_path / "out"), "--only", "bmn"])
+    with pytest.raises(SystemExit, match=message):
+        importlib.import_module(name).main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_without_classes_end_motion_weights_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "videos").mkdir()
+    words = ["motion_weights.py", str(tmp_path / "out"), "--videos", str(tmp_path / "videos")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match=r"videos"):
+        importlib.import_module("motion_weights").main()
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["gestures", "thermal"])
 def test_data_that_are_not_there_end_a_benchmark_in_a_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -76,7 +76,7 @@ def main() -> None:
     run = out / f"{arguments.model}{of_seed}"
     _train(recipe, videos, run)
     result = evaluate(run, videos)
-    result.save(run / "evaluation")
+    result.save(run / "evaluation", overwrite=True)
     per_class = result.per_class()
     for label, (top1, count) in sorted(per_class.items()):
         print(f"{label:<24}{top1:6.3f}  of {count}")

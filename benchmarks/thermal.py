@@ -146,7 +146,7 @@ def _detect(recipe: LocalizationRecipe, table: SegmentTable, folder: Path, name:
     result = evaluate_localizer(
         load_localizer(run), folder / "features", table, tiou_thresholds=THUMOS_TIOUS, split="val", show_progress=False
     )
-    result.save(run / "evaluation")
+    result.save(run / "evaluation", overwrite=True)
     return result.as_dict() | {"detector_seconds": time.perf_counter() - started}
 
 

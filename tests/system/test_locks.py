@@ -64,6 +64,29 @@ def test_a_folder_is_made_held_and_given_back(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["result"]
 
 
+def test_where_no_open_file_can_be_removed_it_is_closed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, which has neither flock."""
+    monkeypatch.setattr(locks, "_CLOSES_BEFORE_REMOVING", True)
+    monkeypatch.setattr(locks, "fcntl", None)
+    unlink = Path.unlink
+
+    def unlink_closed(path: Path, missing_ok: bool = False) -> None:
+        if any(locks._is_file_at(descriptor, path) for descriptor in open_ones()):
+            raise PermissionError(13, "the file is open")
+        unlink(path, missing_ok)
+
+    def open_ones() -> Iterator[int]:
+        for descriptor in range(64):
+            with suppress(OSError):
+                os.fstat(descriptor)
+                yield descriptor
+
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
+    with held_folder(tmp_path / "run"):
+        (tmp_path / "run" / "result").touch()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["result"]
+
+
 def test_nothing_is_left_where_nothing_was_written(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(ValueError, match="before the work"), held_folder(tmp_path / "mine" / "a" / "b"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 import time
@@ -39,6 +40,7 @@ from tada.errors import (
     VideoNotFoundError,
 )
 from tada.video.container import Limits, MediaFile
+from tada.video.live import LiveBytes
 from tada.video.reader import open_video
 from tada.video.stream import FrameStream
 
@@ -137,6 +139,31 @@ def test_a_named_pipe_ends_when_its_writer_closes_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with writing(tmp_path / "pipe", whole.read_bytes(), parts=5, pause=0.02):
         assert_same_as_the_file(FrameStream(tmp_path / "pipe", idle_seconds=HANG_SECONDS), whole)
+
+
+def test_where_select_knows_no_pipes_a_thread_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    monkeypatch.setattr("tada.video.live._SELECTS_PIPES", False)
+    monkeypatch.setattr(select, "select", None)
+    whole = draw_plain(tmp_path / "a.mkv")
+    ours, theirs = os.pipe()
+    with os.fdopen(ours, "rb") as reading, os.fdopen(theirs, "wb") as pipe:
+        monkeypatch.setattr("sys.stdin", reading)
+        writer = threading.Thread(target=lambda: (pipe.write(whole.read_bytes()), pipe.close()))
+        writer.start()
+        assert_same_as_the_file(FrameStream("-", idle_seconds=HANG_SECONDS), whole)
+        writer.join()
+
+
+def test_a_pipe_that_a_thread_reads_and_nobody_writes_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tada.video.live._SELECTS_PIPES", False)
+    ours, theirs = os.pipe()
+    with os.fdopen(ours, "rb") as reading, os.fdopen(theirs, "wb"):
+        monkeypatch.setattr("sys.stdin", reading)
+        live = LiveBytes("-", idle_seconds=0.05, stop=threading.Event())
+        assert live.read(100) == b""
+        assert not live.is_closed
+        live.close()
 
 
 def test_the_standard_input_is_a_stream_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from tada.system.progress import of_worker
 from tada.system.signals import SIGNALS
 
 _SLOT_BYTES = 4096  # the longest path that file systems allow
+_SIGNALS_OF_SHORT_MEMORY = {getattr(signal, name) for name in ("SIGKILL", "SIGBUS") if hasattr(signal, name)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ class VideoLoader(DataLoader[Any]):
         names = " and ".join(repr(os.fsdecode(file)) for file in files if file)
         over = f" while it read {names}" if names else ""
         code = next(iter(dead.values())).exitcode or 0
-        is_memory = code in (-signal.SIGKILL, -signal.SIGBUS)
+        is_memory = -code in _SIGNALS_OF_SHORT_MEMORY
         help = "use fewer --num-workers, which need less memory" if is_memory else "`tada check` finds such files"
         return WorkerLostError(f"a process that reads videos has died ({exit_in_words(code)}){over}; {help}")
 

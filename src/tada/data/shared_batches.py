@@ -13,6 +13,7 @@ import mmap
 import os
 import pickle
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,7 @@ class Packer:
 
     def _share(self, raw: Sequence[memoryview], places: Sequence[tuple[int, int]]) -> bool:
         """Write the parts to shared memory and send its descriptor; False if that is not possible."""
-        if not hasattr(os, "memfd_create"):
+        if sys.platform == "win32" or not hasattr(os, "memfd_create"):
             return False
         try:
             descriptor = os.memfd_create("tada_batch")
@@ -128,6 +129,8 @@ class Unpacker:
         return pickle.loads(parcel.content, buffers=[whole[start:end] for start, end in parcel.places])
 
     def _receive_memory(self, parcel: Parcel) -> mmap.mmap:
+        if sys.platform == "win32":
+            raise AssertionError("Packer._share shares nothing there")
         number = 0
         while number != parcel.number:
             message, descriptors, _, _ = socket.recv_fds(self._line, 8, 1)

@@ -44,6 +44,8 @@ R = TypeVar("R")
 
 LOCK_FILE = ".tada.lock"
 """The lock file in a held folder; removed when the folder is released."""
+_CLOSES_BEFORE_REMOVING = sys.platform == "win32"
+"""Windows does not remove an open file. There the process named in the file holds it, not an open descriptor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,10 +201,14 @@ def _locked(file: Path, what: str) -> Iterator[None]:
         if descriptor in _descriptors:  # not in a fork of the process that took it
             _descriptors.discard(descriptor)
             with suppress(OSError):
-                if _is_file_at(descriptor, file):
+                is_ours = _is_file_at(descriptor, file)
+                if _CLOSES_BEFORE_REMOVING:
+                    os.close(descriptor)
+                if is_ours:
                     file.unlink()  # before others can lock it
-            with suppress(OSError):
-                os.close(descriptor)
+            if not _CLOSES_BEFORE_REMOVING:
+                with suppress(OSError):
+                    os.close(descriptor)
 
 
 def _take(file: Path, what: str) -> int:

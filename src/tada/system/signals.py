@@ -343,7 +343,7 @@ def end(code: int) -> None:
 def _reset_in_children() -> None:
     """Make forked children ignore signals until they set their own handlers, and never wake our thread."""
     global _is_reset_in_children
-    if _is_reset_in_children or not hasattr(os, "register_at_fork"):
+    if sys.platform == "win32" or _is_reset_in_children or not hasattr(os, "register_at_fork"):
         return
     _is_reset_in_children = True
     masks: dict[int, set[Any]] = {}

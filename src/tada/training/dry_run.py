@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -21,6 +20,9 @@ from tada.errors import OptionError, counted
 from tada.system.devices import Processes
 from tada.training.step_clock import StepClock
 from tada.training.trainer import PRECISIONS, AveragedWeights, LoopRecipe, quiet, strategy_for
+
+if sys.platform != "win32":
+    import resource
 
 _STEPS = 2  # the first is slower than those that follow
 
@@ -112,14 +114,23 @@ def _nearest_folder(out: Path) -> Path:
 
 
 def _memory(device: torch.device, has_workers: bool) -> str:
-    unit = 1 if sys.platform == "darwin" else 1024  # of getrusage, in bytes
-    parts = [f"{_size(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)} of this process"]
-    if has_workers:
-        parts.append(f"{_size(unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)} of each that reads clips")
+    parts = _memory_of_processes(has_workers)
     if device.type == "cuda":
         whole = torch.cuda.get_device_properties(device).total_memory
         parts.append(f"{_size(torch.cuda.max_memory_allocated(device))} of the GPU's {_size(whole)}")
     return ", ".join(parts)
+
+
+def _memory_of_processes(has_workers: bool) -> list[str]:
+    if sys.platform == "win32":
+        return ["not known of processes (Windows counts in another way)"]
+    else:  # an else, since mypy looks at names behind a return too
+        unit = 1 if sys.platform == "darwin" else 1024  # of getrusage, in bytes
+        parts = [f"{_size(unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)} of this process"]
+        if has_workers:
+            children = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+            parts.append(f"{_size(children)} of each that reads clips")
+        return parts
 
 
 def _size(num_bytes: int) -> str:

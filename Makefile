@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint format
+.PHONY: demo test test-slow test-package test-oldest docs lint format
 .DEFAULT_GOAL := test
 
 # torch first, by itself: where an index offers a CPU build, the packages that need torch then take that one.
@@ -29,6 +29,22 @@ test: lint
 
 test-slow: lint
 	$(BIN)/pytest
+
+# A wheel and an sdist, each in an empty environment of each Python that is here, away from the checkout.
+PYTHONS ?= python3.11 python3.12 python3.13
+test-package: .venv/ready
+	$(BIN)/python tests/environments.py package $(PYTHONS)
+
+# The same with the oldest dependencies that pyproject.toml allows.
+test-oldest: .venv/ready
+	$(BIN)/python tests/environments.py oldest $(PYTHON)
+
+.venv/docs: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

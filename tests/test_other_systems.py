@@ -30,6 +30,8 @@ NAMES = {
     "pthread_sigmask setitimer sigwait",
     socket: "recv_fds send_fds",
 }
+if "subprocess" in sys.modules:  # its own names the signal, but on Windows
+    sys.modules["subprocess"].Popen.kill = lambda process: process.send_signal(9)
 
 
 class NotHere:

@@ -342,7 +342,7 @@ def test_what_is_no_features_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(DataError, match=message):
             read_feature_file(tmp_path / name)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(DataError, match="HDF5 needs the package h5py: pip install h5py"):
+    with pytest.raises(DataError, match=r"HDF5 needs the package h5py: pip install 'tada-video\[hdf5\]'"):
         read_feature_file(tmp_path / "h.h5")
 
 

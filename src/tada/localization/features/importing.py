@@ -147,7 +147,7 @@ def _read_hdf5(file: Path) -> dict[str, Any]:
     try:
         return read_hdf5(file)
     except ImportError as error:
-        raise DataError(f"{str(file)!r}: HDF5 needs the package h5py: pip install h5py") from error
+        raise DataError(f"{str(file)!r}: HDF5 needs the package h5py: pip install 'tada-video[hdf5]'") from error
 
 
 def _read_csv(file: Path) -> Array:

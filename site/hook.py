@@ -78,8 +78,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Refuse a site that loads anything from another host. (The theme's own script names hosts, which it asks only for
-    diagrams and for the numbers of a repository; there is neither.)
+    """Refuse a site that loads anything from another host.
+
+    The theme's own script names hosts, which it asks only for diagrams and a repository's numbers; there are none.
     """
     wrong = []
     for file in sorted(Path(config.site_dir).rglob("*")):

@@ -70,7 +70,7 @@ def main(what: str, *pythons: str) -> None:
 
 
 def works(python: str) -> bool:
-    """Whether the machine has this Python. (A shim may be there without one.)"""
+    """Whether the machine has this Python: a shim may be there without one."""
     return bool(shutil.which(python)) and subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
 
 

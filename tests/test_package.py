@@ -1,4 +1,4 @@
-"""What can be said of the package without building it; `make test-package` and `make test-oldest` build and install it."""
+"""What can be said of the package without building it; `make test-package` and `make test-oldest` do that."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def open_session(file: Path) -> OnnxNetwork:
     try:
         onnxruntime = import_onnxruntime()
     except ImportError as error:
-        raise OptionError(f"{str(file)!r}: ONNX needs the package onnxruntime: pip install 'tada-video[export]'") from error
+        raise OptionError(f"{str(file)!r}: ONNX needs onnxruntime: pip install 'tada-video[export]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors only; its warnings are about its own optimizations

@@ -46,6 +46,7 @@ def run(recipe_file: Path, motion_videos: Path, tmp_path_factory: pytest.TempPat
         "train",
         "evaluate",
         "predict",
+        "demo",
         "check",
         "prepare",
         "extract",

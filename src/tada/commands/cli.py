@@ -16,7 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
 
-from tada.commands import datasets, library, localize, localize_train, predict, train_and_evaluate
+from tada.commands import datasets, demo, library, localize, localize_train, predict, train_and_evaluate
 from tada.commands.arguments import Command
 from tada.commands.completion import Shell, completion_script
 from tada.commands.help_screens import CommandParser, ProgramParser
@@ -41,7 +41,7 @@ def _completion_arguments(parser: ArgumentParser) -> None:
 
 
 def _completion(options: Namespace) -> int:
-    """Print what lets a shell complete commands, options and files.
+    """Print what lets a shell complete commands and options.
 
     Of bash, in ~/.bashrc: eval "$(tada completion bash)"
 
@@ -58,6 +58,7 @@ def _completion(options: Namespace) -> int:
 COMMANDS: dict[str, Command] = {
     **train_and_evaluate.COMMANDS,
     **predict.COMMANDS,
+    **demo.COMMANDS,
     **datasets.COMMANDS,
     **localize.COMMANDS,
     **localize_train.COMMANDS,
@@ -67,7 +68,7 @@ COMMANDS: dict[str, Command] = {
 """Commands by name, with a dash for a space: "localize-train"."""
 
 _CHAPTERS = {
-    "what happens in videos": {**train_and_evaluate.COMMANDS, **predict.COMMANDS},
+    "what happens in videos": {**train_and_evaluate.COMMANDS, **predict.COMMANDS, **demo.COMMANDS},
     "data sets": datasets.COMMANDS,
     "when it happens": {**localize.COMMANDS, **localize_train.COMMANDS},
     "models and this machine": {**library.COMMANDS, "completion": COMMANDS["completion"]},

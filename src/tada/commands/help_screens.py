@@ -199,7 +199,7 @@ def _usage(parser: CommandParser) -> str:
 
 def _positional(action: argparse.Action) -> str:
     name = str(action.metavar or action.dest.upper())
-    return f"[{name}]" if action.nargs == "?" else f"{name}..." if action.nargs == "+" else name
+    return {"?": f"[{name}]", "*": f"[{name}...]", "+": f"{name}..."}.get(str(action.nargs), name)
 
 
 def _name(action: argparse.Action) -> str:

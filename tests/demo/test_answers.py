@@ -1,0 +1,124 @@
+"""What the page shows of a video."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drawn_videos import draw
+from tada.data.motion import draw_motion
+from tada.demo.answers import DemoModel, answer, is_playable, windows_over, write_playable
+from tada.errors import NotAVideoError, TooLargeError
+from tada.localization.localizer import Localization, LocalizedSegment, Localizer
+from tada.models.weights import BEST_PACKAGED
+from tada.recognition.recognizer import Recognizer, load_recognizer
+from tada.video.reader import open_video
+from tada.video.writer import write_video
+
+
+@pytest.fixture(scope="module")
+def recognizer() -> Recognizer:
+    return load_recognizer(BEST_PACKAGED, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Left, then up: two seconds each."""
+    parts = [
+        draw_motion(motion, np.random.default_rng(5), num_frames=32, width=160, height=120, clutter=0.3, easy=True)
+        for motion in ("left", "up")
+    ]
+    file = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_video(file, np.concatenate(parts), fps=16)
+    return file
+
+
+def test_scores_over_time_follow_the_video(recognizer: Recognizer, film: Path) -> None:
+    told: list[tuple[str, float]] = []
+    found = answer(
+        [DemoModel(name="motions", model=recognizer)],
+        film,
+        max_seconds=60,
+        advance=lambda what, part: told.append((what, part)),
+    )
+    json.dumps(found)  # plain values
+    (model,) = found["models"]
+    curves = {curve["label"]: curve["scores"] for curve in model["curves"]}
+    times = model["times"]
+    assert found["seconds"] == pytest.approx(4.0)
+    assert times == sorted(times)
+    assert 0 < times[0] <= times[-1] < 4
+    first, last = np.searchsorted(times, 1.0), np.searchsorted(times, 3.0)
+    assert curves["left"][first] > 0.5 > curves["up"][first]
+    assert curves["up"][last] > 0.5 > curves["left"][last]
+    assert {label for label, _ in model["top"][:2]} == {"left", "up"}, "the mean of windows as long as its clips"
+    assert len(found["film"]) == len(model["heat"]["frames"]) == 8
+    assert base64.b64decode(found["film"][0]["picture"].partition(",")[2]).startswith(b"\xff\xd8")
+    calibration = model["calibration"]
+    assert np.shape(calibration["values"]) == (len(calibration["layers"]), len(calibration["times"]))
+    assert np.std(calibration["values"]) > 0
+    assert all(0 <= part <= 1 + 1e-6 for _, part in told)
+    assert {what for what, _ in told} >= {"opening the video", "motions goes through the video"}
+
+
+def test_the_work_ends_where_progress_raises(recognizer: Recognizer, film: Path) -> None:
+    def gone(what: str, part: float) -> None:
+        raise InterruptedError(what)
+
+    with pytest.raises(InterruptedError, match="opening the video"):
+        answer([DemoModel(name="motions", model=recognizer)], film, max_seconds=60, advance=gone)
+
+
+def test_a_video_that_is_too_long(recognizer: Recognizer, film: Path) -> None:
+    with pytest.raises(TooLargeError, match=r"lasts 4 seconds, and this page takes videos of up to 3 seconds: cut it"):
+        answer([DemoModel(name="motions", model=recognizer)], film, max_seconds=3)
+
+
+def test_a_playlist_in_a_videos_name(recognizer: Recognizer, tmp_path: Path) -> None:
+    file = tmp_path / "list.mp4"
+    file.write_text("#EXTM3U\n/etc/passwd\n" * 20)
+    with pytest.raises(NotAVideoError, match=r"list\.mp4"):
+        answer([DemoModel(name="motions", model=recognizer)], file, max_seconds=60)
+
+
+@pytest.mark.parametrize("seconds", [0.2, 2.0, 30.0, 7200.0])
+def test_long_videos_have_no_more_windows(recognizer: Recognizer, seconds: float) -> None:
+    windows = windows_over(recognizer, seconds, 60)
+    assert 1 <= windows.count(seconds) <= 60
+    assert windows.window_seconds <= seconds
+
+
+def test_segments_of_a_localizer(film: Path) -> None:
+    class Stub(Localizer):
+        def __init__(self) -> None:
+            pass
+
+        def localize(self, video: object, **options: object) -> Localization:  # type: ignore[override]
+            segments = (
+                LocalizedSegment(start_seconds=1.0, end_seconds=2.0, label="wave", score=0.9),
+                LocalizedSegment(start_seconds=2.5, end_seconds=3.0, label="<b>", score=0.4),
+            )
+            return Localization(path=str(video), duration_seconds=4.0, segments=segments)
+
+    found = answer([DemoModel(name="when", model=Stub())], film, max_seconds=60)["models"][0]
+    assert (found["kind"], found["labels"]) == ("localizer", ["<b>", "wave"])
+    assert found["segments"][0] == {"start_seconds": 1.0, "end_seconds": 2.0, "label": "wave", "score": 0.9}
+
+
+def test_what_browsers_play(film: Path, tmp_path: Path) -> None:
+    assert is_playable(film)
+    with open_video(film) as video:
+        frames, times = video.frames(range(len(video))), video.times_seconds
+    other = draw(tmp_path / "film.avi", frames, codec="mpeg4", fps=16)
+    assert not is_playable(other)
+    done: list[float] = []
+    write_playable(other, tmp_path / "copy.mp4", done.append)
+    assert is_playable(tmp_path / "copy.mp4")
+    assert done[-1] == 1
+    with open_video(tmp_path / "copy.mp4") as copy:
+        assert np.abs(copy.times_seconds - times).max() < 0.01
+        assert np.abs(copy.frames([40]).astype(float) - frames[[40]]).mean() < 12

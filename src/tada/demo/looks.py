@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any
-
-import gradio as gr
 
 from tada.demo.page import Page
 
@@ -15,24 +13,36 @@ _MOST_WAITING = 16  # visitors whose videos wait
 
 def theme() -> Any:
     """Colors and the machine's own fonts: gradio's default theme would load some from elsewhere."""
+    import gradio as gr
+
     fonts = {"font": ("system-ui", "sans-serif"), "font_mono": ("ui-monospace", "monospace")}
     return gr.themes.Default(primary_hue="blue", **fonts)
 
 
 def blocks(page: Page) -> Any:
     """The page as gradio's Blocks."""
+    import gradio as gr
 
-    def begin(request: gr.Request) -> dict[str, Any]:
+    def with_request(call: Callable[..., Any]) -> Callable[..., Any]:
+        """Gradio gives a request to the argument with this annotation, which ``annotations`` made a text."""
+        call.__annotations__["request"] = gr.Request
+        return call
+
+    @with_request
+    def begin(request: Any) -> dict[str, Any]:
         return page.begin(str(request.session_hash))
 
-    def end(request: gr.Request) -> None:
+    @with_request
+    def end(request: Any) -> None:
         page.end(str(request.session_hash))
 
-    def recognize(upload: str | None, request: gr.Request) -> Iterator[Any]:
+    @with_request
+    def recognize(upload: str | None, request: Any) -> Iterator[Any]:
         for state in page.recognize(request.session_hash, upload):
             yield state, None
 
-    def draw(request: gr.Request) -> Iterator[Any]:
+    @with_request
+    def draw(request: Any) -> Iterator[Any]:
         yield from page.draw(request.session_hash)
 
     names = ", ".join(model.name for model in page.models)

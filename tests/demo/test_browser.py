@@ -165,11 +165,11 @@ def test_a_format_that_browsers_do_not_play(address: str, visit: Callable[..., A
 def test_the_camera(address: str, visit: Callable[..., Any]) -> None:
     """Chromium's own fake camera, recorded by gradio."""
     page = visit(address)
-    page.locator("button[aria-label='Capture from camera'], .source-selection button:nth-child(2)").first.click()
-    page.get_by_title("grant webcam access").click()
-    page.get_by_role("button", name="Record", exact=True).first.click()
+    page.get_by_label("Capture from camera").click()
+    page.locator("[title='grant webcam access'] button").click()
+    page.get_by_label("start recording").click()
     page.wait_for_timeout(3000)
-    page.get_by_role("button", name="Stop", exact=True).first.click()
+    page.get_by_label("start recording").click()  # the same button stops
     page.wait_for_selector(".tada-answer")
     page.wait_for_function("document.querySelector('.tada-left video').currentTime > 0.2")
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -49,12 +50,13 @@ def main(what: str, *pythons: str) -> None:
     shutil.rmtree(built, ignore_errors=True)
     run(sys.executable, "-m", "build", "--outdir", str(built), str(ROOT))
     (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
-    found = [path for path in pythons if works(path)]
-    for path in set(pythons) - set(found):
-        print(f"{path} is not on this machine: not tried")
+    found = {name: path for name in pythons if (path := find(name))}
+    for name in pythons:
+        if name not in found:
+            print(f"{name} is not on this machine: not tried")
     if not found:
         raise SystemExit(f"none of these is here: {', '.join(pythons)}")
-    for path in found:
+    for path in found.values():
         with tempfile.TemporaryDirectory(prefix="tada_package_") as folder:
             if what == "oldest":
                 pins = Path(folder) / "oldest.txt"
@@ -69,9 +71,16 @@ def main(what: str, *pythons: str) -> None:
         print(f"{path}: passed")
 
 
-def works(python: str) -> bool:
-    """Whether the machine has this Python: a shim may be there without one."""
-    return bool(shutil.which(python)) and subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
+def find(python: str) -> str | None:
+    """The path of a Python, on PATH or among pyenv's; None if the machine has none.
+
+    A shim of pyenv may lead nowhere.
+    """
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for path in filter(None, [shutil.which(python), *map(str, sorted(versions.glob(f"*/bin/{python}"), reverse=True))]):
+        if subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
+            return path
+    return None
 
 
 def oldest() -> list[str]:

@@ -38,9 +38,8 @@ def program(name: str) -> str:
     return f"{code}\n\n{CHECKS[name]}\n"
 
 
-@pytest.mark.parametrize(
-    "name", ["plug_in", *(pytest.param(name, marks=pytest.mark.slow) for name in ("first_steps", "your_clips"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
 def test_notebooks_run(name: str, tmp_path: Path) -> None:
     (tmp_path / "notebook.py").write_text(program(name), encoding="utf-8")
     command = [sys.executable, "notebook.py"]

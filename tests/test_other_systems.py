@@ -1,7 +1,7 @@
 """Nothing that Linux alone has is called without a fallback: checked by taking it away, since only Linux is here.
 
-`make lint-elsewhere` runs mypy as on Windows and on macOS too, which finds names that these systems lack; this test finds modules
-that they lack, and shows that the fallbacks work together. docs/command-line.md lists what could not be tried.
+`make lint-elsewhere` runs mypy as on Windows and on macOS, which finds names that these systems lack; this test finds
+modules that they lack, and shows that the fallbacks work together. docs/command-line.md lists what could not be tried.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from huggingface_hub.errors import RemoteEntryNotFoundError
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
+import tada
 from tada.errors import CheckpointError
 from tada.models import create_model
 from tada.models.clip_tower import Facts, facts_of
@@ -271,6 +272,39 @@ class TestFaults:
         ):
             take_image_network(model, weights, "'it'")
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    @pytest.mark.parametrize(
+        ("name", "shape", "message"),
+        [
+            (
+                "encoder.layers.1.self_attn.k_proj.weight",
+                (5, 5),
+                r"'it' has queries, keys and values that are not of one shape \(blocks.1.attention.qkv.weight: "
+                r"q \[24, 24\], k \[5, 5\], v \[24, 24\]\); it is damaged",
+            ),
+            ("encoder.layers.0.self_attn.v_proj.bias", (), r"\(blocks.0.attention.qkv.bias: q \[24\], .* v \[\]\)"),
+            ("embeddings.patch_embedding.weight", (), r"'it' is CLIP's .* \(2 blocks of 0 channels"),
+            ("embeddings.patch_embedding.weight", (24, 3, 3, 4), r"stem.weight is \[24, 3, 3, 4, 4\] in the model and"),
+            ("embeddings.position_embedding.weight", (), r"positional_embedding is \[10, 24\] in the model and \[\]"),
+        ],
+    )
+    def test_a_weight_of_another_shape(
+        self, name: str, shape: tuple[int, ...], message: str, tower: CLIPVisionModel
+    ) -> None:
+        weights = dict(tower.state_dict()) | {name: torch.ones(shape)}
+        with pytest.raises(CheckpointError, match=message) as caught:
+            take_image_network(former(), weights, "'it'")
+        assert "\n" not in str(caught.value)
+
+    def test_the_folder_of_a_downloaded_repository(self, tmp_path: Path) -> None:
+        """It is no run: the message names the weights in it."""
+        (tmp_path / "model.safetensors").write_bytes(b"")
+        (tmp_path / "config.json").write_text("{}")
+        message = r"has no model.json, so it is not .* run; to start from .* their file: '.*/model.safetensors'$"
+        with pytest.raises(CheckpointError, match=message):
+            start_from(former(), "tadaformer_tiny", str(tmp_path))
+        with pytest.raises(CheckpointError, match=message):
+            tada.create_model("tadaformer_tiny", pretrained=tmp_path)
 
 
 class TestRuns:

@@ -86,6 +86,20 @@ def test_others_are_refused_in_words() -> None:
             {**given, table: torch.empty(196, 768)},
             r"\[196, 768\] is not that of .*: a row for the class token, and",
         ),
+        ({**given, table: torch.empty(1, 768)}, r"embedding' \[1, 768\] is not that of a released TAdaFormer"),
+        ({**given, table: torch.empty(())}, r"embedding' \[\] is not that of a released TAdaFormer"),
+        (
+            {**given, "head.out.weight": torch.empty(())},
+            r"head.weight is \[400, 768\] in the model and \[\] in the weights",
+        ),
+        (
+            {**given, "head.out.weight": torch.empty(0, 768)},
+            r"head.weight is \[400, 768\] in the model and \[0, 768\] in the weights",
+        ),
+        (
+            {**given, **{f"head.linear{i}.{end}": torch.empty(()) for i in (1, 2) for end in ("weight", "bias")}},
+            r"not the weights of a released tadaformer_b16: 4 of \d+ .* head.linear1.bias \(unknown\) is missing",
+        ),
         (
             {**given, "backbone.proj": torch.empty(768, 512)},
             r"not the weights of a released tadaformer_b16: 1 of \d+ .*bone.proj",

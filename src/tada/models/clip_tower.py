@@ -127,7 +127,7 @@ def tower_of(weights: Mapping[str, Tensor], config: TAdaFormerConfig, words: str
         CheckpointError: they hold no image tower, or another one than the TAdaFormer's.
     """
     tower, ignored = _split(weights, words)
-    given, blocks = _renamed(tower)
+    given, blocks = _renamed(tower, words)
     notes = [*_check_same(given, blocks, config, words, facts)]
     reshaped = {}
     kernel, positions = given.get("stem.weight"), given.get("positional_embedding")
@@ -167,7 +167,7 @@ def _split(weights: Mapping[str, Tensor], words: str) -> tuple[dict[str, Tensor]
     return {name.removeprefix(prefix): value for name, value in weights.items() if name not in ignored}, ignored
 
 
-def _renamed(tower: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+def _renamed(tower: Mapping[str, Tensor], words: str) -> tuple[dict[str, Tensor], int]:
     """The weights by our names, and the number of blocks; queries, keys and values are one layer here."""
     names, in_block = _OPEN_CLIP, _IN_OPEN_CLIP_BLOCK
     if any(name.startswith("embeddings.") for name in tower):
@@ -186,6 +186,12 @@ def _renamed(tower: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
         ours = next((known[theirs] + rest.removeprefix(theirs) for theirs in known if rest.startswith(theirs)), None)
         given[f"{name} (unknown)" if ours is None else beginning + ours] = value
     for name, of_layer in parts.items():
+        if len({value.shape for value in of_layer.values()}) > 1 or not all(v.ndim for v in of_layer.values()):
+            shapes = ", ".join(f"{part} {list(of_layer[part].shape)}" for part in "qkv" if part in of_layer)
+            raise CheckpointError(
+                f"{words} has queries, keys and values that are not of one shape ({name}: {shapes}); it is damaged: "
+                "download it again"
+            )
         given[name] = torch.cat([of_layer[part] for part in "qkv" if part in of_layer])
     return given, len(blocks)
 
@@ -223,7 +229,7 @@ def _check_same(
 def _shape(given: Mapping[str, Tensor], blocks: int) -> tuple[int, int, int]:
     """Width, number of blocks and side of the patches."""
     kernel = given.get("stem.weight")
-    return (0, blocks, 0) if kernel is None else (kernel.shape[0], blocks, kernel.shape[-1])
+    return (kernel.shape[0], blocks, kernel.shape[-1]) if kernel is not None and kernel.ndim else (0, blocks, 0)
 
 
 def _side(positions: Tensor | None) -> int:

@@ -43,6 +43,9 @@ from tada.models.tada2d import TAda2D
 from tada.models.tadaconvnext import TAdaConvNeXt
 from tada.models.tadaformer import TAdaFormer
 from tada.models.weights import (
+    CARD_FILE,
+    WEIGHT_ENDINGS,
+    ModelCard,
     convert_published,
     load_model,
     other_numbers,
@@ -131,7 +134,7 @@ def create_model(
     if is_hub_id(source) and (card := fetch_weights(source)[1]) is not None:
         source = str(card.parent)
     if source != "image" and Path(source).is_dir():
-        trained, about = load_model(Path(source))
+        trained, about = _load_run(Path(source))
         if about.model != name:
             raise CheckpointError(f"{pretrained} holds a {about.model}, and no {name}")
         options = about.options | options
@@ -251,7 +254,7 @@ def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = F
         file, card = fetch_weights(source)
         folder = file if card is None else card.parent
     if folder.is_dir():
-        given, card_of_it = load_model(folder)
+        given, card_of_it = _load_run(folder)
         _check_same_network(card_of_it.model, name, source)
         return _take_own(
             model, given.state_dict(), words, classifier=classifier, normalization=card_of_it.clip.normalization
@@ -276,6 +279,18 @@ def start_from(model: nn.Module, name: str, source: str, *, classifier: bool = F
 
 
 _OUR_STEMS = ("stem_conv.weight", "stem.conv.weight", "stem.weight")
+
+
+def _load_run(folder: Path) -> tuple[nn.Module, ModelCard]:
+    """As ``load_model``; the message for a downloaded repository of another library names its weight files."""
+    if not (folder / CARD_FILE).exists():
+        files = sorted(str(file) for file in folder.iterdir() if file.suffix in WEIGHT_ENDINGS)
+        if files:
+            raise CheckpointError(
+                f"{str(folder)!r} has no {CARD_FILE}, so it is not the folder of a finished run; to start from weights "
+                f"in it, give their file: {listed(files)}"
+            )
+    return load_model(folder)
 
 
 def _check_same_network(theirs: str, name: str, source: str) -> None:

@@ -162,8 +162,8 @@ def _former_of(state_dict: Mapping[str, Tensor], depth: int) -> tuple[str, dict[
         name += "_ssv2"
     if positions is None:
         return name, {}
-    side = math.isqrt(max(len(positions) - 1, 0))
-    if positions.ndim != 2 or 1 + side**2 != len(positions):
+    side = math.isqrt(max(len(positions) - 1, 0)) if positions.ndim == 2 else 0
+    if side < 1 or 1 + side**2 != len(positions):
         raise CheckpointError(
             f"'backbone.positional_embedding' {list(positions.shape)} is not that of a released TAdaFormer: a row for "
             "the class token, and one for each patch of a square"
@@ -182,7 +182,7 @@ def join_heads(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
     joined = {
         f"head.out.{end}": torch.cat([verb, noun])
         for end, (verb, noun) in parts.items()
-        if verb is not None and noun is not None and verb.shape[1:] == noun.shape[1:]
+        if verb is not None and noun is not None and verb.ndim == noun.ndim > 0 and verb.shape[1:] == noun.shape[1:]
     }
     if len(joined) < len(parts):
         return dict(state_dict), {}

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import metadata, resources
@@ -35,6 +36,9 @@ from tada.video.sampling import ClipSpec
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
+_PICKLES = (".pth", ".pyth", ".pt", ".bin")
+WEIGHT_ENDINGS = (".safetensors", *_PICKLES)
+"""Of the files that ``read_weights`` reads."""
 _FORMAT = 1
 
 
@@ -278,7 +282,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], str]:
     """As ``read_weights``, with the settings of the training that the released code saves as text ("cfg"), or ""."""
     if path.suffix.lower() == ".safetensors":
         content: Any = _parse_safetensors(path, read_bytes(path))
-    elif path.suffix.lower() in (".pth", ".pyth", ".pt", ".bin"):
+    elif path.suffix.lower() in _PICKLES:
         content = _unpickle(path)
     else:
         raise CheckpointError(
@@ -313,7 +317,9 @@ def _unpickle(file: Path) -> Any:
                 check_unpacked(opened)
             except ValueError as error:
                 raise CheckpointError(f"{str(file)!r}: {error}; {_UNSAFE}") from error
-            return torch.load(opened, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of pickles by other programs: what matters is whether they load
+                warnings.simplefilter("ignore", UserWarning)
+                return torch.load(opened, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # a damaged or hostile file can raise any type of error
@@ -420,7 +426,8 @@ def convert_published(state_dict: Mapping[str, Tensor]) -> tuple[str, dict[str, 
     state_dict, _ = join_heads(state_dict)
     ours_of = names_here(state_dict)
     weights = {ours_of[key]: value for key, value in state_dict.items()}
-    num_classes = weights["head.weight"].shape[0] if "head.weight" in weights else 400
+    classifier = weights.get("head.weight")
+    num_classes = len(classifier) if classifier is not None and classifier.ndim and len(classifier) else 400
     with torch.device("meta"):
         model = create_model(name, num_classes=num_classes, **options)
     for key, ours in model.state_dict().items():

@@ -303,6 +303,7 @@ def test_the_published_protocols() -> None:
         (["--protocol", "ssv2-8", "--labels", "BLANK"], "'BLANK', line 2 is empty; each class needs a name of its own"),
         (["--protocol", "ssv2-8", "--labels", "gone.txt"], "'gone.txt' cannot be read as text:"),
         (["--protocol", "ssv2-8", "--labels", "FILE"], "'FILE' cannot be read as text:"),
+        (["--protocol", "ssv2-8", "--labels", "FOLDER"], "'FOLDER' cannot be read as text: it is a folder, pipe or"),
         (["--protocol", "ssv2-8", "--labels", "hmdb51"], "the list 'hmdb51' has 51 names, 'FILE' has 3 classes; give"),
         (["--protocol", "ssv2-8", "--labels", "epic100"], "the list 'epic100' has 97 + 300 names, 'FILE' has 3 clas"),
     ],
@@ -317,7 +318,7 @@ def test_mistakes_are_told_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tada.models.convert.read_checkpoint", lambda file: (released, ""))  # the same, and faster
-    places = {"FILE": checkpoint}
+    places = {"FILE": checkpoint, "FOLDER": tmp_path}
     for name, text in (("LABELS", "a\nb\n"), ("DOUBLE", "a\nb\na\n"), ("BLANK", "a\n\nc\n")):
         places[name] = tmp_path / f"{name}.txt"
         places[name].write_text(text)

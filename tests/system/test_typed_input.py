@@ -214,6 +214,14 @@ LINES: dict[str, tuple[list[str], str]] = {
         ["convert", "a", "b", "--clip", "x"],
         "--clip has its fields one by one: --clip.num-frames",
     ),
+    "a field of a group without the one it needs": (
+        ["convert", "a", "b", "--clip.crop", "224"],
+        "--clip.crop needs --clip.num-frames beside it",
+    ),
+    "a field of a group with a wrong value": (
+        ["convert", "a", "b", "--clip.num-frames", "16", "--clip.crop", "wide"],
+        "one of --clip.num-frames 16, --clip.crop wide has a wrong value; `tada convert --help-all` explains them",
+    ),
     "a group of fields": (
         ["train", "clips", "--clip", "x"],
         "--clip has its fields one by one: --clip.num-frames, --clip.",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from tada.errors import CheckpointError, OptionError
+from tada.errors import CheckpointError, OptionError, why_unread
 from tada.models import check_clips_of, create_model, with_normalization
 from tada.models.class_names import class_lists, class_names
 from tada.models.published import DATA_SETS, PROTOCOLS, fitting_protocols
@@ -196,8 +196,9 @@ def _read_labels(file: Path, sizes: tuple[int, ...], checkpoint: Path) -> tuple[
     try:
         lines = read_bytes(file).decode("utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
+        why = why_unread(error) if isinstance(error, OSError) else error
         raise OptionError(
-            f"{str(file)!r} cannot be read as text: {error}; give one name on each line, or a list that comes with "
+            f"{str(file)!r} cannot be read as text: {why}; give one name on each line, or a list that comes with "
             f"tada: {', '.join(sorted([*class_lists(), *_LISTS_OF_HEADS]))}"
         ) from error
     labels = tuple(line.strip() for line in lines)

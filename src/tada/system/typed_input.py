@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
@@ -163,11 +163,21 @@ class Typed:
 
     def inner(self, option: str) -> list[str]:
         """The options of a group's fields: "--clip.num-frames" and others of "--clip"."""
+        inside = [name for name in self.options() if name.startswith(f"{option}.")]
+        return inside or [f"{option}.{dashed(field.name)}" for field in self._fields(option)]
+
+    def required_inner(self, option: str) -> list[str]:
+        """Those of ``inner`` that have no default."""
+        return [
+            f"{option}.{dashed(field.name)}"
+            for field in self._fields(option)
+            if field.default is MISSING and field.default_factory is MISSING
+        ]
+
+    def _fields(self, option: str) -> list[Field[Any]]:
         options = self.options()
         hint = type_of(options[option]) if option in options else None
-        of_hint = [field.name for part in (hint, *get_args(hint)) if is_dataclass(part) for field in fields(part)]
-        inside = [name for name in options if name.startswith(f"{option}.")]
-        return inside or [f"{option}.{dashed(name)}" for name in of_hint]
+        return [field for part in (hint, *get_args(hint)) if is_dataclass(part) for field in fields(part)]
 
     def knows(self, name: str) -> bool:
         """Whether the command has an option of this name, or a mapping with such entries: "--model-options.dropout"."""
@@ -369,7 +379,14 @@ def _wrong_argument(action: argparse.Action, typed: Typed) -> str:
     option = next((name for name, _ in typed.typed_options() if name in names), names[0])
     inner = typed.inner(option)
     if inner:
-        return f"{option} has its fields one by one: {', '.join(inner)}"
+        given = {name: value for name, value in typed.typed_options() if name in inner}
+        if not given:
+            return f"{option} has its fields one by one: {', '.join(inner)}"
+        lacking = [name for name in typed.required_inner(option) if name not in given]
+        if lacking:
+            return f"{next(iter(given))} needs {' and '.join(lacking)} beside it"
+        words = ", ".join(f"{name} {value}" for name, value in given.items())
+        return f"one of {words} has a wrong value; {typed.help[:-1]}-all` explains them"
     return wrong_value(option, type_of(action), typed.value_of(option))
 
 

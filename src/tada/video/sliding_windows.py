@@ -12,6 +12,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -131,7 +132,7 @@ def clips_of(reader: OpenVideo, spec: ClipSpec, windows: SlidingWindows, clip_ra
     for clip in map(np.ndarray.tolist, needed):
         while clip[-1] not in ready:
             part = [frame for _, frame in zip(range(_FRAMES_AT_ONCE), wanted, strict=False)]
-            crops = reader.frames(part, shrink=lambda frames: _crop_frames(frames, spec, windows))
+            crops = reader.frames(part, shrink=partial(_crop_frames, spec=spec, windows=windows))
             ready.update(zip(part, torch.from_numpy(crops), strict=True))
         for frame in [frame for frame in ready if frame < clip[0]]:
             del ready[frame]

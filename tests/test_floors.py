@@ -32,6 +32,7 @@ ROOMS = [
     "loading",
     "demo",
     "export",
+    "serving",
     "commands",
     "__main__",
     "__init__",

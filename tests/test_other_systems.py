@@ -15,6 +15,7 @@ from hang import HANG_SECONDS
 OTHERS = """
 import av, jsonargparse, lightning.pytorch, matplotlib.pyplot, numpy, safetensors.torch, torch, torchmetrics
 import multiprocessing.popen_spawn_posix, multiprocessing.resource_sharer, subprocess, tempfile, unittest.mock
+import fastapi, prometheus_client, python_multipart, uvicorn.protocols.http.h11_impl
 """
 """What others wrote knows its system: it is imported before anything is taken away."""
 

@@ -23,8 +23,8 @@ OF_A_PROGRAMMER = re.compile(
     r"<class|NoneType|Union|Optional|Literal|PositiveInt|\[ITEM|type: |required, |Path \||default: |None\b"
 )
 """What the parser would say of types."""
-SCREEN = 32
-"""Lines; `tada train --help` has fewer."""
+SCREEN = 33
+"""Lines, as many as the list of commands has; `tada train --help` has fewer."""
 
 
 def shown(words: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

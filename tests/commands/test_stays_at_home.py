@@ -70,7 +70,7 @@ completion bash
 quickstart --out quick
 """
 NEEDS_THE_HUB = {"publish"}  # whose purpose is the network
-WATCHED_ELSEWHERE = {"demo"}  # tests/demo/test_page.py
+WATCHED_ELSEWHERE = {"demo", "serve"}  # tests/demo/test_page.py, tests/serving/test_serving.py
 
 
 def test_every_command_stays_at_home(small_recipe: Recipe, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
 from yaml import YAMLError
 
-from tada.commands import datasets, demo, library, localize, localize_train, predict, train_and_evaluate
+from tada.commands import datasets, demo, library, localize, localize_train, predict, serve, train_and_evaluate
 from tada.commands.arguments import Command
 from tada.commands.completion import Shell, completion_script
 from tada.commands.help_screens import CommandParser, ProgramParser
@@ -62,6 +62,7 @@ COMMANDS: dict[str, Command] = {
     **datasets.COMMANDS,
     **localize.COMMANDS,
     **localize_train.COMMANDS,
+    **serve.COMMANDS,
     **library.COMMANDS,
     "completion": (_completion_arguments, _completion),
 }
@@ -71,7 +72,7 @@ _CHAPTERS = {
     "what happens in videos": {**train_and_evaluate.COMMANDS, **predict.COMMANDS, **demo.COMMANDS},
     "data sets": datasets.COMMANDS,
     "when it happens": {**localize.COMMANDS, **localize_train.COMMANDS},
-    "models and this machine": {**library.COMMANDS, "completion": COMMANDS["completion"]},
+    "models and this machine": {**serve.COMMANDS, **library.COMMANDS, "completion": COMMANDS["completion"]},
 }
 """Commands under the headings of ``tada --help``."""
 

@@ -1,0 +1,176 @@
+"""Run a server until it is told to end: sockets, signals, and the folder of uploads."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import math
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NamedTuple
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from tada.errors import OptionError, WorkerLostError
+from tada.localization.localizer import Localizer
+from tada.recognition.recognizer import Recognizer
+from tada.serving.app import create_app
+from tada.serving.limits import Limits
+from tada.serving.readers import Readers
+from tada.serving.service import Service
+from tada.system.files import scratch_folder
+from tada.system.signals import deferring
+
+_LARGEST_PORT = 65535
+_HEADER_SECONDS = 15
+_MORE_CONNECTIONS = 256  # than requests: of those that only look at /healthz, and those that are refused
+
+
+class Running(NamedTuple):
+    """A server that answers."""
+
+    url: str
+    """Its address, without a slash at the end."""
+    stop: Callable[[], None]
+    """Ends it, as SIGTERM does; from any thread."""
+
+
+def serve(
+    load: Callable[[], Recognizer | Localizer],
+    limits: Limits,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    readers: Readers | None = None,
+    started: Callable[[Running], None] = lambda running: None,
+) -> None:
+    """Answer requests until a signal comes; what is running then is finished.
+
+    Args:
+        load: loads the model. It is called once the port is ours.
+        port: 0: any that is free.
+        readers: processes that decode; by default its own, which end with it.
+        started: called once it answers.
+
+    Raises:
+        OptionError: the port is in use, or there is no such host.
+        UserError: what ``load`` raises.
+    """
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listening(host, port))
+        folder = stack.enter_context(scratch_folder())
+        if readers is None:
+            readers = Readers()
+            stack.callback(readers.close)
+        preparing = threading.Thread(target=_start_quietly, args=[readers], daemon=True)  # while the model is loaded
+        preparing.start()
+        model = load()
+        preparing.join()
+        readers.start()  # raises what was passed over in the thread
+        service = Service(model, readers, limits, folder)
+        stack.callback(service.close)
+        _run(service, listener, started)
+
+
+def _start_quietly(readers: Readers) -> None:
+    with suppress(WorkerLostError, OSError):
+        readers.start()
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    if port > _LARGEST_PORT:
+        raise OptionError(f"{port=} should be from 0 to {_LARGEST_PORT}")
+    try:
+        listener = socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512
+        )
+    except socket.gaierror as error:
+        raise OptionError(f"there is no host {host!r} ({error.strerror}): give an address of this machine") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            why = "is in use: give another with --port, or --port 0 for any that is free"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            why = "is only for the system's own services: give one above 1023 with --port"
+        else:
+            why = f"cannot be opened ({error.strerror}): give an address of this machine with --host"
+        raise OptionError(f"port {port} of {host!r} {why}") from error
+    with listener:
+        yield listener
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _run(service: Service, listener: socket.socket, started: Callable[[Running], None]) -> None:
+    limits = service.limits
+    config = uvicorn.Config(
+        create_app(service),
+        http=_Protocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_HEADER_SECONDS,
+        limit_concurrency=limits.concurrent + limits.max_waiting + _MORE_CONNECTIONS,
+    )
+
+    def stop() -> None:
+        service.is_ending = server.should_exit = True
+
+    server = _Server(config, lambda: started(Running(_url_of(listener), stop)))
+    with deferring(at_once=stop, seconds=math.inf, is_the_end=False):
+        asyncio.run(server.serve(sockets=[listener]))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, without its own handling of signals."""
+
+    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._say_started = started
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._say_started()
+
+
+class _Protocol(H11Protocol):
+    """uvicorn's protocol, which closes a connection that does not send the head of a request in time."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._expect_request()
+
+    def _expect_request(self) -> None:
+        self.loop.call_later(_HEADER_SECONDS, self._close_without_request, self.cycle)
+
+    def _close_without_request(self, cycle: Any) -> None:
+        is_idle = self.cycle is cycle and (cycle is None or cycle.response_complete)
+        if is_idle and not self.transport.is_closing():
+            self.transport.close()

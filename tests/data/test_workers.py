@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from hang import HANG_SECONDS
 from process_tasks import act, process_id
+from tada.data import check, prepare
+from tada.data.annotations import read_dataset
 from tada.data.workers import Lost, in_processes
 
 TESTS = Path(__file__).parents[1]
@@ -83,3 +89,27 @@ def test_processes_end_when_the_caller_is_killed() -> None:
             break
         time.sleep(0.1)
     assert not is_running(pid)
+
+
+@pytest.mark.parametrize("module", [check, prepare])
+def test_work_that_fails_ends_its_processes_at_once(
+    module: ModuleType, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the error is forgotten; else the garbage collector would end them, perhaps in one of their own threads."""
+    begun: list[Generator[Any, None, None]] = []
+
+    def watched(*args: Any, **options: Any) -> Generator[Any, None, None]:
+        begun.append(in_processes(*args, **options))
+        return begun[-1]
+
+    def fail_after_one(items: Iterator[Any], *args: Any, **options: Any) -> Iterator[Any]:
+        yield next(items)
+        raise ValueError("a fault of the caller")
+
+    monkeypatch.setattr(module, "in_processes", watched)
+    monkeypatch.setattr(module, "track", fail_after_one)
+    work = {check: check.check_dataset, prepare: prepare.prepare}[module]
+    with pytest.raises(ValueError, match="a fault of the caller") as held:
+        work(read_dataset(motion_videos), tmp_path / "out", num_processes=1, show_progress=False)
+    assert held.value.__traceback__ is not None  # and with it the generator
+    assert [inspect.getgeneratorstate(generator) for generator in begun] == [inspect.GEN_CLOSED]

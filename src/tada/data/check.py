@@ -13,7 +13,7 @@ import statistics
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -232,7 +232,7 @@ def check_dataset(
         timeout_seconds=timeout_seconds,
     )
     probes_file = out / "probes.jsonl"
-    with writing(probes_file), probes_file.open("ab") as file:
+    with writing(probes_file), probes_file.open("ab") as file, closing(looks):
         for (path, _), found in track(looks, "looking", len(new), noun="files", is_shown=show_progress):
             if isinstance(found, Lost):
                 size, mtime_ns = stamp_of(path)

@@ -17,7 +17,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,7 +149,7 @@ def prepare(
         timeout_seconds=timeout_seconds,
     )
     folders = {os.path.dirname(task.target) for task in tasks}
-    with writing(manifest), manifest.open("ab") as file, _removing_dead_parts(folders):
+    with writing(manifest), manifest.open("ab") as file, _removing_dead_parts(folders), closing(work):
         completed = _complete_identities(copies, tasks)
         copies |= completed
         _write_lines(file, completed.values())

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Generic, TypeVar
@@ -40,10 +40,11 @@ def in_processes(
     *,
     num_processes: int,
     timeout_seconds: float,
-) -> Iterator[tuple[Task, Result | Lost]]:
+) -> Generator[tuple[Task, Result | Lost], None, None]:
     """Yield each task and ``function(task)``, in the order in which they are finished. Lost tasks are not tried again.
 
-    When the caller stops early, is interrupted or dies, the processes end too.
+    When the caller is interrupted or dies, the processes end too. One who may stop early closes the generator
+    (``contextlib.closing``): the garbage collector would do it at any time and in any thread, one of those here, too.
 
     Args:
         function: defined in a module, so that it can be pickled.

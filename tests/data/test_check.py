@@ -178,7 +178,7 @@ def test_a_decoder_that_crashes_is_a_fault_and_is_tried_again(tmp_path: Path, mo
     draw_plain(tmp_path / "videos" / "x" / "a.mp4", 10)
     table = read_dataset(tmp_path / "videos")
     lost = Lost("the decoder crashed (signal SIGSEGV)")
-    monkeypatch.setattr(check, "in_processes", lambda function, tasks, **options: iter([(tasks[0], lost)]))
+    monkeypatch.setattr(check, "in_processes", lambda _, tasks, **options: (pair for pair in [(tasks[0], lost)]))
     report = looked(table, tmp_path / "out")
     assert found(report) == {"lost": ["a.mp4"]}
     assert "a.mp4': the decoder crashed (signal SIGSEGV); leave it out" in report.faults[0].message

@@ -21,19 +21,13 @@ import torch
 from torch import nn
 
 import tada
+from small_localizer import small_localizer
 from tada.data.annotations import read_dataset
 from tada.data.clips import TrainingClips, collate_clips
-from tada.data.table import Head
-from tada.localization.detectors.actionformer import ActionFormerConfig, ActionFormerDetector
-from tada.localization.features.extraction import settings_as_dict
-from tada.localization.features.grid import FeatureGrid
-from tada.localization.localizer import Localizer, LocalizerCard
-from tada.localization.recipe import LocalizationRecipe
 from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import load_recognizer
 from tada.recognition.training_data import augmentation
 from tada.recognition.training_step import RecognitionTask
-from tada.video.sliding_windows import SlidingWindows
 
 PACKAGE = Path(tada.__file__).parent
 
@@ -119,28 +113,7 @@ def test_from_a_row_to_the_loss(motion_videos: Path) -> None:
 
 
 def test_from_an_untrimmed_video_to_its_segments(untrimmed: Path, small_backbone: Path) -> None:
-    backbone = load_recognizer(small_backbone, device="cpu")
-    windows = SlidingWindows(window_seconds=1.0, stride_seconds=0.5)
-    heads, recipe = (Head(name="action", labels=("left", "up")),), LocalizationRecipe(dim=16)
-    config = ActionFormerConfig(
-        in_channels=8,
-        num_classes=(2,),
-        dim=16,
-        num_levels=2,
-        window=3,
-        max_length=16,
-        regression_ranges=((0.0, 4.0), (4.0, 10_000.0)),
-    )
-    detector = ActionFormerDetector(config, recipe=recipe, heads=heads)
-    card = LocalizerCard(
-        detector="actionformer",
-        shape=detector.config_as_dict(),
-        heads=heads,
-        grid=FeatureGrid.of_windows(windows),
-        feature_settings=settings_as_dict(backbone, windows),
-        backbone="",
-    )
-    localizer = Localizer(detector, card, recipe, backbone=backbone)
+    localizer = small_localizer(small_backbone)
     assert files_crossed(lambda: localizer.localize(untrimmed / "v0.mp4", min_score=0.0)) == [
         "localization/detectors/actionformer.py",
         "localization/detectors/nms.py",

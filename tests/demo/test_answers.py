@@ -10,31 +10,17 @@ import numpy as np
 import pytest
 
 from drawn_videos import draw
-from tada.data.motion import draw_motion
 from tada.demo.answers import DemoModel, answer, is_playable, windows_over, write_playable
 from tada.errors import NotAVideoError, TooLargeError
 from tada.localization.localizer import Localization, LocalizedSegment, Localizer
 from tada.models.weights import BEST_PACKAGED
 from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.video.reader import open_video
-from tada.video.writer import write_video
 
 
 @pytest.fixture(scope="module")
 def recognizer() -> Recognizer:
     return load_recognizer(BEST_PACKAGED, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Left, then up: two seconds each."""
-    parts = [
-        draw_motion(motion, np.random.default_rng(5), num_frames=32, width=160, height=120, clutter=0.3, easy=True)
-        for motion in ("left", "up")
-    ]
-    file = tmp_path_factory.mktemp("film") / "film.mp4"
-    write_video(file, np.concatenate(parts), fps=16)
-    return file
 
 
 def test_scores_over_time_follow_the_video(recognizer: Recognizer, film: Path) -> None:

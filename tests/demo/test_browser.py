@@ -24,7 +24,6 @@ from hang import HANG_SECONDS
 from tada.data.motion import draw_motion
 from tada.localization.recipe import LocalizationRecipe
 from tada.localization.train_from_videos import train_on_videos
-from tada.video.writer import write_video
 
 pytest.importorskip("gradio")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -101,18 +100,6 @@ def visit() -> Iterator[Callable[..., Any]]:
     local = ("http://127.0.0.1:", "data:", "blob:http://127.0.0.1:")
     assert [url for url in asked if not url.startswith(local)] == []
     assert faults == []
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Left, then up: two seconds each."""
-    parts = [
-        draw_motion(motion, np.random.default_rng(5), num_frames=32, width=160, height=120, clutter=0.3, easy=True)
-        for motion in ("left", "up")
-    ]
-    file = tmp_path_factory.mktemp("film") / "film.mp4"
-    write_video(file, np.concatenate(parts), fps=16)
-    return file
 
 
 def ask(page: Any, file: Path) -> None:

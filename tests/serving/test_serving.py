@@ -20,17 +20,11 @@ import pytest
 
 from drawn_videos import draw_plain, draw_sound, draw_variable_rate, truncate
 from served import FORM, WAIT_SECONDS, Reply, ask, connect, form, reply_of, served
+from small_localizer import small_localizer
 from tada.commands.cli import main
-from tada.data.table import Head
-from tada.localization.detectors.actionformer import ActionFormerConfig, ActionFormerDetector
-from tada.localization.features.extraction import settings_as_dict
-from tada.localization.features.grid import FeatureGrid
-from tada.localization.localizer import Localizer, LocalizerCard
-from tada.localization.recipe import LocalizationRecipe
 from tada.recognition.recognizer import load_recognizer
 from tada.serving.readers import Readers
 from tada.serving.uploads import HAS_NAMELESS_FILES, client_name
-from tada.video.sliding_windows import SlidingWindows
 from watcher import WATCHER
 
 
@@ -104,7 +98,7 @@ def test_many_at_a_time_get_their_own_answers(url: str, small_backbone: Path, mo
 
 
 def test_a_localizer_says_when(untrimmed: Path, small_backbone: Path, readers: Readers) -> None:
-    localizer = _localizer(small_backbone)
+    localizer = small_localizer(small_backbone)
     video = untrimmed / "v0.mp4"
     with served(localizer, readers) as url:
         for words, least in (("", None), ("?min_score=0", 0.0)):
@@ -113,31 +107,6 @@ def test_a_localizer_says_when(untrimmed: Path, small_backbone: Path, readers: R
             assert reply.json == json.loads(json.dumps(expected)) | {"video": "upload"}
         assert len(reply.json["segments"]) > 0
         assert "LocalizationAnswer" in ask(url, "/openapi.json").json["components"]["schemas"]
-
-
-def _localizer(small_backbone: Path) -> Localizer:
-    backbone = load_recognizer(small_backbone, device="cpu")
-    windows = SlidingWindows(window_seconds=1.0, stride_seconds=0.5)
-    heads, recipe = (Head(name="action", labels=("left", "up")),), LocalizationRecipe(dim=16)
-    config = ActionFormerConfig(
-        in_channels=8,
-        num_classes=(2,),
-        dim=16,
-        num_levels=2,
-        window=3,
-        max_length=16,
-        regression_ranges=((0.0, 4.0), (4.0, 10_000.0)),
-    )
-    detector = ActionFormerDetector(config, recipe=recipe, heads=heads)
-    card = LocalizerCard(
-        detector="actionformer",
-        shape=detector.config_as_dict(),
-        heads=heads,
-        grid=FeatureGrid.of_windows(windows),
-        feature_settings=settings_as_dict(backbone, windows),
-        backbone="",
-    )
-    return Localizer(detector, card, recipe, backbone=backbone)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

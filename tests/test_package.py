@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -60,4 +63,37 @@ def test_the_image_runs_as_a_user_without_rights_and_has_a_healthcheck() -> None
     users = [rest for kind, rest in STEPS if kind == "USER"]
     assert users[-1] not in ("root", "0")
     assert "RUN" not in kinds[kinds.index("USER") :]
-    assert "HEALTHCHECK" in kinds
+
+
+def test_the_healthcheck_asks_a_server_and_nothing_else(tmp_path: Path) -> None:
+    (options,) = [rest for kind, rest in STEPS if kind == "HEALTHCHECK"]
+    first = tmp_path / "cmdline"
+    check = (
+        options.partition(" CMD ")[2]
+        .replace("/proc/1/cmdline", str(first))
+        .replace("python -c", f"{shlex.quote(sys.executable)} -c")
+    )
+
+    class Health(BaseHTTPRequestHandler):
+        status = 200
+
+        def do_GET(self) -> None:
+            self.send_response(self.status if self.path == "/healthz" else 404)
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    def code(command: str) -> int:
+        first.write_bytes(command.replace(" ", "\0").encode() + b"\0")
+        return subprocess.run(["sh", "-c", check.replace("8000", str(port))], capture_output=True).returncode
+
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        port = server.server_port
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert code("python tada serve run --host 0.0.0.0") == 0
+        Health.status = 503  # it is ending
+        assert code("python tada serve run") == 1
+        server.shutdown()
+    assert code("python tada serve run") == 1
+    assert code("python tada predict serve.mp4") == 0

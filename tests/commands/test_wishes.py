@@ -22,7 +22,12 @@ from tada.training.recipe import recipe_yaml
 from tada.video.reader import open_video
 
 PAGE = Path(__file__).parents[2] / "docs" / "wishes.md"
-ELSEWHERE = {"tada quickstart": "tests/recognition/test_quickstart.py runs it"}
+ELSEWHERE = {
+    "tada quickstart": "tests/recognition/test_quickstart.py runs it",
+    "tada serve runs/first": "it ends when it is told to: tests/serving/test_serving.py",
+    "tada demo": "likewise: tests/demo/test_browser.py",
+    "tada demo runs/first runs/when": "likewise",
+}
 STAND_INS = {"/dev/video0": "growing.ts --idle-seconds 0.5", "--epochs 300": "--epochs 2"}
 """what stands in the place of what a machine of tests does not have: a camera, and time"""
 

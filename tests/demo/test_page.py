@@ -102,19 +102,22 @@ def test_calls_with_nonsense_get_a_line(page: Page) -> None:
     assert calls["look"](3)["error"] == "a call should have an object of values"  # type: ignore[arg-type]
 
 
-def test_a_port_in_use() -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        with pytest.raises(OptionError, match=rf"port {port} is in use: end the program that has it"):
-            find_port("127.0.0.1", port)
+def test_ports() -> None:
     assert find_port("127.0.0.1", None) >= 7860
+    assert find_port("127.0.0.1", 0) > 0
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OptionError, match=rf"port {port} of '127.0.0.1' is in use: give another with --port"):
+            find_port("127.0.0.1", port)
 
 
-def test_an_address_of_another_machine() -> None:
-    with pytest.raises(OptionError, match="this machine has no address"):
-        find_port("203.0.113.7", 7999)
+def test_the_first_free_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        first = other.getsockname()[1]
+        monkeypatch.setattr("tada.demo.server.FIRST_PORT", first)
+        monkeypatch.setattr("tada.demo.server._PORTS", 1)
+        with pytest.raises(OptionError, match=rf"ports {first} to {first} of '127.0.0.1' are all in use: give a free"):
+            find_port("127.0.0.1", None)
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_minutes", 0), ("max_minutes", 1e6), ("max_megabytes", 0)])

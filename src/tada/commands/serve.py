@@ -60,7 +60,8 @@ def _serve(options: Namespace) -> int:
     limits = Limits(**{name: options[name] for name in Limits.__dataclass_fields__})
     check_run(options.run, [], command="tada serve")
     from tada.loading import load
-    from tada.serving.server import is_loopback, serve
+    from tada.serving.server import serve
+    from tada.system.listening import is_loopback
 
     def started(running: Running) -> None:
         say(f"{options.run} answers at {running.url}/predict; {running.url}/docs explains how. Ctrl-C ends it")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,9 @@ from typing import Any
 from tada.demo.answers import DemoModel
 from tada.demo.page import Page, PageLimits
 from tada.errors import OptionError
+from tada.system.listening import PortInUseError, is_loopback, listening, port_of, url_of
 
 FIRST_PORT, _PORTS = 7860, 100
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MOST_BYTES = 4_000_000  # of a request that is no upload
 
 
@@ -29,33 +27,18 @@ def check_gradio() -> None:
 
 
 def find_port(host: str, port: int | None) -> int:
-    """A free port: the one that is given, or else the first from 7860 on.
+    """A free port: the one that is given, 0 for any, or else the first from 7860 on.
 
     Raises:
-        OptionError: it is in use, or this machine does not have the host's address.
+        PortInUseError: it is in use, or all of them are.
+        OptionError: there is no such host or port, or it is not for this user.
     """
-    ports = range(FIRST_PORT, FIRST_PORT + _PORTS) if port is None else [port]
-    for number in ports:
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(host, int(number), type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, kind) as trial:
-                trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                trial.bind(address)
-            return number
-        except socket.gaierror:
-            raise OptionError(f"this machine has no address {host!r}: leave out --host, or give 0.0.0.0") from None
-        except PermissionError:
-            raise OptionError(f"port {number} is kept for the system: give one from 1024 on, with --port") from None
-        except OSError as fault:
-            if fault.errno == errno.EADDRNOTAVAIL:
-                raise OptionError(f"this machine has no address {host!r}: leave out --host, or give 0.0.0.0") from None
-            if fault.errno != errno.EADDRINUSE:
-                raise
-    if port is None:
-        raise OptionError(
-            f"ports {FIRST_PORT} to {FIRST_PORT + _PORTS - 1} are all in use: give a free one, with --port"
-        )
-    raise OptionError(f"port {port} is in use: end the program that has it, or give another one, with --port")
+    for number in range(FIRST_PORT, FIRST_PORT + _PORTS) if port is None else [port]:
+        with suppress(PortInUseError) if port is None else nullcontext(), listening(host, number) as listener:
+            return port_of(listener)
+    raise PortInUseError(
+        f"ports {FIRST_PORT} to {FIRST_PORT + _PORTS - 1} of {host!r} are all in use: give a free one with --port"
+    )
 
 
 class SmallRequests:
@@ -103,8 +86,9 @@ def serving(
             from tada.demo import looks
 
             guards = [Middleware(SmallRequests)]
-            if host in LOOPBACK:  # other pages in the visitor's browser must not reach it under a name of theirs
-                guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"]))
+            if is_loopback(host):  # other pages in the visitor's browser must not reach it under a name of theirs
+                own = f"[{host}]" if ":" in host else host
+                guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", own]))
             made = looks.blocks(page)
             made.launch(
                 server_name=host,
@@ -124,7 +108,7 @@ def serving(
                 app_kwargs={"middleware": guards},
             )
         try:
-            yield f"http://{'127.0.0.1' if host == '0.0.0.0' else f'[{host}]' if ':' in host else host}:{port}"
+            yield url_of(host, port)
         finally:
             page.sessions.end_all()
             made.close(verbose=False)

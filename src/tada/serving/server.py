@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import ipaddress
 import math
 import socket
 import threading
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tada.errors import OptionError, WorkerLostError
+from tada.errors import WorkerLostError
 from tada.localization.localizer import Localizer
 from tada.recognition.recognizer import Recognizer
 from tada.serving.app import create_app
@@ -23,9 +21,9 @@ from tada.serving.limits import Limits
 from tada.serving.readers import Readers
 from tada.serving.service import Service
 from tada.system.files import scratch_folder
+from tada.system.listening import listening, url_of
 from tada.system.signals import deferring
 
-_LARGEST_PORT = 65535
 _HEADER_SECONDS = 15
 _MORE_CONNECTIONS = 256  # than requests: of those that only look at /healthz, and those that are refused
 
@@ -61,7 +59,7 @@ def serve(
         UserError: what ``load`` raises.
     """
     with ExitStack() as stack:
-        listener = stack.enter_context(_listening(host, port))
+        listener = stack.enter_context(listening(host, port))
         folder = stack.enter_context(scratch_folder())
         if readers is None:
             readers = Readers()
@@ -79,41 +77,6 @@ def serve(
 def _start_quietly(readers: Readers) -> None:
     with suppress(WorkerLostError, OSError):
         readers.start()
-
-
-@contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    if port > _LARGEST_PORT:
-        raise OptionError(f"{port=} should be from 0 to {_LARGEST_PORT}")
-    try:
-        listener = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512
-        )
-    except socket.gaierror as error:
-        raise OptionError(f"there is no host {host!r} ({error.strerror}): give an address of this machine") from error
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            why = "is in use: give another with --port, or --port 0 for any that is free"
-        elif error.errno in (errno.EACCES, errno.EPERM):
-            why = "is only for the system's own services: give one above 1023 with --port"
-        else:
-            why = f"cannot be opened ({error.strerror}): give an address of this machine with --host"
-        raise OptionError(f"port {port} of {host!r} {why}") from error
-    with listener:
-        yield listener
-
-
-def _url_of(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _run(service: Service, listener: socket.socket, started: Callable[[Running], None]) -> None:
@@ -135,7 +98,7 @@ def _run(service: Service, listener: socket.socket, started: Callable[[Running],
     def stop() -> None:
         service.is_ending = server.should_exit = True
 
-    server = _Server(config, lambda: started(Running(_url_of(listener), stop)))
+    server = _Server(config, lambda: started(Running(url_of(*listener.getsockname()[:2]), stop)))
     with deferring(at_once=stop, seconds=math.inf, is_the_end=False):
         asyncio.run(server.serve(sockets=[listener]))
 

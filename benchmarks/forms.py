@@ -34,7 +34,7 @@ class Form:
     """A network, and how it is run."""
 
     network: str
-    """By the name that ``create_model`` knows; or tsm_r50."""
+    """By the name that ``create_model`` knows; or tsm_r50, or clip_b16, CLIP's image transformer on frames."""
     kind: FormName
     """As released; ours as it is trained; or ready for inference, its norms folded."""
     precision: str = "fp32"
@@ -64,6 +64,8 @@ def build(form: Form, num_frames: int, device: torch.device, **options: Any) -> 
 def network(name: str, num_frames: int, **options: Any) -> nn.Module:
     """A network by its name, with norms and routing functions as if it were trained."""
     torch.manual_seed(0)
+    if name == "clip_b16":
+        return stir(create_model("tadaformer_b16", tada_blocks=0, **options))
     if name != "tsm_r50":
         return stir(create_model(name, **options))
     model = stir(create_model("tsn_r50", **options))

@@ -8,7 +8,7 @@ Rows are called "network form precision", and "compiled" where torch.compile was
     literal   the released computation (tests/reference/released.py): kernels for each frame, 3-D layers, norms unfolded
     unfolded  tada's network as it is trained
     fused     ready for inference, by ``tada.models.fuse``; a TSM is a ResNet-50 that shifts an eighth of its channels
-              by a frame
+              by a frame, clip_b16 a TAdaFormer without TAda blocks: CLIP's image transformer behind the same stem
 
 Prints time of a clip batch, clips per second, ratios to the literal form and to the plain twin in the same precision,
 peak memory, multiply-adds, the part of the chip's measured rates that this is, and published accuracy. A row's memory
@@ -75,6 +75,8 @@ FAMILIES = {
         published="K400 76.7, SSv2 64.0",
     ),
     "tadaconvnext_t": Family(plain="convnext_t", frames=16, published="K400 78.4"),
+    "tadaconvnextv2_t": Family(plain="convnext_t", frames=16, published="K400 79.6, SSv2 67.2"),
+    "tadaformer_b16": Family(plain="clip_b16", frames=16, published="K400 84.5"),
     "tada_lite0": Family(plain="efficientnet_lite0", frames=8, published="", literal=False),
 }
 

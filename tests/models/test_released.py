@@ -13,10 +13,15 @@ from reference.released import ReleasedTAdaConv, released, stir
 from tada.models import create_model
 from tada.tadaconv import TAdaConv2d
 
+FORMER: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "patch": 8, "grid": (6, 5), "routing_head_channels": 4}
 SMALL: dict[str, dict[str, Any]] = {
     "tada2d_r50": {"depths": (2, 1, 1, 2), "widths": (8, 8, 12, 16), "stem_width": 8},
     "tadaconvnext_t": {"depths": (1, 2, 1), "widths": (8, 12, 16)},
+    "tadaconvnextv2_t": {"depths": (1, 2, 1), "widths": (8, 16, 24), "routing_head_channels": 4},
+    "tadaformer_b16": FORMER,
+    "tadaformer_b16_ssv2": FORMER,
 }
+WITHOUT_DEPTH = {name: {} if name == "tada2d_r50" else {"stochastic_depth": 0.0} for name in SMALL}
 
 
 def pair(name: str, **options: Any) -> tuple[nn.Module, nn.Module]:
@@ -37,11 +42,11 @@ def test_same_logits(name: str, n: int, t: int) -> None:
         assert (ours(clips.flip(2)) - expected).norm() > 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize(("name", "options"), [("tada2d_r50", {}), ("tadaconvnext_t", {"stochastic_depth": 0.0})])
+@pytest.mark.parametrize(("name", "options"), WITHOUT_DEPTH.items())
 def test_same_training_step(name: str, options: dict[str, Any]) -> None:
     """The same loss, gradients and running statistics: all weights of one network have one of the same size there."""
     ours, theirs = (model.train() for model in pair(name, **options))
-    clips, labels = torch.randn(2, 3, 4, 48, 40).double(), torch.tensor([1, 4])
+    clips, labels = torch.randn(2, 3, 6, 48, 40).double(), torch.tensor([1, 4])
     sizes, statistics = [], []
     for model in (ours, theirs):
         loss = F.cross_entropy(model(clips), labels)
@@ -65,11 +70,12 @@ def test_the_layout_is_the_released_one(name: str) -> None:
     assert sum(p.numel() for p in theirs.parameters()) == count
 
 
-def test_clips_leave_out_blocks_in_training() -> None:
-    _, theirs = pair("tadaconvnext_t", stochastic_depth=0.5)
-    clips = torch.randn(1, 3, 4, 32, 32).double()
+@pytest.mark.parametrize("name", ["tadaconvnext_t", "tadaconvnextv2_t", "tadaformer_b16"])
+def test_clips_leave_out_blocks_in_training(name: str) -> None:
+    _, theirs = pair(name, stochastic_depth=0.5)
+    clips = torch.randn(1, 3, 6, 48, 40).double()
     outputs = {float(theirs.train()(clips).norm().detach()) for _ in range(12)}
-    assert 1 < len(outputs) <= 8  # the first of four blocks always stays
+    assert 1 < len(outputs) <= 8  # all in the first block always stays; three branches behind it come and go
 
 
 @pytest.mark.parametrize(
@@ -77,9 +83,10 @@ def test_clips_leave_out_blocks_in_training() -> None:
     [
         ("tada2d_tiny", {}, "is of bottlenecks with TAdaConv"),
         ("tsn_r50", {"depths": (1,), "widths": (8,)}, "is of bottlenecks with TAdaConv"),
-        ("tada2d_r50", {"depths": (1,), "widths": (8,), "aggregation": "max"}, "aggregates by average"),
+        ("tada2d_r50", {"depths": (1,), "widths": (8,), "aggregation": "max"}, "aggregate by average"),
         ("tada2d_r50", {"depths": (1,), "widths": (8,), "routing_kernel_sizes": (3,)}, "two layers"),
         ("convnext_mini", {}, "has TAdaConv in its blocks"),
+        ("tadaformer_tiny", {"tada_blocks": 0}, "has TAda blocks"),
         ("slowonly_tiny", {}, "a Host has no released form"),
     ],
 )

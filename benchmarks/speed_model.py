@@ -317,7 +317,8 @@ def widths(name: str, factor: float) -> dict[str, Any]:
         return {}
     with torch.device("meta"):
         config: Any = create_model(name).config
-    fields = [field for field in ("widths", "stem_width") if hasattr(config, field)]
+    named = ("widths", "stem_width", "width", "heads", "routing_head_channels")
+    fields = [field for field in named if getattr(config, field, None) is not None]
     wider = {field: np.multiply(getattr(config, field), factor).astype(int).tolist() for field in fields}
     return {field: tuple(value) if isinstance(value, list) else value for field, value in wider.items()}
 

@@ -34,7 +34,13 @@ CPU = torch.device("cpu")
 def narrow(name: str, **options: Any) -> nn.Module:
     if name.endswith("lite0"):
         return create_model(name, depths=(1,) * 7, widths=(8,) * 7, stem_width=8, **options)
-    wide = {"widths": (8, 8, 16, 16)} if name.startswith(("ta", "ts", "conv")) else {"width": 8}
+    if name == "tadaformer_b16":
+        few: dict[str, Any] = {"width": 16, "depth": 1, "heads": 2, "grid": (2, 2), "routing_head_channels": 4}
+        return create_model(name, **(few | options))
+    if name == "tadaconvnextv2_t":
+        few = {"depths": (1, 1, 1, 1), "widths": (8, 8, 16, 16), "routing_head_channels": 4}
+        return create_model(name, **(few | options))
+    wide: dict[str, Any] = {"widths": (8, 8, 16, 16)} if name.startswith(("ta", "ts", "conv")) else {"width": 8}
     return create_model(name, **({"depths": (1, 1, 1, 1)} | wide | options))
 
 
@@ -162,6 +168,7 @@ def test_forms_answer_alike() -> None:
 def test_wider_networks() -> None:
     assert speed_model.widths("tada2d_r50", 0.5) == {"widths": (32, 64, 128, 256), "stem_width": 32}
     assert speed_model.widths("convnext_t", 2) == {"widths": (192, 384, 768, 1536)}
+    assert speed_model.widths("tadaformer_b16", 0.5) == {"width": 384, "heads": 6, "routing_head_channels": 32}
     assert speed_model.growth([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2)
 
 
@@ -213,14 +220,13 @@ def test_speed_model(tmp_path: Path) -> None:
         *("tada2d_r50 literal fp32", "tada2d_r50 unfolded fp32", "tada2d_r50 fused fp32", "tsn_r50 fused fp32"),
         *("tsm_r50 fused fp32", "slowonly_r50 fused fp32", "r2plus1d_r50 fused fp32", "r3d_r50 fused fp32"),
         *("tadaconvnext_t literal fp32", "tadaconvnext_t unfolded fp32", "tadaconvnext_t fused fp32"),
-        *(
-            "convnext_t fused fp32",
-            "tada_lite0 unfolded fp32",
-            "tada_lite0 fused fp32",
-            "efficientnet_lite0 fused fp32",
-        ),
+        *("convnext_t fused fp32", "tadaconvnextv2_t literal fp32", "tadaconvnextv2_t unfolded fp32"),
+        *("tadaconvnextv2_t fused fp32", "convnext_t fused fp32", "tadaformer_b16 literal fp32"),
+        *("tadaformer_b16 unfolded fp32", "tadaformer_b16 fused fp32", "clip_b16 fused fp32"),
+        *("tada_lite0 unfolded fp32", "tada_lite0 fused fp32", "efficientnet_lite0 fused fp32"),
     ]
     rows = dict(zip(names, found["rows"], strict=True))
+    assert rows["tadaformer_b16 fused fp32"]["multiply_adds"] > rows["clip_b16 fused fp32"]["multiply_adds"]
     assert rows["tsm_r50 fused fp32"]["multiply_adds"] == rows["tsn_r50 fused fp32"]["multiply_adds"] > 1e6
     assert rows["tada2d_r50 literal fp32"]["times_faster_than_literal"]["median"] == 1
     assert rows["convnext_t fused fp32"]["times_plain"]["median"] == 1
@@ -228,6 +234,8 @@ def test_speed_model(tmp_path: Path) -> None:
     assert [(best["row"], best["plain_row"]) for best in found["best"]] == [
         ("tada2d_r50 fused fp32", "tsn_r50 fused fp32"),
         ("tadaconvnext_t fused fp32", "convnext_t fused fp32"),
+        ("tadaconvnextv2_t fused fp32", "convnext_t fused fp32"),
+        ("tadaformer_b16 fused fp32", "clip_b16 fused fp32"),
         ("tada_lite0 fused fp32", "efficientnet_lite0 fused fp32"),
     ]
 
@@ -246,7 +254,7 @@ def test_speed_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     speed_model.main(options.split())
     rows = report(tmp_path / "scaling.json")["rows"]
     assert [(row["axis"], row["size"]) for row in rows][:3] == [("frames", 2), ("frames", 4), ("frames", 8)]
-    assert len(rows) == 2 * 5
+    assert len(rows) == 3 * 5
 
 
 def test_speed_train(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def pair(name: str, **options: Any) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize(("n", "t"), [(2, 6), (1, 5)])
+@pytest.mark.parametrize(("n", "t"), [(2, 6), (1, 5), (1, 4)])
 def test_same_logits(name: str, n: int, t: int) -> None:
     ours, theirs = (model.eval() for model in pair(name))
     clips = torch.randn(n, 3, t, 48, 40).double() * torch.linspace(0, 3, t)[:, None, None]  # frames unlike each other
@@ -56,6 +56,12 @@ def test_same_training_step(name: str, options: dict[str, Any]) -> None:
         assert all(p.grad is not None for p in model.parameters())
     torch.testing.assert_close(torch.tensor(sizes[0]), torch.tensor(sizes[1]), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(torch.tensor(statistics[0]), torch.tensor(statistics[1]), rtol=1e-8, atol=1e-10)
+
+
+def test_other_sizes_of_a_former() -> None:
+    ours, theirs = (model.eval() for model in pair("tadaformer_b16"))
+    clips = torch.randn(1, 3, 2, 32, 64).double()
+    torch.testing.assert_close(theirs(clips), ours(clips), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -102,10 +102,18 @@ def _norm3d(norm: nn.Module) -> nn.BatchNorm3d:
     return copy.to(norm.weight.dtype)
 
 
-def _pool_of_three(aggregation: TemporalAggregation) -> nn.AvgPool3d:
-    if aggregation.pool != "avg":
-        raise TypeError("the released networks aggregate by average")
-    return nn.AvgPool3d((3, 1, 1), stride=1, padding=(1, 0, 0))
+class PoolOfThree(nn.AvgPool3d):
+    """The mean of each frame and its neighbors; beyond the clip's ends there are zeros."""
+
+    def __init__(self, aggregation: TemporalAggregation) -> None:
+        if aggregation.pool != "avg":
+            raise TypeError("the released networks aggregate by average")
+        super().__init__((3, 1, 1), stride=1, padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2] > 1:  # PyTorch's pool refuses clips of two frames, unless they are padded
+            return super().forward(x) if x.shape[2] > 2 else F.avg_pool3d(F.pad(x, (0, 0, 0, 0, 1, 1)), (3, 1, 1), 1)
+        return x / 3
 
 
 class ChannelsFirstNorm(nn.Module):
@@ -239,7 +247,7 @@ class ReleasedBottleneck(nn.Module):
         self.conv1, self.norm1 = _conv3d(block.conv1), _norm3d(block.norm1)
         self.conv2 = ReleasedTAdaConv(temporal.conv)
         self.norm2, self.pooled_norm2 = _norm3d(temporal.norm.norm), _norm3d(temporal.norm.pooled_norm)
-        self.pool = _pool_of_three(temporal.norm)
+        self.pool = PoolOfThree(temporal.norm)
         self.conv3, self.norm3 = _conv3d(block.conv3), _norm3d(block.norm3)
         self.relu = nn.ReLU(inplace=True)
         self.shortcut: nn.Module = nn.Identity()
@@ -288,7 +296,7 @@ class ReleasedBlock(nn.Module):
         self.pool = self.pooled_norm = None
         norm: nn.Module = block.norm
         if isinstance(norm, TemporalAggregation):
-            self.pool, self.pooled_norm = _pool_of_three(norm), deepcopy(norm.pooled_norm)
+            self.pool, self.pooled_norm = PoolOfThree(norm), deepcopy(norm.pooled_norm)
             norm = norm.norm
         self.norm, self.widen, self.narrow = map(deepcopy, (norm, block.widen, block.narrow))
         self.activation = F.gelu if block.activation == "gelu" else quick_gelu
@@ -311,13 +319,14 @@ class ReleasedBlock(nn.Module):
 
 
 class ReleasedTAdaFormer(nn.Module):
-    """TAdaFormer on frames of its size; ``forward`` takes clips [N, 3, T, H, W] and gives logits [N, K], as ours."""
+    """TAdaFormer; ``forward`` takes clips [N, 3, T, H, W] and gives logits [N, K], as ours."""
 
     def __init__(self, model: TAdaFormer) -> None:
         super().__init__()
         self.stem = _conv3d(model.stem)
         self.class_embedding = nn.Parameter(model.class_embedding.detach().clone())
         self.positional_embedding = nn.Parameter(model.positional_embedding.detach().clone())
+        self.grid = model.config.grid
         self.first_norm, self.norm = deepcopy(model.first_norm), deepcopy(model.norm)
         self.blocks = nn.ModuleList(ReleasedFormerBlock(block) for block in model.blocks)
         self.dropout, self.head = deepcopy(model.dropout), deepcopy(model.head)
@@ -326,11 +335,18 @@ class ReleasedTAdaFormer(nn.Module):
         patches = self.stem(clips)
         n, c, t, h, w = patches.shape
         patches = patches.permute(0, 2, 3, 4, 1).reshape(n * t, h * w, c)
-        tokens = torch.cat([self.class_embedding.expand(n * t, 1, c), patches], dim=1) + self.positional_embedding
+        tokens = torch.cat([self.class_embedding.expand(n * t, 1, c), patches], dim=1) + self._positions(h, w)
         tokens = self.first_norm(tokens).permute(1, 0, 2)  # [L, N*T, C]
         for block in self.blocks:
             tokens = block(tokens, (n, t, h, w))
         return self.head(self.dropout(self.norm(tokens[0].view(n, t, c).mean(1))))
+
+    def _positions(self, h: int, w: int) -> Tensor:
+        if (h, w) == self.grid:
+            return self.positional_embedding
+        grid = self.positional_embedding[1:].T.unflatten(1, self.grid)[None]
+        grid = F.interpolate(grid, (h, w), mode="bicubic", align_corners=False)
+        return torch.cat([self.positional_embedding[:1], grid[0].flatten(1).T])
 
 
 class ReleasedFormerBlock(nn.Module):
@@ -386,7 +402,7 @@ class ReleasedTAdaBlock(nn.Module):
             self.reduce.bias = nn.Parameter(over_time.bias.detach().clone())
         self.conv = ReleasedTAdaConv(block.conv)
         self.norm, self.pooled_norm = _norm3d(block.norm.norm), _norm3d(block.norm.pooled_norm)
-        self.pool = _pool_of_three(block.norm)
+        self.pool = PoolOfThree(block.norm)
         self.expand = deepcopy(block.expand)
 
     def forward(self, tokens: Tensor, shape: tuple[int, int, int, int]) -> Tensor:

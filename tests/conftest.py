@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tada.data.motion import draw_motion, write_motion_videos
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
 from tada.recognition.recipe import Recipe
+from tada.video.isolation.readers import Readers
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
 
@@ -25,6 +27,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # Tests run side by side, one process for each core.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def readers() -> Iterator[Readers]:
+    """Processes that decode, started once: that takes seconds."""
+    readers = Readers()
+    readers.start()
+    yield readers
+    readers.close()
 
 
 @pytest.fixture(scope="session")

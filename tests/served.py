@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from tada.localization.localizer import Localizer
 from tada.recognition.recognizer import Recognizer
 from tada.serving.limits import Limits
-from tada.serving.readers import Readers
 from tada.serving.server import Running, serve
+from tada.video.isolation.readers import Readers
 
 WAIT_SECONDS = 300
 """For an answer, on a machine that is busy with other things."""

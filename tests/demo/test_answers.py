@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from drawn_videos import draw
-from tada.demo.answers import DemoModel, answer, is_playable, windows_over, write_playable
-from tada.errors import NotAVideoError, TooLargeError
+from tada.demo.answers import DemoModel, answer, windows_over
+from tada.demo.page import PageLimits
+from tada.demo.playable import is_playable, write_playable
 from tada.localization.localizer import Localization, LocalizedSegment, Localizer
 from tada.models.weights import BEST_PACKAGED
 from tada.recognition.recognizer import Recognizer, load_recognizer
+from tada.video.inputs import source_of
+from tada.video.isolation.readers import OpenedVideos, Readers, RemoteVideo, Upload
 from tada.video.reader import open_video
 
 
@@ -27,8 +30,7 @@ def test_scores_over_time_follow_the_video(recognizer: Recognizer, film: Path) -
     told: list[tuple[str, float]] = []
     found = answer(
         [DemoModel(name="motions", model=recognizer)],
-        film,
-        max_seconds=60,
+        source_of(film),
         advance=lambda what, part: told.append((what, part)),
     )
     json.dumps(found)  # plain values
@@ -56,19 +58,7 @@ def test_the_work_ends_where_progress_raises(recognizer: Recognizer, film: Path)
         raise InterruptedError(what)
 
     with pytest.raises(InterruptedError, match="opening the video"):
-        answer([DemoModel(name="motions", model=recognizer)], film, max_seconds=60, advance=gone)
-
-
-def test_a_video_that_is_too_long(recognizer: Recognizer, film: Path) -> None:
-    with pytest.raises(TooLargeError, match=r"lasts 4 seconds, and this page takes videos of up to 3 seconds: cut it"):
-        answer([DemoModel(name="motions", model=recognizer)], film, max_seconds=3)
-
-
-def test_a_playlist_in_a_videos_name(recognizer: Recognizer, tmp_path: Path) -> None:
-    file = tmp_path / "list.mp4"
-    file.write_text("#EXTM3U\n/etc/passwd\n" * 20)
-    with pytest.raises(NotAVideoError, match=r"list\.mp4"):
-        answer([DemoModel(name="motions", model=recognizer)], file, max_seconds=60)
+        answer([DemoModel(name="motions", model=recognizer)], source_of(film), advance=gone)
 
 
 @pytest.mark.parametrize("seconds", [0.2, 2.0, 30.0, 7200.0])
@@ -90,20 +80,24 @@ def test_segments_of_a_localizer(film: Path) -> None:
             )
             return Localization(path=str(video), duration_seconds=4.0, segments=segments)
 
-    found = answer([DemoModel(name="when", model=Stub())], film, max_seconds=60)["models"][0]
+    found = answer([DemoModel(name="when", model=Stub())], source_of(film))["models"][0]
     assert (found["kind"], found["labels"]) == ("localizer", ["<b>", "wave"])
     assert found["segments"][0] == {"start_seconds": 1.0, "end_seconds": 2.0, "label": "wave", "score": 0.9}
 
 
-def test_what_browsers_play(film: Path, tmp_path: Path) -> None:
-    assert is_playable(film)
+def test_what_browsers_play(film: Path, readers: Readers, tmp_path: Path) -> None:
+    assert is_playable(str(film))
     with open_video(film) as video:
         frames, times = video.frames(range(len(video))), video.times_seconds
     other = draw(tmp_path / "film.avi", frames, codec="mpeg4", fps=16)
-    assert not is_playable(other)
+    assert not is_playable(str(other))
     done: list[float] = []
-    write_playable(other, tmp_path / "copy.mp4", done.append)
-    assert is_playable(tmp_path / "copy.mp4")
+    upload, limits = Upload(name="film.avi", file=None, path=str(other)), PageLimits().decoding
+    with readers.source(upload, OpenedVideos(), limits).open() as remote:
+        assert isinstance(remote, RemoteVideo)
+        assert not remote.ask_of_file(is_playable)
+        write_playable(remote, tmp_path / "copy.mp4", "film.avi", done.append)
+    assert is_playable(str(tmp_path / "copy.mp4"))
     assert done[-1] == 1
     with open_video(tmp_path / "copy.mp4") as copy:
         assert np.abs(copy.times_seconds - times).max() < 0.01

@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import decoding_tasks
 from hang import HANG_SECONDS
 from tada.commands.cli import main
 from tada.demo.answers import DemoModel
@@ -21,14 +23,16 @@ from tada.demo.server import SmallRequests, find_port
 from tada.errors import OptionError
 from tada.models.weights import BEST_PACKAGED
 from tada.recognition.recognizer import load_recognizer
+from tada.video.isolation.readers import Readers
+from tada.video.writer import write_video
 from watcher import WATCHER
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
+def page(tmp_path: Path, readers: Readers) -> Iterator[Page]:
     (tmp_path / "page").mkdir()
     models = [DemoModel(name="motions", model=load_recognizer(BEST_PACKAGED, device="cpu"))]
-    own = Page(models, tmp_path / "page", PageLimits(max_minutes=1))
+    own = Page(models, tmp_path / "page", PageLimits(max_minutes=0.1), readers)
     yield own
     own.sessions.end_all()
     assert [path for path in (tmp_path / "page").rglob("*") if path.is_file()] == []
@@ -79,6 +83,37 @@ def test_a_bad_file_shows_tadas_line(page: Page, name: str, content: bytes, line
     assert str(page.sessions.visits) not in error
     assert "video-1" not in error
     assert "\n" not in error
+
+
+def test_a_video_that_is_too_long(page: Page, tmp_path: Path) -> None:
+    write_video(tmp_path / "long.mp4", np.zeros((8, 32, 32, 3), np.uint8), fps=1)
+    page.begin("a")
+    error = last(page.recognize("a", uploaded(page, "long.mp4", (tmp_path / "long.mp4").read_bytes())))["error"]
+    assert error == "'long.mp4' lasts 8 s, and this page takes at most 6 s; cut it into parts"
+
+
+def test_a_file_that_crashes_its_decoder_costs_one_answer(
+    page: Page, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.begin("a")
+    with monkeypatch.context() as patch:
+        patch.setattr("tada.demo.answers.shrink_to", decoding_tasks.crash_resizing)
+        error = last(page.recognize("a", uploaded(page, "film.mp4", film.read_bytes())))["error"]
+    assert error == "'film.mp4' crashed its decoder (signal SIGSEGV); no answer"
+    assert "answer" in last(page.recognize("a", uploaded(page, "film.mp4", film.read_bytes())))
+
+
+def test_a_page_that_is_closed_ends_its_decoder(page: Page, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page.begin("a")
+    with monkeypatch.context() as patch:
+        patch.setattr("tada.demo.answers.shrink_to", decoding_tasks.hang_resizing)
+        states = page.recognize("a", uploaded(page, "film.mp4", film.read_bytes()))
+        assert isinstance(states, Generator)
+        assert "working" in next(states)
+        assert "opening" in next(states)["working"]["text"]
+        states.close()
+    page.begin("b")
+    assert "answer" in last(page.recognize("b", uploaded(page, "film.mp4", film.read_bytes())))  # it waits for none
 
 
 def test_a_visit_that_has_ended(page: Page) -> None:

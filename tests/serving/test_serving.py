@@ -23,8 +23,8 @@ from served import FORM, WAIT_SECONDS, Reply, ask, connect, form, reply_of, serv
 from small_localizer import small_localizer
 from tada.commands.cli import main
 from tada.recognition.recognizer import load_recognizer
-from tada.serving.readers import Readers
 from tada.serving.uploads import HAS_NAMELESS_FILES, client_name
+from tada.video.isolation.readers import Readers
 from watcher import WATCHER
 
 

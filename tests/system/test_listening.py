@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from jsonargparse.typing import NonNegativeInt
 
 from tada.errors import OptionError
 from tada.system.listening import PortInUseError, is_loopback, listening, port_of, url_of
@@ -13,6 +14,11 @@ from tada.system.listening import PortInUseError, is_loopback, listening, port_o
 def test_another_program_can_connect() -> None:
     with listening("127.0.0.1", 0) as listener, socket.create_connection(("127.0.0.1", port_of(listener))) as client:
         assert client.getpeername() == listener.getsockname()
+
+
+def test_a_number_from_the_command_line() -> None:
+    with listening("127.0.0.1", NonNegativeInt(0)) as listener:
+        assert port_of(listener) > 0
 
 
 def test_a_port_in_use() -> None:

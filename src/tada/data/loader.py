@@ -26,10 +26,10 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from tada.data.shared_batches import Packer, Parcel, Unpacker
-from tada.data.workers import end_with_parent, exit_in_words
+from tada.data.workers import end_with_parent
 from tada.errors import UserError, WorkerLostError
 from tada.system.progress import of_worker
-from tada.system.signals import SIGNALS
+from tada.system.signals import SIGNALS, exit_in_words
 
 _SLOT_BYTES = 4096  # the longest path that file systems allow
 _SIGNALS_OF_SHORT_MEMORY = {getattr(signal, name) for name in ("SIGKILL", "SIGBUS") if hasattr(signal, name)}

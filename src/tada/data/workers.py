@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +18,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any, Generic, TypeVar
+
+from tada.system.signals import exit_in_words
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -169,17 +170,6 @@ def _end(program: subprocess.Popen[bytes]) -> int:
 
 def _describe_death(code: int) -> str:
     return f"the decoder {'crashed' if code < 0 else 'ended its process'} ({exit_in_words(code)})"
-
-
-def exit_in_words(code: int) -> str:
-    """Describe an exit code: "exit code 3", or "signal SIGSEGV" for a negative one."""
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = str(-code)
-    return f"signal {name}{'; was memory short?' if name == 'SIGKILL' else ''}"
 
 
 def end_with_parent(parent: int | None = None) -> None:

@@ -11,24 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import av.error
 import numpy as np
 from numpy.typing import NDArray
 
-from tada.errors import OptionError, TooLargeError, VideoError
+from tada.errors import OptionError, VideoError
 from tada.localization.localizer import Localizer
 from tada.recognition.prediction import Prediction
 from tada.recognition.recognizer import Recognizer
-from tada.video.container import Limits, MediaFile
-from tada.video.frames import open_footage
-from tada.video.inputs import source_of
-from tada.video.reader import MAX_FRAMES, MAX_PIXELS
+from tada.video.inputs import VideoSource
 from tada.video.sliding_windows import SlidingWindows, clips_of
 from tada.video.transforms import shrink_to
-from tada.video.writer import write_video
 
 Advance = Callable[[str, float], None]
 """Called with what is being done, and the fraction of it that is done; it may raise to end the work."""
@@ -37,9 +31,7 @@ _MOST_WINDOWS, _LEAST_WINDOWS = 60, 12
 _CURVE_SECONDS = 20.0  # that the scores over time may take
 _CURVES = 5
 _FILM_FRAMES = 8
-_FILM_PIXELS, _COPY_PIXELS = 120, 360  # short sides of pictures, and of copies that browsers play
-_PLAYED = {"mov": ("h264",), "matroska": ("vp8", "vp9", "av1")}
-"""Containers and codecs that all browsers play."""
+_FILM_PIXELS = 120  # short side of pictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +43,7 @@ class DemoModel:
 
 
 def answer(
-    models: Sequence[DemoModel], file: Path, *, max_seconds: float, advance: Advance = lambda what, part: None
+    models: Sequence[DemoModel], source: VideoSource, *, advance: Advance = lambda what, part: None
 ) -> dict[str, Any]:
     """Ask all models about a video.
 
@@ -59,41 +51,31 @@ def answer(
         Plain values for JSON: "seconds" of the video, "film" (its frames, evenly spread), and "models", the answers.
 
     Raises:
-        VideoError: the video cannot be read, or is longer than ``max_seconds``.
+        VideoError: the video cannot be read.
     """
     advance("opening the video", 0.0)
-    with open_footage(file) as video:
+    with source.open() as video:
         seconds = video.info.duration_seconds
-        if seconds > max_seconds:
-            raise TooLargeError(
-                f"{str(file)!r} lasts {_in_words(seconds)}, and this page takes videos of up to "
-                f"{_in_words(max_seconds)}: cut it, or use `tada predict` on your machine",
-                str(file),
-            )
         middles = (np.arange(_FILM_FRAMES) + 0.5) / _FILM_FRAMES * seconds
         times = np.clip(middles, video.times_seconds[0], video.times_seconds[-1]).tolist()
         pictures = video.frames_played_at(times, shrink=partial(shrink_to, short_side=_FILM_PIXELS))
     return {
         "seconds": seconds,
         "film": _film(pictures, times),
-        "models": [_answer(model, file, seconds, advance) for model in models],
+        "models": [_answer(model, source, seconds, advance) for model in models],
     }
 
 
-def _in_words(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
-
-
-def _answer(model: DemoModel, file: Path, seconds: float, advance: Advance) -> dict[str, Any]:
+def _answer(model: DemoModel, source: VideoSource, seconds: float, advance: Advance) -> dict[str, Any]:
     if isinstance(model.model, Localizer):
         return {
             "name": model.name,
-            **_localize(model.model, file, partial(advance, f"{model.name} looks for segments")),
+            **_localize(model.model, source, partial(advance, f"{model.name} looks for segments")),
         }
-    return {"name": model.name, **_recognize(model.name, model.model, file, seconds, advance)}
+    return {"name": model.name, **_recognize(model.name, model.model, source, seconds, advance)}
 
 
-def _localize(localizer: Localizer, file: Path, advance: Callable[[float], None]) -> dict[str, Any]:
+def _localize(localizer: Localizer, source: VideoSource, advance: Callable[[float], None]) -> dict[str, Any]:
     done = 0.0
 
     def add(part: float) -> None:
@@ -101,7 +83,7 @@ def _localize(localizer: Localizer, file: Path, advance: Callable[[float], None]
         done += part
         advance(done)
 
-    found = localizer.localize(file, advance=add)
+    found = localizer.localize(source, advance=add)
     return {
         "kind": "localizer",
         "segments": [segment.as_dict() for segment in found.segments],
@@ -109,7 +91,9 @@ def _localize(localizer: Localizer, file: Path, advance: Callable[[float], None]
     }
 
 
-def _recognize(name: str, recognizer: Recognizer, file: Path, seconds: float, advance: Advance) -> dict[str, Any]:
+def _recognize(
+    name: str, recognizer: Recognizer, source: VideoSource, seconds: float, advance: Advance
+) -> dict[str, Any]:
     done = 0.0
 
     def add(part: float) -> None:
@@ -120,7 +104,7 @@ def _recognize(name: str, recognizer: Recognizer, file: Path, seconds: float, ad
     started = time.perf_counter()
     window = usual_seconds(recognizer, seconds)
     is_cut = recognizer.clip.sampling == "segment" and 1.5 * window <= seconds <= _MOST_WINDOWS * window
-    found = next(recognizer.predict_all([source_of(file)], window_seconds=window if is_cut else None, advance=add))
+    found = next(recognizer.predict_all([source], window_seconds=window if is_cut else None, advance=add))
     if isinstance(found, VideoError):
         raise found
     clip_seconds = (time.perf_counter() - started) / len(found.clips)
@@ -130,7 +114,7 @@ def _recognize(name: str, recognizer: Recognizer, file: Path, seconds: float, ad
         "found": list(found.found),
         "several": bool(found.thresholds),
         **_scores_over_time(
-            recognizer, file, seconds, clip_seconds, partial(advance, f"{name} goes through the video")
+            recognizer, source, seconds, clip_seconds, partial(advance, f"{name} goes through the video")
         ),
         **_explain(found, partial(advance, f"{name} explains itself")),
     }
@@ -151,14 +135,14 @@ def windows_over(recognizer: Recognizer, seconds: float, most: int) -> SlidingWi
 
 
 def _scores_over_time(
-    recognizer: Recognizer, file: Path, seconds: float, clip_seconds: float, advance: Callable[[float], None]
+    recognizer: Recognizer, source: VideoSource, seconds: float, clip_seconds: float, advance: Callable[[float], None]
 ) -> dict[str, Any]:
     """The scores of sliding windows, for the classes that are the most probable ones somewhere."""
     affordable = int(_CURVE_SECONDS / max(clip_seconds, 1e-3))
     windows = windows_over(recognizer, seconds, min(max(affordable, _LEAST_WINDOWS), _MOST_WINDOWS))
     count = windows.count(seconds)
     rows: list[list[float]] = []
-    with open_footage(file) as video:
+    with source.open() as video:
         for clip in clips_of(video, recognizer.clip, windows, range(count)):
             rows.append(recognizer.answer_scores(clip)[0].tolist())
             advance(len(rows) / count)
@@ -223,43 +207,3 @@ def picture_url(frame: NDArray[np.uint8]) -> str:
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(frame)).save(out, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-# -- a copy that browsers play ----------------------------------------------------------------------------------------
-
-
-def is_playable(file: Path) -> bool:
-    """Whether all browsers play a video, and seek in it."""
-    media = MediaFile(str(file), Limits(max_pixels=MAX_PIXELS, max_frames=MAX_FRAMES, timeout_seconds=30.0))
-    try:
-        seekable = media.container.duration is not None  # recordings of a browser's camera lack it
-        return (
-            seekable and media.codec in _PLAYED.get(media.kind, ()) and media.context.pix_fmt in ("yuv420p", "yuvj420p")
-        )
-    finally:
-        media.close()
-
-
-def write_playable(file: Path, target: Path, advance: Callable[[float], None] = lambda part: None) -> None:
-    """Write a small silent copy of a video that browsers play.
-
-    Raises:
-        VideoError: the video cannot be read to its end.
-    """
-    with open_footage(file) as video:
-        times, last = [], -1.0
-        for seconds in video.times_seconds.tolist():
-            last = max(seconds, last + 1e-4)
-            times.append(last)
-
-        def small() -> Any:
-            for number, (_, frame) in enumerate(video, start=1):
-                shrunk = shrink_to(frame[None], short_side=_COPY_PIXELS)[0]
-                height, width = (side - side % 2 for side in shrunk.shape[:2])
-                advance(number / len(times))
-                yield shrunk[: max(height, 2), : max(width, 2)]
-
-        try:
-            write_video(target, small(), times_seconds=times, crf=26, keyframe_interval_frames=15, fast_encode=True)
-        except av.error.FFmpegError as fault:
-            raise VideoError(f"{str(file)!r} cannot be converted for the browser: {fault}", str(file)) from fault

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import warnings
@@ -16,11 +15,14 @@ from urllib.parse import quote
 import numpy as np
 
 from tada.data.motion import MOTIONS, draw_motion
-from tada.demo.answers import DemoModel, answer, is_playable, write_playable
+from tada.demo.answers import DemoModel, answer
 from tada.demo.gestures import Clips, Live, Training, Trainings, forget_run, pack, read_names
+from tada.demo.playable import is_playable, write_playable
 from tada.demo.sessions import Session, Sessions, shown_name
 from tada.errors import DataError, OptionError, UserError
 from tada.system.terminal import printable
+from tada.video.isolation.limits import DecodingLimits
+from tada.video.isolation.readers import OpenedVideos, Readers, RemoteVideo, Upload
 from tada.video.writer import write_video
 
 _API = "/gradio_api"
@@ -34,6 +36,8 @@ class PageLimits:
     """Longest video."""
     max_megabytes: int = 500
     """Largest upload."""
+    max_memory_megabytes: float = 2048.0
+    """Memory for decoding one video, in MB, where the system can limit it."""
 
     def __post_init__(self) -> None:
         """Raise OptionError where a limit is out of its range."""
@@ -41,6 +45,17 @@ class PageLimits:
             raise OptionError(f"max_minutes={self.max_minutes:g} should be more than 0, and 1440 at most")
         if not 1 <= self.max_megabytes <= 100_000:
             raise OptionError(f"max_megabytes={self.max_megabytes} should be from 1 to 100000")
+
+    @property
+    def decoding(self) -> DecodingLimits:
+        """What decoding one video may cost: as much time as the longest video lasts."""
+        seconds = 60 * self.max_minutes
+        return DecodingLimits(
+            max_seconds=seconds,
+            max_memory_megabytes=self.max_memory_megabytes,
+            decode_seconds=max(seconds, 60.0),
+            owner="this page",
+        )
 
 
 # -- what the page calls ----------------------------------------------------------------------------------------------
@@ -53,8 +68,8 @@ class _Gone(Exception):
 class Page:
     """What happens at the page, without its looks."""
 
-    def __init__(self, models: Sequence[DemoModel], root: Path, limits: PageLimits) -> None:
-        self.models, self.limits = tuple(models), limits
+    def __init__(self, models: Sequence[DemoModel], root: Path, limits: PageLimits, readers: Readers) -> None:
+        self.models, self.limits, self.readers = tuple(models), limits, readers
         self.sessions, self.trainings = Sessions(root), Trainings()
         self._of_key: dict[str, Session] = {}
         self._trained: dict[str, Training] = {}
@@ -119,6 +134,7 @@ class Page:
         """Run ``_ask`` in a thread, and yield how far it is."""
         told: queue.Queue[dict[str, Any]] = queue.Queue()
         gone = threading.Event()
+        opened = OpenedVideos()
 
         def advance(what: str, part: float) -> None:
             if gone.is_set():
@@ -126,14 +142,13 @@ class Page:
             told.put({"working": {"text": what, "part": min(part, 1.0)}})
 
         def ask() -> None:
-            file = None
             try:
                 session = self._session_of(key)
                 file = take(session, advance)
                 with self._asking:
-                    told.put({"answer": self._ask(file, name, advance)})
+                    told.put({"answer": self._ask(file, name, opened, advance)})
             except UserError as fault:
-                told.put({"error": _told_line(str(fault), file, name)})
+                told.put({"error": printable(str(fault))})
             except _Gone:
                 told.put({"error": "the page was closed"})
             except Exception:
@@ -154,16 +169,22 @@ class Page:
                 thread.join(0.15)  # at most so many updates
         finally:
             gone.set()
+            opened.stop("the page was closed")
 
-    def _ask(self, file: Path, name: str, advance: Callable[[str, float], None]) -> dict[str, Any]:
+    def _ask(
+        self, file: Path, name: str, opened: OpenedVideos, advance: Callable[[str, float], None]
+    ) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = answer(self.models, file, max_seconds=60 * self.limits.max_minutes, advance=advance)
+            source = self.readers.source(Upload(name=name, file=None, path=str(file)), opened, self.limits.decoding)
+            found = answer(self.models, source, advance=advance)
             played, note = file, ""
-            if not is_playable(file):
-                played = file.with_name(f"{file.stem}-copy.mp4")
-                write_playable(file, played, lambda part: advance("making a copy that browsers play", part))
-                note = "Browsers do not play, or do not seek in, this file: this is a small silent copy."
+            with source.open() as video:
+                assert isinstance(video, RemoteVideo)
+                if not video.ask_of_file(is_playable):
+                    played = file.with_name(f"{file.stem}-copy.mp4")
+                    write_playable(video, played, name, lambda part: advance("making a copy that browsers play", part))
+                    note = "Browsers do not play, or do not seek in, this file: this is a small silent copy."
         return {"name": name, "note": note, "url": file_url(played), **found}
 
     # -- gestures: each is called by the page's script, with its token
@@ -241,14 +262,6 @@ def _with_errors(call: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[
             return {"error": printable(str(fault))}
 
     return answered
-
-
-def _told_line(message: str, file: Path | None, name: str) -> str:
-    """An error's line with the visitor's file name, and no folder of this machine."""
-    if file is not None:
-        message = message.replace(repr(str(file)), repr(name)).replace(str(file), name)
-        message = message.replace(f"{file.parent}{os.sep}", "")
-    return printable(message)
 
 
 def file_url(file: Path) -> str:

@@ -6,7 +6,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from tada.demo.answers import DemoModel
 from tada.demo.page import Page, PageLimits
 from tada.errors import OptionError
 from tada.system.listening import PortInUseError, is_loopback, listening, port_of, url_of
+from tada.video.isolation.readers import Readers
 
 FIRST_PORT, _PORTS = 7860, 100
 _MOST_BYTES = 4_000_000  # of a request that is no upload
@@ -74,9 +75,13 @@ def serving(
     check_gradio()
     port = find_port(host, port)
     limits = limits or PageLimits()
-    with tempfile.TemporaryDirectory(prefix="tada-demo-", ignore_cleanup_errors=True) as folder, _surroundings(folder):
-        root = Path(folder).resolve()
-        page = Page(models, root, limits)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tada-demo-", ignore_cleanup_errors=True))
+        stack.enter_context(_surroundings(folder))
+        readers = Readers()
+        stack.callback(readers.close)
+        readers.start_soon()
+        page = Page(models, Path(folder).resolve(), limits, readers)
         os.environ["GRADIO_TEMP_DIR"] = str(page.sessions.uploads)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gradio's dependencies

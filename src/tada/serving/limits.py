@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from tada.errors import OptionError
+from tada.video.isolation.limits import DecodingLimits
 
 MOST_CLIPS = 100
 """Largest number of clips of a video, or of each window, that a request may ask for."""
@@ -42,6 +43,16 @@ class Limits:
                 raise OptionError(f"{entry.name}={value} should be a positive number")
             if isinstance(entry.default, int) and value < least:
                 raise OptionError(f"{entry.name}={value} should be {least} or more")
+
+    @property
+    def decoding(self) -> DecodingLimits:
+        """What decoding one video may cost."""
+        return DecodingLimits(
+            max_seconds=self.max_video_seconds,
+            max_memory_megabytes=self.max_memory_megabytes,
+            decode_seconds=self.decode_seconds,
+            owner="this server",
+        )
 
     @property
     def max_bytes(self) -> int:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tada.errors import WorkerLostError
 from tada.localization.localizer import Localizer
 from tada.recognition.recognizer import Recognizer
 from tada.serving.app import create_app
 from tada.serving.limits import Limits
-from tada.serving.readers import Readers
 from tada.serving.service import Service
 from tada.system.files import scratch_folder
 from tada.system.listening import listening, url_of
 from tada.system.signals import deferring
+from tada.video.isolation.readers import Readers
 
 _HEADER_SECONDS = 15
 _MORE_CONNECTIONS = 256  # than requests: of those that only look at /healthz, and those that are refused
@@ -64,19 +62,12 @@ def serve(
         if readers is None:
             readers = Readers()
             stack.callback(readers.close)
-        preparing = threading.Thread(target=_start_quietly, args=[readers], daemon=True)  # while the model is loaded
-        preparing.start()
+        readers.start_soon()
         model = load()
-        preparing.join()
-        readers.start()  # raises what was passed over in the thread
+        readers.start()
         service = Service(model, readers, limits, folder)
         stack.callback(service.close)
         _run(service, listener, started)
-
-
-def _start_quietly(readers: Readers) -> None:
-    with suppress(WorkerLostError, OSError):
-        readers.start()
 
 
 def _run(service: Service, listener: socket.socket, started: Callable[[Running], None]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -19,8 +18,8 @@ from tada.recognition.recognizer import Recognizer
 from tada.serving.batches import BatchedNetwork, batched
 from tada.serving.limits import Limits
 from tada.serving.metrics import Metrics
-from tada.serving.readers import Readers, RemoteVideo, Upload
 from tada.serving.uploads import Refusal, received
+from tada.video.isolation.readers import OpenedVideos, Readers, Upload
 
 _LONGEST_RETRY_SECONDS = 60
 _GONE = Refusal(499, "disconnected", "the client has gone")
@@ -160,7 +159,7 @@ class Service:
     async def _process(
         self, upload: Upload, options: Options, gone: asyncio.Future[None], deadline: float, late: Refusal
     ) -> dict[str, Any]:
-        opened = _Opened()
+        opened = OpenedVideos()
         begin = monotonic()
         self.metrics.processing.inc()
         work: asyncio.Future[Any] = asyncio.ensure_future(
@@ -185,31 +184,9 @@ class Service:
             self.metrics.processing_seconds.observe(seconds)
             self._usual_seconds += 0.1 * (seconds - self._usual_seconds)
 
-    def _predict(self, upload: Upload, options: Options, opened: _Opened) -> dict[str, Any]:
-        source = self._readers.source(upload, opened, self.limits)
+    def _predict(self, upload: Upload, options: Options, opened: OpenedVideos) -> dict[str, Any]:
+        source = self._readers.source(upload, opened, self.limits.decoding)
         if isinstance(self._served, Localizer):
             return self._served.localize(source, min_score=options.min_score).as_dict()
         prediction = self._served.predict(source, num_clips=options.clips, window_seconds=options.window_seconds)
         return prediction.as_dict(options.top)
-
-
-class _Opened(list[RemoteVideo]):
-    """The open videos of a request, which can be stopped from another thread."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._why: str | None = None
-        self._lock = threading.Lock()
-
-    def append(self, video: RemoteVideo) -> None:
-        with self._lock:
-            super().append(video)
-            if self._why is not None:
-                video.stop(self._why)
-
-    def stop(self, why: str) -> None:
-        """Kill their processes, and those of videos that are opened later."""
-        with self._lock:
-            self._why = why
-            for video in self:
-                video.stop(why)

@@ -19,8 +19,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from tada.serving.limits import Limits
-from tada.serving.readers import Upload
 from tada.system.terminal import printable
+from tada.video.isolation.readers import Upload
 
 RAW_TYPES = ("video/", "application/octet-stream", "application/mp4", "application/x-matroska")
 """Content types of a video that is the whole body."""

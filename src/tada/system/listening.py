@@ -29,11 +29,13 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
     if not 0 <= port <= _LARGEST_PORT:
         raise OptionError(f"{port=} should be from 0 to {_LARGEST_PORT}")
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as error:
-        raise OptionError(f"there is no host {host!r}: give an address of this machine with --host") from error
+        numeric = ipaddress.ip_address(host)
+    except ValueError:
+        family, address = _look_up(host)
+    else:
+        family, address = socket.AF_INET if numeric.version == 4 else socket.AF_INET6, host
     try:
-        listener = socket.create_server(address, family=family, backlog=512)
+        listener = socket.create_server((address, port), family=family, backlog=512)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise PortInUseError(
@@ -46,6 +48,15 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         raise OptionError(f"port {port} of {host!r} {why}") from error
     with listener:
         yield listener
+
+
+def _look_up(host: str) -> tuple[socket.AddressFamily, str]:
+    """The first address of a name."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise OptionError(f"there is no host {host!r}: give an address of this machine with --host") from error
+    return family, str(address[0])
 
 
 def port_of(listener: socket.socket) -> int:

@@ -365,3 +365,14 @@ def _reset_in_children() -> None:
 
 
 _is_reset_in_children = False
+
+
+def exit_in_words(code: int) -> str:
+    """Describe an exit code: "exit code 3", or "signal SIGSEGV" for a negative one."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    return f"signal {name}{'; was memory short?' if name == 'SIGKILL' else ''}"

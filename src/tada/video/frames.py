@@ -34,7 +34,7 @@ from tada.errors import (
 )
 from tada.video.container import MAX_ASPECT
 from tada.video.numbered import FrameFolder, check_fps, frame_folder, kind_in_words
-from tada.video.reader import MAX_PIXELS, VideoInfo, open_video
+from tada.video.reader import MAX_PIXELS, VideoInfo, indices_played_at, open_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -204,11 +204,7 @@ class FramesVideo:
     def frames_played_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]:
         """The frames shown at ``seconds``; see ``Video.frames_played_at``."""
         duration = self.info.duration_seconds
-        for time in seconds:
-            if not 0 <= time <= duration:
-                raise OptionError(f"{self._name} shows nothing at {time} s; it lasts from 0 to {duration:.6g} s")
-        shown = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
-        return self.frames(shown.tolist(), shrink=shrink)
+        return self.frames(indices_played_at(seconds, self.times_seconds, duration, self._name), shrink=shrink)
 
     def __len__(self) -> int:
         """How many frames there are."""

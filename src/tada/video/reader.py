@@ -275,12 +275,7 @@ class Video:
             VideoError: as for ``frames``.
         """
         duration = self._index.duration_seconds
-        for time in seconds:
-            if not 0 <= time <= duration:
-                raise OptionError(f"{self._path!r} shows nothing at {time} s; it lasts from 0 to {duration:.6g} s")
-        # Tolerance of 1 us: 0.1 s as a float must find the frame that appears at 0.1 s.
-        indices = np.searchsorted(self.times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
-        return self.frames(np.maximum(indices, 0).tolist(), shrink=shrink)
+        return self.frames(indices_played_at(seconds, self.times_seconds, duration, repr(self._path)), shrink=shrink)
 
     def __len__(self) -> int:
         """How many frames there are."""
@@ -414,6 +409,27 @@ class Video:
 
 
 # --- from a decoded frame to RGB ---------------------------------------------------------------------------------
+
+
+def indices_played_at(
+    seconds: Sequence[float], times_seconds: npt.NDArray[np.float64], duration_seconds: float, name: str
+) -> list[int]:
+    """Which frame is shown at each of ``seconds``; before the first frame, where players show nothing, it is that.
+
+    Args:
+        times_seconds: when each frame is shown.
+        name: the video's, for messages.
+
+    Raises:
+        OptionError: a time is negative or after the video's end.
+    """
+    for time in seconds:
+        if not 0 <= time <= duration_seconds:
+            raise OptionError(f"{name} shows nothing at {time} s; it lasts from 0 to {duration_seconds:.6g} s")
+    # Tolerance of 1 us: 0.1 s as a float must find the frame that appears at 0.1 s.
+    indices = np.searchsorted(times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
+    found: list[int] = np.maximum(indices, 0).tolist()
+    return found
 
 
 class Geometry(NamedTuple):

@@ -1,12 +1,12 @@
 """The process that decodes: one for each video, with limits on memory, that ends when the video is closed.
 
-Run as ``python -m tada.serving.decoding fork FD`` it loads the libraries once and then forks a process for each video
-that comes over the socket FD. Run as ``... once`` it decodes one video, over its standard input and output: for systems
-without fork. Both sides are in this file: the requests and answers of ``decode_video`` are read and written by
-``tada.serving.readers``.
+Run as ``python -m tada.video.isolation.decoding fork FD`` it loads the libraries once and then forks a process for each
+video that comes over the socket FD. Run as ``... once`` it decodes one video, over its standard input and output: for
+systems without fork. Both sides are in this file: the requests and answers of ``decode_video`` are read and written by
+``tada.video.isolation.readers``.
 
-A request is a pickle, since the decoding process trusts the server. An answer is JSON, and maybe the bytes of an array:
-the server does not trust a process that has read a hostile file.
+A request is a pickle, since the decoding process trusts the one that starts it. An answer is JSON, and maybe the bytes
+of an array: a process that has read a hostile file is not trusted.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.errors import CorruptVideoError, TooLargeError, VideoError
+from tada.video.isolation.limits import DecodingLimits
 from tada.video.reader import open_video
 from tada.video.sliding_windows import clips_of as _loaded_here  # noqa: F401  # before the forks, not in each
 from tada.video.transforms import frame_crops as _loaded_too  # noqa: F401
@@ -44,10 +45,7 @@ class Task:
     """Path of the file; None: it is the open file that comes with the task."""
     name: str
     """The video's name in messages."""
-    max_seconds: float
-    """Longest video."""
-    max_bytes: int
-    """Memory for decoding."""
+    limits: DecodingLimits
 
 
 class Answer(NamedTuple):
@@ -120,7 +118,9 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
 
 
 def decode_video(requests: IO[bytes], answers: IO[bytes], file: int | None = None) -> None:
-    """Answer the requests for one video: first a ``Task``, then (indices, shrink) for frames, until the pipe ends.
+    """Answer the requests for one video: first a ``Task``, then others, until the pipe ends.
+
+    Others are (indices, shrink) for frames, or a function of the path that gives True or False.
 
     Args:
         file: the open video, if the task has no path.
@@ -128,7 +128,7 @@ def decode_video(requests: IO[bytes], answers: IO[bytes], file: int | None = Non
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         task: Task = _read_request(requests)
         path = f"/dev/fd/{file}" if task.path is None else task.path
-        _limit_process(task.max_bytes)
+        _limit_process(task.limits.max_bytes)
         try:
             _answer_requests(task, path, requests, answers)
         except VideoError as error:
@@ -151,8 +151,8 @@ def decode_video(requests: IO[bytes], answers: IO[bytes], file: int | None = Non
 
 def _no_memory(task: Task) -> str:
     return (
-        f"{task.name!r} takes more than {task.max_bytes / 1e6:.0f} MB of memory to decode, this server's limit; "
-        "make its frames smaller"
+        f"{task.name!r} takes more than {task.limits.max_memory_megabytes:.0f} MB of memory to decode, "
+        f"{task.limits.owner}'s limit; make its frames smaller"
     )
 
 
@@ -161,18 +161,22 @@ def _answer_requests(task: Task, path: str, requests: IO[bytes], answers: IO[byt
         warnings.simplefilter("ignore")  # HDR: there is nobody to read it
         with open_video(path) as video:
             info = video.info
-            if info.duration_seconds > task.max_seconds:
+            if info.duration_seconds > task.limits.max_seconds:
                 raise TooLargeError(
-                    f"{task.name!r} lasts {info.duration_seconds:.0f} s, and this server takes at most "
-                    f"{task.max_seconds:g} s; cut it into parts",
+                    f"{task.name!r} lasts {info.duration_seconds:.0f} s, and {task.limits.owner} takes at most "
+                    f"{task.limits.max_seconds:g} s; cut it into parts",
                     task.name,
                 )
             aspect = info.pixel_aspect
             about = asdict(info) | {"path": task.name, "pixel_aspect": [aspect.numerator, aspect.denominator]}
             _write_answer(answers, {"info": about}, np.asarray(video.times_seconds, "<f8"))
             while True:
-                indices, shrink = _read_request(requests)
-                _write_answer(answers, {}, video.frames(indices, shrink=shrink))
+                request = _read_request(requests)
+                if callable(request):
+                    _write_answer(answers, {"answer": request(path)})
+                else:
+                    indices, shrink = request
+                    _write_answer(answers, {}, video.frames(indices, shrink=shrink))
 
 
 def _limit_process(max_bytes: int) -> None:
@@ -249,7 +253,7 @@ def _keep(data: int, status: int, *file: int) -> None:
 
 
 def _main() -> None:
-    # A terminal's Ctrl-C reaches this process, too; the server decides when it ends.
+    # A terminal's Ctrl-C reaches this process, too; who started it decides when it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.argv[1] == "fork":
         with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,19 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tada.errors
-from tada.data.workers import exit_in_words
 from tada.errors import DecodeTimeoutError, VideoError, WorkerLostError
-from tada.serving.decoding import Answer, Task, read_answer, write_request
-from tada.serving.limits import Limits
+from tada.system.signals import exit_in_words
 from tada.video.frames import Shrink
 from tada.video.inputs import VideoSource
-from tada.video.reader import VideoInfo
+from tada.video.isolation.decoding import Answer, Task, read_answer, write_request
+from tada.video.isolation.limits import DecodingLimits
+from tada.video.reader import VideoInfo, indices_played_at
 
 CAN_FORK = sys.platform == "linux"
 """Elsewhere a process is started anew for each video, which takes seconds: other systems' libraries may not survive a
 fork, or they have none."""
 _START_SECONDS = 600.0  # on a machine that is busy with other things
 _STATUS_SECONDS = 5.0
+_FRAMES_AT_ONCE, _BYTES_AT_ONCE = 32, 1 << 26
 
 
 class DecoderCrashedError(VideoError):
@@ -71,6 +72,14 @@ class Readers:
         with self._lock:
             self._start()
 
+    def start_soon(self) -> None:
+        """Begin to load them, while this thread does other things; ``start`` waits for the end, and raises."""
+        threading.Thread(target=self._start_quietly, daemon=True, name="readers").start()
+
+    def _start_quietly(self) -> None:
+        with suppress(WorkerLostError, OSError):
+            self.start()
+
     @property
     def is_alive(self) -> bool:
         """Whether videos can be decoded."""
@@ -87,7 +96,7 @@ class Readers:
             self._is_loaded = self._control.recv(1) == b"+"
         if not self._is_loaded:
             raise WorkerLostError(
-                "the process that opens videos does not start: `python -m tada.serving.decoding once` says why"
+                "the process that opens videos does not start: `python -m tada.video.isolation.decoding once` says why"
             )
 
     def _launch(self) -> None:
@@ -97,7 +106,7 @@ class Readers:
         self._control, theirs = socket.socketpair()
         with theirs:
             self._program = subprocess.Popen(
-                [sys.executable, "-m", "tada.serving.decoding", "fork", str(theirs.fileno())],
+                [sys.executable, "-m", "tada.video.isolation.decoding", "fork", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -105,7 +114,7 @@ class Readers:
                 env=_environment(),
             )
 
-    def source(self, upload: Upload, opened: list[RemoteVideo], limits: Limits) -> VideoSource:
+    def source(self, upload: Upload, opened: OpenedVideos, limits: DecodingLimits) -> VideoSource:
         """The upload as a video that can be opened; ``opened`` gets what is opened, to be killed from outside."""
 
         def opens() -> RemoteVideo:
@@ -122,7 +131,7 @@ class Readers:
         with self._lock:
             self._start()  # it ends only if somebody kills it
             if self._control is None:
-                raise WorkerLostError("this server is ending")
+                raise WorkerLostError("the program is ending")
             data, theirs = socket.socketpair()
             status, of_keeper = socket.socketpair()
             if sys.platform == "win32":
@@ -184,7 +193,7 @@ class _Started:
 
     def __init__(self) -> None:
         self._program = subprocess.Popen(
-            [sys.executable, "-m", "tada.serving.decoding", "once"],
+            [sys.executable, "-m", "tada.video.isolation.decoding", "once"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment(),
@@ -217,10 +226,10 @@ class RemoteVideo:
 
     Raises:
         VideoError: as the reader's; DecodeTimeoutError after ``decode_seconds``; DecoderCrashedError if the process
-            died, so that the server goes on.
+            died; this one goes on.
     """
 
-    def __init__(self, process: _Forked | _Started, upload: Upload, limits: Limits) -> None:
+    def __init__(self, process: _Forked | _Started, upload: Upload, limits: DecodingLimits) -> None:
         self._process, self._upload, self._name, self._limits = process, upload, upload.name, limits
         self._left_seconds = limits.decode_seconds
         self._why: str = ""
@@ -235,8 +244,7 @@ class RemoteVideo:
         task = Task(
             path=None if file is not None else self._upload.path,
             name=self._name,
-            max_seconds=limits.max_video_seconds,
-            max_bytes=int(limits.max_memory_megabytes * 1e6),
+            limits=limits,
         )
         try:
             about, times = self._ask(task)
@@ -269,12 +277,25 @@ class RemoteVideo:
         return found
 
     def frames_played_at(self, seconds: Sequence[float], *, shrink: Shrink | None = None) -> NDArray[np.uint8]:
-        """Not needed for a prediction."""
-        raise NotImplementedError
+        """The frames shown at ``seconds``, as ``tada.video.reader.Video.frames_played_at``."""
+        return self.frames(
+            indices_played_at(seconds, self.times_seconds, self._info.duration_seconds, repr(self._name)), shrink=shrink
+        )
 
     def __iter__(self) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-        """Not needed for a prediction."""
-        raise NotImplementedError
+        """Every frame in turn, [H, W, 3], and when it is shown."""
+        yield from self.each()
+
+    def each(self, shrink: Shrink | None = None) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+        """Every frame in turn, [H, W, 3], and when it is shown, some at a time; ``shrink`` is pickled."""
+        most = max(1, min(_FRAMES_AT_ONCE, _BYTES_AT_ONCE // (3 * self._info.width * self._info.height)))
+        for start in range(0, len(self), most):
+            indices = range(start, min(start + most, len(self)))
+            yield from zip(self.times_seconds[indices].tolist(), self.frames(indices, shrink=shrink), strict=True)
+
+    def ask_of_file(self, question: Callable[[str], bool]) -> bool:
+        """The answer to a question about the file at a path, which is asked in the process; ``question`` is pickled."""
+        return bool(self._ask(question).about["answer"])
 
     def stop(self, why: str) -> None:
         """Kill the process, from any thread; what reads it gets a VideoError that says ``why``."""
@@ -283,13 +304,13 @@ class RemoteVideo:
 
     def _ask(self, request: object) -> Answer:
         begin = time.monotonic()
-        late = f"it takes more than {self._limits.decode_seconds:g} s to decode, which is this server's limit"
+        late = f"it takes more than {self._limits.decode_seconds:g} s to decode, which is {self._limits.owner}'s limit"
         timer = threading.Timer(max(self._left_seconds, 0.001), self.stop, [late])
         timer.daemon = True
         timer.start()
         try:
             write_request(self._process.requests, request)
-            answer = read_answer(self._process.answers, int(self._limits.max_memory_megabytes * 1e6))
+            answer = read_answer(self._process.answers, self._limits.max_bytes)
         except (EOFError, OSError, ValueError, KeyError):
             self._raise_lost(late)
         finally:
@@ -323,3 +344,25 @@ class RemoteVideo:
     ) -> None:
         """End the process."""
         self._process.close()
+
+
+class OpenedVideos(list[RemoteVideo]):
+    """The open videos of a request or a visitor, which can be stopped from another thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._why: str | None = None
+        self._lock = threading.Lock()
+
+    def append(self, video: RemoteVideo) -> None:
+        with self._lock:
+            super().append(video)
+            if self._why is not None:
+                video.stop(self._why)
+
+    def stop(self, why: str) -> None:
+        """Kill their processes, and those of videos that are opened later."""
+        with self._lock:
+            self._why = why
+            for video in self:
+                video.stop(why)

@@ -1,4 +1,4 @@
-"""Processes that decode one video each, and batches across threads."""
+"""Processes that decode one video each."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 import decoding_tasks
 from drawn_videos import draw_plain
 from tada.errors import CorruptVideoError, DecodeTimeoutError, NotAVideoError, OptionError, TooLargeError, VideoError
-from tada.serving.batches import BatchedNetwork
-from tada.serving.limits import Limits
-from tada.serving.readers import CAN_FORK, DecoderCrashedError, Readers, RemoteVideo, Upload
+from tada.video.isolation.limits import DecodingLimits
+from tada.video.isolation.readers import CAN_FORK, DecoderCrashedError, OpenedVideos, Readers, RemoteVideo, Upload
 from tada.video.reader import open_video
 
-LIMITS = Limits(max_memory_megabytes=600.0)
+LIMITS = DecodingLimits(max_seconds=600.0, max_memory_megabytes=600.0, decode_seconds=30.0, owner="this server")
 WAIT_SECONDS = 300.0
 
 
@@ -31,11 +28,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_plain(tmp_path_factory.mktemp("videos") / "a.mp4")
 
 
-def opened(readers: Readers, file: Path, name: str = "a.mp4", limits: Limits = LIMITS) -> RemoteVideo:
+def opened(readers: Readers, file: Path, name: str = "a.mp4", limits: DecodingLimits = LIMITS) -> RemoteVideo:
     """The video in a process of its own, as the server opens it."""
     descriptor = os.open(file, os.O_RDONLY) if CAN_FORK else None
     try:
-        video = readers.source(Upload(name=name, file=descriptor, path=str(file)), [], limits).open()
+        video = readers.source(Upload(name=name, file=descriptor, path=str(file)), OpenedVideos(), limits).open()
         assert isinstance(video, RemoteVideo)
         return video
     finally:
@@ -52,6 +49,13 @@ def same_as_here(video: RemoteVideo, file: Path) -> None:
             assert getattr(video.info, name) == getattr(here.info, name)
         for indices in ([0], [30, 2, 2, 17]):
             assert np.array_equal(video.frames(indices), here.frames(indices))
+        seconds = [0.0, 0.31, here.info.duration_seconds]
+        assert np.array_equal(video.frames_played_at(seconds), here.frames_played_at(seconds))
+        with pytest.raises(OptionError, match=r"^'a.mp4' shows nothing at -1 s"):
+            video.frames_played_at([-1])
+        for (mine, frame), (theirs, expected) in zip(video, here, strict=True):
+            assert mine == theirs
+            assert np.array_equal(frame, expected)
 
 
 def test_a_video_is_the_same_as_in_this_process(readers: Readers, file: Path) -> None:
@@ -67,7 +71,7 @@ def test_without_fork(file: Path) -> None:
     readers = Readers(can_fork=False)
     readers.start()
     assert readers.is_alive
-    with readers.source(Upload(name="a.mp4", file=None, path=str(file)), [], LIMITS).open() as video:
+    with readers.source(Upload(name="a.mp4", file=None, path=str(file)), OpenedVideos(), LIMITS).open() as video:
         assert isinstance(video, RemoteVideo)
         same_as_here(video, file)
         with pytest.raises(DecoderCrashedError, match=r"^'a.mp4' crashed its decoder \(signal SIGSEGV\); no answer$"):
@@ -96,7 +100,7 @@ def test_what_a_hostile_file_does_costs_one_answer(task: str, readers: Readers, 
 
 
 def test_a_file_that_hangs_a_decoder_is_cut_off(readers: Readers, file: Path) -> None:
-    limits = Limits(decode_seconds=WAIT_SECONDS)
+    limits = replace(LIMITS, decode_seconds=WAIT_SECONDS)
     with opened(readers, file, limits=limits) as video:
         video._left_seconds = 0.2  # opening took some time; so much is left
         late = rf"^'a.mp4' was given up: it takes more than {WAIT_SECONDS:g} s to decode, which is this server's limit$"
@@ -162,84 +166,3 @@ def test_errors_keep_their_kind_and_name_the_clients_file(readers: Readers, tmp_
     (tmp_path / "x").write_text("no video")
     with pytest.raises(NotAVideoError, match=r"^'b\.mp4' is not a video"):
         opened(readers, tmp_path / "x", "b.mp4")
-
-
-def test_limits_are_checked() -> None:
-    for wrong in ({"decode_seconds": 0.0}, {"max_megabytes": float("inf")}, {"concurrent": 0}, {"max_waiting": -1}):
-        (name,) = wrong
-        with pytest.raises(OptionError, match=rf"^{name}="):
-            Limits(**wrong)  # type: ignore[arg-type]
-    assert Limits(max_waiting=0, max_megabytes=1.5).max_bytes == 1_500_000
-
-
-# -- batches ----------------------------------------------------------------------------------------------------------
-
-
-class Slow:
-    """Twice the clips, once it is let go; features: thrice."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.entered = threading.Event()
-
-    def __call__(self, clips: Tensor) -> Tensor:
-        self.entered.set()
-        assert self.go.wait(60)
-        if len(clips) > 1 and bool((clips == -1).any()):
-            raise RuntimeError("short of memory")
-        if bool((clips == -2).any()):
-            raise RuntimeError("this clip fails")
-        return 2 * clips
-
-    def features(self, clips: Tensor) -> Tensor:
-        return 3 * clips
-
-
-def answers_at_once(
-    values: list[float], *, max_clips: int, features: bool = False
-) -> tuple[dict[float, Any], list[int]]:
-    """What threads get that come while the network is busy with 0.0, and the sizes of the batches."""
-    slow, sizes, found = Slow(), list[int](), dict[float, Any]()
-    network = BatchedNetwork(slow, max_clips=max_clips, on_batch=sizes.append)
-
-    def ask(value: float) -> None:
-        try:
-            call = network.features if features and value else network
-            found[value] = call(torch.full((1, 2), value))
-        except RuntimeError as error:
-            found[value] = str(error)
-
-    threads = [threading.Thread(target=ask, args=[value]) for value in [0.0, *values]]
-    threads[0].start()
-    assert slow.entered.wait(60)
-    for thread in threads[1:]:
-        thread.start()
-    while len(network._waiting) < len(values):
-        time.sleep(0.001)
-    slow.go.set()
-    for thread in threads:
-        thread.join(60)
-    network.close()
-    return {value: got if isinstance(got, str) else got.tolist() for value, got in found.items()}, sizes
-
-
-def test_clips_that_wait_are_one_batch() -> None:
-    found, sizes = answers_at_once([1.0, 2.0, 3.0, 4.0], max_clips=3)
-    assert found == {value: [[2 * value, 2 * value]] for value in (0.0, 1.0, 2.0, 3.0, 4.0)}
-    assert sizes == [1, 3, 1]
-    found, sizes = answers_at_once([1.0, 2.0], max_clips=8, features=True)
-    assert found == {0.0: [[0.0, 0.0]], 1.0: [[3.0, 3.0]], 2.0: [[6.0, 6.0]]}
-    assert sizes == [1, 2]
-
-
-def test_a_batch_that_fails_is_tried_one_by_one() -> None:
-    found, sizes = answers_at_once([1.0, -1.0, -2.0], max_clips=8)
-    assert found == {0.0: [[0.0, 0.0]], 1.0: [[2.0, 2.0]], -1.0: [[-2.0, -2.0]], -2.0: "this clip fails"}
-    assert sizes == [1, 1, 1]
-
-
-def test_a_closed_network_takes_nothing() -> None:
-    network = BatchedNetwork(Slow(), max_clips=1)
-    network.close()
-    with pytest.raises(RuntimeError, match="the network was closed"):
-        network(torch.zeros(1, 2))

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from test_fuse import with_drawn_weights
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from reference.tadaconv_v2 import literal_former, slow_bicubic
 from tada.errors import OptionError
 from tada.models import create_model
+from tada.models.fuse import fuse
 from tada.models.tadaformer import FormerBlock, TAdaFormer, TAdaFormerConfig
 
 SMALL: dict[str, Any] = {"width": 24, "depth": 2, "heads": 3, "patch": 4, "grid": [2, 3], "routing_head_channels": 3}
@@ -181,3 +183,28 @@ def test_one_value_per_channel_cannot_be_trained_on() -> None:
 def test_bad_configs(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         create_model("tadaformer_tiny", **{"num_classes": 3} | SMALL | options)
+
+
+class BatchedProducts(TorchDispatchMode):
+    """Notes the shape of what batches of matrices are multiplied by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if call is torch.ops.aten.bmm.default:
+            self.shapes.add(tuple(args[1].shape[1:]))
+        return call(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, SSV2])
+@pytest.mark.parametrize("form", ["as trained", "fused"])
+def test_layers_multiply_whole_matrices(form: str, options: dict[str, Any]) -> None:
+    """PyTorch copies a layer's weight for each row of patches if these do not lie side by side; bf16 is slow then."""
+    model: nn.Module = trained(**options)
+    weights = {tuple(layer.weight.T.shape) for layer in model.modules() if isinstance(layer, nn.Linear)}
+    model = fuse(model) if form == "fused" else model
+    with torch.no_grad(), BatchedProducts() as products:
+        model(clips_of(4))
+    assert products.shapes & weights == set()

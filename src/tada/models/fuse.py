@@ -33,6 +33,7 @@ from tada.models import efficientnet_lite, tada2d, tadaconvnext, tadaformer
 from tada.models.fold_norms import factor_and_shift, fold, fold_norms
 from tada.models.fused_parts import FilterOverTime, FusedCalibratedDepthwise, FusedRouting
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation, pool_over_time
+from tada.tadaconv.routing_v2 import QUICK, quick_gelu
 
 # Values of the widened features in one chunk: 8 MB in fp32. More would not fit into the cache, and need new memory that
 # the system clears first, which takes longer than the GELU.
@@ -93,12 +94,7 @@ def fuse(
     elif isinstance(network, tadaconvnext.TAdaConvNeXt):
         _fuse_blocks(network.stages)
     elif isinstance(network, tadaformer.TAdaFormer):
-        for block in network.blocks:
-            assert isinstance(block, tadaformer.FormerBlock)
-            for name in ("tada", "tada2"):
-                tada_block = getattr(block, name)
-                if tada_block is not None:
-                    setattr(block, name, FusedTAdaBlock(tada_block))
+        network.blocks = nn.ModuleList(map(FusedFormerBlock, network.blocks))
     elif any(isinstance(module, _BatchNorm) for module in network.modules()):
         fold_norms(network, example_clips)
     network.requires_grad_(False).to(dtype=dtype)
@@ -288,10 +284,12 @@ class FusedNextBlock(nn.Module):
         self.pooled_norm: nn.Module | None = None
         if isinstance(block.norm, TemporalAggregation):
             self.norm, self.pooled_norm, self.pool = block.norm.norm, block.norm.pooled_norm, block.norm.pool
-        self.activation = torch.ops.aten.gelu_ if block.activation == "gelu" else quick_gelu_
-        self.widen = block.widen
+        self.activation = torch.ops.aten.gelu_
+        self.widen, self.narrow = block.widen, block.narrow
+        if block.activation == "quick_gelu":
+            self.activation = torch.ops.aten.silu_
+            _scale_for_silu(self.widen, self.narrow)
         scale = block.layer_scale.detach()
-        self.narrow = block.narrow
         self.narrow.weight.data *= scale[:, None]
         self.narrow.bias.data *= scale
 
@@ -321,8 +319,31 @@ def _rows(frames: Tensor) -> Tensor:
 # -- TAdaFormer -------------------------------------------------------------------------------------------------------
 
 
+class FusedFormerBlock(nn.Module):
+    """A block of TAdaFormer that adds to the tokens in place."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(block, tadaformer.FormerBlock)
+        self.tada = None if block.tada is None else FusedTAdaBlock(block.tada)
+        self.norm1, self.attention = block.norm1, block.attention
+        self.tada2 = None if block.tada2 is None else FusedTAdaBlock(block.tada2)
+        self.norm2, self.widen, self.narrow = block.norm2, block.widen, block.narrow
+        _scale_for_silu(self.widen, self.narrow)
+
+    def forward(self, tokens: Tensor, num_frames: int, h: int, w: int) -> Tensor:
+        """Tokens [N*T, 1 + h*w, C] -> the same shape, in the same memory."""
+        if self.tada is not None:
+            tokens[:, 1:] += self.tada(tokens[:, 1:], num_frames, h, w)
+        tokens += self.attention(self.norm1(tokens))
+        if self.tada2 is not None:
+            tokens[:, 1:] += self.tada2(tokens[:, 1:], num_frames, h, w)
+        tokens += self.narrow(F.silu(self.widen(self.norm2(tokens)), inplace=True))
+        return tokens
+
+
 class FusedTAdaBlock(nn.Module):
-    """A TAda block: its norms are a filter over time, its routing function has linear layers."""
+    """What a TAda block adds: its norms are a filter over time, its routing function has linear layers."""
 
     def __init__(self, block: tadaformer.TAdaBlock) -> None:
         super().__init__()
@@ -331,22 +352,30 @@ class FusedTAdaBlock(nn.Module):
         aggregation = block.norm
         self.norm: nn.Module = FilterOverTime(aggregation, relu=False) if aggregation.pool == "avg" else aggregation
         self.expand = block.expand
+        if isinstance(self.norm, FilterOverTime):
+            _scale_for_silu(self.norm, self.expand)
 
-    def forward(self, patches: Tensor, num_frames: int) -> Tensor:
-        """Frames of patches [N*T, C, h, w] -> the same shape."""
-        y: Tensor = self.conv(tadaformer.reduced(self.reduce, patches, num_frames), num_frames)
-        if torch.compiler.is_compiling() and isinstance(self.norm, FilterOverTime):
-            y = self.norm.summed(y, num_frames)
+    def forward(self, patches: Tensor, num_frames: int, h: int, w: int) -> Tensor:
+        """Patches [N*T, h*w, C] -> the same shape."""
+        frames = patches.reshape(-1, h, w, patches.shape[2]).permute(0, 3, 1, 2)
+        y: Tensor = self.conv(tadaformer.reduced(self.reduce, frames, num_frames), num_frames)
+        if isinstance(self.norm, FilterOverTime):
+            y = self.norm.summed(y, num_frames) if torch.compiler.is_compiling() else self.norm(y, num_frames)
+            y = F.silu(y, inplace=True)
         else:
-            y = self.norm(y, num_frames)
-        y = quick_gelu_(y)
-        y = self.expand(y.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return patches + y
+            y = quick_gelu(self.norm(y, num_frames))
+        added: Tensor = self.expand(y.permute(0, 2, 3, 1).flatten(1, 2))
+        return added
 
 
-def quick_gelu_(x: Tensor) -> Tensor:
-    """``quick_gelu`` in place."""
-    return x.mul_(torch.sigmoid(1.702 * x))
+def _scale_for_silu(before: nn.Linear | FilterOverTime, behind: nn.Linear) -> None:
+    """Scale the layers beside a QuickGELU so that a SiLU can take its place, which is one pass over the features.
+
+    ``x * sigmoid(1.702 x)`` is ``silu(1.702 x) / 1.702``.
+    """
+    before.weight.data *= QUICK
+    before.bias.data *= QUICK
+    behind.weight.data /= QUICK
 
 
 # -- EfficientNet-Lite ------------------------------------------------------------------------------------------------

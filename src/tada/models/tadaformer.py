@@ -266,12 +266,14 @@ class TAdaBlock(nn.Module):
 def reduced(layer: nn.Conv2d | nn.Linear, patches: Tensor, num_frames: int) -> Tensor:
     """The first layer of a TAda block, on frames of patches: [N*T, C, h, w] -> [N*T, C/2, h, w]."""
     pixels = patches.permute(0, 2, 3, 1)  # [N*T, h, w, C]
-    if isinstance(layer, nn.Linear):
-        y: Tensor = layer(pixels)
-        return y.permute(0, 3, 1, 2)
     _, h, w, c = pixels.shape
+    if isinstance(layer, nn.Linear):
+        # As rows: of tokens without the class tokens, which do not lie side by side, PyTorch would multiply each row of
+        # patches by a copy of the weight.
+        rows: Tensor = layer(pixels.reshape(-1, c))
+        return rows.reshape(-1, h, w, layer.out_features).permute(0, 3, 1, 2)
     images = pixels.reshape(-1, num_frames, h * w, c).permute(0, 3, 1, 2)  # [N, C, T, h*w]
-    y = layer(images).permute(0, 2, 3, 1).reshape(-1, h, w, layer.out_channels)
+    y: Tensor = layer(images).permute(0, 2, 3, 1).reshape(-1, h, w, layer.out_channels)
     return y.permute(0, 3, 1, 2)
 
 

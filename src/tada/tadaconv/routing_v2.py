@@ -103,6 +103,9 @@ class AttentionOverTime(nn.Module):
         return attended
 
 
+QUICK = 1.702
+
+
 def quick_gelu(x: Tensor) -> Tensor:
     """The approximation of GELU that CLIP uses, ``x * sigmoid(1.702 x)``."""
-    return x * torch.sigmoid(1.702 * x)
+    return x * torch.sigmoid(QUICK * x)

@@ -37,7 +37,7 @@ MISSING = [
 ]
 TRAINED = [
     (["train", "clips", "--out", "run", "--epochs", "1", "--num-workers", "0"], 0, "trained"),
-    (["evaluate", "run", "clips", "--num-workers", "0"], 0, "top1"),
+    (["evaluate", "run", "clips", "--num-workers", "0"], 0, "top-1"),
 ]
 EXPORTED = [(["export", "run", "--out", "model.onnx"], 0, "model.onnx")]
 Steps = list[tuple[list[str], int, str]]

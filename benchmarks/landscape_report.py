@@ -19,6 +19,8 @@ class Point:
     row: Mapping[str, Any]
     """The network, a row of the JSON."""
     result: Mapping[str, Any]
+    precision: str | None = None
+    """None: the fastest one."""
 
     @property
     def name(self) -> str:
@@ -33,8 +35,10 @@ class Point:
 
     @property
     def clip_ms(self) -> float:
-        """Of a clip, in the fastest precision and way."""
-        return min(float(self.row["ways"][way]["ms"]["median"]) for way in self.row["fastest"].values())
+        """Of a clip, in the fastest way."""
+        fastest = self.row["fastest"]
+        ways = fastest.values() if self.precision is None else [fastest[self.precision]]
+        return min(float(self.row["ways"][way]["ms"]["median"]) for way in ways)
 
     @property
     def test_seconds(self) -> float:
@@ -47,9 +51,10 @@ class Point:
         return no_worse and (self.test_seconds, self.top1) != (other.test_seconds, other.top1)
 
 
-def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """All results whose network could be timed, the quickest test first."""
-    points = [Point(row=row, result=result) for row in rows if row["fastest"] for result in row["results"]]
+def points_of(rows: Sequence[Mapping[str, Any]], precision: str | None = None) -> list[Point]:
+    """All results whose network could be timed (in this precision), the quickest test first."""
+    timed = [row for row in rows if (row["fastest"] if precision is None else precision in row["fastest"])]
+    points = [Point(row=row, result=result, precision=precision) for row in timed for result in row["results"]]
     return sorted(points, key=lambda point: (point.test_seconds, -point.top1))
 
 
@@ -76,6 +81,9 @@ def show_landscape(report: Mapping[str, Any], page: Path) -> None:
 
 def _all(points: Sequence[Point]) -> Rows:
     front = front_of(points)
+    in_fp32 = points_of([point.row for point in {point.row["row"]: point for point in points}.values()], "fp32")
+    fp32 = {point.name: point for point in in_fp32}
+    fp32_front = {point.name for point in front_of(in_fp32)}
     precisions = sorted({precision for point in points for precision in point.row["fastest"]}, reverse=True)
     rows = []
     for point in points:
@@ -91,6 +99,8 @@ def _all(points: Sequence[Point]) -> Rows:
                 f"{point.test_seconds:.2f}",
                 f"{point.top1:.1f}",
                 "yes" if point in front else "",
+                f"{fp32[point.name].test_seconds:.1f}" if point.name in fp32 else "no time",
+                "yes" if point.name in fp32_front else "",
                 str(result["trained_from"]),
             )
         )
@@ -104,6 +114,8 @@ def _all(points: Sequence[Point]) -> Rows:
         "s for the test",
         "top-1",
         "on the front",
+        "s for the test, fp32",
+        "on the fp32 front",
         "trained from",
     )
     return Rows(title="Accuracy and time", header=header, rows=rows)
@@ -132,7 +144,7 @@ def _behind(points: Sequence[Point]) -> Rows:
                 "" if best is None else f"{own.test_seconds / best.test_seconds:.2f}",
             )
         )
-    better_header = ("at least as accurate, in no more time", "x the time of the quickest of them")
+    better_header = ("others at least as accurate, in no more time", "x the time of the quickest of them")
     header = ("tada's network", "top-1", "s for the test", *better_header)
     return Rows(title="Where tada's networks are behind", header=header, rows=rows)
 
@@ -178,9 +190,10 @@ Written by `python benchmarks/landscape.py --report` from `benchmarks/landscape.
 
 Top-1 as published; times as measured here, with random weights, one clip at a time. "s for the test" is the time of a
 clip in its fastest way, times the views (clips x crops) with which the accuracy was published: it leaves out decoding.
-"On the front": no other network in the table is at least as accurate in no more time. First weights differ ("trained
-from"), and with them what an accuracy says about a network. Every network runs in tada's inference form: batch norms
-folded, eager or compiled, channels first or last; the fastest way counts, and is named. Networks took turns with
+"On the front": no other network in the table is at least as accurate in no more time; "on the fp32 front": the same
+without bf16, which not all processors have. First weights differ ("trained from"), and with them what an accuracy says
+about a network. Every network runs in tada's inference form: batch norms folded, eager or compiled, channels first or
+last; the fastest way counts, and is named. Networks took turns with
 {report["reference"]} in fp32. A time is the ratio to it within each round, times its median over the whole run (medians
 and quartiles). TimeSformer and MViT compute attention in steps, as their packages do, the others by PyTorch's
 one function for it. **Bold** in "All ways": the fastest way of a precision."""

@@ -131,7 +131,9 @@ def test_what_the_training_prints_becomes_progress(tmp_path: Path, monkeypatch: 
     as_command(f"print('16 training and 4 validation videos'); print({line!r}); {copy}", monkeypatch)
     own = training(tmp_path)
     own.train()
+    own._note("16 training and 4 validation videos of 2 classes")
     found = own.as_dict()
+    assert found["num_held_out"] == 4
     assert (found["state"], found["epoch"], found["epochs"], found["top1"]) == ("done", 8, 40, 0.75)
     assert "left" in found["labels"]
     assert found["num_frames"] == 8

@@ -209,7 +209,7 @@ def status(path, **headers):
 with serving([DemoModel(name="motions", model=load("tada2d_tiny_motion", device="cpu"))]) as address:
     code, page = status("/")
     assert code == 200, code
-    assert "Teach it your gestures" in page
+    assert "Teach gestures" in page
     outside = [tag for tag in re.findall(r"<(?:script|link|img|iframe)[^>]*>", page) if re.search("https?://", tag)]
     assert not outside, outside
     code, style = status("/theme.css")

@@ -154,6 +154,12 @@ REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "no classes": ({"path": "/predict?top=0", "body": b""}, 422, r"^top: input should be greater than or equal to 1$"),
     "no number": ({"path": "/predict?clips=many", "body": b""}, 422, r"^clips: input should be a valid integer"),
     "many windows": ({"path": "/predict?window_seconds=1e-9", "body": b""}, 422, r"^window_seconds: input should be "),
+    "an unknown option": (
+        {"path": "/predict?tpo=3", "body": b""},
+        422,
+        r"^this model has no option 'tpo'; it has top, clips, window_seconds$",
+    ),
+    "an option of others": ({"path": "/predict?min_score=0.5", "body": b""}, 422, r"^this model has no option 'min_s"),
     "no such path": ({"path": "/../etc/passwd"}, 404, r"^Not Found; POST a video to /predict"),
     "no POST": ({"path": "/predict"}, 405, r"^Method Not Allowed; POST a video to /predict"),
 }
@@ -301,10 +307,13 @@ def test_pages_need_no_other_host(url: str) -> None:
 def test_metrics_and_health(url: str, video: Path) -> None:
     ask(url, body=video.read_bytes())
     ask(url, body=b"no video")
+    ask(url, "/predict?top=0", body=b"")
+    ask(url, "/predict?tpo=3", body=b"")
     text = ask(url, "/metrics").body.decode()
     found = dict(re.findall(r"^(\w+(?:\{.*\})?) ([\d.e+]+)$", text, re.MULTILINE))
     assert float(found['tada_answers_total{reason="ok",status="200"}']) >= 1
     assert float(found['tada_answers_total{reason="not_a_video",status="422"}']) >= 1
+    assert float(found['tada_answers_total{reason="option",status="422"}']) >= 2
     assert float(found["tada_batch_clips_count"]) >= 1
     assert found["tada_requests"] == found["tada_processing"] == "0.0"
     assert ask(url, "/healthz").json["status"] == "ok"

@@ -102,9 +102,7 @@ def _recognize(
         advance(f"{name} recognizes", done)
 
     started = time.perf_counter()
-    window = usual_seconds(recognizer, seconds)
-    is_cut = recognizer.clip.sampling == "segment" and 1.5 * window <= seconds <= _MOST_WINDOWS * window
-    found = next(recognizer.predict_all([source], window_seconds=window if is_cut else None, advance=add))
+    found = next(recognizer.predict_all([source], advance=add))
     if isinstance(found, VideoError):
         raise found
     clip_seconds = (time.perf_counter() - started) / len(found.clips)
@@ -114,7 +112,12 @@ def _recognize(
         "found": list(found.found),
         "several": bool(found.thresholds),
         **_scores_over_time(
-            recognizer, source, seconds, clip_seconds, partial(advance, f"{name} goes through the video")
+            recognizer,
+            source,
+            seconds,
+            clip_seconds,
+            found.top(1)[0][0],
+            partial(advance, f"{name} goes through the video"),
         ),
         **_explain(found, partial(advance, f"{name} explains itself")),
     }
@@ -135,9 +138,14 @@ def windows_over(recognizer: Recognizer, seconds: float, most: int) -> SlidingWi
 
 
 def _scores_over_time(
-    recognizer: Recognizer, source: VideoSource, seconds: float, clip_seconds: float, advance: Callable[[float], None]
+    recognizer: Recognizer,
+    source: VideoSource,
+    seconds: float,
+    clip_seconds: float,
+    label: str,
+    advance: Callable[[float], None],
 ) -> dict[str, Any]:
-    """The scores of sliding windows, for the classes that are the most probable ones somewhere."""
+    """The scores of sliding windows, for ``label`` and the classes that are the most probable ones somewhere."""
     affordable = int(_CURVE_SECONDS / max(clip_seconds, 1e-3))
     windows = windows_over(recognizer, seconds, min(max(affordable, _LEAST_WINDOWS), _MOST_WINDOWS))
     count = windows.count(seconds)
@@ -147,7 +155,9 @@ def _scores_over_time(
             rows.append(recognizer.answer_scores(clip)[0].tolist())
             advance(len(rows) / count)
     scores = np.array(rows)  # [N, K]
-    best = np.argsort(-scores.max(0), kind="stable")[:_CURVES].tolist()
+    most = scores.max(0)
+    most[recognizer.answers.index(label)] = np.inf
+    best = np.argsort(-most, kind="stable")[:_CURVES].tolist()
     best.sort(key=lambda place: -scores[:, place].mean())
     return {
         "window_seconds": windows.window_seconds,

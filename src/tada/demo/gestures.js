@@ -154,7 +154,8 @@ const used = () => gestures.filter((gesture) => gesture.clips.length);
 const isReady = () => used().length >= 2 && used().every((gesture) => gesture.clips.length >= 2);
 
 async function train() {
-  if (state.busy || !isReady() || (state.training && !state.live)) return;
+  if (state.busy || (state.training && !state.live)) return;
+  if (!isReady()) { tell("A training needs two or more clips of each of two gestures: ten are good."); return; }
   tell("");
   state.live = null;
   live.hidden = true;
@@ -191,10 +192,10 @@ async function recognize(found) {
     const row = make("div", { class: "tada-row" }, make("span", { class: "tada-label", title: label }, label), make("div", { class: "tada-bar" }, fill), value);
     return { fill, value, row };
   });
-  const held = found.top1 === null ? "" : ` It got ${Math.round(100 * found.top1)} % of the clips right that it was not trained on.`;
+  const held = found.top1 === null ? "" : ` Of ${found.num_held_out} held-out clips it got ${Math.round(found.top1 * found.num_held_out)} right.`;
   const take = make("a", { class: "tada-button", href: found.download, download: "gestures.zip" }, "Take the model with you");
   live.replaceChildren(said, ...rows.map((one) => one.row),
-    make("p", { class: "tada-note" }, `Trained in ${Math.round(found.seconds)} s on ${found.num_clips} clips.${held} It sees the last ${found.window_seconds.toFixed(1)} s, and knows these gestures only.`),
+    make("p", { class: "tada-note" }, `Trained in ${Math.round(found.seconds)} s on ${found.num_clips - found.num_held_out} clips.${held} It sees the last ${found.window_seconds.toFixed(1)} s, and knows these gestures only.`),
     make("div", { class: "tada-actions" }, take));
   live.hidden = false;
   const count = found.num_frames;

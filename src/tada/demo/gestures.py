@@ -48,6 +48,7 @@ EPOCHS = 40
 _MOST_LETTERS, _MOST_PIXELS = 100_000, 640 * 480  # of a frame
 _LONGEST_NAME = 40
 _EPOCH = re.compile(r"epoch (\d+)/(\d+) .*?(?:val_top1 ([\d.]+))?\s+\([\d.]+ s\)")
+_VIDEOS = re.compile(r"\d+ training and (\d+) validation videos")
 _SMOOTH_LOOKS = 3
 
 Frames = NDArray[np.uint8]
@@ -199,6 +200,7 @@ class Training:
     epochs: int = EPOCHS
     top1: float | None = None
     """Accuracy on the held-out clips."""
+    num_held_out: int = 0
     message: str = ""
     """Why it failed."""
     recognizer: Recognizer | None = None
@@ -260,6 +262,9 @@ class Training:
                 self.state = "done"
 
     def _note(self, line: str) -> None:
+        split = _VIDEOS.search(line)
+        if split:
+            self.num_held_out = int(split[1])
         found = _EPOCH.search(line)
         if found:
             self.state = "training"
@@ -281,6 +286,7 @@ class Training:
             "seconds": passed,
             "seconds_left": left,
             "num_clips": self.num_clips,
+            "num_held_out": self.num_held_out,
             "labels": [] if self.recognizer is None else list(self.recognizer.answers),
             "window_seconds": None if self.recognizer is None else self.recognizer.card.typical_seconds,
             "num_frames": None if self.recognizer is None else self.recognizer.clip.num_frames,

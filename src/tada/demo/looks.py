@@ -62,7 +62,7 @@ def blocks(page: Page) -> Any:
                 js_on_load=asset("stage.js"),
                 elem_id="stage",
             )
-        with gr.Tab("Teach it your gestures"):
+        with gr.Tab("Teach gestures"):
             gr.HTML(
                 "<p>Press <b>1</b> and make the first gesture, press <b>2</b> and make the second one; ten clips of "
                 "each are good. Then train, and watch it recognize you. All of it stays on this machine.</p>",

@@ -96,7 +96,7 @@ function chart(model, seconds) {
     make("div", { class: "tada-now" }, ...rows),
     track(seconds, `scores over time of ${model.name}`, svg),
     axis(seconds),
-    make("p", { class: "tada-note" }, `Each point is the score of ${model.window_seconds.toFixed(1)} s of the video around it. A click goes there.`),
+    make("p", { class: "tada-note" }, `The bars show the scores at the playing moment: each point of the lines is that of ${model.window_seconds.toFixed(1)} s of the video around it. A click goes there.`),
   ];
 }
 
@@ -123,8 +123,9 @@ function calibration(found, seconds) {
     pen.fillStyle = `rgb(${magma(value / most).join(",")})`;
     pen.fillRect(x, y, 1, 1);
   }));
-  const names = make("div", { class: "tada-layers" }, make("span", {}, found.layers[0]), make("span", {}, found.layers[found.layers.length - 1]));
-  const ticks = make("div", { class: "tada-ticks" }, ...found.times.map((time) => make("span", {}, found.times.length > 12 ? "" : clock(time))));
+  const names = make("div", { class: "tada-layers" }, make("span", { title: found.layers[0] }, found.layers[0]),
+    make("span", { title: found.layers[found.layers.length - 1] }, found.layers[found.layers.length - 1]));
+  const ticks = make("div", { class: "tada-ticks" }, ...[found.times[0], found.times[found.times.length - 1]].map((time) => make("span", {}, clock(time))));
   canvas.addEventListener("click", (event) => {
     const box = canvas.getBoundingClientRect();
     seek(found.times[Math.min(found.times.length - 1, Math.floor(((event.clientX - box.left) / box.width) * found.times.length))]);
@@ -141,7 +142,7 @@ function calibration(found, seconds) {
 
 function recognizer(model, seconds) {
   const said = model.several ? model.found.join(", ") || "none" : model.top[0][0];
-  const parts = [make("h3", {}, model.name), make("p", { class: "tada-said" }, make("small", {}, "on the whole"), said,
+  const parts = [make("h3", {}, model.name), make("p", { class: "tada-said" }, make("small", {}, "the video as a whole"), said,
     model.several ? null : make("span", {}, ` ${model.top[0][1].toFixed(2)}`)), ...chart(model, seconds)];
   if (model.heat) parts.push(film(model.heat.frames, `Where it looked (Grad-CAM): what speaks for “${model.heat.label}” in the clip where it is most probable.`));
   if (model.calibration) parts.push(calibration(model.calibration, seconds));

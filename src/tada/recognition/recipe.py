@@ -227,7 +227,7 @@ class Expected:
 
 _AUTHORS = "the authors' table"
 _ZOO = "the authors' model zoo"
-_CARD = "the TAdaConvNeXt paper's table, quoted from memory"
+_CARD = "the paper's table"
 _NONE = "no published number was found"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib.metadata import version
 from time import monotonic
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from tada.serving.limits import LEAST_WINDOW_SECONDS, MOST_CLIPS
 from tada.serving.metrics import CONTENT_TYPE
 from tada.serving.service import Options, Service
 from tada.serving.uploads import Refusal
+from tada.system.terminal import printable
 
 _DRAIN_SECONDS, _DRAIN_BYTES = 2.0, 1 << 24
 _NO_FOREIGN_HOST = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
@@ -109,7 +111,7 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None,
         exception_handlers={
             Refusal: _refuse,
-            RequestValidationError: _refuse_options,
+            RequestValidationError: partial(_refuse_options, service),
             HTTPException: _refuse_path,
         },
     )
@@ -176,6 +178,7 @@ async def _answer(service: Service, request: Request, options: Options) -> Respo
     begin = monotonic()
     reason, status = "failed", 500  # a bug of ours
     try:
+        _check_names(request, service)
         with service.admitted():
             headers = request.headers
             body = service.upload(request.stream(), headers.get("content-type", ""), headers.get("content-length"))
@@ -198,6 +201,16 @@ async def _answer(service: Service, request: Request, options: Options) -> Respo
     finally:
         service.metrics.answers.labels(str(status), reason).inc()
         service.metrics.seconds.observe(monotonic() - begin)
+
+
+def _check_names(request: Request, service: Service) -> None:
+    """Refuse options in the address that the model does not have, which would be passed over."""
+    known = ("top", "clips", "window_seconds") if service.is_recognizer else ("min_score",)
+    unknown = sorted(set(request.query_params) - set(known))
+    if unknown:
+        raise Refusal(
+            422, "option", f"this model has no option {printable(unknown[0])[:100]!r}; it has {', '.join(known)}"
+        )
 
 
 def _status_of(error: VideoError) -> int:
@@ -225,8 +238,9 @@ async def _refuse(request: Request, refusal: Exception) -> Response:
     return response
 
 
-async def _refuse_options(request: Request, error: Exception) -> Response:
+async def _refuse_options(service: Service, request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
+    service.metrics.answers.labels("422", "option").inc()
     first = error.errors()[0]
     message = f"{first['loc'][-1]}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     return _LingeringResponse({"detail": message, "reason": "option"}, 422)
@@ -235,7 +249,8 @@ async def _refuse_options(request: Request, error: Exception) -> Response:
 async def _refuse_path(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     hint = "; POST a video to /predict, /docs explains how" if error.status_code in (404, 405) else ""
-    content = {"detail": f"{error.detail}{hint}", "reason": "no_such_path"}
+    reason = "wrong_method" if error.status_code == 405 else "no_such_path"
+    content = {"detail": f"{error.detail}{hint}", "reason": reason}
     return _LingeringResponse(content, error.status_code, headers=dict(error.headers or {}))
 
 

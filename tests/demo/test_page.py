@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from hang import HANG_SECONDS
 from tada.commands.cli import main
 from tada.demo.answers import DemoModel
 from tada.demo.page import Page, PageLimits
-from tada.demo.server import SmallRequests, find_port
+from tada.demo.server import find_port
 from tada.errors import OptionError
 from tada.models.weights import BEST_PACKAGED
 from tada.recognition.recognizer import load_recognizer
@@ -161,30 +160,6 @@ def test_limits_out_of_range(name: str, value: float) -> None:
         PageLimits(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("path", "headers", "status"),
-    [
-        ("/gradio_api/component_server", {b"content-length": b"100"}, 200),
-        ("/gradio_api/component_server", {b"content-length": b"99999999"}, 413),
-        ("/gradio_api/component_server", {b"content-length": b"many"}, 413),
-        ("/gradio_api/queue/join", {b"transfer-encoding": b"chunked"}, 413),
-        ("/gradio_api/upload", {b"content-length": b"99999999"}, 200),
-    ],
-)
-def test_large_requests_are_refused(path: str, headers: dict[bytes, bytes], status: int) -> None:
-    sent: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"status": 200})
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {"type": "http", "path": path, "headers": list(headers.items())}
-    asyncio.run(SmallRequests(app)(scope, None, send))
-    assert sent[0]["status"] == status
-
-
 def test_without_gradio_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,6 +192,7 @@ with serving([DemoModel(name="motions", model=load("tada2d_tiny_motion", device=
     assert status("/", Host="evil.example")[0] == 400
     assert status("/gradio_api/file=/etc/passwd")[0] == 403
     assert status("/gradio_api/file=" + sys.argv[1])[0] == 403
+    assert status("/gradio_api/run-history/buckets")[0] == 404
 """
 
 

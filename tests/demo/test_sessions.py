@@ -61,6 +61,16 @@ def test_uploads_that_nobody_took_are_deleted(sessions: Sessions) -> None:
     assert (old.exists(), new.exists(), used.exists()) == (False, True, True)
 
 
+def test_the_last_visit_takes_all_uploads_with_it(sessions: Sessions) -> None:
+    sessions.begin("a")
+    sessions.begin("b")
+    waiting = upload(sessions, "waiting.mp4")
+    sessions.end("a")
+    assert waiting.exists(), "another visitor may wait for its answer"
+    sessions.end("b")
+    assert not waiting.exists()
+
+
 def test_an_upload_that_is_gone(sessions: Sessions) -> None:
     with pytest.raises(VideoNotFoundError, match="the upload is not here any more: choose the video again"):
         sessions.begin("a").take(sessions.uploads / "gone.mp4")

@@ -83,7 +83,7 @@ def blocks(page: Page) -> Any:
             "show_progress_on": [stage],
         }
         for event in (video.upload, video.stop_recording):
-            event(recognize, [video], [stage, video], **queued)
+            event(recognize, [video], [stage, video], trigger_mode="always_last", **queued)
         drawn.click(draw, None, [stage], **queued)
         made.load(begin, None, [gestures], api_visibility="private", show_progress="hidden", queue=False)
         made.unload(end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import warnings
@@ -76,6 +77,7 @@ class Page:
         self._live: dict[str, Live] = {}
         self._clips: dict[str, Clips] = {}
         self._asking = threading.Lock()
+        self._opened: set[OpenedVideos] = set()
 
     # -- visits
 
@@ -93,6 +95,12 @@ class Page:
     def end(self, key: str) -> None:
         """End a visit."""
         self.sessions.end(key)
+
+    def close(self) -> None:
+        """End the answers that are sought, and all visits."""
+        for opened in list(self._opened):
+            opened.stop("the page is closed")
+        self.sessions.end_all()
 
     def _forget(self, key: str, token: str) -> None:
         training = self._trained.pop(token, None)
@@ -135,6 +143,7 @@ class Page:
         told: queue.Queue[dict[str, Any]] = queue.Queue()
         gone = threading.Event()
         opened = OpenedVideos()
+        self._opened.add(opened)
 
         def advance(what: str, part: float) -> None:
             if gone.is_set():
@@ -142,13 +151,16 @@ class Page:
             told.put({"working": {"text": what, "part": min(part, 1.0)}})
 
         def ask() -> None:
+            folder = None
             try:
                 session = self._session_of(key)
+                folder = session.folder  # its name is a secret
                 file = take(session, advance)
                 with self._asking:
                     told.put({"answer": self._ask(file, name, opened, advance)})
             except UserError as fault:
-                told.put({"error": printable(str(fault))})
+                line = printable(str(fault))
+                told.put({"error": line if folder is None else line.replace(f"{folder}{os.sep}", "")})
             except _Gone:
                 told.put({"error": "the page was closed"})
             except Exception:
@@ -170,6 +182,7 @@ class Page:
         finally:
             gone.set()
             opened.stop("the page was closed")
+            self._opened.discard(opened)
 
     def _ask(
         self, file: Path, name: str, opened: OpenedVideos, advance: Callable[[str, float], None]

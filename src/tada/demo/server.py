@@ -9,16 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from tada.demo.answers import DemoModel
+from tada.demo.guard import Guard
 from tada.demo.page import Page, PageLimits
 from tada.errors import OptionError
 from tada.system.listening import PortInUseError, is_loopback, listening, port_of, url_of
 from tada.video.isolation.readers import Readers
 
 FIRST_PORT, _PORTS = 7860, 100
-_MOST_BYTES = 4_000_000  # of a request that is no upload
 
 
 def check_gradio() -> None:
@@ -40,27 +39,6 @@ def find_port(host: str, port: int | None) -> int:
     raise PortInUseError(
         f"ports {FIRST_PORT} to {FIRST_PORT + _PORTS - 1} of {host!r} are all in use: give a free one with --port"
     )
-
-
-class SmallRequests:
-    """Refuses requests of more than some megabytes, uploads excepted, which gradio limits."""
-
-    def __init__(self, app: Any, *, max_bytes: int = _MOST_BYTES) -> None:
-        self.app, self.max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve a request (ASGI)."""
-        if scope["type"] != "http" or scope["path"].endswith("/upload"):
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        length = headers.get(b"content-length", b"0")
-        is_large = not length.isdigit() or int(length) > self.max_bytes or b"transfer-encoding" in headers
-        if is_large:
-            await send({"type": "http.response.start", "status": 413, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"the request is too large"})
-            return
-        await self.app(scope, receive, send)
 
 
 @contextmanager
@@ -90,7 +68,7 @@ def serving(
 
             from tada.demo import looks
 
-            guards = [Middleware(SmallRequests)]
+            guards = [Middleware(Guard, uploads=page.sessions.uploads)]
             if is_loopback(host):  # other pages in the visitor's browser must not reach it under a name of theirs
                 own = f"[{host}]" if ":" in host else host
                 guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]", own]))
@@ -105,6 +83,7 @@ def serving(
                 pwa=False,
                 mcp_server=False,
                 enable_monitoring=False,
+                run_history=False,
                 footer_links=[],
                 max_file_size=limits.max_megabytes * 1_000_000,
                 allowed_paths=[str(page.sessions.visits)],
@@ -115,7 +94,7 @@ def serving(
         try:
             yield url_of(host, port)
         finally:
-            page.sessions.end_all()
+            page.close()
             made.close(verbose=False)
 
 

@@ -114,6 +114,7 @@ class Sessions:
             token = self._token_of_key.pop(key, None)
             session = None if token is None else self._of_token.pop(token)
             shared = {upload for other in self._of_token.values() for upload in other.uploads}
+            is_last = not self._of_token
         if session is None:
             return
         for end in session.ends:
@@ -121,6 +122,9 @@ class Sessions:
         shutil.rmtree(session.folder, ignore_errors=True)
         for upload in session.uploads - shared:
             _remove_upload(upload)
+        if is_last:  # what no visit has taken, too
+            for file in self.uploads.glob("*/*"):
+                _remove_upload(file)
 
     def end_all(self) -> None:
         """End all visits."""

@@ -94,6 +94,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: {"model": Problem, "description": "The file or the video is larger or longer than the limit"},
     415: {"model": Problem, "description": "The body is of another type than a video"},
     422: {"model": Problem, "description": "The video cannot be read, or an option is out of its range"},
+    507: {"model": Problem, "description": "The server's disk is full"},
     503: {
         "model": Problem,
         "description": "Too many requests, or no answer in time; Retry-After: when to try again",

@@ -73,7 +73,7 @@ class Service:
     @property
     def is_ready(self) -> bool:
         """Whether a video would be answered now."""
-        return not self.is_ending and self._readers.is_alive
+        return not self.is_ending  # a process for videos that has died is started again by the next one
 
     def close(self) -> None:
         """End the threads; no request may run."""

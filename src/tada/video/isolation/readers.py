@@ -346,17 +346,18 @@ class RemoteVideo:
         self._process.close()
 
 
-class OpenedVideos(list[RemoteVideo]):
+class OpenedVideos:
     """The open videos of a request or a visitor, which can be stopped from another thread."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._videos: list[RemoteVideo] = []
         self._why: str | None = None
         self._lock = threading.Lock()
 
     def append(self, video: RemoteVideo) -> None:
+        """Add a video; it is killed at once if the others were."""
         with self._lock:
-            super().append(video)
+            self._videos.append(video)
             if self._why is not None:
                 video.stop(self._why)
 
@@ -364,5 +365,5 @@ class OpenedVideos(list[RemoteVideo]):
         """Kill their processes, and those of videos that are opened later."""
         with self._lock:
             self._why = why
-            for video in self:
+            for video in self._videos:
                 video.stop(why)

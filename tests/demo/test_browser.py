@@ -67,6 +67,7 @@ def serving(folder: Path, *words: str) -> Iterator[str]:
             process.send_signal(signal.SIGINT)
             assert process.wait(HANG_SECONDS) == 130
     assert [path for path in folder.rglob("*") if path.is_file()] == [], "uploads are deleted"
+    assert list(folder.glob("tada-demo-*")) == [], "it ended by itself, also while a page was open"
 
 
 @pytest.fixture(scope="module")

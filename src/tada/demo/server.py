@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import warnings
@@ -95,6 +96,9 @@ def serving(
             yield url_of(host, port)
         finally:
             page.close()
+            # It would wait for open pages, which never end their requests; and it tells each of them that was cut.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            made.server.force_exit = True
             made.close(verbose=False)
 
 

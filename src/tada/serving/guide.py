@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment
+from markupsafe import Markup, escape
 
 from tada.serving.limits import Limits
 
@@ -26,6 +28,7 @@ def guide(description: dict[str, Any], limits: Limits, url: str) -> str:
     ]
     schemas = description.get("components", {}).get("schemas", {})
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["words"] = _with_code
     template = environment.from_string(files("tada.serving").joinpath("guide.html").read_text(encoding="utf-8"))
     return template.render(
         about=description["info"],
@@ -34,3 +37,8 @@ def guide(description: dict[str, Any], limits: Limits, url: str) -> str:
         limits=[(entry.name, f"{getattr(limits, entry.name):g}") for entry in fields(limits)],
         url=url,
     )
+
+
+def _with_code(text: str) -> Markup:
+    """Text in which `this` is code."""
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))

@@ -123,6 +123,13 @@ def test_a_visit_that_has_ended(page: Page) -> None:
         assert call({"token": token})["error"] == "this visit has ended: load the page again"
 
 
+def test_a_visitor_too_many_is_told(page: Page) -> None:
+    page.sessions.most = 1
+    page.begin("a")
+    told = page.begin("b")["error"]
+    assert last(page.recognize("b", "x.mp4"))["error"] == told
+
+
 def test_calls_with_nonsense_get_a_line(page: Page) -> None:
     token = page.begin("a")["token"]
     calls = {call.__name__: call for call in page.calls}

@@ -85,6 +85,17 @@ def test_as_many_visitors_as_the_page_takes(tmp_path: Path) -> None:
     assert sessions.begin("a").token != "a", "a page that is loaded again is no new visitor"
 
 
+def test_visits_that_send_nothing_make_room(tmp_path: Path) -> None:
+    sessions = Sessions(tmp_path, most=2)
+    silent, other = sessions.begin("a"), sessions.begin("b")
+    other.take(upload(sessions, "film.mp4"))
+    silent.began = other.began = time.monotonic() - 3600
+    sessions.begin("c")
+    assert sessions.of(other.token) is other
+    with pytest.raises(OptionError, match="this visit has ended"):
+        sessions.of(silent.token)
+
+
 @pytest.mark.parametrize("token", ["", "../..", None, 3, ["a"]])
 def test_tokens_are_not_guessed(sessions: Sessions, token: object) -> None:
     sessions.begin("a")

@@ -78,6 +78,7 @@ class Page:
         self._clips: dict[str, Clips] = {}
         self._asking = threading.Lock()
         self._opened: set[OpenedVideos] = set()
+        self._refused: dict[str, str] = {}
 
     # -- visits
 
@@ -86,6 +87,7 @@ class Page:
         try:
             session = self.sessions.begin(key)
         except OptionError as fault:
+            self._refused = {key: str(fault)}  # the last one's is enough: it is told at once
             return {"error": str(fault)}
         self._of_key[key] = session
         self._clips[session.token] = Clips(session.folder)
@@ -113,7 +115,7 @@ class Page:
     def _session_of(self, key: str | None) -> Session:
         session = self._of_key.get(key or "")
         if session is None:
-            raise OptionError("this visit has ended: load the page again")
+            raise OptionError(self._refused.get(key or "", "this visit has ended: load the page again"))
         return session
 
     # -- videos

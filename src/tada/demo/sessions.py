@@ -16,6 +16,7 @@ from tada.errors import OptionError, VideoNotFoundError, counted
 from tada.video.numbered import VIDEO_EXTENSIONS
 
 _FORGOTTEN_SECONDS = 1800.0  # after which an upload that no visitor has used is deleted
+_UNUSED_SECONDS = 600.0  # after which a visit that has sent nothing makes room for others
 _LONGEST_NAME = 60
 
 
@@ -31,6 +32,12 @@ class Session:
     uploads: set[Path] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
     num_videos: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing has come from it for a while: programs that call the page do not say that they leave."""
+        return time.monotonic() - self.began > _UNUSED_SECONDS and not any(self.folder.iterdir())
 
     def new_file(self, suffix: str) -> Path:
         """A path in the folder for the next video; the videos before it are deleted."""
@@ -87,6 +94,9 @@ class Sessions:
         """
         self.sweep()
         self.end(key)
+        if len(self._of_token) >= self.most:
+            for other in [key for key, token in self._token_of_key.items() if self._of_token[token].is_unused]:
+                self.end(other)
         with self._lock:
             if len(self._of_token) >= self.most:
                 raise OptionError(f"{counted(self.most, 'visitor')} are here, as many as this page takes: try later")

@@ -27,9 +27,7 @@ from tada.serving.uploads import Refusal
 from tada.system.terminal import printable
 
 _DRAIN_SECONDS, _DRAIN_BYTES = 2.0, 1 << 24
-_NO_FOREIGN_HOST = (
-    "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
-)
+_NO_FOREIGN_HOST = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
 _BODY = {
     "requestBody": {
         "required": True,

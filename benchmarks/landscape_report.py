@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,9 @@ class Point:
         return no_worse and (self.test_seconds, self.top1) != (other.test_seconds, other.top1)
 
 
-def points_of(rows: Sequence[Mapping[str, Any]], precision: str | None = None) -> list[Point]:
-    """All results whose network could be timed (in this precision), the quickest test first."""
-    timed = [row for row in rows if (row["fastest"] if precision is None else precision in row["fastest"])]
-    points = [Point(row=row, result=result, precision=precision) for row in timed for result in row["results"]]
+def points_of(rows: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """All results whose network could be timed, the quickest test first."""
+    points = [Point(row=row, result=result) for row in rows if row["fastest"] for result in row["results"]]
     return sorted(points, key=lambda point: (point.test_seconds, -point.top1))
 
 
@@ -81,9 +80,8 @@ def show_landscape(report: Mapping[str, Any], page: Path) -> None:
 
 def _all(points: Sequence[Point]) -> Rows:
     front = front_of(points)
-    in_fp32 = points_of([point.row for point in {point.row["row"]: point for point in points}.values()], "fp32")
-    fp32 = {point.name: point for point in in_fp32}
-    fp32_front = {point.name for point in front_of(in_fp32)}
+    fp32 = {point.name: replace(point, precision="fp32") for point in points if "fp32" in point.row["fastest"]}
+    fp32_front = {point.name for point in front_of(list(fp32.values()))}
     precisions = sorted({precision for point in points for precision in point.row["fastest"]}, reverse=True)
     rows = []
     for point in points:

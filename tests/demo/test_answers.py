@@ -98,7 +98,7 @@ def test_what_browsers_play(film: Path, readers: Readers, tmp_path: Path) -> Non
     with readers.source(upload, OpenedVideos(), limits).open() as remote:
         assert isinstance(remote, RemoteVideo)
         assert not remote.ask_of_file(is_playable)
-        write_playable(remote, tmp_path / "copy.mp4", "film.avi", done.append)
+        write_playable(remote, tmp_path / "copy.mp4", done.append)
     assert is_playable(str(tmp_path / "copy.mp4"))
     assert done[-1] == 1
     with open_video(tmp_path / "copy.mp4") as copy:

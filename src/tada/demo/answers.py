@@ -76,14 +76,7 @@ def _answer(model: DemoModel, source: VideoSource, seconds: float, advance: Adva
 
 
 def _localize(localizer: Localizer, source: VideoSource, advance: Callable[[float], None]) -> dict[str, Any]:
-    done = 0.0
-
-    def add(part: float) -> None:
-        nonlocal done
-        done += part
-        advance(done)
-
-    found = localizer.localize(source, advance=add)
+    found = localizer.localize(source, advance=_summed(advance))
     return {
         "kind": "localizer",
         "segments": [segment.as_dict() for segment in found.segments],
@@ -94,15 +87,8 @@ def _localize(localizer: Localizer, source: VideoSource, advance: Callable[[floa
 def _recognize(
     name: str, recognizer: Recognizer, source: VideoSource, seconds: float, advance: Advance
 ) -> dict[str, Any]:
-    done = 0.0
-
-    def add(part: float) -> None:
-        nonlocal done
-        done += part
-        advance(f"{name} recognizes", done)
-
     started = time.perf_counter()
-    found = next(recognizer.predict_all([source], advance=add))
+    found = next(recognizer.predict_all([source], advance=_summed(partial(advance, f"{name} recognizes"))))
     if isinstance(found, VideoError):
         raise found
     clip_seconds = (time.perf_counter() - started) / len(found.clips)
@@ -121,6 +107,18 @@ def _recognize(
         ),
         **_explain(found, partial(advance, f"{name} explains itself")),
     }
+
+
+def _summed(advance: Callable[[float], None]) -> Callable[[float], None]:
+    """A function to call with what has been done since its last call; ``advance`` gets all of it."""
+    done = 0.0
+
+    def add(part: float) -> None:
+        nonlocal done
+        done += part
+        advance(done)
+
+    return add
 
 
 def usual_seconds(recognizer: Recognizer, seconds: float) -> float:

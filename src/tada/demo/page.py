@@ -72,7 +72,6 @@ class Page:
     def __init__(self, models: Sequence[DemoModel], root: Path, limits: PageLimits, readers: Readers) -> None:
         self.models, self.limits, self.readers = tuple(models), limits, readers
         self.sessions, self.trainings = Sessions(root), Trainings()
-        self._of_key: dict[str, Session] = {}
         self._trained: dict[str, Training] = {}
         self._live: dict[str, Live] = {}
         self._clips: dict[str, Clips] = {}
@@ -89,9 +88,8 @@ class Page:
         except OptionError as fault:
             self._refused = {key: str(fault)}  # the last one's is enough: it is told at once
             return {"error": str(fault)}
-        self._of_key[key] = session
         self._clips[session.token] = Clips(session.folder)
-        session.ends.append(lambda: self._forget(key, session.token))
+        session.ends.append(lambda: self._forget(session.token))
         return {"token": session.token}
 
     def end(self, key: str) -> None:
@@ -104,16 +102,15 @@ class Page:
             opened.stop("the page is closed")
         self.sessions.end_all()
 
-    def _forget(self, key: str, token: str) -> None:
+    def _forget(self, token: str) -> None:
         training = self._trained.pop(token, None)
         if training is not None:
             training.stop()
-        self._of_key.pop(key, None)
         self._live.pop(token, None)
         self._clips.pop(token, None)
 
     def _session_of(self, key: str | None) -> Session:
-        session = self._of_key.get(key or "")
+        session = self.sessions.of_key(key or "")
         if session is None:
             raise OptionError(self._refused.get(key or "", "this visit has ended: load the page again"))
         return session
@@ -123,7 +120,7 @@ class Page:
     def recognize(self, key: str | None, upload: str | None) -> Iterator[dict[str, Any]]:
         """Ask the models about an upload; yield what the page shows meanwhile, and at last the answer or the error."""
         name = shown_name(upload or "")
-        yield from self._told(key, name, lambda session, advance: session.take(Path(upload or "")))
+        yield from self._told(key, name, lambda session: session.take(Path(upload or "")))
 
     def draw(self, key: str | None) -> Iterator[dict[str, Any]]:
         """Draw a video of a random motion, and ask the models about it."""
@@ -136,11 +133,9 @@ class Page:
             write_video(file, frames, fps=16)
             return file
 
-        yield from self._told(key, f"a drawn motion: {motion}", lambda session, advance: take(session))
+        yield from self._told(key, f"a drawn motion: {motion}", take)
 
-    def _told(
-        self, key: str | None, name: str, take: Callable[[Session, Callable[[str, float], None]], Path]
-    ) -> Iterator[dict[str, Any]]:
+    def _told(self, key: str | None, name: str, take: Callable[[Session], Path]) -> Iterator[dict[str, Any]]:
         """Run ``_ask`` in a thread, and yield how far it is."""
         told: queue.Queue[dict[str, Any]] = queue.Queue()
         gone = threading.Event()
@@ -157,7 +152,7 @@ class Page:
             try:
                 session = self._session_of(key)
                 folder = session.folder  # its name is a secret
-                file = take(session, advance)
+                file = take(session)
                 with self._asking:
                     told.put({"answer": self._ask(file, name, opened, advance)})
             except UserError as fault:
@@ -198,7 +193,7 @@ class Page:
                 assert isinstance(video, RemoteVideo)
                 if not video.ask_of_file(is_playable):
                     played = file.with_name(f"{file.stem}-copy.mp4")
-                    write_playable(video, played, name, lambda part: advance("making a copy that browsers play", part))
+                    write_playable(video, played, lambda part: advance("making a copy that browsers play", part))
                     note = "Browsers do not play, or do not seek in, this file: this is a small silent copy."
         return {"name": name, "note": note, "url": file_url(played), **found}
 

@@ -37,13 +37,8 @@ def is_playable(path: str) -> bool:
         media.close()
 
 
-def write_playable(
-    video: RemoteVideo, target: Path, name: str, advance: Callable[[float], None] = lambda part: None
-) -> None:
+def write_playable(video: RemoteVideo, target: Path, advance: Callable[[float], None] = lambda part: None) -> None:
     """Write a small silent copy of a video that browsers play.
-
-    Args:
-        name: the video's, for messages.
 
     Raises:
         VideoError: the video cannot be read to its end.
@@ -62,4 +57,5 @@ def write_playable(
     try:
         write_video(target, small(), times_seconds=times, crf=26, keyframe_interval_frames=15, fast_encode=True)
     except av.error.FFmpegError as fault:
+        name = video.info.path
         raise VideoError(f"{name!r} cannot be converted for the browser: {fault}", name) from fault

@@ -56,12 +56,11 @@ def serving(
     limits = limits or PageLimits()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tada-demo-", ignore_cleanup_errors=True))
-        stack.enter_context(_surroundings(folder))
         readers = Readers()
         stack.callback(readers.close)
         readers.start_soon()
         page = Page(models, Path(folder).resolve(), limits, readers)
-        os.environ["GRADIO_TEMP_DIR"] = str(page.sessions.uploads)
+        stack.enter_context(_surroundings(page.sessions.uploads))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gradio's dependencies
             from starlette.middleware import Middleware
@@ -103,12 +102,12 @@ def serving(
 
 
 @contextmanager
-def _surroundings(folder: str) -> Iterator[None]:
+def _surroundings(uploads: Path) -> Iterator[None]:
     """Environment variables that keep gradio on this machine, for a while."""
     local = ",".join(filter(None, [os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")), "localhost,127.0.0.1"]))
     own = {
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_TEMP_DIR": folder,
+        "GRADIO_TEMP_DIR": str(uploads),
         "NO_PROXY": local,
         "no_proxy": local,
         "HF_HUB_DISABLE_TELEMETRY": "1",

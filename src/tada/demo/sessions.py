@@ -118,6 +118,10 @@ class Sessions:
             raise OptionError("this visit has ended: load the page again")
         return session
 
+    def of_key(self, key: str) -> Session | None:
+        """The visit that began with a key, if it has not ended."""
+        return self._of_token.get(self._token_of_key.get(key, ""))
+
     def end(self, key: str) -> None:
         """End a visit, if there is one, and delete its files."""
         with self._lock:

@@ -120,8 +120,9 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/healthz", summary="Whether videos are answered now", responses={503: {"description": "It is ending"}})
     async def healthz() -> JSONResponse:
-        found = {"status": "ok" if service.is_ready else "ending", "model": repr(service.model), "version": app.version}
-        return JSONResponse(found, 200 if service.is_ready else 503)
+        # A process for videos that has died is no reason to send none: the next video starts it again.
+        status, code = ("ending", 503) if service.is_ending else ("ok", 200)
+        return JSONResponse({"status": status, "model": repr(service.model), "version": app.version}, code)
 
     @app.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
     async def metrics() -> Response:

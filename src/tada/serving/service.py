@@ -70,11 +70,6 @@ class Service:
         """Whether it says what happens; else it says when."""
         return isinstance(self.model, Recognizer)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether a video would be answered now."""
-        return not self.is_ending  # a process for videos that has died is started again by the next one
-
     def close(self) -> None:
         """End the threads; no request may run."""
         self._threads.shutdown()

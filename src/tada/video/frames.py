@@ -48,6 +48,11 @@ _AGAIN = "extract or copy it again"
 _ORIENTATION, _SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the Exif tag, and its values that swap width and height
 
 
+def frames_at_once(height: int, width: int) -> int:
+    """How many frames of this size are held at a time, before they are resized."""
+    return max(1, min(_FRAMES_AT_ONCE, _BYTES_AT_ONCE // (3 * height * width)))
+
+
 class OpenVideo(Protocol):
     """The interface of an open video; ``tada.video.reader.Video`` documents its members."""
 
@@ -190,7 +195,7 @@ class FramesVideo:
         if shrink is None:
             found = self._stack_frames(numbers)
         else:
-            most = max(1, min(_FRAMES_AT_ONCE, _BYTES_AT_ONCE // (3 * self._size[0] * self._size[1])))
+            most = frames_at_once(*self._size)
             parts = (numbers[i : i + most] for i in range(0, len(numbers), most))
             found = np.concatenate([shrink(self._stack_frames(part)) for part in parts])
         return found if np.array_equal(places, np.arange(len(found))) else found[places]

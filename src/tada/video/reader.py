@@ -408,9 +408,6 @@ class Video:
         return to_rgb(frame, self._geometry, self._reformatter)
 
 
-# --- from a decoded frame to RGB ---------------------------------------------------------------------------------
-
-
 def indices_played_at(
     seconds: Sequence[float], times_seconds: npt.NDArray[np.float64], duration_seconds: float, name: str
 ) -> list[int]:
@@ -430,6 +427,9 @@ def indices_played_at(
     indices = np.searchsorted(times_seconds, np.asarray(seconds, np.float64) + 1e-6, side="right") - 1
     found: list[int] = np.maximum(indices, 0).tolist()
     return found
+
+
+# --- from a decoded frame to RGB ---------------------------------------------------------------------------------
 
 
 class Geometry(NamedTuple):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import tada.errors
 from tada.errors import DecodeTimeoutError, VideoError, WorkerLostError
 from tada.system.signals import exit_in_words
-from tada.video.frames import Shrink
+from tada.video.frames import Shrink, frames_at_once
 from tada.video.inputs import VideoSource
 from tada.video.isolation.decoding import Answer, Task, read_answer, write_request
 from tada.video.isolation.limits import DecodingLimits
@@ -32,7 +32,6 @@ CAN_FORK = sys.platform == "linux"
 fork, or they have none."""
 _START_SECONDS = 600.0  # on a machine that is busy with other things
 _STATUS_SECONDS = 5.0
-_FRAMES_AT_ONCE, _BYTES_AT_ONCE = 32, 1 << 26
 
 
 class DecoderCrashedError(VideoError):
@@ -240,12 +239,8 @@ class RemoteVideo:
         Raises:
             VideoError: it cannot be opened; the process has ended.
         """
-        limits, file = self._limits, self._upload.file
-        task = Task(
-            path=None if file is not None else self._upload.path,
-            name=self._name,
-            limits=limits,
-        )
+        file = self._upload.file
+        task = Task(path=self._upload.path if file is None else None, name=self._name, limits=self._limits)
         try:
             about, times = self._ask(task)
             assert times is not None
@@ -288,7 +283,7 @@ class RemoteVideo:
 
     def each(self, shrink: Shrink | None = None) -> Iterator[tuple[float, NDArray[np.uint8]]]:
         """Every frame in turn, [H, W, 3], and when it is shown, some at a time; ``shrink`` is pickled."""
-        most = max(1, min(_FRAMES_AT_ONCE, _BYTES_AT_ONCE // (3 * self._info.width * self._info.height)))
+        most = frames_at_once(self._info.height, self._info.width)
         for start in range(0, len(self), most):
             indices = range(start, min(start + most, len(self)))
             yield from zip(self.times_seconds[indices].tolist(), self.frames(indices, shrink=shrink), strict=True)

@@ -58,7 +58,7 @@ def serving(folder: Path, *words: str) -> Iterator[str]:
     """Run ``tada demo`` in a process of its own; the value is its address."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(folder)}
-    command = [sys.executable, "-m", "tada", "demo", *words]
+    command = [sys.executable, "-m", "tada", "demo", "--port", "0", *words]  # other tests serve pages, too
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tada.recognition.video_clips import ClipChoice, VideoClip, read_clips
+from tada.video.inputs import VideoSource
 
 Frames = NDArray[np.uint8]
 
@@ -47,3 +51,11 @@ def write(frames: Frames) -> Frames:
 
 def fail(frames: Frames) -> Frames:
     raise RuntimeError("what a library says\nin two lines")
+
+
+def die_at_deadly(source: VideoSource, choice: ClipChoice) -> Iterator[VideoClip]:
+    """Decode the clips of a video; die in the middle of one whose name is deadly."""
+    for clip in read_clips(source, choice):
+        yield clip
+        if "deadly" in source.name:
+            os.kill(os.getpid(), signal.SIGSEGV)

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 
 def act(task: str) -> str:
@@ -29,3 +31,24 @@ def act(task: str) -> str:
 def process_id(task: int) -> int:
     time.sleep(0.05)
     return os.getpid()
+
+
+def count_to(task: str) -> Iterator[int]:
+    """Yield numbers from 0 to before the one that the task begins with; then do what it says."""
+    number, _, then = task.partition(" ")
+    yield from range(int(number))
+    if then:
+        act(then)
+
+
+def die_once_at(file: str) -> Iterator[int]:
+    """Yield numbers from 0 to 3; the first time, die after two of them."""
+    for number in range(4):
+        if number == 2 and not Path(file).exists():
+            Path(file).touch()
+            act("kill")
+        yield number
+
+
+def pids(task: int) -> Iterator[int]:
+    yield os.getpid()

@@ -148,6 +148,12 @@ class CorruptVideoError(VideoError):
     reason = "corrupt"
 
 
+class DecoderLostError(VideoError):
+    """The process that decoded the video has died, or was killed because it took too long."""
+
+    reason = "lost"
+
+
 class DecodeTimeoutError(VideoError):
     """Opening or reading took longer than allowed."""
 

@@ -49,7 +49,7 @@ def test_every_task_is_done_once_whatever_dies() -> None:
 
 def test_a_task_that_takes_too_long_is_lost() -> None:
     assert list(in_processes(act, ["hang"], num_processes=1, timeout_seconds=1.5)) == [
-        ("hang", Lost("no answer within 1.5 s"))
+        ("hang", Lost("no answer within 1.5 s", is_late=True))
     ]
 
 

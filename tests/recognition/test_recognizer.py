@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import math
+import re
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +18,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from decoding_tasks import die_at_deadly
 from drawn_videos import draw_plain, read_stamps
-from tada.errors import CheckpointError, OptionError, VideoError, VideoNotFoundError
+from tada.errors import CheckpointError, DecoderLostError, OptionError, VideoError, VideoNotFoundError
 from tada.models import create_model
 from tada.models.weights import ModelCard, save_model
 from tada.recognition import prediction as prediction_module
-from tada.recognition.prediction import predictions_csv
-from tada.recognition.recognizer import Recognizer, load_recognizer, windows_of
+from tada.recognition import video_clips
+from tada.recognition.prediction import Prediction, predictions_csv
+from tada.recognition.recognizer import Recognizer, load_recognizer
+from tada.recognition.video_clips import windows_of
 from tada.video.find import find_videos
 from tada.video.sampling import ClipSpec
 from tada.video.writer import write_video
@@ -161,6 +166,38 @@ def test_answers_stop_when_nobody_asks_any_more(video: Path) -> None:
     next(answers)
     answers.close()  # type: ignore[attr-defined]  # it is a generator
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_processes_that_decode_change_no_answer(video: Path, tmp_path: Path, batch_size: int) -> None:
+    """Files, a broken file, frames in memory and a missing file, in their order."""
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    frames = np.random.default_rng(0).integers(0, 256, (12, 16, 32, 3), np.uint8)
+    model, videos = recognizer(fps=None, interval=2), [video, broken, frames, video, tmp_path / "missing.mp4"]
+    here = list(model.predict_all(videos, num_clips=2, num_workers=0, batch_size=1))
+    there = list(model.predict_all(videos, num_clips=2, num_workers=2, batch_size=batch_size))
+    assert [type(answer) for answer in here] == [type(answer) for answer in there]
+    for one, other in zip(here, there, strict=True):
+        assert str(one) == str(other)
+        if isinstance(one, Prediction):
+            assert isinstance(other, Prediction)
+            assert other.scores == pytest.approx(one.scores, abs=1e-6)
+            assert [clip.frame_numbers for clip in other.clips] == [clip.frame_numbers for clip in one.clips]
+
+
+def test_a_video_whose_process_dies_is_lost_alone(video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadly = tmp_path / "deadly.mp4"
+    shutil.copy(video, deadly)
+    monkeypatch.setattr(video_clips, "read_clips", die_at_deadly)
+    first, lost, last = recognizer().predict_all([video, deadly, video], num_workers=1)
+    assert isinstance(first, Prediction)
+    assert isinstance(last, Prediction)
+    assert isinstance(lost, DecoderLostError)
+    assert lost.reason == "lost"
+    assert re.search(
+        r"deadly.mp4': the decoder crashed \(signal SIGSEGV\), 2 times; leave it out, or convert", str(lost)
+    )
 
 
 def test_bfloat16_answers_nearly_the_same(video: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tada.commands.arguments import (
     Command,
     add_device,
     add_fps,
+    add_workers,
     check_new,
     model_and_videos,
     picture_files,
@@ -88,6 +89,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace existing files of --explain and --save-video")
     parser.add_argument("--precision", type=Literal["fp32", "bf16"], default="fp32", help="precision of the network")
     parser.add_argument("--compile", action="store_true", help="compile the network first: worth it for many videos")
+    add_workers(parser)
     add_live(parser)
     add_device(parser)
     parser.first = dict.fromkeys(
@@ -96,7 +98,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.first["stream"] = "the video is a camera, a pipe or a file that grows"
     parser.topics = {
         "stream": ("*_seconds", "min_score", "skip_late"),
-        "speed": ("precision", "compile"),
+        "speed": ("precision", "compile", "num_workers"),
         "what else": ("*",),
     }
 
@@ -123,7 +125,11 @@ def _predict(options: Namespace) -> int:
         advise(lambda state: f"{answers.count} of {len(paths)} videos were answered")
         work = Work("predicting", len(paths), noun="videos")
         found = recognizer.predict_all(
-            sources, num_clips=options.clips, window_seconds=options.window_seconds, advance=work.advance
+            sources,
+            num_clips=options.clips,
+            window_seconds=options.window_seconds,
+            num_workers=options.num_workers,
+            advance=work.advance,
         )
         answers.begin(_form(options.format, options.top, paths, several=bool(recognizer.card.thresholds)))
         with work:

@@ -1,4 +1,4 @@
-"""Process pool whose processes may crash or be killed: each works on one file at a time.
+"""Process pools whose processes may crash or be killed: each works on one file at a time.
 
 A decoder that crashes or hangs loses one file, not the others. The pool of the standard library does not fit: it breaks
 as a whole when a process dies, and cannot say on which file. The processes are started as programs (``python -m``), not
@@ -14,17 +14,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import IO, Any, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import IO, Any, Generic, Literal, TypeVar
 
 from tada.system.signals import exit_in_words
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 _POLL_SECONDS = 0.5  # between checks whether the parent is alive
+_Kind = Literal["answer", "item", "end", "fault"]
+"""What a process sends: the one answer, one item of several, the end of the items, or an exception."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Lost:
 
     reason: str
     """For messages: "the decoder crashed (signal SIGSEGV)", "no answer within 60 s"."""
+    is_late: bool = False
+    """Whether it took too long."""
 
 
 def in_processes(
@@ -58,14 +63,15 @@ def in_processes(
     for task in tasks:
         waiting.put(task)
     done: queue.SimpleQueue[tuple[Task, Result | Lost] | BaseException | None] = queue.SimpleQueue()
-    processes = [_Process(function, timeout_seconds) for _ in range(min(num_processes, len(tasks)))]
+    processes = [WorkerProcess(function, timeout_seconds) for _ in range(min(num_processes, len(tasks)))]
     is_over = threading.Event()
 
-    def serve(process: _Process[Task, Result]) -> None:
+    def serve(process: WorkerProcess[Task, Result]) -> None:
         try:
             while not is_over.is_set():
                 task = waiting.get_nowait()
-                done.put((task, process.do(task)))
+                for answer in process.answers(task):
+                    done.put((task, answer))
         except queue.Empty:
             pass
         except BaseException as fault:  # raised again in the caller's thread
@@ -96,19 +102,42 @@ def in_processes(
             process.close()
 
 
-class _Process(Generic[Task, Result]):
+class WorkerProcess(Generic[Task, Item]):
     """One process, started at its first task and again after each crash."""
 
-    def __init__(self, function: Callable[[Task], Result], timeout_seconds: float) -> None:
+    def __init__(self, function: Callable[[Task], Item | Iterator[Item]], timeout_seconds: float) -> None:
         self._function, self._timeout_seconds = function, timeout_seconds
         self._program: subprocess.Popen[bytes] | None = None
         self._starting = threading.Lock()
         self._is_stopped = False
 
-    def do(self, task: Task) -> Result | Lost:
+    def answers(self, task: Task, *, attempts: int = 1) -> Iterator[Item | Lost]:
+        """Yield what the function returns for the task; if that is an iterator, its items as they are made.
+
+        Args:
+            attempts: how often the task is begun if its process dies. One that takes too long is not begun again.
+        """
+        given = begun = 0
+        while True:
+            begun += 1
+            lost = None
+            for i, item in enumerate(self._answers(task)):
+                if isinstance(item, Lost):
+                    lost = item
+                elif i >= given:
+                    given += 1
+                    yield item
+            if lost is None:
+                return
+            if begun == attempts or lost.is_late or self._is_stopped:
+                yield lost if begun == 1 else replace(lost, reason=f"{lost.reason}, {begun} times")
+                return
+
+    def _answers(self, task: Task) -> Iterator[Item | Lost]:
         program = self._start()
         if program is None:
-            return Lost("stopped")
+            yield Lost("stopped")
+            return
         assert program.stdin is not None
         assert program.stdout is not None
         is_late = threading.Event()
@@ -117,21 +146,28 @@ class _Process(Generic[Task, Result]):
             is_late.set()
             program.kill()
 
-        timer = threading.Timer(self._timeout_seconds, kill)
-        timer.start()
-        try:
-            _send(program.stdin, (self._function, task))
-            is_fault, value = _receive(program.stdout)
-        except (EOFError, OSError, pickle.UnpicklingError):  # it died before or during its answer
-            code = _end(program)
-            self._program = None
-            return Lost(f"no answer within {self._timeout_seconds:g} s" if is_late.is_set() else _describe_death(code))
-        finally:
-            timer.cancel()
-        if is_fault:
-            raise value
-        result: Result = value
-        return result
+        is_begun = False
+        kind: _Kind = "item"
+        while kind == "item":
+            timer = threading.Timer(self._timeout_seconds, kill)
+            timer.start()
+            try:
+                if not is_begun:
+                    _send(program.stdin, (self._function, task))
+                    is_begun = True
+                kind, value = _receive(program.stdout)
+            except (EOFError, OSError, pickle.UnpicklingError):  # it died before or during its answer
+                code = _end(program)
+                self._program = None
+                late = f"no answer within {self._timeout_seconds:g} s"
+                yield Lost(late, is_late=True) if is_late.is_set() else Lost(_describe_death(code))
+                return
+            finally:
+                timer.cancel()
+            if kind == "fault":
+                raise value
+            if kind != "end":
+                yield value
 
     def _start(self) -> subprocess.Popen[bytes] | None:
         with self._starting:
@@ -216,13 +252,24 @@ def _serve() -> None:
         except EOFError:
             return
         try:
-            answer = (False, function(task))
-        except Exception as fault:
-            answer = (True, fault)
-        try:
-            _send(answers, answer)
+            for answer in _answer(function, task):
+                _send(answers, answer)
         except BrokenPipeError:
             return
+
+
+def _answer(function: Callable[[Any], Any], task: Any) -> Iterator[tuple[_Kind, Any]]:
+    try:
+        value = function(task)
+        if not isinstance(value, Iterator):
+            yield "answer", value
+            return
+        for item in value:
+            yield "item", item
+    except Exception as fault:
+        yield "fault", fault
+    else:
+        yield "end", None
 
 
 if __name__ == "__main__":

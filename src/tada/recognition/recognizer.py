@@ -5,17 +5,14 @@ Shapes: V views of a video, T frames, K classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import accumulate, pairwise, product
+from itertools import accumulate, product
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tada.data.table import ACTION, Head
@@ -26,21 +23,19 @@ from tada.models.onnx_model import ONNX_SUFFIX, OnnxNetwork, load_onnx
 from tada.models.weights import CARD_FILE, ModelCard, load_model, packaged, packaged_names
 from tada.recognition.explanation import Explanation, explain
 from tada.recognition.prediction import ClipScores, Prediction
+from tada.recognition.video_clips import ClipChoice, VideoClip, batches_of, clips_of_videos, has_many_files
 from tada.system.calls import checked
-from tada.system.devices import find_device
+from tada.system.devices import check_num_workers, default_num_workers, find_device
 from tada.system.terminal import printable
-from tada.video.frames import OpenVideo
 from tada.video.inputs import VideoSource, is_one_video, source_of
-from tada.video.prefetch import Ahead
-from tada.video.sampling import ClipSpec, view_indices
-from tada.video.transforms import frame_crops, normalize
+from tada.video.sampling import ClipSpec
+from tada.video.transforms import normalize
 
 if TYPE_CHECKING:
     from tada.video.inputs import VideoInput
 
-_CLIPS_AHEAD = 4
-MAX_CLIPS = 10
-"""Largest default number of clips for a long video, as in the papers' tests."""
+_BATCH_SIZES = {"cpu": 4}  # a CPU gains little from more, and answers come sooner
+_GPU_BATCH_SIZE = 32
 
 
 class Recognizer:
@@ -198,7 +193,7 @@ class Recognizer:
         """Short for ``predict``."""
         return self.predict(video, **options)
 
-    @checked(num_clips=1)
+    @checked(num_clips=1, num_workers=0, batch_size=1)
     def predict_all(
         self,
         videos: Iterable[VideoInput],
@@ -206,14 +201,21 @@ class Recognizer:
         fps: float | None = None,
         num_clips: int | None = None,
         window_seconds: float | None = None,
+        num_workers: int | None = None,
+        batch_size: int | None = None,
         advance: Callable[[float], None] = lambda part: None,
     ) -> Iterator[Prediction | VideoError]:
         """Predict the actions in each of many videos, in order, while the next clips are decoded.
 
-        For an unreadable video it yields the error.
+        For an unreadable video it yields the error. If a process that decodes dies, its video is tried once more, and
+        then the error says so.
 
         Args:
             videos: this and the other arguments as for ``predict``.
+            num_workers: processes that decode the videos that are files. By default one for each core, at most eight,
+                if ``videos`` is a collection with at least 32 files; else none: the clips are decoded in a thread.
+            batch_size: clips that the network takes at once; by default 4 on a CPU, 32 on a GPU. Batches hold clips of
+                several videos, but for the videos of an iterator, whose answers do not wait for the next video.
             advance: called after each clip with the fraction of its video that the clip makes up.
 
         Raises:
@@ -230,7 +232,18 @@ class Recognizer:
         )
         if isinstance(videos, Collection):
             sources = list(sources)  # so that an input that is not a video is refused at once
-        return self._predictions(sources, num_clips, window_seconds, advance)
+        if batch_size is None:
+            batch_size = _BATCH_SIZES.get(self.device.type, _GPU_BATCH_SIZE)
+        if num_workers is None:
+            num_workers = default_num_workers() if has_many_files(sources) else 0
+        clips = clips_of_videos(
+            sources,
+            ClipChoice(spec=self.clip, num_clips=num_clips, window_seconds=window_seconds),
+            num_workers=check_num_workers(num_workers),
+            clips_ahead=batch_size,
+        )
+        batches = batches_of(clips, batch_size, span_videos=isinstance(sources, Collection))
+        return self._predictions(batches, advance)
 
     def needs_times(self, window_seconds: float | None = None) -> str:
         """Why a prediction needs the times of frames, in words; empty if it does not."""
@@ -316,32 +329,29 @@ class Recognizer:
 
     def _predictions(
         self,
-        sources: Iterable[VideoSource],
-        num_clips: int | None,
-        window_seconds: float | None,
+        batches: Iterator[list[tuple[VideoSource, VideoClip]]],
         advance: Callable[[float], None],
     ) -> Iterator[Prediction | VideoError]:
         found: list[ClipScores] = []
         part = 0.0
-        with Ahead(_read_clips(sources, self.clip, num_clips, window_seconds), size=_CLIPS_AHEAD) as clips:
-            for clip in clips:
-                if clip.fault is None:
-                    found.append(self._score(clip))
+        for batch in batches:
+            for (source, clip), scores in zip(batch, self._score(batch), strict=True):
+                if scores is not None:
+                    found.append(clip.with_scores(scores))
                 advance(clip.done - part)
                 part = 0.0 if clip.is_last else clip.done
                 if clip.is_last:
-                    yield clip.fault or self._mean(clip.source, found)
+                    yield clip.fault or self.prediction(source, found)
                     found = []
 
-    def _score(self, clip: _Clip) -> ClipScores:
-        return ClipScores(
-            start_seconds=clip.start_seconds,
-            end_seconds=clip.end_seconds,
-            scores=tuple(self.answer_scores(clip.views)[0].tolist()),
-            frame_numbers=clip.frame_numbers,
-        )
+    def _score(self, batch: Sequence[tuple[VideoSource, VideoClip]]) -> list[list[float] | None]:
+        """Probabilities of ``answers`` for each clip of a batch; None for a clip that is an error."""
+        views = [torch.from_numpy(clip.views) for _, clip in batch if clip.fault is None]
+        scores = iter(self.answer_scores(torch.cat(views)).tolist() if views else [])
+        return [next(scores) if clip.fault is None else None for _, clip in batch]
 
-    def _mean(self, source: VideoSource, clips: list[ClipScores]) -> Prediction:
+    def prediction(self, source: VideoSource, clips: Sequence[ClipScores]) -> Prediction:
+        """The prediction for a video whose clips have these scores: their mean."""
         mean = torch.tensor([clip.scores for clip in clips]).mean(0)
         return Prediction(
             path=source.name,
@@ -376,82 +386,6 @@ def _each_or_raise(answers: Iterator[Prediction | VideoError]) -> Iterator[Predi
             raise answer
         yield answer
         answer.video.forget()  # or a caller who collects predictions would keep all videos in memory
-
-
-class _Clip(NamedTuple):
-    """A decoded clip of a video, or the error if the video cannot be read."""
-
-    source: VideoSource
-    done: float
-    """Fraction of the video's clips up to and including this one, in (0, 1]."""
-    start_seconds: float = math.nan
-    end_seconds: float = math.nan
-    views: Tensor = torch.empty(0)
-    """uint8 [1, T, H, W, 3]."""
-    frame_numbers: tuple[int, ...] = ()
-    fault: VideoError | None = None
-
-    @property
-    def is_last(self) -> bool:
-        """Whether it is the video's last clip."""
-        return self.done == 1
-
-
-def _read_clips(
-    sources: Iterable[VideoSource], spec: ClipSpec, num_clips: int | None, window_seconds: float | None
-) -> Iterator[_Clip]:
-    """Decode the clips of each video in order; an unreadable video ends with a clip that holds its error."""
-    shrink = partial(frame_crops, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
-    for source in sources:
-        try:
-            with source.open() as reader:
-                chosen = _choose_clips(reader, spec, num_clips, window_seconds)
-                for number, indices in enumerate(chosen, start=1):
-                    views = torch.from_numpy(reader.frames(indices, shrink=shrink)).transpose(0, 1)
-                    first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
-                    if not source.has_times:
-                        first = last = math.nan
-                    yield _Clip(source, number / len(chosen), first, last, views, tuple(indices))
-        except VideoError as error:
-            yield _Clip(source, 1.0, fault=error)
-
-
-def _choose_clips(
-    reader: OpenVideo, spec: ClipSpec, num_clips: int | None, window_seconds: float | None
-) -> list[list[int]]:
-    """Frame indices of every clip, in temporal order."""
-    times = reader.times_seconds
-    windows = [range(len(times))]
-    if window_seconds is not None:
-        windows = windows_of(times, reader.info.duration_seconds, window_seconds)
-    clips = []
-    for window in windows:
-        own_times = times[window.start : window.stop] - times[window.start]
-        count = num_clips or _num_covering_clips(spec, float(own_times[-1]))
-        for i in range(count):
-            chosen = view_indices(spec, own_times, i, count, container_fps=reader.container_fps)
-            clips.append([window[index] for index in chosen])
-    return clips
-
-
-def windows_of(times: NDArray[np.float64], duration_seconds: float, window_seconds: float) -> list[range]:
-    """Frame indices of each window of a video, which is divided at multiples of ``window_seconds``.
-
-    A division that would leave less than half a window before or after it is left out, so a short rest at the end
-    belongs to the window before it.
-    """
-    number = np.floor(times / window_seconds)  # of the window that contains the frame
-    firsts = np.flatnonzero(np.diff(number)) + 1
-    cut_seconds, least = number[firsts] * window_seconds, window_seconds / 2 - 1e-6
-    is_cut = (cut_seconds - times[0] >= least) & (duration_seconds - cut_seconds >= least)
-    return [range(a, b) for a, b in pairwise([0, *firsts[is_cut].tolist(), len(times)])]
-
-
-def _num_covering_clips(spec: ClipSpec, seconds: float) -> int:
-    if spec.sampling == "segment" or spec.fps is None:
-        return 1
-    span_seconds = spec.num_frames * spec.interval / spec.fps
-    return min(max(1, math.ceil(seconds / span_seconds)), MAX_CLIPS)
 
 
 def load_recognizer(

@@ -50,6 +50,7 @@ class VideoSource:
     Attributes:
         name: its path; without a path, its kind: "<bytes>", "<array>".
         has_times: whether it is known when its frames are shown.
+        is_file: whether another process can open it, too.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class VideoSource:
     ) -> None:
         self.name, self.has_times = name, has_times
         self._opens: Callable[[], AbstractContextManager[OpenVideo]] | None = opens
-        self._is_file = is_file
+        self.is_file = is_file
 
     def __repr__(self) -> str:
         return f"VideoSource({self.name!r})"
@@ -83,11 +84,11 @@ class VideoSource:
 
     def forget(self) -> None:
         """Release bytes or frames in memory; a file can still be opened."""
-        if not self._is_file:
+        if not self.is_file:
             self._opens = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_opens": self._opens if self._is_file else None}
+        return {**vars(self), "_opens": self._opens if self.is_file else None}
 
 
 def is_one_video(video: Any) -> bool:

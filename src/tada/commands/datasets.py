@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from tada.commands.arguments import Command, add_data, add_fps, read_data, report_failures
+from tada.commands.jobs import add_ray, pool_of
 from tada.errors import counted
 from tada.system.signals import advise
 from tada.system.terminal import markup_cell, printable, say
@@ -28,6 +29,7 @@ def _check_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that read videos")
     parser.add_argument("--timeout-seconds", type=float, default=120.0, help="longest time for one file")
     parser.add_argument("--overwrite", action="store_true", help="replace a report of other data")
+    add_ray(parser)
 
 
 def _check(options: Namespace) -> int:
@@ -38,16 +40,19 @@ def _check(options: Namespace) -> int:
     from tada.data.check import check_dataset
 
     advise(lambda state: "what was seen is kept: the same command goes on")
-    report = check_dataset(
-        read_data(options, fps=options.fps),
-        options.out,
-        min_frames=options.min_frames,
-        thorough=options.thorough,
-        num_processes=options.num_workers,
-        timeout_seconds=options.timeout_seconds,
-        data=options.data,
-        overwrite=options.overwrite,
-    )
+    table = read_data(options, fps=options.fps)
+    with pool_of(options.ray, table.root) as pool:
+        report = check_dataset(
+            table,
+            options.out,
+            min_frames=options.min_frames,
+            thorough=options.thorough,
+            num_processes=options.num_workers,
+            timeout_seconds=options.timeout_seconds,
+            data=options.data,
+            overwrite=options.overwrite,
+            pool=pool,
+        )
     _print_report(report)
     say(f"all of it is in {options.out}: report.json, findings.csv")
     return 1 if report.faults else 0
@@ -96,6 +101,7 @@ def _prepare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--crf", type=float, default=23.0, help="quality, from 0 (best) to 51")
     parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that copy videos")
     parser.add_argument("--timeout-seconds", type=float, default=3600.0, help="longest time for one file")
+    add_ray(parser)
 
 
 def _prepare(options: Namespace) -> int:
@@ -107,15 +113,18 @@ def _prepare(options: Namespace) -> int:
 
     table = read_data(options, fps=options.fps)
     advise(lambda state: "the copies that were made stay: the same command goes on")
-    prepared = prepare(
-        table,
-        options.out,
-        PrepareOptions(
-            short_side=options.short_side, keyframe_interval_frames=options.keyframe_interval, crf=options.crf
-        ),
-        num_processes=options.num_workers,
-        timeout_seconds=options.timeout_seconds,
-    )
+    out = options.out if options.ray is None else options.out.absolute()  # other machines have other working folders
+    with pool_of(options.ray, table.root) as pool:
+        prepared = prepare(
+            table,
+            out,
+            PrepareOptions(
+                short_side=options.short_side, keyframe_interval_frames=options.keyframe_interval, crf=options.crf
+            ),
+            num_processes=options.num_workers,
+            timeout_seconds=options.timeout_seconds,
+            pool=pool,
+        )
     megabytes = [size / 1e6 for size in (prepared.source_bytes, sum(copy.size_bytes for copy in prepared.copies))]
     files = f"{counted(len(prepared.copies), 'file')}, {prepared.num_new} new"
     print(f"{files}: {megabytes[0]:.1f} MB became {megabytes[1]:.1f}")

@@ -16,6 +16,7 @@ from tada.commands.arguments import (
     add_device,
     add_fps,
     add_windows,
+    add_workers,
     check_order,
     picture_files,
     rate_of,
@@ -25,6 +26,7 @@ from tada.commands.arguments import (
     say_aside,
     video_files,
 )
+from tada.commands.jobs import add_job, check_parquet, job_source, list_job_videos, run_and_report
 from tada.commands.localize_stream import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError, counted
 from tada.system.progress import Work, track
@@ -34,6 +36,8 @@ from tada.system.terminal import say
 if TYPE_CHECKING:
     from tada.localization.annotations.table import UntrimmedVideo
     from tada.localization.localizer import Localization
+    from tada.recognition.recognizer import Recognizer
+    from tada.video.sliding_windows import SlidingWindows
 
 
 def _extract_arguments(parser: ArgumentParser) -> None:
@@ -54,6 +58,13 @@ def _extract_arguments(parser: ArgumentParser) -> None:
     add_fps(parser)
     parser.add_argument("--num-crops", type=Literal[1, 3], default=1, help="the frame's middle, or three side by side")
     parser.add_argument("--batch-size", type=PositiveInt, default=16, help="clips that pass the network at a time")
+    parser.add_argument(
+        "--shards",
+        action="store_true",
+        help="for many videos: shards of safetensors with rows in Parquet, not two files for each video",
+    )
+    add_workers(parser)
+    add_job(parser)
 
 
 def _extract(options: Namespace) -> int:
@@ -84,6 +95,10 @@ def _extract(options: Namespace) -> int:
             stride_seconds=options.stride_seconds,
             num_crops=options.num_crops,
         )
+    if options.shards or options.ray is not None:
+        return _extract_job(recognizer, settings, options)
+    if options.allow or options.num_workers is not None:
+        raise UserError("--allow and --num-workers go with --shards or --ray, which write shards of features")
     paths = find_videos([options.videos], say_aside)
     files = videos_by_name(paths, options.videos if Path(options.videos).is_dir() else None)
     fps = rate_of(paths, options.fps, options.run, needed="features are taken at times")
@@ -101,6 +116,17 @@ def _extract(options: Namespace) -> int:
     for line in done.lines():
         say(line)
     return report_failures("no features", (failure.message for failure in done.failures))
+
+
+def _extract_job(recognizer: Recognizer, windows: SlidingWindows, options: Namespace) -> int:
+    """Features of many videos as shards in a folder."""
+    from tada.jobs.run import feature_work
+
+    check_parquet()
+    source = job_source(options, options.fps)
+    videos = list_job_videos([options.videos], source)
+    work = feature_work(recognizer, options.run, source, windows)
+    return run_and_report(videos, work, options.out, options, batch_size=options.batch_size)
 
 
 def _localize_arguments(parser: ArgumentParser) -> None:

@@ -26,6 +26,14 @@ from tada.commands.arguments import (
     sources_of,
     video_files,
 )
+from tada.commands.jobs import (
+    add_job,
+    check_no_others,
+    check_parquet,
+    job_source,
+    list_job_videos,
+    run_and_report,
+)
 from tada.commands.predict_stream import add_live, check_live_options, recognize_live
 from tada.errors import UserError, VideoError
 from tada.system.files import try_folder
@@ -90,11 +98,35 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--precision", type=Literal["fp32", "bf16"], default="fp32", help="precision of the network")
     parser.add_argument("--compile", action="store_true", help="compile the network first: worth it for many videos")
     add_workers(parser)
+    parser.add_argument(
+        "--out",
+        type=Path | None,
+        metavar="DIR",
+        default=None,
+        help="a folder for the answers of many videos, as Parquet; the same command goes on where it stopped. VIDEO "
+        "may then also be a CSV or Parquet file with a column path, or an address such as s3://bucket/videos/",
+    )
+    add_job(parser)
     add_live(parser)
     add_device(parser)
     parser.first = dict.fromkeys(
-        ("run", "videos", "fps", "format", "top", "clips", "window_seconds", "plots", "explain", "save_video", "device")
+        (
+            "run",
+            "videos",
+            "fps",
+            "format",
+            "top",
+            "clips",
+            "window_seconds",
+            "plots",
+            "explain",
+            "save_video",
+            "out",
+            "ray",
+            "device",
+        )
     )
+    parser.first["out"] = "many videos"
     parser.first["stream"] = "the video is a camera, a pipe or a file that grows"
     parser.topics = {
         "stream": ("*_seconds", "min_score", "skip_late"),
@@ -108,6 +140,10 @@ def _predict(options: Namespace) -> int:
     if options.stream:
         run, (source, *_) = _run_and_videos(options)
         return recognize_live(_load(run, options), source, options)
+    if options.out is not None:
+        return _predict_job(options)
+    if options.ray is not None or options.allow:
+        raise UserError("--ray and --allow go with --out DIR, a folder for the answers")
     answers: Answers[Prediction] = Answers(options.format)
     predictions: list[Prediction] = []
     failures = []
@@ -158,6 +194,22 @@ def _predict(options: Namespace) -> int:
             if path in videos:
                 lost += save_video(prediction, videos[path], overwrite=options.overwrite)
     return max(code, report_failures("not drawn", lost))
+
+
+def _predict_job(options: Namespace) -> int:
+    """Answers of many videos as shards in a folder."""
+    from tada.jobs.run import answer_work
+    from tada.recognition.video_clips import ClipChoice
+
+    check_no_others(options, ("format", "plots", "explain", "explain_label", "save_video", "compile"))
+    check_parquet()
+    run, names = _run_and_videos(options)
+    source = job_source(options, options.fps)
+    videos = list_job_videos(names, source)
+    recognizer = _load(run, options)
+    choice = ClipChoice(spec=recognizer.clip, num_clips=options.clips, window_seconds=options.window_seconds)
+    work = answer_work(recognizer, run, source, choice, top=options.top, is_bf16=options.precision == "bf16")
+    return run_and_report(videos, work, options.out, options, batch_size=8 if recognizer.device.type == "cpu" else 32)
 
 
 def _run_and_videos(options: Namespace) -> tuple[str, list[str]]:

@@ -7,6 +7,7 @@ loses optional positional arguments between options. So the words are rewritten 
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -174,9 +175,13 @@ def _values_of(action: argparse.Action | None, is_known: bool, rest: Sequence[st
         number = 1 if is_known else 0  # an entry of a mapping, as in --model-options.dropout 0.5
     elif action.nargs in ("+", "*"):
         return list(takewhile(lambda word: not _is_option(word), rest))
+    elif action.nargs == "?":  # --ray, whose value is left out where the next word is something else
+        number = 1 if rest and _RAY_ADDRESS.fullmatch(rest[0]) else 0
     else:
         number = 1 if action.nargs is None else 0
     return [word for word in rest[:number] if not word.startswith("--")]
 
 
+_RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.\[\]:-]+:\d+")
+"""What `--ray` takes for an address."""
 _NEEDED = {"--recipe": "one of `tada recipes`, or a YAML file", "--resume": "the folder of the run that goes on"}

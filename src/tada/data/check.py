@@ -25,7 +25,7 @@ import numpy as np
 from tada.data.csv_rows import guarded
 from tada.data.identity import sha256_of
 from tada.data.table import LabeledVideo, VideoTable, stamp_of
-from tada.data.workers import Lost, in_processes
+from tada.data.workers import Lost, Pool, in_processes
 from tada.errors import OptionError, VideoError, counted, listed
 from tada.system.devices import check_num_workers
 from tada.system.documents import parse_json, read_json, typed
@@ -195,6 +195,7 @@ def check_dataset(
     timeout_seconds: float = 120.0,
     data: Path | None = None,
     overwrite: bool = False,
+    pool: Pool = in_processes,
     show_progress: bool = True,
 ) -> CheckReport:
     """Check every file of a data set and write the report to the folder ``out``.
@@ -208,6 +209,7 @@ def check_dataset(
         timeout_seconds: for one file.
         data: where the table was read from; by default the folder of its videos.
         overwrite: replace a report of other data.
+        pool: what looks at the files: processes of this machine, or ``tada.jobs.ray_tasks.on_cluster``.
 
     Raises:
         OptionError: an option out of its range, or a report of other data in ``out``.
@@ -225,7 +227,7 @@ def check_dataset(
     probes = {path: known[path] for path in paths if path in known and _is_same(known[path], rates[path])}
     num_cached = len(probes)
     new = [(path, rates[path]) for path in paths if path not in probes]
-    looks = in_processes(
+    looks = pool(
         partial(_probe_task, thorough=thorough),
         new,
         num_processes=num_processes,

@@ -32,7 +32,7 @@ from tada.data.identity import content_id, content_ids, sha256_of
 from tada.data.labeled_csv import write_table
 from tada.data.manifest import COPIES, MANIFEST, Copy, originals_among, read_manifest
 from tada.data.table import VideoTable, stamp_of
-from tada.data.workers import Lost, in_processes
+from tada.data.workers import Lost, Pool, in_processes
 from tada.errors import DataError, OptionError, OutputError, VideoError, counted, why_unread
 from tada.system.devices import check_num_workers
 from tada.system.documents import read_json
@@ -117,6 +117,7 @@ def prepare(
     *,
     num_processes: int | None = None,
     timeout_seconds: float = 3600.0,
+    pool: Pool = in_processes,
     show_progress: bool = True,
 ) -> Prepared:
     """Copy a data set's videos to ``out``, small and with many key frames; continues where an earlier call stopped.
@@ -126,6 +127,8 @@ def prepare(
 
     Args:
         timeout_seconds: for one file.
+        pool: what copies the files: processes of this machine, or ``tada.jobs.ray_tasks.on_cluster``, whose nodes see
+            the originals and ``out`` under the same paths.
 
     Raises:
         OptionError: ``out`` has copies that were made with other options, or contains the originals.
@@ -142,7 +145,7 @@ def prepare(
     copies = {task.source: done[task.relative] for task in tasks if _is_done(task, done.get(task.relative))}
     new = [task for task in tasks if task.source not in copies]
     failures = []
-    work = in_processes(
+    work = pool(
         partial(_copy, options=options),
         new,
         num_processes=num_processes,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import IO, Any, Generic, Literal, TypeVar
+from typing import IO, Any, Generic, Literal, Protocol, TypeVar
 
 from tada.system.signals import exit_in_words
 
@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 Item = TypeVar("Item")
 
 _POLL_SECONDS = 0.5  # between checks whether the parent is alive
+# There is a process for each core: more threads would wait for each other.
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _Kind = Literal["answer", "item", "end", "fault"]
 """What a process sends: the one answer, one item of several, the end of the items, or an exception."""
 
@@ -38,6 +40,19 @@ class Lost:
     """For messages: "the decoder crashed (signal SIGSEGV)", "no answer within 60 s"."""
     is_late: bool = False
     """Whether it took too long."""
+
+
+class Pool(Protocol):
+    """What calls a function on each of many tasks: ``in_processes``, or the same on a cluster."""
+
+    def __call__(
+        self,
+        function: Callable[[Task], Result],
+        tasks: Sequence[Task],
+        *,
+        num_processes: int,
+        timeout_seconds: float,
+    ) -> Generator[tuple[Task, Result | Lost], None, None]: ...
 
 
 def in_processes(
@@ -178,7 +193,7 @@ class WorkerProcess(Generic[Task, Item]):
                     stdout=subprocess.PIPE,
                     process_group=0,  # a terminal's Ctrl-C reaches only the caller, which decides when to stop
                     # So that the process can import the function's module.
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                    env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
                 )
             return self._program
 

@@ -1,6 +1,6 @@
 """The clips of videos: which frames they are, and how they are decoded, several videos at a time.
 
-Shapes: T frames of a clip.
+Shapes: V views of a clip, T frames.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ MANY_FILES = 32
 """Files from which on the start of decoding processes, some seconds, is worth it."""
 CLIP_SECONDS = 120.0
 """Longest time for a process to decode a clip."""
+_NO_VIEWS = np.empty(0, np.uint8)
 _ATTEMPTS = 2  # of a video whose process dies
 _HELD_BYTES = 512 * 2**20  # of clips that wait for the network
 
@@ -66,19 +67,30 @@ class ClipChoice:
 class VideoClip(NamedTuple):
     """A decoded clip of a video, or the error if the video cannot be read."""
 
-    done: float
-    """Fraction of the video's clips up to and including this one, in (0, 1]."""
+    number: int = 1
+    """Its place among the video's clips, from 1."""
+    num_clips: int = 1
+    """Clips of the video."""
     start_seconds: float = math.nan
     end_seconds: float = math.nan
-    views: NDArray[np.uint8] = np.empty(0, np.uint8)
-    """[1, T, H, W, 3]."""
+    views: NDArray[np.uint8] = _NO_VIEWS
+    """[V, T, H, W, 3]; V is 1, but for features of several crops."""
     frame_numbers: tuple[int, ...] = ()
     fault: VideoError | None = None
 
     @property
+    def done(self) -> float:
+        """Fraction of the video's clips up to and including this one, in (0, 1]."""
+        return self.number / self.num_clips
+
+    @property
     def is_last(self) -> bool:
         """Whether it is the video's last clip."""
-        return self.done == 1
+        return self.number == self.num_clips
+
+    def without_views(self) -> VideoClip:
+        """The clip without its pixels."""
+        return self._replace(views=_NO_VIEWS)
 
     def with_scores(self, scores: Collection[float]) -> ClipScores:
         """The clip's times and frames with its scores, without its pixels."""
@@ -102,9 +114,9 @@ def read_clips(source: VideoSource, choice: ClipChoice) -> Iterator[VideoClip]:
                 first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
                 if not source.has_times:
                     first = last = math.nan
-                yield VideoClip(number / len(chosen), first, last, np.ascontiguousarray(views), tuple(indices))
+                yield VideoClip(number, len(chosen), first, last, np.ascontiguousarray(views), tuple(indices))
     except VideoError as error:
-        yield VideoClip(1.0, fault=error)
+        yield VideoClip(fault=error)
 
 
 def has_many_files(sources: Iterable[VideoSource]) -> bool:
@@ -139,7 +151,7 @@ def clips_of_videos(
     )
     with closing(decoded):
         for source, clip in decoded:
-            yield source, VideoClip(1.0, fault=_lost(source.name, clip)) if isinstance(clip, Lost) else clip
+            yield source, VideoClip(fault=_lost(source.name, clip)) if isinstance(clip, Lost) else clip
 
 
 def _lost(name: str, lost: Lost) -> DecoderLostError:

@@ -1,0 +1,152 @@
+"""The videos of a job: an id and an address of each, from folders, files, CSV, Parquet or an object store."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tada.data.csv_rows import csv_columns, csv_rows, path_inside, required
+from tada.errors import DataError, OptionError, VideoNotFoundError, counted, listed
+from tada.system.object_store import ObjectStore, is_address
+from tada.video.find import find_videos
+from tada.video.numbered import VIDEO_EXTENSIONS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_TABLES = (".csv", ".parquet")
+_COLUMNS = ("path", "id")
+
+
+@dataclass(frozen=True, slots=True)
+class JobVideo:
+    """A video of a job."""
+
+    id: str
+    """What the results call it; no other video of the job has it."""
+    address: str
+    """Absolute path of the file or the folder of frames, or address in an object store."""
+
+
+def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], None]) -> pa.Table:
+    """List the videos of a job: a table with the columns ``id`` and ``address``.
+
+    The id of a video in a folder is its path below the folder, so that it is the same wherever the command is typed; in
+    a CSV or Parquet file it is the column ``id``, or else the path as it is written there; else it is the name as
+    given.
+
+    Args:
+        names: files, folders, patterns such as ``a/*.mp4``, CSV or Parquet files with a column ``path``, and addresses
+            such as ``s3://bucket/a.mp4`` or ``s3://bucket/videos/``.
+        store: from where addresses may be fetched.
+        say: called with notices.
+
+    Raises:
+        DataError: two videos have the same id; or a table has no column of paths, or an empty one.
+        OptionError: an address that ``store`` does not allow.
+        VideoNotFoundError: a folder or pattern without videos.
+    """
+    import pyarrow as pa
+
+    ids: list[str] = []
+    addresses: list[str] = []
+    for name in names:
+        for video in _videos_of(name, store, say):
+            ids.append(video.id)
+            addresses.append(video.address)
+    table = pa.table({"id": pa.array(ids, pa.string()), "address": pa.array(addresses, pa.string())})
+    _check_distinct(table)
+    for address in addresses:
+        if is_address(address):
+            store.check_allowed(address)
+    return table
+
+
+def videos_in(table: pa.Table) -> Iterator[JobVideo]:
+    """The rows of a table of ``list_videos``, a few thousand at a time in memory."""
+    for batch in table.to_batches(max_chunksize=4096):
+        columns = batch.to_pydict()
+        for id, address in zip(columns["id"], columns["address"], strict=True):
+            yield JobVideo(id, address)
+
+
+def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Iterator[JobVideo]:
+    if is_address(name):
+        if name.lower().endswith(_TABLES):
+            raise OptionError(f"{name!r}: a table of videos is read from a local file; fetch it, and give its path")
+        if Path(name).suffix.lower() in VIDEO_EXTENSIONS:
+            yield JobVideo(name, name)
+            return
+        store.check_allowed(name)
+        folder = name.rstrip("/") + "/"
+        for file in store.files_below(name, VIDEO_EXTENSIONS):
+            yield JobVideo(file.address.removeprefix(folder), file.address)
+    elif Path(name).suffix.lower() in _TABLES and Path(name).is_file():
+        yield from _videos_of_table(Path(name))
+    else:
+        if not (os.path.lexists(name) or glob.has_magic(name)):
+            raise VideoNotFoundError(f"{name!r} is not there: give a video, a folder, a pattern, a table or an address")
+        for path in find_videos([name], say):
+            is_below = Path(name).is_dir() and Path(path) != Path(name)
+            yield JobVideo(Path(path).relative_to(name).as_posix() if is_below else path, os.path.abspath(path))
+
+
+def _videos_of_table(file: Path) -> Iterator[JobVideo]:
+    root = os.path.abspath(file.parent)
+    for source, cells in _parquet_rows(file) if file.suffix.lower() == ".parquet" else _csv_rows(file):
+        path = required(source, cells, "path")
+        address = path if is_address(path) else path_inside(root, path, source)
+        yield JobVideo(cells.get("id") or path, address)
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    _check_columns(file, csv_columns(file, _COLUMNS))
+    yield from csv_rows(file, _COLUMNS)
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(file) as parquet:
+            names = parquet.schema_arrow.names
+            _check_columns(file, names)
+            number = 0
+            for batch in parquet.iter_batches(columns=[name for name in _COLUMNS if name in names]):
+                for row in batch.to_pylist():
+                    number += 1
+                    cells = {name: "" if value is None else str(value) for name, value in row.items()}
+                    yield f"{file.name} row {number}", cells
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{str(file)!r} cannot be read as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def _check_columns(file: Path, names: Sequence[str]) -> None:
+    if "path" not in names:
+        raise DataError(
+            f"{file.name} has the columns {listed(names, at_most=8)}, and none is called path: name the one with paths "
+            "or addresses of videos so (and one of ids, if there is one, id)"
+        )
+
+
+def _check_distinct(table: pa.Table) -> None:
+    """Raise DataError where two videos have the same id."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    counts = table.column("id").value_counts()
+    twice = pc.struct_field(counts, "values").filter(pc.greater(pc.struct_field(counts, "counts"), 1))
+    if not len(twice):
+        return
+    id = twice[0].as_py()
+    same = table.filter(pc.equal(table.column("id"), pa.scalar(id))).column("address").to_pylist()
+    others = f", and {counted(len(twice) - 1, 'other id')}" if len(twice) > 1 else ""
+    raise DataError(
+        f"{len(same)} videos have the id {id!r}: {same[0]!r} and {same[1]!r}{others}; results are kept by id: give the "
+        "folder that holds them all, or a CSV with a column id"
+    )

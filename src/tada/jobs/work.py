@@ -1,0 +1,325 @@
+"""What a job does with each video: decode its clips, let a network see them, and make a row of results.
+
+The decoding and the network run in different processes, maybe on different machines, so that each kind of work is a
+small picklable value: its settings, and how its three parts are done.
+
+Shapes: N clips, V views of a clip, T frames, C values of a clip, K classes, D features of a clip.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tada.errors import CheckpointError, TooLargeError, VideoError
+from tada.jobs.videos import JobVideo
+from tada.recognition.video_clips import ClipChoice, VideoClip, read_clips
+from tada.system.object_store import ObjectStore, is_address
+from tada.video.inputs import VideoSource, source_of
+from tada.video.sampling import ClipSpec
+from tada.video.sliding_windows import SlidingWindows, clips_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tada.recognition.recognizer import Recognizer
+
+Views = NDArray[np.uint8]
+Values = NDArray[np.float32]
+MAX_FEATURES = 500_000
+"""Most features of a video, as in ``tada.localization.features.extraction``."""
+
+
+class Seen(NamedTuple):
+    """A clip without its pixels, and what the network made of it."""
+
+    clip: VideoClip
+    values: Values
+    """[C]"""
+
+
+class Result(NamedTuple):
+    """The result for a video: a row, and for features their arrays."""
+
+    row: dict[str, Any]
+    arrays: dict[str, Values]
+
+
+class Work(Protocol):
+    """A kind of work."""
+
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def model(self) -> Network: ...
+
+    def decode(self, video: JobVideo) -> Iterator[VideoClip]:
+        """Decode a video's clips, in order; an unreadable video ends with a clip that holds its error."""
+
+    def network(self) -> Callable[[Views], Values]:
+        """Load the network: clips uint8 [N, V, T, H, W, 3] -> values [N, C]."""
+
+    def result(self, video: JobVideo, seen: Sequence[Seen]) -> Result:
+        """The row of a video, from all its clips in order."""
+
+    def columns(self) -> list[tuple[str, Any]]:
+        """Names and Arrow types of a row's columns, besides those of ``row_schema``."""
+
+    def clip_shape(self) -> tuple[int, ...]:
+        """(V, T, H, W, 3) of a clip."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """How a job's videos are opened."""
+
+    store: ObjectStore
+    fps: float | None = None
+    """Rate of folders of frames, in frames per second."""
+
+    @contextmanager
+    def opened(self, video: JobVideo) -> Iterator[VideoSource]:
+        """The video as a file on this machine's disk; errors name it as the job does."""
+        if not is_address(video.address):
+            yield source_of(video.address, fps=self.fps if os.path.isdir(video.address) else None)
+            return
+        with tempfile.TemporaryDirectory(prefix="tada-video-") as folder:
+            file = self.store.fetch(video.address, Path(folder))
+            try:
+                yield source_of(file)
+            except VideoError as error:
+                raise type(error)(str(error).replace(repr(str(file)), repr(video.address)), video.address) from error
+
+    def clips(self, video: JobVideo, read: Callable[[VideoSource], Iterator[VideoClip]]) -> Iterator[VideoClip]:
+        """The clips that ``read`` yields; a VideoError becomes the last clip."""
+        try:
+            with self.opened(video) as source:
+                for clip in read(source):
+                    if clip.fault is not None:
+                        raise clip.fault
+                    yield clip
+        except VideoError as error:
+            yield VideoClip(fault=error)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Network:
+    """The network of a job: loaded anew in each process, and checked to be the same."""
+
+    run: str
+    weights_sha256: str
+    device: str | None = None
+    """None: a GPU where the process has one."""
+    is_bf16: bool = False
+    compile: bool = False
+
+    def load(self) -> Recognizer:
+        """Load it.
+
+        Raises:
+            CheckpointError: the run is not there, or has other weights than where the job was started.
+        """
+        import torch
+
+        from tada.loading import load
+        from tada.localization.features.extraction import backbone_hash
+        from tada.localization.localizer import Localizer
+        from tada.recognition.recognizer import load_recognizer
+
+        dtype = torch.bfloat16 if self.is_bf16 else None
+        if Path(self.run, "localizer.json").exists():
+            model = load(self.run, device=self.device)
+            assert isinstance(model, Localizer)
+            found = model.feature_maker()[0]
+        else:
+            found = load_recognizer(self.run, device=self.device, dtype=dtype, compile=self.compile)
+        if self.weights_sha256 and backbone_hash(found.model) != self.weights_sha256:
+            raise CheckpointError(
+                f"{self.run!r} holds other weights in this process than where the job was started: give all machines "
+                "the same folder"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnswerWork:
+    """Classify videos: rows with the most probable classes of each video and of its clips."""
+
+    source: Source
+    model: Network
+    choice: ClipChoice
+    labels: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    """Of the classes, if a video may have several."""
+    top: int
+    """Classes that are named for each video and clip."""
+
+    def decode(self, video: JobVideo) -> Iterator[VideoClip]:
+        yield from self.source.clips(video, lambda source: read_clips(source, self.choice))
+
+    def network(self) -> Callable[[Views], Values]:
+        import torch
+
+        recognizer = self.model.load()
+        return lambda views: recognizer.answer_scores(torch.from_numpy(views[:, 0])).numpy()
+
+    def clip_shape(self) -> tuple[int, ...]:
+        spec = self.choice.spec
+        return (1, spec.num_frames, spec.crop, spec.crop, 3)
+
+    def columns(self) -> list[tuple[str, Any]]:
+        import pyarrow as pa
+
+        named = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))
+        clip = pa.struct([("start_seconds", pa.float64()), ("end_seconds", pa.float64()), ("scores", named)])
+        return [("labels", pa.list_(pa.string())), ("scores", named), ("clips", pa.list_(clip))]
+
+    def result(self, video: JobVideo, seen: Sequence[Seen]) -> Result:
+        mean: Values = np.stack([one.values for one in seen]).mean(0, dtype=np.float32)
+        row = {
+            "labels": self._labels(mean),
+            "scores": self._top(mean),
+            "clips": [
+                {
+                    "start_seconds": _none_if_nan(one.clip.start_seconds),
+                    "end_seconds": _none_if_nan(one.clip.end_seconds),
+                    "scores": self._top(one.values),
+                }
+                for one in seen
+            ],
+        }
+        return Result(row, {})
+
+    def _top(self, scores: Values) -> list[dict[str, Any]]:
+        best = np.argsort(-scores, kind="stable")[: self.top]
+        return [{"label": self.labels[i], "score": float(scores[i])} for i in best]
+
+    def _labels(self, scores: Values) -> list[str]:
+        """The most probable class; if a video may have several, those that reach their thresholds."""
+        if not self.thresholds:
+            return [self.labels[int(scores.argmax())]]
+        order = np.argsort(-scores, kind="stable")
+        return [self.labels[i] for i in order if scores[i] >= self.thresholds[i]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureWork:
+    """Extract features of sliding windows: rows say where the arrays are."""
+
+    source: Source
+    model: Network
+    spec: ClipSpec
+    windows: SlidingWindows
+    score_labels: tuple[tuple[str, tuple[str, ...]], ...]
+    """Each head's name and the names of its classes, the columns of the scores."""
+    num_features: int
+    """D of a clip, over all its crops; the rest of its values are class probabilities."""
+
+    def decode(self, video: JobVideo) -> Iterator[VideoClip]:
+        yield from self.source.clips(video, self._clips)
+
+    def _clips(self, source: VideoSource) -> Iterator[VideoClip]:
+        with source.open() as reader:
+            duration = reader.info.duration_seconds
+            count = self.windows.count(duration)
+            if count > MAX_FEATURES:
+                raise TooLargeError(
+                    f"{source.name!r} lasts {duration:.0f} s by its own account, which gives {count} features, and at "
+                    f"most {MAX_FEATURES} are made of a video; cut it into parts, or let --stride-seconds be larger",
+                    source.name,
+                )
+            for number, views in enumerate(clips_of(reader, self.spec, self.windows, range(count)), start=1):
+                yield VideoClip(number, count, 0.0, duration, views.numpy())
+
+    def network(self) -> Callable[[Views], Values]:
+        import torch
+
+        from tada.localization.features.extraction import clip_outputs
+
+        recognizer = self.model.load()
+        return lambda views: torch.cat(clip_outputs(recognizer, torch.from_numpy(views)), dim=1).float().numpy()
+
+    def clip_shape(self) -> tuple[int, ...]:
+        return (self.windows.num_crops, self.spec.num_frames, self.spec.crop, self.spec.crop, 3)
+
+    def columns(self) -> list[tuple[str, Any]]:
+        import pyarrow as pa
+
+        return [("duration_seconds", pa.float64()), ("num_features", pa.int64()), ("file", pa.string())]
+
+    def result(self, video: JobVideo, seen: Sequence[Seen]) -> Result:
+        values = np.stack([one.values for one in seen])
+        row = {"duration_seconds": seen[0].clip.end_seconds, "num_features": len(values)}
+        arrays = {"features": np.ascontiguousarray(values[:, : self.num_features])}
+        if values.shape[1] > self.num_features:
+            arrays["scores"] = np.ascontiguousarray(values[:, self.num_features :])
+        return Result(row, arrays)
+
+
+def row_schema(work: Work) -> pa.Schema:
+    """The columns of a job's rows: id and path, those of the work, and the fault of a video that has no result."""
+    import pyarrow as pa
+
+    text = pa.string()
+    return pa.schema([("id", text), ("path", text), *work.columns(), ("fault", text), ("message", text)])
+
+
+def _none_if_nan(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else round(seconds, 3)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """A video that is done: its result, or why it has none."""
+
+    video: JobVideo
+    result: Result | None = None
+    fault: str = ""
+    """The word of ``VideoError.reason``."""
+    message: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """The row of the video; columns without a value are left out."""
+        found: dict[str, Any] = {"id": self.video.id, "path": self.video.address}
+        if self.result is None:
+            return {**found, "fault": self.fault, "message": self.message}
+        return {**found, **self.result.row}
+
+
+class Assembly:
+    """Puts the clips of each video together, in whatever order they come; a clip that comes again is ignored."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._seen: dict[str, dict[int, Seen]] = {}
+        self._done: set[str] = set()
+
+    def add(self, video: JobVideo, clip: VideoClip, values: Values | None) -> Done | None:
+        """Add a clip with its values, or with its fault; return the video if it is done with that."""
+        if video.id in self._done:
+            return None
+        if clip.fault is not None:
+            return self._end(Done(video=video, fault=clip.fault.reason, message=str(clip.fault)))
+        assert values is not None
+        seen = self._seen.setdefault(video.id, {})
+        seen[clip.number] = Seen(clip, values)
+        if len(seen) < clip.num_clips:
+            return None
+        return self._end(
+            Done(video=video, result=self._work.result(video, [seen[i + 1] for i in range(clip.num_clips)]))
+        )
+
+    def _end(self, done: Done) -> Done:
+        self._seen.pop(done.video.id, None)
+        self._done.add(done.video.id)
+        return done

@@ -1,0 +1,98 @@
+"""The videos of a job: what they are called, wherever they are listed, and what is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tada.errors import DataError, OptionError, UserError, VideoNotFoundError
+from tada.jobs.videos import JobVideo, list_videos, videos_in
+from tada.system.object_store import ObjectStore
+
+STORE = ObjectStore(allowed=("s3://videos/",))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.mp4", "a/c.mp4", "a/d.mkv", "notes.txt"):
+        file = tmp_path / "clips" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return tmp_path / "clips"
+
+
+def listed(*names: object) -> list[tuple[str, str]]:
+    return [(video.id, video.address) for video in videos_in(list_videos([str(name) for name in names], STORE, print))]
+
+
+def test_ids_of_a_folder_are_paths_below_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [(name, str(folder / name)) for name in ("a/c.mp4", "a/d.mkv", "b.mp4")]
+    assert listed(folder) == expected
+    monkeypatch.chdir(folder.parent)
+    assert listed("clips") == listed("./clips/") == expected
+
+
+def test_a_file_and_a_pattern_are_called_as_they_are_typed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert listed("clips/b.mp4", "clips/*/*.mkv") == [
+        ("clips/b.mp4", str(folder / "b.mp4")),
+        ("clips/a/d.mkv", str(folder / "a/d.mkv")),
+    ]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_table_names_paths_addresses_and_ids(folder: Path, ending: str) -> None:
+    file = folder.parent / f"list{ending}"
+    rows = {"path": ["clips/b.mp4", "s3://videos/x.mp4", "gone.mp4"], "id": ["one", "", "three"], "label": ["a"] * 3}
+    if ending == ".csv":
+        file.write_text("path,id,label\n" + "".join(",".join(row) + "\n" for row in zip(*rows.values(), strict=True)))
+    else:
+        pq.write_table(pa.table(rows), file)
+    assert listed(file) == [
+        ("one", str(folder / "b.mp4")),
+        ("s3://videos/x.mp4", "s3://videos/x.mp4"),
+        ("three", str(folder.parent / "gone.mp4")),  # it becomes a row with its fault
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.csv", "file,id\na.mp4,1\n", r"list.csv has the columns .*, and none is called path"),
+        ("list.csv", "path,id\n,1\n", r"list.csv row 2: no path; fill in the cell or remove the row"),
+        ("list.csv", "path\n../a.mp4\n", r"list.csv row 2: '../a.mp4' leaves the folder"),
+        ("list.csv", "path\n", r"list.csv has no rows below its header"),
+        ("list.parquet", "no parquet", r"list.parquet' cannot be read as Parquet"),
+        ("list.csv", "path\na.mp4\nb.mp4\na.mp4\n", r"2 videos have the id 'a.mp4': .*results are kept by id"),
+        ("list.csv", "path,id\na.mp4,1\nb.mp4,1\n", r"2 videos have the id '1': '.*a.mp4' and '.*b.mp4'; results"),
+        ("list.csv", "path\ns3://other/a.mp4\n", r"s3://other/a.mp4"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=message):
+        listed(tmp_path / name)
+
+
+def test_names_that_are_not_there(folder: Path) -> None:
+    with pytest.raises(VideoNotFoundError, match=r"'nowhere.mp4' is not there: give a video, a folder"):
+        listed("nowhere.mp4")
+    with pytest.raises(OptionError, match=r"a table of videos is read from a local file; fetch it"):
+        listed("s3://videos/list.csv")
+
+
+def test_two_folders_with_the_same_names(folder: Path) -> None:
+    (folder.parent / "more").mkdir()
+    (folder.parent / "more" / "b.mp4").touch()
+    with pytest.raises(DataError, match=r"2 videos have the id 'b.mp4': .*give the folder that holds them all"):
+        listed(folder, folder.parent / "more")
+
+
+def test_many_are_listed_in_their_order() -> None:
+    ids = [f"v{number}" for number in range(10_000)]
+    table = pa.table({"id": ids, "address": [f"/{id}" for id in ids]})
+    assert list(videos_in(table)) == [JobVideo(id, os.path.join("/", id)) for id in ids]

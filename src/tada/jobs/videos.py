@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tada.data.csv_rows import csv_columns, csv_rows, path_inside, required
 from tada.errors import DataError, OptionError, VideoNotFoundError, counted, listed
-from tada.system.object_store import ObjectStore, is_address
+from tada.system.object_store import ObjectStore, is_address, masked, refuse_other_schemes
 from tada.video.find import find_videos
 from tada.video.numbered import VIDEO_EXTENSIONS
 
@@ -47,7 +47,8 @@ def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], N
 
     Raises:
         DataError: two videos have the same id; or a table has no column of paths, or an empty one.
-        OptionError: an address that ``store`` does not allow.
+        OptionError: an address that ``store`` does not allow, or of a scheme that is not supported.
+        StoreAccessError: credentials or a bucket are missing.
         VideoNotFoundError: a folder or pattern without videos.
     """
     import pyarrow as pa
@@ -60,9 +61,7 @@ def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], N
             addresses.append(video.address)
     table = pa.table({"id": pa.array(ids, pa.string()), "address": pa.array(addresses, pa.string())})
     _check_distinct(table)
-    for address in addresses:
-        if is_address(address):
-            store.check_allowed(address)
+    store.check_access(address for address in addresses if is_address(address))
     return table
 
 
@@ -75,11 +74,12 @@ def videos_in(table: pa.Table) -> Iterator[JobVideo]:
 
 
 def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Iterator[JobVideo]:
+    refuse_other_schemes(name)
     if is_address(name):
         if name.lower().endswith(_TABLES):
             raise OptionError(f"{name!r}: a table of videos is read from a local file; fetch it, and give its path")
         if Path(name).suffix.lower() in VIDEO_EXTENSIONS:
-            yield JobVideo(name, name)
+            yield JobVideo(masked(name), name)
             return
         store.check_allowed(name)
         folder = name.rstrip("/") + "/"
@@ -100,7 +100,7 @@ def _videos_of_table(file: Path) -> Iterator[JobVideo]:
     for source, cells in _parquet_rows(file) if file.suffix.lower() == ".parquet" else _csv_rows(file):
         path = required(source, cells, "path")
         address = path if is_address(path) else path_inside(root, path, source)
-        yield JobVideo(cells.get("id") or path, address)
+        yield JobVideo(cells.get("id") or (masked(path) if is_address(path) else path), address)
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:

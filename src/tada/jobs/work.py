@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tada.errors import CheckpointError, TooLargeError, VideoError
 from tada.jobs.videos import JobVideo
 from tada.recognition.video_clips import ClipChoice, VideoClip, read_clips
-from tada.system.object_store import ObjectStore, is_address
+from tada.system.object_store import ObjectStore, is_address, masked
 from tada.video.inputs import VideoSource, source_of
 from tada.video.sampling import ClipSpec
 from tada.video.sliding_windows import SlidingWindows, clips_of
@@ -98,7 +98,8 @@ class Source:
             try:
                 yield source_of(file)
             except VideoError as error:
-                raise type(error)(str(error).replace(repr(str(file)), repr(video.address)), video.address) from error
+                name = masked(video.address)
+                raise type(error)(str(error).replace(repr(str(file)), repr(name)), name) from error
 
     def clips(self, video: JobVideo, read: Callable[[VideoSource], Iterator[VideoClip]]) -> Iterator[VideoClip]:
         """The clips that ``read`` yields; a VideoError becomes the last clip."""
@@ -290,7 +291,7 @@ class Done:
 
     def row(self) -> dict[str, Any]:
         """The row of the video; columns without a value are left out."""
-        found: dict[str, Any] = {"id": self.video.id, "path": self.video.address}
+        found: dict[str, Any] = {"id": self.video.id, "path": masked(self.video.address)}
         if self.result is None:
             return {**found, "fault": self.fault, "message": self.message}
         return {**found, **self.result.row}

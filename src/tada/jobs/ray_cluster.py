@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tada.data.workers import Lost, WorkerProcess
-from tada.errors import VideoError
+from tada.errors import UserError, VideoError
 from tada.jobs.one_machine import ATTEMPTS, lost
 from tada.jobs.ray_connection import in_passes
 from tada.jobs.videos import JobVideo
@@ -138,10 +138,16 @@ class NetworkActor:
 
         if not torch.cuda.is_available():
             torch.set_num_threads(1)
-        self._network: Callable[[Views], Values] = work.network()
         self._shape = work.clip_shape()
+        self._fault: UserError | None = None
+        try:
+            self._network: Callable[[Views], Values] = work.network()
+        except UserError as error:  # raised at the first batch: from here it would come as a dead actor, tried again
+            self._fault = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        if self._fault is not None:
+            raise self._fault
         views = [
             np.frombuffer(cell.as_buffer(), np.uint8).reshape(self._shape)
             for cell, fault in zip(table.column("views"), table.column("fault").to_pylist(), strict=True)

@@ -112,7 +112,7 @@ def check_nodes(paths: tuple[str, ...]) -> None:
     Raises:
         OptionError: a node does not.
     """
-    here = _look(())
+    here = _here()
     looks = {}
     for node in ray.nodes():  # type: ignore[no-untyped-call]
         if node["Alive"] and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0:
@@ -141,6 +141,10 @@ def check_nodes(paths: tuple[str, ...]) -> None:
                 f"the node {host} does not see {node.missing[0]!r}: put runs and videos on a file system that all "
                 "nodes share, under the same path, or give addresses of an object store"
             )
+
+
+def _here() -> _Node:
+    return _look(())
 
 
 def _look(paths: tuple[str, ...]) -> _Node:

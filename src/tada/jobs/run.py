@@ -19,6 +19,7 @@ from tada.recognition.recognizer import Recognizer
 from tada.recognition.video_clips import ClipChoice
 from tada.system.devices import check_num_workers, default_num_workers
 from tada.system.locks import holds
+from tada.system.object_store import is_address
 from tada.system.progress import Work as Progress
 from tada.video.sliding_windows import SlidingWindows
 
@@ -95,7 +96,8 @@ def run_job(
     Raises:
         OptionError: the folder holds another job's results; or the cluster cannot be reached, or has other versions.
         OutputError: the folder cannot be written, or another process writes into it.
-        UserError: an error that is not of one video, such as credentials that a store refuses.
+        StoreAccessError: an object store refuses us.
+        UserError: another error that is not of one video.
     """
     import pyarrow.compute as pc
 
@@ -108,6 +110,7 @@ def run_job(
     others = len(known) - there_before
     num_done, faults, started = 0, Counter[str](), time.monotonic()
     if len(left):
+        work.source.store.check_access(filter(is_address, left.column("address").to_pylist()))
         with (
             _started(left, work, engine) as results,
             Progress("working", len(left), noun="videos", is_shown=show_progress) as progress,

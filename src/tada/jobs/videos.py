@@ -48,7 +48,7 @@ def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], N
     Raises:
         DataError: two videos have the same id; or a table has no column of paths, or an empty one.
         OptionError: an address that ``store`` does not allow, or of a scheme that is not supported.
-        StoreAccessError: credentials or a bucket are missing.
+        StoreAccessError: a folder of a store cannot be listed.
         VideoNotFoundError: a folder or pattern without videos.
     """
     import pyarrow as pa
@@ -61,7 +61,8 @@ def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], N
             addresses.append(video.address)
     table = pa.table({"id": pa.array(ids, pa.string()), "address": pa.array(addresses, pa.string())})
     _check_distinct(table)
-    store.check_access(address for address in addresses if is_address(address))
+    for address in filter(is_address, addresses):
+        store.check_allowed(address)
     return table
 
 

@@ -66,10 +66,10 @@ def limits(own: dict[str, Load]) -> Rows:
 
 SIMULATED = {
     "answers, originals, CPUs": (80_000, 1),
-    "answers, copies, CPUs": (40_000, 4),
+    "answers, copies, CPUs": (80_000, 2),
     "answers, originals, GPUs": (80_000, 1),
     "features, originals, GPUs": (30_000, 1),
-    "10x3 views, copies, CPUs": (20_000, 4),
+    "10x3 views, copies, CPUs": (20_000, 3),
 }
 """Videos, and runs with kills: several where few machines do one kind of work, so that a single kill counts."""
 

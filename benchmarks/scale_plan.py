@@ -201,7 +201,7 @@ def cluster_for(load: Load, workers: int, *, shard_videos: int = 10_000, decoded
     """Decoders and networks in the best ratio, ``workers`` of them at most.
 
     Machines that decode have 16 cores; those of networks have 8 (two cores each), or one GPU. Half as many connections
-    again as the others need hide the store, if a machine may have so many.
+    again as the others need hide the store, as far as a machine may have so many.
 
     Args:
         decoded_batches: size of the buffer in front of the networks, in batches for each of them.
@@ -212,8 +212,12 @@ def cluster_for(load: Load, workers: int, *, shard_videos: int = 10_000, decoded
         return (workers - network_nodes * each) // NODE_CORES
 
     def rate(network_nodes: int) -> float:
-        decoders = decode_nodes(network_nodes) * NODE_CORES
-        return min(decoders / load.decode_seconds, network_nodes * each / load.network_seconds)
+        machines = decode_nodes(network_nodes)
+        return min(
+            machines * load.max_streams / load.mean_fetch_seconds,
+            machines * NODE_CORES / load.decode_seconds,
+            network_nodes * each / load.network_seconds,
+        )
 
     best = max(range(1, (workers - NODE_CORES) // each + 1), key=rate)
     streams = 1.5 * rate(best) * load.mean_fetch_seconds / decode_nodes(best)
@@ -276,8 +280,14 @@ def mean_limit(cluster: Cluster, load: Load, faults: Faults) -> float:
 
 
 def binomial(count: int, chance: float) -> list[float]:
-    """Probabilities of 0 to ``count``."""
-    return [math.comb(count, k) * chance**k * (1 - chance) ** (count - k) for k in range(count + 1)]
+    """Probabilities of 0 to ``count`` successes; by logarithms, since the coefficients may be too large for a float."""
+    if chance == 1:
+        return [0.0] * count + [1.0]
+    yes, no = math.log(chance), math.log1p(-chance)
+    return [
+        math.exp(math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) + k * yes + (count - k) * no)
+        for k in range(count + 1)
+    ]
 
 
 def expected_rate(cluster: Cluster, load: Load, faults: Faults) -> float:

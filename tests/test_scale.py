@@ -249,6 +249,15 @@ def test_a_kill_of_a_machine_by_hand() -> None:
     assert done.decoded_again == pytest.approx(0.05)
 
 
+def test_a_kill_loses_rows_that_have_not_left_the_machine_by_hand() -> None:
+    """Rows 1 and 2 have left at the kill; 3 is in the network's hands, since the driver has no room, and is lost."""
+    seconds = work(4, network=1, driver_batch_seconds=10)
+    done = run_killed_once(machine(results_buffer=1), seconds, at=5, back=1)
+    assert done.seconds == 1 + 4 * 10
+    assert done.spent_seconds["network"] == 5  # 1, 2, 3, and 3 and 4 again: of 4 nothing was done
+    assert done.times_written == [1] * 4
+
+
 def test_a_kill_of_the_driver_by_hand() -> None:
     """Of three finished videos two are in a file; the third, half of the fourth and 7 s are lost."""
     done = run_killed_once(machine(shard_videos=2), work(10, decode=10), at=35, back=7, driver=True)
@@ -338,6 +347,19 @@ def test_more_faults_take_more_time() -> None:
     assert driver_kill_seconds(cluster, own, replace(Faults(), driver_back_seconds=60)) > 60
     with pytest.raises(ValueError, match="gets nowhere"):
         expected_seconds(10, cluster, own, Faults(driver_kills_per_hour=100, driver_back_seconds=60))
+
+
+def test_work_done_again_is_that_of_the_formula() -> None:
+    own = loads(read_rates(), Assumptions())["answers, originals, CPUs"]
+    own = replace(own, slow_share=0.0, video_seconds=own.video_seconds / 4)  # the decoders limit
+    cluster = cluster_for(own, 100)
+    cluster = replace(cluster, nodes=(cluster.nodes[0], replace(cluster.nodes[1], count=6)))
+    faults = Faults(node_kills_per_hour=360, node_back_seconds=1)
+    assert limit_of(cluster, own, faults)[0] == "decoders"
+    runs = [Simulation(cluster, own.work(6000), faults, seed=seed).run() for seed in range(12)]
+    expected = rework_share(cluster, own, faults)
+    # Machines of networks lose others' decoded videos too: both kinds are killed alike.
+    in_the_mean([run.decoded_again for run in runs], expected)
 
 
 # The page

@@ -636,6 +636,7 @@ def test_redirects_are_followed_to_allowed_addresses_only(web: WebServer, tmp_pa
         ) as raised:
             store.fetch(f"{web.url}/to/{name}", tmp_path)
         assert raised.value.path == f"{web.url}/to/{name}"
+        store.check_access([f"{web.url}/to/{name}"])
         assert "secret" not in str(raised.value)
     assert {path for path, _ in web.requests} == {"/to/outside", "/to/up", "/to/host", "/to/port", "/to/far"}
     assert other.requests == []

@@ -112,10 +112,9 @@ class FaultyProxy:
                     self._trickle(data, sink, fault.bytes_per_second)
                     continue
                 passed[0] = passed[0] + len(data) if is_answer else 0
+                with self._lock:
+                    self.bytes_sent += len(data) if is_answer else 0
                 sink.sendall(data)
-                if is_answer:
-                    with self._lock:
-                        self.bytes_sent += len(data)
         for connection in (source, sink):
             with suppress(OSError):
                 connection.close()

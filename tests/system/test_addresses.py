@@ -110,6 +110,8 @@ def test_not_below_the_prefix(prefix: str, address: str) -> None:
         ("https://host.org./path/a.mp4", "no valid host"),
         ("https:///path/a.mp4", "no valid host"),
         ("https://", "no valid host"),
+        ("s3://videos/cats/\udcff.mp4", "is not UTF-8"),
+        ("s3://videos/cats/" + "é" * 510, "has a key of more than 1024 bytes"),
         ("a.mp4", "is no address"),
     ],
 )

@@ -20,6 +20,8 @@ _OTHER_SCHEME = re.compile(r"(?=file:/|[a-z][a-z0-9+.-]+://)([^:]+)", re.IGNOREC
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
+_UNDECODED = re.compile("[\ud800-\udfff]")  # how Python writes bytes of a file name that are no text
+_MAX_KEY_BYTES = 1024  # of s3 and gs
 _ENCODED_SLASH = re.compile(r"%2f|%5c", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -92,6 +94,8 @@ def parse_address(address: str) -> Address:
         raise OptionError(f"{address!r} is no address: it begins with s3://, gs://, https:// or http://")
     if _CONTROL.search(address):
         raise _malformed(address, "has a backslash or a control character")
+    if _UNDECODED.search(address):
+        raise OptionError(f"{masked(address)!r} is not UTF-8: write the list of addresses in UTF-8")
     scheme = address.partition("://")[0].lower()
     return _parse_http(address, scheme) if scheme in _DEFAULT_PORTS else _parse_store(address, scheme)
 
@@ -113,6 +117,8 @@ def _parse_store(address: str, scheme: str) -> Address:
     bucket, _, key = address.partition("://")[2].partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise _malformed(address, "has no valid name of a bucket: letters, digits, '.', '-' and '_'")
+    if len(key.encode()) > _MAX_KEY_BYTES:
+        raise _malformed(address, f"has a key of more than {_MAX_KEY_BYTES} bytes")
     if "?versionId=" in key:
         raise _malformed(address, "names a version; only the newest version of an object is read")
     if _leads_upwards(key):

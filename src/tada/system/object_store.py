@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from tada.errors import (
     DataError,
     OptionError,
+    RedirectRefusedError,
     StoreAccessError,
     UnreachableError,
     VideoNotFoundError,
@@ -105,7 +106,7 @@ class ObjectStore:
     def check_access(self, addresses: Iterable[str]) -> None:
         """Check before work begins that all addresses are allowed, and that the first below each prefix can be read.
 
-        That this one file is not there is no fault: its row will say so.
+        That this one file is not there, or redirects elsewhere, is no fault: its row will say so.
 
         Raises:
             OptionError: an address is not allowed.
@@ -118,7 +119,7 @@ class ObjectStore:
         for address in first.values():
             try:
                 self._try_often(address, partial(self._look, address))
-            except VideoNotFoundError:
+            except (VideoNotFoundError, RedirectRefusedError):
                 continue
             except UnreachableError as error:
                 raise StoreAccessError(f"{error} (the server's address and the network?)") from None

@@ -53,7 +53,7 @@ class Limits:
             )
 
 
-_file_systems: dict[object, Any] = {}
+_file_systems: dict[tuple[Any, ...], Any] = {}
 
 
 def file_system(scheme: str, limits: Limits, may_visit: Callable[[str], bool], rules: object) -> Any:
@@ -70,16 +70,18 @@ def file_system(scheme: str, limits: Limits, may_visit: Callable[[str], bool], r
     # A process forked from this one cannot use its connections. Changed credentials and servers count at once.
     variables = [item for item in os.environ.items() if item[0].startswith(("AWS_", "GOOGLE_"))]
     key = (os.getpid(), scheme, limits, rules, hash(frozenset(variables)))
-    if key not in _file_systems:
+    store = _file_systems.get(key)
+    if store is None:  # two threads may each make one, which does no harm
         with told_as_user_errors(f"{scheme}://", scheme):
-            _file_systems[key] = _MAKERS[scheme](limits, may_visit)
-    return _file_systems[key]
+            store = _file_systems[key] = _MAKERS[scheme](limits, may_visit)
+    return store
 
 
 def forget_file_systems(scheme: str) -> None:
     """Have the next call read the configuration again: credentials that were refused may have been replaced."""
-    for key in [key for key in _file_systems if isinstance(key, tuple) and key[1] == scheme]:
-        _file_systems.pop(key, None)
+    for key in list(_file_systems):  # a copy: other threads may change it
+        if key[1] == scheme:
+            _file_systems.pop(key, None)
 
 
 def _s3(limits: Limits, may_visit: Callable[[str], bool]) -> Any:
@@ -191,7 +193,9 @@ def read_object(store: Any, address: str, parsed: Address, received: Received, l
     received.begin(size, version)
     while received.at < size:
         length = min(_BLOCK_BYTES, size - received.at)
-        span = {"start": received.at, "end": received.at + length}
+        is_last = received.at + length == size
+        # Ask for one byte after the last: only an object that has grown since has it.
+        span = {"start": received.at, "end": received.at + length + is_last}
         with told_as_user_errors(address, parsed.scheme):
             block = call(store, store._cat_file, path, timeout_seconds=limits.seconds_for(length), **span)
         if len(block) != length:

@@ -10,8 +10,27 @@ from pathlib import Path
 
 from tada.errors import OutputError
 from tada.jobs.videos import JobVideo
-from tada.jobs.work import AnswerWork
-from tada.recognition.video_clips import VideoClip
+from tada.jobs.work import AnswerWork, FeatureWork, Network, Source
+from tada.recognition.recognizer import Recognizer
+from tada.recognition.video_clips import ClipChoice, VideoClip
+from tada.system.object_store import ObjectStore
+from tada.video.sliding_windows import SlidingWindows
+
+RUN = "tada2d_tiny_motion"
+SOURCE = Source(store=ObjectStore(allowed=()))
+
+
+def answers_of(
+    recognizer: Recognizer, *, top: int, num_clips: int | None = None, source: Source = SOURCE
+) -> AnswerWork:
+    """The work of `tada predict --out` with the network of RUN."""
+    choice = ClipChoice(spec=recognizer.clip, num_clips=num_clips)
+    return AnswerWork.of(recognizer, Network.of(recognizer, RUN), source, choice, top=top)
+
+
+def features_of(recognizer: Recognizer, windows: SlidingWindows) -> FeatureWork:
+    """The work of `tada extract --shards` with the network of RUN."""
+    return FeatureWork.of(recognizer, Network.of(recognizer, RUN), SOURCE, windows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,7 @@ import pytest
 import ray
 
 from drawn_videos import draw_plain
-from job_works import DeadlyWork
+from job_works import RUN, SOURCE, DeadlyWork, features_of
 from tada.data.annotations import read_dataset
 from tada.data.check import check_dataset
 from tada.data.prepare import prepare
@@ -25,13 +25,12 @@ from tada.errors import CheckpointError, OptionError, OutputError, WorkerLostErr
 from tada.jobs import ray_connection
 from tada.jobs.ray_connection import check_nodes, connected, in_passes
 from tada.jobs.ray_tasks import on_cluster
-from tada.jobs.run import Engine, Summary, about_job, answer_work, feature_work, run_job
+from tada.jobs.run import Engine, Summary, about_job, run_job
 from tada.jobs.shards import read_arrays, read_rows
 from tada.jobs.videos import list_videos
-from tada.jobs.work import AnswerWork, FeatureWork, Source
+from tada.jobs.work import AnswerWork, FeatureWork, Network
 from tada.recognition.recognizer import load_recognizer
 from tada.recognition.video_clips import ClipChoice
-from tada.system.object_store import ObjectStore
 from tada.video.sliding_windows import SlidingWindows
 
 pytestmark = pytest.mark.filterwarnings(
@@ -39,9 +38,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:ray.*",
     "ignore::FutureWarning",  # Ray warns of a variable that we set
 )
-
-RUN = "tada2d_tiny_motion"
-SOURCE = Source(store=ObjectStore(allowed=()))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +54,9 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def work() -> AnswerWork:
     recognizer = load_recognizer(RUN)
-    return answer_work(recognizer, RUN, SOURCE, ClipChoice(spec=recognizer.clip, num_clips=2), top=20)
+    return AnswerWork.of(
+        recognizer, Network.of(recognizer, RUN), SOURCE, ClipChoice(spec=recognizer.clip, num_clips=2), top=20
+    )
 
 
 @pytest.fixture
@@ -115,7 +113,9 @@ def test_answers_are_those_of_one_machine_and_deadly_videos_are_set_aside(
 
 @pytest.mark.slow
 def test_features_are_those_of_one_machine(local_ray: None, folder: Path, tmp_path: Path) -> None:
-    work = feature_work(load_recognizer(RUN), RUN, SOURCE, SlidingWindows(window_seconds=0.4, stride_seconds=0.2))
+    recognizer = load_recognizer(RUN)
+    windows = SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
+    work = features_of(recognizer, windows)
     run(work, folder, tmp_path / "ray")
     run(work, folder, tmp_path / "here", is_ray=False)
     expected = rows_of(tmp_path / "here")

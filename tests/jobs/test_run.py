@@ -19,22 +19,19 @@ import pytest
 
 from drawn_videos import draw_plain
 from hang import HANG_SECONDS
-from job_works import DeadlyWork
+from job_works import RUN, SOURCE, DeadlyWork, features_of
 from tada.errors import DataError, OptionError, OutputError
 from tada.jobs import one_machine, shards
-from tada.jobs.run import Engine, Summary, about_job, answer_work, feature_work, run_job
+from tada.jobs.run import Engine, Summary, about_job, run_job
 from tada.jobs.shards import Shards, ids_of, read_arrays, read_rows
 from tada.jobs.videos import list_videos, videos_in
-from tada.jobs.work import AnswerWork, Done, Source, row_schema
+from tada.jobs.work import AnswerWork, Done, FeatureWork, Network, row_schema
 from tada.localization.features.extraction import extract_video
 from tada.recognition.prediction import Prediction
 from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.recognition.video_clips import ClipChoice
-from tada.system.object_store import ObjectStore
 from tada.video.sliding_windows import SlidingWindows
 
-RUN = "tada2d_tiny_motion"
-SOURCE = Source(store=ObjectStore(allowed=()))
 ENGINE = Engine(num_workers=1, batch_size=3)
 
 
@@ -45,7 +42,9 @@ def recognizer() -> Recognizer:
 
 @pytest.fixture(scope="module")
 def work(recognizer: Recognizer) -> AnswerWork:
-    return answer_work(recognizer, RUN, SOURCE, ClipChoice(spec=recognizer.clip, num_clips=2), top=3)
+    return AnswerWork.of(
+        recognizer, Network.of(recognizer, RUN), SOURCE, ClipChoice(spec=recognizer.clip, num_clips=2), top=3
+    )
 
 
 @pytest.fixture
@@ -101,7 +100,7 @@ def test_answers_are_those_of_predictions(
 
 def test_features_are_those_of_an_extraction(recognizer: Recognizer, folder: Path, tmp_path: Path) -> None:
     windows = SlidingWindows(window_seconds=0.4, stride_seconds=0.1)
-    work = feature_work(recognizer, RUN, SOURCE, windows)
+    work = features_of(recognizer, windows)
     videos = list_videos([str(folder)], SOURCE.store, print)
     run_job(videos, work, tmp_path / "out", about=about_job(work), engine=ENGINE, show_progress=False)
     rows = rows_of(tmp_path / "out")
@@ -185,7 +184,9 @@ def test_another_job_in_the_same_folder_is_refused(
     recognizer: Recognizer, work: AnswerWork, folder: Path, tmp_path: Path
 ) -> None:
     run(work, folder, tmp_path / "out")
-    other = answer_work(recognizer, RUN, SOURCE, ClipChoice(spec=recognizer.clip, num_clips=5), top=3)
+    other = AnswerWork.of(
+        recognizer, Network.of(recognizer, RUN), SOURCE, ClipChoice(spec=recognizer.clip, num_clips=5), top=3
+    )
     with pytest.raises(OptionError, match=r"out' holds results of a job with another clips: give another folder, or"):
         run(other, folder, tmp_path / "out")
     (tmp_path / "used").mkdir()
@@ -229,7 +230,9 @@ def write_half(table: pa.Table, file: Path, **options: object) -> None:
 
 def test_arrays_without_rows_are_replaced(recognizer: Recognizer, folder: Path, tmp_path: Path) -> None:
     """As a process leaves them that is killed between the two files of a shard."""
-    work = feature_work(recognizer, RUN, SOURCE, SlidingWindows(window_seconds=0.4, stride_seconds=0.2))
+    work = FeatureWork.of(
+        recognizer, Network.of(recognizer, RUN), SOURCE, SlidingWindows(window_seconds=0.4, stride_seconds=0.2)
+    )
     out = tmp_path / "out"
     (out / "arrays").mkdir(parents=True)
     shards.begin(out, about_job(work))

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 
 from drawn_videos import draw_plain
+from job_works import RUN
 from object_store_server import SECRET, Fault, S3Server, use_server
 from tada.commands.cli import main
-from tada.jobs.run import Engine, about_job, answer_work, run_job
+from tada.jobs.run import Engine, about_job, run_job
 from tada.jobs.shards import read_rows
 from tada.jobs.videos import list_videos
-from tada.jobs.work import Source
+from tada.jobs.work import AnswerWork, Network, Source
 from tada.recognition.recognizer import load_recognizer
 from tada.recognition.video_clips import ClipChoice
 from tada.system.object_store import ObjectStore
 
-RUN = "tada2d_tiny_motion"
 STORE = ObjectStore(allowed=("s3://videos/",), timeout_seconds=1.0, max_file_bytes=100_000)
 
 
@@ -49,7 +49,9 @@ def test_answers_of_addresses_are_those_of_files(store: S3Server, tmp_path: Path
         "path,id\n" + "".join(f"s3://videos/a/{n}.mp4,{n}.mp4\n" for n in (0, 1, 2, 3, "broken", "large", "gone"))
     )
     recognizer = load_recognizer(RUN)
-    work = answer_work(recognizer, RUN, Source(store=STORE), ClipChoice(spec=recognizer.clip), top=3)
+    work = AnswerWork.of(
+        recognizer, Network.of(recognizer, RUN), Source(store=STORE), ClipChoice(spec=recognizer.clip), top=3
+    )
     videos = list_videos([str(tmp_path / "list.csv")], STORE, print)
     store.proxy.faults += [Fault("cut", after_bytes=700), Fault("slow", after_bytes=700), Fault("refuse")]
     engine = Engine(num_workers=1, batch_size=2)

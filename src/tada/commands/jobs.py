@@ -5,21 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 
 from tada.commands.arguments import say_aside
-from tada.errors import OptionError, UserError
+from tada.errors import UserError
 from tada.system.signals import advise
 from tada.system.terminal import say
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from tada.data.workers import Pool
-    from tada.jobs.work import AnswerWork, FeatureWork, Source
+    from tada.jobs.run import Summary
 
 _LOCAL = "local"
 
@@ -75,49 +73,32 @@ def pool_of(ray: str | None, seen: str) -> Iterator[Pool]:
         yield on_cluster
 
 
-def job_source(options: Namespace, fps: float | None) -> Source:
-    """How the job's videos are opened."""
-    from tada.jobs.work import Source
+def job_arguments(options: Namespace, *, batch_size: int | None = None) -> dict[str, Any]:
+    """The arguments of ``predict_into`` and ``extract_into`` that both commands have."""
+    from tada.jobs.run import Engine
     from tada.system.object_store import ObjectStore
 
-    return Source(store=ObjectStore(allowed=tuple(options.allow), max_file_bytes=options.max_file_mb * 10**6), fps=fps)
+    advise(lambda state: f"what is done is in {options.out}: the same command goes on")
+    return {
+        "fps": options.fps,
+        "device": options.device,
+        "store": ObjectStore(allowed=tuple(options.allow), max_file_bytes=options.max_file_mb * 10**6),
+        "engine": Engine(
+            is_ray=options.ray is not None,
+            ray_address=None if options.ray == _LOCAL else options.ray,
+            num_workers=options.num_workers,
+            batch_size=batch_size,
+        ),
+        "say": say_aside,
+    }
 
 
-def check_parquet() -> None:
-    """Check that pyarrow is installed.
-
-    Raises:
-        OptionError: it is not.
-    """
-    from importlib.util import find_spec
-
-    if find_spec("pyarrow") is None:
-        raise OptionError("shards of rows need pyarrow, which is not installed: pip install 'tada-video[ray]'")
-
-
-def list_job_videos(names: list[str], source: Source) -> pa.Table:
-    """The videos of a job, as ``tada.jobs.videos.list_videos``."""
-    from tada.jobs.videos import list_videos
-
-    return list_videos(names, source.store, say_aside)
-
-
-def run_and_report(
-    videos: pa.Table, work: AnswerWork | FeatureWork, out: Path, options: Namespace, *, batch_size: int
-) -> int:
-    """Run a job and print its summary.
+def report_job(summary: Summary, out: Path) -> int:
+    """Print the summary of a job.
 
     Returns:
         The exit code: 1 if there are videos without a result.
     """
-    from tada.jobs.run import Engine, about_job, run_job
-
-    advise(lambda state: f"what is done is in {out}: the same command goes on")
-    address = None if options.ray == _LOCAL else options.ray
-    engine = Engine(
-        is_ray=options.ray is not None, ray_address=address, num_workers=options.num_workers, batch_size=batch_size
-    )
-    summary = run_job(videos, work, out, about=about_job(work), engine=engine)
     for line in summary.lines():
         say(line)
     say(f"they are in {out}: rows/*.parquet, summary.json")

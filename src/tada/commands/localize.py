@@ -26,7 +26,7 @@ from tada.commands.arguments import (
     say_aside,
     video_files,
 )
-from tada.commands.jobs import add_job, check_parquet, job_source, list_job_videos, run_and_report
+from tada.commands.jobs import add_job, job_arguments, report_job
 from tada.commands.localize_stream import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError, counted
 from tada.system.progress import Work, track
@@ -120,13 +120,11 @@ def _extract(options: Namespace) -> int:
 
 def _extract_job(recognizer: Recognizer, windows: SlidingWindows, options: Namespace) -> int:
     """Features of many videos as shards in a folder."""
-    from tada.jobs.run import feature_work
+    from tada.jobs.run import extract_into
 
-    check_parquet()
-    source = job_source(options, options.fps)
-    videos = list_job_videos([options.videos], source)
-    work = feature_work(recognizer, options.run, source, windows)
-    return run_and_report(videos, work, options.out, options, batch_size=options.batch_size)
+    arguments = job_arguments(options, batch_size=options.batch_size)
+    summary = extract_into(options.out, recognizer, options.run, [options.videos], windows, **arguments)
+    return report_job(summary, options.out)
 
 
 def _localize_arguments(parser: ArgumentParser) -> None:

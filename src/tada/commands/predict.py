@@ -26,14 +26,7 @@ from tada.commands.arguments import (
     sources_of,
     video_files,
 )
-from tada.commands.jobs import (
-    add_job,
-    check_no_others,
-    check_parquet,
-    job_source,
-    list_job_videos,
-    run_and_report,
-)
+from tada.commands.jobs import add_job, check_no_others, job_arguments, report_job
 from tada.commands.predict_stream import add_live, check_live_options, recognize_live
 from tada.errors import UserError, VideoError
 from tada.system.files import try_folder
@@ -198,18 +191,21 @@ def _predict(options: Namespace) -> int:
 
 def _predict_job(options: Namespace) -> int:
     """Answers of many videos as shards in a folder."""
-    from tada.jobs.run import answer_work
-    from tada.recognition.video_clips import ClipChoice
+    from tada.jobs.run import predict_into
 
     check_no_others(options, ("format", "plots", "explain", "explain_label", "save_video", "compile"))
-    check_parquet()
     run, names = _run_and_videos(options)
-    source = job_source(options, options.fps)
-    videos = list_job_videos(names, source)
-    recognizer = _load(run, options)
-    choice = ClipChoice(spec=recognizer.clip, num_clips=options.clips, window_seconds=options.window_seconds)
-    work = answer_work(recognizer, run, source, choice, top=options.top, is_bf16=options.precision == "bf16")
-    return run_and_report(videos, work, options.out, options, batch_size=8 if recognizer.device.type == "cpu" else 32)
+    summary = predict_into(
+        options.out,
+        run,
+        names,
+        num_clips=options.clips,
+        window_seconds=options.window_seconds,
+        top=options.top,
+        precision=options.precision,
+        **job_arguments(options),
+    )
+    return report_job(summary, options.out)
 
 
 def _run_and_videos(options: Namespace) -> tuple[str, list[str]]:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from tada.data.workers import Lost, WorkerProcess
 from tada.errors import UserError, VideoError
-from tada.jobs.one_machine import ATTEMPTS, lost
+from tada.jobs.one_machine import ATTEMPTS, batch_size_of, lost
 from tada.jobs.ray_connection import in_passes
 from tada.jobs.videos import JobVideo
 from tada.jobs.work import Assembly, Done, Values, Views, Work
@@ -31,7 +31,7 @@ _MIN_BLOCKS = 64
 _BLOCK_BYTES = 8 * 2**20  # of clips: what a lost node has to do again
 
 
-def do_on_cluster(videos: pa.Table, work: Work, *, batch_size: int) -> Generator[Done, None, None]:
+def do_on_cluster(videos: pa.Table, work: Work, *, batch_size: int | None) -> Generator[Done, None, None]:
     """Do the work for each video, in any order, each once.
 
     Raises:
@@ -54,7 +54,7 @@ def do_on_cluster(videos: pa.Table, work: Work, *, batch_size: int) -> Generator
     yield from in_passes(one_pass, lambda: len(left), "video")
 
 
-def _one_pass(videos: pa.Table, work: Work, assembly: Assembly, batch_size: int) -> Iterator[Done]:
+def _one_pass(videos: pa.Table, work: Work, assembly: Assembly, batch_size: int | None) -> Iterator[Done]:
     """Send the videos through the cluster once; some may be missing at the end."""
     import ray.data
     from ray.data import ActorPoolStrategy
@@ -78,7 +78,7 @@ def _one_pass(videos: pa.Table, work: Work, assembly: Assembly, batch_size: int)
     values = clips.map_batches(
         NetworkActor,
         fn_constructor_args=[work],
-        batch_size=batch_size,
+        batch_size=batch_size or batch_size_of(has_gpu=num_gpus > 0),
         batch_format="pyarrow",
         num_gpus=1 if num_gpus else 0,
         num_cpus=0 if num_gpus else cpus_of_each,

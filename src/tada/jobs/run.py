@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from tada.errors import OptionError, counted
+from tada.jobs.videos import list_videos
 from tada.jobs.work import AnswerWork, Done, FeatureWork, Network, Source, Work, row_schema
-from tada.localization.features.extraction import backbone_hash, clip_outputs
-from tada.recognition.recognizer import Recognizer
+from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.recognition.video_clips import ClipChoice
-from tada.system.devices import check_num_workers, default_num_workers
+from tada.system.calls import checked
+from tada.system.devices import check_num_workers, default_num_workers, find_device
 from tada.system.locks import holds
-from tada.system.object_store import is_address
+from tada.system.object_store import ObjectStore, is_address
 from tada.system.progress import Work as Progress
+from tada.training.recipe import fps_of_run
+from tada.video.numbered import check_fps
 from tada.video.sliding_windows import SlidingWindows
 
 if TYPE_CHECKING:
@@ -39,8 +44,14 @@ class Engine:
     """Address of a Ray cluster; None: one is started on this machine."""
     num_workers: int | None = None
     """Decoding processes of this machine, where Ray is not used; by default one for each core, at most eight."""
-    batch_size: int = 8
-    """Clips that a network takes at once."""
+    batch_size: int | None = None
+    """Clips that a network takes at once; by default 8 on a CPU, 32 on a GPU."""
+
+
+HERE = Engine()
+"""This machine, without Ray."""
+NO_STORE = ObjectStore(allowed=())
+"""No addresses are allowed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,10 +153,11 @@ def run_job(
 def _started(videos: pa.Table, work: Work, engine: Engine) -> Iterator[Iterator[Done]]:
     """Start the engine, and check it; yield the results, which come as they are asked for."""
     if not engine.is_ray:
-        from tada.jobs.one_machine import do_here
+        from tada.jobs.one_machine import batch_size_of, do_here
 
         num_workers = default_num_workers() if engine.num_workers is None else check_num_workers(engine.num_workers)
-        results = do_here(videos, work, num_workers=num_workers, batch_size=engine.batch_size)
+        batch_size = engine.batch_size or batch_size_of(has_gpu=find_device(work.model.device) != "cpu")
+        results = do_here(videos, work, num_workers=num_workers, batch_size=batch_size)
         with closing(results):
             yield results
         return
@@ -173,47 +185,95 @@ def check_ray() -> None:
         )
 
 
-# --- the work of the commands ---
+# --- the two kinds of work ---
 
 
-def answer_work(
-    recognizer: Recognizer, run: str, source: Source, choice: ClipChoice, *, top: int, is_bf16: bool = False
-) -> AnswerWork:
-    """The work of ``tada predict``."""
-    return AnswerWork(
-        source=source,
-        model=_network_of(recognizer, run, is_bf16),
-        choice=choice,
-        labels=recognizer.answers,
-        thresholds=recognizer.card.thresholds,
-        top=top,
-    )
+@checked(num_clips=1, top=1)
+def predict_into(
+    out: str | PathLike[str],
+    run: str | PathLike[str],
+    videos: Sequence[str | PathLike[str]],
+    *,
+    num_clips: int | None = None,
+    window_seconds: float | None = None,
+    top: int = 5,
+    fps: float | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    device: str | None = None,
+    store: ObjectStore = NO_STORE,
+    engine: Engine = HERE,
+    show_progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> Summary:
+    """Classify many videos, and write the answers into a folder of shards; go on where an earlier call stopped.
+
+    Args:
+        out: the folder; see ``tada.jobs.shards``.
+        run: as in ``load_recognizer``.
+        videos: files, folders, patterns, CSV and Parquet files, addresses: see ``tada.jobs.videos.list_videos``.
+        num_clips: this and ``window_seconds`` as for ``Recognizer.predict``.
+        top: classes that are named for each video and clip.
+        fps: rate of folders of frames, in frames per second; by default the rate in training.
+        store: from where addresses may be fetched.
+        engine: where the work is done.
+        say: called with notices.
+
+    Raises:
+        UserError: as ``run_job``, ``list_videos`` and ``load_recognizer``.
+    """
+    check_parquet()
+    source = Source(store=store, fps=fps_of_run(run) if fps is None else check_fps(fps))
+    listed = list_videos([fspath(video) for video in videos], store, say)
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    recognizer = load_recognizer(run, device=device, dtype=dtype)
+    model = Network.of(recognizer, fspath(run), device=device, precision=precision)
+    choice = ClipChoice(spec=recognizer.clip, num_clips=num_clips, window_seconds=window_seconds)
+    work = AnswerWork.of(recognizer, model, source, choice, top=top)
+    return run_job(listed, work, Path(out), about=about_job(work), engine=engine, show_progress=show_progress)
 
 
-def feature_work(
-    recognizer: Recognizer, run: str, source: Source, windows: SlidingWindows, *, is_bf16: bool = False
-) -> FeatureWork:
-    """The work of ``tada extract``."""
-    import torch
+@checked()
+def extract_into(
+    out: str | PathLike[str],
+    recognizer: Recognizer,
+    run: str | PathLike[str],
+    videos: Sequence[str | PathLike[str]],
+    windows: SlidingWindows,
+    *,
+    fps: float | None = None,
+    device: str | None = None,
+    store: ObjectStore = NO_STORE,
+    engine: Engine = HERE,
+    show_progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> Summary:
+    """Extract the features of many videos into a folder of shards; go on where an earlier call stopped.
 
-    spec = recognizer.clip
-    frame = torch.zeros(1, windows.num_crops, spec.num_frames, spec.crop, spec.crop, 3, dtype=torch.uint8)
-    return FeatureWork(
-        source=source,
-        model=_network_of(recognizer, run, is_bf16),
-        spec=spec,
-        windows=windows,
-        score_labels=tuple((head.name, head.labels) for head in recognizer.heads),
-        num_features=clip_outputs(recognizer, frame)[0].shape[1],
-    )
+    Args:
+        recognizer: the network of ``run``.
+        run: where other processes load it from; of a localizer, the recognizer in it.
+        windows: clips of the features.
+        out: this and the other arguments as for ``predict_into``.
+
+    Raises:
+        UserError: as ``predict_into``.
+    """
+    check_parquet()
+    source = Source(store=store, fps=fps_of_run(run) if fps is None else check_fps(fps))
+    listed = list_videos([fspath(video) for video in videos], store, say)
+    model = Network.of(recognizer, fspath(run), device=device)
+    work = FeatureWork.of(recognizer, model, source, windows)
+    return run_job(listed, work, Path(out), about=about_job(work), engine=engine, show_progress=show_progress)
 
 
-def _network_of(recognizer: Recognizer, run: str, is_bf16: bool) -> Network:
-    return Network(
-        run=os.path.abspath(run) if os.path.exists(run) else run,
-        weights_sha256=backbone_hash(recognizer.model),
-        is_bf16=is_bf16,
-    )
+def check_parquet() -> None:
+    """Check that pyarrow is installed.
+
+    Raises:
+        OptionError: it is not.
+    """
+    if find_spec("pyarrow") is None:
+        raise OptionError("shards of rows need pyarrow, which is not installed: pip install 'tada-video[parquet]'")
 
 
 def about_job(work: AnswerWork | FeatureWork) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tada.errors import CheckpointError, TooLargeError, VideoError
+from tada.data.identity import sha256_of
+from tada.errors import CheckpointError, OptionError, TooLargeError, VideoError
 from tada.jobs.videos import JobVideo
 from tada.recognition.video_clips import ClipChoice, VideoClip, read_clips
 from tada.system.object_store import ObjectStore, is_address, masked
@@ -101,10 +102,18 @@ class Source:
                 name = masked(video.address)
                 raise type(error)(str(error).replace(repr(str(file)), repr(name)), name) from error
 
-    def clips(self, video: JobVideo, read: Callable[[VideoSource], Iterator[VideoClip]]) -> Iterator[VideoClip]:
-        """The clips that ``read`` yields; a VideoError becomes the last clip."""
+    def clips(
+        self, video: JobVideo, read: Callable[[VideoSource], Iterator[VideoClip]], *, needs_times: bool
+    ) -> Iterator[VideoClip]:
+        """The clips that ``read`` yields; a VideoError becomes the last clip.
+
+        Raises:
+            OptionError: the video is a folder of frames, of a rate that is not known and that is needed.
+        """
         try:
             with self.opened(video) as source:
+                if needs_times and not source.has_times:
+                    raise OptionError(f"{video.address!r} is a folder of frames, whose times are needed: give --fps")
                 for clip in read(source):
                     if clip.fault is not None:
                         raise clip.fault
@@ -122,7 +131,23 @@ class Network:
     device: str | None = None
     """None: a GPU where the process has one."""
     is_bf16: bool = False
-    compile: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        recognizer: Recognizer,
+        run: str,
+        *,
+        device: str | None = None,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> Network:
+        """The network of a recognizer that was loaded from ``run``."""
+        return cls(
+            run=os.path.abspath(run) if os.path.exists(run) else run,
+            weights_sha256=weights_sha256(run, recognizer),
+            device=device,
+            is_bf16=precision == "bf16",
+        )
 
     def load(self) -> Recognizer:
         """Load it.
@@ -133,7 +158,6 @@ class Network:
         import torch
 
         from tada.loading import load
-        from tada.localization.features.extraction import backbone_hash
         from tada.localization.localizer import Localizer
         from tada.recognition.recognizer import load_recognizer
 
@@ -143,13 +167,20 @@ class Network:
             assert isinstance(model, Localizer)
             found = model.feature_maker()[0]
         else:
-            found = load_recognizer(self.run, device=self.device, dtype=dtype, compile=self.compile)
-        if self.weights_sha256 and backbone_hash(found.model) != self.weights_sha256:
+            found = load_recognizer(self.run, device=self.device, dtype=dtype)
+        if weights_sha256(self.run, found) != self.weights_sha256:
             raise CheckpointError(
                 f"{self.run!r} holds other weights in this process than where the job was started: give all machines "
                 "the same folder"
             )
         return found
+
+
+def weights_sha256(run: str, recognizer: Recognizer) -> str:
+    """SHA-256 of a network's weights; of an exported file, of its content."""
+    from tada.localization.features.extraction import backbone_hash
+
+    return sha256_of(run) if os.path.isfile(run) else backbone_hash(recognizer.model)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,8 +196,21 @@ class AnswerWork:
     top: int
     """Classes that are named for each video and clip."""
 
+    @classmethod
+    def of(cls, recognizer: Recognizer, model: Network, source: Source, choice: ClipChoice, *, top: int) -> AnswerWork:
+        """The work with a recognizer's classes."""
+        return cls(
+            source=source,
+            model=model,
+            choice=choice,
+            labels=recognizer.answers,
+            thresholds=recognizer.card.thresholds,
+            top=top,
+        )
+
     def decode(self, video: JobVideo) -> Iterator[VideoClip]:
-        yield from self.source.clips(video, lambda source: read_clips(source, self.choice))
+        needs_times = self.choice.spec.needs_times or self.choice.window_seconds is not None
+        yield from self.source.clips(video, lambda source: read_clips(source, self.choice), needs_times=needs_times)
 
     def network(self) -> Callable[[Views], Values]:
         import torch
@@ -226,8 +270,26 @@ class FeatureWork:
     num_features: int
     """D of a clip, over all its crops; the rest of its values are class probabilities."""
 
+    @classmethod
+    def of(cls, recognizer: Recognizer, model: Network, source: Source, windows: SlidingWindows) -> FeatureWork:
+        """The work with a recognizer's features, whose number is seen from a black clip."""
+        import torch
+
+        from tada.localization.features.extraction import clip_outputs
+
+        spec = recognizer.clip
+        black = torch.zeros(1, windows.num_crops, spec.num_frames, spec.crop, spec.crop, 3, dtype=torch.uint8)
+        return cls(
+            source=source,
+            model=model,
+            spec=spec,
+            windows=windows,
+            score_labels=tuple((head.name, head.labels) for head in recognizer.heads),
+            num_features=clip_outputs(recognizer, black)[0].shape[1],
+        )
+
     def decode(self, video: JobVideo) -> Iterator[VideoClip]:
-        yield from self.source.clips(video, self._clips)
+        yield from self.source.clips(video, self._clips, needs_times=True)
 
     def _clips(self, source: VideoSource) -> Iterator[VideoClip]:
         with source.open() as reader:

@@ -4,9 +4,9 @@
 
 Draws videos of the twenty motions that the shipped weights know (80x64 pixels, 16 frames) into OUT/videos. In each
 round, in an order drawn anew, they are answered by `evaluate` (the yardstick), by ``predict_all`` with a thread and with
-processes that decode, by a job (`tada predict --out`) with processes and by one on Ray on this machine. All use
-``--num-workers`` decoders. Rates are from the first answer to the last, without the start of processes; the network waits
-in that time where it is not called. Prints a table, writes OUT/many_videos.json.
+decoding processes, by a job (`tada predict --out`) with processes and by one on Ray on this machine. All use
+``--num-workers`` decoders. Rates are from the first answer to the last, without the start of processes; the network
+waits in that time where it is not called. Prints a table, writes OUT/many_videos.json.
 """
 
 from __future__ import annotations

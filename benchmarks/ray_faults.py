@@ -46,16 +46,18 @@ def main() -> None:
     parser.add_argument("--out", type=output_folder, default=Path("runs/ray_faults"))
     parser.add_argument("--videos", type=int, default=10_000)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long processes are killed")
+    parser.add_argument("--clips", type=int, default=12, help="clips of each video: the more, the longer it lasts")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     videos, out = arguments.out / "videos", arguments.out
     draw_videos(videos, arguments.videos)
     shutil.rmtree(out / "pool", ignore_errors=True)
     shutil.rmtree(out / "cluster", ignore_errors=True)
-    run_tada(["predict", RUN, str(videos), "--out", str(out / "pool")])
+    predict = ["predict", RUN, str(videos), "--clips", str(arguments.clips), "--top", "20"]
+    run_tada([*predict, "--out", str(out / "pool")])
     pool = json.loads((out / "pool" / "summary.json").read_text())
     with cluster(NODES) as nodes:
-        job = ["predict", RUN, str(videos), "--out", str(out / "cluster"), "--ray", nodes.address]
+        job = [*predict, "--out", str(out / "cluster"), "--ray", nodes.address]
         started = time.monotonic()
         kills = run_with_faults(job, nodes, arguments.minutes * 60, random.Random(arguments.seed))
         seconds = time.monotonic() - started
@@ -67,6 +69,7 @@ def main() -> None:
         more = json.loads((out / "cluster" / "summary.json").read_text())
     report = {
         "videos": arguments.videos,
+        "clips_of_each": arguments.clips,
         "killed": kills,
         "seconds_with_faults": seconds,
         "pool": pool,

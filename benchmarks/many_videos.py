@@ -3,9 +3,9 @@
     python benchmarks/many_videos.py --out OUT [--videos-per-class 100] [--rounds 5]
 
 Draws videos of the twenty motions that the shipped weights know (80x64 pixels, 16 frames) into OUT/videos. In each
-round, in an order drawn anew, they are answered by `evaluate` (the yardstick), by ``predict_all`` with a thread and with
+round, in an order drawn anew, they are answered by `evaluate` (the yardstick), by ``predict_all`` with a thread or
 decoding processes, by a job (`tada predict --out`) with processes and by one on Ray on this machine. All use
-``--num-workers`` decoders. Rates are from the first answer to the last, without the start of processes; the network
+``--num-workers`` decoders. Rates are from the first answer to the last, without the start of processes. The network
 waits in that time where it is not called. Prints a table, writes OUT/many_videos.json.
 """
 

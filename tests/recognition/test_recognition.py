@@ -31,8 +31,9 @@ from tada.models.weights import load_model
 from tada.recognition.intervals import interval_text
 from tada.recognition.recipe import Recipe, load_recipe
 from tada.recognition.training import train
-from tada.recognition.training_step import NonFiniteLossError, RecognitionTask
+from tada.recognition.training_step import RecognitionTask
 from tada.system.devices import Machine
+from tada.training.loss_check import NonFiniteLossError
 from tada.training.recipe import changed, recipe_yaml
 from tada.training.schedule import fitted, learning_rate_factor
 from tada.training.trainer import WholeFileCheckpoints

@@ -345,6 +345,7 @@ def _make_task(
         head_sizes=videos.head_sizes,
         class_counts=[list(videos.training.counts(head).values()) for head in range(len(videos.heads))],
         several_of=len(videos.training) if videos.table.several else 0,
+        is_sharded=is_sharded,
     )
     task.about = About(network.trained_from, videos.labels)
     return task

@@ -7,6 +7,7 @@ Within ``accelerator_guard()`` a tensor that was moved to "cuda" is marked (by i
     SynchronizationError   the host waits for the device: ``item``, ``tolist``, ``bool(tensor)``, ``nonzero``, masks as
                            indices, ``torch.equal``, copies that are not pinned and non-blocking, ``torch.tensor`` on
                            the device, ``torch.cuda.synchronize``; where it is meant, use ``guard.allowed()``
+    TypeError              the device has no such type: float64 on "mps"; or a tensor of the device is read by NumPy
     StreamError            a tensor is used on another stream than it was copied on, without waiting for that stream, or
                            without ``record_stream``
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -31,7 +32,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-DEVICE = torch.device("cuda", 0)
 aten = torch.ops.aten
 
 
@@ -88,8 +88,8 @@ def _tensors(values: Any) -> list[Tensor]:
 def _names_device(value: Any) -> bool:
     """Whether an argument names the accelerator."""
     if isinstance(value, torch.device):
-        return value.type == "cuda"
-    return isinstance(value, str) and value.startswith("cuda")
+        return value.type in ("cuda", "mps")
+    return isinstance(value, str) and value.startswith(("cuda", "mps"))
 
 
 class Stream:
@@ -127,7 +127,8 @@ _GUARDS: list[AcceleratorGuard] = []
 class AcceleratorGuard:
     """The state of a guard: where waiting is allowed, and how often it happened there."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Literal["cuda", "mps"]) -> None:
+        self.device = torch.device(kind, 0)
         self.counts: Counter[str] = Counter()
         """How often the host waited where it may, by what made it wait."""
         self.clock = 0
@@ -173,11 +174,18 @@ class AcceleratorGuard:
             self.waits("a copy to the host")
         elif not (non_blocking and getattr(storage, "is_pinned_for_guard", False)):
             self.waits("a copy to the device that is not both pinned and non-blocking")
+        if there:
+            self.check_type(tensor)
         with self.inside():
             moved = tensor.clone()
         _mark(moved, there)
         self.note_stream(moved)
         return moved
+
+    def check_type(self, tensor: Tensor) -> None:
+        """Raise where Apple's GPUs lack the type."""
+        if self.device.type == "mps" and tensor.dtype == torch.float64:
+            raise TypeError("the MPS framework does not support float64")
 
     def note_stream(self, tensor: Tensor) -> None:
         storage = _storage(tensor)
@@ -198,9 +206,9 @@ class AcceleratorGuard:
 
 
 @contextmanager
-def accelerator_guard() -> Iterator[AcceleratorGuard]:
-    """Within the block tensors can be moved to "cuda", and mistakes raise."""
-    guard = AcceleratorGuard()
+def accelerator_guard(kind: Literal["cuda", "mps"] = "cuda") -> Iterator[AcceleratorGuard]:
+    """Within the block tensors can be moved to "cuda" (or "mps"), and mistakes raise."""
+    guard = AcceleratorGuard(kind)
 
     @contextmanager
     def on_stream(stream: Stream | None) -> Iterator[None]:
@@ -213,7 +221,7 @@ def accelerator_guard() -> Iterator[AcceleratorGuard]:
 
     class Autocast(torch.amp.autocast_mode.autocast):
         def __init__(self, device_type: str, *arguments: Any, **options: Any) -> None:
-            super().__init__("cpu" if device_type == "cuda" else device_type, *arguments, **options)
+            super().__init__("cpu" if device_type in ("cuda", "mps") else device_type, *arguments, **options)
 
     def record_stream(tensor: Tensor, stream: Stream) -> None:
         _storage(tensor).is_recorded = True
@@ -222,7 +230,7 @@ def accelerator_guard() -> Iterator[AcceleratorGuard]:
 
     def groups(lists: Any, with_indices: bool = False) -> Any:
         return {
-            (DEVICE if is_there(found[0][0][0]) else device, dtype): found
+            (guard.device if is_there(found[0][0][0]) else device, dtype): found
             for (device, dtype), found in group(lists, with_indices).items()
         }
 
@@ -249,7 +257,7 @@ def accelerator_guard() -> Iterator[AcceleratorGuard]:
         _GUARDS.pop()
 
 
-# --- below autograd: every operator, forward and backward -----------------------------------------------------------------
+# --- below autograd: every operator, forward and backward -----------------------------------------------------------
 
 
 class _Operators(TorchDispatchMode):
@@ -269,6 +277,7 @@ class _Operators(TorchDispatchMode):
             in_backward = not tensors and torch._C._current_graph_task_id() != -1
             if (there or in_backward) and func.overloadpacket is not aten.copy_:
                 for tensor in _tensors(result):
+                    self.guard.check_type(tensor)
                     _mark(tensor, True)
                     if self.guard.stream is not self.guard.default_stream and not _is_among(tensor, tensors):
                         self.guard.note_stream(tensor)
@@ -325,7 +334,7 @@ def _is_among(tensor: Tensor, tensors: list[Tensor]) -> bool:
     return any(_storage(other) is storage for other in tensors)
 
 
-# --- above autograd: moves, and what a tensor says of itself ---------------------------------------------------------------
+# --- above autograd: moves, and what a tensor says of itself --------------------------------------------------------
 
 
 class _Functions(TorchFunctionMode):
@@ -334,7 +343,7 @@ class _Functions(TorchFunctionMode):
         self.guard = guard
         self._own: dict[Any, Callable[..., Any]] = {
             Tensor.device.__get__: self._device,  # type: ignore[attr-defined]
-            Tensor.is_cuda.__get__: lambda func, tensor: is_there(tensor),  # type: ignore[attr-defined]
+            Tensor.is_cuda.__get__: lambda func, tensor: is_there(tensor) and guard.device.type == "cuda",  # type: ignore[attr-defined]
             Tensor.is_cpu.__get__: lambda func, tensor: not is_there(tensor),  # type: ignore[attr-defined]
             Tensor.get_device: lambda func, tensor: 0 if is_there(tensor) else -1,
             Tensor.to: self._to,
@@ -347,6 +356,7 @@ class _Functions(TorchFunctionMode):
             Tensor.is_pinned: lambda func, tensor, *device: getattr(_storage(tensor), "is_pinned_for_guard", False),
             Tensor.__deepcopy__: self._deepcopy,
             Tensor.new_tensor: self._new_tensor,
+            torch._C._nn._parse_to: lambda func, *args, **options: func(*args, **options),
             torch.nn.functional.one_hot: self._one_hot,
             torch._C._nn.one_hot: self._one_hot,
         }
@@ -365,13 +375,15 @@ class _Functions(TorchFunctionMode):
         result = func(*args, **kwargs)
         if there is not None and not isinstance(func, type):
             for tensor in _tensors(result):
+                if there:
+                    self.guard.check_type(tensor)
                 _mark(tensor, there)
         if pinned:
             _storage(result).is_pinned_for_guard = True
         return result
 
     def _device(self, func: Any, tensor: Tensor) -> torch.device:
-        return DEVICE if is_there(tensor) else func(tensor)
+        return self.guard.device if is_there(tensor) else func(tensor)
 
     def _moved(self, func: Any, tensor: Tensor, there: bool, *, non_blocking: bool = False) -> Tensor:
         if is_there(tensor) == there:
@@ -396,7 +408,9 @@ class _Functions(TorchFunctionMode):
             there = _names_device(device)
         non_blocking = bool(given.pop(0)) if given else kwargs.pop("non_blocking", False)
         moved = self._moved(func, tensor, there, non_blocking=non_blocking)
-        rest = {name: value for name, value in {"dtype": dtype, "copy": bool(given and given[0]), **kwargs}.items() if value}
+        rest = {
+            name: value for name, value in {"dtype": dtype, "copy": bool(given and given[0]), **kwargs}.items() if value
+        }
         return func(moved, **rest) if rest else moved
 
     def _numpy(self, func: Any, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:

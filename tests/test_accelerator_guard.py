@@ -170,6 +170,16 @@ def test_a_stream_that_was_not_waited_for_is_seen(guard: AcceleratorGuard) -> No
     assert is_there(x + 1)
 
 
+def test_a_type_that_apples_gpus_lack_is_seen() -> None:
+    with accelerator_guard("mps") as guard, guard.allowed():
+        x = torch.ones(3).to("mps")
+        assert x.device == torch.device("mps", 0)
+        assert not x.is_cuda
+        for make in (x.double, lambda: torch.ones(3, dtype=torch.float64).to("mps"), lambda: x.new_zeros(3).double()):
+            with pytest.raises(TypeError, match="does not support float64"):
+                make()
+
+
 def test_waiting_for_everything_is_seen(guard: AcceleratorGuard) -> None:
     with pytest.raises(SynchronizationError, match=r"torch\.cuda\.synchronize"):
         torch.cuda.synchronize()
@@ -228,6 +238,8 @@ def test_what_is_of_the_device_says_so(guard: AcceleratorGuard) -> None:
     assert copy.deepcopy(nn.Parameter(x)).is_cuda
     assert copy.deepcopy(x).is_cuda
     assert x.to(torch.float64).is_cuda
+    with guard.allowed():
+        assert nn.Linear(2, 2).to(device=x.device, dtype=None).weight.is_cuda
     assert x.to(x.double()).dtype == torch.float64
     for made in (torch.zeros(3), torch.zeros_like(x, device="cpu"), torch.arange(3)):
         assert made.device.type == "cpu"

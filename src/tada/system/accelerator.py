@@ -50,7 +50,7 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     if device not in _copy_streams:
-        _copy_streams[device] = torch.cuda.Stream(device)
+        _copy_streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch does not type it
     return _copy_streams[device]
 
 
@@ -67,7 +67,7 @@ class HostCopy:
         if tensor.device.type == "cuda":
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not type it
             self._event.record()
         else:
             self._host = tensor.to("cpu", copy=True)

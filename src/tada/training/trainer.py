@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -39,7 +39,7 @@ from tada.training.step_clock import StepClock
 RANKS_SECONDS = 25.0
 """Time for several processes to finish a step after a signal to end, in seconds: clusters kill them after 30 s."""
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
-"""Our names of precisions -> Lightning's."""
+"""Our names of precisions -> Lightning's; "auto" is replaced by one of them before."""
 
 
 class LoopRecipe(Protocol):
@@ -58,7 +58,7 @@ class LoopRecipe(Protocol):
     def clip_gradient_norm(self) -> float | None: ...
 
     @property
-    def precision(self) -> Literal["fp32", "bf16", "fp64"]: ...
+    def precision(self) -> str: ...
 
 
 def make_trainer(
@@ -150,7 +150,10 @@ def strategy_for(processes: Processes) -> Strategy | str:
     """Lightning's strategy: FSDP, DDP, or "auto" for a single device."""
     if processes.machine.strategy == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=processes.world, tensor_parallel_size=1, save_distributed_checkpoint=False, timeout=TIMEOUT
+            data_parallel_size=processes.world,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            timeout=TIMEOUT,
         )
     if processes.machine.strategy == "ddp" or processes.world > 1:
         # The only buffers are those of batch norms: equal on all devices if synchronized, else separate on each.

@@ -448,9 +448,7 @@ def decode(outputs: LevelOutputs, grid: FeatureGrid, *, min_score: float, max_ca
     points, strides = outputs.points[valid][at].double(), outputs.strides[valid][at].double()
     offsets = outputs.offsets[0][valid][at].double() * strides[:, None]
     steps = torch.stack([points - offsets[:, 0], points + offsets[:, 1]], dim=1)
-    return Detections(
-        grid.seconds(steps.numpy()), scores[best].numpy(), classes[best].numpy().astype(np.int64)
-    )
+    return Detections(grid.seconds(steps.numpy()), scores[best].numpy(), classes[best].numpy().astype(np.int64))
 
 
 # -- training and testing ----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class GuardedAccelerator(CPUAccelerator):
 
 
 class StrictClock(StepClock):
-    """Forbids to wait for the device from the end of an epoch's first batch to that of the epoch, and in tests too.
+    """Forbids to wait for the device from an epoch's first batch to its last, and within tests of held-out videos.
 
     The first of the trainer's callbacks. In the first batch things are made that stay.
     """
@@ -38,9 +38,9 @@ class StrictClock(StepClock):
             self.is_strict = is_strict
             self.guard._allowed += -1 if is_strict else 1
 
-    def on_train_batch_end(self, *arguments: Any, **named: Any) -> None:
-        super().on_train_batch_end(*arguments, **named)
-        self._set(True)
+    def on_train_batch_end(self, trainer: L.Trainer, *arguments: Any, **named: Any) -> None:
+        super().on_train_batch_end(trainer, *arguments, **named)
+        self._set(not trainer.is_last_batch)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._set(False)

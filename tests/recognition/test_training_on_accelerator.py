@@ -83,7 +83,7 @@ def test_several_heads_and_several_labels(
 ) -> None:
     monkeypatch.setattr(UNFUSED, lambda device: False)
     heads = csv_of(motion_videos, [("a", "x"), ("b", "x"), ("a", "y")], "path,verb,noun")
-    several = csv_of(motion_videos, [("a;b",), ("b",), ("a",), ("",)], "path,labels")
+    several = csv_of(motion_videos, [("1", "1"), ("0", "1"), ("1", "0"), ("0", "0")], "path,a,b")
     for name, data, changes in (
         ("heads", heads, {}),
         ("several", several, {"label_smoothing": 0.1}),

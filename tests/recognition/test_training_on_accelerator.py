@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,6 +17,8 @@ from accelerator_guard import is_there
 from drawn_features import silent
 from guarded_training import on_guarded_device
 from tada.errors import OptionError
+from tada.recognition import evaluation
+from tada.recognition.evaluation import evaluate
 from tada.recognition.recipe import Recipe
 from tada.recognition.training import train
 from tada.recognition.training_call import machine_of_call, with_precision
@@ -132,6 +135,28 @@ def test_precision_and_device_by_name() -> None:
     assert machine_of_call("mps", None) == Machine(accelerator="mps")
     with pytest.raises(OptionError, match="should be 'cpu', 'cuda' or 'mps'"):
         machine_of_call("tpu", None)  # type: ignore[arg-type]
+
+
+def test_an_evaluation_waits_for_scores_alone(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(replace(small_recipe, epochs=1), motion_videos, tmp_path / "run")
+    options: dict[str, Any] = {"num_workers": 0, "clips_per_batch": 2, "show_progress": False, "say": silent}
+    alone = evaluate(tmp_path / "run", motion_videos, device="cpu", views="2x3", **options)
+    score = evaluation._score_videos
+    with on_guarded_device() as guard:
+
+        def strictly(*arguments: Any, **named: Any) -> Any:
+            guard._allowed -= 1
+            try:
+                return score(*arguments, **named)
+            finally:
+                guard._allowed += 1
+
+        monkeypatch.setattr(evaluation, "_score_videos", strictly)
+        guarded = evaluate(tmp_path / "run", motion_videos, views="2x3", **options)
+        assert guard.counts["event.synchronize"] >= 3 * len(alone.scores)  # two of the six views at a time
+    np.testing.assert_allclose(guarded.scores, alone.scores, rtol=1e-5, atol=1e-6)
 
 
 # --- losses that are not finite ----------------------------------------------------------------------------------------

@@ -78,9 +78,7 @@ def test_detections_are_those_of_the_cpu(kind: Any, run: Path, data: tuple[Path,
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
-def test_features_are_those_of_the_cpu(
-    kind: Any, small_backbone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_are_those_of_the_cpu(kind: Any, small_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = torch.randint(0, 256, (3, 2, 4, 20, 20, 3), dtype=torch.uint8)
     alone = clip_outputs(load_recognizer(small_backbone, device="cpu"), clips)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

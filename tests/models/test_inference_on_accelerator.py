@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "tadaconvnext_mini": {},
     "tadaconvnextv2_mini": {},
     "tadaformer_tiny": {"depth": 2},
-    "tadaformer_b16_ssv2": {"width": 24, "depth": 2, "heads": 3, "patch": 8, "grid": (3, 4), "routing_head_channels": 3},
+    "tadaformer_b16_ssv2": {
+        "width": 24,
+        "depth": 2,
+        "heads": 3,
+        "patch": 8,
+        "grid": (3, 4),
+        "routing_head_channels": 3,
+    },
     "efficientnet_lite0": LITE,
     "tada_lite0": LITE,
     "slowonly_tiny": {"adapted": True},
@@ -149,7 +156,7 @@ def test_scores_wait_once(small_backbone: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The options of each call of torch.compile, which returns what it is given."""
     calls: list[dict[str, Any]] = []
 
@@ -158,7 +165,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
         return run
 
     monkeypatch.setattr(torch, "compile", compile)
-    yield calls
+    return calls
 
 
 def test_cuda_graphs_are_recorded_on_cuda_alone(

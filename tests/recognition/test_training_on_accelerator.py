@@ -159,7 +159,7 @@ def test_an_evaluation_waits_for_scores_alone(
     np.testing.assert_allclose(guarded.scores, alone.scores, rtol=1e-5, atol=1e-6)
 
 
-# --- losses that are not finite ----------------------------------------------------------------------------------------
+# --- losses that are not finite --------------------------------------------------------------------------------------
 
 
 def with_nan_in_step(monkeypatch: pytest.MonkeyPatch, step: int, seen: list[dict[str, Tensor]]) -> None:

@@ -4,7 +4,7 @@
     the two norms of the aggregation     become one depthwise convolution over three frames
     the routing functions                become linear layers, whose input [N*T, C] has a row for each frame
     ReLU, scales, sums                   work in place where no other layer reads their input
-    the wide layers of TAdaConvNeXt      process the pixels in chunks that fit into the processor's cache
+    the wide layers of TAdaConvNeXt      process the pixels, on a CPU, in chunks that fit into its cache
     many clips on a CPU                  are processed a few at a time
 
 ``fuse`` does not change the network it is given. The simple form in the network's own file defines what is computed
@@ -281,8 +281,8 @@ def _folded_shortcut(shortcut: nn.Module) -> nn.Module:
 class FusedNextBlock(nn.Module):
     """Depthwise convolution, norm, a layer to four times the channels, GELU, a layer back; added to the input.
 
-    The layers process the pixels in chunks, so that the widened features, the largest of the network, never exist as a
-    whole; and they add to the sum in place. The layer scale is folded into the last layer.
+    On a CPU the layers process the pixels in chunks, so that the widened features, the largest of the network, never
+    exist as a whole; and they add to the sum in place. The layer scale is folded into the last layer.
     """
 
     def __init__(self, block: tadaconvnext.ConvNeXtBlock) -> None:
@@ -311,8 +311,9 @@ class FusedNextBlock(nn.Module):
         total = pixels.view(-1, c)
         rows = _rows(y)
         pooled = rows if self.pooled_norm is None else _rows(pool_over_time(y, num_frames, self.pool))
-        # A compiler merges these layers itself, and would only unroll the loop.
-        part = len(rows) if torch.compiler.is_compiling() else max(_PART // self.widen.out_features, 1)
+        # A compiler merges these layers itself, and would only unroll the loop; a GPU needs all rows to be busy.
+        is_whole = torch.compiler.is_compiling() or rows.device.type != "cpu"
+        part = len(rows) if is_whole else max(_PART // self.widen.out_features, 1)
         for some, their_pooled, their_total in zip(*(torch.split(x, part) for x in (rows, pooled, total)), strict=True):
             normed = self.norm(some)
             if self.pooled_norm is not None:

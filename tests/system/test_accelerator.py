@@ -98,10 +98,15 @@ def test_settings_hold_within_the_block_and_for_cuda_alone() -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
     with fast_numerics(CPU):
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark) == before
-    with pytest.raises(RuntimeError, match="within"), fast_numerics(CUDA):
+
+    @fast_numerics(CUDA)
+    def fail() -> None:
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark) == ("high", True)
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
         raise RuntimeError("within")
+
+    with pytest.raises(RuntimeError, match="within"):
+        fail()
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark) == before
 
 

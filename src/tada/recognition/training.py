@@ -155,6 +155,10 @@ def train(
     pace = pace_of(recipe, len(loader.batches))
     for line in _plan_in_words(recipe, videos, network, before, pace):
         say(line)
+    if machine.checkpoint_gradients:
+        checkpoint_blocks(network.model)
+    if machine.compile:
+        network.model.compile()  # at its first call, and in place: names of weights stay
     task = _make_task(recipe, videos, network, pace, is_sharded=machine.strategy == "fsdp")
     same_run = SameRun(hashlib.sha256((recipe_yaml(recipe) + videos.table.fingerprint()).encode()).hexdigest())
     unreadable = UnreadableVideos(allowed=skip_unreadable)
@@ -203,10 +207,6 @@ def train(
         device_used = trainer.strategy.root_device
         if processes.world > 1 and recipe.sync_batch_norm:
             synchronize_batch_norms(network.model, on_cpu=device_used.type == "cpu")
-        if machine.checkpoint_gradients:
-            checkpoint_blocks(network.model)
-        if machine.compile:
-            network.model.compile()  # in place: names of weights stay
         with leaving_together():
             fit(trainer, task, loader, val_loader, state=before.state)
             weights = whole_weights(network.model) if machine.strategy == "fsdp" else network.model.state_dict()

@@ -111,6 +111,10 @@ class Event:
         self.is_recorded = False
 
     def record(self, stream: Stream | None = None) -> None:
+        if stream is None:
+            raise StreamError(
+                "an event of no stream is recorded on the current device's, perhaps another GPU's: name it"
+            )
         self.is_recorded = True
 
     def query(self) -> bool:

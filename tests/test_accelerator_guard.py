@@ -180,6 +180,11 @@ def test_a_type_that_apples_gpus_lack_is_seen() -> None:
                 make()
 
 
+def test_an_event_that_may_be_of_another_gpu_is_seen(guard: AcceleratorGuard) -> None:
+    with pytest.raises(StreamError, match="perhaps another GPU's"):
+        torch.cuda.Event().record()
+
+
 def test_waiting_for_everything_is_seen(guard: AcceleratorGuard) -> None:
     with pytest.raises(SynchronizationError, match=r"torch\.cuda\.synchronize"):
         torch.cuda.synchronize()
@@ -260,7 +265,7 @@ def test_results_reach_the_host_by_a_pinned_copy(guard: AcceleratorGuard) -> Non
     host = torch.empty(3, pin_memory=True)
     host.copy_(on_device(guard, 3), non_blocking=True)
     event = torch.cuda.Event()
-    event.record()
+    event.record(torch.cuda.current_stream())
     event.synchronize()
     assert not is_there(host)
     assert host.tolist() == [1.0, 1.0, 1.0]

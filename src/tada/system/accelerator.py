@@ -68,7 +68,8 @@ class HostCopy:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch does not type it
-            self._event.record()
+            # Of the tensor's device: by default it would be of the current one, perhaps another GPU.
+            self._event.record(torch.cuda.current_stream(tensor.device))
         else:
             self._host = tensor.to("cpu", copy=True)
 

@@ -52,7 +52,7 @@ class LossCheck:
         self._is_bad: Tensor | None = None
         """Float, 1 where a loss of this optimizer step is not finite in any process; on the device."""
 
-    def note(self, loss: Tensor, of: LossOfBatch, trainer: L.Trainer) -> None:
+    def note(self, loss: Tensor, of: LossOfBatch, task: L.LightningModule) -> None:
         """Note the loss of a batch, before its backward pass. All processes must call this.
 
         Raises:
@@ -62,7 +62,7 @@ class LossCheck:
         is_bad = max_over_ranks((~loss.isfinite()).float())
         self._is_bad = is_bad if self._is_bad is None else torch.maximum(self._is_bad, is_bad)
         known = self._losses.add(torch.stack([is_bad.to(loss.dtype), loss]), of)
-        self._raise_for([*known, *self._losses.rest()] if self.at_once else known, trainer)
+        self._raise_for([*known, *self._losses.rest()] if self.at_once else known, task)
 
     def skip_bad_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Have the device skip the step that follows if a loss of it is not finite."""
@@ -71,20 +71,20 @@ class LossCheck:
             skipping.found_inf, skipping.grad_scale = self._is_bad, None
         self._is_bad = None
 
-    def settle(self, trainer: L.Trainer) -> None:
+    def settle(self, task: L.LightningModule) -> None:
         """Wait for all losses noted so far. All processes must call this.
 
         Raises:
             NonFiniteLossError: one of them is not finite.
         """
-        self._raise_for(self._losses.rest(), trainer)
+        self._raise_for(self._losses.rest(), task)
 
-    def _raise_for(self, known: list[tuple[Tensor, LossOfBatch]], trainer: L.Trainer) -> None:
+    def _raise_for(self, known: list[tuple[Tensor, LossOfBatch]], task: L.LightningModule) -> None:
         for numbers, of in known:
             is_bad, loss = numbers.tolist()
             if is_bad:
                 self._losses.clear()
-                _raise(loss, of, trainer)
+                _raise(loss, of, task.trainer)
 
 
 def _raise(loss: float, of: LossOfBatch, trainer: L.Trainer) -> NoReturn:

@@ -32,7 +32,7 @@ class TrainedModule(L.LightningModule):
 
     def check_loss(self, loss: Tensor, batch_idx: int, paths: list[str]) -> None:
         """Note the loss of a batch; raise NonFiniteLossError as ``LossCheck.note``."""
-        self._losses.note(loss, LossOfBatch(self.current_epoch, batch_idx, paths), self.trainer)
+        self._losses.note(loss, LossOfBatch(self.current_epoch, batch_idx, paths), self)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return copy_to_device(batch, device)
@@ -53,7 +53,7 @@ class TrainedModule(L.LightningModule):
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._losses.settle(self.trainer)
+        self._losses.settle(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # A saved state would bring the choice of the device that it was saved on.
@@ -63,4 +63,4 @@ class TrainedModule(L.LightningModule):
                 group["fused"] = fuses or None
 
     def on_train_epoch_end(self) -> None:
-        self._losses.settle(self.trainer)
+        self._losses.settle(self)

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -240,12 +241,16 @@ class _MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
+        means, values = _weights(self.module), _weights(model)
         is_first = not int(self.n_averaged)  # a number on the host, also where the weights are on a GPU
-        for mean, value in zip(_weights(self.module), _weights(model), strict=True):
-            if is_first:
+        averaged = [not is_first and mean.is_floating_point() for mean in means]  # counts are copied
+        if any(averaged):
+            # All at once, in a few kernels: mean + (1 - decay) * (value - mean), so a frozen weight keeps its bits.
+            old, new = (list(compress(tensors, averaged)) for tensors in (means, values))
+            torch._foreach_lerp_(old, new, 1 - self.decay)
+        for mean, value, is_averaged in zip(means, values, averaged, strict=True):
+            if not is_averaged:
                 mean.copy_(value)
-            else:  # rounding would change frozen weights
-                mean.copy_(torch.where((mean == value).all(), mean, self.decay * mean + (1 - self.decay) * value))
         self.n_averaged += 1
 
 

@@ -15,7 +15,9 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import gpu
 import timing
+from accelerator_guard import accelerator_guard
 from tada.models.fuse import fuse
+from tada.system import accelerator
 
 SMALL = ["--device", "cpu", "--small", "--rounds", "3"]
 
@@ -108,3 +110,38 @@ def test_precisions_and_limits_fit_together() -> None:
     assert set(gpu.precisions_of(torch.device("cpu"))) <= set(gpu.LIMITS)
     with gpu.computing_in("fp32", torch.device("cpu")):
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_what_runs_on_a_gpu_runs_under_the_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row but the chip's own: on tensors that count as being on a GPU, whose steps may not wait for it."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5_000_000)
+    monkeypatch.setattr(accelerator, "_copy_streams", {})
+    device = torch.device("cuda", 0)
+    assert set(gpu.precisions_of(device)) == set(gpu.LIMITS)
+    chips = {
+        precision: timing.Chip(copy_bytes_per_second=1e9, multiply_adds_per_second={precision.partition(",")[0]: 1e9})
+        for precision in gpu.LIMITS
+    }
+    frames, options = gpu.SMALL["tada2d_tiny"]
+    network = gpu.Measured("tada2d_tiny", options, frames, 32, device, chips, 1)
+    with accelerator_guard() as guard:
+        with guard.allowed():
+            numbers = network.numbers()
+            timed = [
+                network.timed(part, build, precision, 2)
+                for precision in gpu.LIMITS
+                for part, build in (("training", network.training_step), ("inference", network.inference))
+            ]
+            copies = gpu.copy_rows(device, 2, 8, 3)
+            step, run = network.training_step("bf16", 2, False), network.inference("bf16", 2, False)
+            step()
+        step()
+        run()
+    assert [row.precision for row in numbers[::3]] == list(gpu.LIMITS)
+    for row in [*numbers, *timed, *copies]:
+        assert not row.is_wrong, row.note
+    assert all(row.peak_bytes == 5_000_000 and row.clips_per_second for row in timed)
+    assert {row.note.partition(":")[0] for row in copies} == {"pageable", "as training copies", "pinned before"}

@@ -109,7 +109,8 @@ def test_training_takes_names_strings_and_fields(
     assert result.run == Path("run")
     trained = tada.load_recipe("run/recipe.yaml")
     asked = tada.load_recipe("quickstart", epochs=1, batch_size=6, warmup_epochs=None)
-    assert replace(trained, warmup_epochs=None) == replace(asked, clip=with_normalization(asked.clip, asked.model))
+    clip = with_normalization(asked.clip, asked.model)
+    assert replace(trained, warmup_epochs=None) == replace(asked, clip=clip, precision="fp32")
     tested = tada.evaluate("run", "clips", views="2x1", device="cpu", **QUIET)
     assert str(tested.views[0]) == "2x1"
     assert len(tested.paths) == 3
@@ -122,12 +123,17 @@ def test_training_without_a_recipe_takes_the_defaults_or_those_of_the_run(
 ) -> None:
     fields = {"model_options": small_recipe.model_options, "init": "none", "clip": small_recipe.clip, "epochs": 1}
     result = tada.train(
-        None, motion_videos, tmp_path / "run", short_side_range=(20, 26), batch_size=4, **fields, **QUIET
+        None, motion_videos, tmp_path / "run", short_side_range=(20, 26), batch_size=4, device="cpu", **fields, **QUIET
     )
     trained = tada.load_recipe(result.run / "recipe.yaml")
     fields["clip"] = with_normalization(small_recipe.clip, trained.model)
     assert trained == replace(
-        Recipe(), short_side_range=(20, 26), batch_size=4, warmup_epochs=trained.warmup_epochs, **fields
+        Recipe(),
+        short_side_range=(20, 26),
+        batch_size=4,
+        warmup_epochs=trained.warmup_epochs,
+        precision="fp32",
+        **fields,
     )
     again = tada.train(None, motion_videos, result.run, resume=True, **QUIET)
     assert again.metrics == result.metrics
@@ -167,7 +173,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "in clip": ({"clip": {"frames": 4}}, UnknownNameError, "no field of clip is called 'frames'; did you mean"),
     "type": ({"epochs": "many"}, OptionError, "epochs must be a whole number or null, not 'many'"),
     "range": ({"epochs": 0}, OptionError, "the recipe's epochs must be 1 or more"),
-    "device": ({"device": "cuda:1"}, OptionError, "should be 'cpu' or 'cuda'"),
+    "device": ({"device": "cuda:1"}, OptionError, "should be 'cpu', 'cuda' or 'mps'"),
     "both": ({"device": "cpu", "machine": Machine()}, OptionError, "device and machine both say where to train"),
     "recipe": ({"recipe": "quickstar"}, UnknownNameError, "no recipe is called 'quickstar'; did you mean 'quickstart'"),
     "data": ({"data": "gone"}, DataError, "'gone' is not there"),

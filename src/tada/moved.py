@@ -164,6 +164,7 @@ MOVED_NAMES = {
         "recognition.resumed_run": "more_epochs_in_words of_same_run yaml_of_run",
         "recognition.training_data": "augmentation",
     },
+    "recognition.training_step": {"training.loss_check": "NonFiniteLossError"},
     "training.schedule": {"data.epochs": "LastBatch steps_of_epoch"},
     "training.trainer": {"training.schedule": "learning_rate_factor"},
     "video.transforms": {"video.sampling": "MEAN STD"},

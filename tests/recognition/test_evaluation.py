@@ -22,6 +22,7 @@ from tada.recognition.evaluation import check_votes, choose_videos, evaluate
 from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.recognition.training import train
+from tada.system.accelerator import HostCopy
 
 
 def silent(line: str) -> None:
@@ -62,15 +63,15 @@ def test_many_views_pass_the_model_a_few_at_a_time(
     run: Path, unseen: VideoTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    scores = Recognizer.scores
+    start_scores = Recognizer.start_scores
 
-    def watched(recognizer: Recognizer, views: torch.Tensor) -> torch.Tensor:
+    def watched(recognizer: Recognizer, views: torch.Tensor) -> HostCopy:
         sizes.append(len(views))
-        return scores(recognizer, views)
+        return start_scores(recognizer, views)
 
     options = {"views": Views(num_clips=3, num_crops=3), "num_workers": 0, "show_progress": False, "say": silent}
     whole = evaluate(run, unseen, **options)  # type: ignore[arg-type]
-    monkeypatch.setattr(Recognizer, "scores", watched)
+    monkeypatch.setattr(Recognizer, "start_scores", watched)
     parts = evaluate(run, unseen, clips_per_batch=4, **options)  # type: ignore[arg-type]
     assert max(sizes) == 4
     assert sum(sizes) == 9 * len(unseen)

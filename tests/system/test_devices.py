@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tada.errors import OptionError
-from tada.system.collectives import gathered, on_any
+from tada.system.collectives import StepVote, gathered
 from tada.system.devices import (
     Machine,
     Processes,
@@ -94,8 +94,9 @@ def test_options_that_contradict_the_launcher_are_refused(monkeypatch: pytest.Mo
 
 def test_alone_there_is_nobody_to_ask() -> None:
     assert gathered(["a", "b"]) == ["a", "b"]
-    assert on_any(True, torch.device("cpu"))
-    assert not on_any(False, torch.device("cpu"))
+    vote = StepVote()
+    assert vote.ask(True, torch.device("cpu"))
+    assert not vote.ask(False, torch.device("cpu"))
 
 
 def test_cores_are_shared_by_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,11 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
 from tada.commands.cli import main
 from tada.data.annotations import read_dataset
@@ -20,6 +22,7 @@ from tada.recognition.recipe import Recipe
 from tada.recognition.training import train
 from tada.system.devices import Machine
 from tada.training.recipe import recipe_yaml
+from tada.training.step_clock import StepClock
 
 
 def tried(recipe: Recipe, data: Path, **options: Any) -> list[str]:
@@ -170,3 +173,17 @@ def test_numbers_may_go_to_csv_alone(small_recipe: Recipe, motion_videos: Path, 
     recipe = replace(small_recipe, epochs=1)
     train(recipe, motion_videos, tmp_path / "run", num_workers=0, show_progress=False, machine=Machine(logger="csv"))
     assert [file.name for file in (tmp_path / "run" / "logs").rglob("*") if file.is_file()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(("waits", "kind", "times"), [(True, "cuda", 2), (False, "cuda", 0), (True, "cpu", 0)])
+def test_only_a_try_waits_for_the_gpu_to_time_a_step(
+    waits: bool, kind: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    clock, task = StepClock(waits=waits), cast(Any, SimpleNamespace(device=torch.device(kind)))
+    trainer = cast(Any, None)
+    clock.on_train_batch_start(trainer, task, None, 0)
+    clock.on_train_batch_end(trainer, task, None, None, 0)
+    assert waited == [task.device] * times
+    assert len(clock.seconds) == 1

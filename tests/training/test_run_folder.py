@@ -15,7 +15,8 @@ from tada.commands.cli import main
 from tada.errors import DataError, OptionError, UserError
 from tada.recognition.recipe import Recipe
 from tada.recognition.training import train
-from tada.recognition.training_step import NonFiniteLossError, RecognitionTask
+from tada.recognition.training_step import RecognitionTask
+from tada.training.loss_check import NonFiniteLossError
 from tada.training.recipe import recipe_yaml
 
 
@@ -147,7 +148,7 @@ def test_a_mistake_in_the_middle_keeps_what_was_learned(
     def no_number(task: RecognitionTask, batch: Any, batch_idx: int) -> Any:
         loss = step(task, batch, batch_idx)
         if task.global_step == 4:
-            task._check_finite(loss * float("nan"), batch, batch_idx)
+            task.check_loss(loss * float("nan"), batch_idx, batch.paths)
         return loss
 
     monkeypatch.setattr("tada.training.checkpoints._SLOW_SECONDS", 0.0)

@@ -265,7 +265,7 @@ def add_windows(parser: ArgumentParser) -> None:
 
 
 def add_device(parser: ArgumentParser) -> None:
-    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, ...; a GPU by default, if any")
+    parser.add_argument("--device", type=str | None, default=None, help="cpu, cuda, mps, ...; a GPU by default, if any")
 
 
 def check_new(places: Iterable[Path], *, overwrite: bool) -> None:

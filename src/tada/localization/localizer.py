@@ -297,7 +297,8 @@ class Localizer:
         self.backbone = backbone
         self.run = run
         if backbone is not None:
-            self.detector.to(backbone.device)
+            # Detectors take little time, and have not been tried on Apple's GPU.
+            self.detector.to("cpu" if backbone.device.type == "mps" else backbone.device)
 
     def __repr__(self) -> str:
         names = [name for head in self.heads for name in head.labels]

@@ -40,7 +40,7 @@ from tada.localization.run_outputs import write_localizer, write_page
 from tada.localization.training_data import TrainingData, of_same_run, training_data, write_data
 from tada.localization.training_step import LocalizationTask, TestFeatures, TrainingSamples
 from tada.recognition.recognizer import Recognizer
-from tada.system.devices import Machine
+from tada.system.devices import Machine, find_device
 from tada.system.locks import holds
 from tada.training.best_epoch import BEST, BestEpoch
 from tada.training.recipe import recipe_yaml
@@ -138,7 +138,7 @@ def train_localizer(
             steps,
             out,
             [lines] if data.tested is None else [lines, best],
-            processes=Machine().processes(),  # one device: detectors are small
+            processes=_machine().processes(),
             pace=pace,
             noun="windows" if recipe.detector == "bmn" else "videos",
             show_progress=show_progress,
@@ -166,6 +166,12 @@ def train_localizer(
     write_page(out, recipe, facts, localizer, data.folder, data.tested)
     say(f"curves, every class, errors by kind and timelines: {out / PAGE}")
     return end_run(out, metrics, seconds=seconds)
+
+
+def _machine() -> Machine:
+    """One device, since detectors are small; not Apple's GPU, on which they have not been tried."""
+    device = find_device(None)
+    return Machine(accelerator="cpu" if device == "mps" else "auto")
 
 
 def _fit_batch_size(recipe: LocalizationRecipe, num_samples: int) -> LocalizationRecipe:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -20,7 +19,7 @@ from tada.localization.features.folder import FeatureFolder, VideoFeatures
 from tada.localization.localizer import results_of
 from tada.localization.metrics import detection_map
 from tada.localization.recipe import LocalizationRecipe
-from tada.recognition.training_step import NonFiniteLossError, state_to_resume
+from tada.training.module import TrainedModule
 from tada.training.trainer import scheduled
 
 
@@ -60,7 +59,7 @@ class TestFeatures(Dataset[VideoFeatures]):
         return self.folder.read(self.names[place])
 
 
-class LocalizationTask(L.LightningModule):
+class LocalizationTask(TrainedModule):
     """Losses, optimizer and validation of a detector."""
 
     def __init__(
@@ -85,11 +84,7 @@ class LocalizationTask(L.LightningModule):
     def training_step(self, batch: SampleBatch, batch_idx: int) -> Tensor:
         parts = self.detector.losses(batch)
         loss = parts["loss"]
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
-                f"learning_rate, or set clip_gradient_norm{state_to_resume(self.trainer)}"
-            )
+        self.check_loss(loss, batch_idx, [])
         for name, value in parts.items():
             self.log(f"train_{name}", value, on_step=False, on_epoch=True, batch_size=len(batch.features))
         return loss
@@ -126,7 +121,7 @@ class LocalizationTask(L.LightningModule):
             },
             {"params": [p for name, p in parameters.items() if not is_decayed[name]], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate)
+        optimizer = torch.optim.AdamW(groups, lr=self.recipe.learning_rate, fused=self.fuses or None)
         return scheduled(
             optimizer,
             steps_per_epoch=self.steps_per_epoch,

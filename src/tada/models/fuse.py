@@ -4,7 +4,7 @@
     the two norms of the aggregation     become one depthwise convolution over three frames
     the routing functions                become linear layers, whose input [N*T, C] has a row for each frame
     ReLU, scales, sums                   work in place where no other layer reads their input
-    the wide layers of TAdaConvNeXt      process the pixels in chunks that fit into the processor's cache
+    the wide layers of TAdaConvNeXt      process the pixels, on a CPU, in chunks that fit into its cache
     many clips on a CPU                  are processed a few at a time
 
 ``fuse`` does not change the network it is given. The simple form in the network's own file defines what is computed
@@ -61,7 +61,9 @@ def fuse(
             one that ``tada.adapt`` changed: of these only the norms are folded.
         dtype: dtype of weights and features, such as torch.bfloat16; by default the model's. Clips may have any dtype;
             the logits have that of the clips.
-        compile: compile the result by torch.compile at its first clips. Takes a minute, and on a CPU a C++ compiler.
+        compile: compile the result by torch.compile at its first clips. Takes a minute, and on a CPU a C++ compiler. If
+            the network is on a CUDA device, its kernels are recorded for each size of clips and then started together
+            (CUDA graphs), since starting them one by one takes longer than small clips need; call it from one thread.
         example_clips: clips that another network can read, to find which norm follows which convolution; by default
             [1, 3, 8, 64, 64], or as many frames as the network was adapted to.
 
@@ -71,6 +73,9 @@ def fuse(
     if dtype is not None and not dtype.is_floating_point:
         raise OptionError(f"{dtype = } should be a floating type, such as torch.bfloat16")
     network = copy.deepcopy(model).eval()
+    device = next(network.parameters(), torch.empty(0)).device
+    if device.type == "mps":
+        network.to("cpu")  # norms are folded in float64, which Apple's GPUs lack
     for module in network.modules():
         if isinstance(module, Routing) and module.reduce is not None and isinstance(module.norm, nn.BatchNorm1d):
             if module.joins_hidden_layer and module.context is not None:  # which the norm scales too
@@ -97,7 +102,7 @@ def fuse(
         network.blocks = nn.ModuleList(map(FusedFormerBlock, network.blocks))
     elif any(isinstance(module, _BatchNorm) for module in network.modules()):
         fold_norms(network, example_clips)
-    network.requires_grad_(False).to(dtype=dtype)
+    network.requires_grad_(False).to(device=device, dtype=dtype)
     return FusedNetwork(network, compile=compile)
 
 
@@ -114,16 +119,19 @@ class FusedNetwork(nn.Module):
         self._run: Callable[[Tensor], Any] = network
         self._features: Callable[[Tensor], Tensor] | None = getattr(network, "features", None)
         self._compiles = compile
+        self._records = compile and next(network.parameters(), torch.empty(0)).device.type == "cuda"
         if compile:
-            self._run = torch.compile(network)
+            options = {"mode": "reduce-overhead"} if self._records else {}
+            self._run = torch.compile(network, **options)  # type: ignore[call-overload]  # mypy cannot unpack them
             if self._features is not None:
-                self._features = torch.compile(self._features)
+                self._features = torch.compile(self._features, **options)  # type: ignore[call-overload]
 
     @torch.no_grad()
     def forward(self, clips: Tensor) -> Any:
         """Clips [N, 3, T, H, W], normalized -> logits [N, K], or the output of another network."""
         outputs = self._run_in_parts(self._run, clips)
-        return tree_map_only(Tensor, lambda tensor: tensor.to(clips.dtype), outputs)
+        # The next call of recorded kernels writes to the same memory.
+        return tree_map_only(Tensor, lambda tensor: tensor.to(clips.dtype, copy=self._records), outputs)
 
     @torch.no_grad()
     def features(self, clips: Tensor) -> Tensor:
@@ -135,7 +143,7 @@ class FusedNetwork(nn.Module):
         if self._features is None:
             raise ValueError(f"a {type(self.network).__name__} has no features")
         features: Tensor = self._run_in_parts(self._features, clips)
-        return features.to(clips.dtype)
+        return features.to(clips.dtype, copy=self._records)
 
     def train(self, mode: bool = True) -> FusedNetwork:
         """Keep evaluation mode.
@@ -171,6 +179,8 @@ class FusedNetwork(nn.Module):
 
     def _prepare(self, clips: Tensor) -> Tensor:
         clips = clips.to(next(self.network.parameters(), clips).dtype)
+        if self._records:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # torch does not type it
         if self._compiles:
             # Numbers of clips and frames are dynamic. Height and width are static, so that frames of another size are
             # compiled again: dynamic ones, divided by every stride, make the compiler fail.
@@ -271,8 +281,8 @@ def _folded_shortcut(shortcut: nn.Module) -> nn.Module:
 class FusedNextBlock(nn.Module):
     """Depthwise convolution, norm, a layer to four times the channels, GELU, a layer back; added to the input.
 
-    The layers process the pixels in chunks, so that the widened features, the largest of the network, never exist as a
-    whole; and they add to the sum in place. The layer scale is folded into the last layer.
+    On a CPU the layers process the pixels in chunks, so that the widened features, the largest of the network, never
+    exist as a whole; and they add to the sum in place. The layer scale is folded into the last layer.
     """
 
     def __init__(self, block: tadaconvnext.ConvNeXtBlock) -> None:
@@ -301,8 +311,9 @@ class FusedNextBlock(nn.Module):
         total = pixels.view(-1, c)
         rows = _rows(y)
         pooled = rows if self.pooled_norm is None else _rows(pool_over_time(y, num_frames, self.pool))
-        # A compiler merges these layers itself, and would only unroll the loop.
-        part = len(rows) if torch.compiler.is_compiling() else max(_PART // self.widen.out_features, 1)
+        # A compiler merges these layers itself, and would only unroll the loop; a GPU needs all rows to be busy.
+        is_whole = torch.compiler.is_compiling() or rows.device.type != "cpu"
+        part = len(rows) if is_whole else max(_PART // self.widen.out_features, 1)
         for some, their_pooled, their_total in zip(*(torch.split(x, part) for x in (rows, pooled, total)), strict=True):
             normed = self.norm(some)
             if self.pooled_norm is not None:

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -31,8 +32,9 @@ from tada.errors import CheckpointError, DataError, counted, listed
 from tada.models.onnx_model import SPLITS_ENTRY, OnnxNetwork, open_session
 from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.recognition.results import UNKNOWN, Evaluation, one_head_error
+from tada.system.accelerator import HostCopy, fast_numerics
 from tada.system.calls import checked
-from tada.system.collectives import gathered, leaving_together
+from tada.system.collectives import TIMEOUT, gathered, leaving_together
 from tada.system.devices import Machine, Processes, check_num_workers, default_num_workers
 from tada.system.progress import Work
 from tada.training.recipe import fps_of_run
@@ -193,11 +195,19 @@ def _score_videos(
     )
     votes: list[_Vote] = []
     unreadable: list[Unreadable] = []
-    with closing(loader), Work("testing", len(table), noun="videos", is_shown=not hidden) as work:
-        for batch in loader:
-            votes += _video_scores(recognizer, batch, clips_per_batch, keeps_views=keeps_views)
-            unreadable += batch.unreadable
-            work.advance_to(min(world * (len(votes) + len(unreadable)), len(table)))
+    with (
+        closing(loader),
+        fast_numerics(recognizer.device),
+        Work("testing", len(table), noun="videos", is_shown=not hidden) as work,
+    ):
+        started: _Started | None = None
+        for batch in chain(loader, [None]):
+            # The scores of a batch are read after the next one is started, so that a GPU does not wait for the host.
+            before, started = started, None if batch is None else _start(recognizer, batch, clips_per_batch)
+            if before is not None:
+                votes += _votes(before, keeps_views=keeps_views)
+                unreadable += before.unreadable
+                work.advance_to(min(world * (len(votes) + len(unreadable)), len(table)))
     return votes, unreadable
 
 
@@ -252,22 +262,38 @@ def check_votes(indices: Iterable[int], num_videos: int, num_unreadable: int) ->
 def _launch_processes(processes: Processes) -> torch.device:
     """Connect with the other processes, which Lightning starts if needed; return this process's device."""
     from lightning import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     with quiet():
-        fabric = Fabric(**processes.lightning(), strategy="ddp")
+        fabric = Fabric(**processes.lightning(), strategy=DDPStrategy(timeout=TIMEOUT))
         fabric.launch()
     return fabric.device
 
 
-def _video_scores(recognizer: Recognizer, batch: ViewBatch, clips_per_batch: int, *, keeps_views: bool) -> list[_Vote]:
+class _Started(NamedTuple):
+    """A batch whose scores the network computes."""
+
+    places: list[int]
+    """Its videos' indices in the table"""
+    unreadable: list[Unreadable]
+    scores: list[HostCopy]
+    """[some of its views, K] each"""
+
+
+def _start(recognizer: Recognizer, batch: ViewBatch, clips_per_batch: int) -> _Started:
+    views = torch.split(batch.views.flatten(0, 1), clips_per_batch) if len(batch.indices) else ()
+    scores = [recognizer.start_scores(some) for some in views]
+    return _Started(batch.indices.tolist(), batch.unreadable, scores)
+
+
+def _votes(started: _Started, *, keeps_views: bool) -> list[_Vote]:
     """Scores of each video of a batch."""
-    if not len(batch.indices):
+    if not started.places:
         return []
-    n, v = batch.views.shape[:2]
-    clips = torch.split(batch.views.flatten(0, 1), clips_per_batch)
-    scores = torch.cat([recognizer.scores(some) for some in clips]).view(n, v, -1)
+    rows = torch.cat([some.value() for some in started.scores])
+    scores = rows.view(len(started.places), -1, rows.shape[1])
     means, each = average_views(scores).numpy(), scores.numpy()
-    return [_Vote(index, means[i], each[i] if keeps_views else None) for i, index in enumerate(batch.indices.tolist())]
+    return [_Vote(index, means[i], each[i] if keeps_views else None) for i, index in enumerate(started.places)]
 
 
 # -- which videos -----------------------------------------------------------------------------------------------------

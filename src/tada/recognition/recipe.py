@@ -149,8 +149,9 @@ class Recipe(Schedule):
     """Stop after this many epochs without a better accuracy on the held-out videos; null: train all epochs."""
     clip_gradient_norm: float | None = 5.0
     """Largest norm of the gradient, to which a longer one is scaled; null: no clipping."""
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    """Precision of convolutions and matrix products; fp64 is slow, for checks."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """Precision of convolutions and matrix products; fp64 is slow, for checks; 'auto': bf16 on a GPU that computes in
+    it, else fp32. A run's recipe says which it was, and a resumed run keeps it."""
     sync_batch_norm: bool = True
     """Whether batch norms use the statistics of all devices' clips, so that results do not depend on the number of
     devices; false: each device uses its own clips."""

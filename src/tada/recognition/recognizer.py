@@ -24,6 +24,7 @@ from tada.models.weights import CARD_FILE, ModelCard, load_model, packaged, pack
 from tada.recognition.explanation import Explanation, explain
 from tada.recognition.prediction import ClipScores, Prediction
 from tada.recognition.video_clips import ClipChoice, VideoClip, batches_of, clips_of_videos, has_many_files
+from tada.system.accelerator import HostCopy, copy_to_device
 from tada.system.calls import checked
 from tada.system.devices import check_num_workers, default_num_workers, find_device
 from tada.system.terminal import printable
@@ -43,7 +44,7 @@ class Recognizer:
 
     Args:
         dtype: type of the inference form's weights and features, such as torch.bfloat16; by default the model's.
-        compile: whether to compile the inference form (torch.compile), at its first clips.
+        compile: whether to compile the inference form (torch.compile), at its first clips; see ``tada.models.fuse``.
 
     Attributes:
         model: clips [N, 3, T, H, W] -> logits [N, K], in evaluation mode, with the saved weights.
@@ -102,7 +103,13 @@ class Recognizer:
     @torch.inference_mode()
     def scores(self, views: Tensor) -> Tensor:
         """Uint8 views [V, T, H, W, 3] -> probabilities [V, K], on the CPU: see ``probabilities``."""
-        return self.probabilities(self.network(normalize(views.to(self.device), *self.clip.normalization))).cpu()
+        return self.start_scores(views).value()
+
+    @torch.inference_mode()
+    def start_scores(self, views: Tensor) -> HostCopy:
+        """Start to compute what ``scores`` returns; the host need not wait while a GPU computes it."""
+        pixels = normalize(copy_to_device(views, self.device), *self.clip.normalization)
+        return HostCopy(self.probabilities(self.network(pixels)))
 
     def answer_scores(self, views: Tensor) -> Tensor:
         """Uint8 views [V, T, H, W, 3] -> probabilities of ``answers`` [V, answers], on the CPU."""

@@ -47,7 +47,7 @@ from tada.recognition.recipe import Recipe
 from tada.recognition.resumed_run import Before, more_epochs_in_words, resume_run, take_up, yaml_of_run
 from tada.recognition.run_outputs import accuracies_in_words, finite_metrics, save_network, with_last_loss, write_page
 from tada.recognition.trained_part import train_only
-from tada.recognition.training_call import check_divisible, machine_of_call, mixes, recipe_of_call
+from tada.recognition.training_call import check_divisible, machine_of_call, mixes, recipe_of_call, with_precision
 from tada.recognition.training_data import TrainingData, augmentation, check_can_learn, training_data
 from tada.recognition.training_step import About, RecognitionTask, ShardedRecognitionTask
 from tada.system.calls import checked
@@ -84,7 +84,7 @@ def train(
     save_every_steps: int | None = None,
     limit: int | None = None,
     dry_run: bool = False,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Literal["cpu", "cuda", "mps"] | None = None,
     machine: Machine | None = None,
     show_progress: bool = True,
     say: Callable[[str], None] = print,
@@ -112,7 +112,7 @@ def train(
         limit: largest number of videos of each split, for a try. A resumed run keeps its own.
         dry_run: check everything, train two steps and discard them, print the memory and time that the training
             would take, and write nothing.
-        device: "cpu" or "cuda"; by default a GPU where there is one.
+        device: "cpu", "cuda" or "mps" (Apple's chips); by default a GPU where there is one.
         machine: instead of ``device``: the number of devices and how they are used. A run may be resumed with others.
         say: called with each line of the output.
         changes: fields of the recipe to change, as in ``tada.training.recipe.changed``.
@@ -142,6 +142,7 @@ def train(
             return before.result
     elif processes.is_first and not resume:
         check_free(out)
+    recipe = with_precision(recipe, processes.device_type)
     recipe = replace(recipe, clip=with_normalization(recipe.clip, recipe.model))
     check_can_learn(videos, recipe)
     recipe = fitted(recipe, len(videos.training), multiple_of=processes.world * (2 if mixes(recipe) else 1))
@@ -154,6 +155,10 @@ def train(
     pace = pace_of(recipe, len(loader.batches))
     for line in _plan_in_words(recipe, videos, network, before, pace):
         say(line)
+    if machine.checkpoint_gradients:
+        checkpoint_blocks(network.model)
+    if machine.compile:
+        network.model.compile()  # at its first call, and in place: names of weights stay
     task = _make_task(recipe, videos, network, pace, is_sharded=machine.strategy == "fsdp")
     same_run = SameRun(hashlib.sha256((recipe_yaml(recipe) + videos.table.fingerprint()).encode()).hexdigest())
     unreadable = UnreadableVideos(allowed=skip_unreadable)
@@ -202,8 +207,6 @@ def train(
         device_used = trainer.strategy.root_device
         if processes.world > 1 and recipe.sync_batch_norm:
             synchronize_batch_norms(network.model, on_cpu=device_used.type == "cpu")
-        if machine.checkpoint_gradients:
-            checkpoint_blocks(network.model)
         with leaving_together():
             fit(trainer, task, loader, val_loader, state=before.state)
             weights = whole_weights(network.model) if machine.strategy == "fsdp" else network.model.state_dict()
@@ -308,6 +311,8 @@ def _plan_in_words(
     yield f"{len(training)} training and {videos.num_held_out} validation videos of {videos.classes_in_words}{several}"
     start = f"starting from {network.trained_from}" if before.state is None else f"going on from {before.state}"
     yield f"{recipe.model}: {network.num_parameters:,} parameters, {start}"
+    if recipe.precision == "bf16":
+        yield "convolutions and matrix products compute in bf16 (--precision fp32: in fp32)"
     if network.part_in_words:
         yield network.part_in_words
         if network.trained_from == RANDOM_WEIGHTS:
@@ -345,6 +350,7 @@ def _make_task(
         head_sizes=videos.head_sizes,
         class_counts=[list(videos.training.counts(head).values()) for head in range(len(videos.heads))],
         several_of=len(videos.training) if videos.table.several else 0,
+        is_sharded=is_sharded,
     )
     task.about = About(network.trained_from, videos.labels)
     return task

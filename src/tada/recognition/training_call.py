@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tada.errors import OptionError, UnknownNameError, counted
 from tada.recognition.recipe import Recipe, load_recipe
+from tada.system.accelerator import has_bf16
 from tada.system.devices import Machine
 from tada.training.recipe import changed, recipe_of_run
 from tada.training.run_folder import was_begun
@@ -42,22 +43,35 @@ def recipe_of_call(
     return changed(recipe, changes)
 
 
-def machine_of_call(device: str | None, machine: Machine | None) -> Machine:
+def machine_of_call(device: Literal["cpu", "cuda", "mps"] | None, machine: Machine | None) -> Machine:
     """The machine of a call of ``train``, which is given by ``device`` or by ``machine``.
 
     Raises:
-        OptionError: both are given, or ``device`` is neither "cpu" nor "cuda".
+        OptionError: both are given, or ``device`` is none of "cpu", "cuda" and "mps".
     """
     if device is None:
         return Machine() if machine is None else machine
     if machine is not None:
         raise OptionError("device and machine both say where to train: give one of them")
-    if device not in ("cpu", "cuda"):
+    if device not in ("cpu", "cuda", "mps"):
         raise OptionError(
-            f"{device = } should be 'cpu' or 'cuda'; to choose GPUs set CUDA_VISIBLE_DEVICES, and to use several give "
-            "machine=tada.system.devices.Machine(devices=...)"
+            f"{device = } should be 'cpu', 'cuda' or 'mps'; to choose GPUs set CUDA_VISIBLE_DEVICES, and to use "
+            "several give machine=tada.system.devices.Machine(devices=...)"
         )
-    return Machine(accelerator="cpu" if device == "cpu" else "gpu")
+    return Machine(accelerator=device)
+
+
+def with_precision(recipe: Recipe, device_type: str) -> Recipe:
+    """The recipe with a precision in place of "auto": bf16 on a GPU that computes in it, else fp32.
+
+    Raises:
+        OptionError: the device lacks the precision.
+    """
+    if recipe.precision == "fp64" and device_type == "mps":
+        raise OptionError("Apple's GPUs have no fp64: choose another precision, or --device cpu")
+    if recipe.precision != "auto":
+        return recipe
+    return replace(recipe, precision="bf16" if has_bf16(device_type) else "fp32")
 
 
 def mixes(recipe: Recipe) -> bool:

@@ -6,10 +6,8 @@ Shapes: N clips or videos, V views, T frames, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import lightning as L
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -24,22 +22,16 @@ from tada.data.balance import class_weights, positive_weights
 from tada.data.clips import Batch
 from tada.data.multi_label import mean_average_precision
 from tada.data.views import ViewBatch
-from tada.errors import DataError, UserError
+from tada.errors import DataError
 from tada.models.parallel import shard
 from tada.recognition.parameter_groups import parameter_groups
 from tada.recognition.recipe import Recipe
 from tada.recognition.trained_part import rest_in_evaluation
-from tada.system.collectives import gathered, on_any
-from tada.system.files import write_whole
-from tada.training.checkpoints import CHECKPOINT
-from tada.training.run_folder import NON_FINITE_FILE
+from tada.system.collectives import gathered
+from tada.training.module import TrainedModule
 from tada.training.trainer import scheduled
 from tada.video.augment import draw_mixture
 from tada.video.transforms import normalize
-
-
-class NonFiniteLossError(UserError):
-    """The loss is infinite or nan. The step was not taken, and the run may be resumed from its last saved state."""
 
 
 class About(NamedTuple):
@@ -60,7 +52,7 @@ def several_loss(logits: Tensor, targets: Tensor, positive_weights: Tensor | Non
     return of_all.sum(1).mean()
 
 
-class RecognitionTask(L.LightningModule):
+class RecognitionTask(TrainedModule):
     """The loss, the optimizer and the metrics.
 
     The network's logits are those of all heads, concatenated, [N, K]; the loss is the sum over the heads, as in the
@@ -79,34 +71,39 @@ class RecognitionTask(L.LightningModule):
         head_sizes: Mapping[str, int],
         class_counts: Sequence[Sequence[int]] = (),
         several_of: int = 0,
+        is_sharded: bool = False,
     ) -> None:
         """Set up.
 
         Args:
             class_counts: number of training clips of each class of each head, for ``balance: loss``.
             several_of: number of training clips if each may have several labels; 0: each has one.
+            is_sharded: as for ``TrainedModule``.
         """
-        super().__init__()
+        super().__init__(is_sharded=is_sharded)
         self.model = model
         self.recipe = recipe
         self.steps_per_epoch = steps_per_epoch
         self.head_sizes = head_sizes
         names = [f"val_{name}_top1" for name in head_sizes] if len(head_sizes) > 1 else ["val_top1"]
         tops = {
-            name: MulticlassAccuracy(size, average="micro")
+            # Without the checks of its arguments, which read them from the device.
+            name: MulticlassAccuracy(size, average="micro", validate_args=False)
             for name, size in zip(names, head_sizes.values(), strict=True)
         }
         self.val_tops = nn.ModuleDict(tops)
-        self.val_action_top1 = MeanMetric()
-        self.val_loss = MeanMetric(nan_strategy="disable")  # nan stays nan, and is told as such
+        # Nan stays nan, and is told as such; another choice would look for it in every step.
+        self.val_action_top1 = MeanMetric(nan_strategy="disable")
+        self.val_loss = MeanMetric(nan_strategy="disable")
         self.several = several_of > 0
-        self.val_several: list[tuple[list[float], list[int]]] = []
-        """Probabilities and targets of the tested videos, if they may have several labels."""
+        self.val_several: list[tuple[Tensor, Tensor]] = []
+        """Probabilities and targets [N, K] of the tested batches, if videos may have several labels."""
         if self.several:
             self.val_tops = nn.ModuleDict()
-            self.class_weights = [torch.tensor(positive_weights(counts, several_of)) for counts in class_counts]
-        else:
-            self.class_weights = [torch.tensor(class_weights(counts)) for counts in class_counts]
+        for head, counts in enumerate(class_counts):
+            weights = positive_weights(counts, several_of) if self.several else class_weights(counts)
+            # A buffer, so that it is on the device; not saved, since the data decide it.
+            self.register_buffer(f"class_weights_{head}", torch.tensor(weights), persistent=False)
         self.num_tested = 0
         """Held-out videos that were read in the last test, over all processes."""
         self.about = About("", ())
@@ -129,9 +126,11 @@ class RecognitionTask(L.LightningModule):
                 group["lr"] = peak * factor(curve.last_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["tada"] = {"trained_from": self.about.trained_from, "labels": list(self.about.labels)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("tada")
         if saved is None:  # saved by an older version
             return
@@ -166,7 +165,7 @@ class RecognitionTask(L.LightningModule):
             for head, (of_head, target) in enumerate(zip(logits, targets, strict=True))
         ]
         loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-        self._check_finite(loss, batch, batch_idx)
+        self.check_loss(loss, batch_idx, batch.paths)
         self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch.labels), sync_dist=True)
         return loss
 
@@ -183,32 +182,19 @@ class RecognitionTask(L.LightningModule):
         if self.several:
             # Each class is a binary classification, so smoothing spreads over its two outcomes.
             smooth = target.to(logits.dtype) * (1 - smoothing) + smoothing / 2
-            weights = self.class_weights[head].to(logits) if self.recipe.balance == "loss" else None
+            weights = self._class_weights(logits, head) if self.recipe.balance == "loss" else None
             return several_loss(logits, smooth, weights)
         if self.recipe.balance != "loss":
             return F.cross_entropy(logits, target, label_smoothing=smoothing)
-        weights = self.class_weights[head].to(logits)
+        weights = self._class_weights(logits, head)
         of_clips = weights[target] if target.ndim == 1 else target @ weights
         # Weights are by clip, and the divisor is the number of clips, unlike cross_entropy's ``weight``, which weights
         # the classes of the smoothed target: so the loss does not depend on which clips share a batch or device.
         return (F.cross_entropy(logits, target, label_smoothing=smoothing, reduction="none") * of_clips).mean()
 
-    def _check_finite(self, loss: Tensor, batch: Batch, batch_idx: int) -> None:
-        """Stop all processes before the step if any loss is not finite; the error names the videos."""
-        fine = bool(torch.isfinite(loss))
-        if not on_any(not fine, self.device):
-            return
-        paths = gathered([] if fine else batch.paths)
-        value = gathered([] if fine else [loss.item()])[0]
-        more = f" and {len(paths) - 5} more, all in non_finite_batch.txt" if len(paths) > 5 else ""
-        if self.trainer.is_global_zero:
-            file = Path(self.trainer.default_root_dir) / NON_FINITE_FILE
-            write_whole(file, ("\n".join(paths) + "\n").encode(errors="surrogateescape"))
-        raise NonFiniteLossError(
-            f"the loss is {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}: lower "
-            f"learning_rate, or set clip_gradient_norm{state_to_resume(self.trainer)}. The batch's videos: "
-            f"{', '.join(paths[:5])}{more}"
-        )
+    def _class_weights(self, logits: Tensor, head: int) -> Tensor:
+        """Loss weights of a head's classes, [K]."""
+        return self.get_buffer(f"class_weights_{head}").to(logits)
 
     def _normalized(self, clips: Tensor) -> Tensor:
         dtype = torch.float64 if self.recipe.precision == "fp64" else torch.float32
@@ -236,18 +222,23 @@ class RecognitionTask(L.LightningModule):
             self.num_tested += len(batch.labels)
             logits = self._split_logits(self.model(self._normalized(batch.views[:, 0])))
             if self.several:
-                self.val_loss.update(
-                    several_loss(logits[0], batch.labels.to(logits[0].dtype)), weight=len(batch.labels)
+                self._update_mean(
+                    self.val_loss, several_loss(logits[0], batch.labels.to(logits[0].dtype)), len(batch.labels)
                 )
-                self.val_several += zip(logits[0].float().sigmoid().tolist(), batch.labels.tolist(), strict=True)
+                self.val_several.append((logits[0].float().sigmoid(), batch.labels))
                 return
             losses = [F.cross_entropy(one, of) for one, of in zip(logits, batch.labels.unbind(1), strict=True)]
-            self.val_loss.update(torch.stack(losses).sum(), weight=len(batch.labels))
+            self._update_mean(self.val_loss, torch.stack(losses).sum(), len(batch.labels))
             right = torch.ones(len(batch.labels), dtype=torch.bool, device=self.device)
             for metric, of_head, labels in zip(self._tops().values(), logits, batch.labels.unbind(1), strict=True):
                 metric.update(of_head, labels)
                 right &= of_head.argmax(1) == labels
-            self.val_action_top1.update(right.float())
+            flags = right.float()
+            self.val_action_top1.update(flags, weight=torch.ones_like(flags))
+
+    def _update_mean(self, metric: MeanMetric, mean: Tensor, count: int) -> None:
+        """Add the mean of so many values; the weight is made on the device, since the metric would copy a number."""
+        metric.update(mean, weight=mean.new_full((), count))
 
     def on_validation_epoch_end(self) -> None:
         # Not in each step, since the processes may have different numbers of batches.
@@ -255,9 +246,11 @@ class RecognitionTask(L.LightningModule):
         for name, metric in self._tops().items():
             self.log(name, metric)
         if self.several:
-            tested, self.val_several = gathered(self.val_several), []
-            scores = np.array([scores for scores, _ in tested], np.float32).reshape(len(tested), -1)
-            value = mean_average_precision(scores, np.array([targets for _, targets in tested]).reshape(scores.shape))
+            own = [(scores.cpu().numpy(), targets.cpu().numpy()) for scores, targets in self.val_several]
+            tested, self.val_several = gathered(own), []
+            empty = np.zeros((0, *self.head_sizes.values()))
+            scores = np.concatenate([empty.astype(np.float32), *(scores for scores, _ in tested)])
+            value = mean_average_precision(scores, np.concatenate([empty.astype(int), *(one for _, one in tested)]))
             self.log("val_map", value, rank_zero_only=False, sync_dist=False)
         self.log("val_loss", self.val_loss)
         if len(self.head_sizes) > 1:
@@ -276,9 +269,9 @@ class RecognitionTask(L.LightningModule):
         )
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
+            optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True, fused=self.fuses or None)
         else:
-            optimizer = torch.optim.AdamW(groups)
+            optimizer = torch.optim.AdamW(groups, fused=self.fuses or None)
         return scheduled(
             optimizer,
             steps_per_epoch=self.steps_per_epoch,
@@ -288,11 +281,6 @@ class RecognitionTask(L.LightningModule):
             end=recipe.learning_rate_end,
             after_warmup=recipe.cosine_after_warmup,
         )
-
-
-def state_to_resume(trainer: L.Trainer) -> str:
-    """The end of an error message: that the saved state can be resumed; empty if there is none."""
-    return "; the last saved state can be resumed" if Path(trainer.default_root_dir, CHECKPOINT).exists() else ""
 
 
 class ShardedRecognitionTask(RecognitionTask):

@@ -27,13 +27,17 @@ class Machine:
     """Devices of each machine, one process for each; by default 1, or what torchrun or srun have started."""
     num_nodes: int | None = None
     """Machines; by default 1, or what torchrun or srun have started."""
-    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
-    """What the devices are; 'auto': GPUs where there are any; 'gpu' and 'cuda' are the same."""
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
+    """What the devices are: 'cuda' (GPUs of NVIDIA or AMD), 'mps' (the GPU of Apple's chips), 'gpu' (either), 'cpu', or
+    'auto', a GPU where there is one."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     """'ddp': each device holds the network; 'fsdp': its weights are divided among them; 'auto': ddp where there are
     several devices."""
     checkpoint_gradients: bool = False
     """Forget what blocks compute and compute it again for the gradients: less memory, a third more time."""
+    compile: bool = False
+    """Compile the network (torch.compile) at its first step: a minute or more, and faster steps after it. On a CPU it
+    needs a C++ compiler."""
     logger: LoggerName = "tensorboard"
     """Where the numbers of training go, beside CSV files; wandb and mlflow need the packages of these names."""
 
@@ -43,6 +47,9 @@ class Machine:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise OptionError(f"{name} must be 1 or more, not {number}")
+        for name, is_on in (("checkpoint_gradients", self.checkpoint_gradients), ("fsdp", self.strategy == "fsdp")):
+            if self.compile and is_on:
+                raise OptionError(f"compile and {name} do not work together: choose one of them")
 
     def processes(self) -> Processes:
         """Which process this is, and of how many.
@@ -96,6 +103,13 @@ class Processes:
         """Whether this process is rank 0, which prints and writes files."""
         return self.rank == 0
 
+    @property
+    def device_type(self) -> Literal["cpu", "cuda", "mps"]:
+        """What the devices are: as ``accelerator`` says, on this machine."""
+        if self.machine.accelerator in ("cpu", "cuda", "mps"):
+            return self.machine.accelerator
+        return _default_device()
+
     def speaker(self, say: Callable[[str], None]) -> Callable[[str], None]:
         """``say`` on rank 0; on the others a function that prints nothing."""
         return say if self.is_first else _ignore_line
@@ -107,7 +121,7 @@ class Processes:
         # Lightning would save and requeue in a signal handler, which may interrupt any line of code.
         plugins = [SLURMEnvironment(auto_requeue=False)] if self.started_by == "srun" else []
         return {
-            "accelerator": self.machine.accelerator,
+            "accelerator": self.device_type,
             "devices": self.devices,
             "num_nodes": self.num_nodes,
             "plugins": plugins,
@@ -124,7 +138,7 @@ def is_first_process() -> bool:
 
 
 def find_device(name: str | None) -> str:
-    """Check the name of a device; None means a GPU where there is one, else the CPU.
+    """Check the name of a device; None means a GPU where there is one (of NVIDIA, AMD or Apple), else the CPU.
 
     Raises:
         OptionError: this machine has no such device.
@@ -133,7 +147,7 @@ def find_device(name: str | None) -> str:
 
     count = torch.cuda.device_count()
     if name is None:
-        return "cuda" if count else "cpu"
+        return _default_device()
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -143,11 +157,19 @@ def find_device(name: str | None) -> str:
     is_there = {
         "cpu": (device.index or 0) == 0,
         "cuda": (device.index or 0) < count,
-        "mps": torch.backends.mps.is_available(),
+        "mps": (device.index or 0) == 0 and torch.backends.mps.is_available(),
     }
     if not is_there[device.type]:
         raise OptionError(f"device {name!r} is not there: this machine has {_gpus(count)} that PyTorch can use")
     return name
+
+
+def _default_device() -> Literal["cpu", "cuda", "mps"]:
+    import torch
+
+    if torch.cuda.device_count():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _gpus(count: int) -> str:
@@ -158,8 +180,9 @@ def _check_devices_exist(accelerator: str, devices: int) -> None:
     """Raise OptionError where this machine has fewer devices."""
     import torch
 
-    count = torch.cuda.device_count() or int(torch.backends.mps.is_available())
-    if accelerator in ("gpu", "cuda") and not count:
+    found = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = found.get(accelerator, found["cuda"] or found["mps"])
+    if accelerator in ("gpu", "cuda", "mps") and not count:
         raise OptionError(
             f"accelerator {accelerator!r}: this machine has no GPU that PyTorch can use; choose auto or cpu"
         )

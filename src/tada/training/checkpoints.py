@@ -24,7 +24,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from tada.errors import CheckpointError
 from tada.system.array_files import check_unpacked
-from tada.system.collectives import on_any
+from tada.system.collectives import StepVote
 from tada.system.documents import open_regular
 from tada.system.files import whole_file, writing
 from tada.system.signals import handle_again, leave, told
@@ -122,6 +122,7 @@ class SavedStates(Checkpoint):
         self._weights = threading.Lock()  # held during an update of the weights, and while the kept state is written
         self._is_stepping = False
         self._stepped_at = 0.0
+        self._vote = StepVote()
 
     # -- what is saved --
 
@@ -170,7 +171,7 @@ class SavedStates(Checkpoint):
         now = time.monotonic()
         is_slow = now - self._stepped_at > _SLOW_SECONDS
         self._stepped_at = now
-        is_told = on_any(told() is not None, pl_module.device)
+        is_told = self._vote.ask(told() is not None, pl_module.device)
         if is_told or _ends_with_validation(trainer) or self.last_step % self.every_steps == 0:
             self._save(trainer)
         elif is_slow and trainer.world_size == 1:

@@ -55,7 +55,7 @@ def try_training(
     """
     if not os.access(_nearest_folder(out), os.W_OK):
         raise OptionError(f"{out} cannot be written: choose another folder with --out")
-    clock = StepClock()
+    clock = StepClock(waits=True)
     if recipe.ema_decay is not None:
         callbacks = [*callbacks, AveragedWeights(recipe.ema_decay)]
     val_seconds = 0.0

@@ -162,7 +162,7 @@ def resumed(
     may_have_more_epochs: bool = False,
     say: Callable[[str], None] = print,
 ) -> AnySchedule:
-    """The recipe to resume a run with: ``recipe``, with the run's numbers where it says null.
+    """The recipe to resume a run with: ``recipe``, with the run's values where it says null, or "auto" (precision).
 
     Args:
         or_else: the end of the error message: what a user who wants another recipe can do.
@@ -175,6 +175,7 @@ def resumed(
     kind = type(recipe)
     saved = recipe_of_run(run, kind)
     names = [name for name in ("epochs", "batch_size", "warmup_epochs") if getattr(recipe, name) is None]
+    names += ["precision"] if getattr(recipe, "precision", None) == "auto" else []
     told = _read_values(run / RECIPE_FILE)
     lacking = [name for name in kind.BEFORE if name not in told]  # fields that are newer than the run
     kept = [

@@ -8,22 +8,25 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import compress
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tada.data.clips import Batch
 from tada.data.loader import VideoLoader, closing
 from tada.data.table import Unreadable
 from tada.data.views import ViewBatch
 from tada.errors import DataError, OptionError, counted
-from tada.system.collectives import gathered, on_any
+from tada.system.accelerator import HostNumbers, fast_numerics
+from tada.system.collectives import TIMEOUT, StepVote, gathered
 from tada.system.devices import Processes
 from tada.system.files import whole_file
 from tada.system.progress import Work, rate_text
@@ -37,7 +40,7 @@ from tada.training.step_clock import StepClock
 RANKS_SECONDS = 25.0
 """Time for several processes to finish a step after a signal to end, in seconds: clusters kill them after 30 s."""
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
-"""Our names of precisions -> Lightning's."""
+"""Our names of precisions -> Lightning's; "auto" is replaced by one of them before."""
 
 
 class LoopRecipe(Protocol):
@@ -56,7 +59,7 @@ class LoopRecipe(Protocol):
     def clip_gradient_norm(self) -> float | None: ...
 
     @property
-    def precision(self) -> Literal["fp32", "bf16", "fp64"]: ...
+    def precision(self) -> str: ...
 
 
 def make_trainer(
@@ -139,6 +142,7 @@ def fit(
         deferring(at_once=states.at_once, chance=states.last_chance, seconds=seconds),
         quiet(),
         progress.work,
+        fast_numerics(trainer.strategy.root_device),
     ):
         trainer.fit(task, loader, val_loader, ckpt_path=None if state is None else str(state), weights_only=True)
 
@@ -147,11 +151,14 @@ def strategy_for(processes: Processes) -> Strategy | str:
     """Lightning's strategy: FSDP, DDP, or "auto" for a single device."""
     if processes.machine.strategy == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=processes.world, tensor_parallel_size=1, save_distributed_checkpoint=False
+            data_parallel_size=processes.world,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            timeout=TIMEOUT,
         )
     if processes.machine.strategy == "ddp" or processes.world > 1:
         # The only buffers are those of batch norms: equal on all devices if synchronized, else separate on each.
-        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=TIMEOUT)
     return "auto"
 
 
@@ -201,19 +208,55 @@ def scheduled(
 
 
 class AveragedWeights(WeightAveraging):
-    """Moving average of the weights (EMA), which is tested and saved; frozen weights stay bitwise the same."""
+    """Moving average of the weights (EMA), which is tested and saved; frozen weights stay bitwise the same.
+
+    Differs from Lightning's class, which makes the average where the weights are before they are moved to the device,
+    and so leaves it on the CPU.
+    """
 
     def __init__(self, decay: float) -> None:
-        def averaged(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
-            # Rounding would change frozen weights.
-            return mean if torch.equal(mean, value) else decay * mean + (1 - decay) * value
+        super().__init__()
+        self.decay = decay
 
-        super().__init__(avg_fn=averaged)
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._average_model = _MovingAverage(pl_module, decay=self.decay)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert self._average_model is not None
+        self._average_model.module.to(pl_module.device)
 
     @property
     def state_key(self) -> str:
         """The key in the states of older runs, which used Lightning's EMAWeightAveraging."""
         return "EMAWeightAveraging"
+
+
+class _MovingAverage(AveragedModel):
+    """PyTorch's model of averaged weights; unlike there, nothing is read from the device or copied to it."""
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        means, values = _weights(self.module), _weights(model)
+        is_first = not int(self.n_averaged)  # a number on the host, also where the weights are on a GPU
+        averaged = [not is_first and mean.is_floating_point() for mean in means]  # counts are copied
+        if any(averaged):
+            # All at once, in a few kernels: mean + (1 - decay) * (value - mean), so a frozen weight keeps its bits.
+            old, new = (list(compress(tensors, averaged)) for tensors in (means, values))
+            torch._foreach_lerp_(old, new, 1 - self.decay)
+        for mean, value, is_averaged in zip(means, values, averaged, strict=True):
+            if not is_averaged:
+                mean.copy_(value)
+        self.n_averaged += 1
+
+
+def _weights(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*model.parameters(), *model.buffers()]
 
 
 class SameRun(Callback):
@@ -234,12 +277,22 @@ class UnreadableVideos(Callback):
         self.allowed = allowed
         self.found: dict[str, str] = {}
         self.of_validation: list[Unreadable] = []
+        self._vote = StepVote()
+        self._of_training: list[Unreadable] = []  # until the other processes have been told
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        if on_any(bool(batch.unreadable), pl_module.device):
-            self.add(gathered(batch.unreadable))
+        self._of_training += batch.unreadable
+        if self._vote.ask(bool(batch.unreadable), pl_module.device):
+            self._gather()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._gather()
+
+    def _gather(self) -> None:
+        own, self._of_training = self._of_training, []
+        self.add(gathered(own))
 
     def on_validation_batch_start(
         self,
@@ -348,6 +401,7 @@ class RunProgress(Callback):
         self.work.details = (f"waiting for the first {noun}",)
         self._tested: list[str] = []
         self._losses = (0.0, 0)  # the sum over the epoch's clips, and their number
+        self._coming: HostNumbers[int] = HostNumbers()  # losses that the device computes
         self._times: deque[tuple[float, float, int]] = deque(maxlen=50)  # per step: waited and used seconds, clips
         self._is_first = True  # step of this start, whose wait includes the start of the workers
 
@@ -361,6 +415,7 @@ class RunProgress(Callback):
     def _begin_epoch(self, trainer: L.Trainer) -> None:
         self.work.words = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self._losses = (0.0, 0)
+        self._coming.clear()
         if not self._is_first:
             self._tell()
 
@@ -368,8 +423,9 @@ class RunProgress(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         count = len(batch[0])  # clips or features, of either task
-        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches
-        self._losses = self._losses[0] + loss * count, self._losses[1] + count
+        for value, its_count in self._coming.add(outputs["loss"], count):
+            loss = float(value) * trainer.accumulate_grad_batches
+            self._losses = self._losses[0] + loss * its_count, self._losses[1] + its_count
         loader: Any = trainer.train_dataloader
         if not self._is_first:
             waited = loader.times.waited_seconds[-1]

@@ -41,8 +41,14 @@ def normalize(
         raise OptionError(f"clips are {clips.dtype} {list(clips.shape)}; they must be uint8 [..., T, H, W, 3]")
     pixels = clips.to(dtype).div_(255)
     # Repeated for a whole row of pixels: three numbers at a time take half as long again.
-    means, stds = (pixels.new_tensor(values).repeat(pixels.shape[-2], 1) for values in (mean, std))
+    means, stds = (_row_of(values, pixels) for values in (mean, std))
     return pixels.sub_(means).div_(stds).movedim(-1, -4)
+
+
+def _row_of(values: Channels, pixels: Tensor) -> Tensor:
+    """A row of pixels of one color, [W, 3]; made on the device, since a GPU would be waited for if it were copied."""
+    channels = [pixels.new_full((pixels.shape[-2],), value) for value in values]
+    return torch.stack(channels, dim=1)
 
 
 # --- size ---------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from tada.data.table import Head
 from tada.errors import OptionError
@@ -240,7 +241,8 @@ class ActionFormer(nn.Module):
             count, stride = x.shape[2], float(2**level)
             points.append(torch.arange(count, device=x.device) * stride)
             strides.append(torch.full((count,), stride, device=x.device))
-            ranges.append(torch.tensor(self.config.regression_ranges[level], device=x.device).expand(count, 2))
+            ends = [torch.full((count,), end, device=x.device) for end in self.config.regression_ranges[level]]
+            ranges.append(torch.stack(ends, dim=1))
             valid.append(keep[:, 0] > 0)
         # All levels, one after the other: P = T + T / 2 + ... points.
         return LevelOutputs(
@@ -426,12 +428,14 @@ def decode(outputs: LevelOutputs, grid: FeatureGrid, *, min_score: float, max_ca
     Each pair of point and class is a candidate. With two label sets, each point's ten best verbs and ten best nouns are
     combined, and a pair scores sqrt(p_verb * p_noun), as OpenTAD fuses its two networks.
     """
+    # On the CPU: float64, which Apple's GPUs lack, and sizes that depend on the numbers, for which the host would wait.
+    outputs = tree_map_only(Tensor, Tensor.cpu, outputs)
     valid = outputs.valid[0]
     probabilities = [logits[0][valid].double().sigmoid() for logits in outputs.logits]
     if len(probabilities) == 1:
         scores = probabilities[0].flatten()
         num_pairs = probabilities[0].shape[1]
-        classes = torch.arange(num_pairs, device=valid.device)[:, None].repeat(int(valid.sum()), 1)
+        classes = torch.arange(num_pairs)[:, None].repeat(int(valid.sum()), 1)
     else:
         (verb, verbs), (noun, nouns) = (p.topk(min(_NUM_FUSED, p.shape[1]), dim=1) for p in probabilities)
         fused = (verb[:, :, None] * noun[:, None, :]).sqrt()  # [P, V, N]
@@ -444,9 +448,7 @@ def decode(outputs: LevelOutputs, grid: FeatureGrid, *, min_score: float, max_ca
     points, strides = outputs.points[valid][at].double(), outputs.strides[valid][at].double()
     offsets = outputs.offsets[0][valid][at].double() * strides[:, None]
     steps = torch.stack([points - offsets[:, 0], points + offsets[:, 1]], dim=1)
-    return Detections(
-        grid.seconds(steps.cpu().numpy()), scores[best].cpu().numpy(), classes[best].cpu().numpy().astype(np.int64)
-    )
+    return Detections(grid.seconds(steps.numpy()), scores[best].numpy(), classes[best].numpy().astype(np.int64))
 
 
 # -- training and testing ----------------------------------------------------------------------------------------------
@@ -526,7 +528,7 @@ class ActionFormerDetector(nn.Module):
         outputs = self.network(batch.features, batch.mask)
         found = losses(outputs, batch.segments, batch.labels, label_smoothing=self.recipe.label_smoothing)
         if self.training:
-            self.normaliser.mul_(0.9).add_(0.1 * max(found.num_positive, 1))
+            self.normaliser.mul_(0.9).add_(0.1 * found.num_positive.clamp(min=1))
         classification = found.classification / self.normaliser
         regression = found.regression / self.normaliser
         total = classification + self.recipe.regression_weight * regression

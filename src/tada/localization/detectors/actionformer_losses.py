@@ -78,7 +78,8 @@ def assign(
     shortest, chosen = lengths.min(1)
     positive = shortest.isfinite()
     as_short = (lengths <= shortest[:, None] + 1e-3) & positive[:, None]  # [P, G]
-    offsets = torch.stack([left, right], dim=2)[torch.arange(len(points)), chosen] / strides[:, None]
+    both = torch.stack([left, right], dim=2)  # [P, G, 2]
+    offsets = both[torch.arange(len(points), device=points.device), chosen] / strides[:, None]
     return Targets(
         tuple((as_short.to(points.dtype) @ hot).clamp(max=1.0) for hot in one_hot),
         torch.where(positive[:, None], offsets, 0.0),
@@ -107,11 +108,11 @@ def diou_loss(predicted: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """Both losses of a batch, summed over its points; ``num_positive`` is for normalizing them."""
+    """Both losses of a batch, summed over its points; ``num_positive``, an integer, is for normalizing them."""
 
     classification: Tensor
     regression: Tensor
-    num_positive: int
+    num_positive: Tensor
 
 
 def losses(
@@ -123,17 +124,24 @@ def losses(
         segments: for each video [G, 2], in steps.
         labels: for each video int64 [G, S].
     """
-    classification, regression, num_positive = outputs.offsets.new_zeros(()), outputs.offsets.new_zeros(()), 0
+    # Of all points, with zeros where they do not count: to pick those that do, the host would wait for the device.
+    zero = outputs.offsets.new_zeros(())
+    classification, regression, num_positive = zero, zero, zero.long()
     num_classes = tuple(logits.shape[2] for logits in outputs.logits)
     for i, (own_segments, own_labels) in enumerate(zip(segments, labels, strict=True)):
         targets = assign(outputs.points, outputs.strides, outputs.ranges, own_segments, own_labels, num_classes)
         valid = outputs.valid[i]
         for logits, hot in zip(outputs.logits, targets.labels, strict=True):
             smooth = hot * (1 - label_smoothing) + label_smoothing / (hot.shape[1] + 1)
-            classification = classification + focal_loss(logits[i][valid], smooth[valid]).sum()
+            of_points = focal_loss(logits[i], smooth)
+            classification = classification + torch.where(valid[:, None], of_points, zero).sum()
         positive = targets.positive & valid
-        signs = torch.tensor([-1.0, 1.0], device=valid.device)
-        predicted, wanted = outputs.offsets[i][positive] * signs, targets.offsets[positive] * signs
-        regression = regression + diou_loss(predicted, wanted).sum()
-        num_positive += int(positive.sum())
+        predicted, wanted = (_around_point(offsets) for offsets in (outputs.offsets[i], targets.offsets))
+        regression = regression + torch.where(positive, diou_loss(predicted, wanted), zero).sum()
+        num_positive = num_positive + positive.sum()
     return Loss(classification=classification, regression=regression, num_positive=num_positive)
+
+
+def _around_point(offsets: Tensor) -> Tensor:
+    """Distances to start and end, [P, 2] -> segments around a point at 0, [P, 2]."""
+    return torch.stack([-offsets[:, 0], offsets[:, 1]], dim=1)

@@ -331,10 +331,10 @@ def proposals(
     valid = valid_cells(num_bins, num_durations).numpy()
     for i, offset in enumerate(offsets):
         here = slice(offset, offset + num_bins)
-        maps[0, 0, here] += outputs.start[i].double().cpu().numpy()
-        maps[1, 0, here] += outputs.end[i].double().cpu().numpy()
+        maps[0, 0, here] += outputs.start[i].cpu().double().numpy()
+        maps[1, 0, here] += outputs.end[i].cpu().double().numpy()
         counts[0, 0, here] += 1
-        maps[2:, :, here] += outputs.confidence[i].double().cpu().numpy() * valid
+        maps[2:, :, here] += outputs.confidence[i].cpu().double().numpy() * valid
         counts[1, :, here] += valid
     start, end = (maps[k, 0] / np.maximum(counts[0, 0], 1) for k in (0, 1))
     regressed, classified = maps[2:] / np.maximum(counts[1], 1)

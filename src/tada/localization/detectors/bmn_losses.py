@@ -34,9 +34,9 @@ class BMNTargets(NamedTuple):
     """[D, T], the highest IoU of a proposal with any segment"""
 
 
-def valid_cells(num_bins: int, num_durations: int) -> Tensor:
+def valid_cells(num_bins: int, num_durations: int, device: torch.device | None = None) -> Tensor:
     """Bool [D, T]: the proposals that end within the window."""
-    return torch.arange(num_durations)[:, None] + torch.arange(num_bins) < num_bins
+    return torch.arange(num_durations, device=device)[:, None] + torch.arange(num_bins, device=device) < num_bins
 
 
 def targets(segments: Tensor, num_bins: int, num_durations: int) -> BMNTargets:
@@ -102,7 +102,7 @@ def bmn_losses(
     """
     start, end, iou = (torch.stack(parts) for parts in zip(*wanted, strict=True))
     num_durations, num_bins = iou.shape[1:]
-    valid = valid_cells(num_bins, num_durations).to(iou.device).expand_as(iou)
+    valid = valid_cells(num_bins, num_durations, iou.device).expand_as(iou)
     regressed, classified = outputs.confidence[:, 0], outputs.confidence[:, 1]
     everywhere = torch.ones_like(start, dtype=torch.bool)
     # Boundaries: start and end of every bin, [B, T].

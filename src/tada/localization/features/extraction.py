@@ -30,6 +30,7 @@ from tada.localization.features.folder import FeatureCard, VideoFeatures, read_c
 from tada.localization.features.grid import FeatureGrid
 from tada.localization.features.sources import Source
 from tada.recognition.recognizer import Recognizer
+from tada.system.accelerator import HostCopy, copy_to_device
 from tada.system.locks import holds
 from tada.system.progress import Work
 from tada.video.frames import check_rate, probe_footage
@@ -70,11 +71,12 @@ def settings_as_dict(backbone: Recognizer, settings: SlidingWindows) -> dict[str
 def clip_outputs(backbone: Recognizer, clips: Tensor) -> tuple[Tensor, Tensor]:
     """Features [N, V * D] and mean class probabilities [N, K] of clips, uint8 [N, V, T, H, W, 3]."""
     n, v = clips.shape[:2]
-    pixels = normalize(clips.flatten(0, 1).to(backbone.device), *backbone.clip.normalization)
+    pixels = normalize(copy_to_device(clips.flatten(0, 1), backbone.device), *backbone.clip.normalization)
     features = backbone.network.features(pixels)
     head: Any = backbone.model.head
     scores = backbone.probabilities(head(features)).view(n, v, -1).mean(1)
-    return features.reshape(n, -1).cpu(), scores.cpu()
+    found = HostCopy(features.reshape(n, -1)), HostCopy(scores)
+    return found[0].value(), found[1].value()
 
 
 def extract_video(

@@ -85,6 +85,7 @@ def test_from_a_file_to_the_answer(motion_videos: Path, small_backbone: Path) ->
         "models/fused_parts.py",
         "models/tada2d.py",
         "recognition/recognizer.py",
+        "recognition/video_clips.py",
         "system/accelerator.py",
         "video/prefetch.py",
         "video/reader.py",

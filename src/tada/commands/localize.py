@@ -61,7 +61,7 @@ def _extract_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--shards",
         action="store_true",
-        help="for many videos: shards of safetensors with rows in Parquet, not two files for each video",
+        help="for many videos: shards, not two files of each",
     )
     add_workers(parser)
     add_job(parser)

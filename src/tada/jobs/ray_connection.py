@@ -38,6 +38,7 @@ def connected(address: str | None) -> Iterator[None]:
         OptionError: no cluster answers there, or it runs other versions of Python or Ray.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else a warning for each actor without a GPU
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # where it starts a cluster, Ray would send statistics home
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it tells of each node and actor that dies; we go on
     if ray.is_initialized():  # by the caller, who also ends it
         yield

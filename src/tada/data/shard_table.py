@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tada.data.table import Head, VideoTable
 from tada.errors import DataError
 from tada.system.documents import MAX_LIST_BYTES, read_json, typed
 from tada.system.files import absolute_path
-from tada.video.fetched_shards import folder_for
+from tada.video.fetched_shards import folder_for, max_cache_bytes
 from tada.video.shards import INDEX, Shard, local_shard, path_without_shard, read_index
 
 CLASSES = "classes.json"
@@ -53,7 +54,7 @@ def read_shards(folder: Path) -> VideoTable:
         DataError: the folder is not whole: a file is missing or damaged, or a shard is not the one of the index.
     """
     table = _read_table(folder)
-    shards = _used_shards(table, read_index(folder))
+    shards = _used_shards(table)
     for shard in shards:
         local_shard(table.root, shard)
     contents = content_ids(os.path.join(table.root, shard.file) for shard in shards)
@@ -81,15 +82,32 @@ def read_remote_shards(address: str) -> VideoTable:
     store.check_access([address + INDEX])
     for name in (INDEX, VIDEOS, CLASSES):
         store.fetch(address + name, folder).replace(folder / name)
-    return _read_table(folder)
+    table = _read_table(folder)
+    shards = _used_shards(table)
+    for shard in shards:
+        _remove_if_other(folder / shard.file, shard.content)
+    total, limit = sum(shard.size_bytes for shard in shards), max_cache_bytes()
+    if total > limit:
+        warnings.warn(
+            f"the shards at {address} have {total / 1e9:.3g} GB, and the cache holds {limit / 1e9:.3g}: training reads "
+            "videos in random order, and will fetch shards again and again; let it hold all (TADA_CACHE_GIGABYTES)",
+            stacklevel=2,
+        )
+    return table
+
+
+def _remove_if_other(file: Path, content: str) -> None:
+    """Remove a fetched shard that is not the one of the index, since the store has another now; it is fetched again."""
+    if content_ids([str(file)]).get(str(file), content) != content:
+        with suppress(FileNotFoundError):
+            file.unlink()
 
 
 def _read_table(folder: Path) -> VideoTable:
     classes = _read_classes(folder)
     if not (folder / VIDEOS).is_file():
         raise DataError(f"{str(folder)!r} has no {VIDEOS}: give the `tada prepare` command again that began it")
-    root = Path(absolute_path(folder))
-    table = read_labeled_csv(folder / VIDEOS, root).numbered_as(classes.heads)
+    table = read_labeled_csv(folder / VIDEOS, Path(absolute_path(folder))).numbered_as(classes.heads)
     # In the order of files, so that training draws the same clips.
     videos = sorted(
         table.videos, key=lambda video: (path_without_shard(video.path), video.start_seconds or 0.0, video.id)
@@ -110,7 +128,9 @@ def _read_classes(folder: Path) -> _Classes:
         raise DataError(f"{str(file)!r} is damaged ({error}); give the `tada prepare` command again") from error
 
 
-def _used_shards(table: VideoTable, index: Mapping[str, Shard]) -> list[Shard]:
+def _used_shards(table: VideoTable) -> list[Shard]:
     """The shards that hold videos of the table."""
-    names: Iterable[str] = {Path(os.path.relpath(video.path, table.root)).parts[0] for video in table.videos}
+    index = read_index(table.root)
+    start = len(table.root.rstrip(os.sep)) + 1
+    names = {video.path[start:].partition(os.sep)[0] for video in table.videos}
     return [index[name] for name in sorted(names) if name in index]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -35,6 +36,7 @@ else:
     import fcntl
 
 ORIGIN = "origin.json"
+_SHARD = re.compile(r"shard-\d{6,}\.tar")
 _USED_SECONDS = 10.0  # a use is noted again after so long, since each note writes to the disk
 _WAIT_SECONDS = 0.05  # until another process leaves its shard, so that it may be removed
 _pinned: tuple[str, int] | None = None
@@ -101,7 +103,7 @@ def cached_shard(folder: str, name: str, *, size_bytes: int, sha256: str) -> str
         VideoError: the store cannot be reached.
     """
     file = os.path.join(folder, name)
-    if _pinned is not None and _pinned[0] == file:
+    if _pinned is not None and _pinned[0] == file and os.path.exists(file):
         return file
     _unpin()  # first, so that two processes that wait for room do not wait for each other
     while not _pin(file):
@@ -162,14 +164,15 @@ def _remove_oldest(cache: Path, max_bytes: int) -> bool:
     False: there are more, since other processes read or fetch them.
     """
     total, shards = 0, []
-    for entry in (entry for folder in cache.iterdir() if folder.is_dir() for entry in os.scandir(folder)):
+    ours = (folder for folder in cache.iterdir() if (folder / ORIGIN).is_file())  # nothing else is removed
+    for entry in (entry for folder in ours for entry in os.scandir(folder)):
         if entry.name.startswith(".fetch-"):
             _, size, pid, _ = entry.name[1:].split("-")
             if is_alive(int(pid)):
                 total += int(size)
             else:
                 shutil.rmtree(entry.path, ignore_errors=True)
-        elif entry.name.endswith(".tar"):
+        elif _SHARD.fullmatch(entry.name):
             with suppress(FileNotFoundError):
                 shards.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
                 total += shards[-1][1]

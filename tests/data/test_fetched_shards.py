@@ -8,43 +8,33 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from drawn_videos import draw_plain
+from folder_store import ADDRESS, FolderStore
+from object_store_server import Fault, S3Server, use_server
+from stopped_training import same
+from tada.commands.cli import main
 from tada.data.annotations import read_dataset
 from tada.data.shard_table import address_of
 from tada.data.shards import ShardOptions, prepare_shards
 from tada.data.table import VideoTable
 from tada.errors import DataError, OptionError
-from tada.system import object_store
+from tada.recognition.evaluation import evaluate
+from tada.recognition.recipe import Recipe
+from tada.recognition.training import train
+from tada.system import object_store, remote_files
 from tada.video import fetched_shards
 from tada.video.shards import open_bytes, read_index
 
-ADDRESS = "s3://bucket/doors/"
 GIGABYTE = 10**9
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderStore:
-    """Stands for an object store: the addresses below ``ADDRESS`` are files of a folder."""
-
-    allowed: tuple[str, ...]
-    max_file_bytes: int = 4 * 2**30
-
-    def check_access(self, addresses: list[str]) -> None:
-        assert all(address.startswith(self.allowed) for address in addresses)
-
-    def fetch(self, address: str, folder: Path) -> Path:
-        source = Path(os.environ["TADA_TEST_STORE"], address.removeprefix(ADDRESS))
-        assert address.startswith(self.allowed)
-        assert source.stat().st_size <= self.max_file_bytes
-        with Path(os.environ["TADA_TEST_STORE"], "fetched.log").open("a") as log:
-            log.write(f"{source.name}\n")
-        return Path(shutil.copy(source, folder / f"fetched-{os.getpid()}-{source.name}"))
 
 
 @pytest.fixture
@@ -195,19 +185,17 @@ def bytes_below(folder: Path) -> int:
 _READER = """
 import os, random, sys
 from pathlib import Path
-from tada.system import object_store
+from tada.system import object_store, remote_files
 from tada.video.shards import open_bytes
-sys.path.insert(0, sys.argv[1])
-from test_fetched_shards import FolderStore
+from folder_store import FolderStore
 object_store.ObjectStore = FolderStore
-rng = random.Random(int(sys.argv[2]))
-paths = sys.argv[3].split(";")
-print("ready", flush=True)
-for _ in range(int(sys.argv[4])):
+rng = random.Random(int(sys.argv[1]))
+paths = sys.argv[2].split(";")
+for _ in range(int(sys.argv[3])):
     path = rng.choice(paths)
     with open_bytes(path) as part:
         content = part.read()
-    assert content == Path(sys.argv[5], os.path.basename(path)).read_bytes(), path
+    assert content == Path(sys.argv[4], os.path.basename(path)).read_bytes(), path
 """
 
 
@@ -221,7 +209,7 @@ def test_processes_that_read_at_the_same_time_stay_below_the_limit(
     paths = ";".join(video.path for video in table.videos)
     arguments = [paths, "60", str(tmp_path / "data" / "x")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", _READER, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", _READER]
     largest = 0
     with ExitStack() as stack:
         readers = [
@@ -265,3 +253,75 @@ def test_a_folder_of_the_cache_says_where_it_is_from(store: Path, tmp_path: Path
     fetched_shards.origin_of.cache_clear()
     with pytest.raises(DataError, match=r"origin.json' is damaged .*; remove the folder, and it is fetched again"):
         read(table, 0)
+
+
+# -- a real store -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[S3Server]:
+    with closing(S3Server()) as server:
+        yield server
+
+
+@pytest.fixture
+def doors(
+    s3_server: S3Server, motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[S3Server]:
+    """A store with the videos of ``motion_videos`` in several shards at ``ADDRESS``."""
+    use_server(s3_server, tmp_path, monkeypatch)
+    monkeypatch.setattr(object_store, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(remote_files, "_file_systems", {})  # connections of the test before would not meet the faults
+    folder = tmp_path / "shards"
+    options = ShardOptions(copies=None, shard_bytes=8000)
+    prepare_shards(read_dataset(motion_videos), folder, options, num_processes=1, show_progress=False)
+    s3_server.put("bucket", {f"doors/{file.name}": file.read_bytes() for file in folder.iterdir() if file.is_file()})
+    monkeypatch.setenv("TADA_CACHE_DIR", str(tmp_path / "cache"))
+    yield s3_server
+    s3_server.reset()
+
+
+def test_a_training_from_a_store_is_that_from_files(
+    doors: S3Server, small_recipe: Recipe, motion_videos: Path, tmp_path: Path
+) -> None:
+    """Also over connections that break; and a second training fetches no shard."""
+
+    def run(data: str | Path, out: str, num_workers: int) -> dict[str, torch.Tensor]:
+        options = {"num_workers": num_workers, "show_progress": False, "say": lambda line: None}
+        train(small_recipe, data, tmp_path / out, **options)
+        return load_file(tmp_path / out / "model.safetensors")
+
+    doors.proxy.faults += [Fault("cut", after_bytes=3000), Fault("refuse"), Fault("cut", after_bytes=6000)]
+    straight = run(motion_videos, "files", 0)
+    assert same(run(ADDRESS, "store", 2), straight)
+    assert not doors.proxy.faults, "the connections did break"
+    assert cached(tmp_path) == [str(i) for i in range(len(cached(tmp_path)))] != []
+    for number in range(len(cached(tmp_path))):
+        doors.client.delete_object(Bucket="bucket", Key=f"doors/shard-{number:06d}.tar")
+    assert same(run(ADDRESS, "again", 0), straight)
+    on_files, on_shards = (evaluate(tmp_path / "store", data, show_progress=False) for data in (motion_videos, ADDRESS))
+    assert np.array_equal(on_files.scores, on_shards.scores)
+
+
+def test_a_training_stops_for_a_shard_that_is_out_of_reach(
+    doors: S3Server, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    """It does not go on with other videos in the place of those in it."""
+    doors.client.delete_object(Bucket="bucket", Key="doors/shard-000001.tar")
+    for num_workers in (0, 1):
+        with pytest.raises(DataError, match=r"a shard is out of reach: 's3://bucket/doors/shard-000001.tar'"):
+            train(small_recipe, ADDRESS, tmp_path / f"run{num_workers}", num_workers=num_workers, say=lambda line: None)
+
+
+def test_an_address_without_shards(doors: S3Server) -> None:
+    doors.client.delete_object(Bucket="bucket", Key="doors/classes.json")
+    for address, missing in ((ADDRESS, "classes.json"), ("s3://bucket/windows", "shards.jsonl")):
+        with pytest.raises(
+            DataError, match=rf"holds no whole folder of shards \({missing} is missing\): upload the one"
+        ):
+            read_dataset(Path(address))
+
+
+def test_a_command_takes_an_address(doors: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", ADDRESS, "--out", str(tmp_path / "check"), "--num-workers", "1"]) == 0
+    assert "15 videos in 15 files; 0 faults" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from pathlib import Path
 from tada.data.identity import content_ids
 from tada.data.labeled_csv import read_labeled_csv
 from tada.data.table import Head, VideoTable
-from tada.errors import DataError
+from tada.errors import DataError, VideoNotFoundError
 from tada.system.documents import MAX_LIST_BYTES, read_json, typed
 from tada.system.files import absolute_path
 from tada.video.fetched_shards import folder_for, max_cache_bytes
@@ -73,15 +73,20 @@ def read_remote_shards(address: str) -> VideoTable:
 
     Raises:
         DataError: there are no shards at the address.
-        OptionError: the store refuses access.
-        VideoError: the store cannot be reached.
+        UserError: the store refuses access, or cannot be reached.
     """
     from tada.system.object_store import ObjectStore
 
     store, folder = ObjectStore(allowed=(address,)), folder_for(address)
     store.check_access([address + INDEX])
     for name in (INDEX, VIDEOS, CLASSES):
-        store.fetch(address + name, folder).replace(folder / name)
+        try:
+            store.fetch(address + name, folder).replace(folder / name)
+        except VideoNotFoundError as error:
+            raise DataError(
+                f"{address!r} holds no whole folder of shards ({name} is missing): upload the one that "
+                "`tada prepare --shards` has made"
+            ) from error
     table = _read_table(folder)
     shards = _used_shards(table)
     for shard in shards:

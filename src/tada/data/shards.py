@@ -175,10 +175,11 @@ def prepare_shards(
 def _check_folder(table: VideoTable, out: Path) -> None:
     if (out / COPIES).exists() or (out / MANIFEST).exists():
         raise OptionError(f"{str(out)!r} holds a copy that was made without --shards: give another folder")
+    folders = sorted({os.path.dirname(video.path) for video in table.videos})
     inside = os.path.realpath(out) + os.sep
-    own = next((video.path for video in table.videos if os.path.realpath(video.path).startswith(inside)), None)
+    own = next((folder for folder in folders if (os.path.realpath(folder) + os.sep).startswith(inside)), None)
     if own is not None:
-        raise OptionError(f"{str(out)!r} contains the originals ({own!r}); give another folder")
+        raise OptionError(f"{str(out)!r} contains originals, those in {own!r}; give another folder")
 
 
 def _already_packed(videos: Mapping[str, LabeledVideo], out: Path) -> dict[str, tuple[str, Member]]:
@@ -252,7 +253,8 @@ def _as_copies(
         return
     prepared = make_copies(table, folder, options, **pool)
     yield from prepared.failures
-    for copy in prepared.copies:
+    copies = prepared.copies
+    for copy in track(copies, "packing", len(copies), noun="files", is_shown=pool["show_progress"]):
         yield _Ready(
             path=str(folder / COPIES / copy.file),
             source=copy.source,

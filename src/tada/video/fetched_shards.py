@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
-from tada.errors import DataError, OptionError
+from tada.errors import DataError, OptionError, VideoError
 from tada.system.documents import read_json
 from tada.system.files import is_alive, write_whole, writing
 
@@ -98,9 +98,9 @@ def cached_shard(folder: str, name: str, *, size_bytes: int, sha256: str) -> str
     """The path of a shard in the cache, fetched if it is not there. It stays until this process asks for another.
 
     Raises:
-        DataError: the shard at the address is not the one of the index; or it is larger than the cache.
+        DataError: the shard at the address is missing, or is not the one of the index; it is larger than the cache; or
+            the store cannot be reached.
         OutputError: the disk is full.
-        VideoError: the store cannot be reached.
     """
     file = os.path.join(folder, name)
     if _pinned is not None and _pinned[0] == file and os.path.exists(file):
@@ -119,8 +119,12 @@ def _fetch(folder: Path, name: str, size_bytes: int, sha256: str) -> None:
     from tada.system.object_store import ObjectStore
 
     address = origin_of(str(folder)) or ""
+    store = ObjectStore(allowed=(address,), max_file_bytes=max(size_bytes, 1))
     with _room(folder, size_bytes) as place:
-        fetched = ObjectStore(allowed=(address,), max_file_bytes=max(size_bytes, 1)).fetch(address + name, place)
+        try:
+            fetched = store.fetch(address + name, place)
+        except VideoError as error:  # not a fault of one video, which training would replace by another
+            raise DataError(f"a shard is out of reach: {error}; then give the same command again") from error
         with fetched.open("rb") as file:
             is_same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
         if not is_same:

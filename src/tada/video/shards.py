@@ -189,8 +189,7 @@ def local_shard(folder: str, shard: Shard) -> str:
     """The path of a shard on this machine's disk. This is the one place where it is asked for.
 
     Raises:
-        DataError: it is missing, or has another size than the index says.
-        VideoError: it is in a store that cannot be reached.
+        DataError: it is missing, has another size than the index says, or is in a store that cannot be reached.
     """
     if origin_of(folder) is not None:
         return cached_shard(folder, shard.file, size_bytes=shard.size_bytes, sha256=shard.sha256)

@@ -84,6 +84,13 @@ class WorkerLostError(UserError):
     """A process that reads videos has died."""
 
 
+class StoreAccessError(UserError):
+    """An object store that gives us nothing: credentials are missing or refused, a bucket or a package is not there.
+
+    It is no fault of a single video: a job over many videos stops for it.
+    """
+
+
 class VideoError(UserError):
     """A video file that cannot be read. ``path`` names the file; ``reason`` is one word per kind of fault."""
 
@@ -152,6 +159,18 @@ class DecodeTimeoutError(VideoError):
     """Opening or reading took longer than allowed."""
 
     reason = "timeout"
+
+
+class UnreachableError(VideoError):
+    """The server of an address did not send the whole file in any attempt. It may do so later."""
+
+    reason = "unreachable"
+
+
+class RedirectRefusedError(VideoError):
+    """The server of an http address redirects to an address that is not allowed."""
+
+    reason = "redirect_refused"
 
 
 class SegmentOutsideError(VideoError):

@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader
 from loader import draw_videos
 from run_lines import ends_in_a_line, output_folder
 from tada.data.annotations import read_dataset
-from tada.data.clips import Augmentation, ResumableBatches, ResumableLoader, TrainingClips
+from tada.data.clips import Augmentation, ResumableBatches, ResumableLoader, TrainingClips, open_labeled
 from tada.data.prepare import PrepareOptions, prepare
 from tada.data.shards import ShardOptions, prepare_shards
 from tada.data.table import VideoTable
@@ -83,6 +83,7 @@ def main() -> None:
         "megabytes": packed.packed_bytes / 1e6,
         "shards": packed.num_shards,
         "num_workers": workers,
+        "opening": opening(files, shards, 12),
     }
     for state in ("warm", "cold"):
         report[state] = summarized(measured(readers, out, arguments.rounds, drop=state == "cold"))
@@ -161,6 +162,20 @@ def by_litdata(folder: Path, table: VideoTable, num_workers: int) -> Iterator[in
     dataset = StreamingDataset(str(folder), shuffle=True, transform=clip)
     for batch in StreamingDataLoader(dataset, batch_size=BATCH, num_workers=num_workers, shuffle=True):
         yield len(batch)
+
+
+def opening(files: VideoTable, shards: VideoTable, num_rounds: int) -> dict[str, list[float]]:
+    """Processor milliseconds to open a video in this process: [median, smallest, largest] round of each table."""
+    found: dict[str, list[float]] = {"files": [], "shards": []}
+    for _ in range(num_rounds):
+        for name, table in (("files", files), ("shards", shards)):
+            started = time.thread_time()
+            for video in table.videos[:50]:
+                with open_labeled(video):
+                    pass
+            found[name].append(1000 * (time.thread_time() - started) / len(table.videos[:50]))
+    found["shards minus files"] = [b - a for a, b in zip(*found.values(), strict=True)]
+    return {name: [statistics.median(some), min(some), max(some)] for name, some in found.items()}
 
 
 # -- rounds -----------------------------------------------------------------------------------------------------------
@@ -243,6 +258,8 @@ def print_table(report: dict[str, Any]) -> None:
             ]
             table.add_row(state, name, *cells)
     Console().print(table)
+    for name, (median, least, most) in report["opening"].items():
+        print(f"to open a video, {name}: {median:.3f} ms of a core ({least:.3f} to {most:.3f})")
     print(f"{report['videos']} videos, {report['megabytes']:.0f} MB, {report['shards']} shards")
 
 

@@ -96,13 +96,9 @@ def _prepare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--short-side", type=PositiveInt, default=256, help="of the copies, in pixels: 256 to 320")
     parser.add_argument("--keyframe-interval", type=PositiveInt, default=16, help="frames from key frame to key frame")
     parser.add_argument("--crf", type=float, default=23.0, help="quality, from 0 (best) to 51")
-    parser.add_argument(
-        "--shards", action="store_true", help="pack the copies into large tar files, for object stores and many videos"
-    )
-    parser.add_argument("--as-is", action="store_true", help="with --shards: pack the files themselves, not copies")
-    parser.add_argument(
-        "--shard-megabytes", type=PositiveInt, default=512, help="with --shards: size of a shard, in 1e6 bytes"
-    )
+    parser.add_argument("--shards", action="store_true", help="pack the copies into large tar files (shards)")
+    parser.add_argument("--as-is", action="store_true", help="with --shards: pack the files, not small copies")
+    parser.add_argument("--shard-megabytes", type=PositiveInt, default=512, help="size of a shard, in 1e6 bytes")
     parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that copy videos")
     parser.add_argument("--timeout-seconds", type=float, default=3600.0, help="longest time for one file")
 

@@ -47,8 +47,9 @@ def add_data(parser: ArgumentParser, name: str = "data", *, optional: bool = Fal
         type=Path | None if optional else Path,
         metavar="DATA",
         **maybe,
-        help=f"{purpose}a folder of class folders; a CSV with path,label[,split][,group][,start,end][,fps]; or the "
-        "lists of Kinetics, Something-Something-v2, EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all. A "
+        help=f"{purpose}a folder of class folders, or of shards; a CSV with "
+        "path,label[,split][,group][,start,end][,fps]; or the lists of Kinetics, Something-Something-v2, "
+        "EPIC-KITCHENS-100, UCF101, HMDB51: one, or the folder of all. A "
         "video may be a folder of numbered frames",
     )
     parser.add_argument(

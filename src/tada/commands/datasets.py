@@ -16,6 +16,9 @@ from tada.system.terminal import markup_cell, printable, say
 
 if TYPE_CHECKING:
     from tada.data.check import CheckReport
+    from tada.data.prepare import PrepareOptions
+    from tada.data.table import VideoTable
+    from tada.data.workers import Pool
 
 
 def _check_arguments(parser: ArgumentParser) -> None:
@@ -99,6 +102,9 @@ def _prepare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--short-side", type=PositiveInt, default=256, help="of the copies, in pixels: 256 to 320")
     parser.add_argument("--keyframe-interval", type=PositiveInt, default=16, help="frames from key frame to key frame")
     parser.add_argument("--crf", type=float, default=23.0, help="quality, from 0 (best) to 51")
+    parser.add_argument("--shards", action="store_true", help="pack the copies into large tar files (shards)")
+    parser.add_argument("--as-is", action="store_true", help="with --shards: pack the files, not small copies")
+    parser.add_argument("--shard-megabytes", type=PositiveInt, default=512, help="size of a shard, in 1e6 bytes")
     parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that copy videos")
     parser.add_argument("--timeout-seconds", type=float, default=3600.0, help="longest time for one file")
     add_ray(parser)
@@ -110,17 +116,23 @@ def _prepare(options: Namespace) -> int:
     The copies are small and have many key frames.
     """
     from tada.data.prepare import PrepareOptions, prepare
+    from tada.errors import OptionError
 
+    if options.as_is and not options.shards:
+        raise OptionError("--as-is packs files as they are into shards: give --shards too")
+    copies = PrepareOptions(
+        short_side=options.short_side, keyframe_interval_frames=options.keyframe_interval, crf=options.crf
+    )
     table = read_data(options, fps=options.fps)
     advise(lambda state: "the copies that were made stay: the same command goes on")
     out = options.out if options.ray is None else options.out.absolute()  # other machines have other working folders
     with pool_of(options.ray, table.root) as pool:
+        if options.shards:
+            return _prepare_shards(table, out, options, None if options.as_is else copies, pool)
         prepared = prepare(
             table,
             out,
-            PrepareOptions(
-                short_side=options.short_side, keyframe_interval_frames=options.keyframe_interval, crf=options.crf
-            ),
+            copies,
             num_processes=options.num_workers,
             timeout_seconds=options.timeout_seconds,
             pool=pool,
@@ -135,6 +147,30 @@ def _prepare(options: Namespace) -> int:
         say("next:")
         say(f"  tada train {options.data} --videos {options.out / 'videos'}")
     return report_failures("not copied", (failure.message for failure in prepared.failures))
+
+
+def _prepare_shards(table: VideoTable, out: Path, options: Namespace, copies: PrepareOptions | None, pool: Pool) -> int:
+    from tada.data.shards import ShardOptions, prepare_shards
+
+    packed = prepare_shards(
+        table,
+        out,
+        ShardOptions(copies=copies, shard_bytes=options.shard_megabytes * 1_000_000),
+        num_processes=options.num_workers,
+        timeout_seconds=options.timeout_seconds,
+        pool=pool,
+    )
+    megabytes = [size / 1e6 for size in (packed.source_bytes, packed.packed_bytes)]
+    files = f"{counted(packed.num_videos, 'file')}, {packed.num_new} new, in {counted(packed.num_shards, 'shard')}"
+    print(f"{files}: {megabytes[0]:.1f} MB became {megabytes[1]:.1f}")
+    if packed.num_relabeled:
+        say(
+            f"{counted(packed.num_relabeled, 'file')} with other labels or splits than when packed: training reads the "
+            "new ones (videos.csv); the .json files in the shards keep the old ones"
+        )
+    say("next:")
+    say(f"  tada train {options.out}")
+    return report_failures("not copied", (failure.message for failure in packed.failures))
 
 
 COMMANDS: dict[str, Command] = {

@@ -10,6 +10,7 @@
                                         (``tada.data.labeled_csv``)
     DATA.txt                            a video and its class in each line (``tada.data.plain_lists``)
     DATA                                annotations as they are published (``tada.data.published_formats``)
+    DATA/shards.jsonl                   shards, also at an address s3://... (``tada.data.shard_table``)
 
 Everything is checked before training starts (``tada.data.listed_videos``): no video is opened here, but each must
 exist, once, in one split, with a label that the training split has too. Paths stay inside one folder, the CSV file's
@@ -30,6 +31,7 @@ from tada.data.labeled_csv import read_labeled_csv
 from tada.data.listed_videos import status_of
 from tada.data.plain_lists import plain_lists, read_plain_lists
 from tada.data.published import find_published, read_published
+from tada.data.shard_table import address_of, is_shards, read_remote_shards, read_shards
 from tada.data.table import VideoTable, with_fps
 from tada.errors import DataError, OptionError
 from tada.video.numbered import VIDEO_EXTENSIONS
@@ -54,6 +56,11 @@ def read_dataset(data: Path, *, root: Path | None = None, fold: int = 1, fps: fl
 
 
 def _read(data: Path, root: Path | None, fold: int) -> VideoTable:
+    address = address_of(data)
+    if address is not None or is_shards(data):
+        if root is not None:
+            raise OptionError(f"root {str(root)!r} goes with a CSV file; {address or str(data)!r} holds shards")
+        return read_shards(data) if address is None else read_remote_shards(address)
     status = status_of(str(data))
     if status is None:
         raise DataError(

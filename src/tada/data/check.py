@@ -26,7 +26,7 @@ from tada.data.csv_rows import guarded
 from tada.data.identity import sha256_of
 from tada.data.table import LabeledVideo, VideoTable, stamp_of
 from tada.data.workers import Lost, Pool, in_processes
-from tada.errors import OptionError, VideoError, counted, listed
+from tada.errors import ChangedVideoError, OptionError, VideoError, counted, listed
 from tada.system.devices import check_num_workers
 from tada.system.documents import parse_json, read_json, typed
 from tada.system.files import check_not_there, whole_file, write_whole, writing
@@ -35,6 +35,7 @@ from tada.system.progress import track
 from tada.video.frames import check_pictures, open_footage
 from tada.video.numbered import FrameFolder, frame_folder
 from tada.video.sampling import segment_frames
+from tada.video.shards import member_of
 
 USUAL_FPS = (10.0, 121.0)
 """Frame rates outside of this range are reported, in frames per second."""
@@ -285,6 +286,9 @@ def probe_file(path: str, *, thorough: bool, fps: float | None = None) -> Probe:
             warnings.simplefilter("always")
             with suppress(OSError):  # a picture that is a dangling link, or a pipe: decoding it reports that
                 probe = replace(probe, sha256=sha256_of(path))
+            member = member_of(path)
+            if member is not None and probe.sha256 != member.sha256:
+                raise ChangedVideoError(f"{path!r} is not what the index of its shard says: copy the shard again", path)
             times, info = video.times_seconds, video.info
             last = len(times) - 1
             if is_folder and not thorough:

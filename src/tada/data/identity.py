@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tada.system.progress import track
 from tada.video.numbered import numbered_pictures
+from tada.video.shards import member_of, open_bytes
 
 PART_BYTES = 64 * 1024
 """Bytes hashed at the start, in the middle and at the end of a file; up to three times as many are hashed whole."""
@@ -29,13 +30,16 @@ _THREADS = 16  # reading waits for the disk, longest for a network drive
 def content_id(path: str | os.PathLike[str]) -> str:
     """The identity of a file's content, as "SIZE-HASH": bytes in decimal, 32 hexadecimal digits.
 
-    Files, or folders of frames, with equal content have equal identities; path and modification time do not count.
+    Files, or folders of frames, with equal content have equal identities; path and modification time do not count. That
+    of a video in a shard is in the index, so that no shard is fetched for it.
 
     Raises:
         OSError: the file cannot be read.
     """
     if os.path.isdir(path):
         return _folder_content_id(path)
+    if (member := member_of(path)) is not None:
+        return member.content
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.blake2b(digest_size=16)
@@ -112,7 +116,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         for picture in _pictures(path)[0]:
             of_all.update(sha256_of(picture).encode())
         return of_all.hexdigest()
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tada.data.identity import sha256_identity
 from tada.system.documents import parse_json, typed
+from tada.video.shards import member_of
 
 MANIFEST = "manifest.jsonl"
 COPIES = "videos"
@@ -69,7 +70,10 @@ def originals_among(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
     Args:
         sizes: as for ``copies_among``.
     """
-    return {path: copy.originals for path, copy in copies_among(sizes).items()}
+    members = {path: member for path in sizes if (member := member_of(path)) is not None}
+    in_shards = {path: member.originals for path, member in members.items() if member.originals}
+    files = {path: size for path, size in sizes.items() if path not in members}
+    return in_shards | {path: copy.originals for path, copy in copies_among(files).items()}
 
 
 def copies_among(sizes: Mapping[str, int]) -> dict[str, Copy]:

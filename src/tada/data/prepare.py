@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -41,6 +41,7 @@ from tada.system.locks import holds
 from tada.system.progress import track
 from tada.video.frames import OpenVideo, no_rate, open_footage
 from tada.video.sampling import average_fps
+from tada.video.shards import INDEX
 from tada.video.writer import write_video
 
 _EVEN_SECONDS = 2e-5  # tolerance for a fixed rate: the time base of MP4 is 1/90000 s or finer
@@ -135,11 +136,43 @@ def prepare(
         DataError: two files would get the same name, or no file could be copied.
         OutputError: the folder cannot be written, another process writes into it, or the disk is full.
     """
-    options = options or PrepareOptions()
+    if (out / INDEX).exists():
+        raise OptionError(f"{str(out)!r} holds shards ({INDEX}): give --shards, or another folder")
+    prepared = make_copies(
+        table,
+        out,
+        options or PrepareOptions(),
+        num_processes=num_processes,
+        timeout_seconds=timeout_seconds,
+        pool=pool,
+        show_progress=show_progress,
+    )
+    check_some_were_made(prepared.failures, len(prepared.copies))
+    _write_table(table, out, {copy.source: copy for copy in prepared.copies})
+    return prepared
+
+
+def check_some_were_made(failures: Sequence[NotCopied], num_made: int) -> None:
+    """Raise DataError if no file could be copied."""
+    if failures and not num_made:
+        raise DataError(f"none of {counted(len(failures), 'file')} could be copied; the first: {failures[0].message}")
+
+
+def make_copies(
+    table: VideoTable,
+    out: Path,
+    options: PrepareOptions,
+    *,
+    num_processes: int | None,
+    timeout_seconds: float,
+    pool: Pool,
+    show_progress: bool,
+) -> Prepared:
+    """Make the copies of ``prepare``, without the table; also none, if no file can be copied. Raises as it does."""
     tasks = _make_tasks(table, out)
     num_processes = check_num_workers(num_processes or os.cpu_count() or 1)
     (out / COPIES).mkdir(parents=True, exist_ok=True)
-    _check_options(out / "options.json", options)
+    check_options(out / "options.json", asdict(options))
     manifest = out / MANIFEST
     done = read_manifest(manifest)
     copies = {task.source: done[task.relative] for task in tasks if _is_done(task, done.get(task.relative))}
@@ -170,9 +203,6 @@ def prepare(
                 )
             else:
                 failures.append(made)
-    if not copies:
-        raise DataError(f"none of {counted(len(tasks), 'file')} could be copied; the first: {failures[0].message}")
-    _write_table(table, out, copies)
     return Prepared(
         out=out,
         copies=tuple(copies[task.source] for task in tasks if task.source in copies),
@@ -225,18 +255,23 @@ def _sizes(paths: Iterable[str]) -> dict[str, int]:
     return sizes
 
 
-def _check_options(file: Path, options: PrepareOptions) -> None:
+def check_options(file: Path, options: Mapping[str, object]) -> None:
+    """Write the options of a folder that is begun; refuse to go on with others.
+
+    Raises:
+        OptionError: the folder was begun with other options.
+    """
     if file.exists():
         try:
             before = dict(read_json(file))
         except (OSError, ValueError, TypeError) as error:
             raise OptionError(f"{str(file)!r} is damaged ({error}); remove it, or give another folder") from error
-        if before != asdict(options):
-            changed = ", ".join(name for name, value in asdict(options).items() if before.get(name) != value)
+        if before != options:
+            changed = ", ".join(name for name, value in options.items() if before.get(name) != value)
             raise OptionError(
                 f"{str(file.parent)!r} was begun with another {changed} ({file.name}); give another folder"
             )
-    write_whole(file, (json.dumps(asdict(options), indent=2) + "\n").encode())
+    write_whole(file, (json.dumps(options, indent=2) + "\n").encode())
 
 
 def _is_done(task: _Task, copy: Copy | None) -> bool:
@@ -273,11 +308,16 @@ def _write_lines(file: BinaryIO, copies: Iterable[Copy]) -> None:
 
 
 def _write_table(table: VideoTable, out: Path, copies: dict[str, Copy]) -> None:
-    """Write videos.csv: the rows whose files were copied, with the paths of the copies."""
+    """Write videos.csv: the rows whose files were copied, with the paths of the copies.
+
+    Args:
+        copies: by ``Copy.source``.
+    """
     videos = []
     for video in table.videos:
-        if video.path in copies:
-            path = os.path.abspath(out / COPIES / copies[video.path].file)
+        copy = copies.get(table.relative(video))
+        if copy is not None:
+            path = os.path.abspath(out / COPIES / copy.file)
             videos.append(replace(video, path=path, stamp=None, is_frames=False, fps=None))
     write_table(replace(table, videos=tuple(videos)), out / "videos.csv", root=out)
 

@@ -32,6 +32,7 @@ from tada.data.table import (
 from tada.errors import CheckpointError, DataError, counted
 from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS
+from tada.video.shards import path_without_shard
 
 RUN_LIST = "videos.csv"
 """File name of a run's list."""
@@ -456,5 +457,5 @@ def names_below(paths: Sequence[str]) -> list[str]:
     """Paths below the common folder of all files, in NFC."""
     if not paths:
         return []
-    shared = os.path.commonpath([os.path.dirname(path) for path in paths])
+    shared = os.path.commonpath([os.path.dirname(path_without_shard(path)) for path in paths])
     return [composed(path_below(shared, path)) for path in paths]

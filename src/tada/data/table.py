@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from tada.errors import DataError, OptionError
 from tada.video.numbered import check_fps, frame_folder_stamp
+from tada.video.shards import member_of, path_without_shard
 
 SPLITS = ("train", "val", "test")
 ACTION = "action"
@@ -264,7 +265,7 @@ class VideoTable:
 
         Paths are relative to the common folder of all videos, so a data set may be moved, or listed from another root.
         """
-        shared = os.path.commonpath([os.path.dirname(video.path) for video in self.videos])
+        shared = os.path.commonpath([os.path.dirname(path_without_shard(video.path)) for video in self.videos])
         digest = hashlib.sha256()
         for video in self.videos:
             path = path_below(shared, video.path)
@@ -333,7 +334,11 @@ def targets_of(heads: Sequence[Head], labels: tuple[int, ...]) -> tuple[int, ...
 
 
 def path_below(folder: str, path: str) -> str:
-    """The path relative to ``folder``, with forward slashes; both are absolute. Fast, since lists may be very long."""
+    """The path relative to ``folder``, with forward slashes; both are absolute. Fast, since lists may be very long.
+
+    The name of a shard is left out.
+    """
+    path = path_without_shard(path)
     start = folder.rstrip(os.sep) + os.sep
     return (path[len(start) :] if path.startswith(start) else os.path.relpath(path, folder)).replace(os.sep, "/")
 
@@ -351,8 +356,12 @@ def segment_text(start_seconds: float | None, end_seconds: float | None) -> str:
 def stamp_of(path: str) -> tuple[int, int]:
     """A file's size in bytes and modification time in nanoseconds, by which a replaced file is noticed.
 
-    For a folder of frames: the total size and the newest time.
+    For a folder of frames: the total size and the newest time. For a video in a shard: its size, and the time of the
+    file that it was made of.
     """
+    member = member_of(path)
+    if member is not None:
+        return member.size_bytes, member.source_mtime_ns
     status = os.stat(path)
     return frame_folder_stamp(path) if stat.S_ISDIR(status.st_mode) else (status.st_size, status.st_mtime_ns)
 

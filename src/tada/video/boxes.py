@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from tada.errors import TooLargeError
+from tada.video.shards import open_bytes
 
 MAX_SAMPLES = 8_000_000
 """Most samples of all tracks together; 18 hours of video at 30 pictures a second with sound have five million."""
@@ -55,9 +56,9 @@ def check_samples(path: str) -> None:
         TooLargeError: it declares more.
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         # The first bytes of another format, read as a box, give a length beyond the end of the file.
-        total = _Counter(path, file).count_inside(_Box(b"", 0, os.fstat(file.fileno()).st_size), None, 0)
+        total = _Counter(path, file).count_inside(_Box(b"", 0, file.seek(0, os.SEEK_END)), None, 0)
     if total > MAX_SAMPLES:
         raise TooLargeError(
             f"{path!r} claims {total} samples, and at most {MAX_SAMPLES} are opened; cut it into parts, or download it "

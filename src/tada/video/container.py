@@ -1,7 +1,8 @@
 """Open a media file safely; all video files are opened here.
 
-Only a regular file on this machine is opened, never a URL, and FFmpeg may use only video formats: a playlist, which
-could make it read other files, is refused whatever its name. FFmpeg's errors on opening become ours (``tada.errors``).
+Only a regular file on this machine, or a part of a shard (``tada.video.shards``), is opened, never a URL, and FFmpeg
+may use only video formats: a playlist, which could make it read other files, is refused whatever its name. FFmpeg's
+errors on opening become ours (``tada.errors``).
 
 Pipes, growing files and cameras are opened only where the caller passes ``live``.
 """
@@ -42,6 +43,7 @@ from tada.errors import (
 from tada.video.boxes import check_samples
 from tada.video.live import LiveBytes
 from tada.video.pictures import Meaning, Pictures, pictures_of
+from tada.video.shards import ffmpeg_source, member_of, open_bytes, size_in_bytes
 
 # This list keeps playlists out: with "file" as the only protocol they could still name other files.
 _FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,mpegvideo,m4v,mp3,wav,flac"
@@ -95,7 +97,7 @@ class MediaFile:
         if live is None:
             _check_regular_file(path)
             check_samples(path)
-            source, form, formats, protocol = "file:" + os.path.abspath(path), None, _FORMATS, "file"
+            (source, protocol), form, formats = ffmpeg_source(path), None, _FORMATS
         elif live == "camera":
             source, form, formats, protocol = path, _CAMERA_FORMAT, _CAMERA_FORMAT, "none"
         else:  # LiveBytes has its own timeout; its content must not make FFmpeg open files
@@ -311,8 +313,8 @@ class MediaFile:
         """Whether a fragmented MP4, which stores no duration, ends within a fragment (ISO 14496-12, 4.2, 8.8)."""
         if self.kind != "mov":
             return False
-        size, place, is_fragmented, name = os.path.getsize(self.path), 0, False, b""
-        with open(self.path, "rb") as file:
+        size, place, is_fragmented, name = size_in_bytes(self.path), 0, False, b""
+        with open_bytes(self.path) as file:
             for _ in range(max_fragment_boxes + 1000):  # a hostile file might have one every 8 bytes
                 if place + 8 > size:
                     break
@@ -379,6 +381,8 @@ def mark_of(packet: memoryview) -> int:
 
 
 def _check_regular_file(path: str) -> None:
+    if member_of(path) is not None:
+        return  # a shard has no empty videos, pipes or folders
     try:
         status = os.stat(path)
     except (OSError, ValueError) as fault:  # ValueError: a zero byte in the name
@@ -402,7 +406,7 @@ def _make_opening_error(fault: Exception, path: str, limits: Limits) -> VideoErr
     if isinstance(fault, MemoryError):  # FFmpeg also raises it for too many streams
         return TooLargeError(f"{path!r} has more than {_MAX_STREAMS} streams, or needs too much memory", path)
     try:
-        with open(path, "rb") as file:
+        with open_bytes(path) as file:
             beginning = file.read(200)
     except OSError as gone:  # it vanished since the check. FFmpeg also raises OSError for damaged files
         return VideoNotFoundError(f"{path!r} cannot be read: {why_unread(gone)}", path)
@@ -448,7 +452,7 @@ def _make_timeout_error(path: str, limits: Limits) -> VideoError:
 
 def _is_whole_matroska(path: str) -> bool:
     """Whether an MKV or WebM has all bytes that its header declares (RFC 8794, 4-6). False if it declares none."""
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         place = 0
         for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):  # IDs of the EBML header and of the segment
             file.seek(place)
@@ -458,13 +462,13 @@ def _is_whole_matroska(path: str) -> bool:
                 return False
             size = int.from_bytes(content[4 : 4 + num_bytes], "big") & ((1 << 7 * num_bytes) - 1)
             place += 4 + num_bytes + size
-        return size != (1 << 7 * num_bytes) - 1 and place <= os.path.getsize(path)
+        return size != (1 << 7 * num_bytes) - 1 and place <= size_in_bytes(path)
 
 
 def _read_codec_mark(path: str) -> str:
     """The codec's name stored in an MP4 or MKV, for the message that no decoder is known."""
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         beginning = file.read(1 << 16)
-        file.seek(max(os.path.getsize(path) - (1 << 16), 0))
+        file.seek(max(size_in_bytes(path) - (1 << 16), 0))
         found = re.search(rb"stsd.{12}([ -~]{4})|(V_[A-Z0-9/_.]+)", beginning + file.read(), re.DOTALL)
     return repr((found[1] or found[2]).decode()) if found else "(it has no name)"

@@ -114,14 +114,12 @@ def check_nodes(paths: tuple[str, ...]) -> None:
         OptionError: a node does not.
     """
     here = _here()
-    looks = {}
-    for node in ray.nodes():  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0:
-            at = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            looks[node["NodeManagerAddress"]] = (
-                ray.remote(_look).options(num_cpus=0, scheduling_strategy=at, max_retries=1).remote(paths)
-            )
-    for host, look in looks.items():
+    looks = []
+    for id, host in _live_nodes().items():
+        at = NodeAffinitySchedulingStrategy(id, soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": at, "max_retries": 1}
+        looks.append((id, host, ray.remote(_look).options(**options).remote(paths)))
+    for id, host, look in looks:
         try:
             node = ray.get(look, timeout=_PROBE_SECONDS)
         except ray.exceptions.GetTimeoutError as error:
@@ -131,6 +129,8 @@ def check_nodes(paths: tuple[str, ...]) -> None:
                 f"the node {host} has no tada {here.tada}: install it there, too ({_first(error)})"
             ) from error
         except ray.exceptions.RayError as error:
+            if id not in _live_nodes():  # it has died since
+                continue
             raise OptionError(f"the node {host} cannot work: {_first(error)}") from error
         if (node.tada, node.python) != (here.tada, here.python):
             raise OptionError(
@@ -142,6 +142,16 @@ def check_nodes(paths: tuple[str, ...]) -> None:
                 f"the node {host} does not see {node.missing[0]!r}: put runs and videos on a file system that all "
                 "nodes share, under the same path, or give addresses of an object store"
             )
+
+
+def _live_nodes() -> dict[str, str]:
+    """Ids and hosts of the nodes that have something to work with."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return {
+        node["NodeID"]: node["NodeManagerAddress"]
+        for node in nodes
+        if node["Alive"] and node["Resources"].get("CPU", 0) + node["Resources"].get("GPU", 0) > 0
+    }
 
 
 def _here() -> _Node:

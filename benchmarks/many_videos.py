@@ -31,6 +31,7 @@ from tada.jobs import run as jobs
 from tada.jobs.run import Engine, predict_into
 from tada.jobs.work import Done
 from tada.recognition.recognizer import Recognizer, load_recognizer
+from tada.system.accelerator import HostCopy
 from timing import Spread, show, write_report
 
 RUN = "tada2d_tiny_motion"
@@ -106,19 +107,19 @@ def main() -> None:
 @contextmanager
 def timed_network(clock: Clock) -> Iterator[None]:
     """Count the seconds of all calls of the network."""
-    real = Recognizer.scores
+    real = Recognizer.start_scores
 
-    def scores(self: Recognizer, views: Tensor) -> Tensor:
+    def start_scores(self: Recognizer, views: Tensor) -> HostCopy:
         started = time.perf_counter()
         found = real(self, views)
         clock.network_seconds += time.perf_counter() - started
         return found
 
-    Recognizer.scores = scores  # type: ignore[method-assign]
+    Recognizer.start_scores = start_scores  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Recognizer.scores = real  # type: ignore[method-assign]
+        Recognizer.start_scores = real  # type: ignore[method-assign]
 
 
 def evaluate(folder: Path, num_workers: int) -> Clock:
@@ -126,20 +127,20 @@ def evaluate(folder: Path, num_workers: int) -> Clock:
     from tada.recognition import evaluation
 
     clock = Clock()
-    real = evaluation._video_scores
+    real = evaluation._votes
 
-    def video_scores(*args: Any, **options: Any) -> Any:
+    def votes_of(*args: Any, **options: Any) -> Any:
         votes = real(*args, **options)
         for _ in votes:
             clock.note()
         return votes
 
-    evaluation._video_scores = video_scores
+    evaluation._votes = votes_of
     try:
         with timed_network(clock):
             tada.evaluate(RUN, folder, num_workers=num_workers, show_progress=False, say=lambda line: None)
     finally:
-        evaluation._video_scores = real
+        evaluation._votes = real
     return clock
 
 

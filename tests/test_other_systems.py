@@ -58,7 +58,8 @@ import tada
 sys.platform = "win32"
 count = 0
 for module in pkgutil.walk_packages(tada.__path__, "tada."):
-    import_module(module.name)
+    if not module.name.startswith("tada.jobs.ray_"):  # Ray asks the system that there really is
+        import_module(module.name)
     count += 1
 print(count, "modules")
 

@@ -102,7 +102,7 @@ def test_evaluate(at_home: Callable[..., Terminal]) -> None:
 
 @pytest.mark.parametrize("form", ["json", "table"])
 def test_predict_prints_what_was_answered(form: str, at_home: Callable[..., Terminal]) -> None:
-    stop = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda _, clip: '002' in clip.source.name)"
+    stop = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda _, batch: '002' in batch[0][0].name)"
     terminal = at_home(stop, "predict", "run", "videos", "--format", form)
     interrupt(terminal, "NOW")
     screen = Screen(200)

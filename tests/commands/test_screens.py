@@ -156,12 +156,12 @@ def many(at_home: Path) -> Path:
     return at_home
 
 
-STOP = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda recognizer, clip: '/10' in clip.source.name)"
+STOP = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda _, batch: '/10' in batch[0][0].name)"
 
 
 @pytest.mark.parametrize("columns", [80, pytest.param(120, marks=pytest.mark.slow)])
 def test_predicting_many_files(columns: int, many: Path) -> None:
-    paused = STOP.replace("'/10' in clip.source.name", "print(end='') or '/10' in clip.source.name and time.sleep(0.6)")
+    paused = STOP.replace("'/10' in batch[0][0].name", "print(end='') or '/10' in batch[0][0].name and time.sleep(0.6)")
     with Terminal(command(paused, "predict", "run", "many"), folder=many, columns=columns) as terminal:
         assert terminal.end() == 0
     head, *rows, display = before(terminal.output, "many/10.mp4", columns)
@@ -247,7 +247,7 @@ def test_a_video_that_cannot_be_read_does_not_stand_among_answers(many: Path, pi
 def test_one_long_video_shows_its_clips(many: Path) -> None:
     frames = draw_motion("up", np.random.default_rng(0), num_frames=96, width=32, height=32)
     write_video(Path("long.mp4"), frames, fps=8)
-    third = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda _, clip: 0.5 <= clip.done < 1 "
+    third = "stop_at('tada.recognition.recognizer', 'Recognizer._score', lambda _, batch: 0.5 <= batch[0][1].done < 1 "
     third += "and time.sleep(0.4))"
     words = ["predict", "run", "long.mp4", "--window-seconds", "3"]
     with Terminal(command(third, *words), folder=many, columns=80) as terminal:

@@ -145,7 +145,7 @@ def test_arguments_that_lack(command: str, capsys: pytest.CaptureFixture[str]) -
 
 
 LINES: dict[str, tuple[list[str], str]] = {
-    "no data": (["train"], "`tada train` needs DATA: a folder of class folders; a CSV with "),
+    "no data": (["train"], "`tada train` needs DATA: a folder of class folders, or of shards; a CSV with "),
     "another folder than the run's": (
         ["train", "clips", "--resume", "run", "--out", "other"],
         "--resume run continues in that folder: leave --out away, or copy the run to other and resume it there",
@@ -373,7 +373,8 @@ def test_options_are_written_with_dashes_or_underscores(command: str) -> None:
     for action in options_of(command):
         for name in set(action.option_strings) - {"--recipe", "--resume"}:
             for spelling in (name.replace("_", "-"), "--" + name[2:].replace("-", "_")):
-                words = [name, "x"] if action.nargs != 0 else ["x", name]  # what is no option's comes first
+                has_value = action.nargs not in (0, "?")  # --ray takes only what looks like an address
+                words = [name, "x"] if has_value else ["x", name]  # what is no option's comes first
                 assert normalized([command, spelling, "x"], of_command)[1:] == words
                 assert normalized([command, f"{spelling}=x"], of_command)[1:] == [f"{name}=x"]
 
@@ -387,6 +388,8 @@ SPELLINGS = {
     "the output by name": ("export run --out=out.onnx", "export run out.onnx"),
     "both by name": ("extract --out features --model run clips", "extract run clips features"),
     "a copy": ("prepare --out fast clips", "prepare clips fast"),
+    "a cluster": ("predict run a.mp4 --ray 10.0.0.1:6379 --out o", "predict run a.mp4 --ray 10.0.0.1:6379 --out o"),
+    "a cluster of this machine": ("predict run --ray a.mp4 --out o", "predict run a.mp4 --ray --out o"),
     "a negative number": ("train clips --val-fraction -0.5", "train clips --val-fraction -0.5"),
     "standard input": ("localize --stream - --model run", "localize run - --stream"),
     "two words": ("localize train --segments s.csv", "localize-train --segments s.csv"),

@@ -196,7 +196,7 @@ def check_dataset(
     timeout_seconds: float = 120.0,
     data: Path | None = None,
     overwrite: bool = False,
-    pool: Pool = in_processes,
+    pool: Pool | None = None,
     show_progress: bool = True,
 ) -> CheckReport:
     """Check every file of a data set and write the report to the folder ``out``.
@@ -210,7 +210,7 @@ def check_dataset(
         timeout_seconds: for one file.
         data: where the table was read from; by default the folder of its videos.
         overwrite: replace a report of other data.
-        pool: what looks at the files: processes of this machine, or ``tada.jobs.ray_tasks.on_cluster``.
+        pool: what looks at the files: by default processes of this machine, or ``tada.jobs.ray_tasks.on_cluster``.
 
     Raises:
         OptionError: an option out of its range, or a report of other data in ``out``.
@@ -228,7 +228,7 @@ def check_dataset(
     probes = {path: known[path] for path in paths if path in known and _is_same(known[path], rates[path])}
     num_cached = len(probes)
     new = [(path, rates[path]) for path in paths if path not in probes]
-    looks = pool(
+    looks = (pool or in_processes)(
         partial(_probe_task, thorough=thorough),
         new,
         num_processes=num_processes,

@@ -118,7 +118,7 @@ def prepare(
     *,
     num_processes: int | None = None,
     timeout_seconds: float = 3600.0,
-    pool: Pool = in_processes,
+    pool: Pool | None = None,
     show_progress: bool = True,
 ) -> Prepared:
     """Copy a data set's videos to ``out``, small and with many key frames; continues where an earlier call stopped.
@@ -128,8 +128,8 @@ def prepare(
 
     Args:
         timeout_seconds: for one file.
-        pool: what copies the files: processes of this machine, or ``tada.jobs.ray_tasks.on_cluster``, whose nodes see
-            the originals and ``out`` under the same paths.
+        pool: what copies the files: by default processes of this machine, or ``tada.jobs.ray_tasks.on_cluster``, whose
+            nodes see the originals and ``out`` under the same paths.
 
     Raises:
         OptionError: ``out`` has copies that were made with other options, or contains the originals.
@@ -165,7 +165,7 @@ def make_copies(
     *,
     num_processes: int | None,
     timeout_seconds: float,
-    pool: Pool,
+    pool: Pool | None,
     show_progress: bool,
 ) -> Prepared:
     """Make the copies of ``prepare``, without the table; also none, if no file can be copied. Raises as it does."""
@@ -178,7 +178,7 @@ def make_copies(
     copies = {task.source: done[task.relative] for task in tasks if _is_done(task, done.get(task.relative))}
     new = [task for task in tasks if task.source not in copies]
     failures = []
-    work = pool(
+    work = (pool or in_processes)(
         partial(_copy, options=options),
         new,
         num_processes=num_processes,

@@ -112,7 +112,7 @@ def prepare_shards(
     *,
     num_processes: int | None = None,
     timeout_seconds: float = 3600.0,
-    pool: Pool = in_processes,
+    pool: Pool | None = None,
     show_progress: bool = True,
 ) -> Packed:
     """Pack a data set's videos, or small copies of them, into shards below ``out``; continues an earlier call.
@@ -274,13 +274,13 @@ def _as_they_are(
     *,
     num_processes: int,
     timeout_seconds: float,
-    pool: Pool,
+    pool: Pool | None,
     show_progress: bool,
 ) -> Generator[_Ready | NotCopied, None, None]:
     """Open and hash files, in processes of their own: those that can be read, in the order of the table."""
     sources = {video.path: table.relative(video) for video in videos}
     paths = list(sources)
-    work = pool(_look, paths, num_processes=num_processes, timeout_seconds=timeout_seconds)
+    work = (pool or in_processes)(_look, paths, num_processes=num_processes, timeout_seconds=timeout_seconds)
     finished: dict[str, _Ready | NotCopied] = {}
     place = 0
     with closing(work):

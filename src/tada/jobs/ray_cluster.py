@@ -22,12 +22,12 @@ from tada.data.workers import Lost, WorkerProcess
 from tada.errors import UserError, VideoError
 from tada.jobs.one_machine import ATTEMPTS, batch_size_of, lost
 from tada.jobs.ray_connection import in_passes
-from tada.jobs.videos import JobVideo
+from tada.jobs.videos import JobVideo, videos_in
 from tada.jobs.work import Assembly, Done, Values, Views, Work
 from tada.recognition.video_clips import CLIP_SECONDS, VideoClip
 
 _MAX_BLOCK_VIDEOS = 64
-_MIN_BLOCKS = 64
+_BLOCKS_OF_A_DECODER = 4
 _BLOCK_BYTES = 8 * 2**20  # of clips: what a lost node has to do again
 
 
@@ -65,15 +65,18 @@ def _one_pass(videos: pa.Table, work: Work, assembly: Assembly, batch_size: int 
     # Without GPUs each core has a decoder and a network with one thread, and the system shares it among them.
     cpus_of_each = 1.0 if num_gpus else 0.5
     most = max(1, num_cpus)
-    rows_of_block = max(1, min(len(videos) // _MIN_BLOCKS, _MAX_BLOCK_VIDEOS))
+    # Each decoder gets several blocks, so that none has much to do when the others are at the end.
+    rows_of_block = max(1, min(len(videos) // (_BLOCKS_OF_A_DECODER * most), _MAX_BLOCK_VIDEOS))
     blocks = [videos.slice(start, rows_of_block) for start in range(0, len(videos), rows_of_block)]
     context.target_max_block_size = max(_BLOCK_BYTES, 2 * int(np.prod(work.clip_shape())))
     # Actors are started again, and their tasks done again, as often as it takes: Ray Data's default.
-    clips = ray.data.from_arrow(blocks).flat_map(
+    clips = ray.data.from_arrow(blocks).map_batches(
         Decoder,
         fn_constructor_args=[work],
+        batch_size=None,
+        batch_format="pyarrow",
         num_cpus=cpus_of_each,
-        compute=ActorPoolStrategy(min_size=1, max_size=most),
+        compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
     )
     values = clips.map_batches(
         NetworkActor,
@@ -82,7 +85,7 @@ def _one_pass(videos: pa.Table, work: Work, assembly: Assembly, batch_size: int 
         batch_format="pyarrow",
         num_gpus=1 if num_gpus else 0,
         num_cpus=0 if num_gpus else cpus_of_each,
-        compute=ActorPoolStrategy(min_size=1, max_size=num_gpus or most),
+        compute=ActorPoolStrategy(min_size=1, max_size=num_gpus or most, initial_size=num_gpus or most),
     )
     for batch in values.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         table: pa.Table = batch
@@ -108,26 +111,50 @@ def _values_of(row: dict[str, Any]) -> Values | None:
 
 
 class Decoder:
-    """An actor that decodes: a video -> rows of its clips."""
+    """An actor that decodes: rows of videos -> rows of their clips, some at a time."""
 
     def __init__(self, work: Work) -> None:
         self._process: WorkerProcess[JobVideo, VideoClip] = WorkerProcess(work.decode, CLIP_SECONDS)
+        self._most_rows = max(1, _BLOCK_BYTES // int(np.prod(work.clip_shape())))
 
-    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        video = JobVideo(row["id"], row["address"])
-        for found in self._process.answers(video, attempts=ATTEMPTS):
-            clip = VideoClip(fault=lost(video, found)) if isinstance(found, Lost) else found
-            yield {
-                "id": video.id,
-                "address": video.address,
-                "number": clip.number,
-                "num_clips": clip.num_clips,
-                "start": clip.start_seconds,
-                "end": clip.end_seconds,
-                "fault": "" if clip.fault is None else clip.fault.reason,
-                "message": "" if clip.fault is None else str(clip.fault),
-                "views": clip.views.tobytes(),
-            }
+    def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
+        rows = []
+        for video in videos_in(videos):
+            for found in self._process.answers(video, attempts=ATTEMPTS):
+                rows.append(_row_of(video, VideoClip(fault=lost(video, found)) if isinstance(found, Lost) else found))
+                if len(rows) == self._most_rows:
+                    yield pa.Table.from_pylist(rows, _CLIP_SCHEMA)
+                    rows = []
+        yield pa.Table.from_pylist(rows, _CLIP_SCHEMA)
+
+
+def _row_of(video: JobVideo, clip: VideoClip) -> dict[str, Any]:
+    return {
+        "id": video.id,
+        "address": video.address,
+        "number": clip.number,
+        "num_clips": clip.num_clips,
+        "start": clip.start_seconds,
+        "end": clip.end_seconds,
+        "fault": "" if clip.fault is None else clip.fault.reason,
+        "message": "" if clip.fault is None else str(clip.fault),
+        "views": clip.views.tobytes(),
+    }
+
+
+_CLIP_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("address", pa.string()),
+        ("number", pa.int64()),
+        ("num_clips", pa.int64()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("fault", pa.string()),
+        ("message", pa.string()),
+        ("views", pa.binary()),
+    ]
+)
 
 
 class NetworkActor:

@@ -35,7 +35,7 @@ from tada.video.transforms import normalize
 if TYPE_CHECKING:
     from tada.video.inputs import VideoInput
 
-_BATCH_SIZES = {"cpu": 4}  # a CPU gains little from more, and answers come sooner
+_CPU_BATCH_SIZE = 8  # beside processes that decode; else a CPU gains nothing from more than one
 _GPU_BATCH_SIZE = 32
 
 
@@ -221,8 +221,9 @@ class Recognizer:
             videos: this and the other arguments as for ``predict``.
             num_workers: processes that decode the videos that are files. By default one for each core, at most eight,
                 if ``videos`` is a collection with at least 32 files; else none: the clips are decoded in a thread.
-            batch_size: clips that the network takes at once; by default 4 on a CPU, 32 on a GPU. Batches hold clips of
-                several videos, but for the videos of an iterator, whose answers do not wait for the next video.
+            batch_size: clips that the network takes at once; by default 32 on a GPU; on a CPU 8 where processes decode,
+                else 1. Batches hold clips of several videos, but for the videos of an iterator, whose answers do not
+                wait for the next video.
             advance: called after each clip with the fraction of its video that the clip makes up.
 
         Raises:
@@ -239,10 +240,11 @@ class Recognizer:
         )
         if isinstance(videos, Collection):
             sources = list(sources)  # so that an input that is not a video is refused at once
-        if batch_size is None:
-            batch_size = _BATCH_SIZES.get(self.device.type, _GPU_BATCH_SIZE)
         if num_workers is None:
             num_workers = default_num_workers() if has_many_files(sources) else 0
+        if batch_size is None:
+            on_cpu = _CPU_BATCH_SIZE if num_workers else 1
+            batch_size = on_cpu if self.device.type == "cpu" else _GPU_BATCH_SIZE
         clips = clips_of_videos(
             sources,
             ClipChoice(spec=self.clip, num_clips=num_clips, window_seconds=window_seconds),

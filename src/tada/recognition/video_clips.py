@@ -34,6 +34,7 @@ CLIP_SECONDS = 120.0
 """Longest time for a process to decode a clip."""
 _NO_VIEWS = np.empty(0, np.uint8)
 _ATTEMPTS = 2  # of a video whose process dies
+_LEAST_AHEAD = 4
 _HELD_BYTES = 512 * 2**20  # of clips that wait for the network
 
 
@@ -134,10 +135,10 @@ def clips_of_videos(
         clips_ahead: clips that are decoded ahead, at least; with processes one more for each of them.
     """
     clip_bytes = choice.spec.num_frames * choice.spec.crop**2 * 3
-    most = max(1, _HELD_BYTES // clip_bytes)
+    most, ahead = max(1, _HELD_BYTES // clip_bytes), max(clips_ahead, _LEAST_AHEAD)
     if num_workers == 0:
         found = ((source, clip) for source in sources for clip in read_clips(source, choice))
-        with Ahead(found, size=min(max(clips_ahead, 4), most)) as clips:
+        with Ahead(found, size=min(ahead, most)) as clips:
             yield from clips
         return
     decoded = iterators_in_processes(
@@ -145,7 +146,7 @@ def clips_of_videos(
         sources,
         num_processes=num_workers,
         timeout_seconds=CLIP_SECONDS,
-        max_held=min(2 * clips_ahead + num_workers, most),
+        max_held=min(2 * ahead + num_workers, most),
         attempts=_ATTEMPTS,
         stays_here=lambda source: not source.is_file,
     )

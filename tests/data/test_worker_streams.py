@@ -71,8 +71,10 @@ def test_what_the_tasks_raise_reaches_the_caller() -> None:
         yield "1"
         raise LookupError("no more of them")
 
+    found = iterators_in_processes(count_to, tasks(), num_processes=2, timeout_seconds=HANG_SECONDS, max_held=4)
+    assert next(found) == ("1", 0)  # what comes before it is not lost
     with pytest.raises(LookupError, match="no more of them"):
-        list(iterators_in_processes(count_to, tasks(), num_processes=2, timeout_seconds=HANG_SECONDS, max_held=4))
+        next(found)
 
 
 def test_tasks_are_read_as_they_are_needed() -> None:

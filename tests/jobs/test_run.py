@@ -20,11 +20,12 @@ import pytest
 from drawn_videos import draw_plain
 from hang import HANG_SECONDS
 from job_works import RUN, SOURCE, DeadlyWork, features_of
+from tada.data.workers import Lost
 from tada.errors import DataError, OptionError, OutputError
 from tada.jobs import one_machine, shards
 from tada.jobs.run import Engine, Summary, about_job, run_job
-from tada.jobs.shards import Shards, ids_of, read_arrays, read_rows
-from tada.jobs.videos import list_videos, videos_in
+from tada.jobs.shards import Shards, known_videos, read_arrays, read_rows
+from tada.jobs.videos import JobVideo, list_videos, videos_in
 from tada.jobs.work import AnswerWork, Done, FeatureWork, Network, row_schema
 from tada.localization.features.extraction import extract_video
 from tada.recognition.prediction import Prediction
@@ -219,8 +220,79 @@ def test_shards_are_numbered_on_and_never_torn(
     with pytest.raises(OutputError, match=r"faults-000002.parquet' cannot be written: half of it is written"):
         shard.add(Done(video=video, fault="lost", message="x"))
     monkeypatch.undo()
-    assert len(ids_of(out)) == 5
+    assert len(known_videos(out)) == 5
     assert len(list((out / "rows").iterdir())) == 3
+
+
+def test_a_signal_just_after_a_write_doubles_no_rows(
+    work: AnswerWork, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.replace
+
+    def replace_and_signal(part: Path, file: Path) -> Path:
+        found = real(part, file)
+        if file.name == "done-000001.parquet":
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(Path, "replace", replace_and_signal)
+    with pytest.raises(KeyboardInterrupt):
+        run(work, folder, tmp_path / "out", rows_per_shard=2)
+    monkeypatch.undo()
+    run(work, folder, tmp_path / "out")
+    assert len(rows_of(tmp_path / "out")) == 5  # none of them twice
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "message"),
+    [
+        ("job.json", b"{", r"job.json' cannot be read"),
+        ("job.json", b"\xff", r"job.json' cannot be read"),
+        ("job.json", b"[]", r"job.json' is no JSON object; give another folder"),
+        ("rows/done-000001.parquet", b"", r"done-000001.parquet' is damaged"),
+    ],
+)
+def test_damaged_files_of_a_job(
+    work: AnswerWork, folder: Path, tmp_path: Path, place: str, content: bytes, message: str
+) -> None:
+    run(work, folder, tmp_path / "out")
+    (tmp_path / "out" / place).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        run(work, folder, tmp_path / "out")
+
+
+def test_a_copy_of_a_shard_is_no_shard(work: AnswerWork, folder: Path, tmp_path: Path) -> None:
+    run(work, folder, tmp_path / "out")
+    shard = tmp_path / "out" / "rows" / "done-000001.parquet"
+    (shard.parent / "done-000001 (copy).parquet").write_bytes(shard.read_bytes())
+    draw_plain(folder / "new.mp4", 12)
+    summary = run(work, folder, tmp_path / "out")
+    assert (summary.there_before, summary.done, summary.others) == (5, 1, 0)
+
+
+def test_rows_of_videos_at_other_paths_are_told(work: AnswerWork, folder: Path, tmp_path: Path) -> None:
+    run(work, folder, tmp_path / "out")
+    folder.rename(tmp_path / "moved")
+    summary = run(work, tmp_path / "moved", tmp_path / "out")
+    assert (summary.there_before, summary.other_paths) == (5, 5)
+    assert summary.lines()[1].startswith("5 rows that were there are of videos at other paths: what has the same id")
+
+
+def test_a_lost_video_shows_no_secret() -> None:
+    fault = one_machine.lost(JobVideo("a", "https://h/a.mp4?sig=SECRET"), Lost("the decoder crashed"))
+    assert "SECRET" not in str(fault) + fault.path
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": -1}, r"batch_size = -1 should be at least 1"),
+        ({"num_workers": -1}, r"num_workers = -1 should be at least 0"),
+    ],
+)
+def test_impossible_engines(options: dict[str, int], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        Engine(**options)  # type: ignore[arg-type]
 
 
 def write_half(table: pa.Table, file: Path, **options: object) -> None:

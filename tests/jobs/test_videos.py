@@ -78,6 +78,30 @@ def test_tables_that_are_refused(tmp_path: Path, name: str, content: str, messag
         listed(tmp_path / name)
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.list_(pa.string()), pa.float64()])
+def test_a_parquet_column_of_another_type(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"path": pa.array([None], kind)}), tmp_path / "list.parquet")
+    with pytest.raises(DataError, match=r"list.parquet: the column path is of .*, and should be text; convert it"):
+        listed(tmp_path / "list.parquet")
+
+
+def test_a_name_that_is_not_utf8(folder: Path) -> None:
+    os.close(os.open(os.fsencode(folder) + b"/bad\xff.mp4", os.O_CREAT))
+    with pytest.raises(DataError, match=r"bad.udcff.mp4' is not UTF-8, as rows are: rename it, or leave it out"):
+        listed(folder)
+
+
+def test_no_message_shows_the_secret_of_a_signed_address(tmp_path: Path) -> None:
+    store = ObjectStore(allowed=("https://h.example/",))
+    signed = [f"https://h.example/a.mp4?sig=SECRET{n}" for n in range(2)]
+    (video,) = videos_in(list_videos(signed[:1], store, print))
+    assert video == JobVideo("https://h.example/a.mp4?***", signed[0])
+    for names in (signed, ["https://user:SECRET@h.example/a.csv"], ["ftp://u:SECRET@h/a.mp4"]):
+        with pytest.raises(UserError) as told:
+            list_videos(names, store, print)
+        assert "SECRET" not in str(told.value)
+
+
 def test_names_that_are_not_there(folder: Path) -> None:
     with pytest.raises(VideoNotFoundError, match=r"'nowhere.mp4' is not there: give a video, a folder"):
         listed("nowhere.mp4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -70,9 +71,10 @@ def iterators_in_processes(
         line.close()
         for process in processes:
             process.stop()
+        end = time.monotonic() + _JOIN_SECONDS
         for thread in threads:
             if thread.ident is not None:
-                thread.join(_JOIN_SECONDS)
+                thread.join(max(end - time.monotonic(), 0.0))
         for process in processes:
             process.close()
 
@@ -99,6 +101,7 @@ class _Line(Generic[Task, Item]):
         self._held = 0
         self._is_read = self._is_closed = False
         self._fault: BaseException | None = None
+        self._fault_of_tasks: BaseException | None = None
 
     def next_place(self) -> _Place[Task, Item] | None:
         """The place of the next task; None after the last, or when the line is closed."""
@@ -110,9 +113,10 @@ class _Line(Generic[Task, Item]):
                     return None
             try:
                 place: _Place[Task, Item] = _Place(next(self._tasks))
-            except StopIteration:
+            except BaseException as fault:  # raised again after the items before it
                 with self._changed:
                     self._is_read = True
+                    self._fault_of_tasks = None if isinstance(fault, StopIteration) else fault
                     self._changed.notify_all()
                 return None
             with self._changed:
@@ -155,6 +159,8 @@ class _Line(Generic[Task, Item]):
                 if self._fault is not None:
                     raise self._fault
                 if not self._places:
+                    if self._fault_of_tasks is not None:
+                        raise self._fault_of_tasks
                     return
                 place = self._places[0]
                 if not place.items:

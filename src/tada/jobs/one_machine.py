@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +16,19 @@ from tada.errors import DecoderLostError
 from tada.jobs.videos import JobVideo, videos_in
 from tada.jobs.work import Assembly, Done, Values, Views, Work
 from tada.recognition.video_clips import CLIP_SECONDS, VideoClip
+from tada.system.files import remove_dead_parts
+from tada.system.object_store import masked
 
 ATTEMPTS = 3
 """How often a video is begun whose process dies; then it is set aside."""
+_FETCH_SECONDS = 3600.0
 HELD_BYTES = 512 * 2**20
 """Clips that wait for a network, at most."""
+
+
+def clip_seconds(work: Work) -> float:
+    """Longest time for a process to yield a clip; the first one of an address is fetched in that time, too."""
+    return CLIP_SECONDS + (_FETCH_SECONDS if work.source.store.allowed else 0.0)
 
 
 def batch_size_of(*, has_gpu: bool) -> int:
@@ -40,11 +50,11 @@ def do_here(videos: pa.Table, work: Work, *, num_workers: int, batch_size: int) 
         work.decode,
         videos_in(videos),
         num_processes=max(num_workers, 1),
-        timeout_seconds=CLIP_SECONDS,
+        timeout_seconds=clip_seconds(work),
         max_held=min(2 * batch_size + num_workers, most),
         attempts=ATTEMPTS,
     )
-    with closing(decoded):
+    with _without_leftovers(work), closing(decoded):
         batch: list[tuple[JobVideo, VideoClip]] = []
         waiting = 0
         for video, found in decoded:
@@ -55,6 +65,16 @@ def do_here(videos: pa.Table, work: Work, *, num_workers: int, batch_size: int) 
                 yield from _see(batch, network, assembly)
                 batch, waiting = [], 0
         yield from _see(batch, network, assembly)
+
+
+@contextmanager
+def _without_leftovers(work: Work) -> Iterator[None]:
+    """Remove, at the end, the fetched files of decoding processes that were killed."""
+    try:
+        yield
+    finally:
+        if work.source.store.allowed:
+            remove_dead_parts(Path(tempfile.gettempdir()))
 
 
 def _see(
@@ -71,5 +91,5 @@ def _see(
 
 def lost(video: JobVideo, found: Lost) -> DecoderLostError:
     """The fault of a video whose process has died each time, or took too long."""
-    name = video.address
+    name = masked(video.address)
     return DecoderLostError(f"{name!r}: {found.reason}; leave it out, or convert it with another program", name)

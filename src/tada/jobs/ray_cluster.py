@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 
 from tada.data.workers import Lost, WorkerProcess
 from tada.errors import UserError, VideoError
-from tada.jobs.one_machine import ATTEMPTS, batch_size_of, lost
+from tada.jobs.one_machine import ATTEMPTS, batch_size_of, clip_seconds, lost
 from tada.jobs.ray_connection import in_passes
 from tada.jobs.videos import JobVideo, videos_in
 from tada.jobs.work import Assembly, Done, Values, Views, Work
-from tada.recognition.video_clips import CLIP_SECONDS, VideoClip
+from tada.recognition.video_clips import VideoClip
 
 _MAX_BLOCK_VIDEOS = 64
 _BLOCKS_OF_A_DECODER = 4
@@ -114,7 +114,7 @@ class Decoder:
     """An actor that decodes: rows of videos -> rows of their clips, some at a time."""
 
     def __init__(self, work: Work) -> None:
-        self._process: WorkerProcess[JobVideo, VideoClip] = WorkerProcess(work.decode, CLIP_SECONDS)
+        self._process: WorkerProcess[JobVideo, VideoClip] = WorkerProcess(work.decode, clip_seconds(work))
         self._most_rows = max(1, _BLOCK_BYTES // int(np.prod(work.clip_shape())))
 
     def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:

@@ -22,8 +22,9 @@ from tada.recognition.video_clips import ClipChoice
 from tada.system.calls import checked
 from tada.system.devices import check_num_workers, default_num_workers, find_device
 from tada.system.locks import holds
-from tada.system.object_store import ObjectStore, is_address
+from tada.system.object_store import ObjectStore, is_address, masked
 from tada.system.progress import Work as Progress
+from tada.system.signals import last_chance
 from tada.training.recipe import fps_of_run
 from tada.video.numbered import check_fps
 from tada.video.sliding_windows import SlidingWindows
@@ -47,6 +48,13 @@ class Engine:
     batch_size: int | None = None
     """Clips that a network takes at once; by default 8 on a CPU, 32 on a GPU."""
 
+    def __post_init__(self) -> None:
+        """Raise OptionError for a number out of its range."""
+        for name in ("num_workers", "batch_size"):
+            number = getattr(self, name)
+            if number is not None and number < (name == "batch_size"):
+                raise OptionError(f"{name} = {number} should be at least {int(name == 'batch_size')}")
+
 
 HERE = Engine()
 """This machine, without Ray."""
@@ -68,6 +76,8 @@ class Summary:
     """Without one, by reason."""
     others: int
     """Rows of the folder whose videos the job does not name any more."""
+    other_paths: int
+    """Rows that were there, and are of videos at other paths than those that have their ids now."""
     seconds: float
     """Of work, without what was read and checked before."""
 
@@ -81,6 +91,11 @@ class Summary:
         ]
         if self.faults:
             found.append("  " + ", ".join(f"{reason} {count}" for reason, count in self.faults.items()))
+        if self.other_paths:
+            found.append(
+                f"{counted(self.other_paths, 'row')} that were there are of videos at other paths: what has the same "
+                "id is taken for the same video; for other videos give another folder, or a CSV with a column id"
+            )
         if self.others:
             found.append(f"{counted(self.others, 'row')} of videos that are not named now are kept")
         return found
@@ -112,11 +127,11 @@ def run_job(
     """
     import pyarrow.compute as pc
 
-    from tada.jobs.shards import Shards, begin, check_same_job, ids_of, write_summary
+    from tada.jobs.shards import Shards, begin, check_same_job, known_videos, write_summary
 
     check_same_job(out, about)
-    known = ids_of(out)
-    left = videos.filter(pc.invert(pc.is_in(videos.column("id"), known)))
+    known = known_videos(out)
+    left = videos.filter(pc.invert(pc.is_in(videos.column("id"), known.column("id").combine_chunks())))
     there_before = len(videos) - len(left)
     others = len(known) - there_before
     num_done, faults, started = 0, Counter[str](), time.monotonic()
@@ -126,6 +141,7 @@ def run_job(
             _started(left, work, engine) as results,
             Progress("working", len(left), noun="videos", is_shown=show_progress) as progress,
             Shards(out, row_schema(work), rows_per_shard=rows_per_shard, seconds_per_shard=seconds_per_shard) as shards,
+            last_chance(shards.write),
         ):
             begin(out, about)
             for done in results:
@@ -141,12 +157,23 @@ def run_job(
         done=num_done,
         faults=dict(faults.most_common()),
         others=others,
+        other_paths=_count_other_paths(videos, known),
         seconds=time.monotonic() - started if len(left) else 0.0,
     )
     if num_done + sum(faults.values()) != len(left):
         raise RuntimeError(f"{summary} does not add up: a fault of tada's")
     write_summary(out, asdict(summary))
     return summary
+
+
+def _count_other_paths(videos: pa.Table, known: pa.Table) -> int:
+    """How many of the videos have a row with another path."""
+    import pyarrow.compute as pc
+
+    ids = known.column("id").combine_chunks()
+    there = videos.filter(pc.is_in(videos.column("id"), ids))
+    before = known.column("path").take(pc.index_in(there.column("id"), ids)).to_pylist()
+    return sum(masked(now) != path for now, path in zip(there.column("address").to_pylist(), before, strict=True))
 
 
 @contextmanager

@@ -13,6 +13,8 @@ when its file in ``rows`` is there, which is written last: so a row is there onc
 from __future__ import annotations
 
 import json
+import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 _JOB, _SUMMARY = "job.json", "summary.json"
 _ROWS, _ARRAYS = "rows", "arrays"
 _DONE, _FAULTS = "done", "faults"
+_SHARD_NAME = re.compile(r"(?:done|faults)-(\d{6,})\.parquet")
 
 
 def check_same_job(out: Path, about: Mapping[str, Any]) -> None:
@@ -46,7 +49,10 @@ def check_same_job(out: Path, about: Mapping[str, Any]) -> None:
         if is_used(out):
             raise OptionError(f"{str(out)!r} holds other files ({names_in(out)[0]}, ...): give a folder of its own")
         return
-    known = read_json(file)
+    try:
+        known = read_json(file)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(file)!r} cannot be read ({error}); give another folder") from error
     if not isinstance(known, dict):
         raise DataError(f"{str(file)!r} is no JSON object; give another folder")
     changed = [name for name in {**about, **known} if _plain(about).get(name) != known.get(name)]
@@ -80,21 +86,38 @@ def read_rows(out: Path, columns: list[str] | None = None) -> Iterator[pa.Table]
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for file in sorted((out / _ROWS).glob("*-*.parquet")):
+    for file in _shard_files(out):
         try:
             yield pq.read_table(file, columns=columns, partitioning=None)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise DataError(
                 f"{str(file)!r} is damaged ({str(error).splitlines()[0]}); remove it, and its videos are done again"
             ) from error
 
 
-def ids_of(out: Path) -> pa.Array:
-    """Ids of all videos that have a row."""
+def known_videos(out: Path) -> pa.Table:
+    """The columns ``id`` and ``path`` of all rows.
+
+    Raises:
+        DataError: a shard is damaged.
+    """
     import pyarrow as pa
 
-    found = [chunk for table in read_rows(out, ["id"]) for chunk in table.column("id").chunks]
-    return pa.concat_arrays(found) if found else pa.array([], pa.string())
+    schema = pa.schema([("id", pa.string()), ("path", pa.string())])
+    tables = []
+    for file, table in zip(_shard_files(out), read_rows(out, schema.names), strict=True):
+        if table.schema.types != schema.types:
+            raise DataError(
+                f"{str(file)!r} has an id or a path that is no text; remove it, and its videos are done again"
+            )
+        tables.append(table.cast(schema))
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _shard_files(out: Path) -> list[Path]:
+    """The complete shards of rows; copies of them, such as "done-000001 (1).parquet", are none."""
+    folder = out / _ROWS
+    return sorted(file for file in folder.glob("*.parquet") if _SHARD_NAME.fullmatch(file.name))
 
 
 def read_arrays(out: Path, row: Mapping[str, Any]) -> dict[str, Values]:
@@ -114,7 +137,9 @@ def read_arrays(out: Path, row: Mapping[str, Any]) -> dict[str, Values]:
             known = set(arrays.keys())
             return {name.rpartition(":")[2]: arrays.get_tensor(name) for name in names if name in known}
     except (SafetensorError, OSError) as error:
-        raise DataError(f"{str(file)!r} cannot be read ({error}); extract its videos again") from error
+        raise DataError(
+            f"{str(file)!r} cannot be read ({error}); remove it and its shard in {_ROWS}, and its videos are done again"
+        ) from error
 
 
 class Shards:
@@ -132,6 +157,7 @@ class Shards:
         self._rows_per_shard, self._seconds_per_shard = rows_per_shard, seconds_per_shard
         self._waiting: dict[str, list[Done]] = {_DONE: [], _FAULTS: []}
         self._since = time.monotonic()
+        self._writing = threading.Lock()  # a last chance writes in another thread
 
     def __enter__(self) -> Shards:
         return self
@@ -155,9 +181,13 @@ class Shards:
         self._since = time.monotonic()
 
     def _write(self, kind: str) -> None:
-        waiting = self._waiting[kind]
-        if not waiting:
-            return
+        # Whatever interrupts a write, even just after its end, its rows are not written again under another number.
+        with self._writing:
+            waiting, self._waiting[kind] = self._waiting[kind], []
+            if waiting:
+                self._write_shard(kind, waiting)
+
+    def _write_shard(self, kind: str, waiting: list[Done]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -177,15 +207,14 @@ class Shards:
         table = pa.Table.from_pylist(rows, schema=self._schema)
         with whole_file(folder / f"{name}.parquet") as part:
             pq.write_table(table, part, compression="zstd")
-        waiting.clear()
 
     def _write_arrays(self, name: str, arrays: dict[str, Values]) -> None:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         folder = self._out / _ARRAYS
         folder.mkdir(exist_ok=True)
         with whole_file(folder / name) as part:  # one that a killed run has left without rows is replaced
-            save_file(arrays, part)
+            part.write_bytes(save(arrays))
 
 
 def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
@@ -194,5 +223,5 @@ def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
 
 
 def _last_number(folder: Path, kind: str) -> int:
-    numbers = [int(file.stem.rpartition("-")[2]) for file in folder.glob(f"{kind}-*.parquet")]
-    return max(numbers, default=0)
+    names = [_SHARD_NAME.fullmatch(file.name) for file in folder.glob(f"{kind}-*.parquet")]
+    return max((int(name[1]) for name in names if name is not None), default=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], N
     addresses: list[str] = []
     for name in names:
         for video in _videos_of(name, store, say):
+            _check_text(video)
             ids.append(video.id)
             addresses.append(video.address)
     table = pa.table({"id": pa.array(ids, pa.string()), "address": pa.array(addresses, pa.string())})
@@ -64,6 +66,15 @@ def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], N
     for address in filter(is_address, addresses):
         store.check_allowed(address)
     return table
+
+
+def _check_text(video: JobVideo) -> None:
+    try:
+        f"{video.id}{video.address}".encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{video.address!r} is not UTF-8, as rows are: rename it, or leave it out with a CSV"
+        ) from error
 
 
 def videos_in(table: pa.Table) -> Iterator[JobVideo]:
@@ -77,9 +88,12 @@ def videos_in(table: pa.Table) -> Iterator[JobVideo]:
 def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Iterator[JobVideo]:
     refuse_other_schemes(name)
     if is_address(name):
-        if name.lower().endswith(_TABLES):
-            raise OptionError(f"{name!r}: a table of videos is read from a local file; fetch it, and give its path")
-        if Path(name).suffix.lower() in VIDEO_EXTENSIONS:
+        ending = Path(re.split("[?#]", name)[0]).suffix.lower()  # signed addresses have a query string
+        if ending in _TABLES:
+            raise OptionError(
+                f"{masked(name)!r}: a table of videos is read from a local file; fetch it, and give its path"
+            )
+        if ending in VIDEO_EXTENSIONS:
             yield JobVideo(masked(name), name)
             return
         store.check_allowed(name)
@@ -100,6 +114,7 @@ def _videos_of_table(file: Path) -> Iterator[JobVideo]:
     root = os.path.abspath(file.parent)
     for source, cells in _parquet_rows(file) if file.suffix.lower() == ".parquet" else _csv_rows(file):
         path = required(source, cells, "path")
+        refuse_other_schemes(path)
         address = path if is_address(path) else path_inside(root, path, source)
         yield JobVideo(cells.get("id") or (masked(path) if is_address(path) else path), address)
 
@@ -117,14 +132,27 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
         with pq.ParquetFile(file) as parquet:
             names = parquet.schema_arrow.names
             _check_columns(file, names)
+            _check_types(file, parquet.schema_arrow)
             number = 0
             for batch in parquet.iter_batches(columns=[name for name in _COLUMNS if name in names]):
                 for row in batch.to_pylist():
                     number += 1
                     cells = {name: "" if value is None else str(value) for name, value in row.items()}
                     yield f"{file.name} row {number}", cells
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(file)!r} cannot be read as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def _check_types(file: Path, schema: pa.Schema) -> None:
+    import pyarrow as pa
+
+    for name in _COLUMNS:
+        for place in schema.get_all_field_indices(name):
+            kind = schema.field(place).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            if not (is_text or (name == "id" and pa.types.is_integer(kind))):
+                raise DataError(f"{file.name}: the column {name} is of {kind}, and should be text; convert it")
 
 
 def _check_columns(file: Path, names: Sequence[str]) -> None:
@@ -148,6 +176,6 @@ def _check_distinct(table: pa.Table) -> None:
     same = table.filter(pc.equal(table.column("id"), pa.scalar(id))).column("address").to_pylist()
     others = f", and {counted(len(twice) - 1, 'other id')}" if len(twice) > 1 else ""
     raise DataError(
-        f"{len(same)} videos have the id {id!r}: {same[0]!r} and {same[1]!r}{others}; results are kept by id: give the "
-        "folder that holds them all, or a CSV with a column id"
+        f"{len(same)} videos have the id {id!r}: {masked(same[0])!r} and {masked(same[1])!r}{others}; results are kept "
+        "by id: give the folder that holds them all, or a CSV with a column id"
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from tada.data.identity import sha256_of
 from tada.errors import CheckpointError, OptionError, TooLargeError, VideoError
 from tada.jobs.videos import JobVideo
 from tada.recognition.video_clips import ClipChoice, VideoClip, read_clips
+from tada.system.files import scratch_folder
 from tada.system.object_store import ObjectStore, is_address, masked
 from tada.video.inputs import VideoSource, source_of
 from tada.video.sampling import ClipSpec
@@ -94,8 +94,8 @@ class Source:
         if not is_address(video.address):
             yield source_of(video.address, fps=self.fps if os.path.isdir(video.address) else None)
             return
-        with tempfile.TemporaryDirectory(prefix="tada-video-") as folder:
-            file = self.store.fetch(video.address, Path(folder))
+        with scratch_folder() as folder:  # one that a killed process leaves is removed by the next
+            file = self.store.fetch(video.address, folder)
             try:
                 yield source_of(file)
             except VideoError as error:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tada.data.worker_streams import iterators_in_processes
 from tada.data.workers import Lost
-from tada.errors import DecoderLostError, VideoError
+from tada.errors import DecoderLostError, OptionError, VideoError
 from tada.recognition.prediction import ClipScores
 from tada.video.frames import OpenVideo
 from tada.video.inputs import VideoSource
@@ -48,6 +48,13 @@ class ClipChoice:
     """Clips of a video, or of each window; None: as many as cover it, at most ``MAX_CLIPS``."""
     window_seconds: float | None = None
     """Windows into which videos are divided; None: they are not."""
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a number out of its range."""
+        if self.window_seconds is not None and not self.window_seconds > 0:
+            raise OptionError(f"window_seconds = {self.window_seconds} should be more than 0")
+        if self.num_clips is not None and self.num_clips < 1:
+            raise OptionError(f"num_clips = {self.num_clips} should be at least 1")
 
     def choose(self, reader: OpenVideo) -> list[list[int]]:
         """Frame indices of every clip of a video, in temporal order."""

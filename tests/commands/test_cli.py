@@ -16,6 +16,7 @@ import pytest
 
 from hang import HANG_SECONDS
 from tada.commands.cli import main
+from tada.commands.train_and_evaluate import _data_as_typed
 from tada.data.motion import write_motion_videos
 from tada.recognition.recipe import Recipe, load_recipe
 from tada.training.recipe import recipe_yaml
@@ -258,3 +259,8 @@ def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert tada("--version") == 0
     assert capsys.readouterr().out.startswith("tada 0.")
+
+
+def test_an_address_keeps_its_slashes_in_messages() -> None:
+    assert _data_as_typed(Path("s3://videos/doors/")) == "s3://videos/doors/"
+    assert _data_as_typed(Path("clips/doors")) == "clips/doors"

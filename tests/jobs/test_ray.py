@@ -148,12 +148,9 @@ def test_a_node_that_does_not_see_the_videos(local_ray: None, tmp_path: Path) ->
 
 
 def test_a_node_with_another_tada(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = ray_connection.version
     here = replace(ray_connection._look(()), tada="9.9.9")
     monkeypatch.setattr(ray_connection, "_here", lambda: here)
-    with pytest.raises(
-        OptionError, match=rf"has tada {real('tada-video')} on Python .*here is tada 9.9.9 .*install the"
-    ):
+    with pytest.raises(OptionError, match=r"has tada .* \(code .*\) on Python .*here is tada 9.9.9 .*install the"):
         check_nodes(())
 
 

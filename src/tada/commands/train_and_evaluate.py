@@ -162,7 +162,7 @@ def _train(options: Namespace) -> int:
         in_all = "" if options.resume is None else ", all starts of the run together"
         print(f"trained in {result.seconds:.0f} s{in_all}; next:")
         run = shlex.quote(str(result.run))
-        say(f"  tada evaluate {run} {shlex.quote(str(options.data))}{data_options(options)}")
+        say(f"  tada evaluate {run} {shlex.quote(_data_as_typed(options.data))}{data_options(options)}")
         say(f"  tada predict {run} VIDEO")
     return 0
 
@@ -185,7 +185,9 @@ def _resume_in_words(options: Namespace, state: str) -> str:
         "limit": None,
         **vars(Machine()),
     }
-    words = f"{shlex.quote(str(options.data))} --resume {shlex.quote(str(run))}{said_again(options, defaults)}"
+    words = (
+        f"{shlex.quote(_data_as_typed(options.data))} --resume {shlex.quote(str(run))}{said_again(options, defaults)}"
+    )
     return f"{state or 'nothing was learned yet'}; go on with: tada train {words}"
 
 
@@ -398,7 +400,11 @@ def _write_report(
         if options.epic is not None:
             write_whole(folder / CHALLENGE_FILE, (json.dumps(metrics, indent=2) + "\n").encode())
         if is_new:
-            title = " + ".join(map(str, options.scores)) if options.scores else f"{options.run} on {options.data}"
+            title = (
+                " + ".join(map(str, options.scores))
+                if options.scores
+                else f"{options.run} on {_data_as_typed(options.data)}"
+            )
             write_test_page(folder, result, title=title, command=command_line())
 
     if is_new:
@@ -416,6 +422,13 @@ def _several_table(result: Evaluation) -> Table:
         shown = ["-" if math.isnan(value) else f"{value:.3f}" for value in numbers]
         table.add_row(markup_cell(score.label), *shown, f"{score.threshold:.2f}", str(score.videos), str(score.said))
     return table
+
+
+def _data_as_typed(data: Path) -> str:
+    """DATA for messages and commands; of an address a ``Path`` loses a slash."""
+    from tada.data.shard_table import address_of
+
+    return address_of(data) or str(data)
 
 
 COMMANDS: dict[str, Command] = {

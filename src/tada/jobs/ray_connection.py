@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
@@ -11,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+import tada.data.workers
 from tada.errors import OptionError, UserError, VideoError, WorkerLostError, counted
 
 Item = TypeVar("Item")
@@ -161,10 +164,19 @@ def _here() -> _Node:
 def _look(paths: tuple[str, ...]) -> _Node:
     return _Node(
         host=socket.gethostname(),
-        tada=version("tada-video"),
+        tada=f"{version('tada-video')} (code {_code_hash()})",
         python=".".join(map(str, sys.version_info[:3])),
         missing=tuple(path for path in paths if not os.path.exists(path)),
     )
+
+
+def _code_hash() -> str:
+    """Tells apart two states of the code that have the same version."""
+    package = Path(tada.data.workers.__file__).parents[1]
+    content = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        content.update(file.read_bytes())
+    return content.hexdigest()[:8]
 
 
 def _first(error: Exception) -> str:

@@ -207,6 +207,7 @@ def in_passes(one_pass: Callable[[], Iterator[Item]], num_left: Callable[[], int
         logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False  # ours is shown
+    context.raise_original_map_exception = True  # else Ray Data wraps it, and what it wraps is lost on the way
     idle = 0
     while before := num_left():
         why = "they came back without them"

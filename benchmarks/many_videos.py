@@ -28,7 +28,7 @@ import tada
 from run_lines import ends_in_a_line, output_folder, positive
 from tada.data.motion import MOTIONS, STROKES, write_motion_videos
 from tada.jobs import run as jobs
-from tada.jobs.run import Engine, predict_into
+from tada.jobs.run import LOCAL_RAY, Engine, predict_into
 from tada.jobs.work import Done
 from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.system.accelerator import HostCopy
@@ -76,7 +76,7 @@ def main() -> None:
         "predict_all, a thread": lambda: predict(recognizer, files, 0),
         "predict_all, processes": lambda: predict(recognizer, files, workers),
         "job, processes": lambda: job(folder, arguments.out / "job", Engine(num_workers=workers)),
-        "job, Ray": lambda: job(folder, arguments.out / "job", Engine(is_ray=True)),
+        "job, Ray": lambda: job(folder, arguments.out / "job", Engine(ray=LOCAL_RAY)),
     }
     rates: dict[str, list[float]] = {name: [] for name in rows}
     waits: dict[str, list[float]] = {name: [] for name in rows}

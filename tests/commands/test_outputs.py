@@ -10,10 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import numpy as np
 import pytest
 
 from drawn_features import draw_features
+from small_disk import files_of_at_most
 from tada.commands.cli import main
 from tada.recognition.recipe import Recipe
 from tada.recognition.recognizer import load_recognizer
@@ -87,17 +85,6 @@ def place(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def everything(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if not path.is_symlink()}
-
-
-@contextmanager
-def files_of_at_most(num_bytes: int) -> Iterator[None]:
-    """No file may be larger: as when a disk is full, but that the error is EFBIG."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # -- before the work --------------------------------------------------------------------------------------------------

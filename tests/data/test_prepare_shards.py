@@ -40,16 +40,6 @@ from tada.video.shards import open_bytes, path_without_shard, read_index
 SPEC = ClipSpec(num_frames=4, sampling="segment", short_side=24, crop=20, antialias=True)
 
 
-@pytest.fixture(scope="module")
-def shards(motion_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The videos of ``motion_videos`` in several shards."""
-    out = tmp_path_factory.mktemp("shards") / "out"
-    result = packed(motion_videos, out)
-    assert (result.num_videos, result.num_new, result.failures) == (15, 15, ())
-    assert result.num_shards == len(shards_in(out)) > 2
-    return out
-
-
 # -- made whole, kept, continued --------------------------------------------------------------------------------------
 
 

@@ -55,16 +55,6 @@ def by_webdataset(files: Sequence[Path]) -> list[dict[str, Any]]:
         return list(group_by_keys(tar_file_expander(streams)))
 
 
-@pytest.fixture(scope="module")
-def shards(motion_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The videos of ``motion_videos`` in several shards."""
-    out = tmp_path_factory.mktemp("shards") / "out"
-    result = packed(motion_videos, out)
-    assert (result.num_videos, result.num_new, result.failures) == (15, 15, ())
-    assert result.num_shards == len(shards_in(out)) > 2
-    return out
-
-
 # -- the tar files ----------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from job_works import RUN, SOURCE, DeadlyWork, features_of
 from tada.data.workers import Lost
 from tada.errors import DataError, OptionError, OutputError
 from tada.jobs import one_machine, shards
-from tada.jobs.run import Engine, Summary, about_job, run_job
+from tada.jobs.run import Engine, Summary, run_job
 from tada.jobs.shards import Shards, known_videos, read_arrays, read_rows
 from tada.jobs.videos import JobVideo, list_videos, videos_in
 from tada.jobs.work import AnswerWork, Done, FeatureWork, Network, row_schema
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(work: AnswerWork | DeadlyWork, folder: Path, out: Path, **options: Any) -> Summary:
     videos = list_videos([str(folder)], SOURCE.store, print)
-    return run_job(videos, work, out, about=about_job(work), engine=ENGINE, show_progress=False, **options)
+    return run_job(videos, work, out, engine=ENGINE, show_progress=False, **options)
 
 
 def rows_of(out: Path) -> dict[str, dict[str, Any]]:
@@ -103,7 +103,7 @@ def test_features_are_those_of_an_extraction(recognizer: Recognizer, folder: Pat
     windows = SlidingWindows(window_seconds=0.4, stride_seconds=0.1)
     work = features_of(recognizer, windows)
     videos = list_videos([str(folder)], SOURCE.store, print)
-    run_job(videos, work, tmp_path / "out", about=about_job(work), engine=ENGINE, show_progress=False)
+    run_job(videos, work, tmp_path / "out", engine=ENGINE, show_progress=False)
     rows = rows_of(tmp_path / "out")
     for id in ("0.mp4", "2.mp4", "4.mp4"):
         expected = extract_video(recognizer, folder / id, windows)
@@ -279,7 +279,8 @@ def test_rows_of_videos_at_other_paths_are_told(work: AnswerWork, folder: Path, 
 
 
 def test_a_lost_video_shows_no_secret() -> None:
-    fault = one_machine.lost(JobVideo("a", "https://h/a.mp4?sig=SECRET"), Lost("the decoder crashed"))
+    fault = one_machine.clip_of_job(JobVideo("a", "https://h/a.mp4?sig=SECRET"), Lost("the decoder crashed")).fault
+    assert fault is not None
     assert "SECRET" not in str(fault) + fault.path
 
 
@@ -307,10 +308,10 @@ def test_arrays_without_rows_are_replaced(recognizer: Recognizer, folder: Path, 
     )
     out = tmp_path / "out"
     (out / "arrays").mkdir(parents=True)
-    shards.begin(out, about_job(work))
+    shards.begin(out, work.about())
     (out / "arrays" / "done-000001.safetensors").write_bytes(b"of a run that was killed")
     videos = list_videos([str(folder)], SOURCE.store, print)
-    run_job(videos, work, out, about=about_job(work), engine=ENGINE, show_progress=False)
+    run_job(videos, work, out, engine=ENGINE, show_progress=False)
     assert len(read_arrays(out, rows_of(out)["0.mp4"])["features"])
 
 

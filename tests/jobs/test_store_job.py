@@ -13,7 +13,7 @@ from drawn_videos import draw_plain
 from job_works import RUN
 from object_store_server import SECRET, Fault, S3Server, use_server
 from tada.commands.cli import main
-from tada.jobs.run import Engine, about_job, run_job
+from tada.jobs.run import Engine, run_job
 from tada.jobs.shards import read_rows
 from tada.jobs.videos import list_videos
 from tada.jobs.work import AnswerWork, Network, Source
@@ -55,7 +55,7 @@ def test_answers_of_addresses_are_those_of_files(store: S3Server, tmp_path: Path
     videos = list_videos([str(tmp_path / "list.csv")], STORE, print)
     store.proxy.faults += [Fault("cut", after_bytes=700), Fault("slow", after_bytes=700), Fault("refuse")]
     engine = Engine(num_workers=1, batch_size=2)
-    summary = run_job(videos, work, tmp_path / "out", about=about_job(work), engine=engine, show_progress=False)
+    summary = run_job(videos, work, tmp_path / "out", engine=engine, show_progress=False)
     assert summary.done == 4
     assert summary.faults == {"not_a_video": 1, "too_large": 1, "not_found": 1}
     assert not store.proxy.faults, "each has struck"

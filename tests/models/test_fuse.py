@@ -14,6 +14,7 @@ from torch._dynamo.utils import counters
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import tada
+from small_networks import LITE
 from tada.errors import OptionError
 from tada.models import fuse as fuse_module
 from tada.models.fuse import fuse
@@ -22,15 +23,6 @@ from tada.models.tada2d import TAda2D, TAda2DConfig
 from tada.models.tadaformer import TAdaBlock
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation
 
-LITE: dict[str, Any] = {
-    "depths": (1, 2, 1),
-    "widths": (4, 6, 8),
-    "expansions": (1, 3, 2),
-    "kernels": (3, 5, 3),
-    "strides": (1, 2, 2),
-    "stem_width": 4,
-    "last_width": 12,
-}
 FORMER: dict[str, Any] = {"width": 24, "depth": 2, "patch": 8, "grid": (3, 4), "routing_head_channels": 3}
 SECOND_PAPER = ("tadaconvnextv2_mini", "tadaformer_tiny")
 BOTTLENECKS: dict[str, Any] = {"block": "bottleneck", "depths": (2, 1), "widths": (8, 12), "stem_width": 8}

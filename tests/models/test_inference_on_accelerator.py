@@ -11,21 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from accelerator_guard import accelerator_guard, is_there
+from small_networks import LITE
 from tada.models import create_model
 from tada.models.fuse import fuse
 from tada.models.parallel import checkpoint_blocks
 from tada.recognition.recognizer import load_recognizer
 
 SMALL: dict[str, Any] = {"widths": (8, 8, 8, 8), "stem_width": 8}
-LITE: dict[str, Any] = {
-    "depths": (1, 2, 1),
-    "widths": (4, 6, 8),
-    "expansions": (1, 3, 2),
-    "kernels": (3, 5, 3),
-    "strides": (1, 2, 2),
-    "stem_width": 4,
-    "last_width": 12,
-}
 NETWORKS: dict[str, dict[str, Any]] = {
     "tada2d_tiny": SMALL,
     "tsn_tiny": SMALL,

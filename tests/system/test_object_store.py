@@ -5,13 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import resource
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from object_store_server import (
     fetch_in_process,
     use_server,
 )
+from small_disk import files_of_at_most
 from tada.errors import (
     DataError,
     OptionError,
@@ -211,20 +211,12 @@ def test_addresses_that_are_not_allowed_are_not_asked_for(s3: S3Server, tmp_path
 # -- disk -------------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """No file may be larger: as when a disk is full, but that the error is EFBIG."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_a_full_disk_is_no_fault_of_the_video(s3: S3Server, tmp_path: Path) -> None:
     s3.put("videos", {"a.mp4": VIDEO})
-    with largest_file(100_000), pytest.raises(OutputError, match=f"'{tmp_path}/a-.*cannot be written: it is larger"):
+    with (
+        files_of_at_most(100_000),
+        pytest.raises(OutputError, match=f"'{tmp_path}/a-.*cannot be written: it is larger"),
+    ):
         store_for().fetch("s3://videos/a.mp4", tmp_path)
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OutputError, match=f"'{tmp_path}/none/a-.*cannot be written"):

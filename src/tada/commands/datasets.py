@@ -149,7 +149,9 @@ def _prepare(options: Namespace) -> int:
     return report_failures("not copied", (failure.message for failure in prepared.failures))
 
 
-def _prepare_shards(table: VideoTable, out: Path, options: Namespace, copies: PrepareOptions | None, pool: Pool) -> int:
+def _prepare_shards(
+    table: VideoTable, out: Path, options: Namespace, copies: PrepareOptions | None, pool: Pool | None
+) -> int:
     from tada.data.shards import ShardOptions, prepare_shards
 
     packed = prepare_shards(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tada.data.workers import Pool
     from tada.jobs.run import Summary
 
-_LOCAL = "local"
+_LOCAL = "local"  # tada.jobs.run.LOCAL_RAY, which is too heavy to import here
 
 
 def add_ray(parser: ArgumentParser) -> None:
@@ -51,16 +51,14 @@ def add_job(parser: ArgumentParser) -> None:
 
 
 @contextmanager
-def pool_of(ray: str | None, seen: str) -> Iterator[Pool]:
-    """What does the work of ``tada check`` and ``prepare``: processes of this machine, or the cluster of ``--ray``.
+def pool_of(ray: str | None, seen: str) -> Iterator[Pool | None]:
+    """What does the work of ``tada check`` and ``prepare``: the cluster of ``--ray``; None: this machine's processes.
 
     Args:
         seen: a folder that all nodes have to see.
     """
-    from tada.data.workers import in_processes
-
     if ray is None:
-        yield in_processes
+        yield None
         return
     from tada.jobs.run import check_ray
 
@@ -68,7 +66,7 @@ def pool_of(ray: str | None, seen: str) -> Iterator[Pool]:
     from tada.jobs.ray_connection import check_nodes, connected, shared_paths
     from tada.jobs.ray_tasks import on_cluster
 
-    with connected(None if ray == _LOCAL else ray):
+    with connected(ray):
         check_nodes(shared_paths([seen]))
         yield on_cluster
 
@@ -84,8 +82,7 @@ def job_arguments(options: Namespace, *, batch_size: int | None = None) -> dict[
         "device": options.device,
         "store": ObjectStore(allowed=tuple(options.allow), max_file_bytes=options.max_file_mb * 10**6),
         "engine": Engine(
-            is_ray=options.ray is not None,
-            ray_address=None if options.ray == _LOCAL else options.ray,
+            ray=options.ray,
             num_workers=options.num_workers,
             batch_size=batch_size,
         ),

@@ -239,7 +239,7 @@ def check_dataset(
         for (path, _), found in track(looks, "looking", len(new), noun="files", is_shown=show_progress):
             if isinstance(found, Lost):
                 size, mtime_ns = stamp_of(path)
-                message = f"{path!r}: {found.reason}; leave it out, or convert it with another program"
+                message = str(found.error(path))
                 found = replace(_nothing_known(path, thorough), size_bytes=size, mtime_ns=mtime_ns)
                 found = replace(found, reason="lost", message=message)
             probes[path] = found

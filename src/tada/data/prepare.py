@@ -77,6 +77,11 @@ class NotCopied:
     is_of_output: bool = False
     """Whether writing failed, so that no other copy can be written either, such as on a full disk."""
 
+    @classmethod
+    def of_lost(cls, source: str, path: str, lost: Lost) -> NotCopied:
+        """A file whose process has died, or took too long."""
+        return cls(source=source, message=f"{path!r}: {lost.reason}; leave it out, or convert it")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
@@ -191,9 +196,7 @@ def make_copies(
         _write_lines(file, completed.values())
         for task, made in track(work, "copying", len(new), noun="files", is_shown=show_progress):
             if isinstance(made, Lost):
-                made = NotCopied(
-                    source=task.relative, message=f"{task.source!r}: {made.reason}; leave it out, or convert it"
-                )
+                made = NotCopied.of_lost(task.relative, task.source, made)
             if isinstance(made, Copy):
                 copies[task.source] = made
                 _write_lines(file, [made])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from tada.data.identity import content_ids
 from tada.data.labeled_csv import read_labeled_csv
 from tada.data.table import Head, VideoTable
 from tada.errors import DataError, VideoNotFoundError
+from tada.system.addresses import is_address
 from tada.system.documents import MAX_LIST_BYTES, read_json, typed
 from tada.system.files import absolute_path
 from tada.video.fetched_shards import folder_for, max_cache_bytes
@@ -22,8 +22,6 @@ CLASSES = "classes.json"
 """All heads and classes, in the folder of shards."""
 VIDEOS = "videos.csv"
 """The rows, in the folder of shards."""
-_ADDRESS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?P<rest>[^/].*)")
-_SCHEMES = ("s3", "gs", "http", "https")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +39,9 @@ def is_shards(data: Path) -> bool:
 
 def address_of(data: Path) -> str | None:
     """The address in an object store that a path stands for: Path("s3://bucket/a") is "s3:/bucket/a"; else None."""
-    found = _ADDRESS.fullmatch(data.as_posix())
-    if found is None or found["scheme"].lower() not in _SCHEMES:
-        return None
-    return f"{found['scheme'].lower()}://{found['rest'].rstrip('/')}/"
+    scheme, _, rest = data.as_posix().partition(":/")
+    address = f"{scheme.lower()}://{rest.strip('/')}/"
+    return address if rest.strip("/") and is_address(address) else None
 
 
 def read_shards(folder: Path) -> VideoTable:

@@ -286,7 +286,7 @@ def _as_they_are(
     with closing(work):
         for path, found in track(work, "looking", len(paths), noun="files", is_shown=show_progress):
             if isinstance(found, Lost):
-                found = NotCopied(source=path, message=f"{path!r}: {found.reason}; leave it out, or convert it")
+                found = NotCopied.of_lost(path, path, found)
             finished[path] = replace(found, source=sources[path])
             while place < len(paths) and paths[place] in finished:
                 ready = finished.pop(paths[place])

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import IO, Any, Generic, Literal, Protocol, TypeVar
 
+from tada.errors import DecoderLostError
 from tada.system.signals import exit_in_words
 
 Task = TypeVar("Task")
@@ -40,6 +41,10 @@ class Lost:
     """For messages: "the decoder crashed (signal SIGSEGV)", "no answer within 60 s"."""
     is_late: bool = False
     """Whether it took too long."""
+
+    def error(self, name: str) -> DecoderLostError:
+        """The error that the video of this name was lost with its process."""
+        return DecoderLostError(f"{name!r}: {self.reason}; leave it out, or convert it with another program", name)
 
 
 class Pool(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -12,28 +13,20 @@ import pyarrow as pa
 
 from tada.data.worker_streams import iterators_in_processes
 from tada.data.workers import Lost
-from tada.errors import DecoderLostError
 from tada.jobs.videos import JobVideo, videos_in
 from tada.jobs.work import Assembly, Done, Values, Views, Work
-from tada.recognition.video_clips import CLIP_SECONDS, VideoClip
+from tada.recognition.video_clips import CLIP_SECONDS, VideoClip, clip_of, most_held
 from tada.system.files import remove_dead_parts
 from tada.system.object_store import masked
 
 ATTEMPTS = 3
 """How often a video is begun whose process dies; then it is set aside."""
 _FETCH_SECONDS = 3600.0
-HELD_BYTES = 512 * 2**20
-"""Clips that wait for a network, at most."""
 
 
 def clip_seconds(work: Work) -> float:
     """Longest time for a process to yield a clip; the first one of an address is fetched in that time, too."""
     return CLIP_SECONDS + (_FETCH_SECONDS if work.source.store.allowed else 0.0)
-
-
-def batch_size_of(*, has_gpu: bool) -> int:
-    """Clips that a network takes at once by default: a CPU gains nothing from more."""
-    return 32 if has_gpu else 8
 
 
 def do_here(videos: pa.Table, work: Work, *, num_workers: int, batch_size: int) -> Generator[Done, None, None]:
@@ -45,20 +38,19 @@ def do_here(videos: pa.Table, work: Work, *, num_workers: int, batch_size: int) 
         batch_size: clips that the network takes at once.
     """
     network, assembly = work.network(), Assembly(work)
-    most = max(1, HELD_BYTES // int(np.prod(work.clip_shape())))
     decoded = iterators_in_processes(
         work.decode,
         videos_in(videos),
         num_processes=max(num_workers, 1),
         timeout_seconds=clip_seconds(work),
-        max_held=min(2 * batch_size + num_workers, most),
+        max_held=min(2 * batch_size + num_workers, most_held(math.prod(work.clip_shape()))),
         attempts=ATTEMPTS,
     )
     with _without_leftovers(work), closing(decoded):
         batch: list[tuple[JobVideo, VideoClip]] = []
         waiting = 0
         for video, found in decoded:
-            clip = VideoClip(fault=lost(video, found)) if isinstance(found, Lost) else found
+            clip = clip_of_job(video, found)
             batch.append((video, clip))
             waiting += clip.fault is None
             if waiting == batch_size:
@@ -89,7 +81,6 @@ def _see(
             yield done
 
 
-def lost(video: JobVideo, found: Lost) -> DecoderLostError:
-    """The fault of a video whose process has died each time, or took too long."""
-    name = masked(video.address)
-    return DecoderLostError(f"{name!r}: {found.reason}; leave it out, or convert it with another program", name)
+def clip_of_job(video: JobVideo, found: VideoClip | Lost) -> VideoClip:
+    """As ``clip_of``; the error of a lost video shows no secret of its address."""
+    return clip_of(masked(video.address), found)

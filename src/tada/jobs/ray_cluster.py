@@ -11,6 +11,7 @@ actor, so that it is known which video it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -18,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tada.data.workers import Lost, WorkerProcess
+from tada.data.workers import WorkerProcess
 from tada.errors import UserError, VideoError
-from tada.jobs.one_machine import ATTEMPTS, batch_size_of, clip_seconds, lost
+from tada.jobs.one_machine import ATTEMPTS, clip_of_job, clip_seconds
 from tada.jobs.ray_connection import in_passes
 from tada.jobs.videos import JobVideo, videos_in
 from tada.jobs.work import Assembly, Done, Values, Views, Work
-from tada.recognition.video_clips import VideoClip
+from tada.recognition.video_clips import VideoClip, default_batch_size
 
 _MAX_BLOCK_VIDEOS = 64
 _BLOCKS_OF_A_DECODER = 4
@@ -68,7 +69,7 @@ def _one_pass(videos: pa.Table, work: Work, assembly: Assembly, batch_size: int 
     # Each decoder gets several blocks, so that none has much to do when the others are at the end.
     rows_of_block = max(1, min(len(videos) // (_BLOCKS_OF_A_DECODER * most), _MAX_BLOCK_VIDEOS))
     blocks = [videos.slice(start, rows_of_block) for start in range(0, len(videos), rows_of_block)]
-    context.target_max_block_size = max(_BLOCK_BYTES, 2 * int(np.prod(work.clip_shape())))
+    context.target_max_block_size = max(_BLOCK_BYTES, 2 * math.prod(work.clip_shape()))
     # Actors are started again, and their tasks done again, as often as it takes: Ray Data's default.
     clips = ray.data.from_arrow(blocks).map_batches(
         Decoder,
@@ -81,7 +82,7 @@ def _one_pass(videos: pa.Table, work: Work, assembly: Assembly, batch_size: int 
     values = clips.map_batches(
         NetworkActor,
         fn_constructor_args=[work],
-        batch_size=batch_size or batch_size_of(has_gpu=num_gpus > 0),
+        batch_size=batch_size or default_batch_size(has_gpu=num_gpus > 0, has_workers=True),
         batch_format="pyarrow",
         num_gpus=1 if num_gpus else 0,
         num_cpus=0 if num_gpus else cpus_of_each,
@@ -115,13 +116,13 @@ class Decoder:
 
     def __init__(self, work: Work) -> None:
         self._process: WorkerProcess[JobVideo, VideoClip] = WorkerProcess(work.decode, clip_seconds(work))
-        self._most_rows = max(1, _BLOCK_BYTES // int(np.prod(work.clip_shape())))
+        self._most_rows = max(1, _BLOCK_BYTES // math.prod(work.clip_shape()))
 
     def __call__(self, videos: pa.Table) -> Iterator[pa.Table]:
         rows = []
         for video in videos_in(videos):
             for found in self._process.answers(video, attempts=ATTEMPTS):
-                rows.append(_row_of(video, VideoClip(fault=lost(video, found)) if isinstance(found, Lost) else found))
+                rows.append(_row_of(video, clip_of_job(video, found)))
                 if len(rows) == self._most_rows:
                     yield pa.Table.from_pylist(rows, _CLIP_SCHEMA)
                     rows = []

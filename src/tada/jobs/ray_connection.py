@@ -18,7 +18,6 @@ from typing import TypeVar
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import tada.data.workers
 from tada.errors import OptionError, UserError, VideoError, WorkerLostError, counted
 
 Item = TypeVar("Item")
@@ -31,11 +30,11 @@ _IDLE_PASSES = 3
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[None]:
+def connected(address: str) -> Iterator[None]:
     """Connect to a cluster, or start one of this machine alone.
 
     Args:
-        address: of a cluster, such as "10.0.0.1:6379", "ray://..." or "auto"; None: start one.
+        address: of a cluster, such as "10.0.0.1:6379", "ray://..." or "auto"; "local": start one.
 
     Raises:
         OptionError: no cluster answers there, or it runs other versions of Python or Ray.
@@ -50,10 +49,10 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         with _silent_stderr():
             ray.init(
-                address=address or "local",
+                address=address,
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                include_dashboard=False if address is None else None,
+                include_dashboard=False if address == "local" else None,
             )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise OptionError(_why_not_connected(address, error)) from error
@@ -63,9 +62,9 @@ def connected(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_answers(address: str | None) -> None:
+def _check_answers(address: str) -> None:
     """Raise OptionError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         return
     try:
@@ -89,11 +88,12 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _why_not_connected(address: str | None, error: Exception) -> str:
+def _why_not_connected(address: str, error: Exception) -> str:
     said = " ".join(str(error).split())
     if "ersion mismatch" in said:
         return f"the Ray cluster at {address} runs other versions than this process: {said}"
-    return f"no Ray cluster can be reached at {address or 'this machine'}: {said[:300]}; `ray status` says what runs"
+    place = "this machine" if address == "local" else address
+    return f"no Ray cluster can be reached at {place}: {said[:300]}; `ray status` says what runs"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +172,7 @@ def _look(paths: tuple[str, ...]) -> _Node:
 
 def _code_hash() -> str:
     """Tells apart two states of the code that have the same version."""
-    package = Path(tada.data.workers.__file__).parents[1]
+    package = Path(__file__).parents[1]
     content = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         content.update(file.read_bytes())

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -18,7 +18,7 @@ from tada.errors import OptionError, counted
 from tada.jobs.videos import list_videos
 from tada.jobs.work import AnswerWork, Done, FeatureWork, Network, Source, Work, row_schema
 from tada.recognition.recognizer import Recognizer, load_recognizer
-from tada.recognition.video_clips import ClipChoice
+from tada.recognition.video_clips import ClipChoice, default_batch_size
 from tada.system.calls import checked
 from tada.system.devices import check_num_workers, default_num_workers, find_device
 from tada.system.locks import holds
@@ -32,6 +32,8 @@ from tada.video.sliding_windows import SlidingWindows
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LOCAL_RAY = "local"
+"""Instead of an address: a Ray cluster of this machine alone, which ends with the job."""
 ROWS_PER_SHARD = 10_000
 SECONDS_PER_SHARD = 60.0
 
@@ -40,9 +42,8 @@ SECONDS_PER_SHARD = 60.0
 class Engine:
     """Where the work of a job is done."""
 
-    is_ray: bool = False
-    ray_address: str | None = None
-    """Address of a Ray cluster; None: one is started on this machine."""
+    ray: str | None = None
+    """Address of a Ray cluster; ``LOCAL_RAY``: one is started on this machine; None: processes do the work."""
     num_workers: int | None = None
     """Decoding processes of this machine, where Ray is not used; by default one for each core, at most eight."""
     batch_size: int | None = None
@@ -50,10 +51,10 @@ class Engine:
 
     def __post_init__(self) -> None:
         """Raise OptionError for a number out of its range."""
-        for name in ("num_workers", "batch_size"):
+        for name, least in (("num_workers", 0), ("batch_size", 1)):
             number = getattr(self, name)
-            if number is not None and number < (name == "batch_size"):
-                raise OptionError(f"{name} = {number} should be at least {int(name == 'batch_size')}")
+            if number is not None and number < least:
+                raise OptionError(f"{name} = {number} should be at least {least}")
 
 
 HERE = Engine()
@@ -107,7 +108,6 @@ def run_job(
     work: Work,
     out: Path,
     *,
-    about: dict[str, Any],
     engine: Engine,
     rows_per_shard: int = ROWS_PER_SHARD,
     seconds_per_shard: float = SECONDS_PER_SHARD,
@@ -117,7 +117,6 @@ def run_job(
 
     Args:
         videos: as from ``list_videos``.
-        about: plain values that all rows of the folder depend on, for job.json.
 
     Raises:
         OptionError: the folder holds another job's results; or the cluster cannot be reached, or has other versions.
@@ -129,6 +128,7 @@ def run_job(
 
     from tada.jobs.shards import Shards, begin, check_same_job, known_videos, write_summary
 
+    about = work.about()
     check_same_job(out, about)
     known = known_videos(out)
     left = videos.filter(pc.invert(pc.is_in(videos.column("id"), known.column("id").combine_chunks())))
@@ -179,11 +179,12 @@ def _count_other_paths(videos: pa.Table, known: pa.Table) -> int:
 @contextmanager
 def _started(videos: pa.Table, work: Work, engine: Engine) -> Iterator[Iterator[Done]]:
     """Start the engine, and check it; yield the results, which come as they are asked for."""
-    if not engine.is_ray:
-        from tada.jobs.one_machine import batch_size_of, do_here
+    if engine.ray is None:
+        from tada.jobs.one_machine import do_here
 
         num_workers = default_num_workers() if engine.num_workers is None else check_num_workers(engine.num_workers)
-        batch_size = engine.batch_size or batch_size_of(has_gpu=find_device(work.model.device) != "cpu")
+        has_gpu = find_device(work.model.device) != "cpu"
+        batch_size = engine.batch_size or default_batch_size(has_gpu=has_gpu, has_workers=True)
         results = do_here(videos, work, num_workers=num_workers, batch_size=batch_size)
         with closing(results):
             yield results
@@ -192,7 +193,7 @@ def _started(videos: pa.Table, work: Work, engine: Engine) -> Iterator[Iterator[
     from tada.jobs.ray_cluster import do_on_cluster
     from tada.jobs.ray_connection import check_nodes, connected, shared_paths
 
-    with connected(engine.ray_address):
+    with connected(engine.ray):
         check_nodes(shared_paths([work.model.run, *videos.column("address").to_pylist()]))
         results = do_on_cluster(videos, work, batch_size=engine.batch_size)
         with closing(results):
@@ -256,7 +257,7 @@ def predict_into(
     model = Network.of(recognizer, fspath(run), device=device, precision=precision)
     choice = ClipChoice(spec=recognizer.clip, num_clips=num_clips, window_seconds=window_seconds)
     work = AnswerWork.of(recognizer, model, source, choice, top=top)
-    return run_job(listed, work, Path(out), about=about_job(work), engine=engine, show_progress=show_progress)
+    return run_job(listed, work, Path(out), engine=engine, show_progress=show_progress)
 
 
 @checked()
@@ -290,7 +291,7 @@ def extract_into(
     listed = list_videos([fspath(video) for video in videos], store, say)
     model = Network.of(recognizer, fspath(run), device=device)
     work = FeatureWork.of(recognizer, model, source, windows)
-    return run_job(listed, work, Path(out), about=about_job(work), engine=engine, show_progress=show_progress)
+    return run_job(listed, work, Path(out), engine=engine, show_progress=show_progress)
 
 
 def check_parquet() -> None:
@@ -301,29 +302,3 @@ def check_parquet() -> None:
     """
     if find_spec("pyarrow") is None:
         raise OptionError("shards of rows need pyarrow, which is not installed: pip install 'tada-video[parquet]'")
-
-
-def about_job(work: AnswerWork | FeatureWork) -> dict[str, Any]:
-    """What all rows of a job's folder depend on, as plain values."""
-    about: dict[str, Any] = {
-        "format": 1,
-        "weights": work.model.weights_sha256,
-        "precision": "bf16" if work.model.is_bf16 else "fp32",
-        "fps": work.source.fps,
-    }
-    if isinstance(work, AnswerWork):
-        return {
-            "kind": "answers",
-            **about,
-            "clip": asdict(work.choice.spec),
-            "clips": work.choice.num_clips,
-            "window_seconds": work.choice.window_seconds,
-            "top": work.top,
-        }
-    return {
-        "kind": "features",
-        **about,
-        "clip": asdict(work.spec),
-        **asdict(work.windows),
-        "score_labels": {head: list(labels) for head, labels in work.score_labels},
-    }

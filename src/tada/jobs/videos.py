@@ -63,8 +63,6 @@ def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], N
             addresses.append(video.address)
     table = pa.table({"id": pa.array(ids, pa.string()), "address": pa.array(addresses, pa.string())})
     _check_distinct(table)
-    for address in filter(is_address, addresses):
-        store.check_allowed(address)
     return table
 
 
@@ -94,14 +92,14 @@ def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Ite
                 f"{masked(name)!r}: a table of videos is read from a local file; fetch it, and give its path"
             )
         if ending in VIDEO_EXTENSIONS:
+            store.check_allowed(name)
             yield JobVideo(masked(name), name)
             return
-        store.check_allowed(name)
         folder = name.rstrip("/") + "/"
         for file in store.files_below(name, VIDEO_EXTENSIONS):
             yield JobVideo(file.address.removeprefix(folder), file.address)
     elif Path(name).suffix.lower() in _TABLES and Path(name).is_file():
-        yield from _videos_of_table(Path(name))
+        yield from _videos_of_table(Path(name), store)
     else:
         if not (os.path.lexists(name) or glob.has_magic(name)):
             raise VideoNotFoundError(f"{name!r} is not there: give a video, a folder, a pattern, a table or an address")
@@ -110,13 +108,16 @@ def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Ite
             yield JobVideo(Path(path).relative_to(name).as_posix() if is_below else path, os.path.abspath(path))
 
 
-def _videos_of_table(file: Path) -> Iterator[JobVideo]:
+def _videos_of_table(file: Path, store: ObjectStore) -> Iterator[JobVideo]:
     root = os.path.abspath(file.parent)
     for source, cells in _parquet_rows(file) if file.suffix.lower() == ".parquet" else _csv_rows(file):
         path = required(source, cells, "path")
         refuse_other_schemes(path)
-        address = path if is_address(path) else path_inside(root, path, source)
-        yield JobVideo(cells.get("id") or (masked(path) if is_address(path) else path), address)
+        if is_address(path):
+            store.check_allowed(path)
+            yield JobVideo(cells.get("id") or masked(path), path)
+        else:
+            yield JobVideo(cells.get("id") or path, path_inside(root, path, source))
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -8,11 +8,10 @@ Shapes: N clips, V views of a clip, T frames, C values of a clip, K classes, D f
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -20,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tada.data.identity import sha256_of
-from tada.errors import CheckpointError, OptionError, TooLargeError, VideoError
+from tada.errors import CheckpointError, OptionError, VideoError
 from tada.jobs.videos import JobVideo
-from tada.recognition.video_clips import ClipChoice, VideoClip, read_clips
+from tada.recognition.prediction import round_or_none
+from tada.recognition.video_clips import ClipChoice, VideoClip, decode_clips
 from tada.system.files import scratch_folder
 from tada.system.object_store import ObjectStore, is_address, masked
 from tada.video.inputs import VideoSource, source_of
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 Views = NDArray[np.uint8]
 Values = NDArray[np.float32]
-MAX_FEATURES = 500_000
-"""Most features of a video, as in ``tada.localization.features.extraction``."""
 
 
 class Seen(NamedTuple):
@@ -79,6 +77,9 @@ class Work(Protocol):
     def clip_shape(self) -> tuple[int, ...]:
         """(V, T, H, W, 3) of a clip."""
 
+    def about(self) -> dict[str, Any]:
+        """What all rows of a job's folder depend on, as plain values."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
@@ -114,10 +115,7 @@ class Source:
             with self.opened(video) as source:
                 if needs_times and not source.has_times:
                     raise OptionError(f"{video.address!r} is a folder of frames, whose times are needed: give --fps")
-                for clip in read(source):
-                    if clip.fault is not None:
-                        raise clip.fault
-                    yield clip
+                yield from read(source)
         except VideoError as error:
             yield VideoClip(fault=error)
 
@@ -210,7 +208,7 @@ class AnswerWork:
 
     def decode(self, video: JobVideo) -> Iterator[VideoClip]:
         needs_times = self.choice.spec.needs_times or self.choice.window_seconds is not None
-        yield from self.source.clips(video, lambda source: read_clips(source, self.choice), needs_times=needs_times)
+        yield from self.source.clips(video, lambda source: decode_clips(source, self.choice), needs_times=needs_times)
 
     def network(self) -> Callable[[Views], Values]:
         import torch
@@ -221,6 +219,16 @@ class AnswerWork:
     def clip_shape(self) -> tuple[int, ...]:
         spec = self.choice.spec
         return (1, spec.num_frames, spec.crop, spec.crop, 3)
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "kind": "answers",
+            **_about(self),
+            "clip": asdict(self.choice.spec),
+            "clips": self.choice.num_clips,
+            "window_seconds": self.choice.window_seconds,
+            "top": self.top,
+        }
 
     def columns(self) -> list[tuple[str, Any]]:
         import pyarrow as pa
@@ -236,8 +244,8 @@ class AnswerWork:
             "scores": self._top(mean),
             "clips": [
                 {
-                    "start_seconds": _none_if_nan(one.clip.start_seconds),
-                    "end_seconds": _none_if_nan(one.clip.end_seconds),
+                    "start_seconds": round_or_none(one.clip.start_seconds),
+                    "end_seconds": round_or_none(one.clip.end_seconds),
                     "scores": self._top(one.values),
                 }
                 for one in seen
@@ -294,13 +302,7 @@ class FeatureWork:
     def _clips(self, source: VideoSource) -> Iterator[VideoClip]:
         with source.open() as reader:
             duration = reader.info.duration_seconds
-            count = self.windows.count(duration)
-            if count > MAX_FEATURES:
-                raise TooLargeError(
-                    f"{source.name!r} lasts {duration:.0f} s by its own account, which gives {count} features, and at "
-                    f"most {MAX_FEATURES} are made of a video; cut it into parts, or let --stride-seconds be larger",
-                    source.name,
-                )
+            count = self.windows.checked_count(duration, source.name)
             for number, views in enumerate(clips_of(reader, self.spec, self.windows, range(count)), start=1):
                 yield VideoClip(number, count, 0.0, duration, views.numpy())
 
@@ -314,6 +316,15 @@ class FeatureWork:
 
     def clip_shape(self) -> tuple[int, ...]:
         return (self.windows.num_crops, self.spec.num_frames, self.spec.crop, self.spec.crop, 3)
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "kind": "features",
+            **_about(self),
+            "clip": asdict(self.spec),
+            **asdict(self.windows),
+            "score_labels": {head: list(labels) for head, labels in self.score_labels},
+        }
 
     def columns(self) -> list[tuple[str, Any]]:
         import pyarrow as pa
@@ -329,16 +340,21 @@ class FeatureWork:
         return Result(row, arrays)
 
 
+def _about(work: Work) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "weights": work.model.weights_sha256,
+        "precision": "bf16" if work.model.is_bf16 else "fp32",
+        "fps": work.source.fps,
+    }
+
+
 def row_schema(work: Work) -> pa.Schema:
     """The columns of a job's rows: id and path, those of the work, and the fault of a video that has no result."""
     import pyarrow as pa
 
     text = pa.string()
     return pa.schema([("id", text), ("path", text), *work.columns(), ("fault", text), ("message", text)])
-
-
-def _none_if_nan(seconds: float) -> float | None:
-    return None if math.isnan(seconds) else round(seconds, 3)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -151,8 +151,8 @@ class Prediction:
             "scores": dict(self.top(count)),
             "clips": [
                 {
-                    "start_seconds": _round_or_none(clip.start_seconds),
-                    "end_seconds": _round_or_none(clip.end_seconds),
+                    "start_seconds": round_or_none(clip.start_seconds),
+                    "end_seconds": round_or_none(clip.end_seconds),
                     "scores": dict(self.top(count, clip)),
                 }
                 for clip in self.clips
@@ -174,8 +174,8 @@ class Prediction:
             self._row(
                 rank,
                 *best,
-                start_seconds=_round_or_none(clip.start_seconds),
-                end_seconds=_round_or_none(clip.end_seconds),
+                start_seconds=round_or_none(clip.start_seconds),
+                end_seconds=round_or_none(clip.end_seconds),
             )
             for clip in self.clips
             for rank, best in enumerate(self.top(count, clip), start=1)
@@ -264,7 +264,8 @@ class Prediction:
         save_prediction(frames, [float(times[i]) for i in indices], self.top(count), Path(picture), title=title)
 
 
-def _round_or_none(seconds: float) -> float | None:
+def round_or_none(seconds: float) -> float | None:
+    """Seconds for JSON: milliseconds are enough, and an unknown time is None."""
     return None if math.isnan(seconds) else round(seconds, 3)
 
 

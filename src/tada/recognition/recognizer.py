@@ -23,7 +23,14 @@ from tada.models.onnx_model import ONNX_SUFFIX, OnnxNetwork, load_onnx
 from tada.models.weights import CARD_FILE, ModelCard, load_model, packaged, packaged_names
 from tada.recognition.explanation import Explanation, explain
 from tada.recognition.prediction import ClipScores, Prediction
-from tada.recognition.video_clips import ClipChoice, VideoClip, batches_of, clips_of_videos, has_many_files
+from tada.recognition.video_clips import (
+    ClipChoice,
+    VideoClip,
+    batches_of,
+    clips_of_videos,
+    default_batch_size,
+    has_many_files,
+)
 from tada.system.accelerator import HostCopy, copy_to_device
 from tada.system.calls import checked
 from tada.system.devices import check_num_workers, default_num_workers, find_device
@@ -34,9 +41,6 @@ from tada.video.transforms import normalize
 
 if TYPE_CHECKING:
     from tada.video.inputs import VideoInput
-
-_CPU_BATCH_SIZE = 8  # beside processes that decode; else a CPU gains nothing from more than one
-_GPU_BATCH_SIZE = 32
 
 
 class Recognizer:
@@ -229,8 +233,7 @@ class Recognizer:
         Raises:
             OptionError: an argument is out of its range, or not a video.
         """
-        if window_seconds is not None and not window_seconds > 0:
-            raise OptionError(f"{window_seconds = } should be more than 0")
+        choice = ClipChoice(spec=self.clip, num_clips=num_clips, window_seconds=window_seconds)
         if is_one_video(videos):
             videos = [cast("VideoInput", videos)]
         number = not isinstance(videos, Sequence) or len(videos) > 1
@@ -243,11 +246,10 @@ class Recognizer:
         if num_workers is None:
             num_workers = default_num_workers() if has_many_files(sources) else 0
         if batch_size is None:
-            on_cpu = _CPU_BATCH_SIZE if num_workers else 1
-            batch_size = on_cpu if self.device.type == "cpu" else _GPU_BATCH_SIZE
+            batch_size = default_batch_size(has_gpu=self.device.type != "cpu", has_workers=num_workers > 0)
         clips = clips_of_videos(
             sources,
-            ClipChoice(spec=self.clip, num_clips=num_clips, window_seconds=window_seconds),
+            choice,
             num_workers=check_num_workers(num_workers),
             clips_ahead=batch_size,
         )

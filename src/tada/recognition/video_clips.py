@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tada.data.worker_streams import iterators_in_processes
 from tada.data.workers import Lost
-from tada.errors import DecoderLostError, OptionError, VideoError
+from tada.errors import OptionError, VideoError
 from tada.recognition.prediction import ClipScores
 from tada.video.frames import OpenVideo
 from tada.video.inputs import VideoSource
@@ -110,19 +110,28 @@ class VideoClip(NamedTuple):
         )
 
 
-def read_clips(source: VideoSource, choice: ClipChoice) -> Iterator[VideoClip]:
-    """Decode the clips of a video in order; an unreadable video ends with a clip that holds its error."""
+def decode_clips(source: VideoSource, choice: ClipChoice) -> Iterator[VideoClip]:
+    """Decode the clips of a video in order.
+
+    Raises:
+        VideoError: it cannot be read, maybe after some clips.
+    """
     spec = choice.spec
     shrink = partial(frame_crops, short_side=spec.short_side, crop=spec.crop, num_crops=1, antialias=spec.antialias)
+    with source.open() as reader:
+        chosen = choice.choose(reader)
+        for number, indices in enumerate(chosen, start=1):
+            views = reader.frames(indices, shrink=shrink).swapaxes(0, 1)
+            first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
+            if not source.has_times:
+                first = last = math.nan
+            yield VideoClip(number, len(chosen), first, last, np.ascontiguousarray(views), tuple(indices))
+
+
+def read_clips(source: VideoSource, choice: ClipChoice) -> Iterator[VideoClip]:
+    """As ``decode_clips``; an unreadable video ends with a clip that holds its error."""
     try:
-        with source.open() as reader:
-            chosen = choice.choose(reader)
-            for number, indices in enumerate(chosen, start=1):
-                views = reader.frames(indices, shrink=shrink).swapaxes(0, 1)
-                first, last = (float(reader.times_seconds[index]) for index in (indices[0], indices[-1]))
-                if not source.has_times:
-                    first = last = math.nan
-                yield VideoClip(number, len(chosen), first, last, np.ascontiguousarray(views), tuple(indices))
+        yield from decode_clips(source, choice)
     except VideoError as error:
         yield VideoClip(fault=error)
 
@@ -141,11 +150,10 @@ def clips_of_videos(
         num_workers: processes that decode; 0: a thread of this process does. What is not a file is decoded here.
         clips_ahead: clips that are decoded ahead, at least; with processes one more for each of them.
     """
-    clip_bytes = choice.spec.num_frames * choice.spec.crop**2 * 3
-    most, ahead = max(1, _HELD_BYTES // clip_bytes), max(clips_ahead, _LEAST_AHEAD)
+    most, ahead = most_held(choice.spec.num_frames * choice.spec.crop**2 * 3), max(clips_ahead, _LEAST_AHEAD)
     if num_workers == 0:
-        found = ((source, clip) for source in sources for clip in read_clips(source, choice))
-        with Ahead(found, size=min(ahead, most)) as clips:
+        read = ((source, clip) for source in sources for clip in read_clips(source, choice))
+        with Ahead(read, size=min(ahead, most)) as clips:
             yield from clips
         return
     decoded = iterators_in_processes(
@@ -158,12 +166,23 @@ def clips_of_videos(
         stays_here=lambda source: not source.is_file,
     )
     with closing(decoded):
-        for source, clip in decoded:
-            yield source, VideoClip(fault=_lost(source.name, clip)) if isinstance(clip, Lost) else clip
+        for source, found in decoded:
+            yield source, clip_of(source.name, found)
 
 
-def _lost(name: str, lost: Lost) -> DecoderLostError:
-    return DecoderLostError(f"{name!r}: {lost.reason}; leave it out, or convert it with another program", name)
+def clip_of(name: str, found: VideoClip | Lost) -> VideoClip:
+    """What a decoding process has given; if it was lost, a clip that holds the error."""
+    return VideoClip(fault=found.error(name)) if isinstance(found, Lost) else found
+
+
+def default_batch_size(*, has_gpu: bool, has_workers: bool) -> int:
+    """Clips that a network takes at once. A CPU gains from more than one only beside processes that decode."""
+    return 32 if has_gpu else 8 if has_workers else 1
+
+
+def most_held(clip_bytes: int) -> int:
+    """Decoded clips that may wait for a network, at most."""
+    return max(1, _HELD_BYTES // clip_bytes)
 
 
 def batches_of(

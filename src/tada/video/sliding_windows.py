@@ -20,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tada.errors import OptionError
+from tada.errors import OptionError, TooLargeError
 from tada.video.frames import OpenVideo
 from tada.video.sampling import ClipSpec
 from tada.video.stream import FrameStream, LiveFrame
 from tada.video.transforms import frame_crops
 
+MAX_FEATURES = 500_000
+"""Most features of a video: 18 hours at the smallest stride of the published features."""
 _FRAMES_AT_ONCE = 32
 
 
@@ -106,6 +108,21 @@ class SlidingWindows:
     def count(self, duration_seconds: float) -> int:
         """Number of clips, and so of features, of a video: duration / stride rounded (half up), at least 1."""
         return max(1, math.floor(duration_seconds / self.stride_seconds + 0.5))
+
+    def checked_count(self, duration_seconds: float, name: str) -> int:
+        """As ``count``, for the video of this name.
+
+        Raises:
+            TooLargeError: there would be more than ``MAX_FEATURES``.
+        """
+        count = self.count(duration_seconds)
+        if count > MAX_FEATURES:
+            raise TooLargeError(
+                f"{name!r} lasts {duration_seconds:.0f} s by its own account, which gives {count} features, and at "
+                f"most {MAX_FEATURES} are made of a video; cut it into parts, or let --stride-seconds be larger",
+                name,
+            )
+        return count
 
     def clip_times(self, index: int, num_frames: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """When the frames of clip ``index`` are shown, [T]: the middles of T equal parts of its window.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tada.data.table import Unreadable
-from tada.errors import ChangedVideoError, DataError, TooLargeError, VideoError, listed
+from tada.errors import ChangedVideoError, DataError, VideoError, listed
 from tada.localization.annotations.video_names import video_name
 from tada.localization.features.folder import FeatureCard, VideoFeatures, read_card, write_card, write_features
 from tada.localization.features.grid import FeatureGrid
@@ -42,9 +42,6 @@ from tada.video.sliding_windows import (
     clips_of,
 )
 from tada.video.transforms import normalize
-
-MAX_FEATURES = 500_000
-"""Most features of a video: 18 hours at the smallest stride of the published features."""
 
 
 def backbone_hash(model: nn.Module) -> str:
@@ -101,13 +98,7 @@ def extract_video(
     source = source_of(video)
     with source.open() as reader:
         duration = reader.info.duration_seconds
-        count = settings.count(duration)
-        if count > MAX_FEATURES:
-            raise TooLargeError(
-                f"{source.name!r} lasts {duration:.0f} s by its own account, which gives {count} features, and at "
-                f"most {MAX_FEATURES} are made of a video; cut it into parts, or let --stride-seconds be larger",
-                source.name,
-            )
+        count = settings.checked_count(duration, source.name)
         batch: list[Tensor] = []
         # Prefetch: the next batch is decoded while the network processes this one.
         with Ahead(clips_of(reader, backbone.clip, settings, range(count)), size=batch_size) as clips:

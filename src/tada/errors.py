@@ -8,7 +8,7 @@ their parent, so each can be rebuilt from its message alone.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 _LONGEST = 2000
@@ -195,6 +195,12 @@ class FrameFolderError(VideoError):
     """A folder whose frames are not one series: a number is missing, or pictures of two series or sizes are mixed."""
 
     reason = "frame_folder"
+
+
+def changed_values(before: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """The names of either whose values differ, with the value before where it is short: "top (5)"."""
+    changed = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return [f"{name} ({before.get(name)})" if len(str(before.get(name))) <= 30 else name for name in changed]
 
 
 def listed(names: Iterable[str], *, quote: bool = True, at_most: int = 5) -> str:

@@ -113,7 +113,7 @@ class TestFolder:
     def test_a_link_that_leads_nowhere(self, tmp_path: Path) -> None:
         touch(tmp_path, "left/a.mp4")
         (tmp_path / "left/b.mp4").symlink_to(tmp_path / "gone.mp4")
-        with pytest.raises(DataError, match=r"1 of 2 videos are not in .*: 'b.mp4'"):
+        with pytest.raises(DataError, match=r"b.mp4' is a link to .*gone.mp4', where nothing is: remove the link"):
             read_dataset(tmp_path)
 
     def test_a_pipe(self, tmp_path: Path) -> None:

@@ -128,7 +128,8 @@ def test_only_what_is_new_or_changed_is_copied_again(data: Path, tmp_path: Path)
     with open_video(out / "videos" / "x" / "long.mp4") as video:
         assert video.info.num_frames == 20
     with pytest.raises(
-        OptionError, match=r"was begun with another short_side, crf \(options.json\); give another folder"
+        OptionError,
+        match=r"was begun with another short_side \(48\), crf \(23.0\): give another folder",
     ):
         prepared(tmp_path / "data", out, PrepareOptions(short_side=64, keyframe_interval_frames=8, crf=30))
 

@@ -158,6 +158,7 @@ def test_a_lost_or_truncated_shard_is_told_of_and_made_again(motion_videos: Path
         DataError, match=rf"{third.name}' is not the shard that shards.jsonl lists: its bytes are others"
     ):
         read_dataset(out)
+    assert result.unused == (second.name,)  # it was cut off, and its videos are in a new shard
     third.unlink()
     packed(motion_videos, out)
     assert same_rows(read_dataset(motion_videos), read_dataset(out))
@@ -280,12 +281,10 @@ def test_a_full_disk_leaves_whole_shards(motion_videos: Path, tmp_path: Path) ->
 def test_folders_and_options_that_do_not_go_together(motion_videos: Path, shards: Path, tmp_path: Path) -> None:
     small = ShardOptions(copies=SMALL, shard_bytes=8000)
     for options, changed in (
-        (small, "as_is, short_side, keyframe_interval_frames, crf"),
-        (replace(AS_IS, shard_bytes=9), "shard_bytes"),
+        (small, r"as_is \(True\), short_side \(None\), keyframe_interval_frames \(None\), crf \(None\)"),
+        (replace(AS_IS, shard_bytes=9), r"shard_bytes \(8000\)"),
     ):
-        with pytest.raises(
-            OptionError, match=rf"was begun with another {changed} \(options.json\); give another folder"
-        ):
+        with pytest.raises(OptionError, match=rf"was begun with another {changed}: give another folder, or these"):
             packed(motion_videos, shards, options)
     copies = tmp_path / "copies"
     table = read_dataset(motion_videos)

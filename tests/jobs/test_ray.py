@@ -89,12 +89,13 @@ def deadly(work: AnswerWork, marks: Path) -> DeadlyWork:
 
 
 def test_answers_are_those_of_one_machine_and_deadly_videos_are_set_aside(
-    local_ray: None, work: AnswerWork, folder: Path, tmp_path: Path
+    local_ray: None, work: AnswerWork, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "2.mp4").rename(folder / "deadly.mp4")
     (folder / "6.mp4").rename(folder / "once.mp4")
     work = deadly(work, tmp_path / "marks")
     there = run(work, folder, tmp_path / "ray")
+    assert capsys.readouterr().out == ""  # what Ray says of dead workers goes to standard error
     (tmp_path / "marks" / "once.mp4").unlink()
     here = run(work, folder, tmp_path / "here", is_ray=False)
     assert replace(there, seconds=0) == replace(here, seconds=0)
@@ -217,7 +218,8 @@ def test_each_video_once_while_nodes_and_workers_are_killed(tmp_path: Path) -> N
     words = ["predict", RUN, "videos", "--out", "out", "--clips", "2", "--ray", cluster.address]
     kills = 0
     try:
-        with subprocess.Popen([sys.executable, "-m", "tada", *words], cwd=tmp_path) as command:
+        tada = [sys.executable, "-m", "tada", *words]
+        with subprocess.Popen(tada, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as command:
             while command.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
                     command.wait(4.0)
@@ -229,9 +231,12 @@ def test_each_video_once_while_nodes_and_workers_are_killed(tmp_path: Path) -> N
                 elif found := [process for process in Path("/proc").glob("[0-9]*") if _is_decoder(process)]:
                     with suppress(ProcessLookupError):
                         os.kill(int(dice.choice(found).name), signal.SIGKILL)
+            assert command.stdout is not None
+            out = command.stdout.read().splitlines()
     finally:
         cluster.shutdown()
     assert command.returncode == 0
+    assert (len(out), out[-1]) == (2, "they are in out: rows/*.parquet, summary.json")
     assert kills > 3
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["videos"], summary["done"], summary["faults"]) == (200, 200, {})

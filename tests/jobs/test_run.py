@@ -127,7 +127,12 @@ def test_a_second_run_opens_nothing_and_new_videos_cost_only_themselves(
     with monkeypatch.context() as patched:
         patched.setattr(one_machine, "do_here", pytest.fail)
         again = run(work, folder, out)
-    assert (again.there_before, again.done, again.faults) == (5, 0, {})
+    assert (again.there_before, again.faults_before, again.done, again.faults) == (5, 2, 0, {})
+    assert again.without_result == 2
+    assert again.lines() == [
+        "5 videos: 5 were there (2 of them without a result), 0 done now, 0 without a result",
+        "to try those again that had no result, remove rows/faults-*.parquet",
+    ]
     draw_plain(folder / "new.mp4", 12)
     more = run(work, folder, out)
     assert (more.there_before, more.done, more.faults) == (5, 1, {})
@@ -148,7 +153,7 @@ def test_videos_that_are_not_named_any_more_are_kept(work: AnswerWork, folder: P
     run(work, folder, tmp_path / "out")
     (folder / "0.mp4").unlink()
     again = run(work, folder, tmp_path / "out")
-    assert (again.videos, again.there_before, again.others) == (4, 4, 1)
+    assert (again.videos, again.there_before, again.faults_before, again.others) == (4, 4, 2, 1)
     assert again.lines()[-1] == "1 row of videos that are not named now are kept"
 
 
@@ -188,7 +193,7 @@ def test_another_job_in_the_same_folder_is_refused(
     other = AnswerWork.of(
         recognizer, Network.of(recognizer, RUN), SOURCE, ClipChoice(spec=recognizer.clip, num_clips=5), top=3
     )
-    with pytest.raises(OptionError, match=r"out' holds results of a job with another clips: give another folder, or"):
+    with pytest.raises(OptionError, match=r"out' holds results of a job with another clips \(2\): give another"):
         run(other, folder, tmp_path / "out")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "letter.txt").touch()
@@ -275,7 +280,7 @@ def test_rows_of_videos_at_other_paths_are_told(work: AnswerWork, folder: Path, 
     folder.rename(tmp_path / "moved")
     summary = run(work, tmp_path / "moved", tmp_path / "out")
     assert (summary.there_before, summary.other_paths) == (5, 5)
-    assert summary.lines()[1].startswith("5 rows that were there are of videos at other paths: what has the same id")
+    assert summary.lines()[-1].startswith("5 rows that were there are of videos at other paths: what has the same id")
 
 
 def test_a_lost_video_shows_no_secret() -> None:

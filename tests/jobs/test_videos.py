@@ -67,7 +67,8 @@ def test_a_table_names_paths_addresses_and_ids(folder: Path, ending: str) -> Non
         ("list.csv", "path\n../a.mp4\n", r"list.csv row 2: '../a.mp4' leaves the folder"),
         ("list.csv", "path\n", r"list.csv has no rows below its header"),
         ("list.parquet", "no parquet", r"list.parquet' cannot be read as Parquet"),
-        ("list.csv", "path\na.mp4\nb.mp4\na.mp4\n", r"2 videos have the id 'a.mp4': .*results are kept by id"),
+        ("list.csv", "path\na.mp4\nb.mp4\na.mp4\n", r"a.mp4' is named 2 times: name each video once"),
+        ("list.csv", "path\na.mp4\n./a.mp4\nb.mp4\nb.mp4\n", r"times, and 1 other id is there more than once: name"),
         ("list.csv", "path,id\na.mp4,1\nb.mp4,1\n", r"2 videos have the id '1': '.*a.mp4' and '.*b.mp4'; results"),
         ("list.csv", "path\ns3://other/a.mp4\n", r"s3://other/a.mp4"),
     ],
@@ -114,6 +115,14 @@ def test_two_folders_with_the_same_names(folder: Path) -> None:
     (folder.parent / "more" / "b.mp4").touch()
     with pytest.raises(DataError, match=r"2 videos have the id 'b.mp4': .*give the folder that holds them all"):
         listed(folder, folder.parent / "more")
+
+
+def test_a_video_of_two_ids_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    said: list[str] = []
+    table = list_videos(["clips", "./clips//b.mp4"], STORE, said.append)
+    assert table.column("id").to_pylist() == ["a/c.mp4", "a/d.mkv", "b.mp4", "clips/b.mp4"]
+    assert said == [f"1 video has more than one id, as {str(folder / 'b.mp4')!r}, and will be done once for each"]
 
 
 def test_many_are_listed_in_their_order() -> None:

@@ -312,7 +312,7 @@ def test_a_cut_that_loses_every_frame(tmp_path: Path) -> None:
     path = draw_plain(tmp_path / "video.mp4", container_options={"movflags": "+faststart"})
     truncate(path, (path.read_bytes().index(b"mdat") + 20) / path.stat().st_size)
     error = refused(path, TruncatedVideoError, "breaks off: 0 of 40 frames can be read; copy or download it again$")
-    assert "allow_damaged" not in str(error)
+    assert not hasattr(error, "__notes__")  # nothing that allow_damaged could use
     with pytest.raises(TruncatedVideoError, match="0 of 40 frames"):
         open_video(path, allow_damaged=True)
 
@@ -356,8 +356,11 @@ def test_a_frame_that_decodes_with_errors_is_refused(tmp_path: Path) -> None:
     with open_video(path) as video:
         assert video.info.num_frames == 100
         assert read_stamps(video.frames(range(20))) == list(range(20))
-        with pytest.raises(CorruptVideoError, match=r"frame \d+ of 100 decodes with errors; .* allow_damaged=True"):
+        with pytest.raises(
+            CorruptVideoError, match=r"frame \d+ of 100 decodes with errors; .*\nallow_damaged=True"
+        ) as raised:
             video.frames(range(100))
+        assert "allow_damaged" not in str(raised.value)  # a note for programs: a command has no such option
         assert read_stamps(video.frames([5, 3])) == [5, 3]  # the rest can still be had
         assert read_stamps(video.frames([99])) == [99]
         assert video.corrupt_frames == set()

@@ -206,7 +206,7 @@ def model_and_videos(model: str | None, words: Sequence[str]) -> tuple[str, list
     path = Path(first)
     if not others and _is_model(first):
         raise UserError(f"`{command}` needs RUN VIDEO...; given is {first!r} alone, and the videos are missing")
-    is_footage = _is_footage(path) if others else path.exists() or first == "-"
+    is_footage = (_is_footage(path) if others else path.exists() or first == "-") or is_list(first)
     swapped = any(_is_run(Path(other)) for other in others)
     if (is_footage or has_magic(first)) and not swapped and not _is_model(first):
         print(
@@ -246,6 +246,26 @@ def _is_footage(path: Path) -> bool:
     return is_frame_folder(path) or any(
         file.suffix.lower() in VIDEO_EXTENSIONS or is_frame_folder(file) for file in path.rglob("*")
     )
+
+
+def is_list(name: str) -> bool:
+    """Whether a name stands for many videos, as only a job reads them: an address, or a list of paths."""
+    from tada.system.object_store import is_address
+
+    return is_address(name) or (Path(name).suffix.lower() in (".csv", ".parquet") and Path(name).is_file())
+
+
+def check_here(names: Sequence[str], or_else: str) -> None:
+    """Check that names are of files or folders of this machine.
+
+    Raises:
+        UserError: one is an address, or a list of videos.
+    """
+    from tada.system.object_store import masked
+
+    other = next(filter(is_list, names), None)
+    if other is not None:
+        raise UserError(f"{masked(other)!r} is a list of videos, or an address: {or_else}")
 
 
 def say_aside(line: str) -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from tada.data.check import CheckReport
     from tada.data.prepare import PrepareOptions
     from tada.data.table import VideoTable
-    from tada.data.workers import Pool
 
 
 def _check_arguments(parser: ArgumentParser) -> None:
@@ -126,9 +125,9 @@ def _prepare(options: Namespace) -> int:
     table = read_data(options, fps=options.fps)
     advise(lambda state: "the copies that were made stay: the same command goes on")
     out = options.out if options.ray is None else options.out.absolute()  # other machines have other working folders
+    if options.shards:
+        return _prepare_shards(table, out, options, None if options.as_is else copies)
     with pool_of(options.ray, table.root) as pool:
-        if options.shards:
-            return _prepare_shards(table, out, options, None if options.as_is else copies, pool)
         prepared = prepare(
             table,
             out,
@@ -149,19 +148,19 @@ def _prepare(options: Namespace) -> int:
     return report_failures("not copied", (failure.message for failure in prepared.failures))
 
 
-def _prepare_shards(
-    table: VideoTable, out: Path, options: Namespace, copies: PrepareOptions | None, pool: Pool | None
-) -> int:
+def _prepare_shards(table: VideoTable, out: Path, options: Namespace, copies: PrepareOptions | None) -> int:
     from tada.data.shards import ShardOptions, prepare_shards
+    from tada.errors import listed
 
-    packed = prepare_shards(
-        table,
-        out,
-        ShardOptions(copies=copies, shard_bytes=options.shard_megabytes * 1_000_000),
-        num_processes=options.num_workers,
-        timeout_seconds=options.timeout_seconds,
-        pool=pool,
-    )
+    with pool_of(options.ray, table.root) as pool:
+        packed = prepare_shards(
+            table,
+            out,
+            ShardOptions(copies=copies, shard_bytes=options.shard_megabytes * 1_000_000),
+            num_processes=options.num_workers,
+            timeout_seconds=options.timeout_seconds,
+            pool=pool,
+        )
     megabytes = [size / 1e6 for size in (packed.source_bytes, packed.packed_bytes)]
     files = f"{counted(packed.num_videos, 'file')}, {packed.num_new} new, in {counted(packed.num_shards, 'shard')}"
     print(f"{files}: {megabytes[0]:.1f} MB became {megabytes[1]:.1f}")
@@ -170,6 +169,9 @@ def _prepare_shards(
             f"{counted(packed.num_relabeled, 'file')} with other labels or splits than when packed: training reads the "
             "new ones (videos.csv); the .json files in the shards keep the old ones"
         )
+    if packed.unused:
+        verb = "holds" if len(packed.unused) == 1 else "hold"
+        say(f"{listed(packed.unused, quote=False)} {verb} no video of the data set any more, and may be removed")
     say("next:")
     say(f"  tada train {options.out}")
     return report_failures("not copied", (failure.message for failure in packed.failures))

@@ -98,8 +98,9 @@ def report_job(summary: Summary, out: Path) -> int:
     """
     for line in summary.lines():
         say(line)
-    say(f"they are in {out}: rows/*.parquet, summary.json")
-    return 1 if summary.faults else 0
+    arrays = ", arrays/*.safetensors" if (out / "arrays").exists() else ""
+    say(f"they are in {out}: rows/*.parquet{arrays}, summary.json")
+    return 1 if summary.without_result else 0
 
 
 def check_no_others(options: Namespace, names: tuple[str, ...]) -> None:

@@ -17,6 +17,7 @@ from tada.commands.arguments import (
     add_fps,
     add_windows,
     add_workers,
+    check_here,
     check_order,
     picture_files,
     rate_of,
@@ -99,6 +100,7 @@ def _extract(options: Namespace) -> int:
         return _extract_job(recognizer, settings, options)
     if options.allow or options.num_workers is not None:
         raise UserError("--allow and --num-workers go with --shards or --ray, which write shards of features")
+    check_here([options.videos], "these go with --shards or --ray, which write shards of features")
     paths = find_videos([options.videos], say_aside)
     files = videos_by_name(paths, options.videos if Path(options.videos).is_dir() else None)
     fps = rate_of(paths, options.fps, options.run, needed="features are taken at times")
@@ -174,6 +176,7 @@ def _localize(options: Namespace) -> int:
         from tada.localization.localizer import load_localizer
         from tada.video.find import find_videos
 
+        check_here(options.videos, "give videos of this machine, a folder or a pattern")
         paths = find_videos(options.videos, say_aside)
         pictures = picture_files(options.plots, paths)
         videos = video_files(options.save_video, paths, overwrite=options.overwrite)

@@ -16,6 +16,7 @@ from tada.commands.arguments import (
     add_device,
     add_fps,
     add_workers,
+    check_here,
     check_new,
     model_and_videos,
     picture_files,
@@ -28,7 +29,7 @@ from tada.commands.arguments import (
 )
 from tada.commands.jobs import add_job, check_no_others, job_arguments, report_job
 from tada.commands.predict_stream import add_live, check_live_options, recognize_live
-from tada.errors import UserError, VideoError
+from tada.errors import UserError, VideoError, VideoNotFoundError
 from tada.system.files import try_folder
 from tada.system.progress import Work, track
 from tada.system.signals import advise
@@ -144,6 +145,7 @@ def _predict(options: Namespace) -> int:
         from tada.video.find import find_videos
 
         run, names = _run_and_videos(options)
+        check_here(names, "these go with --out DIR, a folder for the answers")
         paths = find_videos(names, say_aside)
         pictures = picture_files(options.plots, paths)
         videos = video_files(options.save_video, paths, overwrite=options.overwrite)
@@ -195,16 +197,21 @@ def _predict_job(options: Namespace) -> int:
 
     check_no_others(options, ("format", "plots", "explain", "explain_label", "save_video", "compile"))
     run, names = _run_and_videos(options)
-    summary = predict_into(
-        options.out,
-        run,
-        names,
-        num_clips=options.clips,
-        window_seconds=options.window_seconds,
-        top=options.top,
-        precision=options.precision,
-        **job_arguments(options),
-    )
+    try:
+        summary = predict_into(
+            options.out,
+            run,
+            names,
+            num_clips=options.clips,
+            window_seconds=options.window_seconds,
+            top=options.top,
+            precision=options.precision,
+            **job_arguments(options),
+        )
+    except VideoNotFoundError as error:
+        if options.ray is None:
+            raise
+        raise VideoNotFoundError(f"{error}; --ray takes HOST:PORT, ray://HOST:PORT or auto") from error
     return report_job(summary, options.out)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from tada.data.csv_rows import OtherSpellings, class_names
 from tada.data.hold_out import check_each_label_in_each_split
 from tada.data.table import Head, LabeledVideo, VideoTable, composed, path_below, segment_text, stamp_of
-from tada.errors import DataError, listed
+from tada.errors import DataError, counted, listed
 from tada.video.numbered import is_frame_folder
 from tada.video.shards import member_of
 
@@ -160,6 +160,13 @@ def _find_files(
         else:
             statuses[row.path] = status
             found.append(row)
+    dangling = [row for row in missing if os.path.islink(row.path)]
+    if dangling:
+        more = f", and {counted(len(dangling) - 1, 'other')}" if len(dangling) > 1 else ""
+        raise DataError(
+            f"{dangling[0].source}: {dangling[0].written!r} is a link to {os.readlink(dangling[0].path)!r}, where "
+            f"nothing is{more}: remove the link, or put the file there"
+        )
     if missing:
         shown = listed((f"{row.written!r} ({row.source.removeprefix(name + ' ')})" for row in missing), quote=False)
         hint = ""

@@ -33,7 +33,7 @@ from tada.data.labeled_csv import write_table
 from tada.data.manifest import COPIES, MANIFEST, Copy, originals_among, read_manifest
 from tada.data.table import VideoTable, stamp_of
 from tada.data.workers import Lost, Pool, in_processes
-from tada.errors import DataError, OptionError, OutputError, VideoError, counted, why_unread
+from tada.errors import DataError, OptionError, OutputError, VideoError, changed_values, counted, why_unread
 from tada.system.devices import check_num_workers
 from tada.system.documents import read_json
 from tada.system.files import remove_dead_parts, write_whole, writing
@@ -270,9 +270,10 @@ def check_options(file: Path, options: Mapping[str, object]) -> None:
         except (OSError, ValueError, TypeError) as error:
             raise OptionError(f"{str(file)!r} is damaged ({error}); remove it, or give another folder") from error
         if before != options:
-            changed = ", ".join(name for name, value in options.items() if before.get(name) != value)
+            changed = ", ".join(changed_values(before, options))
             raise OptionError(
-                f"{str(file.parent)!r} was begun with another {changed} ({file.name}); give another folder"
+                f"{str(file.parent)!r} was begun with another {changed}: give another folder, or these options as they "
+                "were"
             )
     write_whole(file, (json.dumps(options, indent=2) + "\n").encode())
 

@@ -87,6 +87,9 @@ class Packed:
     """Total size of the files that are in shards, before they were copied."""
     packed_bytes: int
     """Their total size in the shards."""
+    unused: tuple[str, ...]
+    """Shards in the folder that hold none of the data set's videos any more: damaged ones, and those of videos that
+    have changed or are not listed now."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,9 +163,11 @@ def prepare_shards(
     _write_tables(table, out, packed)
     shutil.rmtree(out / _UNPACKED, ignore_errors=True)
     members = [member for _, member in packed.values()]
+    used = {shard for shard, _ in packed.values()}
     return Packed(
         out=out,
-        num_shards=len({shard for shard, _ in packed.values()}),
+        num_shards=len(used),
+        unused=tuple(sorted(file.name for file in out.glob("shard-*.tar") if file.name not in used)),
         num_videos=len(packed),
         num_new=len(new) - len(failures),
         failures=tuple(failures),

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice
@@ -33,6 +33,8 @@ _IDLE_PASSES = 3
 def connected(address: str) -> Iterator[None]:
     """Connect to a cluster, or start one of this machine alone.
 
+    Meanwhile ``print`` goes to standard error: a thread of Ray prints a paragraph about each worker that dies.
+
     Args:
         address: of a cluster, such as "10.0.0.1:6379", "ray://..." or "auto"; "local": start one.
 
@@ -43,7 +45,8 @@ def connected(address: str) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # where it starts a cluster, Ray would send statistics home
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it tells of each node and actor that dies; we go on
     if ray.is_initialized():  # by the caller, who also ends it
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
         return
     _check_answers(address)
     try:
@@ -57,7 +60,8 @@ def connected(address: str) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise OptionError(_why_not_connected(address, error)) from error
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         ray.shutdown()
 

@@ -71,10 +71,12 @@ class Summary:
     """Videos that the job names."""
     there_before: int
     """Of these, with a row from an earlier run."""
+    faults_before: int
+    """Of these rows, without a result."""
     done: int
     """With a result now."""
     faults: dict[str, int]
-    """Without one, by reason."""
+    """Without one now, by reason."""
     others: int
     """Rows of the folder whose videos the job does not name any more."""
     other_paths: int
@@ -82,16 +84,24 @@ class Summary:
     seconds: float
     """Of work, without what was read and checked before."""
 
+    @property
+    def without_result(self) -> int:
+        """Videos without a result, now or from an earlier run."""
+        return self.faults_before + sum(self.faults.values())
+
     def lines(self) -> list[str]:
         """The summary in words."""
         failed = sum(self.faults.values())
+        before = f" ({self.faults_before} of them without a result)" if self.faults_before else ""
         rate = f", {(self.done + failed) / self.seconds:.1f} videos/s" if self.seconds and self.done + failed else ""
         found = [
-            f"{counted(self.videos, 'video')}: {self.there_before} were there, {self.done} done now, {failed} without "
-            f"a result{rate}"
+            f"{counted(self.videos, 'video')}: {self.there_before} were there{before}, {self.done} done now, {failed} "
+            f"without a result{rate}"
         ]
         if self.faults:
             found.append("  " + ", ".join(f"{reason} {count}" for reason, count in self.faults.items()))
+        if self.faults_before:
+            found.append("to try those again that had no result, remove rows/faults-*.parquet")
         if self.other_paths:
             found.append(
                 f"{counted(self.other_paths, 'row')} that were there are of videos at other paths: what has the same "
@@ -134,6 +144,8 @@ def run_job(
     left = videos.filter(pc.invert(pc.is_in(videos.column("id"), known.column("id").combine_chunks())))
     there_before = len(videos) - len(left)
     others = len(known) - there_before
+    named = pc.is_in(known.column("id"), videos.column("id").combine_chunks())
+    faults_before = pc.sum(pc.and_(named, known.column("is_fault"))).as_py() or 0
     num_done, faults, started = 0, Counter[str](), time.monotonic()
     if len(left):
         work.source.store.check_access(filter(is_address, left.column("address").to_pylist()))
@@ -154,6 +166,7 @@ def run_job(
     summary = Summary(
         videos=len(videos),
         there_before=there_before,
+        faults_before=faults_before,
         done=num_done,
         faults=dict(faults.most_common()),
         others=others,

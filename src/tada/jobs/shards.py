@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tada.errors import DataError, OptionError, listed
+from tada.errors import DataError, OptionError, changed_values, listed
 from tada.jobs.work import Done, Values
 from tada.system.documents import read_json
 from tada.system.files import remove_dead_parts, whole_file, write_whole
@@ -55,11 +55,10 @@ def check_same_job(out: Path, about: Mapping[str, Any]) -> None:
         raise DataError(f"{str(file)!r} cannot be read ({error}); give another folder") from error
     if not isinstance(known, dict):
         raise DataError(f"{str(file)!r} is no JSON object; give another folder")
-    changed = [name for name in {**about, **known} if _plain(about).get(name) != known.get(name)]
-    if changed:
+    if changed := changed_values(known, _plain(about)):
         raise OptionError(
             f"{str(out)!r} holds results of a job with another {listed(changed, quote=False)}: give another folder, or "
-            "the options that the job was begun with"
+            "these options as they were"
         )
 
 
@@ -78,25 +77,31 @@ def _plain(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_rows(out: Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The complete shards of rows of a folder, one at a time.
+    """The complete shards of rows of a job's folder, one at a time.
 
     Raises:
-        DataError: a shard is damaged.
+        DataError: there is no job's folder, or a shard is damaged.
     """
+    if not (out / _JOB).is_file():
+        raise DataError(f"{str(out)!r} is no folder of tada predict --out or tada extract --shards: it has no {_JOB}")
+    for file in _shard_files(out):
+        yield _read_shard(file, columns)
+
+
+def _read_shard(file: Path, columns: list[str] | None) -> pa.Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for file in _shard_files(out):
-        try:
-            yield pq.read_table(file, columns=columns, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(
-                f"{str(file)!r} is damaged ({str(error).splitlines()[0]}); remove it, and its videos are done again"
-            ) from error
+    try:
+        return pq.read_table(file, columns=columns, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{str(file)!r} is damaged ({str(error).splitlines()[0]}); remove it, and its videos are done again"
+        ) from error
 
 
 def known_videos(out: Path) -> pa.Table:
-    """The columns ``id`` and ``path`` of all rows.
+    """The columns ``id`` and ``path`` of all rows, and ``is_fault``: the video has no result.
 
     Raises:
         DataError: a shard is damaged.
@@ -105,13 +110,15 @@ def known_videos(out: Path) -> pa.Table:
 
     schema = pa.schema([("id", pa.string()), ("path", pa.string())])
     tables = []
-    for file, table in zip(_shard_files(out), read_rows(out, schema.names), strict=True):
+    for file in _shard_files(out):
+        table = _read_shard(file, schema.names)
         if table.schema.types != schema.types:
             raise DataError(
                 f"{str(file)!r} has an id or a path that is no text; remove it, and its videos are done again"
             )
-        tables.append(table.cast(schema))
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+        is_fault = pa.array([file.name.startswith(_FAULTS)] * len(table), pa.bool_())
+        tables.append(table.cast(schema).append_column("is_fault", is_fault))
+    return pa.concat_tables(tables) if tables else schema.append(pa.field("is_fault", pa.bool_())).empty_table()
 
 
 def _shard_files(out: Path) -> list[Path]:

@@ -38,13 +38,13 @@ def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], N
 
     The id of a video in a folder is its path below the folder, so that it is the same wherever the command is typed; in
     a CSV or Parquet file it is the column ``id``, or else the path as it is written there; else it is the name as
-    given.
+    given. Ids that are paths have no "./" and no "//" in them.
 
     Args:
         names: files, folders, patterns such as ``a/*.mp4``, CSV or Parquet files with a column ``path``, and addresses
             such as ``s3://bucket/a.mp4`` or ``s3://bucket/videos/``.
         store: from where addresses may be fetched.
-        say: called with notices.
+        say: called with notices, such as of a video that has two ids.
 
     Raises:
         DataError: two videos have the same id; or a table has no column of paths, or an empty one.
@@ -62,7 +62,7 @@ def list_videos(names: Sequence[str], store: ObjectStore, say: Callable[[str], N
             ids.append(video.id)
             addresses.append(video.address)
     table = pa.table({"id": pa.array(ids, pa.string()), "address": pa.array(addresses, pa.string())})
-    _check_distinct(table)
+    _check_distinct(table, say)
     return table
 
 
@@ -105,7 +105,13 @@ def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Ite
             raise VideoNotFoundError(f"{name!r} is not there: give a video, a folder, a pattern, a table or an address")
         for path in find_videos([name], say):
             is_below = Path(name).is_dir() and Path(path) != Path(name)
-            yield JobVideo(Path(path).relative_to(name).as_posix() if is_below else path, os.path.abspath(path))
+            id = Path(path).relative_to(name).as_posix() if is_below else _plain(path)
+            yield JobVideo(id, os.path.abspath(path))
+
+
+def _plain(path: str) -> str:
+    """A path as an id: the same for "a.mp4" and "./a.mp4"."""
+    return Path(os.path.normpath(path)).as_posix()
 
 
 def _videos_of_table(file: Path, store: ObjectStore) -> Iterator[JobVideo]:
@@ -117,7 +123,7 @@ def _videos_of_table(file: Path, store: ObjectStore) -> Iterator[JobVideo]:
             store.check_allowed(path)
             yield JobVideo(cells.get("id") or masked(path), path)
         else:
-            yield JobVideo(cells.get("id") or path, path_inside(root, path, source))
+            yield JobVideo(cells.get("id") or _plain(path), path_inside(root, path, source))
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -164,19 +170,34 @@ def _check_columns(file: Path, names: Sequence[str]) -> None:
         )
 
 
-def _check_distinct(table: pa.Table) -> None:
-    """Raise DataError where two videos have the same id."""
+def _check_distinct(table: pa.Table, say: Callable[[str], None]) -> None:
+    """Raise DataError where two videos have the same id; tell of videos that have two."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    counts = table.column("id").value_counts()
-    twice = pc.struct_field(counts, "values").filter(pc.greater(pc.struct_field(counts, "counts"), 1))
-    if not len(twice):
-        return
-    id = twice[0].as_py()
-    same = table.filter(pc.equal(table.column("id"), pa.scalar(id))).column("address").to_pylist()
-    others = f", and {counted(len(twice) - 1, 'other id')}" if len(twice) > 1 else ""
-    raise DataError(
-        f"{len(same)} videos have the id {id!r}: {masked(same[0])!r} and {masked(same[1])!r}{others}; results are kept "
-        "by id: give the folder that holds them all, or a CSV with a column id"
-    )
+    ids, addresses = _more_than_once(table.column("id")), _more_than_once(table.column("address"))
+    if len(ids):
+        id = ids[0].as_py()
+        same = table.filter(pc.equal(table.column("id"), pa.scalar(id))).column("address").to_pylist()
+        others = f", and {counted(len(ids) - 1, 'other id')} {'are' if len(ids) > 2 else 'is'} there more than once"
+        others = others if len(ids) > 1 else ""
+        if len(set(same)) == 1:
+            raise DataError(f"{masked(same[0])!r} is named {len(same)} times{others}: name each video once")
+        first, second = list(dict.fromkeys(same))[:2]
+        raise DataError(
+            f"{len(same)} videos have the id {id!r}: {masked(first)!r} and {masked(second)!r}{others}; results are "
+            "kept by id: give the folder that holds them all, or a CSV with a column id"
+        )
+    if len(addresses):
+        say(
+            f"{counted(len(addresses), 'video')} {'has' if len(addresses) == 1 else 'have'} more than one id, as "
+            f"{masked(addresses[0].as_py())!r}, and will be done once for each"
+        )
+
+
+def _more_than_once(column: pa.ChunkedArray) -> pa.Array:
+    """The values that a column has more than once."""
+    import pyarrow.compute as pc
+
+    counts = column.value_counts()
+    return pc.struct_field(counts, "values").filter(pc.greater(pc.struct_field(counts, "counts"), 1))

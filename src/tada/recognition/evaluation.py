@@ -32,6 +32,7 @@ from tada.errors import CheckpointError, DataError, counted, listed
 from tada.models.onnx_model import SPLITS_ENTRY, OnnxNetwork, open_session
 from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.recognition.results import UNKNOWN, Evaluation, one_head_error
+from tada.recognition.video_clips import default_batch_size
 from tada.system.accelerator import HostCopy, fast_numerics
 from tada.system.calls import checked
 from tada.system.collectives import TIMEOUT, gathered, leaving_together
@@ -53,7 +54,7 @@ def evaluate(
     views: Views | str | None = None,
     actions: Literal["means", "views"] = "means",
     num_workers: int | None = None,
-    clips_per_batch: int = 32,
+    clips_per_batch: int | None = None,
     device: str | None = None,
     machine: Machine | None = None,
     show_progress: bool = True,
@@ -79,7 +80,8 @@ def evaluate(
             product of the mean probabilities, or the mean of the views' products, as in the released code. "views"
             keeps the scores of every view in the result.
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
-        clips_per_batch: batch size in clips, whatever the number of views.
+        clips_per_batch: batch size in clips, whatever the number of views; by default 32 on a GPU;
+            on a CPU 8 beside processes that decode, else 1.
         device: "cpu", "cuda", ...; by default a GPU where there is one. For several devices give ``machine``.
         machine: devices that share the videos; each of their processes returns the whole result.
 
@@ -138,7 +140,7 @@ def evaluate_alone(
     table: VideoTable,
     *,
     num_workers: int,
-    clips_per_batch: int = 32,
+    clips_per_batch: int | None = None,
     show_progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> Evaluation:
@@ -176,7 +178,7 @@ def _score_videos(
     table: VideoTable,
     views: Views,
     *,
-    clips_per_batch: int,
+    clips_per_batch: int | None,
     num_workers: int,
     rank: int = 0,
     world: int = 1,
@@ -185,6 +187,8 @@ def _score_videos(
     say: Callable[[str], None],
 ) -> tuple[list[_Vote], list[Unreadable]]:
     """Scores of this process's videos; and the unreadable videos."""
+    if clips_per_batch is None:
+        clips_per_batch = default_batch_size(has_gpu=recognizer.device.type != "cpu", has_workers=num_workers > 0)
     loader = test_loader(
         TestVideos(table, recognizer.clip, views),
         clips_per_batch=clips_per_batch,

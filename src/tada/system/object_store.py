@@ -173,9 +173,9 @@ class ObjectStore:
             if PurePosixPath(name).suffix.lower() in extensions and not name.endswith("/")
         ]
         if not files:
+            others = f"only {counted(len(found), 'other object')}" if found else "and no other object"
             raise DataError(
-                f"no video is below {masked(address)!r}, only {counted(len(found), 'other object')}; videos end in "
-                f"{', '.join(sorted(extensions))}"
+                f"no video is below {masked(address)!r}, {others}; videos end in {', '.join(sorted(extensions))}"
             )
         for file in files:
             self.check_allowed(file.address)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from tada.errors import OptionError, UnknownNameError, counted, why_unread
+from tada.errors import OptionError, UnknownNameError, changed_values, counted, why_unread
 from tada.system.documents import read_yaml
 from tada.system.typed_input import check_names, in_values
 from tada.training.schedule import AnySchedule
@@ -195,8 +195,7 @@ def resumed(
         )
     if may_have_more_epochs and recipe.numbers.epochs > saved.numbers.epochs:
         values["epochs"] = of_run["epochs"]
-    changed = [f"{name} ({of_run[name]})" for name, value in values.items() if of_run[name] != value]
-    if changed:
+    if changed := changed_values(of_run, values):
         raise OptionError(
             f"{run} was started with another {', '.join(changed)}, and --resume continues a run as it was begun: leave "
             f"that away, or {or_else}"

@@ -333,8 +333,12 @@ class MediaFile:
         """Make the error for a file that ends, or becomes unreadable, after ``num_frames``."""
         promised = self.stream.frames
         count = f"{num_frames} of {promised} frames" if promised > num_frames else counted(num_frames, "frame")
-        remedy = "copy or download it again" + (", or pass allow_damaged=True to use them" if num_frames else "")
-        return TruncatedVideoError(f"{self.path!r} breaks off: {count} can be read; {remedy}", self.path)
+        error = TruncatedVideoError(
+            f"{self.path!r} breaks off: {count} can be read; copy or download it again", self.path
+        )
+        if num_frames:
+            error.add_note("allow_damaged=True uses them")
+        return error
 
 
 class Packets:

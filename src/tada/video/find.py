@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tada.errors import VideoNotFoundError, listed
 from tada.video.numbered import PICTURE_EXTENSIONS, VIDEO_EXTENSIONS, is_frame_folder
+from tada.video.shards import INDEX
 
 
 def find_videos(names: Sequence[str], say: Callable[[str], None] = print) -> list[str]:
@@ -38,6 +39,11 @@ def find_videos(names: Sequence[str], say: Callable[[str], None] = print) -> lis
             files = [name]  # if it does not exist, opening it raises the error
         else:
             files = sorted(glob.glob(name, recursive=True))
+        if not files and (path / INDEX).is_file():
+            raise VideoNotFoundError(
+                f"{name!r} holds shards; the videos in them are listed in {str(path / 'videos.csv')!r}: give that file",
+                name,
+            )
         if not files:
             kind = "no video lies in the folder" if path.is_dir() else "no file fits the pattern"
             raise VideoNotFoundError(

@@ -94,7 +94,8 @@ def open_video(
 
     Raises:
         VideoError: one of its subclasses, by the kind of fault. A file truncated by more than three frames is refused
-            here if its format stores the duration (MP4, MKV, WebM, AVI, FLV).
+            here if its format stores the duration (MP4, MKV, WebM, AVI, FLV). Where ``allow_damaged`` would help, a
+            note of the error says so (``__notes__``, the last line of a traceback).
     """
     limits = Limits(max_pixels=max_pixels, max_frames=max_frames, timeout_seconds=timeout_seconds)
     return Video(os.fspath(path), limits, allow_damaged=allow_damaged)
@@ -158,11 +159,13 @@ class Video:
         self._num_undecodable = 0
         index = index_by_decoding(self._file, packets, [(frame.pts, frame.dts) for _, frame in self._decoder])
         if self._num_undecodable and index.num_frames and not self._allow_damaged:
-            raise CorruptVideoError(
+            error = CorruptVideoError(
                 f"{self._path!r}: {index.num_frames} frames decode, but {self._num_undecodable} packets do not; copy "
-                "or download it again, or pass allow_damaged=True to do without these",
+                "or download it again",
                 self._path,
             )
+            error.add_note("allow_damaged=True does without these packets")
+            raise error
         return index
 
     @property
@@ -319,11 +322,13 @@ class Video:
                 return frame
         if self._position < index:  # the last try decoded from start to end without finding it
             raise self._file.breaks_off(self._position + 1)
-        raise CorruptVideoError(
+        error = CorruptVideoError(
             f"{self._path!r}: frame {index} of {self._num_frames} decodes with errors; copy or download the video "
-            "again, or leave it out; allow_damaged=True takes frames as the decoder repairs them",
+            "again, or leave it out",
             self._path,
         )
+        error.add_note("allow_damaged=True takes frames as the decoder repairs them")
+        raise error
 
     def _try_starts(self, index: int) -> Iterator[None]:
         """Position the decoder before frame ``index``: yields after each try, from the cheapest to the safest."""

@@ -16,7 +16,6 @@ import json
 import math
 import os
 import pickle
-import re
 import select
 import signal
 import socket
@@ -36,7 +35,6 @@ from tada.video.transforms import frame_crops as _loaded_too  # noqa: F401
 
 _MOST_HEADER_BYTES = 1 << 20
 _POLL_SECONDS = 0.05
-_FOR_PROGRAMS = re.compile(r"[,;] (or pass )?allow_damaged=True.*$")  # a way out that those who send a video lack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,7 +135,7 @@ def decode_video(requests: IO[bytes], answers: IO[bytes], file: int | None = Non
             kind = type(error)
             if kind.__module__ != VideoError.__module__:  # pragma: no cover  # there is none
                 kind = VideoError
-            said = _FOR_PROGRAMS.sub("", str(error).replace(repr(path), repr(task.name)))
+            said = str(error).replace(repr(path), repr(task.name))
             if "Cannot allocate memory" in said:
                 kind, said = TooLargeError, _no_memory(task)
             _write_answer(answers, {"error": kind.__name__, "message": said})

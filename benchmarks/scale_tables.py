@@ -111,7 +111,7 @@ def inputs(rates: Rates, assumed: Assumptions) -> Rows:
     ]
     rows += [
         (
-            f"training step, 2 clips of 8 x 112 x 112, {key}, seconds of {THREADS} cores",
+            f"training step, 2 clips of 8 x 224 x 224, {key}, seconds of {THREADS} cores",
             number(value),
             "measured: benchmarks.md",
         )
@@ -150,9 +150,9 @@ def kinetics_training(rates: Rates, assumed: Assumptions) -> Rows:
         )
     ]
     for precision, seconds in TRAIN_STEP_SECONDS.items():
-        # Two clips of 224 pixels, four times the multiply-adds, for each process; the batch has room for so many.
+        # Two clips for each process; the batch has room for so many.
         processes = BATCH // 2
-        hours = clips / BATCH * seconds * 4 / HOUR
+        hours = clips / BATCH * seconds / HOUR
         cores = processes * THREADS
         loader = clips * LOADER_SECONDS["copies"] / HOUR
         dollars = (hours * cores + loader) * assumed.core_hour

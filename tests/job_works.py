@@ -35,7 +35,10 @@ def features_of(recognizer: Recognizer, windows: SlidingWindows) -> FeatureWork:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadlyWork(AnswerWork):
-    """Classify videos; one whose name says so kills its process, always or the first time, or finds the disk full."""
+    """Classify videos; one whose name says so kills its process, always or the first time, or finds the disk full.
+
+    One that is changing kills it in the middle, and has other clips afterwards.
+    """
 
     marks: Path
     """Where those that kill it once leave a mark."""
@@ -45,6 +48,11 @@ class DeadlyWork(AnswerWork):
         if "full" in video.id:
             raise OutputError("'/scratch' cannot be written: the disk is full; make room, and give the same command")
         if "deadly" in video.id or ("once" in video.id and not mark.exists()):
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "changing" in video.id and not mark.exists():
+            for clip in AnswerWork.decode(self, video):
+                yield clip._replace(num_clips=9)
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         # Not super(), which a class with slots cannot call.

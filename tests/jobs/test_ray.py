@@ -131,11 +131,13 @@ def test_features_are_those_of_one_machine(local_ray: None, folder: Path, tmp_pa
 
 @pytest.mark.slow
 def test_an_error_that_is_not_of_a_video_ends_the_job(
-    local_ray: None, work: AnswerWork, folder: Path, tmp_path: Path
+    local_ray: None, work: AnswerWork, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "8.mp4").rename(folder / "full.mp4")
-    with pytest.raises(OutputError, match=r"'/scratch' cannot be written: the disk is full; make room"):
+    told = r"^'/scratch' cannot be written: the disk is full; make room, and give the same command$"
+    with pytest.raises(OutputError, match=told):
         run(deadly(work, tmp_path / "marks"), folder, tmp_path / "out")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.slow

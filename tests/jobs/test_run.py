@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,6 +32,8 @@ from tada.localization.features.extraction import extract_video
 from tada.recognition.prediction import Prediction
 from tada.recognition.recognizer import Recognizer, load_recognizer
 from tada.recognition.video_clips import ClipChoice
+from tada.system.files import is_part
+from tada.system.locks import LOCK_FILE
 from tada.video.sliding_windows import SlidingWindows
 
 ENGINE = Engine(num_workers=1, batch_size=3)
@@ -174,6 +177,97 @@ def test_a_video_that_kills_its_process_three_times_is_set_aside(
         "deadly.mp4': the decoder crashed (signal SIGKILL; was memory short?), 3 times; leave it out, or convert it "
         "with another program"
     )
+
+
+def test_a_file_that_changes_while_its_process_dies_has_the_clips_of_the_new_one(
+    work: AnswerWork, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "0.mp4").rename(folder / "changing.mp4")
+    summary = run(deadly(work, tmp_path / "marks"), folder, tmp_path / "out")
+    assert (summary.done, summary.faults) == (3, {"not_a_video": 2})
+    run(work, folder, tmp_path / "expected")
+    row, expected = (rows_of(tmp_path / name)["changing.mp4"] for name in ("out", "expected"))
+    assert [clip["start_seconds"] for clip in row["clips"]] == [clip["start_seconds"] for clip in expected["clips"]]
+    assert row["labels"] == expected["labels"]
+
+
+def test_a_name_like_a_pattern_and_a_folder_are_rows_with_faults(
+    work: AnswerWork, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "0.mp4").rename(folder / "0 [1].mp4")
+    (tmp_path / "list.csv").write_text("path\nvideos/0 [1].mp4\nvideos/gone [1].mp4\nvideos/gone*.mp4\nvideos\n")
+    summary = run(work, tmp_path / "list.csv", tmp_path / "out")
+    assert (summary.done, summary.faults) == (1, {"not_found": 2, "not_a_video": 1})
+
+
+def test_two_paths_through_a_link_are_two_files(work: AnswerWork, folder: Path, tmp_path: Path) -> None:
+    """The system opens LINK/../0.mp4 beside what the link leads to."""
+    (tmp_path / "far" / "inner").mkdir(parents=True)
+    (tmp_path / "far" / "0.mp4").write_bytes(b"no video")
+    (folder / "link").symlink_to(tmp_path / "far" / "inner")
+    run(work, folder / "link" / ".." / "0.mp4", tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out").values()
+    assert (row["fault"], row["path"]) == ("not_a_video", str(tmp_path / "far" / "0.mp4"))
+    (tmp_path / "list.csv").write_text("path\nvideos/link/../0.mp4\n")
+    with pytest.raises(DataError, match=r"list.csv row 2: '.*' leads through a link to '.*far/0.mp4'; write that path"):
+        run(work, tmp_path / "list.csv", tmp_path / "out")
+
+
+def test_a_folder_that_is_removed_and_begun_again_has_one_writer(
+    work: AnswerWork, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    begin = shards.begin
+
+    def begin_and_lose(*given: Any) -> None:
+        begin(*given)
+        shutil.rmtree(out)  # and somebody gives the command again
+        (out / "rows").mkdir(parents=True)
+        (out / LOCK_FILE).touch()
+
+    monkeypatch.setattr(shards, "begin", begin_and_lose)
+    with pytest.raises(OutputError, match=r"done-000001.parquet' is not written: its folder was removed while this"):
+        run(work, folder, out)
+    assert not list(out.rglob("*.parquet"))
+    assert not [file for file in out.rglob("*") if is_part(file.name)]
+    assert (out / LOCK_FILE).exists()
+
+
+def test_a_list_without_videos_leaves_a_folder_of_the_job(work: AnswerWork, folder: Path, tmp_path: Path) -> None:
+    empty = list_videos([str(folder)], SOURCE.store, print).slice(0, 0)
+    summary = run_job(empty, work, tmp_path / "out", engine=ENGINE, show_progress=False)
+    assert summary.videos == 0
+    assert run(work, folder, tmp_path / "out").done == 3
+
+
+def test_arrays_that_are_not_there_are_told(recognizer: Recognizer, folder: Path, tmp_path: Path) -> None:
+    work = features_of(recognizer, SlidingWindows(window_seconds=0.4, stride_seconds=0.2))
+    videos = list_videos([str(folder)], SOURCE.store, print)
+    run_job(videos, work, tmp_path / "out", engine=ENGINE, show_progress=False)
+    (tmp_path / "out" / "arrays" / "done-000001.safetensors").unlink()
+    with pytest.raises(DataError, match=r"safetensors' is not there; remove '.*done-000001.parquet', and its videos"):
+        run_job(videos, work, tmp_path / "out", engine=ENGINE, show_progress=False)
+    (tmp_path / "out" / "rows" / "done-000001.parquet").unlink()
+    assert run_job(videos, work, tmp_path / "out", engine=ENGINE, show_progress=False).done == 3
+
+
+def test_rows_that_are_no_folder(work: AnswerWork, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "rows").symlink_to("nowhere")
+    with pytest.raises(OptionError, match=r"out/rows' is no folder, and results are written there: remove it"):
+        run(work, folder, tmp_path / "out")
+
+
+def test_rows_that_another_program_wrote_anew(work: AnswerWork, folder: Path, tmp_path: Path) -> None:
+    run(work, folder, tmp_path / "out")
+    shard = tmp_path / "out" / "rows" / "done-000001.parquet"
+    table = pq.read_table(shard, partitioning=None)
+    for kind in (pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        pq.write_table(table.set_column(0, "id", table.column("id").cast(kind)), shard)
+        assert run(work, folder, tmp_path / "out").there_before == 5
+    pq.write_table(table, shard.with_name("done-000007.parquet"))
+    with pytest.raises(DataError, match=r"rows' has more than one row of '0.mp4': a file there is a copy of another"):
+        run(work, folder, tmp_path / "out")
 
 
 def test_an_error_that_is_not_of_a_video_ends_the_job_and_keeps_what_is_done(

@@ -103,6 +103,50 @@ def test_no_message_shows_the_secret_of_a_signed_address(tmp_path: Path) -> None
         assert "SECRET" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        " https://me:SECRET@h.example/a.mp4?sig=SECRET",
+        "\ufeffhttps://me:SECRET@h.example/a.mp4?sig=SECRET",
+        "\nhttps://me:SECRET@h.example/a.mp4?sig=SECRET",
+        "'https://me:SECRET@h.example/a.mp4?sig=SECRET",
+        "https:/me:SECRET@h.example/a.mp4?sig=SECRET",
+        "https:///me:SECRET@h.example/a.mp4?sig=SECRET",
+    ],
+)
+def test_no_message_shows_the_secret_of_an_address_that_is_written_oddly(tmp_path: Path, path: str) -> None:
+    pq.write_table(pa.table({"path": [path]}), tmp_path / "list.parquet")
+    store = ObjectStore(allowed=("https://h.example/",))
+    for name in (str(tmp_path / "list.parquet"), path):
+        with pytest.raises(UserError) as told:
+            list_videos([name], store, print)
+        assert "SECRET" not in str(told.value)
+    pq.write_table(pa.table({"path": ["a.mp4", "b.mp4"], "id": [path, path]}), tmp_path / "list.parquet")
+    with pytest.raises(DataError) as told_twice:
+        list_videos([str(tmp_path / "list.parquet")], store, print)
+    assert "SECRET" not in str(told_twice.value)
+
+
+def test_absolute_paths_in_a_table_may_lie_anywhere(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.csv").write_text(f"path\n{folder}/b.mp4\n")
+    assert listed(tmp_path / "lists" / "list.csv") == [(str(folder / "b.mp4"), str(folder / "b.mp4"))]
+
+
+def test_tables_without_rows_with_a_column_twice_and_with_endless_ids(tmp_path: Path) -> None:
+    file = tmp_path / "list.parquet"
+    for table, message in (
+        (pa.table({"path": pa.array([], pa.string())}), r"list.parquet has no rows; check that it is the right file"),
+        (pa.Table.from_arrays([["a"], ["b"]], ["path", "path"]), r"list.parquet: the column 'path' appears twice"),
+        (pa.table({"path": ["a.mp4"], "id": ["x" * 5000]}), r"has an id of 5000 characters, more than 4096: give it"),
+    ):
+        pq.write_table(table, file)
+        with pytest.raises(DataError, match=message):
+            listed(file)
+    pq.write_table(pa.table({"path": pa.array(["a.mp4"], pa.string_view())}), file)
+    assert listed(file) == [("a.mp4", str(tmp_path / "a.mp4"))]
+
+
 def test_names_that_are_not_there(folder: Path) -> None:
     with pytest.raises(VideoNotFoundError, match=r"'nowhere.mp4' is not there: give a video, a folder"):
         listed("nowhere.mp4")

@@ -28,7 +28,10 @@ def test_addresses_of_other_kinds_are_refused_in_words() -> None:
         refuse_other_schemes("ftp://me:secret@h/x")
     with pytest.raises(OptionError, match="is a file of this machine"):
         ObjectStore(allowed=("s3://videos/",)).check_allowed("file:///x.mp4")
-    for path in ("a.mp4", "C:\\x.mp4", "c:/x.mp4", "hf-hub:x/y", "s3://b/a", "file.mp4"):
+    for odd in (" https://h/x", "https:/h/x", "a/s3://b/x", "=http://h/x"):
+        with pytest.raises(OptionError, match="is not read: addresses begin with s3://"):
+            refuse_other_schemes(odd)
+    for path in ("logs:/x.mp4", "a.mp4", "C:\\x.mp4", "c:/x.mp4", "hf-hub:x/y", "s3://b/a", "file.mp4"):
         refuse_other_schemes(path)
 
 

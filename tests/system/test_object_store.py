@@ -264,6 +264,15 @@ def test_lists_more_than_a_page(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -
     assert [file.address for file in found] == [f"s3://videos/{number:02}.mp4" for number in range(25)]
 
 
+def test_objects_whose_names_are_no_addresses_are_left_out_with_a_notice(s3: S3Server) -> None:
+    s3.put("videos", {"dogs/a.mp4": VIDEO, "dogs/up/../b.mp4": VIDEO, "dogs/c\\d.mp4": VIDEO})
+    said: list[str] = []
+    (found,) = store_for().files_below("s3://videos/dogs", {".mp4"}, said.append)
+    assert found.address == "s3://videos/dogs/a.mp4"
+    assert len(said) == 1
+    assert said[0].startswith("2 objects below 's3://videos/dogs' left out: 's3://videos/dogs/")
+
+
 def test_folders_that_cannot_be_listed(s3: S3Server) -> None:
     s3.put("videos", {"cats/a.txt": b"x", "dogs/up/../a.mp4": b"x"})
     with pytest.raises(
@@ -272,8 +281,8 @@ def test_folders_that_cannot_be_listed(s3: S3Server) -> None:
         store_for().files_below("s3://videos/cats", {".mp4"})
     with pytest.raises(DataError, match="no video is below 's3://videos/none', and no other object; videos end in"):
         store_for().files_below("s3://videos/none", {".mp4"})
-    with pytest.raises(OptionError, match=r"dogs/up/\.\./a\.mp4' has '\.' or '\.\.' between slashes"):
-        store_for().files_below("s3://videos/dogs", {".mp4"})
+    with pytest.raises(DataError, match="no video is below 's3://videos/dogs', only 1 other object"):
+        store_for().files_below("s3://videos/dogs", {".mp4"}, [].append)
     with pytest.raises(StoreAccessError, match="'s3://elsewhere/' cannot be read: there is no such bucket"):
         store_for("s3://elsewhere").files_below("s3://elsewhere/", {".mp4"})
     with pytest.raises(OptionError, match="web servers have no listing; list the addresses in a CSV"):
@@ -431,6 +440,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(401, b"no")
         elif name.startswith("/to/"):
             self._answer(302, b"", Location=self.server.redirects[name])
+        elif name == "/videos/garbage.mp4":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: nonsense\r\n\r\n")
         elif name == "/videos/chunked.mp4":
             self._send_chunks()
         elif name == "/videos/endless.mp4":
@@ -606,6 +617,13 @@ def test_a_password_in_netrc_opens_a_web_server(web: WebServer, tmp_path: Path) 
     assert store.fetch(address, tmp_path).read_bytes() == VIDEO
 
 
+def test_an_answer_that_is_no_http_is_asked_for_again(web: WebServer, tmp_path: Path) -> None:
+    store = ObjectStore(allowed=(web.url,), attempts=2)
+    with pytest.raises(UnreachableError, match=r"garbage.mp4' cannot be fetched: the connection failed .*2 att"):
+        store.fetch(f"{web.url}/videos/garbage.mp4", tmp_path)
+    assert len(web.requests) == 2
+
+
 def test_redirects_are_followed_to_allowed_addresses_only(web: WebServer, tmp_path: Path) -> None:
     other = WebServer()
     web.redirects = {
@@ -617,6 +635,7 @@ def test_redirects_are_followed_to_allowed_addresses_only(web: WebServer, tmp_pa
         "/to/port": f"{other.url}/videos/a.mp4?token=secret",
         "/to/far": "/to/port",
         "/to/circle": "/to/circle",
+        "/to/else": "file:///etc/passwd",
     }
     store = ObjectStore(allowed=(f"{web.url}/videos/", f"{web.url}/to/"), attempts=2)
     for name in ("a", "twice"):
@@ -632,8 +651,10 @@ def test_redirects_are_followed_to_allowed_addresses_only(web: WebServer, tmp_pa
         assert "secret" not in str(raised.value)
     assert {path for path, _ in web.requests} == {"/to/outside", "/to/up", "/to/host", "/to/port", "/to/far"}
     assert other.requests == []
-    with pytest.raises(VideoError, match="/to/circle"):
+    with pytest.raises(VideoNotFoundError, match="/to/circle': the server redirects again and again"):
         store.fetch(f"{web.url}/to/circle", tmp_path)
+    with pytest.raises(RedirectRefusedError, match="/to/else' is not fetched: it redirects to what is no address"):
+        store.fetch(f"{web.url}/to/else", tmp_path)
     other.proxy.close()
     other.server_close()
 

@@ -78,10 +78,10 @@ def read_data(options: Namespace, name: str = "data", *, fps: float | None = Non
 
 def sources_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed: str) -> list[VideoSource]:
     """The videos at some paths; folders of frames get the rate of ``rate_of``."""
-    from tada.video.inputs import source_of
+    from tada.video.inputs import source_at
 
     fps = rate_of(paths, fps, run, needed=needed)
-    return [source_of(path, fps=fps if Path(path).is_dir() else None) for path in paths]
+    return [source_at(path, fps=fps) for path in paths]
 
 
 def rate_of(paths: Sequence[str], fps: float | None, run: str | Path, *, needed: str) -> float | None:
@@ -261,8 +261,10 @@ def check_here(names: Sequence[str], or_else: str) -> None:
     Raises:
         UserError: one is an address, or a list of videos.
     """
-    from tada.system.object_store import masked
+    from tada.system.object_store import masked, refuse_other_schemes
 
+    for name in names:
+        refuse_other_schemes(name)
     other = next(filter(is_list, names), None)
     if other is not None:
         raise UserError(f"{masked(other)!r} is a list of videos, or an address: {or_else}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tada.data.workers import Pool
     from tada.jobs.run import Summary
 
+MAX_FILE_MB = 4096
 _LOCAL = "local"  # tada.jobs.run.LOCAL_RAY, which is too heavy to import here
 
 
@@ -46,7 +47,7 @@ def add_job(parser: ArgumentParser) -> None:
         help="from where addresses may be fetched, as s3://bucket/videos/",
     )
     parser.add_argument(
-        "--max-file-mb", type=PositiveInt, default=4096, help="largest file that is fetched from an address"
+        "--max-file-mb", type=PositiveInt, default=MAX_FILE_MB, help="largest file that is fetched from an address"
     )
 
 

@@ -27,9 +27,10 @@ from tada.commands.arguments import (
     say_aside,
     video_files,
 )
-from tada.commands.jobs import add_job, job_arguments, report_job
+from tada.commands.jobs import MAX_FILE_MB, add_job, job_arguments, report_job
 from tada.commands.localize_stream import add_stream, check_stream_options, localize_live
 from tada.errors import UserError, VideoError, counted
+from tada.system.files import absolute_path
 from tada.system.progress import Work, track
 from tada.system.signals import advise
 from tada.system.terminal import say
@@ -98,8 +99,8 @@ def _extract(options: Namespace) -> int:
         )
     if options.shards or options.ray is not None:
         return _extract_job(recognizer, settings, options)
-    if options.allow or options.num_workers is not None:
-        raise UserError("--allow and --num-workers go with --shards or --ray, which write shards of features")
+    if options.allow or options.num_workers is not None or options.max_file_mb != MAX_FILE_MB:
+        raise UserError("--allow, --max-file-mb and --num-workers go with --shards or --ray, which write shards")
     check_here([options.videos], "these go with --shards or --ray, which write shards of features")
     paths = find_videos([options.videos], say_aside)
     files = videos_by_name(paths, options.videos if Path(options.videos).is_dir() else None)
@@ -226,7 +227,7 @@ def _truths(
     if segments is None:
         return {}, {}
     files = videos_by_name(paths)
-    folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths]))
+    folder = Path(os.path.commonpath([os.path.dirname(absolute_path(path)) for path in paths]))
     known = {name: str(file.absolute()) for name, file in files.items()}
     table = named_like(read_segments(segments, folder, fps=fps), known)
     truths = {str(files[video.name]): video for video in table.videos if video.name in files}

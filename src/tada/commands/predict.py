@@ -27,7 +27,7 @@ from tada.commands.arguments import (
     sources_of,
     video_files,
 )
-from tada.commands.jobs import add_job, check_no_others, job_arguments, report_job
+from tada.commands.jobs import MAX_FILE_MB, add_job, check_no_others, job_arguments, report_job
 from tada.commands.predict_stream import add_live, check_live_options, recognize_live
 from tada.errors import UserError, VideoError, VideoNotFoundError
 from tada.system.files import try_folder
@@ -136,8 +136,8 @@ def _predict(options: Namespace) -> int:
         return recognize_live(_load(run, options), source, options)
     if options.out is not None:
         return _predict_job(options)
-    if options.ray is not None or options.allow:
-        raise UserError("--ray and --allow go with --out DIR, a folder for the answers")
+    if options.ray is not None or options.allow or options.max_file_mb != MAX_FILE_MB:
+        raise UserError("--ray, --allow and --max-file-mb go with --out DIR, a folder for the answers")
     answers: Answers[Prediction] = Answers(options.format)
     predictions: list[Prediction] = []
     failures = []

@@ -29,11 +29,11 @@ def iterators_in_processes(
 ) -> Generator[tuple[Task, Item | Lost], None, None]:
     """Yield each task with each item of ``function(task)``, in the order of the tasks, while later items are made.
 
-    An iterator whose process dies is begun again, without the items that it has given; ``Lost`` ends it after the last
-    attempt. One who may stop early closes this generator (``contextlib.closing``).
+    An iterator whose process dies is begun again, and all its items come again, since its file may have changed;
+    ``Lost`` ends it after the last attempt. One who may stop early closes this generator (``contextlib.closing``).
 
     Args:
-        function: defined in a module, so that it can be pickled; it gives the same items each time.
+        function: defined in a module, so that it can be pickled.
         tasks: read by several threads, one at a time.
         timeout_seconds: for one item. A process that takes longer is killed, and its task is not begun again.
         max_held: items that are held in memory before later ones wait; each process makes at most one more.

@@ -135,17 +135,17 @@ class WorkerProcess(Generic[Task, Item]):
         """Yield what the function returns for the task; if that is an iterator, its items as they are made.
 
         Args:
-            attempts: how often the task is begun if its process dies. One that takes too long is not begun again.
+            attempts: how often the task is begun if its process dies; then its items come again from the first one on.
+                One that takes too long is not begun again.
         """
-        given = begun = 0
+        begun = 0
         while True:
             begun += 1
             lost = None
-            for i, item in enumerate(self._answers(task)):
+            for item in self._answers(task):
                 if isinstance(item, Lost):
                     lost = item
-                elif i >= given:
-                    given += 1
+                else:
                     yield item
             if lost is None:
                 return

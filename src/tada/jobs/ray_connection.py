@@ -19,12 +19,19 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tada.errors import OptionError, UserError, VideoError, WorkerLostError, counted
+from tada.system.files import absolute_path
 
 Item = TypeVar("Item")
 
 _CONNECT_SECONDS = 10.0
 _PROBE_SECONDS = 120.0
-_TALKATIVE = ("execution.streaming_executor", "progress")  # loggers of Ray Data
+# Loggers of Ray Data. Of an error it prints tracebacks, and a plea to report it to Ray: it is told here, in a line.
+_TALKATIVE = (
+    "_internal.execution.streaming_executor",
+    "_internal.execution.streaming_executor_state",
+    "_internal.progress",
+    "exceptions",
+)
 _IDLE_PASSES = 3
 """Passes without a single result after which the work ends."""
 
@@ -189,7 +196,7 @@ def _first(error: Exception) -> str:
 
 def shared_paths(paths: Iterable[str]) -> tuple[str, ...]:
     """Of the run and the videos: what each node has to see, the run's folder and the first of the files."""
-    return tuple(islice((os.path.abspath(path) for path in paths if os.path.exists(path)), 2))
+    return tuple(islice((absolute_path(path) for path in paths if os.path.exists(path)), 2))
 
 
 def in_passes(one_pass: Callable[[], Iterator[Item]], num_left: Callable[[], int], noun: str) -> Iterator[Item]:
@@ -208,7 +215,7 @@ def in_passes(one_pass: Callable[[], Iterator[Item]], num_left: Callable[[], int
     import ray.data
 
     for name in _TALKATIVE:
-        logging.getLogger(f"ray.data._internal.{name}").setLevel(logging.ERROR)
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False  # ours is shown
     context.raise_original_map_exception = True  # else Ray Data wraps it, and what it wraps is lost on the way
@@ -220,7 +227,8 @@ def in_passes(one_pass: Callable[[], Iterator[Item]], num_left: Callable[[], int
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, UserError) and not isinstance(cause, VideoError):
-                raise cause from error
+                # Its first line alone: Ray Data adds some about its own settings.
+                raise type(cause)(str(cause).partition("\n")[0]) from error
             why = _first(error)
         idle = 0 if num_left() < before else idle + 1
         if idle == _IDLE_PASSES:

@@ -140,14 +140,16 @@ def run_job(
 
     about = work.about()
     check_same_job(out, about)
-    known = known_videos(out)
+    known = known_videos(out, has_arrays=about["kind"] == "features")
     left = videos.filter(pc.invert(pc.is_in(videos.column("id"), known.column("id").combine_chunks())))
     there_before = len(videos) - len(left)
     others = len(known) - there_before
     named = pc.is_in(known.column("id"), videos.column("id").combine_chunks())
     faults_before = pc.sum(pc.and_(named, known.column("is_fault"))).as_py() or 0
     num_done, faults, started = 0, Counter[str](), time.monotonic()
-    if len(left):
+    if not len(left):
+        begin(out, about)  # of a list without videos the folder is this job's, too
+    else:
         work.source.store.check_access(filter(is_address, left.column("address").to_pylist()))
         with (
             _started(left, work, engine) as results,

@@ -13,6 +13,7 @@ when its file in ``rows`` is there, which is written last: so a row is there onc
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 import time
@@ -21,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tada.errors import DataError, OptionError, changed_values, listed
+from tada.jobs.videos import more_than_once
 from tada.jobs.work import Done, Values
 from tada.system.documents import read_json
-from tada.system.files import remove_dead_parts, whole_file, write_whole
+from tada.system.files import remove_dead_parts, whole_file, write_whole, writing
 from tada.system.locks import is_used, names_in
 
 if TYPE_CHECKING:
@@ -44,6 +46,9 @@ def check_same_job(out: Path, about: Mapping[str, Any]) -> None:
     Raises:
         OptionError: the folder holds another job's results, or other files.
     """
+    for name in (_ROWS, _ARRAYS):
+        if os.path.lexists(out / name) and not (out / name).is_dir():
+            raise OptionError(f"{str(out / name)!r} is no folder, and results are written there: remove it")
     file = out / _JOB
     if not file.exists():
         if is_used(out):
@@ -100,11 +105,14 @@ def _read_shard(file: Path, columns: list[str] | None) -> pa.Table:
         ) from error
 
 
-def known_videos(out: Path) -> pa.Table:
+def known_videos(out: Path, *, has_arrays: bool = False) -> pa.Table:
     """The columns ``id`` and ``path`` of all rows, and ``is_fault``: the video has no result.
 
+    Args:
+        has_arrays: each shard of rows with results has one of arrays.
+
     Raises:
-        DataError: a shard is damaged.
+        DataError: a shard is damaged, or its arrays are not there; or a video has two rows.
     """
     import pyarrow as pa
 
@@ -112,13 +120,25 @@ def known_videos(out: Path) -> pa.Table:
     tables = []
     for file in _shard_files(out):
         table = _read_shard(file, schema.names)
-        if table.schema.types != schema.types:
+        try:
+            table = table.cast(schema)  # another program may have written it anew, with other types of text
+        except (pa.ArrowException, ValueError) as error:
             raise DataError(
                 f"{str(file)!r} has an id or a path that is no text; remove it, and its videos are done again"
-            )
+            ) from error
+        arrays = out / _ARRAYS / f"{file.stem}.safetensors"
+        if has_arrays and file.name.startswith(_DONE) and not arrays.is_file():
+            raise DataError(f"{str(arrays)!r} is not there; remove {str(file)!r}, and its videos are done again")
         is_fault = pa.array([file.name.startswith(_FAULTS)] * len(table), pa.bool_())
-        tables.append(table.cast(schema).append_column("is_fault", is_fault))
-    return pa.concat_tables(tables) if tables else schema.append(pa.field("is_fault", pa.bool_())).empty_table()
+        tables.append(table.append_column("is_fault", is_fault))
+    found = pa.concat_tables(tables) if tables else schema.append(pa.field("is_fault", pa.bool_())).empty_table()
+    twice = more_than_once(found.column("id"))
+    if len(twice):
+        raise DataError(
+            f"{str(out / _ROWS)!r} has more than one row of {twice[0].as_py()!r}: a file there is a copy of another, "
+            "or of another run; remove it"
+        )
+    return found
 
 
 def _shard_files(out: Path) -> list[Path]:
@@ -198,8 +218,7 @@ class Shards:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        folder = self._out / _ROWS
-        folder.mkdir(exist_ok=True)
+        folder = _made(self._out / _ROWS)
         name = f"{kind}-{_last_number(folder, kind) + 1:06d}"
         rows = [done.row() for done in waiting]
         arrays = {
@@ -218,8 +237,7 @@ class Shards:
     def _write_arrays(self, name: str, arrays: dict[str, Values]) -> None:
         from safetensors.numpy import save
 
-        folder = self._out / _ARRAYS
-        folder.mkdir(exist_ok=True)
+        folder = _made(self._out / _ARRAYS)
         with whole_file(folder / name) as part:  # one that a killed run has left without rows is replaced
             part.write_bytes(save(arrays))
 
@@ -227,6 +245,12 @@ class Shards:
 def write_summary(out: Path, summary: Mapping[str, Any]) -> None:
     """Write summary.json."""
     write_whole(out / _SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def _made(folder: Path) -> Path:
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _last_number(folder: Path, kind: str) -> int:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from tada.data.csv_rows import csv_columns, csv_rows, path_inside, required
 from tada.errors import DataError, OptionError, VideoNotFoundError, counted, listed
+from tada.system.addresses import parse_address
+from tada.system.files import absolute_path
 from tada.system.object_store import ObjectStore, is_address, masked, refuse_other_schemes
 from tada.video.find import find_videos
 from tada.video.numbered import VIDEO_EXTENSIONS
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 _TABLES = (".csv", ".parquet")
 _COLUMNS = ("path", "id")
+_MAX_ID_LENGTH = 4096  # ids of 10,000 videos stand in the header of a file of arrays, which has a limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,13 @@ def _check_text(video: JobVideo) -> None:
         raise DataError(
             f"{video.address!r} is not UTF-8, as rows are: rename it, or leave it out with a CSV"
         ) from error
+    if "\0" in video.address:
+        raise DataError(f"{video.address!r} is no path: it holds a zero byte; correct it")
+    if len(video.id) > _MAX_ID_LENGTH:
+        raise DataError(
+            f"{masked(video.address)!r} has an id of {len(video.id)} characters, more than {_MAX_ID_LENGTH}: give it "
+            "another in a CSV with a column id"
+        )
 
 
 def videos_in(table: pa.Table) -> Iterator[JobVideo]:
@@ -95,8 +105,9 @@ def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Ite
             store.check_allowed(name)
             yield JobVideo(masked(name), name)
             return
-        folder = name.rstrip("/") + "/"
-        for file in store.files_below(name, VIDEO_EXTENSIONS):
+        parsed = parse_address(name)
+        folder = f"{parsed.scheme}://{parsed.place}/{parsed.path}".rstrip("/") + "/"
+        for file in store.files_below(name, VIDEO_EXTENSIONS, say):
             yield JobVideo(file.address.removeprefix(folder), file.address)
     elif Path(name).suffix.lower() in _TABLES and Path(name).is_file():
         yield from _videos_of_table(Path(name), store)
@@ -106,24 +117,27 @@ def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Ite
         for path in find_videos([name], say):
             is_below = Path(name).is_dir() and Path(path) != Path(name)
             id = Path(path).relative_to(name).as_posix() if is_below else _plain(path)
-            yield JobVideo(id, os.path.abspath(path))
+            yield JobVideo(id, absolute_path(path))
 
 
 def _plain(path: str) -> str:
-    """A path as an id: the same for "a.mp4" and "./a.mp4"."""
-    return Path(os.path.normpath(path)).as_posix()
+    """A path as an id: the same for "a.mp4" and "./a.mp4". ".." stays: LINK/.. may be anywhere."""
+    return Path(path).as_posix()
 
 
 def _videos_of_table(file: Path, store: ObjectStore) -> Iterator[JobVideo]:
-    root = os.path.abspath(file.parent)
+    root = absolute_path(file.parent)
     for source, cells in _parquet_rows(file) if file.suffix.lower() == ".parquet" else _csv_rows(file):
         path = required(source, cells, "path")
+        id = masked(cells.get("id", ""))  # somebody may have written the address there, too
         refuse_other_schemes(path)
         if is_address(path):
             store.check_allowed(path)
-            yield JobVideo(cells.get("id") or masked(path), path)
+            yield JobVideo(id or masked(path), path)
+        elif os.path.isabs(path):
+            yield JobVideo(id or _plain(path), absolute_path(path))
         else:
-            yield JobVideo(cells.get("id") or _plain(path), path_inside(root, path, source))
+            yield JobVideo(id or _plain(path), path_inside(root, path, source))
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -144,8 +158,10 @@ def _parquet_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
             for batch in parquet.iter_batches(columns=[name for name in _COLUMNS if name in names]):
                 for row in batch.to_pylist():
                     number += 1
-                    cells = {name: "" if value is None else str(value) for name, value in row.items()}
+                    cells = {name: "" if value is None else str(value).strip() for name, value in row.items()}
                     yield f"{file.name} row {number}", cells
+            if not number:
+                raise DataError(f"{file.name} has no rows; check that it is the right file")
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{str(file)!r} cannot be read as Parquet ({str(error).splitlines()[0]})") from error
 
@@ -157,7 +173,7 @@ def _check_types(file: Path, schema: pa.Schema) -> None:
         for place in schema.get_all_field_indices(name):
             kind = schema.field(place).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
             if not (is_text or (name == "id" and pa.types.is_integer(kind))):
                 raise DataError(f"{file.name}: the column {name} is of {kind}, and should be text; convert it")
 
@@ -168,6 +184,9 @@ def _check_columns(file: Path, names: Sequence[str]) -> None:
             f"{file.name} has the columns {listed(names, at_most=8)}, and none is called path: name the one with paths "
             "or addresses of videos so (and one of ids, if there is one, id)"
         )
+    twice = [name for name in _COLUMNS if list(names).count(name) > 1]
+    if twice:
+        raise DataError(f"{file.name}: the column {twice[0]!r} appears twice; keep one")
 
 
 def _check_distinct(table: pa.Table, say: Callable[[str], None]) -> None:
@@ -175,7 +194,7 @@ def _check_distinct(table: pa.Table, say: Callable[[str], None]) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    ids, addresses = _more_than_once(table.column("id")), _more_than_once(table.column("address"))
+    ids, addresses = more_than_once(table.column("id")), more_than_once(table.column("address"))
     if len(ids):
         id = ids[0].as_py()
         same = table.filter(pc.equal(table.column("id"), pa.scalar(id))).column("address").to_pylist()
@@ -195,7 +214,7 @@ def _check_distinct(table: pa.Table, say: Callable[[str], None]) -> None:
         )
 
 
-def _more_than_once(column: pa.ChunkedArray) -> pa.Array:
+def more_than_once(column: pa.ChunkedArray) -> pa.Array:
     """The values that a column has more than once."""
     import pyarrow.compute as pc
 

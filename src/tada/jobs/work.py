@@ -23,9 +23,9 @@ from tada.errors import CheckpointError, OptionError, VideoError
 from tada.jobs.videos import JobVideo
 from tada.recognition.prediction import round_or_none
 from tada.recognition.video_clips import ClipChoice, VideoClip, decode_clips
-from tada.system.files import scratch_folder
+from tada.system.files import absolute_path, scratch_folder
 from tada.system.object_store import ObjectStore, is_address, masked
-from tada.video.inputs import VideoSource, source_of
+from tada.video.inputs import VideoSource, source_at
 from tada.video.sampling import ClipSpec
 from tada.video.sliding_windows import SlidingWindows, clips_of
 
@@ -93,12 +93,12 @@ class Source:
     def opened(self, video: JobVideo) -> Iterator[VideoSource]:
         """The video as a file on this machine's disk; errors name it as the job does."""
         if not is_address(video.address):
-            yield source_of(video.address, fps=self.fps if os.path.isdir(video.address) else None)
+            yield source_at(video.address, fps=self.fps)
             return
         with scratch_folder() as folder:  # one that a killed process leaves is removed by the next
             file = self.store.fetch(video.address, folder)
             try:
-                yield source_of(file)
+                yield source_at(str(file))
             except VideoError as error:
                 name = masked(video.address)
                 raise type(error)(str(error).replace(repr(str(file)), repr(name)), name) from error
@@ -141,7 +141,7 @@ class Network:
     ) -> Network:
         """The network of a recognizer that was loaded from ``run``."""
         return cls(
-            run=os.path.abspath(run) if os.path.exists(run) else run,
+            run=absolute_path(run) if os.path.exists(run) else run,
             weights_sha256=weights_sha256(run, recognizer),
             device=device,
             is_bf16=precision == "bf16",
@@ -376,7 +376,11 @@ class Done:
 
 
 class Assembly:
-    """Puts the clips of each video together, in whatever order they come; a clip that comes again is ignored."""
+    """Puts the clips of each video together, in whatever order they come.
+
+    Clips may come again: of a video that is done they are ignored. If there are more or fewer than before, the file has
+    changed, and the earlier ones are forgotten.
+    """
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -391,6 +395,8 @@ class Assembly:
             return self._end(Done(video=video, fault=clip.fault.reason, message=str(clip.fault)))
         assert values is not None
         seen = self._seen.setdefault(video.id, {})
+        if any(one.clip.num_clips != clip.num_clips for one in seen.values()):
+            seen.clear()
         seen[clip.number] = Seen(clip, values)
         if len(seen) < clip.num_clips:
             return None

@@ -347,13 +347,14 @@ class Recognizer:
         part = 0.0
         for batch in batches:
             for (source, clip), scores in zip(batch, self._score(batch), strict=True):
+                if clip.number == 1:  # of the next video, or of this one again, whose process died
+                    found = []
                 if scores is not None:
                     found.append(clip.with_scores(scores))
-                advance(clip.done - part)
-                part = 0.0 if clip.is_last else clip.done
+                advance(max(clip.done - part, 0.0))
+                part = 0.0 if clip.is_last else max(clip.done, part)
                 if clip.is_last:
                     yield clip.fault or self.prediction(source, found)
-                    found = []
 
     def _score(self, batch: Sequence[tuple[VideoSource, VideoClip]]) -> list[list[float] | None]:
         """Probabilities of ``answers`` for each clip of a batch; None for a clip that is an error."""

@@ -16,6 +16,8 @@ from urllib.parse import unquote, urlsplit
 from tada.errors import OptionError
 
 _ADDRESS = re.compile(r"(s3|gs|https?)://", re.IGNORECASE)
+_INNER_ADDRESS = re.compile(r"(?<![a-z0-9])(s3|gs|https?):/", re.IGNORECASE)
+_MASKED = re.compile(r"(https?|s3|gs|ftp):/+|([a-z][a-z0-9+.-]*)://+", re.IGNORECASE)
 _OTHER_SCHEME = re.compile(r"(?=file:/|[a-z][a-z0-9+.-]+://)([^:]+)", re.IGNORECASE)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\]")
@@ -32,15 +34,17 @@ def is_address(text: str) -> bool:
 
 
 def refuse_other_schemes(text: str) -> None:
-    """Refuse an address of a kind that is not read, such as file:// or ftp://, instead of taking it for a path.
+    """Refuse an address of a kind that is not read, such as file:// or ftp://, or with something before it.
+
+    Otherwise it would be taken for a path, and shown with the secrets in it.
 
     Raises:
         OptionError: the text is such an address.
     """
     match = _OTHER_SCHEME.match(text)
-    if match is None or is_address(text):
+    if is_address(text) or not (match or _INNER_ADDRESS.search(text)):
         return
-    if match[1].lower() == "file":
+    if match and match[1].lower() == "file":
         raise OptionError(f"{masked(text)!r} is a file of this machine: give its path, without 'file://'")
     raise OptionError(
         f"{masked(text)!r} is not read: addresses begin with s3://, gs://, https:// or http://; others are to be "
@@ -50,10 +54,11 @@ def refuse_other_schemes(text: str) -> None:
 
 def masked(address: str) -> str:
     """The address for messages: user name, password and query string, which may hold secrets, become three stars."""
-    scheme, separator, rest = address.partition("://")
-    if not separator:
+    match = _MASKED.search(address)
+    if match is None:
         return address
-    if scheme.lower() in _DEFAULT_PORTS:
+    before, rest = address[: match.end()], address[match.end() :]
+    if (match[1] or match[2]).lower().endswith(tuple(_DEFAULT_PORTS)):
         rest, mark, _ = rest.partition("#")
         rest, mark, _ = rest.partition("?")
         rest = f"{rest}?***" if mark else rest
@@ -61,7 +66,7 @@ def masked(address: str) -> str:
     has_password_with_slash = ":" in place and not re.fullmatch(r".*:\d+", place) and "@" in rest
     if "@" in place or has_password_with_slash:
         place, slash, path = f"***@{rest.rpartition('@')[2]}".partition("/")
-    return f"{scheme}{separator}{place}{slash}{path}"
+    return f"{before}{place}{slash}{path}"
 
 
 @dataclass(frozen=True, slots=True)

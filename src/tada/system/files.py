@@ -15,7 +15,7 @@ import socket
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -48,6 +48,7 @@ def whole_file(file: Path) -> Iterator[Path]:
             yield part
             with part.open("rb") as written:
                 os.fsync(written.fileno())  # else a crash of the machine could leave an empty file under the name
+            _check_still_ours(file)
             part.replace(file)
     finally:
         with suppress(OSError):
@@ -88,6 +89,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     finally:
         for left in (part, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+still_ours: dict[str, Callable[[], bool]] = {}
+"""The folders that this process holds (``tada.system.locks``), by real path, and whether it holds them still."""
+
+
+def _check_still_ours(file: Path) -> None:
+    """Raise OutputError if a held folder above a file was removed, and made again by somebody else, since."""
+    place = os.path.realpath(file.parent)
+    for folder, is_ours in list(still_ours.items()):
+        if (place == folder or place.startswith(folder.rstrip(os.sep) + os.sep)) and not is_ours():
+            raise OutputError(
+                f"{str(file)!r} is not written: its folder was removed while this command wrote into it, and another "
+                "process may write there now; give the same command again, when none does"
+            )
 
 
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]

@@ -29,6 +29,7 @@ from tada.system.files import (
     is_part,
     made_folder,
     short_name,
+    still_ours,
     try_file,
     try_folder,
     writing,
@@ -107,8 +108,8 @@ def held_folder(folder: Path) -> Iterator[None]:
     is_new = not os.path.lexists(folder)
     with made_folder(folder):
         try_folder(folder)
-        with _locked(folder / LOCK_FILE, f"{str(folder)!r} is"):
-            _held[place] = is_new
+        with _locked(folder / LOCK_FILE, f"{str(folder)!r} is") as is_ours:
+            _held[place], still_ours[place] = is_new, is_ours
             try:
                 yield
             except OSError as fault:
@@ -122,6 +123,7 @@ def held_folder(folder: Path) -> Iterator[None]:
                 raise OutputError(cannot_be_written(file, fault)) from fault
             finally:
                 _held.pop(place, None)
+                still_ours.pop(place, None)
 
 
 def was_made(folder: Path) -> bool:
@@ -185,6 +187,7 @@ def _forget_in_child() -> None:
             os.close(descriptor)
     _descriptors.clear()
     _held.clear()
+    still_ours.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -192,11 +195,12 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def _locked(file: Path, what: str) -> Iterator[None]:
+def _locked(file: Path, what: str) -> Iterator[Callable[[], bool]]:
+    """Lock a file in the block; yield what tells whether the lock still is the one at its path."""
     descriptor = _take(file, what)
     _descriptors.add(descriptor)
     try:
-        yield
+        yield lambda: _is_file_at(descriptor, file)
     finally:
         if descriptor in _descriptors:  # not in a fork of the process that took it
             _descriptors.discard(descriptor)
@@ -259,7 +263,7 @@ def _is_file_at(descriptor: int, file: Path) -> bool:
     """Whether the open file is still the one at the path."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(file))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

@@ -148,17 +148,22 @@ class ObjectStore:
             self._try_often(address, partial(self._receive, address, received, part))
         return file
 
-    def files_below(self, address: str, extensions: Collection[str]) -> list[RemoteFile]:
+    def files_below(
+        self, address: str, extensions: Collection[str], say: Callable[[str], None] = print
+    ) -> list[RemoteFile]:
         """List the files of a folder of s3 or gs, at any depth.
+
+        Files whose names cannot stand in an address, as with ".." between slashes, are left out.
 
         Args:
             extensions: of the files to list, in lower case and with the dot: ".mp4".
+            say: called with a notice of files that are left out.
 
         Returns:
             The files, sorted by address.
 
         Raises:
-            OptionError: the address, or one found below it, is not allowed, or it is http, which has no listings.
+            OptionError: the address is not allowed, or it is http, which has no listings.
             StoreAccessError: the store refuses us, or is not there.
             DataError: no such file is below the address.
             UnreachableError: the listing failed in all attempts.
@@ -172,13 +177,15 @@ class ObjectStore:
             for name, info in sorted(found.items())
             if PurePosixPath(name).suffix.lower() in extensions and not name.endswith("/")
         ]
+        odd = {file.address: fault for file in files if (fault := _why_odd(file.address))}
+        files = [file for file in files if file.address not in odd]
+        if odd:
+            say(f"{counted(len(odd), 'object')} below {masked(address)!r} left out: {next(iter(odd.values()))}")
         if not files:
             others = f"only {counted(len(found), 'other object')}" if found else "and no other object"
             raise DataError(
                 f"no video is below {masked(address)!r}, {others}; videos end in {', '.join(sorted(extensions))}"
             )
-        for file in files:
-            self.check_allowed(file.address)
         return files
 
     # -- parts of these -----------------------------------------------------------------------------------------------
@@ -296,3 +303,12 @@ class ObjectStore:
         except VideoNotFoundError:
             return {}
         return found
+
+
+def _why_odd(address: str) -> str:
+    """Why what a store has listed is no address; "" if it is one."""
+    try:
+        parse_address(address)
+    except OptionError as error:
+        return str(error)
+    return ""

@@ -48,7 +48,7 @@ class Limits:
         if num_bytes > self.max_file_bytes:
             raise TooLargeError(
                 f"{masked(address)!r} has {num_bytes} bytes or more, and {self.max_file_bytes} are allowed: allow "
-                "more (max_file_bytes), or leave the file out",
+                "more (--max-file-mb, in Python max_file_bytes), or leave the file out",
                 masked(address),
             )
 
@@ -346,6 +346,15 @@ def _fault(error: Exception, address: str, scheme: str) -> Exception | None:
         return no_bucket(address)
     if isinstance(error, TimeoutError):
         return TryAgainError("no answer came in time")
+    if type(error).__name__ == "TooManyRedirects":
+        return VideoNotFoundError(f"{masked(address)!r}: the server redirects again and again", masked(address))
+    if type(error).__name__ in ("InvalidUrlRedirectClientError", "NonHttpUrlRedirectClientError"):
+        return RedirectRefusedError(
+            f"{masked(address)!r} is not fetched: it redirects to what is no address of the web; leave the file out",
+            masked(address),
+        )
+    if "aiohttp" in library:  # answers with a status are looked at in ``open_http``: these are no valid answers
+        return TryAgainError(f"the connection failed ({type(error).__name__})")
     if status is not None:
         return _status_fault(address, scheme, status)
     if isinstance(error, FileNotFoundError):
@@ -358,7 +367,7 @@ def _fault(error: Exception, address: str, scheme: str) -> Exception | None:
         is_missing = type(error).__name__ == "NoCredentialsError"
         fault = "credentials are missing" if is_missing else f"no credentials can be had ({type(error).__name__})"
         return _refused(address, scheme, fault)
-    if isinstance(error, OSError) or library & {"aiohttp", "botocore", "aiobotocore"}:
+    if isinstance(error, OSError) or library & {"botocore", "aiobotocore"}:
         return TryAgainError(f"the connection failed ({type(error).__name__})")
     return None
 
@@ -370,7 +379,7 @@ def _answer(error: Exception) -> tuple[str, int | None]:
         if isinstance(response, dict):
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
             return str(response.get("Error", {}).get("Code", "")), status
-    status = str(getattr(error, "status" if hasattr(error, "status") else "code", None))  # aiohttp's, gcsfs'
+    status = str(getattr(error, "status" if hasattr(error, "status") else "code", None))  # gcsfs'
     return "", int(status) if status.isdecimal() else None
 
 

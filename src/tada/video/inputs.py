@@ -124,11 +124,9 @@ def source_of(video: Any, *, fps: float | None = None, number: int | None = None
     found: VideoSource
     if isinstance(video, str | os.PathLike):
         _check_path(os.fspath(video))
-    if isinstance(video, str | os.PathLike) and os.path.isdir(video):
-        opens = partial(open_footage, video, fps=fps)
-        return VideoSource(os.fspath(video), opens, has_times=fps is not None, is_file=True)
-    if isinstance(video, str | os.PathLike):
-        found = VideoSource(os.fspath(video), partial(open_footage, video), is_file=True)
+        if os.path.isdir(video):
+            return source_at(os.fspath(video), fps=fps)
+        found = source_at(os.fspath(video))
     elif isinstance(video, bytes | bytearray | memoryview):
         name = f"<bytes{which}>"
         found = VideoSource(name, partial(_open_bytes, video, name))
@@ -140,6 +138,19 @@ def source_of(video: Any, *, fps: float | None = None, number: int | None = None
     if fps is not None and not is_missing:
         raise OptionError(f"{found.name!r} has times of its own: leave out fps, which is for frames without times")
     return found
+
+
+def source_at(path: str, *, fps: float | None = None) -> VideoSource:
+    """Make a ``VideoSource`` of the file, or folder of numbered pictures, that a list names.
+
+    Nothing is looked at before it is opened, which raises a VideoError if the path is something else.
+
+    Args:
+        fps: the rate of a folder's frames, in frames per second.
+    """
+    if os.path.isdir(path):
+        return VideoSource(path, partial(open_footage, path, fps=fps), has_times=fps is not None, is_file=True)
+    return VideoSource(path, partial(open_footage, path), is_file=True)
 
 
 def _check_path(name: str) -> None:

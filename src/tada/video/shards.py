@@ -23,6 +23,7 @@ from urllib.parse import unquote_to_bytes
 
 from tada.errors import DataError, VideoNotFoundError, why_unread
 from tada.system.documents import parse_json
+from tada.system.files import absolute_path
 from tada.video.fetched_shards import cached_shard, origin_of
 
 INDEX = "shards.jsonl"
@@ -216,9 +217,9 @@ def ffmpeg_source(path: str) -> tuple[str, str]:
     """
     place = place_of(path)
     if place is None:
-        return "file:" + os.path.abspath(path), "file"
+        return "file:" + absolute_path(path), "file"
     end = place.start_bytes + place.size_bytes
-    return f"subfile,,start,{place.start_bytes},end,{end},,:file:{os.path.abspath(place.shard)}", "subfile,file"
+    return f"subfile,,start,{place.start_bytes},end,{end},,:file:{absolute_path(place.shard)}", "subfile,file"
 
 
 def open_bytes(path: str | os.PathLike[str]) -> io.BufferedReader:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from av.packet import Packet
 
 from tada.errors import OptionError
-from tada.system.files import whole_file
+from tada.system.files import absolute_path, whole_file
 from tada.video.sound import Sound
 
 _TICKS = 90_000  # per second, where ``times_seconds`` is given
@@ -90,7 +90,7 @@ def write_video(
         container_options["movie_timescale"] = str(_TICKS)  # unit of the start offset; the default is milliseconds
     with (
         whole_file(Path(path)) as part,
-        av.open("file:" + os.path.abspath(part), "w", format="mp4", container_options=container_options) as container,
+        av.open("file:" + absolute_path(part), "w", format="mp4", container_options=container_options) as container,
     ):
         stream = container.add_stream("libx264", rate=rate, options=options)
         stream.height, stream.width = first.shape[:2]

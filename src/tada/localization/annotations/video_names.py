@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tada.data.table import composed
 from tada.errors import DataError, listed
+from tada.system.files import absolute_path
 from tada.video.numbered import VIDEO_EXTENSIONS
 
 
@@ -52,10 +53,10 @@ def videos_by_name(files: Iterable[str | Path], root: str | Path | None = None) 
     Raises:
         DataError: two files in one folder differ only in their extension, in case, or in Unicode form.
     """
-    places = {os.path.abspath(file): Path(file) for file in files}
+    places = {absolute_path(file): Path(file) for file in files}
     if not places:
         return {}
-    top = os.path.commonpath([*map(os.path.dirname, places), *([] if root is None else [os.path.abspath(root)])])
+    top = os.path.commonpath([*map(os.path.dirname, places), *([] if root is None else [absolute_path(root)])])
     found: dict[str, Path] = {}
     first: dict[str, Path] = {}
     below = {place: video_path(os.path.relpath(place, top)) for place in places}

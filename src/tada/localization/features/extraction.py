@@ -9,7 +9,6 @@ Shapes: T frames of a clip, N clips, D features of the network, V crops, K class
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -31,10 +30,11 @@ from tada.localization.features.grid import FeatureGrid
 from tada.localization.features.sources import Source
 from tada.recognition.recognizer import Recognizer
 from tada.system.accelerator import HostCopy, copy_to_device
+from tada.system.files import absolute_path
 from tada.system.locks import holds
 from tada.system.progress import Work
 from tada.video.frames import check_rate, probe_footage
-from tada.video.inputs import VideoSource, source_of
+from tada.video.inputs import VideoSource, source_at, source_of
 from tada.video.prefetch import Ahead
 from tada.video.sampling import NORMALIZATION
 from tada.video.sliding_windows import (
@@ -237,7 +237,7 @@ def extract(
             if name in replaced:
                 (out / f"{name}.json").unlink()
             try:
-                source = source_of(videos[name], fps=fps if videos[name].is_dir() else None)
+                source = source_at(str(videos[name]), fps=fps)
                 found = _extract_with_source(backbone, source, settings, batch_size, sha256, work.advance)
             except VideoError as error:
                 failures.append(Unreadable(fspath(videos[name]), str(error)))
@@ -266,7 +266,7 @@ def _has_other_content(card: FeatureCard, path: Path, file: Path) -> bool:
             return False
     except OSError:  # the video is gone: nothing to compare with
         return False
-    if os.path.abspath(path) != source.path and source.is_still_there():
+    if absolute_path(path) != source.path and source.is_still_there():
         raise DataError(
             f"{str(file)!r} holds the features of {source.path!r}, and {str(path)!r} has the same name; extract both "
             "with one command (give the folder that holds them), or into another folder"

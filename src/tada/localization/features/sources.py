@@ -10,6 +10,7 @@ from pathlib import Path
 from tada.data.identity import content_id, size_of
 from tada.data.manifest import originals_among
 from tada.data.table import stamp_of
+from tada.system.files import absolute_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +41,7 @@ class Source:
             OSError: the file cannot be read, or is no regular file.
         """
         _, mtime_ns = _stamp(file)
-        return cls(path=os.path.abspath(file), content=content_id(file), mtime_ns=mtime_ns).with_originals()
+        return cls(path=absolute_path(file), content=content_id(file), mtime_ns=mtime_ns).with_originals()
 
     @property
     def identities(self) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ class Source:
         """
         size, mtime_ns = _stamp(file)
         is_as_before = self.content.startswith(f"{size}-") and mtime_ns == self.mtime_ns
-        return is_as_before and os.path.abspath(file) == self.path
+        return is_as_before and absolute_path(file) == self.path
 
     def is_now(self, file: str | Path) -> bool:
         """Whether a file, at any path, has the same content.

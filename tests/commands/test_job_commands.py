@@ -62,6 +62,12 @@ def test_features_say_where_they_are(capsys: pytest.CaptureFixture[str]) -> None
         (["predict", RUN, "shards", "--out", "out"], "the videos in them are listed in 'shards/videos.csv': give that"),
         (["predict", RUN, "clips", "--out", "out", "--ray", "head"], "'head' is not there: give a video, "),
         (
+            ["predict", "clips", RUN, "--out", "out"],
+            f"'clips' is no run, and '{RUN}' is one: the run comes first, `tada",
+        ),
+        (["predict", RUN, "clips", "--max-file-mb", "5"], "--ray, --allow and --max-file-mb go with --out DIR"),
+        (["prepare", "list.csv", "out", "--shard-megabytes", "5"], "is the size of shards: give --shards too"),
+        (
             ["predict", RUN, "clips", "--out", "out", "--ray", "head"],
             "; --ray takes HOST:PORT, ray://HOST:PORT or",
         ),

@@ -355,6 +355,44 @@ def test_a_file_that_changes_while_it_is_packed(
     assert packed(data, tmp_path / "out").num_videos == 15
 
 
+def test_labels_that_were_changed_in_the_shards_are_not_written_over(motion_videos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    packed(motion_videos, out)
+    videos = out / "videos.csv"
+    before = videos.read_text()
+    packed(motion_videos, out)
+    videos.write_text(before.replace(",left,", ",right,"))
+    with pytest.raises(OptionError, match=r"videos.csv' was changed by hand, and would be written anew: bring"):
+        packed(motion_videos, out)
+    assert videos.read_text() != before
+    videos.write_text(before.replace(",left,", ",leftward,"))
+    with pytest.raises(DataError, match=r"videos.csv' has other classes than classes.json: correct labels in the list"):
+        read_dataset(out)
+    videos.unlink()
+    packed(motion_videos, out)
+    assert videos.read_text() == before
+
+
+def replace_all_but_the_table(part: Path, file: Path) -> None:
+    if file.name == "videos.csv":
+        raise KeyboardInterrupt
+    os.replace(part, file)
+
+
+def test_killed_between_classes_and_table_it_goes_on(
+    motion_videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    packed(motion_videos, out)
+    table = replace(read_dataset(motion_videos), videos=read_dataset(motion_videos).videos[1:])
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace_all_but_the_table)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_shards(table, out, AS_IS, num_processes=1, show_progress=False)
+    packed(motion_videos, out)
+    assert same_rows(read_dataset(motion_videos), read_dataset(out))
+
+
 def test_unfinished_and_damaged_folders(shards: Path, tmp_path: Path) -> None:
     for name, content, message in (
         ("classes.json", None, r"holds shards that are not whole yet \(classes.json is missing\): give the `tada prep"),

@@ -109,6 +109,8 @@ def test_a_value_of_the_wrong_type(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_option_without_its_value(command: str, every: int, capsys: pytest.CaptureFixture[str]) -> None:
     for action in options_of(command)[::every]:
+        if getattr(action, "_typehint", None) is bool:
+            continue  # its name alone means true
         if action.nargs in (None, "+") or isinstance(action, RecipeFile):
             line = said([*words_of(command), dashed(action)], capsys)
             assert line.startswith(f"{dashed(action)} needs a value: ")
@@ -382,6 +384,9 @@ def test_options_are_written_with_dashes_or_underscores(command: str) -> None:
 SPELLINGS = {
     "options between arguments": ("evaluate run --views 2x3 clips", "evaluate run clips --views 2x3"),
     "a flag between arguments": ("export run --overwrite out.onnx", "export run out.onnx --overwrite"),
+    "a switch alone": ("train clips --compile --out r", "train clips --compile true --out r"),
+    "a switch before a file": ("train --compile tests --out r", "train tests --compile true --out r"),
+    "a switch off": ("train clips --sync-batch-norm false", "train clips --sync_batch_norm false"),
     "several values": ("evaluate --scores a b --out c", "evaluate --scores a b --out c"),
     "the model by name": ("evaluate --model run clips", "evaluate run clips"),
     "the model behind": ("export out.onnx --model run", "export run out.onnx"),

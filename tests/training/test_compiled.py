@@ -11,9 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._inductor import config
 
 from drawn_features import silent
 from tada.errors import OptionError
+from tada.models import create_model
+from tada.models.fuse import fuse
 from tada.recognition.recipe import Recipe
 from tada.recognition.training import train
 from tada.system.devices import Machine
@@ -63,3 +66,21 @@ def test_what_does_not_go_together_with_it() -> None:
         Machine(compile=True, checkpoint_gradients=True)
     with pytest.raises(OptionError, match="compile and fsdp do not work together"):
         Machine(compile=True, strategy="fsdp")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("is_training", [True, False])
+def test_a_machine_without_a_compiler(
+    small_recipe: Recipe, motion_videos: Path, tmp_path: Path, *, is_training: bool
+) -> None:
+    def compiled() -> None:
+        if is_training:
+            fit(small_recipe, motion_videos, tmp_path / "run", compile=True)
+        else:
+            fuse(create_model("tada2d_tiny", num_classes=2), compile=True)(torch.zeros(1, 3, 4, 32, 32))
+
+    torch._dynamo.reset()
+    told = r"^torch.compile cannot build the network on this machine \(.+\): leave --compile out, or install"
+    without = {"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}
+    with config.patch(without), pytest.raises(OptionError, match=told):
+        compiled()

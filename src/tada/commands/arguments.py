@@ -160,7 +160,7 @@ def check_order(run: str | Path, others: Sequence[str | Path], *, command: str) 
     path, name = Path(run), str(run)
     if _is_model(name):
         return
-    swapped = next((other for other in others if _is_run(Path(other))), None)
+    swapped = next((other for other in others if _is_model(str(other))), None)
     if swapped is not None:
         raise UserError(
             f"{name!r} is no run, and {str(swapped)!r} is one: the run comes first, `{command} {swapped} {name}`"
@@ -207,7 +207,7 @@ def model_and_videos(model: str | None, words: Sequence[str]) -> tuple[str, list
     if not others and _is_model(first):
         raise UserError(f"`{command}` needs RUN VIDEO...; given is {first!r} alone, and the videos are missing")
     is_footage = (_is_footage(path) if others else path.exists() or first == "-") or is_list(first)
-    swapped = any(_is_run(Path(other)) for other in others)
+    swapped = any(map(_is_model, others))
     if (is_footage or has_magic(first)) and not swapped and not _is_model(first):
         print(
             f"tada: {BEST_PACKAGED} answers, the best weights that ship with tada; your own: "

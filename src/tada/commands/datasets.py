@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from tada.data.table import VideoTable
 
 
+_SHARD_MEGABYTES = 512
+
+
 def _check_arguments(parser: ArgumentParser) -> None:
     add_data(parser)
     add_fps(parser)
@@ -103,7 +106,9 @@ def _prepare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--crf", type=float, default=23.0, help="quality, from 0 (best) to 51")
     parser.add_argument("--shards", action="store_true", help="pack the copies into large tar files (shards)")
     parser.add_argument("--as-is", action="store_true", help="with --shards: pack the files, not small copies")
-    parser.add_argument("--shard-megabytes", type=PositiveInt, default=512, help="size of a shard, in 1e6 bytes")
+    parser.add_argument(
+        "--shard-megabytes", type=PositiveInt, default=_SHARD_MEGABYTES, help="size of a shard, in 1e6 bytes"
+    )
     parser.add_argument("--num-workers", type=PositiveInt | None, default=None, help="processes that copy videos")
     parser.add_argument("--timeout-seconds", type=float, default=3600.0, help="longest time for one file")
     add_ray(parser)
@@ -119,6 +124,8 @@ def _prepare(options: Namespace) -> int:
 
     if options.as_is and not options.shards:
         raise OptionError("--as-is packs files as they are into shards: give --shards too")
+    if options.shard_megabytes != _SHARD_MEGABYTES and not options.shards:
+        raise OptionError("--shard-megabytes is the size of shards: give --shards too")
     copies = PrepareOptions(
         short_side=options.short_side, keyframe_interval_frames=options.keyframe_interval, crf=options.crf
     )
@@ -141,7 +148,7 @@ def _prepare(options: Namespace) -> int:
     print(f"{files}: {megabytes[0]:.1f} MB became {megabytes[1]:.1f}")
     if table.kind in ("folder", "CSV"):
         say("next:")
-        say(f"  tada train {prepared.table}")
+        say(f"  tada train {options.out / prepared.table.name}")
     else:
         say("next:")
         say(f"  tada train {options.data} --videos {options.out / 'videos'}")

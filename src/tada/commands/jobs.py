@@ -77,7 +77,7 @@ def job_arguments(options: Namespace, *, batch_size: int | None = None) -> dict[
     from tada.jobs.run import Engine
     from tada.system.object_store import ObjectStore
 
-    advise(lambda state: f"what is done is in {options.out}: the same command goes on")
+    advise(lambda state: f"what was done is kept in {options.out}: the same command goes on")
     return {
         "fps": options.fps,
         "device": options.device,

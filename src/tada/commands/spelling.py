@@ -125,8 +125,11 @@ class _Words:
                     f"{known[group]}{dot}{inner.replace('-', '_')}" if group in known else word.partition("=")[0]
                 )
                 found.options.append(f"{name}{equals}{value}")
-                if not equals:
-                    taken = _values_of(parser._option_string_actions.get(name), group in known, rest)
+                action = parser._option_string_actions.get(name)
+                if not equals and _is_switch(action) and _stands_alone(rest):
+                    found.options.append("true")
+                elif not equals:
+                    taken = _values_of(action, group in known, rest)
                     found.options += taken
                     del rest[: len(taken)]
         found.recipe = found.recipe or of_resumed
@@ -160,6 +163,16 @@ def _is_option(word: str) -> bool:
     return len(word) > 1 and word[0] == "-" and not (word[1].isdigit() or word[1] == ".")
 
 
+def _is_switch(action: argparse.Action | None) -> bool:
+    """Whether an option is true or false; its name alone, as in "--compile", means true."""
+    return getattr(action, "_typehint", None) is bool
+
+
+def _stands_alone(rest: Sequence[str]) -> bool:
+    """Whether the word after a switch is no value of it: another option, or a file or folder that is there."""
+    return not rest or _is_option(rest[0]) or (rest[0].lower() not in _SWITCHED and Path(rest[0]).exists())
+
+
 def _value(option: str, equals: str, value: str, rest: list[str], needed: str) -> str:
     """The value of an option: the part after "=", else the next word, which is removed from ``rest``."""
     if equals:
@@ -182,6 +195,7 @@ def _values_of(action: argparse.Action | None, is_known: bool, rest: Sequence[st
     return [word for word in rest[:number] if not word.startswith("--")]
 
 
+_SWITCHED = ("true", "false", "yes", "no", "on", "off")
 _RAY_ADDRESS = re.compile(r"auto|local|ray://\S+|[\w.\[\]:-]+:\d+")
 """What `--ray` takes for an address."""
 _NEEDED = {"--recipe": "one of `tada recipes`, or a YAML file", "--resume": "the folder of the run that goes on"}

@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tada.data.identity import content_ids
+from tada.data.identity import content_ids, sha256_of
 from tada.data.labeled_csv import read_labeled_csv
 from tada.data.table import Head, VideoTable
-from tada.errors import DataError, VideoNotFoundError
+from tada.errors import DataError, OptionError, VideoNotFoundError
 from tada.system.addresses import is_address
 from tada.system.documents import MAX_LIST_BYTES, read_json, typed
 from tada.system.files import absolute_path
@@ -30,6 +30,8 @@ class _Classes:
 
     kind: str
     heads: tuple[Head, ...]
+    videos_sha256: tuple[str, ...] = ()
+    """SHA-256 of the videos.csv that is written after it, and of the one before; none in shards of earlier versions."""
 
 
 def is_shards(data: Path) -> bool:
@@ -109,12 +111,35 @@ def _read_table(folder: Path) -> VideoTable:
     classes = _read_classes(folder)
     if not (folder / VIDEOS).is_file():
         raise DataError(f"{str(folder)!r} has no {VIDEOS}: give the `tada prepare` command again that began it")
-    table = read_labeled_csv(folder / VIDEOS, Path(absolute_path(folder))).numbered_as(classes.heads)
+    table = read_labeled_csv(folder / VIDEOS, Path(absolute_path(folder)))
+    try:
+        table = table.numbered_as(classes.heads)
+    except DataError as error:
+        raise DataError(
+            f"{str(folder / VIDEOS)!r} has other classes than {CLASSES}: correct labels in the list that the shards "
+            "were made from, and give the `tada prepare` command again"
+        ) from error
     # In the order of files, so that training draws the same clips.
     videos = sorted(
         table.videos, key=lambda video: (path_without_shard(video.path), video.start_seconds or 0.0, video.id)
     )
     return replace(table, videos=tuple(videos), kind=classes.kind)
+
+
+def check_not_edited(folder: Path) -> None:
+    """Check that videos.csv is as it was written, before it is written anew.
+
+    Raises:
+        OptionError: somebody has changed it.
+    """
+    if not ((folder / CLASSES).is_file() and (folder / VIDEOS).is_file()):
+        return
+    written = _read_classes(folder).videos_sha256
+    if written and sha256_of(folder / VIDEOS) not in written:
+        raise OptionError(
+            f"{str(folder / VIDEOS)!r} was changed by hand, and would be written anew: bring the changes into the list "
+            "that the shards are made from, remove this file, and give the command again"
+        )
 
 
 def _read_classes(folder: Path) -> _Classes:

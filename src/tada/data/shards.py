@@ -36,7 +36,7 @@ from tada.data.identity import content_id, sha256_of
 from tada.data.labeled_csv import write_table
 from tada.data.manifest import COPIES, MANIFEST, originals_among
 from tada.data.prepare import NotCopied, PrepareOptions, check_options, check_some_were_made, make_copies
-from tada.data.shard_table import CLASSES, VIDEOS
+from tada.data.shard_table import CLASSES, VIDEOS, check_not_edited
 from tada.data.table import LabeledVideo, VideoTable, stamp_of
 from tada.data.workers import Lost, Pool, in_processes
 from tada.errors import DataError, OptionError, why_unread
@@ -128,12 +128,13 @@ def prepare_shards(
         pool: what makes the copies, or looks at the files, as for ``prepare``. Shards are packed here.
 
     Raises:
-        OptionError: ``out`` has other shards, or copies, or contains the originals.
+        OptionError: ``out`` has other shards, or copies, or contains the originals; or its videos.csv was changed.
         DataError: two files would get the same name, or no file could be copied.
         OutputError: the folder cannot be written, another process writes into it, or the disk is full.
     """
     num_processes = check_num_workers(num_processes or os.cpu_count() or 1)
     _check_folder(table, out)
+    check_not_edited(out)
     videos = {table.relative(video): video for video in table.videos}
     packed = _already_packed(videos, out)
     _check_names(videos, options)
@@ -421,12 +422,19 @@ def _append(index: Path, shard: Shard) -> None:
 
 def _write_tables(table: VideoTable, out: Path, packed: Mapping[str, tuple[str, Member]]) -> None:
     """Write the classes, and the rows whose files are in shards."""
-    about = {"kind": table.kind, "heads": [asdict(head) for head in table.heads]}
-    write_whole(out / CLASSES, (json.dumps(about) + "\n").encode())
     rows = []
     for video in table.videos:
         if table.relative(video) in packed:
             shard, member = packed[table.relative(video)]
             path = os.path.join(os.path.abspath(out), shard, *member.name.split("/"))
             rows.append(replace(video, path=path, stamp=None, is_frames=False, fps=None))
-    write_table(replace(table, videos=tuple(rows)), out / VIDEOS, root=out)
+    # The table is replaced last. If this is killed before, the old one is known, too, and not taken for an edited one.
+    with whole_file(out / VIDEOS) as part:
+        write_table(replace(table, videos=tuple(rows)), part, root=out)
+        before = [sha256_of(out / VIDEOS)] if (out / VIDEOS).exists() else []
+        about = {
+            "kind": table.kind,
+            "heads": [asdict(head) for head in table.heads],
+            "videos_sha256": [sha256_of(part), *before],
+        }
+        write_whole(out / CLASSES, (json.dumps(about) + "\n").encode())

@@ -104,8 +104,8 @@ class Summary:
             found.append("to try those again that had no result, remove rows/faults-*.parquet")
         if self.other_paths:
             found.append(
-                f"{counted(self.other_paths, 'row')} that were there are of videos at other paths: what has the same "
-                "id is taken for the same video; for other videos give another folder, or a CSV with a column id"
+                f"there were {counted(self.other_paths, 'row')} of videos at other paths: what has the same id is "
+                "taken for the same video; for other videos give another folder, or other ids (a CSV with a column id)"
             )
         if self.others:
             found.append(f"{counted(self.others, 'row')} of videos that are not named now are kept")

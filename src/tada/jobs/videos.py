@@ -141,7 +141,7 @@ def _videos_of_table(file: Path, store: ObjectStore) -> Iterator[JobVideo]:
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    _check_columns(file, csv_columns(file, _COLUMNS))
+    _check_columns(file, csv_columns(file, _COLUMNS, example="path,id"))
     yield from csv_rows(file, _COLUMNS)
 
 

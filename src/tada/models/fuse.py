@@ -17,8 +17,8 @@ Shapes: N clips, T frames, C channels in, D channels out, H x W pixels, P pixels
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from tada.errors import OptionError
 from tada.models import efficientnet_lite, tada2d, tadaconvnext, tadaformer
 from tada.models.fold_norms import factor_and_shift, fold, fold_norms
 from tada.models.fused_parts import FilterOverTime, FusedCalibratedDepthwise, FusedRouting
+from tada.system.compiling import told_if_not_compiled
 from tada.tadaconv import Routing, TAdaConv2d, TemporalAggregation, pool_over_time
 from tada.tadaconv.routing_v2 import QUICK, quick_gelu
 
@@ -164,18 +165,21 @@ class FusedNetwork(nn.Module):
             at_a_time = max(pixels // clips.shape[2:].numel(), 1)
             return torch.cat([run(self._prepare(some)) for some in torch.split(clips, at_a_time)])
 
-    def _compiling(self, clips: Tensor) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _compiling(self, clips: Tensor) -> Iterator[None]:
         """A context in which torch.compile treats the weights as constants (freezing), on a CPU.
 
         The compiler then lays the weights out for its convolutions, and merges ReLU, GELU and sums into the layer
         before. It reads this setting while it traces, before the options given to torch.compile, which come too late.
         """
-        if self._compiles and clips.device.type == "cpu":
-            from torch._inductor import config
+        if not self._compiles:
+            yield
+            return
+        from torch._inductor import config
 
-            frozen: AbstractContextManager[Any] = config.patch(freezing=True)
-            return frozen
-        return nullcontext()
+        frozen = config.patch(freezing=True) if clips.device.type == "cpu" else nullcontext()
+        with told_if_not_compiled(), frozen:
+            yield
 
     def _prepare(self, clips: Tensor) -> Tensor:
         clips = clips.to(next(self.network.parameters(), clips).dtype)

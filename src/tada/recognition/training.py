@@ -52,6 +52,7 @@ from tada.recognition.training_data import TrainingData, augmentation, check_can
 from tada.recognition.training_step import About, RecognitionTask, ShardedRecognitionTask
 from tada.system.calls import checked
 from tada.system.collectives import leaving_together
+from tada.system.compiling import told_if_not_compiled
 from tada.system.devices import Machine, Processes, check_num_workers, default_num_workers
 from tada.system.locks import holds
 from tada.training.best_epoch import BEST, BestEpoch
@@ -157,25 +158,27 @@ def train(
         say(line)
     if machine.checkpoint_gradients:
         checkpoint_blocks(network.model)
+    building = told_if_not_compiled() if machine.compile else nullcontext()
     if machine.compile:
         network.model.compile()  # at its first call, and in place: names of weights stay
     task = _make_task(recipe, videos, network, pace, is_sharded=machine.strategy == "fsdp")
     same_run = SameRun(hashlib.sha256((recipe_yaml(recipe) + videos.table.fingerprint()).encode()).hexdigest())
     unreadable = UnreadableVideos(allowed=skip_unreadable)
     if dry_run:
-        try_training(
-            out,
-            task,
-            recipe,
-            loader,
-            val_loader,
-            [same_run, unreadable],
-            processes=processes,
-            num_held_out=videos.num_held_out,
-            num_tests=recipe.numbers.epochs // pace.test_every_epochs,
-            steps_done=0 if before.state is None else steps_of_state(before.state),
-            say=say,
-        )
+        with building:
+            try_training(
+                out,
+                task,
+                recipe,
+                loader,
+                val_loader,
+                [same_run, unreadable],
+                processes=processes,
+                num_held_out=videos.num_held_out,
+                num_tests=recipe.numbers.epochs // pace.test_every_epochs,
+                steps_done=0 if before.state is None else steps_of_state(before.state),
+                say=say,
+            )
         return TrainingResult(run=out, metrics={}, seconds=0.0)
 
     lines = EpochLines(say, told=tested_epochs(out) if before.is_begun else ())
@@ -208,7 +211,8 @@ def train(
         if processes.world > 1 and recipe.sync_batch_norm:
             synchronize_batch_norms(network.model, on_cpu=device_used.type == "cpu")
         with leaving_together():
-            fit(trainer, task, loader, val_loader, state=before.state)
+            with building:
+                fit(trainer, task, loader, val_loader, state=before.state)
             weights = whole_weights(network.model) if machine.strategy == "fsdp" else network.model.state_dict()
 
     metrics, seconds = lines.metrics, lines.seconds

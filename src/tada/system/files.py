@@ -83,6 +83,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         with writing(folder, part, old):
             part.mkdir()
             yield part
+            _check_still_ours(folder)
             if folder.exists():
                 folder.rename(old)
             part.rename(folder)
@@ -97,7 +98,7 @@ still_ours: dict[str, Callable[[], bool]] = {}
 
 def _check_still_ours(file: Path) -> None:
     """Raise OutputError if a held folder above a file was removed, and made again by somebody else, since."""
-    place = os.path.realpath(file.parent)
+    place = os.path.realpath(file.parent) if still_ours else ""
     for folder, is_ours in list(still_ours.items()):
         if (place == folder or place.startswith(folder.rstrip(os.sep) + os.sep)) and not is_ours():
             raise OutputError(

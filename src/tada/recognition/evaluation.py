@@ -80,8 +80,7 @@ def evaluate(
             product of the mean probabilities, or the mean of the views' products, as in the released code. "views"
             keeps the scores of every view in the result.
         num_workers: processes that decode, for each device; by default one for each core, at most eight.
-        clips_per_batch: batch size in clips, whatever the number of views; by default 32 on a GPU;
-            on a CPU 8 beside processes that decode, else 1.
+        clips_per_batch: batch size in clips, whatever the number of views; by default 32 on a GPU, 8 on a CPU.
         device: "cpu", "cuda", ...; by default a GPU where there is one. For several devices give ``machine``.
         machine: devices that share the videos; each of their processes returns the whole result.
 
@@ -188,7 +187,8 @@ def _score_videos(
 ) -> tuple[list[_Vote], list[Unreadable]]:
     """Scores of this process's videos; and the unreadable videos."""
     if clips_per_batch is None:
-        clips_per_batch = default_batch_size(has_gpu=recognizer.device.type != "cpu", has_workers=num_workers > 0)
+        # Also where this process decodes: answers are not waited for, and a clip at a time costs small networks more.
+        clips_per_batch = default_batch_size(has_gpu=recognizer.device.type != "cpu", has_workers=True)
     loader = test_loader(
         TestVideos(table, recognizer.clip, views),
         clips_per_batch=clips_per_batch,

@@ -250,9 +250,10 @@ def _is_footage(path: Path) -> bool:
 
 def is_list(name: str) -> bool:
     """Whether a name stands for many videos, as only a job reads them: an address, or a list of paths."""
+    from tada.jobs.videos import is_table
     from tada.system.object_store import is_address
 
-    return is_address(name) or (Path(name).suffix.lower() in (".csv", ".parquet") and Path(name).is_file())
+    return is_address(name) or is_table(name)
 
 
 def check_here(names: Sequence[str], or_else: str) -> None:

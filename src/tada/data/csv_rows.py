@@ -22,7 +22,6 @@ from tada.data.table import composed
 from tada.errors import DataError, listed, why_unread
 from tada.system.addresses import masked
 from tada.system.documents import open_regular
-from tada.system.files import absolute_path
 
 # Prefixes that FFmpeg would open as a protocol instead of a file. "a:b.mp4" is an ordinary file name.
 _PROTOCOL = re.compile(
@@ -254,14 +253,13 @@ def path_inside(root: str, written: str, source: str) -> str:
         raise DataError(
             f"{source}: {masked(written)!r} is not a file path; only files are read: download it and give its path"
         )
-    path = absolute_path(os.path.join(root, written))
+    path = os.path.normpath(os.path.join(root, written))
     if ".." in written.split(os.sep):
-        spelled = os.path.normpath(os.path.join(root, written))
-        if os.path.realpath(spelled) != os.path.realpath(path):
+        opened = os.path.realpath(os.path.join(root, written))  # LINK/.. is the folder above the link's target
+        if os.path.realpath(path) != opened:
             raise DataError(
-                f"{source}: {written!r} leads through a link to {path!r}; write that path, or the one that is meant"
+                f"{source}: {written!r} leads through a link to {opened!r}; write that path, or the one that is meant"
             )
-        path = spelled  # below the root as that is spelled, which may have links in it
     if path != root and not path.startswith(root.rstrip(os.sep) + os.sep):
         raise DataError(
             f"{source}: {written!r} leaves the folder {root!r} that paths start from; give paths inside it, or a root "

@@ -109,7 +109,7 @@ def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Ite
         folder = f"{parsed.scheme}://{parsed.place}/{parsed.path}".rstrip("/") + "/"
         for file in store.files_below(name, VIDEO_EXTENSIONS, say):
             yield JobVideo(file.address.removeprefix(folder), file.address)
-    elif Path(name).suffix.lower() in _TABLES and Path(name).is_file():
+    elif is_table(name):
         yield from _videos_of_table(Path(name), store)
     else:
         if not (os.path.lexists(name) or glob.has_magic(name)):
@@ -123,6 +123,11 @@ def _videos_of(name: str, store: ObjectStore, say: Callable[[str], None]) -> Ite
 def _plain(path: str) -> str:
     """A path as an id: the same for "a.mp4" and "./a.mp4". ".." stays: LINK/.. may be anywhere."""
     return Path(path).as_posix()
+
+
+def is_table(name: str) -> bool:
+    """Whether a name is of a file that lists videos."""
+    return Path(name).suffix.lower() in _TABLES and Path(name).is_file()
 
 
 def _videos_of_table(file: Path, store: ObjectStore) -> Iterator[JobVideo]:

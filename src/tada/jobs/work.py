@@ -395,7 +395,7 @@ class Assembly:
             return self._end(Done(video=video, fault=clip.fault.reason, message=str(clip.fault)))
         assert values is not None
         seen = self._seen.setdefault(video.id, {})
-        if any(one.clip.num_clips != clip.num_clips for one in seen.values()):
+        if seen and next(iter(seen.values())).clip.num_clips != clip.num_clips:  # all that are there have the same
             seen.clear()
         seen[clip.number] = Seen(clip, values)
         if len(seen) < clip.num_clips:
